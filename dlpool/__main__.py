@@ -1,0 +1,7 @@
+"""``python -m dlpool``."""
+
+import sys
+
+from dlpool.cli.main import main
+
+sys.exit(main())

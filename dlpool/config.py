@@ -1,0 +1,186 @@
+"""Settings: frozen dataclasses, one field in one place.
+
+Each field's metadata says its kind (how text becomes a value), its bounds, whether a reload may change it, its
+option and its help; the command line, the INI file, their checks and their documentation are derived from it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a setting is written. ``parse`` raises ValueError with a phrase that continues "it is ..."."""
+
+    metavar: str
+    parse: Callable[[str], Any]
+
+
+def _number(text: str, units: dict[str, float], unit_names: str) -> float:
+    match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None:
+        raise ValueError(f"not a number with a unit ({unit_names})")
+    if match[1].startswith("-"):
+        raise ValueError("negative")
+    if match[2].lower() not in units:
+        raise ValueError(f"in an unknown unit ({match[2]!r}; known are {unit_names})")
+    value = float(match[1]) * units[match[2].lower()]
+    if not math.isfinite(value) or value >= 2**63:
+        raise ValueError("too large")
+    return value
+
+
+_SIZE_UNITS = {"": 1.0, "b": 1.0, "k": 1024.0, "m": 1024.0**2, "g": 1024.0**3, "t": 1024.0**4}
+_SIZE_UNITS |= {f"{unit}{ending}": factor for unit, factor in _SIZE_UNITS.items() if unit in "kmgt" and unit
+                for ending in ("b", "ib")}  # fmt: skip
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512``, ``64K``, ``1.5M``, ``2G`` (powers of 1024)."""
+    return int(_number(text, _SIZE_UNITS, "K, M, G, T"))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
+    return _number(text, _DURATION_UNITS, "ms, s, m, h")
+
+
+def parse_count(text: str) -> int:
+    """A whole number, zero or more."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+        raise ValueError("not a whole number")
+    if text.strip().startswith("-"):
+        raise ValueError("negative")
+    return int(text)
+
+
+_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+def parse_switch(text: str) -> bool:
+    """``yes`` or ``no`` (also true, on, 1, false, off, 0)."""
+    try:
+        return _SWITCH[text.strip().lower()]
+    except KeyError:
+        raise ValueError("neither yes nor no") from None
+
+
+def parse_text(text: str) -> str:
+    """Text as it stands, without control characters."""
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError("text with control characters")
+    return text
+
+
+def _choice(*values: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"not one of {', '.join(values)}")
+        return text
+
+    return Kind("|".join(values), parse)
+
+
+SIZE = Kind("SIZE", parse_size)
+RATE = Kind("SIZE", parse_size)
+DURATION = Kind("TIME", parse_duration)
+COUNT = Kind("N", parse_count)
+SWITCH = Kind("yes|no", parse_switch)
+TEXT = Kind("TEXT", parse_text)
+PATH = Kind("FILE", parse_text)
+
+
+def setting(
+    kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
+    short: str | None = None, reload: bool = True,
+) -> Any:  # fmt: skip
+    """A field of a settings class; ``default`` is written as a user would write it, None means not set."""
+    value = None if default is None else kind.parse(default)
+    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload}
+    return field(default=value, metadata=meta)
+
+
+def parse_setting(declared: Field[Any], text: str) -> Any:
+    """The value of a setting from its text.
+
+    Raises ValueError whose message continues "NAME is '...': it is ...".
+    """
+    value = declared.metadata["kind"].parse(text)
+    low, high = declared.metadata["low"], declared.metadata["high"]
+    if low is not None and value < low:
+        raise ValueError(f"below {low:g}")
+    if high is not None and value > high:
+        raise ValueError(f"above {high:g}")
+    return value
+
+
+def option_names(declared: Field[Any]) -> list[str]:
+    """The command-line options of a setting; a switch that is on by default is turned off by ``--no-NAME``."""
+    name = declared.name.replace("_", "-")
+    long = f"--no-{name}" if declared.default is True else f"--{name}"
+    short = declared.metadata["short"]
+    return [short, long] if short else [long]
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """``[transfer]``: how one URL becomes one file. Sizes in bytes, times in seconds."""
+
+    connections: int = setting(COUNT, "4", "connections for one file", low=1, high=64, short="-c")
+    min_split_size: int = setting(SIZE, "1M", "no range is planned smaller than this", low=64 * KIB)
+    probe: str = setting(_choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
+    retries: int = setting(COUNT, "5", "attempts in a row without progress before a range is given up")
+    retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter")
+    retry_max_delay: float = setting(DURATION, "60s", "longest backoff")
+    max_retry_after: float = setting(DURATION, "15m", "longest Retry-After that is waited for")
+    deadline: float | None = setting(DURATION, None, "time limit of a whole download")
+    network_wait: float = setting(DURATION, "5m", "how long to wait for our own network to come back")
+    limit_rate: int | None = setting(RATE, None, "bytes a second for this download", low=KIB)
+    if_exists: str = setting(_choice("overwrite", "skip", "fail", "rename"), "overwrite", "when the target exists")
+    resume: bool = setting(SWITCH, "yes", "go on with a part file that an earlier run left")
+    remote_time: bool = setting(SWITCH, "no", "give the file the remote's modification time")
+    preallocate: str = setting(
+        _choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
+    )
+    sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
+    max_file_size: int | None = setting(SIZE, None, "refuse larger files")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """``[network]``: how connections are made. Sizes in bytes, times in seconds."""
+
+    connect_timeout: float = setting(DURATION, "10s", "limit of connecting, TLS handshake included", low=0.001)
+    read_timeout: float = setting(DURATION, "30s", "longest silence of a server", low=0.001)
+    low_speed_limit: int = setting(RATE, "1K", "bytes a second below which a connection is too slow; 0: never")
+    low_speed_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=1)
+    proxy: str | None = setting(Kind("URL", parse_text), None, "proxy (default: the environment's)", reload=False)
+    cacert: str | None = setting(PATH, None, "CA certificates (default: the system's)", reload=False)
+    cert: str | None = setting(PATH, None, "client certificate, PEM", reload=False)
+    key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False)
+    insecure: bool = setting(SWITCH, "no", "do not verify the server's certificate", reload=False)
+    allow_downgrade: bool = setting(SWITCH, "no", "follow redirects from https to http")
+    user_agent: str | None = setting(TEXT, None, "User-Agent header (default: dlpool/VERSION)", short="-A")
+    netrc: bool = setting(SWITCH, "no", "take user and password from ~/.netrc")
+    network: str = setting(
+        _choice("any", "no-metadata", "public-only"), "no-metadata", "addresses that may be connected to"
+    )
+
+
+SECTIONS: dict[str, type] = {"transfer": TransferSettings, "network": NetworkSettings}
+
+
+def declared_settings() -> Iterator[tuple[str, Field[Any]]]:
+    """Every setting with the name of its section, in the order of the documentation."""
+    for section, settings in SECTIONS.items():
+        for declared in fields(settings):
+            yield section, declared

@@ -1,0 +1,189 @@
+"""What the threads of one download share: its chunks, whether it is over, and why."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dlpool.errors import DlpoolError, RetryRange
+from dlpool.transfer.chunks import Chunk, ChunkMap, stream
+
+
+class Failure(NamedTuple):
+    """What a failed attempt amounts to: attempts in a row without progress, and bytes written since the last."""
+
+    attempts: int
+    progress: int
+
+
+class Snapshot(NamedTuple):
+    """Copies of the chunks, whose positions are all in the file, and the bytes that they hold."""
+
+    chunks: list[Chunk]
+    written: int
+
+
+class Board:
+    """The state that connection threads, checkpoints and progress share.
+
+    The lock guards the chunk map, the error and the counters. No I/O happens under it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._map: ChunkMap = stream(None)
+        self._error: DlpoolError | None = None
+        self._is_over = False
+        self._writing = 0
+        self.retries = 0
+        self.ended_chunks = 0
+
+    def __repr__(self) -> str:
+        return f"<Board {self._map!r}{' over' if self._is_over else ''} {self._error or ''}>"
+
+    # --- for the thread that plans ---
+
+    def start(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
+        """Replace the plan; ``owner`` gets its first chunk, None if nothing is missing."""
+        with self._changed:
+            self._map = chunk_map
+            self._is_over = self._is_over or chunk_map.is_done()
+            self._changed.notify_all()
+            return self._take(owner)
+
+    # --- for connection threads ---
+
+    def take(self, owner: object) -> Chunk | None:
+        """Wait for a chunk: a free one, else half of the one that would finish last. None: it is over."""
+        with self._changed:
+            while not self._is_over:
+                chunk = self._take(owner) or self._map.steal(owner)
+                if chunk is not None:
+                    return chunk
+                ready_at = self._map.next_ready_at()
+                self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
+            return None
+
+    def claim(self, chunk: Chunk, size: int) -> int:
+        """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
+        with self._changed:
+            if self._is_over:
+                raise self._error or AssertionError("a write after the end")
+            allowed = min(size, chunk.end - chunk.position)
+            chunk.claimed = chunk.position + allowed
+            self._writing += 1
+            return allowed
+
+    def advance(self, chunk: Chunk, size: int) -> None:
+        """The claimed write ended with ``size`` bytes in the file; 0 if it failed."""
+        with self._changed:
+            chunk.position += size
+            chunk.claimed = chunk.position
+            self._writing -= 1
+            if self._writing == 0 and self._is_over:
+                self._changed.notify_all()
+
+    def give_back(self, chunk: Chunk, delay_s: float = 0.0) -> None:
+        """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
+        with self._changed:
+            self.ended_chunks += chunk.is_done
+            self._map.give_back(chunk, self._clock() + delay_s)
+            if self._map.is_done():
+                self._is_over = True
+            self._changed.notify_all()
+
+    def count_failure(self, chunk: Chunk, error: RetryRange) -> Failure:
+        """Record a failed attempt. Where a server may admit fewer connections, progress of any of them counts."""
+        with self._changed:
+            self.retries += 1
+            total = self._map.written()
+            progress = chunk.position - max(chunk.failed_at, chunk.start)
+            is_anyone_moving = 0 <= chunk.total_at_failure < total
+            is_stuck = progress <= 0 and not (error.is_capacity and is_anyone_moving)
+            chunk.failures = chunk.failures + 1 if is_stuck else 0
+            chunk.failed_at = chunk.position
+            chunk.total_at_failure = total
+            return Failure(chunk.failures, progress)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the end. Raises the error when it ends with one."""
+        if seconds <= 0:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over, seconds)
+            if self._error is not None:
+                raise self._error
+
+    # --- for everyone ---
+
+    def stop(self, error: DlpoolError) -> None:
+        """End the download: nobody writes from now on. The first error stands."""
+        with self._changed:
+            if not self._is_over:
+                self._error, self._is_over = error, True
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is over, at most ``seconds``; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_over, seconds)
+
+    def wait_for_writes(self, seconds: float) -> None:
+        """After the end: wait until no write is in flight."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._writing == 0, seconds)
+
+    def wait_for_front(self, beyond: int, seconds: float) -> int:
+        """Wait until more than ``beyond`` bytes stand in the file without a gap, or it is over; returns how many."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._map.front() > beyond, seconds)
+            return self._map.front()
+
+    @property
+    def error(self) -> DlpoolError | None:
+        """Why it ended, None if well or not yet."""
+        return self._error
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    def front(self) -> int:
+        """All bytes below this are in the file."""
+        with self._changed:
+            return self._map.front()
+
+    def written(self) -> int:
+        """Bytes in the file."""
+        with self._changed:
+            return self._map.written()
+
+    def snapshot(self) -> Snapshot:
+        """The chunks as they are, for a checkpoint; adjacent ones of which nothing is written are joined."""
+        with self._changed:
+            joined: list[Chunk] = []
+            for chunk in self._map.chunks:
+                is_empty = chunk.position == chunk.start
+                if is_empty and joined and joined[-1].position == joined[-1].start:
+                    joined[-1].end = chunk.end
+                else:
+                    joined.append(Chunk(chunk.start, chunk.end, chunk.position, chunk.position))
+            return Snapshot(joined, self._map.written())
+
+    def set_rate(self, chunk: Chunk, rate: float) -> None:
+        """What the owner's connection brings, in bytes/s; idle threads look again for something to steal."""
+        with self._changed:
+            chunk.rate = rate
+            self._changed.notify_all()
+
+    def end_stream(self, chunk: Chunk) -> None:
+        """The body of unknown length has ended: the file ends here."""
+        with self._changed:
+            chunk.end = chunk.position
+
+    def _take(self, owner: object) -> Chunk | None:
+        return self._map.take(owner, self._clock())
+
+

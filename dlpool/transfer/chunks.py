@@ -1,0 +1,187 @@
+"""Which bytes are fetched, by whom, and which are missing: plan, take, steal, give back. Pure.
+
+A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= claimed <= end``: bytes below ``position`` are
+written, bytes below ``claimed`` are being written. Only its owner moves the two; a thief may lower ``end``, down to
+``claimed``. Nothing here locks, waits or looks at a clock: ``Board`` does, and calls this under its lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dlpool.transfer.answer import Span
+
+UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
+LEAST_STEAL = 64 * 1024  # bytes: less is not worth a request
+LEAST_STEAL_S = 0.5  # seconds: an owner that needs less than this to finish is left alone
+
+
+@dataclass(eq=False)
+class Chunk:
+    """A range in the works. ``rate`` is its owner's speed in bytes/s, 0 while unknown."""
+
+    start: int
+    end: int
+    position: int
+    claimed: int
+    owner: object | None = None
+    ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
+    failures: int = 0  # in a row, without progress
+    failed_at: int = -1  # position at the last failure
+    total_at_failure: int = -1  # bytes of the whole file at the last failure
+    rate: float = 0.0
+
+    @classmethod
+    def missing(cls, span: Span) -> Chunk:
+        """A chunk of which nothing is there yet."""
+        return cls(span.start, span.end, span.start, span.start)
+
+    @property
+    def is_done(self) -> bool:
+        return self.position >= self.end
+
+    @property
+    def remaining(self) -> int:
+        """Bytes that a thief could take."""
+        return self.end - self.claimed
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds until the owner would finish; infinite while its speed is unknown."""
+        return self.remaining / self.rate if self.rate > 0 else float("inf")
+
+
+class ChunkMap:
+    """The chunks of one file, sorted, tiling ``0..size``.
+
+    With ``piece`` set, work is dealt from the front in pieces of that many bytes, so that a hash can follow;
+    otherwise a free chunk is dealt whole.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = LEAST_STEAL) -> None:
+        self.chunks = list(chunks)
+        self.piece = piece
+        self.least_split = least_split
+
+    def __repr__(self) -> str:
+        owned = sum(chunk.owner is not None for chunk in self.chunks)
+        return f"<ChunkMap {len(self.chunks)} chunks: {owned} owned, {self.written()} bytes written>"
+
+    def take(self, owner: object, now: float) -> Chunk | None:
+        """Give the first free chunk that may be asked for at ``now`` to ``owner``."""
+        for index, chunk in enumerate(self.chunks):
+            if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
+                self._carve(index)
+                chunk.owner, chunk.rate = owner, 0.0
+                return chunk
+        return None
+
+    def steal(self, owner: object) -> Chunk | None:
+        """Split the chunk that would finish last; its upper half goes to ``owner``. None if not worth it."""
+        victims = [chunk for chunk in self.chunks if chunk.owner is not None and self._is_worth_stealing(chunk)]
+        if not victims:
+            return None
+        victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
+        middle = victim.claimed + (victim.remaining + 1) // 2
+        stolen = Chunk.missing(Span(middle, victim.end))
+        stolen.owner = owner
+        victim.end = middle
+        self.chunks.insert(self.chunks.index(victim) + 1, stolen)
+        return stolen
+
+    def give_back(self, chunk: Chunk, ready_at: float) -> None:
+        """The owner lets go; whoever is free at ``ready_at`` goes on from ``position``."""
+        chunk.owner = None
+        chunk.claimed = chunk.position
+        chunk.ready_at = ready_at
+        if chunk.is_done:
+            self._absorb(self.chunks.index(chunk))
+
+    def next_ready_at(self) -> float | None:
+        """When the next free chunk may be asked for; None if none is free."""
+        return min((chunk.ready_at for chunk in self.chunks if chunk.owner is None and not chunk.is_done), default=None)
+
+    def is_done(self) -> bool:
+        return all(chunk.is_done for chunk in self.chunks)
+
+    def written(self) -> int:
+        """Bytes that are in the file."""
+        return sum(chunk.position - chunk.start for chunk in self.chunks)
+
+    def front(self) -> int:
+        """All bytes below this are in the file."""
+        for chunk in self.chunks:
+            if not chunk.is_done:
+                return chunk.position
+        return self.chunks[-1].end if self.chunks else 0
+
+    def first_missing(self) -> Span | None:
+        """The lowest range that is not in the file."""
+        return next((Span(chunk.position, chunk.end) for chunk in self.chunks if not chunk.is_done), None)
+
+    def _is_worth_stealing(self, chunk: Chunk) -> bool:
+        half = chunk.remaining // 2
+        if chunk.end == UNKNOWN_END or half < LEAST_STEAL:
+            return False
+        return half >= self.least_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
+
+    def _carve(self, index: int) -> None:
+        """Cut the chunk at ``index`` down to one piece; the rest stays free behind it."""
+        chunk = self.chunks[index]
+        if self.piece is None or chunk.end - chunk.position <= self.piece:
+            return
+        cut = chunk.position + self.piece
+        rest = Chunk.missing(Span(cut, chunk.end))
+        chunk.end = cut
+        self.chunks.insert(index + 1, rest)
+
+    def _absorb(self, index: int) -> None:
+        """Join a done chunk with done neighbours, so that the number of chunks stays small whatever the size."""
+        low = index - 1 if index > 0 and self.chunks[index - 1].is_done else index
+        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_done else index
+        end = self.chunks[high].end
+        self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
+
+
+def plan(missing: Sequence[Span], size: int, connections: int, min_split: int, piece: int | None = None) -> ChunkMap:
+    """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are to be fetched.
+
+    The missing ranges are divided so that ``connections`` of about equal length exist, none under ``min_split``
+    unless it was so before. What lies between them counts as written.
+    """
+    chunks: list[Chunk] = []
+    written_to = 0
+    for span, parts in zip(missing, _shares(missing, connections, min_split, piece), strict=True):
+        if written_to < span.start:
+            chunks.append(Chunk(written_to, span.start, span.start, span.start))
+        chunks += [Chunk.missing(part) for part in _divided(span, parts)]
+        written_to = span.end
+    if written_to < size:
+        chunks.append(Chunk(written_to, size, size, size))
+    return ChunkMap(chunks, piece=piece, least_split=min_split)
+
+
+def stream(size: int | None) -> ChunkMap:
+    """One chunk for a file that comes as one body; nobody may steal from it."""
+    end = UNKNOWN_END if size is None else size
+    return ChunkMap([Chunk.missing(Span(0, end))], least_split=UNKNOWN_END)
+
+
+def _shares(missing: Sequence[Span], connections: int, min_split: int, piece: int | None) -> list[int]:
+    """Into how many parts each range goes: the one with the largest parts gets one more, while any may."""
+    parts = [1] * len(missing)
+    lengths = [span.end - span.start for span in missing]
+    while piece is None and missing and sum(parts) < connections:
+        index = max(range(len(missing)), key=lambda i: lengths[i] / parts[i])
+        if lengths[index] // (parts[index] + 1) < min_split:
+            break
+        parts[index] += 1
+    return parts
+
+
+def _divided(span: Span, parts: int) -> list[Span]:
+    length = span.end - span.start
+    cuts = [span.start + length * i // parts for i in range(parts + 1)]
+    return [Span(low, high) for low, high in pairwise(cuts)]

@@ -1,0 +1,70 @@
+"""What all parts of one download are given, and the plan that its first request leads to. Values only."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from urllib.parse import urlsplit
+
+from dlpool.config import TransferSettings
+from dlpool.errors import ServerTrouble
+from dlpool.transfer.answer import Answer, Span, read_answer
+from dlpool.transfer.board import Board
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.job import Job, Notify
+from dlpool.transfer.limits import RateLimit
+from dlpool.transfer.place import Place
+from dlpool.transfer.resource import Resource
+from dlpool.transfer.retry import RetryPolicy
+from dlpool.transfer.source import Client, Reply, Source
+
+
+@dataclass(frozen=True)
+class Context:
+    """The surroundings of one round (from a beginning to an end or a restart)."""
+
+    job: Job
+    settings: TransferSettings
+    client: Client
+    source: Source
+    board: Board
+    rate: RateLimit
+    notify: Notify
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy.of(self.settings)
+
+    def exchange(self, before: Figures) -> Exchange:
+        """A new request whose waits end with the download, and whose figures go on from ``before``."""
+        return Exchange(self.clock, self.board.pause, before)
+
+    def judge(self, reply: Reply, asked: Span | None) -> Answer:
+        """What the reply is worth; a Retry-After holds back every thread that would ask the same host."""
+        try:
+            return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc))
+        except ServerTrouble as error:
+            wait = error.retry_after_s
+            if wait and wait <= self.settings.max_retry_after:
+                self.client.gate.hold(urlsplit(reply.url).netloc, wait)
+            raise
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the first answer showed: the file, where it goes, and whether it can be fetched in ranges."""
+
+    resource: Resource
+    place: Place
+    has_ranges: bool
+    resumed_from: int
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a checkpoint is of use to a later run."""
+        return self.has_ranges and self.place.saved is not None

@@ -1,0 +1,110 @@
+"""One request and its answer, so that other threads can watch it and end it.
+
+A blocked read is ended with ``shutdown(2)`` on a duplicate of the connection's socket. Not with urllib3's
+``shutdown()``: on TLS that unwraps the connection first, and the next read returns ciphertext as body.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple
+
+from dlpool.errors import DlpoolError
+
+_running = threading.local()
+
+
+class Figures(NamedTuple):
+    """Bytes of body received, and seconds spent waiting for them."""
+
+    received: int
+    waited_s: float
+
+
+class Breaker:
+    """Ends whatever a thread waits for on a socket. The lock guards that a closed descriptor is never used."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = sock.dup()
+
+    def trip(self) -> None:
+        """End connecting, the TLS handshake, reads and writes, in whichever thread they are."""
+        with self._lock, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None
+
+
+class Exchange:
+    """A request in flight. Entered by the thread that makes it; ``abort`` and the figures are for all others.
+
+    ``figures`` go on from ``before``, those of the exchange before this one: only the server's time counts, not ours
+    at the disk or in a rate limit. The lock guards ``verdict`` and the breaker.
+    """
+
+    def __init__(self, clock: Callable[[], float], pause: Callable[[float], None], before: Figures) -> None:
+        self.clock = clock
+        self.pause = pause
+        self.asked_at: float | None = None
+        self.answered_at: float | None = None
+        self.is_reused = False
+        self.received, self.read_s = before
+        self.reading_since: float | None = None
+        self.verdict: DlpoolError | None = None
+        self._lock = threading.Lock()
+        self._breaker: Breaker | None = None
+
+    def __enter__(self) -> Exchange:
+        _running.exchange = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _running.exchange = None
+
+    def abort(self, error: DlpoolError) -> None:
+        """Make the thread inside raise ``error`` as soon as it wakes; the first error stands."""
+        with self._lock:
+            self.verdict = self.verdict or error
+            breaker = self._breaker
+        if breaker is not None:
+            breaker.trip()
+
+    def attach(self, breaker: Breaker) -> None:
+        """The connection in use; raises the verdict if there is one already."""
+        with self._lock:
+            self._breaker = breaker
+        self.check()
+
+    def check(self) -> None:
+        """Raise the verdict, if any."""
+        if self.verdict is not None:
+            raise self.verdict
+
+    def figures(self) -> Figures:
+        """Bytes and seconds so far, the present wait included."""
+        since = self.reading_since
+        return Figures(self.received, self.read_s + (self.clock() - since if since is not None else 0.0))
+
+    @property
+    def answer_s(self) -> float | None:
+        """Seconds that the last answer took to come; None while there is none."""
+        if self.asked_at is None or self.answered_at is None:
+            return None
+        return self.answered_at - self.asked_at
+
+
+def running() -> Exchange | None:
+    """The exchange that this thread is in."""
+    return getattr(_running, "exchange", None)

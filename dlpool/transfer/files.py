@@ -1,0 +1,55 @@
+"""What the two modules that touch the disk share: the errors of files, and the syncing of a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlpool.errors import LocalFault, NoSpace, NotPermitted
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_EXPLAINED = {
+    errno.ENAMETOOLONG: "the path is too long",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ELOOP: "it is a symbolic link",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file is larger than the file system or a limit allows",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+}
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn an OSError of the block into the LocalFault that it is: "cannot DOING: why"."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+        raise local_fault(doing, error) from error
+
+
+def local_fault(doing: str, error: Exception) -> LocalFault:
+    """The LocalFault for ``error``, whose message begins "cannot DOING"."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = _EXPLAINED.get(number or 0) or getattr(error, "strerror", None) or str(error)
+    message = f"cannot {doing}: {reason}"
+    if number in _FULL:
+        return NoSpace(message)
+    return NotPermitted(message) if number in _FORBIDDEN else LocalFault(message)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable (a rename is not, until then). Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

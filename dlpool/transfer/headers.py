@@ -1,0 +1,147 @@
+"""Parsers of the header fields that a download depends on. Pure; what cannot be parsed is ``None``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from urllib.parse import unquote_to_bytes
+
+MAX_DIGITS = 18  # of a byte count: 10**18 bytes fit a signed 64-bit offset
+
+
+@dataclass(frozen=True)
+class ContentRange:
+    """``Content-Range`` in bytes, ``end`` exclusive (RFC 9110 section 14.4).
+
+    An unsatisfied range (``bytes */1234``) has ``start`` and ``end`` None.
+    """
+
+    start: int | None
+    end: int | None
+    total: int | None
+
+
+_CONTENT_RANGE = re.compile(
+    rf"bytes[ \t]+(?:(\d{{1,{MAX_DIGITS}}})-(\d{{1,{MAX_DIGITS}}})|\*)/(?:(\d{{1,{MAX_DIGITS}}})|\*)", re.IGNORECASE
+)
+
+
+def content_range(value: str) -> ContentRange | None:
+    """Parse a ``Content-Range``; None if invalid, inverted, beyond its total, or not in bytes."""
+    match = _CONTENT_RANGE.fullmatch(value.strip())
+    if match is None:
+        return None
+    first, last, total = (int(group) if group else None for group in match.groups())
+    if first is None or last is None:
+        return ContentRange(None, None, total) if total is not None else None
+    if last < first or (total is not None and last >= total):
+        return None
+    return ContentRange(first, last + 1, total)
+
+
+def content_length(value: str | None) -> int | None:
+    """Parse a ``Content-Length``; repeated equal values count once (RFC 9110 section 8.6).
+
+    Raises ValueError for different or malformed values.
+    """
+    if value is None:
+        return None
+    values = {part.strip() for part in value.split(",")}
+    text = values.pop()
+    if values or not re.fullmatch(rf"[0-9]{{1,{MAX_DIGITS}}}", text):
+        raise ValueError(f"Content-Length is {value!r}")
+    return int(text)
+
+
+def http_date(value: str | None) -> datetime | None:
+    """Parse an HTTP-date (RFC 9110 section 5.6.7); always aware, in UTC."""
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def retry_after_s(value: str | None, now: datetime) -> float | None:
+    """Parse ``Retry-After`` (RFC 9110 section 10.2.3): seconds to wait from ``now``; a past date is 0."""
+    if not value:
+        return None
+    text = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    moment = http_date(text)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def strong_etag(value: str | None) -> str | None:
+    """The entity tag if it is a strong one (RFC 9110 section 8.8.3)."""
+    if value is None:
+        return None
+    text = value.strip()
+    return text if re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', text) else None
+
+
+def repr_digest(value: str | None) -> tuple[str, str] | None:
+    """The strongest digest that ``Repr-Digest`` (RFC 9530) offers, as (hashlib name, hex)."""
+    if not value:
+        return None
+    offered = dict(re.findall(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]+):", value))
+    for field, algorithm, size in (("sha-512", "sha512", 64), ("sha-256", "sha256", 32)):
+        try:
+            digest = base64.b64decode(offered.get(field, ""), validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        if len(digest) == size:
+            return algorithm, digest.hex()
+    return None
+
+
+def content_disposition_name(value: str | None) -> str | None:
+    """The file name of a ``Content-Disposition`` (RFC 6266), ``filename*`` (RFC 8187) before ``filename``.
+
+    The name is as the server sent it: make it safe before use.
+    """
+    if not value:
+        return None
+    parameters = _parameters(value)
+    return _extended_value(parameters.get("filename*")) or _plain_value(parameters.get("filename"))
+
+
+_PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$&+.^_`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
+
+
+def _parameters(value: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for name, text in _PARAMETER.findall(";" + value.partition(";")[2]):
+        found.setdefault(name.lower(), text.strip())
+    return found
+
+
+def _extended_value(text: str | None) -> str | None:
+    charset, _, rest = (text or "").partition("'")
+    _, quote, encoded = rest.partition("'")
+    if not quote or charset.lower() not in ("utf-8", "iso-8859-1"):
+        return None
+    try:
+        return unquote_to_bytes(encoded).decode(charset)
+    except UnicodeDecodeError:
+        return None
+
+
+def _plain_value(text: str | None) -> str | None:
+    if not text:
+        return None
+    if text.startswith('"'):
+        text = re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.DOTALL)
+    decode: Callable[[bytes], str] = bytes.decode
+    try:  # http.client decodes as latin-1; most servers mean UTF-8
+        return decode(text.encode("latin-1"))
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return text

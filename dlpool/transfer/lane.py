@@ -1,0 +1,208 @@
+"""One connection thread of a download: take a chunk, ask for it, copy what comes; again, until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dlpool.errors import BadAnswer, DlpoolError, InternalError, PolicyRefused, RetryRange, ShortBody, StreamBroken, TooSlow
+from dlpool.transfer.answer import Answer, Span, check_same_version
+from dlpool.transfer.chunks import LEAST_STEAL, UNKNOWN_END, Chunk
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.opening import Opened
+from dlpool.transfer.partfile import Writer
+from dlpool.transfer.source import Reply
+
+BUFFER = 120 * 1024  # bytes: larger ones are mapped and faulted in anew at each read
+MAX_SKIP = 1024 * 1024  # bytes before the asked range that are read and dropped rather than asked for again
+NETWORK_POLL_S = 2.0
+MAX_STALE = 16  # idle connections in a row that had died
+
+
+class Lane:
+    """A thread's way through a download. All its attributes are its own, but for ``exchange`` and ``chunk``, which
+    the watch reads.
+
+    ``open_first`` makes the first lane of a download ask for the plan; ``opened`` hears of it.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        plan: Plan | None,
+        open_first: Callable[[Exchange], Opened] | None = None,
+        opened: Callable[[Plan], None] | None = None,
+    ) -> None:
+        self.exchange: Exchange | None = None
+        self.chunk: Chunk | None = None
+        self._context = context
+        self._plan = plan
+        self._open_first = open_first
+        self._opened = opened
+        self._writer: Writer | None = None
+        self._latest: Exchange | None = None
+        self._misses = 0  # failures in a row that say "no further connection"
+        self._stale = 0
+        self._away_since: float | None = None
+        self._distrusts_if_range = False
+        rate = context.rate.rate
+        self._buffer = BUFFER if rate is None else max(1024, min(BUFFER, rate // 10))
+
+    def figures(self) -> Figures:
+        """What this lane has received and waited, over all its exchanges."""
+        latest = self._latest
+        return latest.figures() if latest is not None else Figures(0, 0.0)
+
+    def answer_s(self) -> float | None:
+        """Seconds that its last answer took to come."""
+        latest = self._latest
+        return latest.answer_s if latest is not None else None
+
+    def run(self) -> None:
+        """The thread's body. Every error ends up on the board."""
+        board = self._context.board
+        try:
+            while (chunk := board.take(self)) is not None:
+                board.pause(self._serve(chunk))
+        except DlpoolError as error:
+            board.stop(error)
+        except Exception as error:
+            failure = InternalError(f"unexpected {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            board.stop(failure)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def _serve(self, chunk: Chunk) -> float:
+        """One request for ``chunk``; returns for how long this thread should rest."""
+        self.chunk = chunk
+        delay = rest = 0.0
+        try:
+            with self._context.exchange(self.figures()) as exchange:
+                self.exchange = self._latest = exchange
+                reply, answer = self._ask(exchange, chunk)
+                try:
+                    if self.chunk is not None:
+                        self._copy(reply, answer, self.chunk)
+                finally:
+                    reply.close()
+        except RetryRange as error:
+            delay, rest = self._delays(self.chunk or chunk, error)
+        finally:
+            self.exchange = None
+            if self.chunk is not None:
+                self._context.board.give_back(self.chunk, delay)
+            self.chunk = None
+        return rest
+
+    def _ask(self, exchange: Exchange, chunk: Chunk) -> tuple[Reply, Answer]:
+        context, plan = self._context, self._plan
+        if plan is None:
+            return self._open(exchange)
+        asked = Span(chunk.position, chunk.end) if plan.has_ranges else None
+        if_range = None if self._distrusts_if_range else plan.resource.if_range
+        reply = context.source.get(exchange, asked, if_range)
+        try:
+            answer = context.judge(reply, asked)
+            check_same_version(plan.resource, answer)
+        except BaseException:
+            reply.close()
+            raise
+        if asked is None or answer.is_partial:
+            return reply, answer
+        reply.close()
+        if if_range is None:
+            raise BadAnswer("the server sent the whole file although a range was asked for")
+        self._distrusts_if_range = True  # the version is the same: this server does not know If-Range
+        return self._ask(exchange, chunk)
+
+    def _open(self, exchange: Exchange) -> tuple[Reply, Answer]:
+        assert self._open_first is not None and self._opened is not None
+        first = self._open_first(exchange)
+        self._plan = first.plan
+        self.chunk = self._context.board.start(first.chunks, self)
+        self._opened(first.plan)
+        return first.reply, first.answer
+
+    def _copy(self, reply: Reply, answer: Answer, chunk: Chunk) -> None:
+        """Copy the body to its place, at most up to the end of the chunk, whatever the server sends."""
+        ahead = chunk.position - answer.start
+        left = UNKNOWN_END if answer.length is None else answer.length - ahead
+        if left <= 0 or (ahead > MAX_SKIP and answer.is_partial):
+            return  # of no use for this chunk: it is asked for again
+        self._skip(reply, ahead)
+        context = self._context
+        while left > 0 and not chunk.is_done:
+            data = reply.read(min(self._buffer, left, chunk.end - chunk.position))
+            if not data:
+                if answer.length is not None:
+                    raise ShortBody("the connection ended before the body did")
+                context.board.end_stream(chunk)
+                break
+            self._write(chunk, data)
+            left -= len(data)
+            context.board.pause(context.rate.spend(len(data)))
+        self._misses = self._stale = 0
+        self._away_since = None
+
+    def _skip(self, reply: Reply, size: int) -> None:
+        while size > 0:
+            data = reply.read(min(self._buffer, size))
+            if not data:
+                raise ShortBody("the connection ended before the body did")
+            size -= len(data)
+
+    def _write(self, chunk: Chunk, data: bytes) -> None:
+        board, plan = self._context.board, self._plan
+        assert plan is not None
+        if self._writer is None:
+            self._writer = plan.place.part.writer()
+        limit = self._context.settings.max_file_size
+        if limit is not None and chunk.position + len(data) > limit:
+            raise PolicyRefused(f"the file is larger than max_file_size, {limit} bytes")
+        allowed = board.claim(chunk, len(data))
+        written = 0
+        try:
+            self._writer.write(chunk.position, data if allowed == len(data) else data[:allowed])
+            written = allowed
+        finally:
+            board.advance(chunk, written)
+
+    def _delays(self, chunk: Chunk, error: RetryRange) -> tuple[float, float]:
+        """Seconds until the chunk may be asked for again, by anyone, and until this thread goes on.
+
+        Raises what ends the job: the error after too many attempts, or StreamBroken where nothing can go on.
+        """
+        context, plan = self._context, self._plan
+        if error.is_stale and self._stale < MAX_STALE:
+            self._stale += 1
+            return 0.0, 0.0
+        if self._is_network_away(error):
+            context.notify("network_away", error=str(error))
+            return NETWORK_POLL_S, 0.0
+        if plan is not None and not plan.has_ranges:
+            raise StreamBroken(error) from error
+        failure = context.board.count_failure(chunk, error)
+        final = context.policy.verdict(error, failure.attempts)
+        if final is not None:
+            raise final from error
+        self._misses = self._misses + 1 if error.is_capacity else 0
+        delay = context.policy.backoff_s(max(1, failure.attempts, self._misses), context.chance())
+        if failure.progress >= LEAST_STEAL or isinstance(error, TooSlow):
+            delay = 0.0
+        context.notify(
+            "range_retry", label=error.label, error=str(error), start=chunk.position, end=chunk.end,
+            attempt=failure.attempts, delay_s=round(delay, 3),
+        )  # fmt: skip
+        return (0.0, delay) if error.is_capacity else (delay, 0.0)
+
+    def _is_network_away(self, error: RetryRange) -> bool:
+        """Whether our own network is away, and for less than ``network_wait``."""
+        context = self._context
+        if not error.is_own_network or not context.client.watch.is_away(context.source.host):
+            self._away_since = None
+            return False
+        now = context.clock()
+        self._away_since = now if self._away_since is None else self._away_since
+        return now - self._away_since < context.settings.network_wait

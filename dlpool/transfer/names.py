@@ -1,0 +1,50 @@
+"""File names that others chose, made safe. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import unquote, urlsplit
+
+PART_SUFFIX = ".part"
+STATE_SUFFIX = ".part.meta"
+RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX)
+
+MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
+_DEFAULT_NAME = "download"
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe_name(name: str) -> str:
+    """Reduce ``name`` to a base name that cannot leave its folder, hide, or mislead; "" if nothing is left.
+
+    Folders, drives, control and bidirectional characters go; a leading dot becomes ``_``; over-long names keep
+    their extension; names that dlpool keeps for itself get a ``_`` at the end.
+    """
+    base = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
+    base = _UNSAFE.sub("", re.sub(r"^[A-Za-z]:", "", base)).strip().rstrip(".")
+    if base.startswith("."):
+        base = "_" + base[1:]
+    if base.endswith(RESERVED_SUFFIXES):
+        base += "_"
+    return _shortened(base)
+
+
+def name_from_url(url: str) -> str:
+    """The last segment of the URL's path, decoded and made safe; ``download`` if there is none."""
+    segment = urlsplit(url).path.rpartition("/")[2]
+    return safe_name(unquote(segment, errors="replace")) or _DEFAULT_NAME
+
+
+def file_name(server_name: str | None, url: str) -> str:
+    """The name of a file whose target is only a folder: the server's, else the URL's."""
+    return safe_name(server_name or "") or name_from_url(url)
+
+
+def _shortened(name: str) -> str:
+    if len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    ending = dot + extension if dot and stem and len(extension.encode()) <= 16 else ""
+    room = MAX_NAME_BYTES - len(ending.encode())
+    return name.encode()[:room].decode(errors="ignore") + ending

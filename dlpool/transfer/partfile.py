@@ -1,0 +1,230 @@
+"""The file under construction, ``PATH.part``: lock, length, bounded writes, sync, publishing by rename.
+
+One process at a time works on a part file: it holds ``flock`` on it, and the inode that it locked is the one that
+the name means (after a publish it is not: then the name is opened again). Every writer has a descriptor of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
+from dlpool.transfer.files import local_fault, sync_folder, translated
+from dlpool.transfer.names import PART_SUFFIX
+
+SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
+LEAST_FALLOC = 1024 * 1024  # bytes: smaller files gain nothing from reserved blocks
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class PartFile:
+    """A locked part file. One thread owns it; ``writer()`` gives others what they need."""
+
+    def __init__(self, target: Path, *, sync: bool) -> None:
+        """Open or create, and lock, ``TARGET.part``; missing parent folders are made.
+
+        Raises Locked if another download has it, LocalFault for what the file system refuses.
+        """
+        self.target = target
+        self.path = target.with_name(target.name + PART_SUFFIX)
+        self._sync = sync
+        with translated(f"make the folder {target.parent}"):
+            os.makedirs(target.parent, exist_ok=True)
+        self._descriptor = self._open_locked()
+
+    def __repr__(self) -> str:
+        return f"<PartFile {self.path}>"
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._descriptor).st_ino
+
+    @property
+    def length(self) -> int:
+        """Length of the file in bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def begin_anew(self) -> None:
+        """Go on with a new, empty, locked file under the same name; late writers reach only the old one."""
+        fresh = self.path.with_name(self.path.name + ".tmp")
+        with translated(f"begin {self.path} anew"):
+            with suppress(FileNotFoundError):
+                os.unlink(fresh)
+            descriptor = os.open(fresh, _FLAGS | os.O_EXCL, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.replace(fresh, self.path)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def empty(self) -> None:
+        """Drop the content; for a file that nobody has written to since it was locked."""
+        with translated(f"empty {self.path}"):
+            os.ftruncate(self._descriptor, 0)
+
+    def preallocate(self, size: int, how: str) -> None:
+        """Give the file its length; ``how`` is a value of the setting ``preallocate``.
+
+        Raises NoSpace when what is missing, and a reserve, does not fit.
+        """
+        self._check_space(size)
+        with translated(f"preallocate {size} bytes for {self.path}"):
+            if how == "falloc" and size:
+                os.posix_fallocate(self._descriptor, 0, size)
+            elif how == "truncate" or (how == "auto" and not (size >= LEAST_FALLOC and self._fallocate(size))):
+                os.ftruncate(self._descriptor, size)
+
+    def cut(self, size: int) -> None:
+        """Set the length of a file whose size was not known before."""
+        with translated(f"set the length of {self.path}"):
+            os.ftruncate(self._descriptor, size)
+
+    def writer(self) -> Writer:
+        """A descriptor of its own on the same file, for another thread."""
+        with translated(f"open {self.path}"):
+            return Writer(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR), self.path)
+
+    def sync_data(self) -> None:
+        """Return when all written bytes are on disk. A failure is final: the kernel may have dropped the pages."""
+        if self._sync:
+            with translated(f"write {self.path} to disk"):
+                os.fdatasync(self._descriptor)
+
+    def set_modified(self, seconds: float) -> None:
+        """Set the modification time, seconds since the epoch."""
+        with translated(f"set the time of {self.path}"):
+            os.utime(self._descriptor, (seconds, seconds))
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Let the target's name mean this file, at once and durably; the data must be synced already.
+
+        Raises TargetExists, without ``overwrite``, if the target is there.
+        """
+        with translated(f"publish {self.target}"):
+            if overwrite:
+                os.replace(self.path, self.target)
+            else:
+                self._link()
+            if self._sync:
+                sync_folder(self.target.parent)
+
+    def retarget(self, target: Path) -> None:
+        """Publish to another name than was planned; the part file keeps its own."""
+        self.target = target
+
+    def discard(self) -> None:
+        """Remove the part file."""
+        with translated(f"remove {self.path}"), suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        """Give up the lock; an empty file that holds nothing worth keeping is removed first."""
+        os.close(self._descriptor)
+
+    def _link(self) -> None:
+        try:
+            os.link(self.path, self.target)
+        except FileExistsError as error:
+            raise TargetExists(f"{self.target} exists already") from error
+        os.unlink(self.path)
+
+    def _open_locked(self) -> int:
+        while True:
+            with translated(f"open {self.path}"):
+                descriptor = os.open(self.path, _FLAGS, 0o666)
+            try:
+                if self._lock(descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # published or replaced between open and lock
+
+    def _lock(self, descriptor: int) -> bool:
+        """Lock the open file; False if its name means another file by now."""
+        mine = os.fstat(descriptor)
+        if not stat.S_ISREG(mine.st_mode):
+            raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Locked(f"another download is writing to {self.target}{_holder(mine)}") from error
+        except OSError as error:
+            raise local_fault(f"lock {self.path}", error) from error
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+
+    def _check_space(self, size: int) -> None:
+        status = os.fstat(self._descriptor)
+        needed = max(0, size - status.st_blocks * 512)
+        room = os.fstatvfs(self._descriptor)
+        free = room.f_bavail * room.f_frsize
+        if needed and needed + SPACE_RESERVE > free:
+            raise NoSpace(f"{self.target.parent} has {free} bytes free, {needed + SPACE_RESERVE} are needed")
+
+    def _fallocate(self, size: int) -> bool:
+        """Reserve blocks where the file system can; unlike posix_fallocate, never by writing them one by one."""
+        function = getattr(_libc, "fallocate", None)
+        if function is None:
+            return False
+        if function(self._descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            return True
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number))
+        return False
+
+
+class Writer:
+    """One thread's descriptor on a part file."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._position = -1
+
+    def write(self, position: int, data: bytes | memoryview) -> None:
+        """Write all of ``data`` at ``position``. Raises LocalFault."""
+        try:
+            if position != self._position:
+                os.lseek(self._descriptor, position, os.SEEK_SET)
+            written = os.write(self._descriptor, data)
+            while written < len(data):  # a signal or a full disk; the next write tells which
+                written += os.write(self._descriptor, memoryview(data)[written:])
+        except OSError as error:
+            self._position = -1
+            raise local_fault(f"write {self._path}", error) from error
+        self._position = position + len(data)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to ``size`` bytes at ``position``. Raises LocalFault."""
+        try:
+            return os.pread(self._descriptor, size, position)
+        except OSError as error:
+            raise local_fault(f"read {self._path}", error) from error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _holder(status: os.stat_result) -> str:
+    """Who has the lock, where ``/proc/locks`` (proc_locks(5)) tells: " (process 123, dlpool)"."""
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with suppress(OSError, IndexError), open("/proc/locks", encoding="ascii") as locks:
+        for fields in (line.split() for line in locks):
+            if device in fields and fields[1] == "FLOCK":
+                process = int(fields[4])
+                name = Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+                return f" (process {process}, {name})"
+    return ""

@@ -1,0 +1,233 @@
+"""Where a file goes: its target, part file and state, opened together and ended together.
+
+The order of writes, and what a run that begins after a kill sees:
+
+===========================================  =======================================================================
+killed after                                 the next run finds
+===========================================  =======================================================================
+data written, not synced                     the last committed state; fetches again what came after it
+data synced, state not committed             the same
+state committed                              goes on from there
+state committed with ``publishing``          the part file complete: publishes it
+part renamed to target                       the target with the inode that ``publishing`` names: nothing to do
+state removed                                a finished download
+===========================================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from dlpool.errors import DlpoolError, LocalFault, PolicyRefused, TargetExists
+from dlpool.transfer.board import Snapshot
+from dlpool.transfer.files import sync_folder, translated
+from dlpool.transfer.headers import http_date
+from dlpool.transfer.job import Job, Notify
+from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES, STATE_SUFFIX
+from dlpool.transfer.partfile import PartFile
+from dlpool.transfer.resource import Resource
+from dlpool.transfer.state import Publishing, SavedState, StateFile, StateUnusable, url_digest, url_without_secrets
+
+MAX_RENAMES = 10_000
+
+
+class AlreadyThere(Exception):
+    """Nothing is to be fetched: the target is there. ``is_published``: by an earlier run of this download."""
+
+    def __init__(self, path: Path, *, is_published: bool) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self.is_published = is_published
+
+
+class Place:
+    """The local side of one download. Used by one thread at a time."""
+
+    def __init__(self, job: Job, target: Path, *, if_exists: str, resume: bool, sync: bool, notify: Notify) -> None:
+        """Choose and lock. Raises AlreadyThere, TargetExists, Locked, PolicyRefused or LocalFault."""
+        self._job = job
+        self._if_exists = if_exists
+        self._sync = sync
+        self._notify = notify
+        self.target = _chosen(_resolved(target), if_exists)
+        self.part = PartFile(self.target, sync=sync)
+        self._state_file = StateFile(self.target.with_name(self.target.name + STATE_SUFFIX), sync=sync)
+        self._keeps_part = False
+        try:
+            self.saved = self._load() if resume else None
+            if self.saved is not None and self.saved.publishing is not None:
+                self._recognise(self.saved.publishing)
+            if self.saved is None:
+                self._empty()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Place {self.target}{' resumable' if self.saved else ''}>"
+
+    def begin_anew(self, reason: str) -> None:
+        """Forget all bytes; the state goes first, so that it never speaks of a part file that is not its own."""
+        self._notify("download_restarted", reason=reason, path=str(self.target))
+        self._state_file.remove()
+        self.part.begin_anew()
+        self.saved = None
+        self._keeps_part = False
+
+    def begin_state(self, resource: Resource) -> None:
+        """Have a state that checkpoints can fill: the loaded one, or a new one for ``resource``."""
+        if resource.size is None:
+            return
+        now = _now()
+        fresh = SavedState(
+            url=url_without_secrets(self._job.url), url_sha256=url_digest(self._job.url), size=resource.size,
+            etag=resource.strong_etag, last_modified=resource.last_modified, created_at=now, updated_at=now,
+            attempts=0, last_error=None, chunks=(),
+        )  # fmt: skip
+        self.saved = replace(self.saved or fresh, publishing=None)
+        self.saved = replace(self.saved, attempts=self.saved.attempts + 1)
+
+    def checkpoint(self, snapshot: Snapshot, last_error: DlpoolError | None = None) -> None:
+        """Make the snapshot's bytes durable, then say so in the state; in this order."""
+        if self.saved is None:
+            return
+        self.part.sync_data()
+        self._commit(snapshot, last_error, None)
+
+    def publish(self, resource: Resource, snapshot: Snapshot, *, remote_time: bool) -> None:
+        """Sync, rename to the target, forget the state.
+
+        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte.
+        """
+        modified = http_date(resource.last_modified) if remote_time else None
+        if modified is not None:
+            self.part.set_modified(modified.timestamp())
+        self.part.sync_data()
+        if self.saved is not None and self._state_file.exists:
+            self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
+        self._rename()
+        self._state_file.remove()
+        self._keeps_part = True
+
+    def keep_part(self) -> None:
+        """What is in the part file is worth keeping for the next run."""
+        self._keeps_part = True
+
+    def close(self) -> None:
+        """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours."""
+        try:
+            if not self._keeps_part and not self._state_file.exists:
+                self.part.discard()
+        finally:
+            self.part.close()
+
+    def discard(self) -> None:
+        """Remove state and part file: what they hold is wrong."""
+        self._state_file.remove()
+        self._keeps_part = False
+
+    def _load(self) -> SavedState | None:
+        try:
+            saved = self._state_file.load()
+            if saved is None:
+                return None
+            if saved.url_sha256 != url_digest(self._job.url):
+                raise StateUnusable("it is of another URL")
+            if saved.publishing is None:
+                self._check_part(saved)
+            return saved
+        except StateUnusable as error:
+            self._notify("state_unusable", reason=str(error), path=str(self.target))
+            return None
+
+    def _check_part(self, saved: SavedState) -> None:
+        length = self.part.length
+        if length > saved.size:
+            raise StateUnusable("the part file is longer than the file")
+        if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
+            raise StateUnusable("the part file is shorter than it says")
+        if not (saved.resource.has_validator or self._job.checksum):
+            raise StateUnusable("the server gave no validator that could show that the file is the same")
+
+    def _recognise(self, publishing: Publishing) -> None:
+        """An earlier run was killed at its rename: was it before or after?"""
+        with suppress(FileNotFoundError), translated(f"look at {self.target}"):
+            status = os.stat(self.target)
+            if Publishing(status.st_ino, status.st_size) == publishing:
+                if self._sync:
+                    sync_folder(self.target.parent)
+                self._state_file.remove()
+                raise AlreadyThere(self.target, is_published=True)
+        if self.part.inode != publishing.inode or self.part.length != publishing.size:
+            self._notify("state_unusable", reason="the part file is not the one it speaks of", path=str(self.target))
+            self.saved = None
+
+    def _empty(self) -> None:
+        self._state_file.remove()
+        if self.part.length:
+            self.part.empty()
+
+    def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
+        assert self.saved is not None
+        saved = self.saved.with_chunks(snapshot.chunks, _now(), f"{error.label}: {error}" if error else None)
+        self.saved = replace(saved, publishing=publishing)
+        self._state_file.commit(self.saved)
+
+    def _rename(self) -> None:
+        while True:
+            try:
+                self.part.publish(overwrite=self._if_exists == "overwrite")
+                return
+            except TargetExists:
+                if self._if_exists != "rename":
+                    raise
+                self.target = _chosen(self.target, "rename")
+                self.part.retarget(self.target)
+
+
+def _resolved(target: Path) -> Path:
+    """The path that will be renamed to: links followed, what cannot be a target refused."""
+    if target.name.endswith(RESERVED_SUFFIXES):
+        raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
+    if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
+        raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
+    with translated(f"use the path {str(target)[:200]}"):
+        if target.is_symlink() and not target.exists():
+            raise LocalFault(f"{target} is a symbolic link to {os.readlink(target)}, which does not exist")
+        if target.is_symlink():
+            target = target.resolve()
+        try:
+            status = os.stat(target)
+        except FileNotFoundError:
+            return target
+        if stat.S_ISDIR(status.st_mode):
+            raise LocalFault(f"{target} is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise LocalFault(f"{target} exists and is not a regular file")
+        return target
+
+
+def _chosen(target: Path, if_exists: str) -> Path:
+    if if_exists == "overwrite" or not os.path.lexists(target):
+        return target
+    if if_exists == "skip":
+        raise AlreadyThere(target, is_published=False)
+    if if_exists == "fail":
+        raise TargetExists(f"{target} exists already")
+    return next(name for name in _other_names(target) if not os.path.lexists(name))
+
+
+def _other_names(target: Path) -> Iterator[Path]:
+    for number in range(1, MAX_RENAMES):
+        yield target.with_name(f"{target.stem}.{number}{target.suffix}")
+    raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

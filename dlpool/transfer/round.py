@@ -1,0 +1,199 @@
+"""One round of a download: from its first request to the published file, or to the error that ends it.
+
+The thread that calls ``run`` coordinates: it watches the connections, commits checkpoints, verifies and publishes.
+It never waits for the network; connection threads (``Lane``) do, and are ended from here by breaking their sockets.
+They are daemons, because a name look-up cannot be broken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlpool.errors import ChecksumMismatch, DeadlineExceeded, DlpoolError, InternalError, LocalFault, RestartFile
+from dlpool.transfer.checksum import Follower
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.job import Checksum
+from dlpool.transfer.lane import Lane
+from dlpool.transfer.opening import Opening
+from dlpool.transfer.place import Place
+from dlpool.transfer.watch import Watch
+
+TICK_S = 0.25  # between two looks at the connections
+CHECKPOINT_S = 2.0
+CHECKPOINT_BYTES = 64 * 1024 * 1024
+COALESCE_S = 1.0  # checkpoints for ended chunks are no closer than this
+STOP_S = 0.9  # given to connection threads to notice the end
+
+
+@dataclass
+class Committed:
+    """What the last checkpoint covered, and when it was."""
+
+    at: float
+    written: int
+    ended_chunks: int = 0
+    is_broken: bool = False  # a failed sync is never tried again
+
+
+class Round:
+    """Lanes around a board. ``run`` by one thread, ``stop`` by any."""
+
+    def __init__(
+        self,
+        context: Context,
+        place: Place | None,
+        choose_place: Callable[[str], Place],
+        *,
+        deadline: float | None,
+        is_single: bool,
+        delay_s: float,
+    ) -> None:
+        self.plan: Plan | None = None
+        self.lanes: list[Lane] = []
+        self.phase = "connecting"
+        self.verified: Checksum | None = None
+        self._context = context
+        self._deadline = deadline
+        self._delay_s = delay_s
+        self._watch = Watch(context)
+        self._follower: Follower | None = None
+        self._committed = Committed(context.clock(), 0)
+        self._threads: list[threading.Thread] = []
+        self._opening = Opening(context, place, choose_place, is_single=is_single)
+
+    @property
+    def received(self) -> int:
+        """Bytes of body that came over the network."""
+        return sum(lane.figures().received for lane in self.lanes)
+
+    def run(self) -> Plan:
+        """Download, verify and publish. Raises what ended it, after committing what is worth it."""
+        board = self._context.board
+        try:
+            board.pause(self._delay_s)
+            self._start(Lane(self._context, None, self._opening.run, self._begin))
+            while not board.wait(TICK_S):
+                self._tick()
+            if board.error is not None:
+                raise board.error
+            assert self.plan is not None
+            self._finish(self.plan)
+            return self.plan
+        except DlpoolError as error:
+            self._end(error)
+            raise
+        finally:
+            self._join()
+
+    def stop(self, error: DlpoolError) -> None:
+        """End it: from now on nobody writes, and blocked reads return."""
+        self._context.board.stop(error)
+        for lane in self.lanes:
+            exchange = lane.exchange
+            if exchange is not None:
+                exchange.abort(error)
+
+    def _begin(self, plan: Plan) -> None:
+        """The first lane has a plan: let others join. Called on its thread."""
+        context = self._context
+        self.plan = plan
+        self.phase = "downloading"
+        self._committed.written = plan.resumed_from
+        context.notify(
+            "job_started", path=str(plan.place.target), size=plan.resource.size, has_ranges=plan.has_ranges,
+            resumed_from=plan.resumed_from,
+        )  # fmt: skip
+        wanted = self._wanted_checksum(plan)
+        if wanted is not None:
+            self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer())
+        for _ in range(1, self._connections(plan)):
+            self._start(Lane(context, plan))
+
+    def _connections(self, plan: Plan) -> int:
+        settings = self._context.settings
+        if not plan.has_ranges or plan.resource.refuses_ranges:
+            return 1
+        missing = (plan.resource.size or 0) - plan.resumed_from
+        return max(1, min(settings.connections, missing // settings.min_split_size))
+
+    def _start(self, lane: Lane) -> None:
+        self.lanes.append(lane)
+        thread = threading.Thread(target=lane.run, name=f"dlpool-lane-{len(self.lanes)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _tick(self) -> None:
+        now = self._context.clock()
+        if self._deadline is not None and now >= self._deadline:
+            self.stop(DeadlineExceeded("the download took longer than its deadline"))
+        self._watch.look(self.lanes)
+        plan = self.plan
+        if plan is not None and plan.is_resumable and self._is_checkpoint_due(now):
+            self._checkpoint(plan)
+
+    def _is_checkpoint_due(self, now: float) -> bool:
+        committed, board = self._committed, self._context.board
+        fresh = board.written() - committed.written
+        if fresh <= 0:
+            return False
+        age = now - committed.at
+        has_ended = board.ended_chunks > committed.ended_chunks
+        return age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
+
+    def _checkpoint(self, plan: Plan, error: DlpoolError | None = None) -> None:
+        board, committed = self._context.board, self._committed
+        ended, snapshot = board.ended_chunks, board.snapshot()
+        try:
+            plan.place.checkpoint(snapshot, error)
+        except LocalFault as fault:
+            committed.is_broken = True
+            self.stop(fault)
+            return
+        self._committed = Committed(self._context.clock(), snapshot.written, ended)
+
+    def _finish(self, plan: Plan) -> None:
+        self.phase = "verifying"
+        self._verify(plan)
+        self.phase = "publishing"
+        plan.place.publish(
+            plan.resource, self._context.board.snapshot(), remote_time=self._context.settings.remote_time
+        )
+
+    def _verify(self, plan: Plan) -> None:
+        written = self._context.board.written()
+        if plan.resource.size not in (None, written) or plan.place.part.length != written:
+            raise InternalError(f"{plan.place.part.length} bytes in the part file, {written} written")
+        wanted = self._wanted_checksum(plan)
+        if wanted is None or self._follower is None:
+            return
+        digest = self._follower.digest()
+        if digest != wanted.digest:
+            raise ChecksumMismatch(f"the {wanted.algorithm} of the file is {digest}, wanted is {wanted.digest}")
+        self.verified = wanted
+        self._context.notify("checksum_verified", checksum=str(wanted))
+
+    def _wanted_checksum(self, plan: Plan) -> Checksum | None:
+        """The job's, else the one that the server gave for the whole file."""
+        offered = Checksum(*plan.resource.digest) if plan.resource.digest else None
+        return self._context.job.checksum or offered
+
+    def _end(self, error: DlpoolError) -> None:
+        """Commit what a later run can use; the error that ends the round stays the one that is reported."""
+        self.stop(error)
+        self._join()
+        self._context.board.wait_for_writes(STOP_S)
+        plan = self.plan
+        if plan is None or isinstance(error, RestartFile):
+            return
+        if isinstance(error, ChecksumMismatch):
+            plan.place.discard()
+        elif plan.is_resumable and not self._committed.is_broken:
+            if self._context.board.written() > self._committed.written:
+                self._checkpoint(plan, error)
+
+    def _join(self) -> None:
+        until = self._context.clock() + STOP_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - self._context.clock()))

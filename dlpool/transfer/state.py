@@ -1,0 +1,231 @@
+"""The chunk state of an unfinished download: ``PATH.part.meta``, JSON, committed by temporary file and rename.
+
+The file never claims a byte that is not on disk: whoever commits has synced the data first. What is read back is
+believed only if every field has its type and range and the chunks tile the file; else ``StateUnusable`` says why,
+and the download begins anew. It holds no secrets: user info and query are left out of ``url``, ``url_sha256`` tells
+whether it is the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dlpool.transfer.answer import Span
+from dlpool.transfer.chunks import Chunk
+from dlpool.transfer.files import sync_folder, translated
+from dlpool.transfer.resource import Resource
+
+VERSION = 1
+MAX_STATE_BYTES = 16 * 1024 * 1024
+MAX_SIZE = 2**62
+
+
+class StateUnusable(Exception):
+    """The state file cannot be trusted; the message says why."""
+
+
+@dataclass(frozen=True)
+class SavedChunk:
+    """Bytes ``start..end`` (exclusive) of which those below ``position`` are on disk."""
+
+    start: int
+    end: int
+    position: int
+    done: bool
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """The part file with this inode number and size was about to be renamed to its target."""
+
+    inode: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """All that the next run needs to go on. Times are RFC 3339, UTC."""
+
+    url: str
+    url_sha256: str
+    size: int
+    etag: str | None
+    last_modified: str | None
+    created_at: str
+    updated_at: str
+    attempts: int
+    last_error: str | None
+    chunks: tuple[SavedChunk, ...]
+    publishing: Publishing | None = None
+
+    @property
+    def resource(self) -> Resource:
+        return Resource(size=self.size, etag=self.etag, last_modified=self.last_modified)
+
+    @property
+    def missing(self) -> list[Span]:
+        """What is not on disk, sorted."""
+        return [Span(chunk.position, chunk.end) for chunk in self.chunks if chunk.position < chunk.end]
+
+    def with_chunks(self, chunks: Iterable[Chunk], now: str, last_error: str | None) -> SavedState:
+        """The state after more was written."""
+        saved = tuple(SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done) for chunk in chunks)
+        return replace(self, chunks=saved, updated_at=now, last_error=last_error)
+
+    def as_json(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SavedState:
+        """Parse and check a state. Raises StateUnusable."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StateUnusable("it is not JSON") from error
+        if not isinstance(fields, dict):
+            raise StateUnusable("it is not a JSON object")
+        if fields.get("version") != VERSION or isinstance(fields["version"], bool):
+            raise StateUnusable(f"its version is {fields.get('version')!r}, not {VERSION}")
+        state = cls(
+            url=_text(fields, "url"),
+            url_sha256=_text(fields, "url_sha256"),
+            size=_integer(fields, "size"),
+            etag=_optional_text(fields, "etag"),
+            last_modified=_optional_text(fields, "last_modified"),
+            created_at=_text(fields, "created_at"),
+            updated_at=_text(fields, "updated_at"),
+            attempts=_integer(fields, "attempts"),
+            last_error=_optional_text(fields, "last_error"),
+            chunks=tuple(_chunk(item) for item in _list(fields, "chunks")),
+            publishing=_publishing(fields.get("publishing")),
+        )
+        _check_tiling(state)
+        return state
+
+
+def url_without_secrets(url: str) -> str:
+    """The URL less user info, query and fragment."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def url_digest(url: str) -> str:
+    """SHA-256 of the URL without its fragment, as hex."""
+    return hashlib.sha256(urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")).hexdigest()
+
+
+class StateFile:
+    """The state file of one part file. Used by the thread that holds the part file's lock."""
+
+    def __init__(self, path: Path, *, sync: bool) -> None:
+        self.path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._sync = sync
+        self.exists = os.path.lexists(path)
+
+    def load(self) -> SavedState | None:
+        """The committed state, None if there is none. Raises StateUnusable."""
+        if not self.exists:
+            return None
+        try:
+            with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                text = file.read(MAX_STATE_BYTES + 1)
+        except OSError as error:
+            raise StateUnusable(f"it cannot be read ({error.strerror})") from error
+        if len(text) > MAX_STATE_BYTES:
+            raise StateUnusable("it is too large")
+        return SavedState.from_json(text)
+
+    def commit(self, state: SavedState) -> None:
+        """Replace the state atomically and durably; a reader sees the old one or the new one."""
+        with translated(f"write {self.path}"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            descriptor = os.open(self._temporary, flags, 0o666)
+            try:
+                _write_all(descriptor, state.as_json().encode())
+                if self._sync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(self._temporary, self.path)
+            self.exists = True
+            if self._sync:
+                sync_folder(self.path.parent)
+
+    def remove(self) -> None:
+        """Forget the state, durably: what it said must not be believed of the bytes that come next."""
+        if not self.exists:
+            return
+        with translated(f"remove {self.path}"):
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+            self.exists = False
+            if self._sync:
+                sync_folder(self.path.parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _check_tiling(state: SavedState) -> None:
+    expected = 0
+    for chunk in state.chunks:
+        if chunk.start != expected or not chunk.start <= chunk.position <= chunk.end or chunk.start == chunk.end:
+            raise StateUnusable("its chunks do not tile the file")
+        if chunk.done != (chunk.position == chunk.end):
+            raise StateUnusable("a chunk is done and not done")
+        expected = chunk.end
+    if expected != state.size:
+        raise StateUnusable("its chunks do not add up to its size")
+
+
+def _chunk(item: object) -> SavedChunk:
+    if not isinstance(item, dict) or not isinstance(item.get("done"), bool):
+        raise StateUnusable("a chunk is malformed")
+    return SavedChunk(_integer(item, "start"), _integer(item, "end"), _integer(item, "position"), item["done"])
+
+
+def _publishing(item: object) -> Publishing | None:
+    if item is None:
+        return None
+    if not isinstance(item, dict):
+        raise StateUnusable("its publishing record is malformed")
+    return Publishing(_integer(item, "inode"), _integer(item, "size"))
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**64:
+        raise StateUnusable(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise StateUnusable(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    return None if fields.get(name) is None else _text(fields, name)
+
+
+def _list(fields: Mapping[str, Any], name: str) -> list[object]:
+    value = fields.get(name)
+    if not isinstance(value, list):
+        raise StateUnusable(f"{name} is no list")
+    return value

@@ -1,0 +1,169 @@
+"""One URL becomes one file: rounds until the file is published, or an error is final."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from dlpool.config import TransferSettings
+from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
+from dlpool.transfer.board import Board
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
+from dlpool.transfer.limits import RateLimit
+from dlpool.transfer.place import AlreadyThere, Place
+from dlpool.transfer.retry import RetryPolicy
+from dlpool.transfer.round import Round
+from dlpool.transfer.source import Client, Source
+
+MAX_RESTARTS = 3
+
+
+@dataclass
+class Tally:
+    """What the rounds of a download add up to."""
+
+    received: int = 0
+    retries: int = 0
+    restarts: int = 0
+    broken_streams: int = 0
+
+
+class Transfer:
+    """A download. ``run`` is called once; ``cancel`` and ``progress`` by any thread.
+
+    ``client`` is shared by the transfers of a process. The lock guards the present round and the wish to cancel.
+    """
+
+    def __init__(self, job: Job, settings: TransferSettings, client: Client, notify: Notify = ignore) -> None:
+        """Raises UsageError for a URL that is none."""
+        self._job = job
+        self._settings = settings
+        self._client = client
+        self._notify = notify
+        self._source = Source(client, job.url, job.headers, job.user)
+        self._rate = RateLimit(settings.limit_rate, time.monotonic)
+        self._tally = Tally()
+        self._lock = threading.Lock()
+        self._cancelled: DlpoolError | None = None
+        self._place: Place | None = None
+        self._round: Round | None = None
+        self._board = Board(time.monotonic)
+        self._began = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<Transfer {self._job.target} {self.progress().phase}: {self._board!r}>"
+
+    def run(self) -> Outcome:
+        """Download, verify, publish.
+
+        Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that outlasted its retries. What was
+        fetched is committed then, for the next run to go on from, unless it is known to be wrong.
+        """
+        self._began = time.monotonic()
+        try:
+            if not self._job.is_folder:
+                self._choose_place("")
+            return self._run_rounds()
+        except AlreadyThere as there:
+            self._notify("target_skipped", path=str(there.path), is_published=there.is_published)
+            size = there.path.stat().st_size
+            return Outcome(there.path, size, resumed_from=size, is_skipped=not there.is_published)
+        finally:
+            if self._place is not None:
+                self._place.close()
+
+    def cancel(self, error: DlpoolError | None = None) -> None:
+        """End it within a second, committed so that the next run goes on; ``run`` raises Cancelled, or ``error``."""
+        with self._lock:
+            self._cancelled = self._cancelled or error or Cancelled("the download was cancelled")
+            current = self._round
+        if current is not None:
+            current.stop(self._cancelled)
+
+    def progress(self) -> Progress:
+        """Where it is now."""
+        current, place = self._round, self._place
+        path = place.target if place else self._job.target
+        if current is None:
+            return Progress(path, 0, None, 0, "connecting")
+        active = sum(lane.exchange is not None for lane in current.lanes)
+        size = current.plan.resource.size if current.plan else None
+        return Progress(path, self._board.written(), size, active, current.phase)
+
+    def _run_rounds(self) -> Outcome:
+        delay_s = 0.0
+        while True:
+            current = self._next_round(delay_s)
+            try:
+                plan = current.run()
+                break
+            except RestartFile as error:
+                self._count(current)
+                delay_s = self._prepare_restart(error)
+        self._count(current)
+        return self._outcome(plan, current)
+
+    def _next_round(self, delay_s: float) -> Round:
+        board = Board(time.monotonic)
+        context = Context(self._job, self._settings, self._client, self._source, board, self._rate, self._notify)
+        limit = self._settings.deadline
+        current = Round(
+            context, self._place, self._choose_place,
+            deadline=None if limit is None else self._began + limit,
+            is_single=self._tally.restarts >= MAX_RESTARTS, delay_s=delay_s,
+        )  # fmt: skip
+        with self._lock:
+            if self._cancelled is not None:
+                raise self._cancelled
+            self._board, self._round = board, current
+        return current
+
+    def _prepare_restart(self, error: RestartFile) -> float:
+        """Forget the bytes, and return the seconds to wait before beginning anew.
+
+        A changed file may restart so often, a broken stream as often as a range may be retried. The last restart asks
+        for one body instead of ranges: that can only be one version.
+        """
+        tally, delay_s = self._tally, 0.0
+        if isinstance(error, StreamBroken):
+            tally.broken_streams += 1
+            policy = RetryPolicy.of(self._settings)
+            final = policy.verdict(error.cause, tally.broken_streams)
+            if final is not None:
+                raise final from error
+            delay_s = policy.backoff_s(tally.broken_streams, random.random())
+        elif tally.restarts >= MAX_RESTARTS:
+            raise error
+        else:
+            tally.restarts += 1
+        if self._place is not None:
+            self._place.begin_anew(str(error))
+        return delay_s
+
+    def _choose_place(self, name: str) -> Place:
+        target = self._job.target / name if self._job.is_folder else self._job.target
+        settings = self._settings
+        self._place = Place(
+            self._job, target, if_exists=settings.if_exists, resume=settings.resume, sync=settings.sync,
+            notify=self._notify,
+        )  # fmt: skip
+        return self._place
+
+    def _count(self, current: Round) -> None:
+        self._tally.received += current.received
+        self._tally.retries += self._board.retries
+
+    def _outcome(self, plan: Plan, current: Round) -> Outcome:
+        tally = self._tally
+        outcome = Outcome(
+            path=plan.place.target, size=self._board.written(), received=tally.received,
+            resumed_from=plan.resumed_from, seconds=round(time.monotonic() - self._began, 3),
+            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=len(current.lanes),
+            checksum=str(current.verified) if current.verified else None,
+        )  # fmt: skip
+        self._notify("job_succeeded", **outcome.as_json())
+        return outcome
+

@@ -1,0 +1,140 @@
+"""Which connections are to be ended because they bring too little: pure rules, and the watch that applies them.
+
+Each connection is judged by the time that it kept us waiting: what we spend at the disk, or asleep in a rate limit,
+is not its fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dlpool.errors import DlpoolError, TimedOut, TooSlow
+from dlpool.transfer.context import Context
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.lane import Lane
+
+RATE_WINDOW_S = 2.0  # over which a speed is measured
+LEAST_SPAN_S = 0.05  # of waiting, below which a speed would be noise
+LEAST_WAIT_S = 1.0  # of waiting before a connection is compared with its siblings
+SLOWER = 5.0  # times slower than the fastest sibling is too slow
+LEAST_GAIN_S = 2.0  # a connection that will be done by then is left alone
+MAX_PATIENCE_S = 60.0
+ANSWER_FACTOR = 10.0  # times the usual wait for an answer is too long, if others are idle meanwhile
+
+
+@dataclass
+class Gauge:
+    """What the watch remembers of one connection since ``samples`` began.
+
+    ``patience_s``, the wait before it is compared with others, grows each time a replacement was no better.
+    """
+
+    patience_s: float = LEAST_WAIT_S
+    samples: list[Figures] = field(default_factory=list)
+    began_s: float = 0.0
+    mark: Figures = Figures(0, 0.0)
+
+    def add(self, sample: Figures) -> None:
+        """Take a new sample; those older than the window go, but for the last of them."""
+        if not self.samples:
+            self.began_s, self.mark = sample.waited_s, sample
+        self.samples.append(sample)
+        while len(self.samples) > 2 and sample.waited_s - self.samples[1].waited_s >= RATE_WINDOW_S:
+            self.samples.pop(0)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second over the last seconds of waiting; 0 while there is too little to say."""
+        if not self.samples:
+            return 0.0
+        first, last = self.samples[0], self.samples[-1]
+        span = last.waited_s - first.waited_s
+        return (last.received - first.received) / span if span > LEAST_SPAN_S else 0.0
+
+    @property
+    def waited_s(self) -> float:
+        return self.samples[-1].waited_s - self.began_s if self.samples else 0.0
+
+
+def below_minimum(gauge: Gauge, limit: int, time_s: float) -> DlpoolError | None:
+    """The error for a connection that stayed below ``limit`` bytes/s during ``time_s`` of waiting."""
+    now = gauge.samples[-1]
+    waited = now.waited_s - gauge.mark.waited_s
+    if limit == 0 or waited < time_s:
+        return None
+    received = now.received - gauge.mark.received
+    gauge.mark = now
+    if received >= limit * waited:
+        return None
+    return TooSlow(f"the connection brought {received} bytes in {waited:.0f} s, less than low_speed_limit")
+
+
+def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int) -> DlpoolError | None:
+    """The error for a connection much slower than the fastest of its siblings, if replacing it is worth it."""
+    best = max((sibling.rate for sibling in siblings), default=0.0)
+    if gauge.waited_s < gauge.patience_s or gauge.rate * SLOWER >= best:
+        return None
+    if gauge.rate > 0 and remaining / gauge.rate < LEAST_GAIN_S:
+        return None
+    return TooSlow(f"the connection brings {gauge.rate:.0f} bytes/s, its siblings up to {best:.0f}")
+
+
+def overdue(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> DlpoolError | None:
+    """The error for a request that has had no complete answer header for ``asked_s``, however its bytes trickle."""
+    if asked_s < connect_timeout_s + read_timeout_s:
+        return None
+    return TimedOut("the server did not complete its answer within the time limits")
+
+
+def outwaited(asked_s: float, usual_s: float) -> DlpoolError | None:
+    """The error for a request unanswered far longer than its siblings' were, while a connection has no work."""
+    if asked_s < max(LEAST_WAIT_S, usual_s * ANSWER_FACTOR):
+        return None
+    return TooSlow(f"no answer for {asked_s:.1f} s, its siblings waited {usual_s:.2f} s")
+
+
+class Watch:
+    """Looks at all connections of a download, again and again, and ends those that bring too little.
+
+    Used by the coordinating thread.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._gauges: dict[Lane, Gauge] = {}
+
+    def look(self, lanes: Sequence[Lane]) -> None:
+        """Take a sample of every lane, tell the board their speeds, and abort what is hopeless."""
+        busy = [(lane, exchange) for lane in list(lanes) if (exchange := lane.exchange) is not None]
+        for lane, _exchange in busy:
+            gauge = self._gauges.setdefault(lane, Gauge())
+            gauge.add(lane.figures())
+            if (chunk := lane.chunk) is not None:
+                self._context.board.set_rate(chunk, gauge.rate)
+        for lane, exchange in busy:
+            error = self._verdict(lane, exchange, [other for other in lanes if other is not lane])
+            if error is not None:
+                patience = self._gauges[lane].patience_s
+                self._gauges[lane] = Gauge(min(MAX_PATIENCE_S, patience * 2))
+                exchange.abort(error)
+
+    def _verdict(self, lane: Lane, exchange: Exchange, siblings: Sequence[Lane]) -> DlpoolError | None:
+        if exchange.asked_at is None:
+            return None
+        network = self._context.client.settings
+        if exchange.answered_at is None:
+            asked_s = self._context.clock() - exchange.asked_at
+            late = overdue(asked_s, network.connect_timeout, network.read_timeout)
+            return late or self._outwaited(asked_s, siblings)
+        gauge, chunk = self._gauges[lane], lane.chunk
+        slow = below_minimum(gauge, network.low_speed_limit, network.low_speed_time)
+        if slow is not None or chunk is None:
+            return slow
+        others = [self._gauges[sibling] for sibling in siblings if sibling in self._gauges]
+        return far_behind(gauge, others, chunk.remaining)
+
+    def _outwaited(self, asked_s: float, siblings: Sequence[Lane]) -> DlpoolError | None:
+        usual = [answer_s for sibling in siblings if (answer_s := sibling.answer_s()) is not None]
+        has_idle = any(sibling.exchange is None for sibling in siblings)
+        return outwaited(asked_s, max(usual)) if usual and has_idle else None
