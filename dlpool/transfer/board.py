@@ -185,5 +185,3 @@ class Board:
 
     def _take(self, owner: object) -> Chunk | None:
         return self._map.take(owner, self._clock())
-
-

@@ -38,6 +38,9 @@ class StrictResponse(http.client.HTTPResponse):
         finally:
             if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
                 self.fp = body
+        exchange = running()
+        if exchange is not None:
+            exchange.body = self
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INFORMATIONAL):

@@ -13,13 +13,14 @@ from dlpool.config import TransferSettings
 from dlpool.errors import ServerTrouble
 from dlpool.transfer.answer import Answer, Span, read_answer
 from dlpool.transfer.board import Board
+from dlpool.transfer.client import Client
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.limits import RateLimit
 from dlpool.transfer.place import Place
 from dlpool.transfer.resource import Resource
 from dlpool.transfer.retry import RetryPolicy
-from dlpool.transfer.source import Client, Reply, Source
+from dlpool.transfer.source import Reply, Source
 
 
 @dataclass(frozen=True)

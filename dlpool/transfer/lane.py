@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlpool.errors import BadAnswer, DlpoolError, InternalError, PolicyRefused, RetryRange, ShortBody, StreamBroken, TooSlow
+from dlpool.errors import (
+    BadAnswer,
+    DlpoolError,
+    InternalError,
+    PolicyRefused,
+    RetryRange,
+    ShortBody,
+    StreamBroken,
+    TooSlow,
+)
 from dlpool.transfer.answer import Answer, Span, check_same_version
 from dlpool.transfer.chunks import LEAST_STEAL, UNKNOWN_END, Chunk
 from dlpool.transfer.context import Context, Plan
@@ -66,7 +75,7 @@ class Lane:
                 board.pause(self._serve(chunk))
         except DlpoolError as error:
             board.stop(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - top of a thread
             failure = InternalError(f"unexpected {type(error).__name__}: {error}")
             failure.__cause__ = error
             board.stop(failure)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from urllib3 import exceptions
 
@@ -23,12 +22,6 @@ from dlpool.errors import (
     UsageError,
 )
 
-_TIMEOUTS = (TimeoutError, socket.timeout, exceptions.TimeoutError)
-_SHORT = (http.client.IncompleteRead, exceptions.IncompleteRead)
-_BROKEN = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-_INVALID = (exceptions.LocationValueError,)
-_MALFORMED = (http.client.HTTPException, exceptions.InvalidHeader, ValueError)
-
 
 def network_error(error: Exception, is_reused: bool = False, *, is_answered: bool = False) -> DlpoolError:
     """Our error for a foreign one.
@@ -38,30 +31,53 @@ def network_error(error: Exception, is_reused: bool = False, *, is_answered: boo
     """
     causes = list(_causes(error))
     for cause in causes:
-        if isinstance(cause, DlpoolError):
-            return cause
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return TlsFailed(f"the server's certificate was refused: {cause.verify_message or cause}")
-        if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed"):
-            return _tunnel_error(str(cause))
-    if _find(causes, _INVALID):
-        return UsageError(f"the URL cannot be used: {error}")
-    if _find(causes, _TIMEOUTS):
-        return TimedOut("the server sent nothing for longer than the read timeout")
-    if _find(causes, _SHORT):
-        return ShortBody("the connection ended before the body did")
-    if broken := _find(causes, _BROKEN):
-        return ConnectionBroken(f"the connection broke ({broken})", is_stale=is_reused and not is_answered)
-    if refused := _find(causes, (ssl.SSLError,)):
-        reason = getattr(refused, "reason", None) or refused
-        return ConnectionBroken(f"TLS broke ({reason})") if is_answered else TlsFailed(f"TLS failed ({reason})")
-    if malformed := _find(causes, _MALFORMED):
-        return BadAnswer(f"the server's answer is malformed ({str(malformed)[:200] or type(malformed).__name__})")
+        if (known := _certain(cause)) is not None:
+            return known
+    for kinds, translate in _RULES:
+        if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
+            return translate(found, is_reused, is_answered)
     return ConnectionBroken(f"the connection broke ({str(error)[:200]})")
 
 
-def _find(causes: list[BaseException], kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    return next((cause for cause in causes if isinstance(cause, kinds)), None)
+def _certain(cause: BaseException) -> DlpoolError | None:
+    """The error for a cause that outweighs all others it came with."""
+    if isinstance(cause, DlpoolError):
+        return cause
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return TlsFailed(f"the server's certificate was refused: {cause.verify_message or cause}")
+    if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed"):
+        return _tunnel_error(str(cause))
+    return None
+
+
+def _broken(cause: BaseException, is_reused: bool, is_answered: bool) -> DlpoolError:
+    return ConnectionBroken(f"the connection broke ({cause})", is_stale=is_reused and not is_answered)
+
+
+def _tls(cause: BaseException, _is_reused: bool, is_answered: bool) -> DlpoolError:
+    reason = getattr(cause, "reason", None) or cause
+    return ConnectionBroken(f"TLS broke ({reason})") if is_answered else TlsFailed(f"TLS failed ({reason})")
+
+
+def _malformed(cause: BaseException, _is_reused: bool, _is_answered: bool) -> DlpoolError:
+    return BadAnswer(f"the server's answer is malformed ({str(cause)[:200] or type(cause).__name__})")
+
+
+# Looked through in this order; the first whose kind is anywhere among the causes tells.
+_RULES: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, bool, bool], DlpoolError]], ...] = (
+    ((exceptions.LocationValueError,), lambda cause, *_: UsageError(f"the URL cannot be used: {cause}")),
+    (
+        (TimeoutError, exceptions.TimeoutError),
+        lambda *_: TimedOut("the server sent nothing for longer than the read timeout"),
+    ),
+    (
+        (http.client.IncompleteRead, exceptions.IncompleteRead),
+        lambda *_: ShortBody("the connection ended before the body did"),
+    ),
+    ((ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError), _broken),
+    ((ssl.SSLError,), _tls),
+    ((http.client.HTTPException, exceptions.InvalidHeader, ValueError), _malformed),
+)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -86,5 +102,3 @@ def _tunnel_error(message: str) -> DlpoolError:
     if status in (401, 403, 407):
         return AccessDenied(said)
     return ServerTrouble(said) if status >= 500 else HttpRefused(said)
-
-

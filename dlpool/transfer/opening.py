@@ -77,9 +77,9 @@ class Opening:
                 self._place.begin_anew(f"the server answered {reply.status} to the range that is missing")
                 return self._probe(exchange)
             asked, reply = None, context.source.get(exchange, None)
-        return self._with_size(exchange, reply, asked, context.judge(reply, asked))
+        return self._with_size(exchange, reply, context.judge(reply, asked))
 
-    def _with_size(self, exchange: Exchange, reply: Reply, asked: Span | None, answer: Answer) -> tuple[Reply, Answer]:
+    def _with_size(self, exchange: Exchange, reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
         """Find the size of a file of which a 206 did not tell it (``bytes 0-9/*``), else take it as one body."""
         if not answer.is_partial or answer.resource.size is not None:
             return reply, answer

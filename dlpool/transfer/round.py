@@ -189,9 +189,11 @@ class Round:
             return
         if isinstance(error, ChecksumMismatch):
             plan.place.discard()
-        elif plan.is_resumable and not self._committed.is_broken:
-            if self._context.board.written() > self._committed.written:
-                self._checkpoint(plan, error)
+        elif plan.is_resumable and not self._committed.is_broken and self._has_fresh_bytes():
+            self._checkpoint(plan, error)
+
+    def _has_fresh_bytes(self) -> bool:
+        return self._context.board.written() > self._committed.written
 
     def _join(self) -> None:
         until = self._context.clock() + STOP_S

@@ -1,13 +1,12 @@
 """Where a file comes from: requests, redirects, credentials, and the errors of the network.
 
-With ``connection`` the only user of requests and urllib3. A ``Client`` belongs to a process and keeps connections
-alive over files; a ``Source`` belongs to one download.
+With ``client``, ``connection`` and ``neterrors`` the only user of requests and urllib3. A ``Client`` belongs to a
+process and keeps connections alive over files; a ``Source`` belongs to one download.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
+import http.client
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,94 +15,92 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.auth import _basic_auth_str
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
-from requests.utils import get_auth_from_url, get_environ_proxies, get_netrc_auth, requote_uri
+from requests.utils import get_auth_from_url, get_netrc_auth, requote_uri
 
 from dlpool import __version__
 from dlpool.config import NetworkSettings
 from dlpool.errors import (
-    ConfigurationError,
     DlpoolError,
     PolicyRefused,
     ProtocolBroken,
     RetryRange,
+    ShortBody,
     UsageError,
 )
 from dlpool.transfer.answer import Span
-from dlpool.transfer.connection import pool_classes
+from dlpool.transfer.client import Client
+from dlpool.transfer.connection import StrictResponse
 from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.neterrors import network_error
-from dlpool.transfer.policy import check_address, headers_for, origin
+from dlpool.transfer.policy import check_address, headers_for
 
 MAX_REDIRECTS = 10
-MAX_HOSTS = 64  # whose idle connections are kept
+ENOUGH = 64 * 1024  # bytes that one read collects
+COLLECT_S = 0.02  # for how long
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
-class Client:
-    """The connections of a process. Thread-safe; pass one to all downloads.
+class Reply:
+    """An answer whose body is still to come. Used by one thread.
 
-    ``pool_size``: connections to one host that are kept for reuse.
+    The body is read from http.client's response: urllib3's reading costs more than all the rest of a download.
     """
 
-    def __init__(self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch) -> None:
-        self.settings = settings
-        self.gate = gate
-        self.watch = watch
-        self.session = requests.Session()
-        adapter = _Adapter(settings, pool_size)
-        self.session.mount("http://", adapter)
-        self.session.mount("https://", adapter)
-        self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
-
-    def proxies(self, url: str) -> Mapping[str, str]:
-        """The proxies for a URL, by scheme: the configured one, else the environment's."""
-        if self.settings.proxy:
-            return {"http": self.settings.proxy, "https": self.settings.proxy}
-        found = self._proxies.get(origin(url))
-        if found is None:
-            found = self._proxies[origin(url)] = get_environ_proxies(url)
-        return found
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self.session.close()
-
-
-class Reply:
-    """An answer whose body is still to come. Used by one thread."""
-
-    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str, exchange: Exchange) -> None:
+    def __init__(self, raw: urllib3.BaseHTTPResponse, body: StrictResponse, url: str, exchange: Exchange) -> None:
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self.url = url
         self._raw = raw
+        self._body = body
         self._exchange = exchange
+        self._failure: DlpoolError | None = None
 
     def read(self, size: int) -> bytes:
-        """What has arrived, at most ``size`` bytes, as sent; b"" at the end. Raises RetryRange or the verdict."""
+        """What has arrived, at most ``size`` bytes, as sent; b"" at the end. Raises RetryRange or the verdict.
+
+        TLS brings 16 KiB at a time: several are collected while they come without delay. What came before a failure
+        is returned first.
+        """
         exchange = self._exchange
-        exchange.reading_since = began = exchange.clock()
-        try:
-            data = self._raw.read1(size, decode_content=False)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise exchange.verdict or network_error(error, is_answered=True) from error
-        finally:
-            exchange.reading_since = None
-            exchange.read_s += exchange.clock() - began
-        exchange.received += len(data)
+        began = exchange.clock()
+        if self._failure is None:
+            exchange.reading_since = began
+        parts: list[bytes] = []
+        collected = 0
+        while self._failure is None and collected < min(size, ENOUGH):
+            data = self._read_once(size - collected)
+            parts.append(data)
+            collected += len(data)
+            if not data or exchange.clock() - began > COLLECT_S:
+                break
+        exchange.reading_since = None
+        exchange.read_s += exchange.clock() - began
+        exchange.received += collected
         exchange.check()
-        return data
+        if self._failure is not None and not collected:
+            raise self._failure
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
-        with suppress(urllib3.exceptions.HTTPError, OSError):
-            if self._raw.length_remaining == 0:
+        body = self._body
+        with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+            if body.isclosed() or body.length == 0:
+                body.close()
                 self._raw.release_conn()
             self._raw.close()
+
+    def _read_once(self, size: int) -> bytes:
+        try:
+            data = self._body.read1(size)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            self._failure = network_error(error, is_answered=True)
+            return b""
+        if not data and self._body.length:
+            self._failure = ShortBody("the connection ended before the body did")
+        return data
 
 
 class Source:
@@ -190,7 +187,7 @@ class Source:
         if proxies:
             _check_literal(url, client.settings.network)
         request = self._prepared(method, url, headers)
-        exchange.asked_at, exchange.answered_at = exchange.clock(), None
+        exchange.asked_at, exchange.answered_at, exchange.body = exchange.clock(), None, None
         try:
             answer = client.session.get_adapter(url).send(
                 request,
@@ -207,7 +204,8 @@ class Source:
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
         self._keep_cookies(request, answer.raw)
-        return Reply(answer.raw, url, exchange)
+        assert isinstance(exchange.body, StrictResponse)
+        return Reply(answer.raw, exchange.body, url, exchange)
 
     def _prepared(self, method: str, url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
         request = requests.PreparedRequest()
@@ -228,67 +226,6 @@ class Source:
                 extract_cookies_to_jar(self._cookies, request, raw)
 
 
-class _Adapter(HTTPAdapter):
-    """requests' adapter over our connections, with one TLS context, loaded when the first https URL comes."""
-
-    def __init__(self, settings: NetworkSettings, pool_size: int) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._context: ssl.SSLContext | None = None
-        super().__init__(pool_connections=MAX_HOSTS, pool_maxsize=pool_size)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
-        self.poolmanager.pool_classes_by_scheme = pool_classes(self._settings.network)
-
-    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **proxy_kwargs)
-        manager.pool_classes_by_scheme = pool_classes(self._settings.network)
-        return manager
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        parts = urlsplit(request.url or "")
-        host = {"scheme": str(parts.scheme), "host": parts.hostname, "port": parts.port}
-        return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Nothing to do: the context verifies."""
-
-    def _tls(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._context is None:
-                self._context = tls_context(self._settings)
-            return self._context
-
-
-def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
-    """A context that trusts the given CA bundle, else the system's, else requests' own.
-
-    Raises ConfigurationError for files that cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.cacert)
-        if settings.cert:
-            context.load_cert_chain(settings.cert, settings.key)
-    except OSError as error:
-        name = settings.cacert if not settings.cert or not os.path.exists(settings.cacert or "/") else settings.cert
-        raise ConfigurationError(f"the certificates in {name} cannot be used: {error}") from error
-    if settings.cacert is None and not context.cert_store_stats()["x509_ca"] and not _has_ca_folder():
-        context.load_verify_locations(requests.certs.where())
-    if settings.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _has_ca_folder() -> bool:
-    """Whether OpenSSL finds CA certificates one by one, which a context does not count."""
-    folder = ssl.get_default_verify_paths().capath
-    return bool(folder and os.path.isdir(folder) and os.listdir(folder))
-
-
 def _defaults(settings: NetworkSettings) -> dict[str, str]:
     agent = settings.user_agent or f"dlpool/{__version__}"
     return {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -305,7 +242,7 @@ def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
         _ = parts.port
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise UsageError(f"{url[:200]!r} is not a URL: {error}") from error
-    user = get_auth_from_url(request.url)
+    user = get_auth_from_url(request.url or "")
     netloc = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=netloc, fragment="").geturl(), user if any(user) else None
 

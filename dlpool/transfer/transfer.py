@@ -5,18 +5,21 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dlpool.config import TransferSettings
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.transfer.board import Board
+from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
 from dlpool.transfer.limits import RateLimit
 from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.round import Round
-from dlpool.transfer.source import Client, Source
+from dlpool.transfer.source import Source
 
 MAX_RESTARTS = 3
 
@@ -37,12 +40,20 @@ class Transfer:
     ``client`` is shared by the transfers of a process. The lock guards the present round and the wish to cancel.
     """
 
-    def __init__(self, job: Job, settings: TransferSettings, client: Client, notify: Notify = ignore) -> None:
-        """Raises UsageError for a URL that is none."""
+    def __init__(
+        self,
+        job: Job,
+        settings: TransferSettings,
+        client: Client,
+        notify: Notify = ignore,
+        admit: Callable[[Path], None] | None = None,
+    ) -> None:
+        """``admit`` hears the target before it is touched, and may refuse it. Raises UsageError for a bad URL."""
         self._job = job
         self._settings = settings
         self._client = client
         self._notify = notify
+        self._admit = admit
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimit(settings.limit_rate, time.monotonic)
         self._tally = Tally()
@@ -146,6 +157,8 @@ class Transfer:
     def _choose_place(self, name: str) -> Place:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
+        if self._admit is not None and settings.if_exists == "overwrite":
+            self._admit(target)
         self._place = Place(
             self._job, target, if_exists=settings.if_exists, resume=settings.resume, sync=settings.sync,
             notify=self._notify,
@@ -166,4 +179,3 @@ class Transfer:
         )  # fmt: skip
         self._notify("job_succeeded", **outcome.as_json())
         return outcome
-

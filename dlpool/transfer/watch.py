@@ -33,7 +33,7 @@ class Gauge:
     patience_s: float = LEAST_WAIT_S
     samples: list[Figures] = field(default_factory=list)
     began_s: float = 0.0
-    mark: Figures = Figures(0, 0.0)
+    mark: Figures = field(default_factory=lambda: Figures(0, 0.0))
 
     def add(self, sample: Figures) -> None:
         """Take a new sample; those older than the window go, but for the last of them."""

@@ -1,0 +1,1 @@
+"""What a person types: parsing, progress, tables, exit codes."""

@@ -1,0 +1,105 @@
+"""What ``dlpool fetch`` is asked for: one URL, or the lines of a list."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlpool.errors import DlpoolError, UsageError
+from dlpool.transfer.job import Checksum, Job
+
+# Header fields on which a right answer depends: dlpool sets them itself.
+_OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_JSON_FIELDS = {"url", "path", "checksum", "headers"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to fetch, or what is wrong with its line. ``line`` is 0 for a URL from the command line."""
+
+    url: str
+    job: Job | None
+    error: DlpoolError | None = None
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all items of a command share. ``folder`` is where relative paths and unnamed files go."""
+
+    folder: Path
+    headers: Mapping[str, str]
+    user: tuple[str, str] | None
+    checksum: Checksum | None
+
+
+def single_item(url: str, path: str | None, common: Common) -> Item:
+    """The item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
+    if path == "-":
+        raise UsageError("dlpool writes files, not standard output: name a file instead of -")
+    return Item(url, _job(url, path, common))
+
+
+def items_from_lines(lines: Iterable[str], common: Common) -> Iterator[Item]:
+    """The items of a list, one a line, read as they are needed; empty lines and ``#`` comments are skipped."""
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            url, path, own = _parsed(text, common)
+            yield Item(url, _job(url, path, own), line=number)
+        except DlpoolError as error:
+            yield Item(text[:200], None, UsageError(f"line {number}: {error}"), line=number)
+
+
+def parse_header(text: str) -> tuple[str, str]:
+    """Name and value of ``NAME: VALUE``. Raises UsageError."""
+    name, colon, value = text.partition(":")
+    name, value = name.strip(), value.strip()
+    if not colon or not _HEADER.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        raise UsageError(f"header {text[:80]!r} is not of the form 'Name: value'")
+    if name.lower() in _OWN_HEADERS:
+        raise UsageError(f"header {name} is set by dlpool itself and cannot be given")
+    return name, value
+
+
+def _job(url: str, path: str | None, common: Common) -> Job:
+    target = common.folder if path is None else common.folder / path
+    is_folder = path is None or path.endswith("/") or target.is_dir()
+    if "\0" in str(target):
+        raise UsageError("the path holds a NUL character")
+    return Job(url, target, is_folder, common.headers, common.user, common.checksum)
+
+
+def _parsed(text: str, common: Common) -> tuple[str, str | None, Common]:
+    if not text.startswith("{"):
+        url, *rest = text.split(None, 1)
+        return url, rest[0] if rest else None, common
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"it is not JSON ({error})") from error
+    return _from_json(fields, common)
+
+
+def _from_json(fields: dict[str, Any], common: Common) -> tuple[str, str | None, Common]:
+    unknown = ", ".join(sorted(fields.keys() - _JSON_FIELDS))
+    if unknown:
+        raise UsageError(f"unknown field {unknown}; known are {', '.join(sorted(_JSON_FIELDS))}")
+    for name in ("url", "path", "checksum"):
+        if not isinstance(fields.get(name), str | None):
+            raise UsageError(f"{name} is not text")
+    headers = fields.get("headers") or {}
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise UsageError("headers is not an object of texts")
+    if not fields.get("url"):
+        raise UsageError("url is missing")
+    own = dict(parse_header(f"{name}: {value}") for name, value in headers.items())
+    checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") else common.checksum
+    return fields["url"], fields.get("path"), Common(common.folder, {**common.headers, **own}, common.user, checksum)

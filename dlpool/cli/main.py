@@ -1,0 +1,60 @@
+"""The command line: ``dlpool COMMAND``. Imports no library before it knows what to do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dlpool import __version__
+from dlpool.cli.options import add_fetch, joined_negatives
+from dlpool.errors import DlpoolError
+
+EXIT_CODES = """\
+exit codes:
+  0 done                      9 no space                   20 Redis unreachable
+  1 unclassified             10 not found (404, 410)       21 no such job
+  2 usage                    11 checksum mismatch          75 try again later
+  3 local file I/O           12 refused by policy          77 not permitted
+  4 network, DNS, timeout    13 target exists, or locked   78 configuration
+  5 TLS                      14 some of many failed       130 interrupted: run it again to go on
+  6 401, 403, 407            15 remote keeps changing     143 terminated: run it again to go on
+  7 server broke HTTP         8 server error, final
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dlpool: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``module``, which has ``run(arguments) -> exit code``."""
+    parser = Parser(
+        prog="dlpool",
+        description="Turns URLs into files: over several connections, resumable, exact.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    add_fetch(commands, EXIT_CODES)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. No traceback reaches the user."""
+    arguments = build_parser().parse_args(joined_negatives(sys.argv[1:] if argv is None else argv))
+    try:
+        code: int = arguments.run(arguments)
+    except DlpoolError as error:
+        print(f"dlpool: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code

@@ -1,0 +1,119 @@
+"""Command-line options, derived from the settings' metadata."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields, replace
+from typing import Any, TypeVar
+
+from dlpool.config import NetworkSettings, TransferSettings, option_names, parse_count, parse_setting
+
+Settings = TypeVar("Settings", TransferSettings, NetworkSettings)
+
+_EXAMPLES = """\
+examples:
+  dlpool fetch https://example.org/model.bin
+  dlpool fetch https://example.org/model.bin models/ --checksum sha256:9f86d0...
+  dlpool fetch -i urls.txt downloads/ -j 8
+
+"""
+
+
+def add_fetch(commands: Any, exit_codes: str) -> None:
+    """Declare ``dlpool fetch``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "fetch",
+        help="download one URL, or a list of them",
+        description="Download URL to PATH: a file, an existing folder, or by default the current folder.",
+        epilog=_EXAMPLES + exit_codes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_run_fetch)
+    parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
+    parser.add_argument("path", metavar="PATH", nargs="?", help="file, or existing folder (default: current folder)")
+    _add_job_options(parser.add_argument_group("what to fetch"))
+    for title, settings in (("transfer", TransferSettings), ("network", NetworkSettings)):
+        group = parser.add_argument_group(title)
+        for declared in fields(settings):
+            add_setting(group, declared)
+    _add_output_options(parser.add_argument_group("output"))
+
+
+def add_setting(group: Any, declared: Field[Any]) -> None:
+    """Declare the option of one setting; its value is absent unless given."""
+    meta = declared.metadata
+    options: dict[str, Any] = {"dest": declared.name, "default": argparse.SUPPRESS}
+    if isinstance(declared.default, bool):
+        help_text = f"do not {meta['help']}" if declared.default else meta["help"]
+        group.add_argument(*option_names(declared), action="store_const", const=not declared.default,
+                           help=help_text, **options)  # fmt: skip
+        return
+    help_text = meta["help"] if meta["text"] is None else f"{meta['help']} (default: {meta['text']})"
+    group.add_argument(*option_names(declared), metavar=meta["kind"].metavar, type=_checked(declared),
+                       help=help_text.replace("%", "%%"), **options)  # fmt: skip
+
+
+def settings_from(arguments: argparse.Namespace, defaults: Settings) -> Settings:
+    """``defaults`` with what was given on the command line."""
+    given = {name: value for name, value in vars(arguments).items() if name in {f.name for f in fields(defaults)}}
+    return replace(defaults, **given)
+
+
+def joined_negatives(argv: Sequence[str]) -> list[str]:
+    """``--option -5K`` as ``--option=-5K``, so that a negative value is called so and not taken for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-[0-9.]", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _run_fetch(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.fetch import run
+
+    return run(arguments)
+
+
+def _add_job_options(group: Any) -> None:
+    group.add_argument("-i", "--input-file", metavar="FILE", help="a list, - for standard input: on each line a URL, "
+                       'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}')  # fmt: skip
+    group.add_argument("-j", "--jobs", metavar="N", type=_jobs, default=5, help="files at once, with -i (default: 5)")
+    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
+                       help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
+    group.add_argument("--user", metavar="NAME[:PASSWORD]",
+                       help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for")  # fmt: skip
+    group.add_argument("--referer", metavar="URL", help="Referer header")
+    group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument("--progress", choices=("auto", "bar", "plain", "json", "none"), default="auto",
+                       help="on standard error (default: auto: bars on a terminal, else lines)")  # fmt: skip
+    group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    group.add_argument("-v", "--verbose", action="store_true", help="say what happens")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+
+
+def _checked(declared: Field[Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parse_setting(declared, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+
+    return parse
+
+
+def _jobs(text: str) -> int:
+    try:
+        count = parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+    if not 1 <= count <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to 256")
+    return count

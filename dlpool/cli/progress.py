@@ -1,0 +1,160 @@
+"""Progress on standard error: bars, plain lines, JSON lines or nothing. Drawn by the main thread alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any, Protocol, TextIO
+
+from dlpool.cli.runner import View
+from dlpool.transfer.job import Progress
+
+SPEED_WINDOW_S = 5.0
+PLAIN_EVERY_S = 10.0
+JSON_EVERY_S = 1.0
+
+
+class Display(Protocol):
+    """What shows the run to a person or a program."""
+
+    def update(self, view: View) -> None:
+        """Draw if it is time."""
+
+    def say(self, text: str) -> None:
+        """Print a line, without harm to what is drawn."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Speedometer:
+    """Bytes a second over the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, total: int) -> float:
+        """Take a sample and return the speed; a total that went back (a restart) begins anew."""
+        if self._samples and total < self._samples[-1][1]:
+            self._samples.clear()
+        self._samples.append((now, total))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= SPEED_WINDOW_S:
+            self._samples.popleft()
+        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
+    for unit in ("B", "K", "M", "G"):
+        if size < 1024:
+            return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"
+        size /= 1024
+    return f"{size:.1f}T"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people: 7s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def percent(progress: Progress) -> float | None:
+    """Per cent done; None while the size is unknown."""
+    return 100.0 * progress.done / progress.size if progress.size else None
+
+
+def eta_s(progress: Progress, speed: float) -> float | None:
+    """Seconds left at this speed; None if it cannot be told."""
+    return (progress.size - progress.done) / speed if progress.size and speed > 0 else None
+
+
+def status_text(progress: Progress, speed: float) -> str:
+    """One file in one line, less its name."""
+    share, left = percent(progress), eta_s(progress, speed)
+    parts = [f"{share:.0f}%"] if share is not None else []
+    parts.append(size_text(progress.done) + (f" of {size_text(progress.size)}" if progress.size else ""))
+    parts.append(f"{size_text(speed)}/s")
+    parts += [f"ETA {time_text(left)}"] if left is not None else []
+    return ", ".join([*parts, f"{progress.connections} connections"])
+
+
+class Silent:
+    """Shows nothing; what is said still comes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def update(self, view: View) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Plain(Silent):
+    """A line every ten seconds, for pipes and logs."""
+
+    every_s = PLAIN_EVERY_S
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._shown_at = time.monotonic()
+        self._speeds: dict[int, Speedometer] = {}
+
+    def update(self, view: View) -> None:
+        now = time.monotonic()
+        rates = {n: self._speeds.setdefault(n, Speedometer()).add(now, p.done) for n, p in view.active.items()}
+        self._speeds = {number: self._speeds[number] for number in rates}
+        if now - self._shown_at >= self.every_s:
+            self._shown_at = now
+            self.show(view, rates)
+
+    def show(self, view: View, rates: dict[int, float]) -> None:
+        """Print the moment."""
+        if len(view.active) == 1 and not view.done + view.failed:
+            number, progress = next(iter(view.active.items()))
+            self.say(f"{progress.path.name}: {status_text(progress, rates[number])}")
+            return
+        done = view.ended_bytes + sum(progress.done for progress in view.active.values())
+        self.say(
+            f"{view.done} files done, {view.failed} failed, {len(view.active)} active, "
+            f"{size_text(done)}, {size_text(sum(rates.values()))}/s"
+        )
+
+
+class JsonLines(Plain):
+    """A JSON object a second for each file, for programs."""
+
+    every_s = JSON_EVERY_S
+
+    def show(self, view: View, rates: dict[int, float]) -> None:
+        for number, progress in view.active.items():
+            share, left = percent(progress), eta_s(progress, rates[number])
+            line: dict[str, Any] = {
+                "event": "progress", "path": str(progress.path), "done": progress.done, "size": progress.size,
+                "percent": None if share is None else round(share, 1), "bytes_per_second": round(rates[number]),
+                "eta_s": None if left is None else round(left, 1), "connections": progress.connections,
+                "phase": progress.phase,
+            }  # fmt: skip
+            self.say(json.dumps(line))
+
+
+def display(kind: str, *, quiet: bool) -> Display:
+    """The display for the option ``--progress``."""
+    if quiet or kind == "none":
+        return Silent(sys.stderr)
+    if kind == "json":
+        return JsonLines(sys.stderr)
+    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
+        from dlpool.cli.bars import Bars
+
+        return Bars()
+    return Plain(sys.stderr)

@@ -1,0 +1,122 @@
+"""The connections of a process: sessions, pools, proxies and TLS."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
+
+from dlpool.config import NetworkSettings
+from dlpool.errors import ConfigurationError
+from dlpool.transfer.connection import pool_classes
+from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.policy import origin
+
+MAX_HOSTS = 64  # whose idle connections are kept
+
+
+class Client:
+    """The connections of a process. Thread-safe; pass one to all downloads.
+
+    ``pool_size``: connections to one host that are kept for reuse.
+    """
+
+    def __init__(self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch) -> None:
+        self.settings = settings
+        self.gate = gate
+        self.watch = watch
+        self.session = requests.Session()
+        adapter = _Adapter(settings, pool_size)
+        self.session.mount("http://", adapter)
+        self.session.mount("https://", adapter)
+        self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
+
+    def proxies(self, url: str) -> Mapping[str, str]:
+        """The proxies for a URL, by scheme: the configured one, else the environment's."""
+        if self.settings.proxy:
+            return {"http": self.settings.proxy, "https": self.settings.proxy}
+        found = self._proxies.get(origin(url))
+        if found is None:
+            found = self._proxies[origin(url)] = get_environ_proxies(url)
+        return found
+
+    def check(self) -> None:
+        """Raise ConfigurationError now if the certificates of the settings cannot be used."""
+        if self.settings.cacert or self.settings.cert:
+            tls_context(self.settings)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.session.close()
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter over our connections, with one TLS context, loaded when the first https URL comes."""
+
+    def __init__(self, settings: NetworkSettings, pool_size: int) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+        super().__init__(pool_connections=MAX_HOSTS, pool_maxsize=pool_size)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
+        self.poolmanager.pool_classes_by_scheme = pool_classes(self._settings.network)
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **proxy_kwargs)
+        manager.pool_classes_by_scheme = pool_classes(self._settings.network)
+        return manager
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        parts = urlsplit(request.url or "")
+        host = {"scheme": str(parts.scheme), "host": parts.hostname, "port": parts.port}
+        return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Nothing to do: the context verifies."""
+
+    def _tls(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._context is None:
+                self._context = tls_context(self._settings)
+            return self._context
+
+
+def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
+    """A context that trusts the given CA bundle, else the system's, else requests' own.
+
+    Raises ConfigurationError for files that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=settings.cacert)
+    except OSError as error:
+        raise ConfigurationError(f"cacert {settings.cacert} cannot be used: {error}") from error
+    try:
+        if settings.cert:
+            context.load_cert_chain(settings.cert, settings.key)
+    except OSError as error:
+        raise ConfigurationError(f"cert {settings.cert} (key {settings.key}) cannot be used: {error}") from error
+    if settings.cacert is None and not context.cert_store_stats()["x509_ca"] and not _has_ca_folder():
+        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    if settings.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return context
+
+
+def _has_ca_folder() -> bool:
+    """Whether OpenSSL finds CA certificates one by one, which a context does not count."""
+    folder = ssl.get_default_verify_paths().capath
+    return bool(folder and Path(folder).is_dir() and any(Path(folder).iterdir()))
