@@ -64,8 +64,3 @@ class Plan:
     place: Place
     has_ranges: bool
     resumed_from: int
-
-    @property
-    def is_resumable(self) -> bool:
-        """Whether a checkpoint is of use to a later run."""
-        return self.has_ranges and self.place.saved is not None

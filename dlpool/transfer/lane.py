@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dlpool.errors import (
     BadAnswer,
     DlpoolError,
@@ -18,7 +16,7 @@ from dlpool.transfer.answer import Answer, Span, check_same_version
 from dlpool.transfer.chunks import LEAST_STEAL, UNKNOWN_END, Chunk
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.opening import Opened
+from dlpool.transfer.opening import Opened, Opening
 from dlpool.transfer.partfile import Writer
 from dlpool.transfer.source import Reply
 
@@ -30,24 +28,16 @@ MAX_STALE = 16  # idle connections in a row that had died
 
 class Lane:
     """A thread's way through a download. All its attributes are its own, but for ``exchange`` and ``chunk``, which
-    the watch reads.
+    others read.
 
-    ``open_first`` makes the first lane of a download ask for the plan; ``opened`` hears of it.
+    The first lane has no ``plan`` yet and finds it by ``open``.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        plan: Plan | None,
-        open_first: Callable[[Exchange], Opened] | None = None,
-        opened: Callable[[Plan], None] | None = None,
-    ) -> None:
+    def __init__(self, context: Context, plan: Plan | None = None) -> None:
         self.exchange: Exchange | None = None
         self.chunk: Chunk | None = None
         self._context = context
         self._plan = plan
-        self._open_first = open_first
-        self._opened = opened
         self._writer: Writer | None = None
         self._latest: Exchange | None = None
         self._misses = 0  # failures in a row that say "no further connection"
@@ -67,10 +57,30 @@ class Lane:
         latest = self._latest
         return latest.answer_s if latest is not None else None
 
-    def run(self) -> None:
-        """The thread's body. Every error ends up on the board."""
+    def open(self, opening: Opening) -> Opened:
+        """Make the first request until it leads to a plan. Raises what ends the job."""
+        board = self._context.board
+        while (chunk := board.take(self)) is not None:
+            delay = rest = 0.0
+            try:
+                with self._new_exchange() as exchange:
+                    opened = opening.run(exchange)
+                self._plan = opened.plan
+                self.chunk = board.start(opened.chunks, self)
+                return opened
+            except RetryRange as error:
+                self.exchange = None
+                delay, rest = self._delays(chunk, error)
+            board.give_back(chunk, delay)
+            board.pause(rest)
+        raise board.error or AssertionError("over before it began")
+
+    def run(self, opened: Opened | None = None) -> None:
+        """Work until it is over, beginning with the body that ``open`` left. Every error ends up on the board."""
         board = self._context.board
         try:
+            if opened is not None:
+                board.pause(self._serve(self.chunk, opened))
             while (chunk := board.take(self)) is not None:
                 board.pause(self._serve(chunk))
         except DlpoolError as error:
@@ -83,32 +93,39 @@ class Lane:
             if self._writer is not None:
                 self._writer.close()
 
-    def _serve(self, chunk: Chunk) -> float:
-        """One request for ``chunk``; returns for how long this thread should rest."""
+    def _serve(self, chunk: Chunk | None, opened: Opened | None = None) -> float:
+        """One request for ``chunk``, or the rest of the first one; returns for how long this thread should rest."""
         self.chunk = chunk
         delay = rest = 0.0
         try:
-            with self._context.exchange(self.figures()) as exchange:
-                self.exchange = self._latest = exchange
-                reply, answer = self._ask(exchange, chunk)
-                try:
-                    if self.chunk is not None:
-                        self._copy(reply, answer, self.chunk)
-                finally:
-                    reply.close()
+            reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
+            try:
+                if chunk is not None:
+                    self._copy(reply, answer, chunk)
+            finally:
+                reply.close()
         except RetryRange as error:
-            delay, rest = self._delays(self.chunk or chunk, error)
+            assert chunk is not None
+            delay, rest = self._delays(chunk, error)
         finally:
             self.exchange = None
-            if self.chunk is not None:
-                self._context.board.give_back(self.chunk, delay)
             self.chunk = None
+            if chunk is not None:
+                self._context.board.give_back(chunk, delay)
         return rest
+
+    def _new_exchange(self) -> Exchange:
+        self.exchange = self._latest = self._context.exchange(self.figures())
+        return self.exchange
+
+    def _asked(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
+        assert chunk is not None
+        with self._new_exchange() as exchange:
+            return self._ask(exchange, chunk)
 
     def _ask(self, exchange: Exchange, chunk: Chunk) -> tuple[Reply, Answer]:
         context, plan = self._context, self._plan
-        if plan is None:
-            return self._open(exchange)
+        assert plan is not None
         asked = Span(chunk.position, chunk.end) if plan.has_ranges else None
         if_range = None if self._distrusts_if_range else plan.resource.if_range
         reply = context.source.get(exchange, asked, if_range)
@@ -125,14 +142,6 @@ class Lane:
             raise BadAnswer("the server sent the whole file although a range was asked for")
         self._distrusts_if_range = True  # the version is the same: this server does not know If-Range
         return self._ask(exchange, chunk)
-
-    def _open(self, exchange: Exchange) -> tuple[Reply, Answer]:
-        assert self._open_first is not None and self._opened is not None
-        first = self._open_first(exchange)
-        self._plan = first.plan
-        self.chunk = self._context.board.start(first.chunks, self)
-        self._opened(first.plan)
-        return first.reply, first.answer
 
     def _copy(self, reply: Reply, answer: Answer, chunk: Chunk) -> None:
         """Copy the body to its place, at most up to the end of the chunk, whatever the server sends."""

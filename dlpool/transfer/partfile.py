@@ -34,9 +34,8 @@ class PartFile:
         self.target = target
         self.path = target.with_name(target.name + PART_SUFFIX)
         self._sync = sync
-        with translated(f"make the folder {target.parent}"):
-            os.makedirs(target.parent, exist_ok=True)
         self._descriptor = self._open_locked()
+        self._has_writer = False
 
     def __repr__(self) -> str:
         return f"<PartFile {self.path}>"
@@ -52,7 +51,7 @@ class PartFile:
 
     def begin_anew(self) -> None:
         """Go on with a new, empty, locked file under the same name; late writers reach only the old one."""
-        fresh = self.path.with_name(self.path.name + ".tmp")
+        fresh = self._fresh
         with translated(f"begin {self.path} anew"):
             with suppress(FileNotFoundError):
                 os.unlink(fresh)
@@ -61,6 +60,16 @@ class PartFile:
             os.replace(fresh, self.path)
         os.close(self._descriptor)
         self._descriptor = descriptor
+        self._has_writer = False
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run left that was killed while it began anew."""
+        with translated(f"remove {self._fresh}"), suppress(FileNotFoundError):
+            os.unlink(self._fresh)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.path.with_name(self.path.name + ".tmp")
 
     def empty(self) -> None:
         """Drop the content; for a file that nobody has written to since it was locked."""
@@ -76,7 +85,7 @@ class PartFile:
         with translated(f"preallocate {size} bytes for {self.path}"):
             if how == "falloc" and size:
                 os.posix_fallocate(self._descriptor, 0, size)
-            elif how == "truncate" or (how == "auto" and not (size >= LEAST_FALLOC and self._fallocate(size))):
+            elif how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self._fallocate(size)):
                 os.ftruncate(self._descriptor, size)
 
     def cut(self, size: int) -> None:
@@ -85,8 +94,11 @@ class PartFile:
             os.ftruncate(self._descriptor, size)
 
     def writer(self) -> Writer:
-        """A descriptor of its own on the same file, for another thread."""
+        """A descriptor of its own on the same file, for one thread."""
         with translated(f"open {self.path}"):
+            if not self._has_writer:  # nobody else moves the offset that a duplicate shares
+                self._has_writer = True
+                return Writer(os.dup(self._descriptor), self.path)
             return Writer(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR), self.path)
 
     def sync_data(self) -> None:
@@ -135,8 +147,7 @@ class PartFile:
 
     def _open_locked(self) -> int:
         while True:
-            with translated(f"open {self.path}"):
-                descriptor = os.open(self.path, _FLAGS, 0o666)
+            descriptor = self._open()
             try:
                 if self._lock(descriptor):
                     return descriptor
@@ -144,6 +155,14 @@ class PartFile:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # published or replaced between open and lock
+
+    def _open(self) -> int:
+        with translated(f"open {self.path}"):
+            try:
+                return os.open(self.path, _FLAGS, 0o666)
+            except FileNotFoundError:
+                os.makedirs(self.target.parent, exist_ok=True)
+                return os.open(self.path, _FLAGS, 0o666)
 
     def _lock(self, descriptor: int) -> bool:
         """Lock the open file; False if its name means another file by now."""
@@ -163,6 +182,8 @@ class PartFile:
         return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
 
     def _check_space(self, size: int) -> None:
+        if size < LEAST_FALLOC:
+            return  # its first write tells as soon
         status = os.fstat(self._descriptor)
         needed = max(0, size - status.st_blocks * 512)
         room = os.fstatvfs(self._descriptor)
@@ -184,12 +205,12 @@ class PartFile:
 
 
 class Writer:
-    """One thread's descriptor on a part file."""
+    """One thread's descriptor on a part file, whose offset is 0 at first."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
         self._path = path
-        self._position = -1
+        self._position = 0
 
     def write(self, position: int, data: bytes | memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""

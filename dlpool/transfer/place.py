@@ -59,7 +59,11 @@ class Place:
         self.part = PartFile(self.target, sync=sync)
         self._state_file = StateFile(self.target.with_name(self.target.name + STATE_SUFFIX), sync=sync)
         self._keeps_part = False
+        self._resource: Resource | None = None
+        self._state: SavedState | None = None
         try:
+            if self._state_file.exists or self.part.length:
+                self.part.remove_leftovers()
             self.saved = self._load() if resume else None
             if self.saved is not None and self.saved.publishing is not None:
                 self._recognise(self.saved.publishing)
@@ -77,26 +81,15 @@ class Place:
         self._notify("download_restarted", reason=reason, path=str(self.target))
         self._state_file.remove()
         self.part.begin_anew()
-        self.saved = None
+        self.saved = self._state = None
         self._keeps_part = False
 
     def begin_state(self, resource: Resource) -> None:
-        """Have a state that checkpoints can fill: the loaded one, or a new one for ``resource``."""
-        if resource.size is None:
-            return
-        now = _now()
-        fresh = SavedState(
-            url=url_without_secrets(self._job.url), url_sha256=url_digest(self._job.url), size=resource.size,
-            etag=resource.strong_etag, last_modified=resource.last_modified, created_at=now, updated_at=now,
-            attempts=0, last_error=None, chunks=(),
-        )  # fmt: skip
-        self.saved = replace(self.saved or fresh, publishing=None)
-        self.saved = replace(self.saved, attempts=self.saved.attempts + 1)
+        """Let checkpoints be committed, for a remote that can be fetched in ranges."""
+        self._resource = resource
 
     def checkpoint(self, snapshot: Snapshot, last_error: DlpoolError | None = None) -> None:
         """Make the snapshot's bytes durable, then say so in the state; in this order."""
-        if self.saved is None:
-            return
         self.part.sync_data()
         self._commit(snapshot, last_error, None)
 
@@ -109,7 +102,7 @@ class Place:
         if modified is not None:
             self.part.set_modified(modified.timestamp())
         self.part.sync_data()
-        if self.saved is not None and self._state_file.exists:
+        if self._state_file.exists:
             self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
         self._rename()
         self._state_file.remove()
@@ -174,10 +167,21 @@ class Place:
             self.part.empty()
 
     def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
-        assert self.saved is not None
-        saved = self.saved.with_chunks(snapshot.chunks, _now(), f"{error.label}: {error}" if error else None)
-        self.saved = replace(saved, publishing=publishing)
-        self._state_file.commit(self.saved)
+        state = self._state or self._first_state()
+        last_error = f"{error.label}: {error}" if error else None
+        self._state = replace(state.with_chunks(snapshot.chunks, _now(), last_error), publishing=publishing)
+        self._state_file.commit(self._state)
+
+    def _first_state(self) -> SavedState:
+        """The state of the earlier run, or a new one; made late, as most files need none."""
+        resource, now = self._resource, _now()
+        assert resource is not None and resource.size is not None
+        state = self.saved or SavedState(
+            url=url_without_secrets(self._job.url), url_sha256=url_digest(self._job.url), size=resource.size,
+            etag=resource.strong_etag, last_modified=resource.last_modified, created_at=now, updated_at=now,
+            attempts=0, last_error=None, chunks=(),
+        )  # fmt: skip
+        return replace(state, attempts=state.attempts + 1)
 
     def _rename(self) -> None:
         while True:
@@ -197,14 +201,16 @@ def _resolved(target: Path) -> Path:
         raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
     if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
         raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
+    named = target
     with translated(f"use the path {str(target)[:200]}"):
-        if target.is_symlink() and not target.exists():
-            raise LocalFault(f"{target} is a symbolic link to {os.readlink(target)}, which does not exist")
-        if target.is_symlink():
-            target = target.resolve()
         try:
-            status = os.stat(target)
+            status = os.lstat(target)
+            if stat.S_ISLNK(status.st_mode):
+                target = target.resolve()
+                status = os.lstat(target)
         except FileNotFoundError:
+            if target.is_symlink() or named.is_symlink():
+                raise LocalFault(f"{named} is a symbolic link to {target}, which does not exist") from None
             return target
         if stat.S_ISDIR(status.st_mode):
             raise LocalFault(f"{target} is a folder, not a file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from dlpool.errors import PolicyRefused
@@ -32,6 +33,7 @@ def check_address(text: str, policy: str) -> None:
         raise PolicyRefused(f"{text} is not a public address, and network = public-only")
 
 
+@lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port of a URL (RFC 6454), with the scheme's default port filled in."""
     parts = urlsplit(url)

@@ -1,8 +1,8 @@
 """One round of a download: from its first request to the published file, or to the error that ends it.
 
-The thread that calls ``run`` coordinates: it watches the connections, commits checkpoints, verifies and publishes.
-It never waits for the network; connection threads (``Lane``) do, and are ended from here by breaking their sockets.
-They are daemons, because a name look-up cannot be broken.
+The thread that calls ``run`` makes the first request and fetches what is small; for anything larger it hands over to
+connection threads (``Lane``), commits checkpoints meanwhile, and in the end verifies and publishes. ``stop`` ends them
+from outside by breaking their sockets. They are daemons, because a name look-up cannot be broken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dlpool.transfer.opening import Opening
 from dlpool.transfer.place import Place
 from dlpool.transfer.watch import Watch
 
-TICK_S = 0.25  # between two looks at the connections
+SMALL = 1024 * 1024  # bytes: what is smaller is fetched on the calling thread
+LOOK_S = 0.25  # between two looks whether a checkpoint is due
 CHECKPOINT_S = 2.0
 CHECKPOINT_BYTES = 64 * 1024 * 1024
 COALESCE_S = 1.0  # checkpoints for ended chunks are no closer than this
@@ -70,22 +71,38 @@ class Round:
 
     def run(self) -> Plan:
         """Download, verify and publish. Raises what ended it, after committing what is worth it."""
-        board = self._context.board
         try:
-            board.pause(self._delay_s)
-            self._start(Lane(self._context, None, self._opening.run, self._begin))
-            while not board.wait(TICK_S):
-                self._tick()
-            if board.error is not None:
-                raise board.error
-            assert self.plan is not None
-            self._finish(self.plan)
-            return self.plan
+            with self._context.client.ticker.calling(self._tick):
+                plan = self._download()
+            self._finish(plan)
         except DlpoolError as error:
             self._end(error)
             raise
-        finally:
-            self._join()
+        return plan
+
+    def _download(self) -> Plan:
+        board = self._context.board
+        board.pause(self._delay_s)
+        first = Lane(self._context)
+        self.lanes.append(first)
+        opened = first.open(self._opening)
+        plan = opened.plan
+        self._begin(plan)
+        connections = self._connections(plan)
+        if connections == 1 and (plan.resource.size or SMALL) < SMALL:
+            first.run(opened)  # not worth a thread
+        else:
+            self._spawn(lambda: first.run(opened))
+        for _ in range(1, connections):
+            lane = Lane(self._context, plan)
+            self.lanes.append(lane)
+            self._spawn(lane.run)
+        while not board.wait(LOOK_S):
+            if plan.has_ranges and self._is_checkpoint_due(self._context.clock()):
+                self._checkpoint(plan)
+        if board.error is not None:
+            raise board.error
+        return plan
 
     def stop(self, error: DlpoolError) -> None:
         """End it: from now on nobody writes, and blocked reads return."""
@@ -96,7 +113,7 @@ class Round:
                 exchange.abort(error)
 
     def _begin(self, plan: Plan) -> None:
-        """The first lane has a plan: let others join. Called on its thread."""
+        """The plan is made: say so, and let a hash follow."""
         context = self._context
         self.plan = plan
         self.phase = "downloading"
@@ -108,8 +125,6 @@ class Round:
         wanted = self._wanted_checksum(plan)
         if wanted is not None:
             self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer())
-        for _ in range(1, self._connections(plan)):
-            self._start(Lane(context, plan))
 
     def _connections(self, plan: Plan) -> int:
         settings = self._context.settings
@@ -118,20 +133,16 @@ class Round:
         missing = (plan.resource.size or 0) - plan.resumed_from
         return max(1, min(settings.connections, missing // settings.min_split_size))
 
-    def _start(self, lane: Lane) -> None:
-        self.lanes.append(lane)
-        thread = threading.Thread(target=lane.run, name=f"dlpool-lane-{len(self.lanes)}", daemon=True)
+    def _spawn(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=f"dlpool-lane-{len(self.lanes)}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _tick(self) -> None:
-        now = self._context.clock()
-        if self._deadline is not None and now >= self._deadline:
+        """Called several times a second, from another thread."""
+        if self._deadline is not None and self._context.clock() >= self._deadline:
             self.stop(DeadlineExceeded("the download took longer than its deadline"))
         self._watch.look(self.lanes)
-        plan = self.plan
-        if plan is not None and plan.is_resumable and self._is_checkpoint_due(now):
-            self._checkpoint(plan)
 
     def _is_checkpoint_due(self, now: float) -> bool:
         committed, board = self._committed, self._context.board
@@ -189,7 +200,7 @@ class Round:
             return
         if isinstance(error, ChecksumMismatch):
             plan.place.discard()
-        elif plan.is_resumable and not self._committed.is_broken and self._has_fresh_bytes():
+        elif plan.has_ranges and not self._committed.is_broken and self._has_fresh_bytes():
             self._checkpoint(plan, error)
 
     def _has_fresh_bytes(self) -> bool:

@@ -7,17 +7,17 @@ process and keeps connections alive over files; a ``Source`` belongs to one down
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.auth import _basic_auth_str
-from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
-from requests.utils import get_auth_from_url, get_netrc_auth, requote_uri
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
+from requests.utils import check_header_validity, get_auth_from_url, get_netrc_auth, requote_uri
 
 from dlpool import __version__
 from dlpool.config import NetworkSettings
@@ -39,6 +39,9 @@ from dlpool.transfer.policy import check_address, headers_for
 MAX_REDIRECTS = 10
 ENOUGH = 64 * 1024  # bytes that one read collects
 COLLECT_S = 0.02  # for how long
+_PLAIN_URL = re.compile(
+    r"https?://[a-z0-9.-]+(?::[0-9]{1,4})?/(?:[A-Za-z0-9._~/?=&+-]|%[0-9A-F]{2})*"
+)  # needs no rewriting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -116,7 +119,7 @@ class Source:
         """Raises UsageError for a URL that is none."""
         self._client = client
         self.url, in_url = _without_user(url)
-        self._headers = _defaults(client.settings) | dict(headers)
+        self._headers = _own_and_given(client.settings, headers)
         user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
         if user is not None:
             self._headers["Authorization"] = _basic_auth_str(*(part.encode() for part in user))
@@ -183,18 +186,12 @@ class Source:
     def _send(self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str]) -> Reply:
         client, host = self._client, urlsplit(url).netloc
         exchange.pause(client.gate.wait_s(host))
-        proxies = client.proxies(url)
-        if proxies:
+        if client.proxies(url):
             _check_literal(url, client.settings.network)
-        request = self._prepared(method, url, headers)
+        sent = self._headers_for(url, headers)
         exchange.asked_at, exchange.answered_at, exchange.body = exchange.clock(), None, None
         try:
-            answer = client.session.get_adapter(url).send(
-                request,
-                stream=True,
-                timeout=(client.settings.connect_timeout, client.settings.read_timeout),
-                proxies=dict(proxies),
-            )
+            raw = client.send(method, url, sent)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise exchange.verdict or network_error(error, exchange.is_reused) from error
         except RetryRange as error:
@@ -203,36 +200,48 @@ class Source:
             raise exchange.verdict or error from error
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
-        self._keep_cookies(request, answer.raw)
+        self._keep_cookies(url, raw)
         assert isinstance(exchange.body, StrictResponse)
-        return Reply(answer.raw, exchange.body, url, exchange)
+        return Reply(raw, exchange.body, url, exchange)
 
-    def _prepared(self, method: str, url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
-        request = requests.PreparedRequest()
-        request.prepare_method(method)
-        request.url = url
-        try:
-            request.prepare_headers(headers_for(url, self.url, self._headers) | dict(headers))
-        except (requests.exceptions.InvalidHeader, UnicodeError) as error:
-            raise UsageError(f"a header cannot be sent: {error}") from error
-        with self._lock:
-            if len(self._cookies) and "Cookie" not in request.headers:
-                request.prepare_cookies(self._cookies)
-        return request
+    def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """What is sent to ``url``, which may be another origin than the one that the headers were given for."""
+        sent = headers_for(url, self.url, self._headers)
+        sent.update(headers)
+        if "cookie" not in (name.lower() for name in sent):
+            with self._lock:
+                cookie: str | None = (
+                    get_cookie_header(self._cookies, requests.Request("GET", url).prepare())
+                    if len(self._cookies)
+                    else None
+                )
+            if cookie:
+                sent["Cookie"] = cookie
+        return sent
 
-    def _keep_cookies(self, request: requests.PreparedRequest, raw: Any) -> None:
+    def _keep_cookies(self, url: str, raw: urllib3.BaseHTTPResponse) -> None:
         if "Set-Cookie" in raw.headers:
             with self._lock:
-                extract_cookies_to_jar(self._cookies, request, raw)
+                extract_cookies_to_jar(self._cookies, requests.Request("GET", url).prepare(), raw)
 
 
-def _defaults(settings: NetworkSettings) -> dict[str, str]:
+def _own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
+    """Our header fields and the user's, which replace ours. Raises UsageError for what cannot be sent."""
     agent = settings.user_agent or f"dlpool/{__version__}"
-    return {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+    fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+    names = {name.lower() for name in given}
+    try:
+        for field in given.items():
+            check_header_validity(field)
+    except (requests.exceptions.InvalidHeader, UnicodeError) as error:
+        raise UsageError(f"a header cannot be sent: {error}") from error
+    return {name: value for name, value in fields.items() if name.lower() not in names} | dict(given)
 
 
 def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
     """A URL as requests sends it, less user info and fragment, and the user info. Raises UsageError."""
+    if _PLAIN_URL.fullmatch(url) and "/." not in url:
+        return url, None
     if urlsplit(url.strip()).scheme.lower() not in ("http", "https"):
         raise UsageError(f"{url[:200]!r} is not an http or https URL")
     request = requests.PreparedRequest()

@@ -177,5 +177,5 @@ class Transfer:
             retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=len(current.lanes),
             checksum=str(current.verified) if current.verified else None,
         )  # fmt: skip
-        self._notify("job_succeeded", **outcome.as_json())
+        self._notify("job_succeeded", **vars(outcome))
         return outcome

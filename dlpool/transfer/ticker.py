@@ -1,0 +1,44 @@
+"""A clock for all downloads of a process: calls what is registered several times a second."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+TICK_S = 0.25
+
+
+class Ticker:
+    """One daemon thread, started when first needed. The lock guards the callbacks, which run without it.
+
+    A callback must neither block nor raise; it may still be called once while its block ends.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call ``callback`` every ``TICK_S`` during the block."""
+        key = object()
+        with self._lock:
+            self._callbacks[key] = callback
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dlpool-ticker", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._callbacks[key]
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(TICK_S):
+            with self._lock:
+                callbacks = list(self._callbacks.values())
+            for callback in callbacks:
+                callback()
