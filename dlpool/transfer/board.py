@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from dlpool.errors import DlpoolError, RetryRange
@@ -37,6 +38,7 @@ class Board:
         self._error: DlpoolError | None = None
         self._is_over = False
         self._writing = 0
+        self._flowing = 0
         self.retries = 0
         self.ended_chunks = 0
 
@@ -65,6 +67,17 @@ class Board:
                 ready_at = self._map.next_ready_at()
                 self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
             return None
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """During the block, a body is coming in."""
+        with self._changed:
+            self._flowing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._flowing -= 1
 
     def claim(self, chunk: Chunk, size: int) -> int:
         """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
@@ -100,7 +113,7 @@ class Board:
             self.retries += 1
             total = self._map.written()
             progress = chunk.position - max(chunk.failed_at, chunk.start)
-            is_anyone_moving = 0 <= chunk.total_at_failure < total
+            is_anyone_moving = self._flowing > 0 or 0 <= chunk.total_at_failure < total
             is_stuck = progress <= 0 and not (error.is_capacity and is_anyone_moving)
             chunk.failures = chunk.failures + 1 if is_stuck else 0
             chunk.failed_at = chunk.position

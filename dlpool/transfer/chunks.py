@@ -43,6 +43,11 @@ class Chunk:
         return self.position >= self.end
 
     @property
+    def is_settled(self) -> bool:
+        """Done, and its owner knows it."""
+        return self.is_done and self.owner is None
+
+    @property
     def remaining(self) -> int:
         """Bytes that a thief could take."""
         return self.end - self.claimed
@@ -138,9 +143,9 @@ class ChunkMap:
         self.chunks.insert(index + 1, rest)
 
     def _absorb(self, index: int) -> None:
-        """Join a done chunk with done neighbours, so that the number of chunks stays small whatever the size."""
-        low = index - 1 if index > 0 and self.chunks[index - 1].is_done else index
-        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_done else index
+        """Join a done chunk with settled neighbours, so that the number of chunks stays small whatever the size."""
+        low = index - 1 if index > 0 and self.chunks[index - 1].is_settled else index
+        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_settled else index
         end = self.chunks[high].end
         self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
 

@@ -101,7 +101,8 @@ class Lane:
             reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
             try:
                 if chunk is not None:
-                    self._copy(reply, answer, chunk)
+                    with self._context.board.flowing():
+                        self._copy(reply, answer, chunk)
             finally:
                 reply.close()
         except RetryRange as error:

@@ -70,6 +70,8 @@ class Opening:
         if_range = saved.resource.if_range if saved and not self._distrusts_if_range else None
         reply = context.source.get(exchange, asked, if_range)
         if is_empty_file(reply.status, reply.headers):
+            if saved is not None and self._place is not None:
+                self._place.begin_anew("the remote file is empty by now")
             return reply, Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
         if asked is not None and reply.status in RANGE_REFUSALS:
             reply.close()

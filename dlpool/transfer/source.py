@@ -176,7 +176,7 @@ class Source:
             location = location.encode("latin-1").decode()
         try:
             url, _user = _without_user(requote_uri(urljoin(reply.url, location)))
-        except UsageError as error:
+        except (UsageError, ValueError) as error:
             raise PolicyRefused(f"the server redirected to {location[:200]!r}, which is not http or https") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
         if is_downgrade and not self._client.settings.allow_downgrade:
@@ -242,7 +242,7 @@ def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
     """A URL as requests sends it, less user info and fragment, and the user info. Raises UsageError."""
     if _PLAIN_URL.fullmatch(url) and "/." not in url:
         return url, None
-    if urlsplit(url.strip()).scheme.lower() not in ("http", "https"):
+    if not re.match(r"\s*https?://", url, re.IGNORECASE):
         raise UsageError(f"{url[:200]!r} is not an http or https URL")
     request = requests.PreparedRequest()
     try:

@@ -1,0 +1,197 @@
+"""Fixtures: scripted origins, a real nginx, and fetching in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.transfer.client import Client
+from dlpool.transfer.job import Checksum, Job, Outcome
+from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.transfer import Transfer
+from tests.origin import Handler, Origin
+
+FAST = TransferSettings(
+    min_split_size=64 * 1024, retries=3, retry_delay=0.01, retry_max_delay=0.1, max_retry_after=5.0, sync=False
+)
+PATIENT = NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any")
+
+
+def make_data(size: int, seed: int = 1) -> bytes:
+    """Bytes without repetition, so that a misplaced range shows."""
+    return random.Random(seed).randbytes(size)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Poll until ``condition`` holds; fail after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+class Fetcher:
+    """Downloads in this process, with settings that make tests fast."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self._lock = threading.Lock()
+
+    def transfer(
+        self,
+        url: str,
+        target: Path,
+        *,
+        network: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        user: tuple[str, str] | None = None,
+        checksum: str | None = None,
+        client: Client | None = None,
+        **settings: Any,
+    ) -> Transfer:
+        client = client or self.client(**(network or {}))
+        wanted = Checksum.parse(checksum) if checksum else None
+        job = Job(url, target, target.is_dir(), headers or {}, user, wanted)
+        return Transfer(job, replace(FAST, **settings), client, self._note)
+
+    def client(self, **network: Any) -> Client:
+        return Client(
+            replace(PATIENT, **network), 16, HostGate(time.monotonic), NetworkWatch(time.monotonic)
+        )
+
+    def __call__(self, url: str, target: Path, **options: Any) -> Outcome:
+        return self.transfer(url, target, **options).run()
+
+    def named(self, event: str) -> list[dict[str, object]]:
+        with self._lock:
+            return [fields for name, fields in self.events if name == event]
+
+    def _note(self, event: str, /, **fields: object) -> None:
+        with self._lock:
+            self.events.append((event, fields))
+
+
+@pytest.fixture
+def fetch() -> Fetcher:
+    return Fetcher()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Origin]]:
+    """Start scripted origins; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(handler: Handler, **options: Any) -> Origin:
+            return stack.enter_context(Origin(handler, **options))
+
+        yield start
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority and a server certificate of its own for localhost."""
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert_file, self.key_file)
+        return context
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    folder = tmp_path_factory.mktemp("ca")
+    ca = trustme.CA()
+    cert = ca.issue_cert("localhost", "127.0.0.1")
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    cert.private_key_pem.write_to_path(folder / "key.pem")
+    cert.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    return Authority(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    def is_open() -> bool:
+        assert process.poll() is None, "the server ended at its start"
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(is_open)
+
+
+@dataclass(frozen=True)
+class Nginx:
+    """A running nginx: plain and TLS on free ports, over one folder."""
+
+    root: Path
+    url: str
+    tls_url: str
+    slow_url: str
+
+
+_NGINX = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
+events {{ }}
+http {{
+  access_log off; sendfile on; keepalive_requests 100000;
+  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
+  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  server {{ listen 127.0.0.1:{port}; root {folder}/www; }}
+  server {{ listen 127.0.0.1:{slow}; root {folder}/www; limit_rate 12m; }}
+  server {{ listen 127.0.0.1:{tls} ssl; root {folder}/www; limit_rate 60m;
+    ssl_certificate {cert}; ssl_certificate_key {key}; }}
+}}
+"""
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Nginx]:
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    assert binary is not None, "nginx is not installed: scripts/test installs it"
+    folder = tmp_path_factory.mktemp("nginx")
+    folder.chmod(0o755)
+    (folder / "www").mkdir()
+    ports = {"port": free_port(), "tls": free_port(), "slow": free_port()}
+    config = _NGINX.format(folder=folder, cert=authority.cert_file, key=authority.key_file, **ports)
+    (folder / "nginx.conf").write_text(config)
+    for parent in [folder, *folder.parents]:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", "-g", "user root;"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(ports["port"], process)
+        host = "127.0.0.1"
+        yield Nginx(
+            folder / "www", f"http://{host}:{ports['port']}", f"https://localhost:{ports['tls']}",
+            f"http://{host}:{ports['slow']}",
+        )  # fmt: skip
+    finally:
+        process.terminate()
+        process.wait(10)
