@@ -74,9 +74,7 @@ class Fetcher:
         return Transfer(job, replace(FAST, **settings), client, self._note)
 
     def client(self, **network: Any) -> Client:
-        return Client(
-            replace(PATIENT, **network), 16, HostGate(time.monotonic), NetworkWatch(time.monotonic)
-        )
+        return Client(replace(PATIENT, **network), 16, HostGate(time.monotonic), NetworkWatch(time.monotonic))
 
     def __call__(self, url: str, target: Path, **options: Any) -> Outcome:
         return self.transfer(url, target, **options).run()
@@ -164,7 +162,7 @@ http {{
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
   server {{ listen 127.0.0.1:{port}; root {folder}/www; }}
-  server {{ listen 127.0.0.1:{slow}; root {folder}/www; limit_rate 12m; }}
+  server {{ listen 127.0.0.1:{slow}; root {folder}/www; limit_rate 20m; }}
   server {{ listen 127.0.0.1:{tls} ssl; root {folder}/www; limit_rate 60m;
     ssl_certificate {cert}; ssl_certificate_key {key}; }}
 }}

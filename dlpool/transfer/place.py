@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,11 +59,13 @@ class Place:
         self.part = PartFile(self.target, sync=sync)
         self._state_file = StateFile(self.target.with_name(self.target.name + STATE_SUFFIX), sync=sync)
         self._keeps_part = False
+        self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
             if self._state_file.exists or self.part.length:
                 self.part.remove_leftovers()
+                self._state_file.remove_leftovers()
             self.saved = self._load() if resume else None
             if self.saved is not None and self.saved.publishing is not None:
                 self._recognise(self.saved.publishing)
@@ -89,9 +91,13 @@ class Place:
         self._resource = resource
 
     def checkpoint(self, snapshot: Snapshot, last_error: DlpoolError | None = None) -> None:
-        """Make the snapshot's bytes durable, then say so in the state; in this order."""
-        self.part.sync_data()
-        self._commit(snapshot, last_error, None)
+        """Make the snapshot's bytes durable, then say so in the state; in this order.
+
+        After one failure there is no other try: the kernel may have dropped the pages that it could not write.
+        """
+        with self._noting_breakage():
+            self.part.sync_data()
+            self._commit(snapshot, last_error, None)
 
     def publish(self, resource: Resource, snapshot: Snapshot, *, remote_time: bool) -> None:
         """Sync, rename to the target, forget the state.
@@ -101,9 +107,10 @@ class Place:
         modified = http_date(resource.last_modified) if remote_time else None
         if modified is not None:
             self.part.set_modified(modified.timestamp())
-        self.part.sync_data()
-        if self._state_file.exists:
-            self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
+        with self._noting_breakage():
+            self.part.sync_data()
+            if self._state_file.exists:
+                self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
         self._rename()
         self._state_file.remove()
         self._keeps_part = True
@@ -124,6 +131,14 @@ class Place:
         """Remove state and part file: what they hold is wrong."""
         self._state_file.remove()
         self._keeps_part = False
+
+    @contextmanager
+    def _noting_breakage(self) -> Iterator[None]:
+        try:
+            yield
+        except LocalFault:
+            self.is_broken = True
+            raise
 
     def _load(self) -> SavedState | None:
         try:
@@ -150,7 +165,7 @@ class Place:
 
     def _recognise(self, publishing: Publishing) -> None:
         """An earlier run was killed at its rename: was it before or after?"""
-        with suppress(FileNotFoundError), translated(f"look at {self.target}"):
+        with translated(f"look at {self.target}"), suppress(FileNotFoundError):
             status = os.stat(self.target)
             if Publishing(status.st_ino, status.st_size) == publishing:
                 if self._sync:

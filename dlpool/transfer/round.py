@@ -35,7 +35,6 @@ class Committed:
     at: float
     written: int
     ended_chunks: int = 0
-    is_broken: bool = False  # a failed sync is never tried again
 
 
 class Round:
@@ -154,12 +153,11 @@ class Round:
         return age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
 
     def _checkpoint(self, plan: Plan, error: DlpoolError | None = None) -> None:
-        board, committed = self._context.board, self._committed
+        board = self._context.board
         ended, snapshot = board.ended_chunks, board.snapshot()
         try:
             plan.place.checkpoint(snapshot, error)
         except LocalFault as fault:
-            committed.is_broken = True
             self.stop(fault)
             return
         self._committed = Committed(self._context.clock(), snapshot.written, ended)
@@ -200,7 +198,7 @@ class Round:
             return
         if isinstance(error, ChecksumMismatch):
             plan.place.discard()
-        elif plan.has_ranges and not self._committed.is_broken and self._has_fresh_bytes():
+        elif plan.has_ranges and not plan.place.is_broken and self._has_fresh_bytes():
             self._checkpoint(plan, error)
 
     def _has_fresh_bytes(self) -> bool:

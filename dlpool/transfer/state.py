@@ -160,13 +160,16 @@ class StateFile:
             if self._sync:
                 sync_folder(self.path.parent)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a run left that was killed while it committed."""
+        with translated(f"remove {self._temporary}"), suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
     def remove(self) -> None:
         """Forget the state, durably: what it said must not be believed of the bytes that come next."""
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary)
             with suppress(FileNotFoundError):
                 os.unlink(self.path)
             self.exists = False

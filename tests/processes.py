@@ -1,0 +1,51 @@
+"""Running dlpool as a person would: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A finished process."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+def start(*arguments: object, module: str = "dlpool", **options: Any) -> subprocess.Popen[str]:
+    """Start ``python -m MODULE ARGUMENTS``; the caller waits for it or kills it."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+    return subprocess.Popen(command, text=True, cwd=options.pop("cwd", ROOT), **options)
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Ended:
+    """Wait for the end; a process that does not end is killed and the test fails."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    assert "Traceback" not in err, err
+    return Ended(process.returncode, out, err)
+
+
+def run(*arguments: object, module: str = "dlpool", **options: Any) -> Ended:
+    """Run ``dlpool ARGUMENTS`` to its end."""
+    return finish(start(*arguments, module=module, **options))
