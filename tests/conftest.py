@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
 import socket
@@ -70,7 +71,7 @@ class Fetcher:
     ) -> Transfer:
         client = client or self.client(**(network or {}))
         wanted = Checksum.parse(checksum) if checksum else None
-        job = Job(url, target, target.is_dir(), headers or {}, user, wanted)
+        job = Job(url, target, os.path.isdir(target), headers or {}, user, wanted)
         return Transfer(job, replace(FAST, **settings), client, self._note)
 
     def client(self, **network: Any) -> Client:

@@ -288,7 +288,7 @@ BAD_PARTS = {
     "two lengths": lambda request, connection: connection.send(
         b"HTTP/1.1 206 x\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n0123456789!"
     ),
-    "huge header": lambda request, connection: connection.answer(200, {f"X-{n}": "y" * 2000 for n in range(100)}, DATA),
+    "huge header": lambda _r, c: c.answer(200, {f"X-{n}": "y" * 2000 for n in range(100)}, DATA),
     "no HTTP": lambda request, connection: connection.send(b"220 mail.example.org ESMTP\r\n\r\n"),
     "endless 1xx": lambda request, connection: connection.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 100),
 }

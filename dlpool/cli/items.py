@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def parse_header(text: str) -> tuple[str, str]:
 
 def _job(url: str, path: str | None, common: Common) -> Job:
     target = common.folder if path is None else common.folder / path
-    is_folder = path is None or path.endswith("/") or target.is_dir()
+    is_folder = path is None or path.endswith("/") or os.path.isdir(target)
     if "\0" in str(target):
         raise UsageError("the path holds a NUL character")
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)

@@ -216,22 +216,19 @@ def _resolved(target: Path) -> Path:
         raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
     if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
         raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
-    named = target
     with translated(f"use the path {str(target)[:200]}"):
+        real = Path(os.path.realpath(target)) if os.path.islink(target) else target
         try:
-            status = os.lstat(target)
-            if stat.S_ISLNK(status.st_mode):
-                target = target.resolve()
-                status = os.lstat(target)
+            status = os.lstat(real)
         except FileNotFoundError:
-            if target.is_symlink() or named.is_symlink():
-                raise LocalFault(f"{named} is a symbolic link to {target}, which does not exist") from None
-            return target
-        if stat.S_ISDIR(status.st_mode):
-            raise LocalFault(f"{target} is a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise LocalFault(f"{target} exists and is not a regular file")
-        return target
+            if real is target:
+                return target
+            raise LocalFault(f"{target} is a symbolic link to {real}, which does not exist") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise LocalFault(f"{target} is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise LocalFault(f"{target} exists and is not a regular file")
+    return real
 
 
 def _chosen(target: Path, if_exists: str) -> Path:
