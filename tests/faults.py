@@ -1,10 +1,10 @@
 """Runs the dlpool command with a fault at one of its file operations.
 
-``python -m tests.faults LOG [kill-before|kill-after|fail] [STEP] [ERRNO] -- ARGUMENTS...``
+``python -m tests.faults LOG [kill-before|kill-after|fail|hang] [STEP] [ERRNO] -- ARGUMENTS...``
 
 Every call that the transfer modules make to change or sync a file is a step, named PHASE:FUNCTION:NUMBER (as
 ``checkpoint:fsync:2``) and written to LOG. At STEP the process is killed with SIGKILL, before or after the call, or the
-call fails with ERRNO.
+call fails with ERRNO, or hangs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from types import FrameType
@@ -42,6 +43,8 @@ class Faults:
             print(step, *(arg for arg in args if isinstance(arg, str | os.PathLike)), file=self._log)
             if step == self._step and self._action == "kill-before":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == self._step and self._action == "hang":
+                time.sleep(60)
             if step == self._step and self._action == "fail":
                 raise OSError(self._errno, os.strerror(self._errno))
             result = real(*args, **kwargs)

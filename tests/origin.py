@@ -106,14 +106,14 @@ Handler = Callable[[Request, Connection], None]
 class Origin:
     """A server on a free loopback port. Use as a context manager; ``requests`` is what has come so far."""
 
-    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.handler = handler
         self.requests: list[Request] = []
         self.open_connections = 0
         self.most_connections = 0
         self._tls = tls
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server((host, 0), backlog=64)
         self._sockets: set[socket.socket] = set()
         self._connections = 0
         self._numbers = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.source import without_user
 
 # Header fields on which a right answer depends: dlpool sets them itself.
 _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
@@ -73,6 +74,7 @@ def parse_header(text: str) -> tuple[str, str]:
 def _job(url: str, path: str | None, common: Common) -> Job:
     target = common.folder if path is None else common.folder / path
     is_folder = path is None or path.endswith("/") or os.path.isdir(target)
+    without_user(url)
     if "\0" in str(target):
         raise UsageError("the path holds a NUL character")
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)

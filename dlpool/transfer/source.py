@@ -118,7 +118,7 @@ class Source:
     ) -> None:
         """Raises UsageError for a URL that is none."""
         self._client = client
-        self.url, in_url = _without_user(url)
+        self.url, in_url = without_user(url)
         self._headers = _own_and_given(client.settings, headers)
         user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
         if user is not None:
@@ -175,7 +175,7 @@ class Source:
         with suppress(UnicodeError):  # http.client decodes as latin-1; most servers mean UTF-8
             location = location.encode("latin-1").decode()
         try:
-            url, _user = _without_user(requote_uri(urljoin(reply.url, location)))
+            url, _user = without_user(requote_uri(urljoin(reply.url, location)))
         except (UsageError, ValueError) as error:
             raise PolicyRefused(f"the server redirected to {location[:200]!r}, which is not http or https") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
@@ -238,7 +238,7 @@ def _own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[
     return {name: value for name, value in fields.items() if name.lower() not in names} | dict(given)
 
 
-def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
+def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
     """A URL as requests sends it, less user info and fragment, and the user info. Raises UsageError."""
     if _PLAIN_URL.fullmatch(url) and "/." not in url:
         return url, None
