@@ -110,10 +110,12 @@ def setting(
 
 
 def parse_setting(declared: Field[Any], text: str) -> Any:
-    """The value of a setting from its text.
+    """The value of a setting from its text; an empty one leaves unset what has no default.
 
     Raises ValueError whose message continues "NAME is '...': it is ...".
     """
+    if text == "" and declared.default is None:
+        return None
     value = declared.metadata["kind"].parse(text)
     low, high = declared.metadata["low"], declared.metadata["high"]
     if low is not None and value < low:

@@ -155,18 +155,21 @@ class Nginx:
     slow_url: str
 
 
-_NGINX = """
+NGINX_CONFIG = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
 events {{ }}
 http {{
   access_log off; sendfile on; keepalive_requests 100000;
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  {servers}
+}}
+"""
+_SERVERS = """
   server {{ listen 127.0.0.1:{port}; root {folder}/www; }}
   server {{ listen 127.0.0.1:{slow}; root {folder}/www; limit_rate 20m; }}
   server {{ listen 127.0.0.1:{tls} ssl; root {folder}/www; limit_rate 60m;
     ssl_certificate {cert}; ssl_certificate_key {key}; }}
-}}
 """
 
 
@@ -178,12 +181,13 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Ite
     folder.chmod(0o755)
     (folder / "www").mkdir()
     ports = {"port": free_port(), "tls": free_port(), "slow": free_port()}
-    config = _NGINX.format(folder=folder, cert=authority.cert_file, key=authority.key_file, **ports)
-    (folder / "nginx.conf").write_text(config)
+    servers = _SERVERS.format(folder=folder, cert=authority.cert_file, key=authority.key_file, **ports)
+    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=servers))
     for parent in [folder, *folder.parents]:
         if parent.name.startswith("pytest-"):
             parent.chmod(0o755)
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", "-g", "user root;"], stderr=subprocess.DEVNULL)
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
     try:
         wait_for_port(ports["port"], process)
         host = "127.0.0.1"

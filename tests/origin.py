@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -216,3 +217,17 @@ class File:
             self.sent += len(part)
             if self.pause_s:
                 pause.wait(self.pause_s)
+
+
+class FolderOrigin(Origin):
+    """Serves the files of a folder, each connection at about ``rate`` bytes/s."""
+
+    def __init__(self, folder: Path, rate: int) -> None:
+        super().__init__(self._answer)
+        self._folder = folder
+        self._rate = rate
+
+    def _answer(self, request: Request, connection: Connection) -> None:
+        path = self._folder / request.path.lstrip("/")
+        block = 256 * 1024
+        File(path.read_bytes(), block=block, pause_s=block / self._rate)(request, connection)

@@ -47,8 +47,7 @@ class Interruption:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
-    transfer = settings_from(arguments, TransferSettings())
-    network = settings_from(arguments, NetworkSettings())
+    transfer, network = _settings(arguments)
     interruption = Interruption()
     with _items(arguments) as items:
         slots = arguments.jobs if arguments.input_file else 1
@@ -69,6 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             shown.close()
     return _report(arguments, runner.results(), interruption, shown)
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
+    """The options over the INI file over the defaults."""
+    transfer, network = TransferSettings(), NetworkSettings()
+    if arguments.config is not None:
+        from dlpool.cli.ini import load
+
+        sections = load(arguments.config)
+        transfer, network = sections["transfer"], sections["network"]
+    return settings_from(arguments, transfer), settings_from(arguments, network)
 
 
 def _watch(

@@ -88,6 +88,7 @@ def _add_job_options(group: Any) -> None:
     group.add_argument("--user", metavar="NAME[:PASSWORD]",
                        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for")  # fmt: skip
     group.add_argument("--referer", metavar="URL", help="Referer header")
+    group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
     group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
 
 

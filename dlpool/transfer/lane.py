@@ -98,13 +98,7 @@ class Lane:
         self.chunk = chunk
         delay = rest = 0.0
         try:
-            reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
-            try:
-                if chunk is not None:
-                    with self._context.board.flowing():
-                        self._copy(reply, answer, chunk)
-            finally:
-                reply.close()
+            self._fetch(chunk, opened)
         except RetryRange as error:
             assert chunk is not None
             delay, rest = self._delays(chunk, error)
@@ -114,6 +108,15 @@ class Lane:
             if chunk is not None:
                 self._context.board.give_back(chunk, delay)
         return rest
+
+    def _fetch(self, chunk: Chunk | None, opened: Opened | None) -> None:
+        reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
+        try:
+            if chunk is not None:
+                with self._context.board.flowing():
+                    self._copy(reply, answer, chunk)
+        finally:
+            reply.close()
 
     def _new_exchange(self) -> Exchange:
         self.exchange = self._latest = self._context.exchange(self.figures())
@@ -197,11 +200,11 @@ class Lane:
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
             return 0.0, 0.0
+        if plan is not None and not plan.has_ranges:
+            raise StreamBroken(error) from error
         if self._is_network_away(error):
             context.notify("network_away", error=str(error))
             return NETWORK_POLL_S, 0.0
-        if plan is not None and not plan.has_ranges:
-            raise StreamBroken(error) from error
         failure = context.board.count_failure(chunk, error)
         final = context.policy.verdict(error, failure.attempts)
         if final is not None:

@@ -1,0 +1,109 @@
+"""The house: imports run only downwards, modules and functions fit in a look, and no library is where it should not."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+PACKAGE = ROOT / "dlpool"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import itself and those below it. Rooms on one floor do not know each other.
+FLOORS = [
+    {"__main__"},
+    {"cli", "web", "service"},
+    {"engine", "jobs", "observe"},
+    {"transfer"},
+    {"config", "errors", "__init__"},
+]
+ONLY_IN = {
+    "requests": {"transfer/client.py", "transfer/source.py"},
+    "urllib3": {"transfer/client.py", "transfer/source.py", "transfer/connection.py", "transfer/neterrors.py"},
+    "rich": {"cli/bars.py"},
+    "pydantic": {"cli/ini.py"},
+}
+FORBIDDEN = {"asyncio", "gevent"}
+MAX_MODULE_LINES = 300
+MAX_FUNCTION_LINES = 40
+MAX_NESTING = 3
+
+
+def relative(module: Path) -> str:
+    return str(module.relative_to(PACKAGE))
+
+
+def room(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Every module that is imported anywhere in ``module``, dotted."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            yield node.module or ""
+
+
+def functions(module: Path) -> Iterator[ast.FunctionDef]:
+    yield from (node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.FunctionDef))
+
+
+def nesting(node: ast.AST) -> int:
+    """The deepest nesting of blocks below ``node``; an elif is no deeper than its if."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
+        is_block = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try) and not is_elif
+        deepest = max(deepest, nesting(child) + is_block)
+    return deepest
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_imports_run_only_downwards(module: Path) -> None:
+    for name in imports(module):
+        if name.startswith("dlpool."):
+            other = name.split(".")[1]
+            assert other == room(module) or floor(other) > floor(room(module)), f"{relative(module)} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_libraries_stay_in_their_modules(module: Path) -> None:
+    for name in imports(module):
+        top = name.split(".")[0]
+        assert top not in FORBIDDEN
+        assert relative(module) in ONLY_IN.get(top, {relative(module)}), f"{relative(module)} imports {top}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_modules_and_functions_fit_in_a_look(module: Path) -> None:
+    assert len(module.read_text().splitlines()) <= MAX_MODULE_LINES
+    for function in functions(module):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        assert length <= MAX_FUNCTION_LINES, f"{relative(module)}: {function.name} has {length} lines"
+        assert nesting(function) <= MAX_NESTING, f"{relative(module)}: {function.name} is nested {nesting(function)}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_no_module_shadows_the_standard_library(module: Path) -> None:
+    assert module.stem in ("__init__", "__main__") or module.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_public_names_say_what_they_are(module: Path) -> None:
+    tree = ast.parse(module.read_text())
+    assert ast.get_docstring(tree), f"{relative(module)} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{relative(module)}: {node.name} has no docstring"
