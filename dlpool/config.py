@@ -14,6 +14,7 @@ from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
+MAX_DURATION_S = 366 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def parse_size(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
-    return _number(text, _DURATION_UNITS, "ms, s, m, h")
+    seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
+    if seconds > MAX_DURATION_S:
+        raise ValueError("longer than a year")
+    return seconds
 
 
 def parse_count(text: str) -> int:

@@ -55,6 +55,7 @@ class RetryRange(DlpoolError):
     shows that the file is not lost.
     ``is_stale``: an idle connection had died before we used it, which says nothing about the server.
     ``is_own_network``: it may be our own network that is away.
+    ``is_comparison``: only our own impatience ended it, as siblings did better.
     """
 
     label = "network"
@@ -62,12 +63,19 @@ class RetryRange(DlpoolError):
     is_capacity: ClassVar[bool] = False
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, is_stale: bool = False, is_own_network: bool = False
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        is_stale: bool = False,
+        is_own_network: bool = False,
+        is_comparison: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.is_stale = is_stale
         self.is_own_network = is_own_network
+        self.is_comparison = is_comparison
 
 
 class TimedOut(RetryRange):

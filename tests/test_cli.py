@@ -382,7 +382,7 @@ def test_plain_progress_is_a_line_now_and_then(serve: Serve, tmp_path: Path) -> 
     assert len(lines) >= 2
     assert "% " in lines[-1] or "%," in lines[-1]
     assert "of 2.0M" in lines[-1]
-    assert "1 connections" in lines[-1]
+    assert "1 connection" in lines[-1]
 
 
 def test_json_progress_never_goes_back_nor_beyond_the_end(serve: Serve, tmp_path: Path) -> None:

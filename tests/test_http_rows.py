@@ -748,7 +748,7 @@ def test_an_expired_signed_url_is_renewed_at_the_original_one(serve: Serve, fetc
     origin = serve(lambda r, c: c.answer(302, {"Location": f"{cdn.url}/f?signature={next(made)}"}))
     outcome = fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f")
-    assert outcome.received == SIZE == len(file.data)
+    assert SIZE == len(file.data) <= outcome.received < SIZE * 1.05
     assert len(uses) > 2
 
 

@@ -78,9 +78,7 @@ def test_targets_that_end_like_our_own_files_are_refused(
 @pytest.mark.parametrize(
     "name", ["x" * 5000, "/".join(["x" * 100] * 50), "y" * 250, "nul\0byte"], ids=["name", "path", "250", "nul"]
 )
-def test_paths_that_no_file_can_have_are_refused(
-    name: str, origin: Origin, fetch: Fetcher, tmp_path: Path
-) -> None:
+def test_paths_that_no_file_can_have_are_refused(name: str, origin: Origin, fetch: Fetcher, tmp_path: Path) -> None:
     with pytest.raises(errors.LocalFault):
         fetch(f"{origin.url}/f", tmp_path / name)
     assert origin.requests == []
@@ -292,9 +290,7 @@ def test_a_part_file_that_is_a_folder_or_a_pipe_is_refused(origin: Origin, fetch
 
 
 @pytest.mark.parametrize("probe", ["range", "head"])
-def test_a_remote_that_changed_since_begins_anew(
-    probe: str, interrupted: tuple[Origin, Path], fetch: Fetcher
-) -> None:
+def test_a_remote_that_changed_since_begins_anew(probe: str, interrupted: tuple[Origin, Path], fetch: Fetcher) -> None:
     origin, target = interrupted
     other = make_data(SIZE // 2, seed=5)
     origin.handler = File(other, etag='"v2"')

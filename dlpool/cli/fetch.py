@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import queue
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 from dlpool.cli.items import Common, Item, items_from_lines, parse_header, single_item
 from dlpool.cli.options import settings_from
-from dlpool.cli.progress import Display, display, size_text
-from dlpool.cli.runner import Result, Runner
+from dlpool.cli.progress import Display, JsonLines, Plain, Silent
+from dlpool.cli.report import Report
+from dlpool.cli.runner import Runner
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.client import Client
-from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.job import Checksum
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
 
 DRAW_S = 0.1
-SOME_FAILED = 14
+STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name look-up
+
+Events = queue.SimpleQueue[tuple[str, dict[str, object]]]
 
 
 class Interruption:
@@ -48,26 +48,25 @@ class Interruption:
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
     transfer, network = _settings(arguments)
-    interruption = Interruption()
-    with _items(arguments) as items:
-        slots = arguments.jobs if arguments.input_file else 1
-        client = Client(network, transfer.connections * slots, HostGate(time.monotonic), NetworkWatch(time.monotonic))
-        client.check()
-        events: queue.SimpleQueue[tuple[str, dict[str, object]]] = queue.SimpleQueue()
+    is_list = arguments.input_file is not None
+    slots = arguments.jobs if is_list else 1
+    client = Client(network, transfer.connections * slots, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    client.check()
+    events: Events | None = queue.SimpleQueue() if arguments.verbose else None
 
-        def notify(event: str, /, **fields: object) -> None:
+    def notify(event: str, /, **fields: object) -> None:
+        if events is not None:
             events.put((event, fields))
 
-        def make(job: Job, admit: Callable[[Path], None]) -> Transfer:
-            return Transfer(job, transfer, client, notify, admit)
-
-        runner = Runner(items, make, slots)
-        shown = display(arguments.progress, quiet=arguments.quiet)
+    with _items(arguments) as items:
+        runner = Runner(items, lambda job, admit: Transfer(job, transfer, client, notify, admit), slots)
+        shown = _display(arguments.progress, quiet=arguments.quiet)
+        report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:
-            _watch(runner, shown, interruption, events if arguments.verbose else None)
+            _watch(runner, shown, report, events)
         finally:
             shown.close()
-    return _report(arguments, runner.results(), interruption, shown)
+    return report.end()
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
@@ -81,23 +80,45 @@ def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkS
     return settings_from(arguments, transfer), settings_from(arguments, network)
 
 
-def _watch(
-    runner: Runner, shown: Display, interruption: Interruption,
-    events: queue.SimpleQueue[tuple[str, dict[str, object]]] | None,
-) -> None:  # fmt: skip
-    """Draw until everything has ended, and pass an interruption on once."""
+def _display(kind: str, *, quiet: bool) -> Display:
+    """The display for the option ``--progress``."""
+    if quiet or kind == "none":
+        return Silent(sys.stderr)
+    if kind == "json":
+        return JsonLines(sys.stderr)
+    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
+        from dlpool.cli.bars import Bars
+
+        return Bars()
+    return Plain(sys.stderr)
+
+
+def _watch(runner: Runner, shown: Display, report: Report, events: Events | None) -> None:
+    """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
+    interruption = Interruption()
     runner.start()
-    is_cancelled = False
-    while not runner.finished.wait(DRAW_S):
-        if interruption.signal is not None and not is_cancelled:
-            is_cancelled = True
-            runner.cancel()
-        _say_events(shown, events)
-        shown.update(runner.view())
+    deadline = float("inf")
+    try:
+        while not runner.finished.wait(DRAW_S) and time.monotonic() < deadline:
+            if interruption.signal is not None and deadline == float("inf"):
+                deadline = time.monotonic() + STOP_S
+                report.signal = interruption.signal
+                runner.cancel()
+            _say_events(shown, events)
+            report.add(runner.ended())
+            view = runner.view()
+            shown.update(view)
+            if report.signal is not None and not view.active:
+                break  # what is left waits for a line of the list
+    except BrokenPipeError:  # nobody hears us any more: end as if interrupted
+        runner.cancel()
+        runner.finished.wait(STOP_S)
+        raise
     _say_events(shown, events)
+    report.add(runner.ended())
 
 
-def _say_events(shown: Display, events: queue.SimpleQueue[tuple[str, dict[str, object]]] | None) -> None:
+def _say_events(shown: Display, events: Events | None) -> None:
     while events is not None and not events.empty():
         event, fields = events.get()
         details = " ".join(f"{name}={value!r}" for name, value in fields.items())
@@ -117,11 +138,9 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
     if arguments.checksum is not None:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
-    if arguments.input_file == "-":
-        yield items_from_lines(sys.stdin, common)
-        return
     try:
-        file: TextIO = open(arguments.input_file, encoding="utf-8", errors="replace")  # noqa: SIM115
+        source = sys.stdin.fileno() if arguments.input_file == "-" else arguments.input_file
+        file = open(source, encoding="utf-8", errors="surrogateescape", closefd=source != 0)  # noqa: SIM115
     except OSError as error:
         raise LocalFault(f"cannot read the list {arguments.input_file}: {error.strerror}") from error
     with file:
@@ -150,75 +169,7 @@ def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
         return name, os.environ["DLPOOL_PASSWORD"]
     if not sys.stdin.isatty():
         raise UsageError(f"no password for user {name}: set DLPOOL_PASSWORD, or use --netrc")
-    return name, getpass.getpass(f"Password of {name}: ")
-
-
-def _report(arguments: argparse.Namespace, results: list[Result], interruption: Interruption, shown: Display) -> int:
-    """Say how it ended and return the exit code."""
-    code = _exit_code(results, interruption, is_list=arguments.input_file is not None)
-    for result in results:
-        if result.error is not None and result.error.label != "cancelled":
-            shown.say(f"dlpool: {_shown_url(result.item.url)}: {result.error}")
-        elif result.outcome is not None and not arguments.quiet:
-            shown.say(_success_text(result))
-    if interruption.signal is not None and not arguments.quiet:
-        shown.say("dlpool: interrupted; run the same command again to go on")
-    elif arguments.input_file is not None and not arguments.quiet:
-        failed = sum(result.error is not None for result in results)
-        shown.say(f"{len(results) - failed} of {len(results)} files done, {failed} failed")
-    if arguments.json:
-        objects = [_as_json(result, code) for result in results]
-        is_list = arguments.input_file is not None
-        print(json.dumps({"exit_code": code, "files": objects} if is_list else objects[0] if objects else {}))
-    return code
-
-
-def _exit_code(results: list[Result], interruption: Interruption, *, is_list: bool) -> int:
-    errors = [result.error for result in results if result.error is not None]
-    if interruption.signal is not None and (not results or any(error.label == "cancelled" for error in errors)):
-        return 128 + interruption.signal
-    if not errors:
-        return 0
-    return SOME_FAILED if is_list else errors[0].exit_code
-
-
-def _success_text(result: Result) -> str:
-    outcome = result.outcome
-    assert outcome is not None
-    if outcome.is_skipped:
-        return f"{outcome.path}: exists already, skipped"
-    resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
-    verified = f", {outcome.checksum.partition(':')[0]} verified" if outcome.checksum else ""
-    speed = outcome.received / outcome.seconds if outcome.seconds > 0 else 0.0
-    return (
-        f"{outcome.path}: {size_text(outcome.size)} in {outcome.seconds:.1f} s "
-        f"({size_text(speed)}/s){resumed}{verified}"
-    )
-
-
-def _as_json(result: Result, code: int) -> dict[str, Any]:
-    error = result.error
-    status = "done" if error is None else "interrupted" if error.label == "cancelled" else "failed"
-    if result.outcome is not None and result.outcome.is_skipped:
-        status = "skipped"
-    return {
-        "status": status,
-        "url": _shown_url(result.item.url),
-        **(
-            result.outcome.as_json()
-            if result.outcome
-            else {"path": str(result.item.job.target) if result.item.job else None}
-        ),
-        "error": None if error is None else {"label": error.label, "message": str(error)},
-        "exit_code": (code if status == "interrupted" else error.exit_code) if error is not None else 0,
-    }
-
-
-def _shown_url(url: str) -> str:
-    """A URL for people: without user info, and not longer than a line can be."""
     try:
-        parts = urlsplit(url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    except ValueError:
-        shown = url
-    return shown if len(shown) <= 300 else shown[:297] + "..."
+        return name, getpass.getpass(f"Password of {name}: ")
+    except EOFError as error:
+        raise UsageError(f"no password for user {name}") from error

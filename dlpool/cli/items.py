@@ -12,10 +12,8 @@ from typing import Any
 
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.source import without_user
+from dlpool.transfer.urls import check_header, without_user
 
-# Header fields on which a right answer depends: dlpool sets them itself.
-_OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
@@ -57,17 +55,21 @@ def items_from_lines(lines: Iterable[str], common: Common) -> Iterator[Item]:
             url, path, own = _parsed(text, common)
             yield Item(url, _job(url, path, own), line=number)
         except DlpoolError as error:
-            yield Item(text[:200], None, UsageError(f"line {number}: {error}"), line=number)
+            yield Item("", None, UsageError(f"line {number}: {error}"), line=number)
 
 
 def parse_header(text: str) -> tuple[str, str]:
     """Name and value of ``NAME: VALUE``. Raises UsageError."""
     name, colon, value = text.partition(":")
-    name, value = name.strip(), value.strip()
-    if not colon or not _HEADER.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
-        raise UsageError(f"header {text[:80]!r} is not of the form 'Name: value'")
-    if name.lower() in _OWN_HEADERS:
-        raise UsageError(f"header {name} is set by dlpool itself and cannot be given")
+    if not colon:
+        raise UsageError("a header is not of the form 'Name: value'")
+    return _header(name.strip(), value.strip())
+
+
+def _header(name: str, value: str) -> tuple[str, str]:
+    if not _HEADER.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        raise UsageError(f"header {name[:40]!r} is not of the form 'Name: value'")
+    check_header(name, value)
     return name, value
 
 
@@ -75,8 +77,11 @@ def _job(url: str, path: str | None, common: Common) -> Job:
     target = common.folder if path is None else common.folder / path
     is_folder = path is None or path.endswith("/") or os.path.isdir(target)
     without_user(url)
-    if "\0" in str(target):
-        raise UsageError("the path holds a NUL character")
+    try:
+        if b"\0" in os.fsencode(target):
+            raise UsageError("the path holds a NUL character")
+    except UnicodeEncodeError as error:
+        raise UsageError("the path holds characters that no file name can have") from error
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)
 
 
@@ -98,11 +103,11 @@ def _from_json(fields: dict[str, Any], common: Common) -> tuple[str, str | None,
     for name in ("url", "path", "checksum"):
         if not isinstance(fields.get(name), str | None):
             raise UsageError(f"{name} is not text")
-    headers = fields.get("headers") or {}
+    headers = {} if fields.get("headers") is None else fields["headers"]
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise UsageError("headers is not an object of texts")
     if not fields.get("url"):
         raise UsageError("url is missing")
-    own = dict(parse_header(f"{name}: {value}") for name, value in headers.items())
+    own = dict(_header(name, value) for name, value in headers.items())
     checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") else common.checksum
     return fields["url"], fields.get("path"), Common(common.folder, {**common.headers, **own}, common.user, checksum)

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets ``module``, which has ``run(arguments) -> exit code``."""
+    """The parser of all commands; each sets ``run``, which takes the arguments and returns the exit code."""
     parser = Parser(
         prog="dlpool",
         description="Turns URLs into files: over several connections, resumable, exact.",
@@ -42,8 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    add_fetch(commands, EXIT_CODES)
+    add_fetch(commands, _fetch, EXIT_CODES)
     return parser
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.fetch import run
+
+    return run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

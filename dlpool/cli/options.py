@@ -21,7 +21,7 @@ examples:
 """
 
 
-def add_fetch(commands: Any, exit_codes: str) -> None:
+def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str) -> None:
     """Declare ``dlpool fetch``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "fetch",
@@ -31,7 +31,7 @@ def add_fetch(commands: Any, exit_codes: str) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=_run_fetch)
+    parser.set_defaults(run=run)
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
     parser.add_argument("path", metavar="PATH", nargs="?", help="file, or existing folder (default: current folder)")
     _add_job_options(parser.add_argument_group("what to fetch"))
@@ -71,12 +71,6 @@ def joined_negatives(argv: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-def _run_fetch(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.fetch import run
-
-    return run(arguments)
 
 
 def _add_job_options(group: Any) -> None:

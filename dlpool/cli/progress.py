@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import deque
 from typing import Any, Protocol, TextIO
@@ -48,11 +47,13 @@ class Speedometer:
 
 def size_text(size: float) -> str:
     """Bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
-    for unit in ("B", "K", "M", "G"):
-        if size < 1024:
-            return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"
+    if size < 1023.5:
+        return f"{size:.0f}B"
+    for unit in ("K", "M", "G"):
         size /= 1024
-    return f"{size:.1f}T"
+        if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
+            return f"{size:.1f}{unit}"
+    return f"{size / 1024:.1f}T"
 
 
 def time_text(seconds: float) -> str:
@@ -80,7 +81,7 @@ def status_text(progress: Progress, speed: float) -> str:
     parts.append(size_text(progress.done) + (f" of {size_text(progress.size)}" if progress.size else ""))
     parts.append(f"{size_text(speed)}/s")
     parts += [f"ETA {time_text(left)}"] if left is not None else []
-    return ", ".join([*parts, f"{progress.connections} connections"])
+    return ", ".join([*parts, f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"])
 
 
 class Silent:
@@ -145,16 +146,3 @@ class JsonLines(Plain):
                 "phase": progress.phase,
             }  # fmt: skip
             self.say(json.dumps(line))
-
-
-def display(kind: str, *, quiet: bool) -> Display:
-    """The display for the option ``--progress``."""
-    if quiet or kind == "none":
-        return Silent(sys.stderr)
-    if kind == "json":
-        return JsonLines(sys.stderr)
-    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
-        from dlpool.cli.bars import Bars
-
-        return Bars()
-    return Plain(sys.stderr)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool.cli.items import Item
-from dlpool.errors import Cancelled, DlpoolError, InternalError, TargetExists
+from dlpool.errors import Cancelled, DlpoolError, InternalError, LocalFault, TargetExists
 from dlpool.transfer.job import Job, Outcome, Progress
 from dlpool.transfer.transfer import Transfer
 
@@ -45,7 +45,7 @@ class Runner:
         self._items_lock = threading.Lock()  # reading the list may block; nothing else waits for it
         self._active: dict[int, Transfer] = {}
         self._results: list[Result] = []
-        self._ended_bytes = 0
+        self._done = self._failed = self._ended_bytes = 0
         self._running = 0
         self._is_cancelled = False
         self._owners: dict[Path, Item] = {}
@@ -70,14 +70,14 @@ class Runner:
         """Where everything is."""
         with self._lock:
             active = dict(self._active)
-            done = sum(result.error is None for result in self._results)
-            failed, ended = len(self._results) - done, self._ended_bytes
+            done, failed, ended = self._done, self._failed, self._ended_bytes
         return View({number: transfer.progress() for number, transfer in active.items()}, done, failed, ended)
 
-    def results(self) -> list[Result]:
-        """What has ended so far, in order of ending."""
+    def ended(self) -> list[Result]:
+        """What has ended since the last call; nothing is kept, however long the list."""
         with self._lock:
-            return list(self._results)
+            results, self._results = self._results, []
+        return results
 
     def _work(self) -> None:
         try:
@@ -91,7 +91,11 @@ class Runner:
 
     def _take(self) -> Item | None:
         with self._items_lock:
-            return None if self._is_cancelled else next(self._items, None)
+            try:
+                return None if self._is_cancelled else next(self._items, None)
+            except OSError as error:
+                failure = LocalFault(f"the list cannot be read further: {error.strerror}")
+                return Item("", None, failure)
 
     def _fetch(self, item: Item) -> Result:
         if item.job is None:
@@ -129,4 +133,6 @@ class Runner:
     def _record(self, result: Result) -> None:
         with self._lock:
             self._results.append(result)
+            self._done += result.error is None
+            self._failed += result.error is not None
             self._ended_bytes += result.outcome.size if result.outcome else 0

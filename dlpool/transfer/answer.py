@@ -23,7 +23,7 @@ from dlpool.errors import (
     ServerTrouble,
 )
 from dlpool.transfer.headers import content_length, content_range, retry_after_s
-from dlpool.transfer.resource import Resource, Sameness
+from dlpool.transfer.remote import Resource, Sameness
 
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
 _BUSY = {429, 503}
@@ -32,8 +32,6 @@ _GONE = {404, 410}
 
 # A server that answers a ranged GET so may still answer a plain one.
 RANGE_REFUSALS = {400, 405, 416, 501}
-# A server that answers HEAD so may still answer GET.
-HEAD_REFUSALS = {400, 403, 404, 405, 501}
 
 
 class Span(NamedTuple):
@@ -91,6 +89,13 @@ def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
         return False
     unsatisfied = content_range(headers.get("Content-Range") or "")
     return unsatisfied is not None and unsatisfied.start is None and unsatisfied.total == 0
+
+
+def check_unsatisfied(status: int, headers: Mapping[str, str], known: Resource) -> None:
+    """Raise RemoteChanged if a 416 says that the file has another size by now (RFC 9110 section 15.5.17)."""
+    unsatisfied = content_range(headers.get("Content-Range") or "") if status == 416 else None
+    if unsatisfied is not None and unsatisfied.start is None and unsatisfied.total != known.size:
+        raise RemoteChanged("the remote file has another size than at the beginning")
 
 
 def check_same_version(known: Resource, answer: Answer) -> None:

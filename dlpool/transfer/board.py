@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dlpool.errors import DlpoolError, RetryRange
 from dlpool.transfer.chunks import Chunk, ChunkMap, stream
+from dlpool.transfer.retry import Failure
 
-
-class Failure(NamedTuple):
-    """What a failed attempt amounts to: attempts in a row without progress, and bytes written since the last."""
-
-    attempts: int
-    progress: int
+RECENT_S = 5.0  # bytes written so lately show that a file is moving
 
 
 class Snapshot(NamedTuple):
@@ -37,8 +32,9 @@ class Board:
         self._map: ChunkMap = stream(None)
         self._error: DlpoolError | None = None
         self._is_over = False
+        self._is_sealed = False
         self._writing = 0
-        self._flowing = 0
+        self._written_at = -RECENT_S
         self.retries = 0
         self.ended_chunks = 0
 
@@ -68,17 +64,6 @@ class Board:
                 self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
             return None
 
-    @contextmanager
-    def flowing(self) -> Iterator[None]:
-        """During the block, a body is coming in."""
-        with self._changed:
-            self._flowing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._flowing -= 1
-
     def claim(self, chunk: Chunk, size: int) -> int:
         """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
         with self._changed:
@@ -93,6 +78,7 @@ class Board:
         """The claimed write ended with ``size`` bytes in the file; 0 if it failed."""
         with self._changed:
             chunk.position += size
+            self._written_at = self._clock() if size else self._written_at
             chunk.claimed = chunk.position
             self._writing -= 1
             if self._writing == 0 and self._is_over:
@@ -108,16 +94,20 @@ class Board:
             self._changed.notify_all()
 
     def count_failure(self, chunk: Chunk, error: RetryRange) -> Failure:
-        """Record a failed attempt. Where a server may admit fewer connections, progress of any of them counts."""
+        """Record a failed attempt.
+
+        It counts unless bytes came since the last one; where the server may just admit no further connection, unless
+        any connection of this file has brought bytes lately; and never if it was our own comparison that ended it.
+        """
         with self._changed:
             self.retries += 1
-            total = self._map.written()
             progress = chunk.position - max(chunk.failed_at, chunk.start)
-            is_anyone_moving = self._flowing > 0 or 0 <= chunk.total_at_failure < total
-            is_stuck = progress <= 0 and not (error.is_capacity and is_anyone_moving)
-            chunk.failures = chunk.failures + 1 if is_stuck else 0
+            is_excused = error.is_capacity and self._clock() - self._written_at < RECENT_S
+            if progress > 0:
+                chunk.failures = 0
+            elif not (is_excused or error.is_comparison):
+                chunk.failures += 1
             chunk.failed_at = chunk.position
-            chunk.total_at_failure = total
             return Failure(chunk.failures, progress)
 
     def pause(self, seconds: float) -> None:
@@ -132,11 +122,23 @@ class Board:
     # --- for everyone ---
 
     def stop(self, error: DlpoolError) -> None:
-        """End the download: nobody writes from now on. The first error stands."""
+        """End the download: nobody writes from now on. The first error stands, and none after ``seal``."""
         with self._changed:
-            if not self._is_over:
-                self._error, self._is_over = error, True
+            if not self._is_sealed:
+                self._error, self._is_over = self._error or error, True
             self._changed.notify_all()
+
+    def seal(self) -> None:
+        """The file is complete and verified: from now on nothing stops it. Raises what did so before."""
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            self._is_sealed = True
+
+    def check(self) -> None:
+        """Raise the error, if it ended with one."""
+        if self._error is not None:
+            raise self._error
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is over, at most ``seconds``; returns whether it is."""

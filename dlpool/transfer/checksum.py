@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from dlpool.errors import DlpoolError
+from dlpool.errors import DlpoolError, LocalFault
 from dlpool.transfer.board import Board
 from dlpool.transfer.partfile import Writer
 
@@ -25,22 +25,32 @@ class Follower:
         self._thread.start()
 
     def digest(self) -> str:
-        """Wait for the end and return the digest in hex. Raises LocalFault if the file could not be read."""
+        """Wait for the end and return the digest in hex.
+
+        Raises LocalFault if the file could not be read, and what stopped the download meanwhile.
+        """
         self._thread.join()
+        self._board.check()
         if self._error is not None:
             raise self._error
         return self._hash.hexdigest()
 
     def _run(self) -> None:
         position = 0
+        board = self._board
         try:
-            while not (self._board.is_over and (self._board.error or position >= self._board.front())):
-                front = self._board.wait_for_front(position, LOOK_S)
-                while position < front and self._board.error is None:
-                    data = self._reader.read(position, min(READ_SIZE, front - position))
-                    self._hash.update(data)
-                    position += len(data)
+            while not (board.is_over and (board.error or position >= board.front())):
+                position = self._hash_up_to(board.wait_for_front(position, LOOK_S), position)
         except DlpoolError as error:
             self._error = error
         finally:
             self._reader.close()
+
+    def _hash_up_to(self, front: int, position: int) -> int:
+        while position < front and self._board.error is None:
+            data = self._reader.read(position, min(READ_SIZE, front - position))
+            if not data:
+                raise LocalFault("the part file became shorter while it was hashed")
+            self._hash.update(data)
+            position += len(data)
+        return position

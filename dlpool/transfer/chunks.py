@@ -30,7 +30,7 @@ class Chunk:
     ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
     failures: int = 0  # in a row, without progress
     failed_at: int = -1  # position at the last failure
-    total_at_failure: int = -1  # bytes of the whole file at the last failure
+    replaced: int = 0  # connections ended for being slower than their siblings
     rate: float = 0.0
 
     @classmethod

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
@@ -48,7 +48,10 @@ class Client:
             return {"http": self.settings.proxy, "https": self.settings.proxy}
         found = self._proxies.get(origin(url))
         if found is None:
-            found = self._proxies[origin(url)] = get_environ_proxies(url)
+            found = get_environ_proxies(url)
+            if proxy := select_proxy(url, found):
+                _check_proxy(proxy)
+            self._proxies[origin(url)] = found
         return found
 
     def send(self, method: str, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
@@ -73,7 +76,11 @@ class Client:
         )
 
     def check(self) -> None:
-        """Raise ConfigurationError now if the certificates of the settings cannot be used."""
+        """Raise ConfigurationError now if the proxy or the certificates of the settings cannot be used."""
+        if self.settings.proxy:
+            _check_proxy(self.settings.proxy)
+        if self.settings.key and not self.settings.cert:
+            raise ConfigurationError("key is given without cert")
         if self.settings.cacert or self.settings.cert:
             tls_context(self.settings)
 
@@ -122,6 +129,12 @@ class _Adapter(HTTPAdapter):
             if self._context is None:
                 self._context = tls_context(self._settings)
             return self._context
+
+
+def _check_proxy(proxy: str) -> None:
+    scheme = proxy.partition("://")[0].lower() if "://" in proxy else "http"
+    if scheme not in ("http", "https"):
+        raise ConfigurationError(f"a proxy has to be http or https, not {scheme}")
 
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:

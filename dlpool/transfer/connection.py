@@ -38,6 +38,9 @@ class StrictResponse(http.client.HTTPResponse):
         finally:
             if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
                 self.fp = body
+        coding = self.headers.get("Transfer-Encoding")
+        if coding is not None and not self.chunked:  # http.client would hand out the framing as body
+            raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
         exchange = running()
         if exchange is not None:
             exchange.body = self
@@ -89,7 +92,7 @@ class _Watched(HTTPConnection):
         for option in self.socket_options or []:
             sock.setsockopt(*option)
         if self._breaker is not None:
-            self._breaker.close()
+            self._breaker.release()
         self._breaker = Breaker(sock)
         exchange = running()
         if exchange is not None:
@@ -105,7 +108,7 @@ class _Watched(HTTPConnection):
 
     def close(self) -> None:
         if self._breaker is not None:
-            self._breaker.close()
+            self._breaker.release()
             self._breaker = None
         self.idle_since = 0.0
         super().close()

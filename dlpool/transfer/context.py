@@ -18,7 +18,7 @@ from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.limits import RateLimit
 from dlpool.transfer.place import Place
-from dlpool.transfer.resource import Resource
+from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.source import Reply, Source
 

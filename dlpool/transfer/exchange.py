@@ -26,10 +26,15 @@ class Figures(NamedTuple):
 
 
 class Breaker:
-    """Ends whatever a thread waits for on a socket. The lock guards that a closed descriptor is never used."""
+    """Ends whatever a thread waits for on a socket.
+
+    Held by the connection, and by the exchange that uses it: http.client closes a connection while its last body is
+    still being read. The lock guards that a closed descriptor is never used.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._lock = threading.Lock()
+        self._holders = 1
         self._socket: socket.socket | None = sock.dup()
 
     def trip(self) -> None:
@@ -38,11 +43,18 @@ class Breaker:
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
+    def hold(self) -> None:
+        """One more holder."""
         with self._lock:
-            if self._socket is not None:
+            self._holders += 1
+
+    def release(self) -> None:
+        """One holder less; the last one closes."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0 and self._socket is not None:
                 self._socket.close()
-            self._socket = None
+                self._socket = None
 
 
 class Exchange:
@@ -73,6 +85,8 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _running.exchange = None
+        if error is not None:
+            self.detach()
 
     def abort(self, error: DlpoolError) -> None:
         """Make the thread inside raise ``error`` as soon as it wakes; the first error stands."""
@@ -84,9 +98,18 @@ class Exchange:
 
     def attach(self, breaker: Breaker) -> None:
         """The connection in use; raises the verdict if there is one already."""
+        breaker.hold()
+        self.detach()
         with self._lock:
             self._breaker = breaker
         self.check()
+
+    def detach(self) -> None:
+        """The connection goes back to its pool: an abort that comes late must not hit its next user."""
+        with self._lock:
+            breaker, self._breaker = self._breaker, None
+        if breaker is not None:
+            breaker.release()
 
     def check(self) -> None:
         """Raise the verdict, if any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlpool.errors import LocalFault, NoSpace, NotPermitted
@@ -53,3 +53,16 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folders(folder: Path, *, sync: bool) -> None:
+    """Make ``folder`` and its missing parents, durably. Raises OSError."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(new)
+        if sync:
+            sync_folder(new.parent)

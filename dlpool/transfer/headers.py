@@ -27,7 +27,8 @@ class ContentRange:
 
 
 _CONTENT_RANGE = re.compile(
-    rf"bytes[ \t]+(?:(\d{{1,{MAX_DIGITS}}})-(\d{{1,{MAX_DIGITS}}})|\*)/(?:(\d{{1,{MAX_DIGITS}}})|\*)", re.IGNORECASE
+    rf"bytes[ \t]+(?:([0-9]{{1,{MAX_DIGITS}}})-([0-9]{{1,{MAX_DIGITS}}})|\*)/(?:([0-9]{{1,{MAX_DIGITS}}})|\*)",
+    re.IGNORECASE,
 )
 
 
@@ -64,9 +65,9 @@ def http_date(value: str | None) -> datetime | None:
         return None
     try:
         moment = parsedate_to_datetime(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
@@ -131,7 +132,7 @@ def _extended_value(text: str | None) -> str | None:
         return None
     try:
         return unquote_to_bytes(encoded).decode(charset)
-    except UnicodeDecodeError:
+    except UnicodeError:
         return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dlpool.errors import (
     BadAnswer,
     DlpoolError,
@@ -10,14 +12,14 @@ from dlpool.errors import (
     RetryRange,
     ShortBody,
     StreamBroken,
-    TooSlow,
 )
-from dlpool.transfer.answer import Answer, Span, check_same_version
-from dlpool.transfer.chunks import LEAST_STEAL, UNKNOWN_END, Chunk
+from dlpool.transfer.answer import Answer, Span, check_same_version, check_unsatisfied
+from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.opening import Opened, Opening
 from dlpool.transfer.partfile import Writer
+from dlpool.transfer.retry import Rest
 from dlpool.transfer.source import Reply
 
 BUFFER = 120 * 1024  # bytes: larger ones are mapped and faulted in anew at each read
@@ -30,12 +32,14 @@ class Lane:
     """A thread's way through a download. All its attributes are its own, but for ``exchange`` and ``chunk``, which
     others read.
 
-    The first lane has no ``plan`` yet and finds it by ``open``.
+    The first lane has no ``plan`` yet and finds it by ``open``. ``after_write`` is called where no other thread could
+    look whether a checkpoint is due.
     """
 
     def __init__(self, context: Context, plan: Plan | None = None) -> None:
         self.exchange: Exchange | None = None
         self.chunk: Chunk | None = None
+        self.after_write: Callable[[], None] | None = None
         self._context = context
         self._plan = plan
         self._writer: Writer | None = None
@@ -61,7 +65,6 @@ class Lane:
         """Make the first request until it leads to a plan. Raises what ends the job."""
         board = self._context.board
         while (chunk := board.take(self)) is not None:
-            delay = rest = 0.0
             try:
                 with self._new_exchange() as exchange:
                     opened = opening.run(exchange)
@@ -70,9 +73,9 @@ class Lane:
                 return opened
             except RetryRange as error:
                 self.exchange = None
-                delay, rest = self._delays(chunk, error)
-            board.give_back(chunk, delay)
-            board.pause(rest)
+                rest = self._rest(chunk, error)
+            board.give_back(chunk, rest.chunk_s)
+            board.pause(rest.thread_s)
         raise board.error or AssertionError("over before it began")
 
     def run(self, opened: Opened | None = None) -> None:
@@ -96,30 +99,30 @@ class Lane:
     def _serve(self, chunk: Chunk | None, opened: Opened | None = None) -> float:
         """One request for ``chunk``, or the rest of the first one; returns for how long this thread should rest."""
         self.chunk = chunk
-        delay = rest = 0.0
+        rest = Rest(0.0, 0.0)
         try:
             self._fetch(chunk, opened)
         except RetryRange as error:
             assert chunk is not None
-            delay, rest = self._delays(chunk, error)
+            rest = self._rest(chunk, error)
         finally:
             self.exchange = None
             self.chunk = None
             if chunk is not None:
-                self._context.board.give_back(chunk, delay)
-        return rest
+                self._context.board.give_back(chunk, rest.chunk_s)
+        return rest.thread_s
 
     def _fetch(self, chunk: Chunk | None, opened: Opened | None) -> None:
         reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
         try:
-            if chunk is not None:
-                with self._context.board.flowing():
-                    self._copy(reply, answer, chunk)
+            if chunk is not None and not (opened and is_elsewhere(answer, chunk)):
+                self._copy(reply, answer, chunk)
         finally:
             reply.close()
 
     def _new_exchange(self) -> Exchange:
         self.exchange = self._latest = self._context.exchange(self.figures())
+        self._context.board.check()  # a stop that came before the exchange could be seen
         return self.exchange
 
     def _asked(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
@@ -134,9 +137,11 @@ class Lane:
         if_range = None if self._distrusts_if_range else plan.resource.if_range
         reply = context.source.get(exchange, asked, if_range)
         try:
+            check_unsatisfied(reply.status, reply.headers, plan.resource)
             answer = context.judge(reply, asked)
             check_same_version(plan.resource, answer)
         except BaseException:
+            context.source.forget_location()
             reply.close()
             raise
         if asked is None or answer.is_partial:
@@ -151,8 +156,8 @@ class Lane:
         """Copy the body to its place, at most up to the end of the chunk, whatever the server sends."""
         ahead = chunk.position - answer.start
         left = UNKNOWN_END if answer.length is None else answer.length - ahead
-        if left <= 0 or (ahead > MAX_SKIP and answer.is_partial):
-            return  # of no use for this chunk: it is asked for again
+        if left <= 0 or ahead > MAX_SKIP:
+            raise BadAnswer(f"the server sent bytes from {answer.start} on, asked was for {chunk.position}")
         self._skip(reply, ahead)
         context = self._context
         while left > 0 and not chunk.is_done:
@@ -190,34 +195,34 @@ class Lane:
             written = allowed
         finally:
             board.advance(chunk, written)
+        if self.after_write is not None:
+            self.after_write()
 
-    def _delays(self, chunk: Chunk, error: RetryRange) -> tuple[float, float]:
-        """Seconds until the chunk may be asked for again, by anyone, and until this thread goes on.
+    def _rest(self, chunk: Chunk, error: RetryRange) -> Rest:
+        """How long the chunk and this thread rest after a failed attempt.
 
         Raises what ends the job: the error after too many attempts, or StreamBroken where nothing can go on.
         """
         context, plan = self._context, self._plan
-        if error.is_stale and self._stale < MAX_STALE:
-            self._stale += 1
-            return 0.0, 0.0
         if plan is not None and not plan.has_ranges:
             raise StreamBroken(error) from error
+        if error.is_stale and self._stale < MAX_STALE:
+            self._stale += 1
+            return Rest(0.0, 0.0)
         if self._is_network_away(error):
             context.notify("network_away", error=str(error))
-            return NETWORK_POLL_S, 0.0
+            return Rest(NETWORK_POLL_S, 0.0)
         failure = context.board.count_failure(chunk, error)
         final = context.policy.verdict(error, failure.attempts)
         if final is not None:
             raise final from error
         self._misses = self._misses + 1 if error.is_capacity else 0
-        delay = context.policy.backoff_s(max(1, failure.attempts, self._misses), context.chance())
-        if failure.progress >= LEAST_STEAL or isinstance(error, TooSlow):
-            delay = 0.0
+        rest = context.policy.rest(error, failure, self._misses, context.chance())
         context.notify(
             "range_retry", label=error.label, error=str(error), start=chunk.position, end=chunk.end,
-            attempt=failure.attempts, delay_s=round(delay, 3),
+            attempt=failure.attempts, delay_s=round(max(rest), 3),
         )  # fmt: skip
-        return (0.0, delay) if error.is_capacity else (delay, 0.0)
+        return rest
 
     def _is_network_away(self, error: RetryRange) -> bool:
         """Whether our own network is away, and for less than ``network_wait``."""
@@ -228,3 +233,9 @@ class Lane:
         now = context.clock()
         self._away_since = now if self._away_since is None else self._away_since
         return now - self._away_since < context.settings.network_wait
+
+
+def is_elsewhere(answer: Answer, chunk: Chunk) -> bool:
+    """Whether the first answer is of bytes that an earlier run had fetched, so that the chunk is asked for itself."""
+    end = chunk.end if answer.length is None else answer.start + answer.length
+    return not answer.start <= chunk.position < end

@@ -21,13 +21,10 @@ def safe_name(name: str) -> str:
     Folders, drives, control and bidirectional characters go; a leading dot becomes ``_``; over-long names keep
     their extension; names that dlpool keeps for itself get a ``_`` at the end.
     """
-    base = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
-    base = _UNSAFE.sub("", re.sub(r"^[A-Za-z]:", "", base)).strip().rstrip(".")
-    if base.startswith("."):
-        base = "_" + base[1:]
-    if base.endswith(RESERVED_SUFFIXES):
-        base += "_"
-    return _shortened(base)
+    base, before = name, None
+    while base != before:  # what one step lays bare, the next one sees
+        before, base = base, _shortened(_without_tricks(base), MAX_NAME_BYTES)
+    return _shortened(base, MAX_NAME_BYTES - 1) + "_" if base.endswith(RESERVED_SUFFIXES) else base
 
 
 def name_from_url(url: str) -> str:
@@ -41,10 +38,16 @@ def file_name(server_name: str | None, url: str) -> str:
     return safe_name(server_name or "") or name_from_url(url)
 
 
-def _shortened(name: str) -> str:
-    if len(name.encode()) <= MAX_NAME_BYTES:
+def _without_tricks(name: str) -> str:
+    base = _UNSAFE.sub("", unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1]))
+    base = re.sub(r"^[A-Za-z]:", "", base).strip().rstrip(".")
+    return "_" + base[1:] if base.startswith(".") else base
+
+
+def _shortened(name: str, most: int) -> str:
+    if len(name.encode()) <= most:
         return name
     stem, dot, extension = name.rpartition(".")
     ending = dot + extension if dot and stem and len(extension.encode()) <= 16 else ""
-    room = MAX_NAME_BYTES - len(ending.encode())
+    room = most - len(ending.encode())
     return name.encode()[:room].decode(errors="ignore") + ending

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from dlpool.errors import PolicyRefused, RetryRange
-from dlpool.transfer.answer import HEAD_REFUSALS, RANGE_REFUSALS, Answer, Span, check_same_version, is_empty_file
+from dlpool.errors import BadAnswer, FailJob, PolicyRefused, RetryRange
+from dlpool.transfer.answer import RANGE_REFUSALS, Answer, Span, check_same_version, is_empty_file
 from dlpool.transfer.chunks import ChunkMap, plan, stream
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.names import file_name
 from dlpool.transfer.place import Place
-from dlpool.transfer.resource import Resource, Sameness
+from dlpool.transfer.remote import Resource, Sameness
 from dlpool.transfer.source import Reply
+from dlpool.transfer.state import SavedState
 
+MAX_STEPS = 8  # of asking otherwise, before the first answer is taken
 PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may work
 
 
@@ -29,6 +32,32 @@ class Opened:
     chunks: ChunkMap
     reply: Reply
     answer: Answer
+
+
+class Next(Enum):
+    """What an answer means for the bytes of an earlier run."""
+
+    USE = "use it"
+    PLAIN_RANGE = "ask for the range without If-Range"
+    ANEW = "forget them and ask anew"
+    ANEW_WITH_THIS = "forget them and take this body"
+
+
+def resume_step(saved: Resource, answer: Answer, *, is_whole: bool) -> Next:
+    """Whether saved bytes belong to what the server has now. ``is_whole``: no range was asked for.
+
+    Raises BadAnswer where the answer lacks the validator that could tell.
+    """
+    sameness = saved.compare(answer.resource)
+    if answer.length == 0 and answer.resource.size == 0:
+        return Next.ANEW_WITH_THIS
+    if sameness is Sameness.UNKNOWN:
+        check_same_version(saved, answer)
+    if sameness is Sameness.SAME and answer.is_partial:
+        return Next.USE
+    if is_whole:
+        return Next.ANEW_WITH_THIS
+    return Next.PLAIN_RANGE if sameness is Sameness.SAME else Next.ANEW
 
 
 class Opening:
@@ -44,101 +73,101 @@ class Opening:
         self._context = context
         self._place = place
         self._choose_place = choose_place
-        self._is_single = is_single
+        self._is_whole = is_single
         self._head: Resource | None = None
         self._asked_head = False
+        self._wants_head = False
         self._distrusts_if_range = False
 
     def run(self, exchange: Exchange) -> Opened:
         """One try. Raises what the network, the server or the disk brings."""
-        if self._context.settings.probe == "head":
+        if self._context.settings.probe == "head" and not self._asked_head:
             self._ask_head(exchange)
-        reply, answer = self._probe(exchange)
-        try:
-            place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
-            while place.saved is not None and not self._continues(place, answer):
+        for _ in range(MAX_STEPS):
+            saved = self._place.saved if self._place else None
+            asked = self._first_span(saved)
+            if_range = saved.resource.if_range if saved and not self._distrusts_if_range else None
+            reply = self._context.source.get(exchange, asked, if_range)
+            try:
+                opened = self._step(reply, asked)
+            except BaseException:
                 reply.close()
-                reply, answer = self._probe(exchange)
-            return self._planned(place, reply, answer)
-        except BaseException:
+                raise
+            if opened is not None:
+                return opened
             reply.close()
-            raise
+            if self._wants_head:
+                self._ask_head(exchange)
+        raise BadAnswer("the server's answers contradict each other")
 
-    def _probe(self, exchange: Exchange) -> tuple[Reply, Answer]:
-        context, saved = self._context, self._place.saved if self._place else None
-        asked: Span | None = self._first_span()
-        if_range = saved.resource.if_range if saved and not self._distrusts_if_range else None
-        reply = context.source.get(exchange, asked, if_range)
-        if is_empty_file(reply.status, reply.headers):
-            if saved is not None and self._place is not None:
-                self._place.begin_anew("the remote file is empty by now")
-            return reply, Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
-        if asked is not None and reply.status in RANGE_REFUSALS:
-            reply.close()
-            if saved is not None and self._place is not None:
-                self._place.begin_anew(f"the server answered {reply.status} to the range that is missing")
-                return self._probe(exchange)
-            asked, reply = None, context.source.get(exchange, None)
-        return self._with_size(exchange, reply, context.judge(reply, asked))
-
-    def _with_size(self, exchange: Exchange, reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
-        """Find the size of a file of which a 206 did not tell it (``bytes 0-9/*``), else take it as one body."""
-        if not answer.is_partial or answer.resource.size is not None:
-            return reply, answer
-        if not self._asked_head:
-            reply.close()
-            self._ask_head(exchange)
-            return self._probe(exchange)
-        size = self._head.size if self._head else None
-        if size is not None and size >= answer.start + (answer.length or 0):
-            return reply, replace(answer, resource=replace(answer.resource, size=size))
-        reply.close()
-        reply = self._context.source.get(exchange, None)
-        return reply, self._context.judge(reply, None)
-
-    def _first_span(self) -> Span | None:
-        """The range to begin with: the first that is missing, or as much as a small file has."""
-        settings = self._context.settings
-        if self._is_single or (self._head is not None and self._head.refuses_ranges):
+    def _step(self, reply: Reply, asked: Span | None) -> Opened | None:
+        """Take the answer as the beginning, or note what to ask instead and return None."""
+        if asked is not None and reply.status in RANGE_REFUSALS and not is_empty_file(reply.status, reply.headers):
+            self._is_whole = True
             return None
-        if self._place is not None and self._place.saved is not None:
-            missing = self._place.saved.missing
-            return missing[0] if missing else Span(0, min(1, self._place.saved.size) or 1)
+        answer = self._judged(reply, asked)
+        place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
+        if place.saved is not None:
+            next_step = resume_step(place.saved.resource, answer, is_whole=asked is None)
+            if next_step is Next.PLAIN_RANGE and not self._distrusts_if_range:
+                self._distrusts_if_range = True
+                return None
+            if next_step is not Next.USE:
+                place.begin_anew("the remote file is another by now, or serves no ranges any more")
+                self._is_whole = next_step is Next.PLAIN_RANGE
+            if next_step in (Next.ANEW, Next.PLAIN_RANGE):
+                return None
+            if answer.resource.size is None:
+                answer = replace(answer, resource=replace(answer.resource, size=place.saved.size))
+        if answer.is_partial and answer.resource.size is None:
+            size = self._size_by_head(answer)
+            if size is None:
+                return None
+            answer = replace(answer, resource=replace(answer.resource, size=size))
+        return self._planned(place, reply, answer)
+
+    def _judged(self, reply: Reply, asked: Span | None) -> Answer:
+        if is_empty_file(reply.status, reply.headers):
+            return Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
+        return self._context.judge(reply, asked)
+
+    def _size_by_head(self, answer: Answer) -> int | None:
+        """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None: ask HEAD, or for the whole."""
+        if not self._asked_head:
+            self._wants_head = True
+            return None
+        head = self._head
+        is_known = head is not None and answer.resource.has_validator
+        if is_known and head is not None and answer.resource.compare(head) is Sameness.SAME and head.size:
+            return head.size
+        self._is_whole = True
+        return None
+
+    def _first_span(self, saved: SavedState | None) -> Span | None:
+        """The range to begin with: the first that is missing, or as much as a small file has; None: everything."""
+        settings = self._context.settings
+        if self._is_whole or (self._head is not None and self._head.refuses_ranges):
+            return None
+        if saved is not None:
+            return saved.missing[0] if saved.missing else Span(0, 1)
         if self._head is not None and self._head.size:
             return Span(0, max(1, min(settings.min_split_size, self._head.size)))
         return Span(0, settings.min_split_size)
 
     def _ask_head(self, exchange: Exchange) -> None:
         """Learn what HEAD tells; it is a hint only, and no answer to it is an error."""
-        self._asked_head = True
+        self._asked_head, self._wants_head = True, False
         try:
-            reply = self._context.source.head(exchange)
-            if reply.status in HEAD_REFUSALS:
-                return
-            self._head = self._context.judge(reply, None).resource
-        except RetryRange:
+            self._head = self._context.judge(self._context.source.head(exchange), None).resource
+        except PolicyRefused:
+            raise
+        except (RetryRange, FailJob):
             exchange.check()
 
     def _name(self, resource: Resource, reply: Reply) -> str:
         """The server's name for the file, else the URL's: the user's, unless its path ends in nothing."""
         first = self._context.source.url
         return file_name(resource.server_name, reply.url if first.endswith("/") else first)
-
-    def _continues(self, place: Place, answer: Answer) -> bool:
-        """Whether the saved bytes belong to what the server has now; if not, they are forgotten."""
-        assert place.saved is not None
-        saved = place.saved.resource
-        sameness = saved.compare(answer.resource)
-        if sameness is Sameness.SAME and answer.is_partial:
-            return True
-        if sameness is Sameness.UNKNOWN:
-            check_same_version(saved, answer)
-        if sameness is Sameness.SAME and not self._distrusts_if_range:
-            self._distrusts_if_range = True
-            return False
-        is_same = sameness is Sameness.SAME
-        place.begin_anew("the server serves no ranges any more" if is_same else "the remote file is another by now")
-        return False
 
     def _planned(self, place: Place, reply: Reply, answer: Answer) -> Opened:
         settings, resource = self._context.settings, answer.resource

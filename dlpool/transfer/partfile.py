@@ -15,11 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
-from dlpool.transfer.files import local_fault, sync_folder, translated
+from dlpool.transfer.files import local_fault, make_folders, sync_folder, translated
 from dlpool.transfer.names import PART_SUFFIX
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
 LEAST_FALLOC = 1024 * 1024  # bytes: smaller files gain nothing from reserved blocks
+MAX_OPENS = 100
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -35,7 +37,6 @@ class PartFile:
         self.path = target.with_name(target.name + PART_SUFFIX)
         self._sync = sync
         self._descriptor = self._open_locked()
-        self._has_writer = False
 
     def __repr__(self) -> str:
         return f"<PartFile {self.path}>"
@@ -60,7 +61,6 @@ class PartFile:
             os.replace(fresh, self.path)
         os.close(self._descriptor)
         self._descriptor = descriptor
-        self._has_writer = False
 
     def remove_leftovers(self) -> None:
         """Remove what a run left that was killed while it began anew."""
@@ -88,17 +88,9 @@ class PartFile:
             elif how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self._fallocate(size)):
                 os.ftruncate(self._descriptor, size)
 
-    def cut(self, size: int) -> None:
-        """Set the length of a file whose size was not known before."""
-        with translated(f"set the length of {self.path}"):
-            os.ftruncate(self._descriptor, size)
-
     def writer(self) -> Writer:
         """A descriptor of its own on the same file, for one thread."""
         with translated(f"open {self.path}"):
-            if not self._has_writer:  # nobody else moves the offset that a duplicate shares
-                self._has_writer = True
-                return Writer(os.dup(self._descriptor), self.path)
             return Writer(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR), self.path)
 
     def sync_data(self) -> None:
@@ -118,6 +110,8 @@ class PartFile:
         Raises TargetExists, without ``overwrite``, if the target is there.
         """
         with translated(f"publish {self.target}"):
+            if not self._is_named():
+                raise LocalFault(f"cannot publish {self.target}: another program removed or replaced {self.path}")
             if overwrite:
                 os.replace(self.path, self.target)
             else:
@@ -130,23 +124,37 @@ class PartFile:
         self.target = target
 
     def discard(self) -> None:
-        """Remove the part file."""
+        """Remove the part file, if its name still means it."""
         with translated(f"remove {self.path}"), suppress(FileNotFoundError):
-            os.unlink(self.path)
+            if self._is_named():
+                os.unlink(self.path)
 
     def close(self) -> None:
-        """Give up the lock; an empty file that holds nothing worth keeping is removed first."""
+        """Give up the lock."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
     def _link(self) -> None:
+        """Give the file its name unless that exists; by a hard link, which cannot replace, where there are some."""
         try:
             os.link(self.path, self.target)
         except FileExistsError as error:
             raise TargetExists(f"{self.target} exists already") from error
-        os.unlink(self.path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(self.target):
+                raise TargetExists(f"{self.target} exists already") from error
+            os.replace(self.path, self.target)
+        else:
+            os.unlink(self.path)
+
+    def _is_named(self) -> bool:
+        """Whether the name of the part file means the file that is locked."""
+        return _is_name_of(self.path, os.fstat(self._descriptor))
 
     def _open_locked(self) -> int:
-        while True:
+        for _ in range(MAX_OPENS):
             descriptor = self._open()
             try:
                 if self._lock(descriptor):
@@ -155,13 +163,14 @@ class PartFile:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # published or replaced between open and lock
+        raise LocalFault(f"cannot use {self.path}: it is replaced again and again")
 
     def _open(self) -> int:
         with translated(f"open {self.path}"):
             try:
                 return os.open(self.path, _FLAGS, 0o666)
             except FileNotFoundError:
-                os.makedirs(self.target.parent, exist_ok=True)
+                make_folders(self.target.parent, sync=self._sync)
                 return os.open(self.path, _FLAGS, 0o666)
 
     def _lock(self, descriptor: int) -> bool:
@@ -175,11 +184,10 @@ class PartFile:
             raise Locked(f"another download is writing to {self.target}{_holder(mine)}") from error
         except OSError as error:
             raise local_fault(f"lock {self.path}", error) from error
-        try:
-            named = os.stat(self.path, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+        if mine.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
+            with translated(f"remove {self.path}"), suppress(FileNotFoundError):
+                os.unlink(self.path)
+        return _is_name_of(self.path, mine)
 
     def _check_space(self, size: int) -> None:
         if size < LEAST_FALLOC:
@@ -237,6 +245,14 @@ class Writer:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _is_name_of(path: Path, status: os.stat_result) -> bool:
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
 
 
 def _holder(status: os.stat_result) -> str:

@@ -31,7 +31,7 @@ from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES, STATE_SUFFIX
 from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.resource import Resource
+from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import Publishing, SavedState, StateFile, StateUnusable, url_digest, url_without_secrets
 
 MAX_RENAMES = 10_000
@@ -55,9 +55,9 @@ class Place:
         self._if_exists = if_exists
         self._sync = sync
         self._notify = notify
-        self.target = _chosen(_resolved(target), if_exists)
+        self.target = self._chosen(_resolved(target))
         self.part = PartFile(self.target, sync=sync)
-        self._state_file = StateFile(self.target.with_name(self.target.name + STATE_SUFFIX), sync=sync)
+        self._state_file = _state_file(self.target, sync=sync)
         self._keeps_part = False
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
@@ -67,8 +67,6 @@ class Place:
                 self.part.remove_leftovers()
                 self._state_file.remove_leftovers()
             self.saved = self._load() if resume else None
-            if self.saved is not None and self.saved.publishing is not None:
-                self._recognise(self.saved.publishing)
             if self.saved is None:
                 self._empty()
         except BaseException:
@@ -115,10 +113,6 @@ class Place:
         self._state_file.remove()
         self._keeps_part = True
 
-    def keep_part(self) -> None:
-        """What is in the part file is worth keeping for the next run."""
-        self._keeps_part = True
-
     def close(self) -> None:
         """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours."""
         try:
@@ -147,8 +141,7 @@ class Place:
                 return None
             if saved.url_sha256 != url_digest(self._job.url):
                 raise StateUnusable("it is of another URL")
-            if saved.publishing is None:
-                self._check_part(saved)
+            self._check_part(saved)
             return saved
         except StateUnusable as error:
             self._notify("state_unusable", reason=str(error), path=str(self.target))
@@ -156,6 +149,8 @@ class Place:
 
     def _check_part(self, saved: SavedState) -> None:
         length = self.part.length
+        if saved.publishing is not None and not self._is_complete(saved.publishing):
+            raise StateUnusable("the part file is not the one that was about to be published")
         if length > saved.size:
             raise StateUnusable("the part file is longer than the file")
         if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
@@ -163,18 +158,40 @@ class Place:
         if not (saved.resource.has_validator or self._job.checksum):
             raise StateUnusable("the server gave no validator that could show that the file is the same")
 
-    def _recognise(self, publishing: Publishing) -> None:
-        """An earlier run was killed at its rename: was it before or after?"""
-        with translated(f"look at {self.target}"), suppress(FileNotFoundError):
-            status = os.stat(self.target)
-            if Publishing(status.st_ino, status.st_size) == publishing:
-                if self._sync:
-                    sync_folder(self.target.parent)
-                self._state_file.remove()
-                raise AlreadyThere(self.target, is_published=True)
-        if self.part.inode != publishing.inode or self.part.length != publishing.size:
-            self._notify("state_unusable", reason="the part file is not the one it speaks of", path=str(self.target))
-            self.saved = None
+    def _chosen(self, target: Path) -> Path:
+        """The name to publish under, by ``if_exists``; raises AlreadyThere for what an earlier run had published."""
+        self._check_unpublished(target)
+        if self._if_exists == "overwrite" or not os.path.lexists(target):
+            return target
+        if self._if_exists == "skip":
+            raise AlreadyThere(target, is_published=False)
+        if self._if_exists == "fail":
+            raise TargetExists(f"{target} exists already")
+        for number in range(1, MAX_RENAMES):
+            other = target.with_name(f"{target.stem}.{number}{target.suffix}")
+            self._check_unpublished(other)
+            if not os.path.lexists(other):
+                return other
+        raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
+
+    def _check_unpublished(self, target: Path) -> None:
+        """Finish what a run left that was killed between its rename to ``target`` and the end."""
+        state_file = _state_file(target, sync=self._sync)
+        if not state_file.exists:
+            return
+        with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
+            saved, status = state_file.load(), os.stat(target)
+            published = Publishing(status.st_ino, status.st_size)
+            if saved is None or saved.publishing != published or saved.url_sha256 != url_digest(self._job.url):
+                return
+            if self._sync:
+                sync_folder(target.parent)
+            state_file.remove()
+            raise AlreadyThere(target, is_published=True)
+
+    def _is_complete(self, publishing: Publishing) -> bool:
+        """Whether the part file is the one that an earlier run was about to rename."""
+        return (self.part.inode, self.part.length) == (publishing.inode, publishing.size)
 
     def _empty(self) -> None:
         self._state_file.remove()
@@ -206,18 +223,22 @@ class Place:
             except TargetExists:
                 if self._if_exists != "rename":
                     raise
-                self.target = _chosen(self.target, "rename")
+                self.target = self._chosen(self.target)
                 self.part.retarget(self.target)
+
+
+def _state_file(target: Path, *, sync: bool) -> StateFile:
+    return StateFile(target.with_name(target.name + STATE_SUFFIX), sync=sync)
 
 
 def _resolved(target: Path) -> Path:
     """The path that will be renamed to: links followed, what cannot be a target refused."""
-    if target.name.endswith(RESERVED_SUFFIXES):
-        raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
-    if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
-        raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
     with translated(f"use the path {str(target)[:200]}"):
         real = Path(os.path.realpath(target)) if os.path.islink(target) else target
+        if any(path.name.endswith(RESERVED_SUFFIXES) for path in (target, real)):
+            raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
+        if len(os.fsencode(real.name)) > MAX_NAME_BYTES:
+            raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
         try:
             status = os.lstat(real)
         except FileNotFoundError:
@@ -229,22 +250,6 @@ def _resolved(target: Path) -> Path:
     if not stat.S_ISREG(status.st_mode):
         raise LocalFault(f"{target} exists and is not a regular file")
     return real
-
-
-def _chosen(target: Path, if_exists: str) -> Path:
-    if if_exists == "overwrite" or not os.path.lexists(target):
-        return target
-    if if_exists == "skip":
-        raise AlreadyThere(target, is_published=False)
-    if if_exists == "fail":
-        raise TargetExists(f"{target} exists already")
-    return next(name for name in _other_names(target) if not os.path.lexists(name))
-
-
-def _other_names(target: Path) -> Iterator[Path]:
-    for number in range(1, MAX_RENAMES):
-        yield target.with_name(f"{target.stem}.{number}{target.suffix}")
-    raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
 
 
 def _now() -> str:

@@ -12,11 +12,12 @@ from dlpool.errors import PolicyRefused
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Services that hand out credentials to whoever asks from inside a cloud; link-local ones are refused as such.
-_METADATA = {
-    ipaddress.ip_address(text)
-    for text in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
-}
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_METADATA = [
+    ipaddress.ip_network(text)
+    for text in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::/32", "fd20:ce::/64")
+]
+# IPv6 networks whose addresses hold an IPv4 one in their last 32 bits: NAT64 (RFC 6052, 8215), IPv4-compatible ones.
+_EMBEDDING = [ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
 
 # Of the headers that a user adds, only these follow a redirect to another origin.
 _HARMLESS = {"accept", "accept-language", "cache-control", "pragma", "user-agent"}
@@ -27,7 +28,7 @@ def check_address(text: str, policy: str) -> None:
     address = _embedded(ipaddress.ip_address(text.partition("%")[0]))
     if policy == "any":
         return
-    if address.is_link_local or address in _METADATA:
+    if address.is_link_local or any(address in network for network in _METADATA):
         raise PolicyRefused(f"{text} is a link-local or cloud metadata address, which network = {policy} refuses")
     if policy == "public-only" and (not address.is_global or address.is_multicast):
         raise PolicyRefused(f"{text} is not a public address, and network = public-only")
@@ -52,6 +53,6 @@ def _embedded(address: Address) -> Address:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped or address.sixtofour:
             return address.ipv4_mapped or address.sixtofour or address
-        if address in _NAT64:
+        if any(address in network for network in _EMBEDDING) and int(address) > 1:  # ::1 is itself
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dlpool.config import TransferSettings
-from dlpool.errors import DlpoolError, RetryRange, WaitTooLong
+from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
+
+WORTHWHILE = 64 * 1024  # bytes: an attempt that brought so many is repeated without a rest
+
+
+class Failure(NamedTuple):
+    """What a failed attempt amounts to: attempts in a row without progress, and bytes written by this one."""
+
+    attempts: int
+    progress: int
+
+
+class Rest(NamedTuple):
+    """Seconds until a chunk may be asked for again, by anyone, and until the thread that failed goes on."""
+
+    chunk_s: float
+    thread_s: float
 
 
 @dataclass(frozen=True)
@@ -35,3 +52,15 @@ class RetryPolicy:
         if error.retry_after_s is not None and error.retry_after_s > self.max_retry_after:
             return WaitTooLong(f"{error} and asked to wait {error.retry_after_s:.0f} s, longer than max_retry_after")
         return error if failures > self.retries else None
+
+    def rest(self, error: RetryRange, failure: Failure, misses: int, chance: float) -> Rest:
+        """How long to rest after an attempt that may be repeated.
+
+        Where the server may admit no further connection (``misses`` times in a row, for this thread), the thread
+        rests and others may take the chunk; else the chunk rests. What brought bytes, or was merely slow, goes on at
+        once over a new connection.
+        """
+        if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
+            return Rest(0.0, 0.0)
+        delay = self.backoff_s(max(1, failure.attempts, misses), chance)
+        return Rest(0.0, delay) if error.is_capacity else Rest(delay, 0.0)

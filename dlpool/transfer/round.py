@@ -11,7 +11,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dlpool.errors import ChecksumMismatch, DeadlineExceeded, DlpoolError, InternalError, LocalFault, RestartFile
+from dlpool.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    DeadlineExceeded,
+    DlpoolError,
+    InternalError,
+    LocalFault,
+    RestartFile,
+)
 from dlpool.transfer.checksum import Follower
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.job import Checksum
@@ -73,9 +81,16 @@ class Round:
         try:
             with self._context.client.ticker.calling(self._tick):
                 plan = self._download()
-            self._finish(plan)
+                self._finish(plan)
         except DlpoolError as error:
             self._end(error)
+            raise
+        except Exception as error:
+            failure = InternalError(f"unexpected {type(error).__name__}: {error}")
+            self._end(failure)
+            raise failure from error
+        except BaseException:  # KeyboardInterrupt in a caller's main thread: nobody may write any more
+            self._end(Cancelled("the download was interrupted"))
             raise
         return plan
 
@@ -89,6 +104,7 @@ class Round:
         self._begin(plan)
         connections = self._connections(plan)
         if connections == 1 and (plan.resource.size or SMALL) < SMALL:
+            first.after_write = lambda: self._checkpoint_if_due(plan)
             first.run(opened)  # not worth a thread
         else:
             self._spawn(lambda: first.run(opened))
@@ -97,10 +113,8 @@ class Round:
             self.lanes.append(lane)
             self._spawn(lane.run)
         while not board.wait(LOOK_S):
-            if plan.has_ranges and self._is_checkpoint_due(self._context.clock()):
-                self._checkpoint(plan)
-        if board.error is not None:
-            raise board.error
+            self._checkpoint_if_due(plan)
+        board.check()
         return plan
 
     def stop(self, error: DlpoolError) -> None:
@@ -139,9 +153,12 @@ class Round:
 
     def _tick(self) -> None:
         """Called several times a second, from another thread."""
-        if self._deadline is not None and self._context.clock() >= self._deadline:
-            self.stop(DeadlineExceeded("the download took longer than its deadline"))
-        self._watch.look(self.lanes)
+        try:
+            if self._deadline is not None and self._context.clock() >= self._deadline:
+                self.stop(DeadlineExceeded("the download took longer than its deadline"))
+            self._watch.look(self.lanes)
+        except Exception as error:  # noqa: BLE001 - the thread is everybody's
+            self.stop(InternalError(f"unexpected {type(error).__name__}: {error}"))
 
     def _is_checkpoint_due(self, now: float) -> bool:
         committed, board = self._committed, self._context.board
@@ -151,6 +168,10 @@ class Round:
         age = now - committed.at
         has_ended = board.ended_chunks > committed.ended_chunks
         return age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
+
+    def _checkpoint_if_due(self, plan: Plan) -> None:
+        if plan.has_ranges and self._is_checkpoint_due(self._context.clock()):
+            self._checkpoint(plan)
 
     def _checkpoint(self, plan: Plan, error: DlpoolError | None = None) -> None:
         board = self._context.board
@@ -165,6 +186,7 @@ class Round:
     def _finish(self, plan: Plan) -> None:
         self.phase = "verifying"
         self._verify(plan)
+        self._context.board.seal()
         self.phase = "publishing"
         plan.place.publish(
             plan.resource, self._context.board.snapshot(), remote_time=self._context.settings.remote_time

@@ -7,7 +7,6 @@ process and keeps connections alive over files; a ``Source`` belongs to one down
 from __future__ import annotations
 
 import http.client
-import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,10 +16,8 @@ import requests
 import urllib3
 from requests.auth import _basic_auth_str
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
-from requests.utils import check_header_validity, get_auth_from_url, get_netrc_auth, requote_uri
+from requests.utils import get_netrc_auth, requote_uri
 
-from dlpool import __version__
-from dlpool.config import NetworkSettings
 from dlpool.errors import (
     DlpoolError,
     PolicyRefused,
@@ -34,14 +31,12 @@ from dlpool.transfer.client import Client
 from dlpool.transfer.connection import StrictResponse
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.neterrors import network_error
-from dlpool.transfer.policy import check_address, headers_for
+from dlpool.transfer.policy import headers_for
+from dlpool.transfer.urls import check_literal, own_and_given, without_user
 
 MAX_REDIRECTS = 10
 ENOUGH = 64 * 1024  # bytes that one read collects
 COLLECT_S = 0.02  # for how long
-_PLAIN_URL = re.compile(
-    r"https?://[a-z0-9.-]+(?::[0-9]{1,4})?/(?:[A-Za-z0-9._~/?=&+-]|%[0-9A-F]{2})*"
-)  # needs no rewriting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -89,9 +84,11 @@ class Reply:
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
         body = self._body
+        self._exchange.detach()
         with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            if body.isclosed() or body.length == 0:
-                body.close()
+            is_read = body.isclosed() or body.length == 0
+            body.close()
+            if is_read:
                 self._raw.release_conn()
             self._raw.close()
 
@@ -119,7 +116,7 @@ class Source:
         """Raises UsageError for a URL that is none."""
         self._client = client
         self.url, in_url = without_user(url)
-        self._headers = _own_and_given(client.settings, headers)
+        self._headers = own_and_given(client.settings, headers)
         user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
         if user is not None:
             self._headers["Authorization"] = _basic_auth_str(*(part.encode() for part in user))
@@ -145,14 +142,18 @@ class Source:
         reply.close()
         return reply
 
+    def forget_location(self) -> None:
+        """What a redirect led to is of no use any more: ask the first URL again."""
+        self._location = self.url
+
     def _ask(self, method: str, exchange: Exchange, headers: Mapping[str, str]) -> Reply:
         asked_first = self._location
         try:
             reply = self._follow(method, exchange, headers, asked_first)
         except DlpoolError:
-            self._location = self.url
+            self.forget_location()
             raise
-        if reply.status >= 400 and reply.status != 416 and asked_first != self.url:
+        if asked_first != self.url and is_expiry(reply.status):
             reply.close()
             reply = self._follow(method, exchange, headers, self.url)
         self._location = reply.url if reply.status < 400 else self.url
@@ -177,7 +178,7 @@ class Source:
         try:
             url, _user = without_user(requote_uri(urljoin(reply.url, location)))
         except (UsageError, ValueError) as error:
-            raise PolicyRefused(f"the server redirected to {location[:200]!r}, which is not http or https") from error
+            raise PolicyRefused("the server redirected to what is not an http or https URL") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
         if is_downgrade and not self._client.settings.allow_downgrade:
             raise PolicyRefused("the server redirected from https to http (allow_downgrade would follow)")
@@ -185,9 +186,11 @@ class Source:
 
     def _send(self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str]) -> Reply:
         client, host = self._client, urlsplit(url).netloc
-        exchange.pause(client.gate.wait_s(host))
+        while (wait := client.gate.wait_s(host)) > 0:
+            exchange.pause(wait)
+            exchange.check()
         if client.proxies(url):
-            _check_literal(url, client.settings.network)
+            check_literal(url, client.settings.network)
         sent = self._headers_for(url, headers)
         exchange.asked_at, exchange.answered_at, exchange.body = exchange.clock(), None, None
         try:
@@ -225,38 +228,6 @@ class Source:
                 extract_cookies_to_jar(self._cookies, requests.Request("GET", url).prepare(), raw)
 
 
-def _own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
-    """Our header fields and the user's, which replace ours. Raises UsageError for what cannot be sent."""
-    agent = settings.user_agent or f"dlpool/{__version__}"
-    fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
-    names = {name.lower() for name in given}
-    try:
-        for field in given.items():
-            check_header_validity(field)
-    except (requests.exceptions.InvalidHeader, UnicodeError) as error:
-        raise UsageError(f"a header cannot be sent: {error}") from error
-    return {name: value for name, value in fields.items() if name.lower() not in names} | dict(given)
-
-
-def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
-    """A URL as requests sends it, less user info and fragment, and the user info. Raises UsageError."""
-    if _PLAIN_URL.fullmatch(url) and "/." not in url:
-        return url, None
-    if not re.match(r"\s*https?://", url, re.IGNORECASE):
-        raise UsageError(f"{url[:200]!r} is not an http or https URL")
-    request = requests.PreparedRequest()
-    try:
-        request.prepare_url(url, None)
-        parts = urlsplit(request.url or "")
-        _ = parts.port
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise UsageError(f"{url[:200]!r} is not a URL: {error}") from error
-    user = get_auth_from_url(request.url or "")
-    netloc = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=netloc, fragment="").geturl(), user if any(user) else None
-
-
-def _check_literal(url: str, policy: str) -> None:
-    """Behind a proxy the address is not ours to see, unless the URL names it."""
-    with suppress(ValueError):
-        check_address(urlsplit(url).hostname or "", policy)
+def is_expiry(status: int) -> bool:
+    """Whether a status of a redirect's target may mean that only the way there is stale, as a signed URL's 403."""
+    return 400 <= status < 500 and status not in (408, 416, 425, 429)

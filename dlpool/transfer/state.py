@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 from dlpool.transfer.answer import Span
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.files import sync_folder, translated
-from dlpool.transfer.resource import Resource
+from dlpool.transfer.remote import Resource
 
 VERSION = 1
+MAX_SIZE = 2**62  # bytes
+MAX_INODE = 2**64
 MAX_STATE_BYTES = 16 * 1024 * 1024
-MAX_SIZE = 2**62
 
 
 class StateUnusable(Exception):
@@ -136,7 +137,7 @@ class StateFile:
         if not self.exists:
             return None
         try:
-            with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            with open(self.path, "rb", opener=_open_itself) as file:
                 text = file.read(MAX_STATE_BYTES + 1)
         except OSError as error:
             raise StateUnusable(f"it cannot be read ({error.strerror})") from error
@@ -177,6 +178,11 @@ class StateFile:
                 sync_folder(self.path.parent)
 
 
+def _open_itself(path: str, flags: int) -> int:
+    """Open no link, and do not wait for a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -206,12 +212,12 @@ def _publishing(item: object) -> Publishing | None:
         return None
     if not isinstance(item, dict):
         raise StateUnusable("its publishing record is malformed")
-    return Publishing(_integer(item, "inode"), _integer(item, "size"))
+    return Publishing(_integer(item, "inode", MAX_INODE), _integer(item, "size"))
 
 
-def _integer(fields: Mapping[str, Any], name: str) -> int:
+def _integer(fields: Mapping[str, Any], name: str, most: int = MAX_SIZE) -> int:
     value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**64:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise StateUnusable(f"{name} is {str(value)[:40]!r}")
     return value
 

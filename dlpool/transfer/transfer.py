@@ -14,6 +14,7 @@ from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.files import translated
 from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
 from dlpool.transfer.limits import RateLimit
 from dlpool.transfer.place import AlreadyThere, Place
@@ -80,7 +81,8 @@ class Transfer:
             return self._run_rounds()
         except AlreadyThere as there:
             self._notify("target_skipped", path=str(there.path), is_published=there.is_published)
-            size = there.path.stat().st_size
+            with translated(f"look at {there.path}"):
+                size = there.path.stat().st_size
             return Outcome(there.path, size, resumed_from=size, is_skipped=not there.is_published)
         finally:
             if self._place is not None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlpool.errors import DlpoolError, TimedOut, TooSlow
+from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.context import Context
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.lane import Lane
@@ -25,12 +26,8 @@ ANSWER_FACTOR = 10.0  # times the usual wait for an answer is too long, if other
 
 @dataclass
 class Gauge:
-    """What the watch remembers of one connection since ``samples`` began.
+    """What the watch remembers of one connection since ``samples`` began."""
 
-    ``patience_s``, the wait before it is compared with others, grows each time a replacement was no better.
-    """
-
-    patience_s: float = LEAST_WAIT_S
     samples: list[Figures] = field(default_factory=list)
     began_s: float = 0.0
     mark: Figures = field(default_factory=lambda: Figures(0, 0.0))
@@ -70,14 +67,20 @@ def below_minimum(gauge: Gauge, limit: int, time_s: float) -> DlpoolError | None
     return TooSlow(f"the connection brought {received} bytes in {waited:.0f} s, less than low_speed_limit")
 
 
-def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int) -> DlpoolError | None:
+def patience_s(replaced: int) -> float:
+    """How long a connection is waited for before it is compared: longer each time a new one was no better."""
+    return min(MAX_PATIENCE_S, LEAST_WAIT_S * 2.0 ** min(replaced, 10))
+
+
+def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience: float) -> DlpoolError | None:
     """The error for a connection much slower than the fastest of its siblings, if replacing it is worth it."""
     best = max((sibling.rate for sibling in siblings), default=0.0)
-    if gauge.waited_s < gauge.patience_s or gauge.rate * SLOWER >= best:
+    if gauge.waited_s < patience or gauge.rate * SLOWER >= best:
         return None
     if gauge.rate > 0 and remaining / gauge.rate < LEAST_GAIN_S:
         return None
-    return TooSlow(f"the connection brings {gauge.rate:.0f} bytes/s, its siblings up to {best:.0f}")
+    reason = f"the connection brings {gauge.rate:.0f} bytes/s, its siblings up to {best:.0f}"
+    return TooSlow(reason, is_comparison=True)
 
 
 def overdue(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> DlpoolError | None:
@@ -87,17 +90,17 @@ def overdue(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> 
     return TimedOut("the server did not complete its answer within the time limits")
 
 
-def outwaited(asked_s: float, usual_s: float) -> DlpoolError | None:
+def outwaited(asked_s: float, usual_s: float, patience: float) -> DlpoolError | None:
     """The error for a request unanswered far longer than its siblings' were, while a connection has no work."""
-    if asked_s < max(LEAST_WAIT_S, usual_s * ANSWER_FACTOR):
+    if asked_s < max(patience, usual_s * ANSWER_FACTOR):
         return None
-    return TooSlow(f"no answer for {asked_s:.1f} s, its siblings waited {usual_s:.2f} s")
+    return TooSlow(f"no answer for {asked_s:.1f} s, its siblings waited {usual_s:.2f} s", is_comparison=True)
 
 
 class Watch:
     """Looks at all connections of a download, again and again, and ends those that bring too little.
 
-    Used by the coordinating thread.
+    Used by the ticker's thread.
     """
 
     def __init__(self, context: Context) -> None:
@@ -113,28 +116,36 @@ class Watch:
             if (chunk := lane.chunk) is not None:
                 self._context.board.set_rate(chunk, gauge.rate)
         for lane, exchange in busy:
-            error = self._verdict(lane, exchange, [other for other in lanes if other is not lane])
+            chunk = lane.chunk
+            error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, busy, len(lanes))
             if error is not None:
-                patience = self._gauges[lane].patience_s
-                self._gauges[lane] = Gauge(min(MAX_PATIENCE_S, patience * 2))
+                del self._gauges[lane]
+                if chunk is not None:
+                    chunk.replaced += 1
                 exchange.abort(error)
 
-    def _verdict(self, lane: Lane, exchange: Exchange, siblings: Sequence[Lane]) -> DlpoolError | None:
+    def _hopeless(self, lane: Lane, exchange: Exchange) -> DlpoolError | None:
+        """What is too slow by itself."""
+        network = self._context.client.settings
         if exchange.asked_at is None:
             return None
-        network = self._context.client.settings
         if exchange.answered_at is None:
             asked_s = self._context.clock() - exchange.asked_at
-            late = overdue(asked_s, network.connect_timeout, network.read_timeout)
-            return late or self._outwaited(asked_s, siblings)
-        gauge, chunk = self._gauges[lane], lane.chunk
-        slow = below_minimum(gauge, network.low_speed_limit, network.low_speed_time)
-        if slow is not None or chunk is None:
-            return slow
-        others = [self._gauges[sibling] for sibling in siblings if sibling in self._gauges]
-        return far_behind(gauge, others, chunk.remaining)
+            return overdue(asked_s, network.connect_timeout, network.read_timeout)
+        return below_minimum(self._gauges[lane], network.low_speed_limit, network.low_speed_time)
 
-    def _outwaited(self, asked_s: float, siblings: Sequence[Lane]) -> DlpoolError | None:
-        usual = [answer_s for sibling in siblings if (answer_s := sibling.answer_s()) is not None]
-        has_idle = any(sibling.exchange is None for sibling in siblings)
-        return outwaited(asked_s, max(usual)) if usual and has_idle else None
+    def _outdone(
+        self, lane: Lane, exchange: Exchange, chunk: Chunk | None, busy: Sequence[tuple[Lane, Exchange]], lanes: int
+    ) -> DlpoolError | None:
+        """What is too slow beside the others that work now."""
+        others = [other for other, _exchange in busy if other is not lane]
+        if chunk is None or exchange.asked_at is None:
+            return None
+        patience = patience_s(chunk.replaced)
+        if exchange.answered_at is not None:
+            gauges = [self._gauges[other] for other in others if other in self._gauges]
+            return far_behind(self._gauges[lane], gauges, chunk.remaining, patience)
+        usual = [answer_s for other in others if (answer_s := other.answer_s()) is not None]
+        if not usual or len(busy) == lanes:  # nobody has nothing to do
+            return None
+        return outwaited(self._context.clock() - exchange.asked_at, max(usual), patience)

@@ -70,17 +70,16 @@ class Resource:
     def compare(self, other: Resource) -> Sameness:
         """Whether ``other``, seen later, is the version of ``self``.
 
-        A strong entity tag decides alone, else the modification date with the size, else the size. Only a new
-        validator of the same kind proves a change; one that vanished proves nothing.
+        A strong entity tag decides, else the modification date with the size, else a weak tag with the size, else the
+        size. Only a new validator of the same kind proves a change; one that vanished proves nothing.
         """
-        if self.strong_etag:
-            if other.strong_etag:
-                return _verdict(self.strong_etag == other.strong_etag and self._fits_size(other))
-            return Sameness.UNKNOWN
-        if self.last_modified:
-            if other.last_modified:
-                return _verdict(self.last_modified == other.last_modified and self._fits_size(other))
-            return Sameness.UNKNOWN
+        for mine, theirs in ((self.strong_etag, other.strong_etag), (self.last_modified, other.last_modified)):
+            if mine and not theirs:
+                return Sameness.UNKNOWN
+            if mine:
+                return _verdict(mine == theirs and self._fits_size(other))
+        if self.etag and other.etag:
+            return _verdict(_opaque(self.etag) == _opaque(other.etag) and self._fits_size(other))
         if self.content_type and other.content_type and self.content_type != other.content_type:
             return Sameness.UNKNOWN
         return _verdict(self._fits_size(other))
@@ -91,6 +90,11 @@ class Resource:
 
 def _verdict(is_same: bool) -> Sameness:
     return Sameness.SAME if is_same else Sameness.CHANGED
+
+
+def _opaque(etag: str) -> str:
+    """What weak comparison looks at (RFC 9110 section 8.8.3.2)."""
+    return etag.strip().removeprefix("W/")
 
 
 def _encoding(value: str | None) -> str | None:

@@ -1,0 +1,297 @@
+"""Chunk maths: plan, take, steal, give back, and what is missing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlpool.transfer.answer import Span
+from dlpool.transfer.chunks import LEAST_STEAL, LEAST_STEAL_S, UNKNOWN_END, Chunk, ChunkMap, plan, stream
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[int, list[Span]]:
+    """A size, and what is missing of it: sorted ranges with gaps between them."""
+    cuts = sorted(draw(st.sets(st.integers(0, 4 * MIB), max_size=12)))
+    missing = [Span(low, high) for low, high in list(pairwise(cuts))[::2]]
+    end = missing[-1].end if missing else 0
+    return end + draw(st.sampled_from([0, 1, MIB])), missing
+
+
+def spans(chunk_map: ChunkMap) -> list[tuple[int, int]]:
+    return [(chunk.start, chunk.end) for chunk in chunk_map.chunks]
+
+
+def finish(chunk_map: ChunkMap, chunk: Chunk) -> None:
+    chunk.position = chunk.claimed = chunk.end
+    chunk_map.give_back(chunk, 0.0)
+
+
+# --- planning ---
+
+
+@pytest.mark.parametrize(
+    ("size", "connections", "expected"),
+    [
+        (0, 4, []),
+        (1, 4, [(0, 1)]),
+        (3, 4, [(0, 3)]),
+        (199, 4, [(0, 199)]),
+        (200, 4, [(0, 100), (100, 200)]),
+        (399, 4, [(0, 133), (133, 266), (266, 399)]),
+        (400, 4, [(0, 100), (100, 200), (200, 300), (300, 400)]),
+        (401, 4, [(0, 100), (100, 200), (200, 300), (300, 401)]),
+        (4000, 4, [(0, 1000), (1000, 2000), (2000, 3000), (3000, 4000)]),
+        (4000, 1, [(0, 4000)]),
+    ],
+)
+def test_a_file_is_divided_into_equal_ranges(size: int, connections: int, expected: list[tuple[int, int]]) -> None:
+    missing = [Span(0, size)] if size else []
+    assert spans(plan(missing, size, connections, min_split=100)) == expected
+
+
+@given(st.integers(1, 10**13), st.integers(1, 64), st.integers(1, 10**9))
+def test_the_ranges_of_a_new_file_differ_by_a_byte_at_most(size: int, connections: int, min_split: int) -> None:
+    lengths = [chunk.end - chunk.start for chunk in plan([Span(0, size)], size, connections, min_split).chunks]
+    assert sum(lengths) == size
+    assert max(lengths) - min(lengths) <= 1
+    assert len(lengths) == max(1, min(connections, size // min_split))
+
+
+@given(files(), st.integers(1, 64), st.integers(1, MIB), st.sampled_from([None, KIB, MIB]))
+@settings(deadline=None)
+def test_a_plan_tiles_the_file_and_misses_what_is_missing(
+    file: tuple[int, list[Span]], connections: int, min_split: int, piece: int | None
+) -> None:
+    size, missing = file
+    chunk_map = plan(missing, size, connections, min_split, piece)
+    edges = [0, *(chunk.end for chunk in chunk_map.chunks)]
+    assert [chunk.start for chunk in chunk_map.chunks] == edges[:-1]
+    assert edges[-1] == size
+    assert chunk_map.written() == size - sum(span.end - span.start for span in missing)
+    assert all(chunk.is_done or chunk.position == chunk.start for chunk in chunk_map.chunks)
+    assert {edge for span in missing for edge in span} <= set(edges)
+
+
+@given(files(), st.integers(1, 64), st.integers(1, MIB))
+@settings(deadline=None)
+def test_no_range_is_planned_below_the_least_split(
+    file: tuple[int, list[Span]], connections: int, min_split: int
+) -> None:
+    size, missing = file
+    parts = {
+        (chunk.start, chunk.end) for chunk in plan(missing, size, connections, min_split).chunks if not chunk.is_done
+    }
+    short = {(start, end) for start, end in parts if end - start < min_split}
+    assert short <= set(missing)
+    assert len(parts) <= max(connections, len(missing))
+
+
+@given(files(), st.integers(1, 64))
+@settings(deadline=None)
+def test_no_range_is_divided_while_one_twice_as_long_is_left(file: tuple[int, list[Span]], connections: int) -> None:
+    size, missing = file
+    parts = [Span(c.start, c.end) for c in plan(missing, size, connections, min_split=1).chunks if not c.is_done]
+    longest = max((part.end - part.start for part in parts), default=0)
+    divided = set(parts) - set(missing)
+    assert all(2 * (part.end - part.start + 1) > longest for part in divided)
+
+
+def test_pieces_are_dealt_from_the_front() -> None:
+    chunk_map = plan([Span(0, 100)], 100, 4, min_split=1, piece=30)
+    assert spans(chunk_map) == [(0, 100)]
+    for owner in range(3):
+        chunk_map.take(owner, 0.0)
+    assert spans(chunk_map) == [(0, 30), (30, 60), (60, 90), (90, 100)]
+
+
+def test_a_resumed_piece_begins_at_the_first_missing_byte() -> None:
+    chunk_map = plan([Span(45, 100)], 100, 4, min_split=1, piece=30)
+    taken = chunk_map.take("a", 0.0)
+    assert taken is not None
+    assert (taken.start, taken.position, taken.end) == (45, 45, 75)
+
+
+# --- taking and giving back ---
+
+
+def test_the_first_free_chunk_is_taken_first() -> None:
+    chunk_map = plan([Span(0, 400)], 400, 4, min_split=100)
+    taken = [chunk_map.take(owner, 0.0) for owner in "abcde"]
+    assert [chunk.start if chunk else None for chunk in taken] == [0, 100, 200, 300, None]
+
+
+def test_a_chunk_is_not_taken_before_it_is_ready() -> None:
+    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk = chunk_map.take("a", 0.0)
+    assert chunk is not None
+    chunk_map.give_back(chunk, ready_at=5.0)
+    assert chunk_map.next_ready_at() == 5.0
+    assert chunk_map.take("b", 4.9) is None
+    assert chunk_map.take("b", 5.0) is chunk
+
+
+def test_a_chunk_that_is_not_ready_does_not_hold_up_the_next() -> None:
+    chunk_map = plan([Span(0, 200)], 200, 2, min_split=100)
+    first = chunk_map.take("a", 0.0)
+    assert first is not None
+    chunk_map.give_back(first, ready_at=5.0)
+    second = chunk_map.take("a", 0.0)
+    assert second is not None
+    assert second.start == 100
+
+
+def test_nothing_is_ready_when_all_is_owned_or_done() -> None:
+    chunk_map = plan([Span(50, 100)], 100, 1, min_split=100)
+    chunk_map.take("a", 0.0)
+    assert chunk_map.next_ready_at() is None
+
+
+def test_what_was_claimed_and_not_written_is_fetched_again() -> None:
+    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk = chunk_map.take("a", 0.0)
+    assert chunk is not None
+    chunk.position, chunk.claimed = 30, 60
+    chunk_map.give_back(chunk, 0.0)
+    again = chunk_map.take("b", 0.0)
+    assert again is not None
+    assert (again.position, again.claimed, again.end) == (30, 30, 100)
+
+
+def test_a_new_owner_begins_without_the_speed_of_the_last() -> None:
+    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk = chunk_map.take("a", 0.0)
+    assert chunk is not None
+    chunk.rate = 5.0
+    chunk_map.give_back(chunk, 0.0)
+    chunk_map.take("b", 0.0)
+    assert chunk.rate == 0.0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2)])
+def test_settled_neighbours_become_one(order: tuple[int, ...]) -> None:
+    chunk_map = plan([Span(0, 400)], 400, 4, min_split=100)
+    taken = [chunk_map.take(owner, 0.0) for owner in range(4)]
+    for index in order:
+        chunk = taken[index]
+        assert chunk is not None
+        finish(chunk_map, chunk)
+    assert spans(chunk_map) == [(0, 400)]
+    assert chunk_map.is_done()
+
+
+def test_a_done_chunk_is_not_joined_while_it_has_an_owner() -> None:
+    chunk_map = plan([Span(0, 200)], 200, 2, min_split=100)
+    first, second = chunk_map.take("a", 0.0), chunk_map.take("b", 0.0)
+    assert first is not None
+    assert second is not None
+    first.position = first.claimed = first.end
+    finish(chunk_map, second)
+    assert spans(chunk_map) == [(0, 100), (100, 200)]
+    assert any(chunk is first for chunk in chunk_map.chunks)
+
+
+# --- stealing ---
+
+
+def owned(size: int, *, claimed: int = 0, rate: float = 0.0, least_split: int = LEAST_STEAL) -> ChunkMap:
+    """One chunk, owned by "owner"."""
+    chunk = Chunk(0, size, claimed, claimed, owner="owner", rate=rate)
+    return ChunkMap([chunk], least_split=least_split)
+
+
+def test_a_thief_gets_the_upper_half_of_what_is_not_claimed() -> None:
+    chunk_map = owned(10 * MIB, claimed=2 * MIB)
+    stolen = chunk_map.steal("thief")
+    assert stolen is not None
+    assert (stolen.start, stolen.end, stolen.position, stolen.claimed) == (6 * MIB, 10 * MIB, 6 * MIB, 6 * MIB)
+    assert stolen.owner == "thief"
+    assert spans(chunk_map) == [(0, 6 * MIB), (6 * MIB, 10 * MIB)]
+
+
+def test_the_chunk_that_would_finish_last_is_stolen_from() -> None:
+    chunks = [
+        Chunk(0, MIB, 0, 0, owner="slow", rate=1.0 * KIB),
+        Chunk(MIB, 9 * MIB, MIB, MIB, owner="fast", rate=8.0 * MIB),
+    ]
+    stolen = ChunkMap(chunks).steal("thief")
+    assert stolen is not None
+    assert stolen.end == MIB
+
+
+def test_of_chunks_of_unknown_speed_the_longest_is_stolen_from() -> None:
+    chunks = [
+        Chunk(0, MIB, 0, 0, owner="a"),
+        Chunk(MIB, 4 * MIB, MIB, MIB, owner="b"),
+        Chunk(4 * MIB, 5 * MIB, 4 * MIB, 4 * MIB, owner="c"),
+    ]
+    stolen = ChunkMap(chunks).steal("thief")
+    assert stolen is not None
+    assert stolen.end == 4 * MIB
+
+
+def test_nobody_steals_from_a_chunk_without_owner() -> None:
+    assert plan([Span(0, 10 * MIB)], 10 * MIB, 1, min_split=MIB).steal("thief") is None
+
+
+@pytest.mark.parametrize(
+    ("chunk_map", "is_worth_it"),
+    [
+        (owned(2 * LEAST_STEAL), True),
+        (owned(2 * LEAST_STEAL - 1), False),
+        (owned(2 * MIB, claimed=2 * MIB - LEAST_STEAL), False),
+        (owned(2 * MIB, claimed=2 * MIB), False),
+        (owned(2 * MIB, least_split=MIB), True),
+        (owned(2 * MIB - 1, least_split=MIB), False),
+        (owned(MIB, rate=MIB / LEAST_STEAL_S), True),
+        (owned(MIB, rate=MIB / LEAST_STEAL_S + 1), False),
+        (owned(LEAST_STEAL, rate=1.0), False),
+        (owned(MIB, rate=1.0, least_split=MIB), True),
+    ],
+)
+def test_only_what_is_worth_a_request_is_stolen(chunk_map: ChunkMap, is_worth_it: bool) -> None:
+    assert (chunk_map.steal("thief") is not None) == is_worth_it
+
+
+@pytest.mark.parametrize("size", [None, 0, 10 * MIB])
+def test_nobody_steals_from_a_stream(size: int | None) -> None:
+    chunk_map = stream(size)
+    chunk_map.take("owner", 0.0)
+    assert chunk_map.steal("thief") is None
+
+
+# --- what is there ---
+
+
+def test_a_stream_without_size_ends_never() -> None:
+    assert spans(stream(None)) == [(0, UNKNOWN_END)]
+    assert not stream(None).is_done()
+
+
+def test_an_empty_file_is_done_and_misses_nothing() -> None:
+    chunk_map = plan([], 0, 4, min_split=1)
+    assert chunk_map.is_done()
+    assert (chunk_map.written(), chunk_map.front(), chunk_map.first_missing()) == (0, 0, None)
+
+
+def test_the_front_is_the_first_byte_that_is_not_there() -> None:
+    chunk_map = plan([Span(10, 20), Span(30, 40)], 50, 1, min_split=1)
+    assert (chunk_map.front(), chunk_map.first_missing()) == (10, Span(10, 20))
+    chunk = chunk_map.take("a", 0.0)
+    assert chunk is not None
+    chunk.position = chunk.claimed = 15
+    assert (chunk_map.front(), chunk_map.first_missing()) == (15, Span(15, 20))
+    finish(chunk_map, chunk)
+    assert (chunk_map.front(), chunk_map.first_missing()) == (30, Span(30, 40))
+
+
+def test_a_map_says_what_it_holds() -> None:
+    chunk_map = plan([Span(10, 20)], 30, 1, min_split=1)
+    chunk_map.take("a", 0.0)
+    assert repr(chunk_map) == "<ChunkMap 3 chunks: 1 owned, 20 bytes written>"
