@@ -114,7 +114,8 @@ class Origin:
         self.most_connections = 0
         self._tls = tls
         self._lock = threading.Lock()
-        self._listener = socket.create_server((host, 0), backlog=64)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), backlog=64, family=family)
         self._sockets: set[socket.socket] = set()
         self._connections = 0
         self._numbers = 0

@@ -138,9 +138,11 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
     if arguments.checksum is not None:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
+    if arguments.input_file == "-":  # left open: closing would wait for a slot that waits for a line
+        yield items_from_lines(open(0, encoding="utf-8", errors="surrogateescape", closefd=False), common)  # noqa: SIM115
+        return
     try:
-        source = sys.stdin.fileno() if arguments.input_file == "-" else arguments.input_file
-        file = open(source, encoding="utf-8", errors="surrogateescape", closefd=source != 0)  # noqa: SIM115
+        file = open(arguments.input_file, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     except OSError as error:
         raise LocalFault(f"cannot read the list {arguments.input_file}: {error.strerror}") from error
     with file:

@@ -29,7 +29,7 @@ from dlpool.transfer.board import Snapshot
 from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
-from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES, STATE_SUFFIX
+from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES, STATE_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import Publishing, SavedState, StateFile, StateUnusable, url_digest, url_without_secrets
@@ -184,6 +184,9 @@ class Place:
             published = Publishing(status.st_ino, status.st_size)
             if saved is None or saved.publishing != published or saved.url_sha256 != url_digest(self._job.url):
                 return
+            part = target.with_name(target.name + PART_SUFFIX)
+            if os.path.lexists(part) and part.samefile(target):
+                os.unlink(part)
             if self._sync:
                 sync_folder(target.parent)
             state_file.remove()
