@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import resource
 import shutil
 import statistics
@@ -54,12 +55,27 @@ def run(command: list[str], out: Path) -> Run:
     os.sync()
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0.0
+    while (ended := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+        peak = max(peak, peak_memory(process.pid))
+        time.sleep(0.01)
+    assert ended is not None
     wall = time.monotonic() - began
+    _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak)
+
+
+def peak_memory(process: int) -> float:
+    """Peak resident memory in MB, by VmHWM of proc_pid_status(5); ru_maxrss would count what the parent had at fork."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def compare(row: Row, out: Path, runs: int) -> None:
@@ -108,7 +124,8 @@ def nginx(folder: Path) -> Iterator[dict[str, str]]:
   server {{ listen 127.0.0.1:{ports["slow"]}; root {www}; limit_rate $rate; }}
   server {{ listen 127.0.0.1:{ports["tls"]} ssl; root {www};
     ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem; }}"""
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=servers))
+    config = NGINX_CONFIG.format(folder=folder, servers=servers).replace("worker_processes 1", "worker_processes auto")
+    (folder / "nginx.conf").write_text(config)
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     assert binary is not None
     user = ["-g", "user root;"] if os.geteuid() == 0 else []

@@ -53,6 +53,12 @@ class Chunk:
         return self.end - self.claimed
 
     @property
+    def own_share(self) -> int:
+        """Bytes from ``position`` on that the next thief would leave: to read more at once could be in vain."""
+        left = self.end - self.position
+        return left if left // 2 < LEAST_STEAL else (left + 1) // 2
+
+    @property
     def eta_s(self) -> float:
         """Seconds until the owner would finish; infinite while its speed is unknown."""
         return self.remaining / self.rate if self.rate > 0 else float("inf")

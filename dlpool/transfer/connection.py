@@ -45,6 +45,22 @@ class StrictResponse(http.client.HTTPResponse):
         if exchange is not None:
             exchange.body = self
 
+    def readinto1(self, buffer: Any) -> int:
+        """Read what has arrived into ``buffer``, past http.client's way over new bytes; 0 at the end of the body."""
+        view = memoryview(buffer)
+        if self.chunked or self.fp is None:
+            data = self.read1(len(view))
+            view[: len(data)] = data
+            return len(data)
+        if self.length is not None:
+            view = view[: self.length]
+        size: int = self.fp.readinto1(view)
+        if size == 0 and len(view):
+            self._close_conn()  # type: ignore[attr-defined]
+        elif self.length is not None:
+            self.length -= size
+        return size
+
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INFORMATIONAL):
             version, status, reason = super()._read_status()  # type: ignore[misc]

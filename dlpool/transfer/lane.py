@@ -22,7 +22,7 @@ from dlpool.transfer.partfile import Writer
 from dlpool.transfer.retry import Rest
 from dlpool.transfer.source import Reply
 
-BUFFER = 120 * 1024  # bytes: larger ones are mapped and faulted in anew at each read
+BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
 MAX_SKIP = 1024 * 1024  # bytes before the asked range that are read and dropped rather than asked for again
 NETWORK_POLL_S = 2.0
 MAX_STALE = 16  # idle connections in a row that had died
@@ -49,7 +49,8 @@ class Lane:
         self._away_since: float | None = None
         self._distrusts_if_range = False
         rate = context.rate.rate
-        self._buffer = BUFFER if rate is None else max(1024, min(BUFFER, rate // 10))
+        self._most = BUFFER if rate is None else max(1024, min(BUFFER, rate // 10))
+        self._view = memoryview(b"")
 
     def figures(self) -> Figures:
         """What this lane has received and waited, over all its exchanges."""
@@ -161,26 +162,33 @@ class Lane:
         self._skip(reply, ahead)
         context = self._context
         while left > 0 and not chunk.is_done:
-            data = reply.read(min(self._buffer, left, chunk.end - chunk.position))
-            if not data:
+            size = reply.read(self._space(min(left, chunk.own_share)))
+            if not size:
                 if answer.length is not None:
                     raise ShortBody("the connection ended before the body did")
                 context.board.end_stream(chunk)
                 break
-            self._write(chunk, data)
-            left -= len(data)
-            context.board.pause(context.rate.spend(len(data)))
+            self._write(chunk, self._view[:size])
+            left -= size
+            context.board.pause(context.rate.spend(size))
         self._misses = self._stale = 0
         self._away_since = None
 
     def _skip(self, reply: Reply, size: int) -> None:
         while size > 0:
-            data = reply.read(min(self._buffer, size))
-            if not data:
+            skipped = reply.read(self._space(size))
+            if not skipped:
                 raise ShortBody("the connection ended before the body did")
-            size -= len(data)
+            size -= skipped
 
-    def _write(self, chunk: Chunk, data: bytes) -> None:
+    def _space(self, size: int) -> memoryview:
+        """Room for one read: as much as is wanted, up to a buffer."""
+        size = min(size, self._most)
+        if len(self._view) < size:
+            self._view = memoryview(bytearray(size))
+        return self._view[:size]
+
+    def _write(self, chunk: Chunk, data: memoryview) -> None:
         board, plan = self._context.board, self._plan
         assert plan is not None
         if self._writer is None:
@@ -191,7 +199,7 @@ class Lane:
         allowed = board.claim(chunk, len(data))
         written = 0
         try:
-            self._writer.write(chunk.position, data if allowed == len(data) else data[:allowed])
+            self._writer.write(chunk.position, data[:allowed])
             written = allowed
         finally:
             board.advance(chunk, written)

@@ -220,14 +220,14 @@ class Writer:
         self._path = path
         self._position = 0
 
-    def write(self, position: int, data: bytes | memoryview) -> None:
+    def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
         try:
             if position != self._position:
                 os.lseek(self._descriptor, position, os.SEEK_SET)
             written = os.write(self._descriptor, data)
             while written < len(data):  # a signal or a full disk; the next write tells which
-                written += os.write(self._descriptor, memoryview(data)[written:])
+                written += os.write(self._descriptor, data[written:])
         except OSError as error:
             self._position = -1
             raise local_fault(f"write {self._path}", error) from error
