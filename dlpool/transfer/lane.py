@@ -79,9 +79,13 @@ class Lane:
             board.pause(rest.thread_s)
         raise board.error or AssertionError("over before it began")
 
-    def run(self, opened: Opened | None = None) -> None:
-        """Work until it is over, beginning with the body that ``open`` left. Every error ends up on the board."""
+    def run(self, opened: Opened | None = None, writer: Writer | None = None) -> None:
+        """Work until it is over, beginning with the body that ``open`` left. Every error ends up on the board.
+
+        ``writer``: what to write with, instead of a descriptor of its own.
+        """
         board = self._context.board
+        self._writer = writer
         try:
             if opened is not None:
                 board.pause(self._serve(self.chunk, opened))

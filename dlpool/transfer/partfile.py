@@ -42,8 +42,13 @@ class PartFile:
         return f"<PartFile {self.path}>"
 
     @property
+    def was_empty(self) -> bool:
+        """Whether it held nothing when it was locked."""
+        return self._status.st_size == 0
+
+    @property
     def inode(self) -> int:
-        return os.fstat(self._descriptor).st_ino
+        return self._status.st_ino
 
     @property
     def length(self) -> int:
@@ -60,7 +65,7 @@ class PartFile:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.replace(fresh, self.path)
         os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor, self._status = descriptor, os.fstat(descriptor)
 
     def remove_leftovers(self) -> None:
         """Remove what a run left that was killed while it began anew."""
@@ -92,6 +97,10 @@ class PartFile:
         """A descriptor of its own on the same file, for one thread."""
         with translated(f"open {self.path}"):
             return Writer(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR), self.path)
+
+    def own_writer(self) -> Writer:
+        """The locked descriptor itself, for the thread that owns the part file and writes before it closes it."""
+        return Writer(self._descriptor, self.path, closes=False)
 
     def sync_data(self) -> None:
         """Return when all written bytes are on disk. A failure is final: the kernel may have dropped the pages."""
@@ -131,7 +140,6 @@ class PartFile:
 
     def close(self) -> None:
         """Give up the lock."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
     def _link(self) -> None:
@@ -151,13 +159,14 @@ class PartFile:
 
     def _is_named(self) -> bool:
         """Whether the name of the part file means the file that is locked."""
-        return _is_name_of(self.path, os.fstat(self._descriptor))
+        return _is_name_of(self.path, self._status)
 
     def _open_locked(self) -> int:
         for _ in range(MAX_OPENS):
             descriptor = self._open()
             try:
-                if self._lock(descriptor):
+                self._status = self._locked(descriptor)
+                if _is_name_of(self.path, self._status):
                     return descriptor
             except BaseException:
                 os.close(descriptor)
@@ -173,21 +182,21 @@ class PartFile:
                 make_folders(self.target.parent, sync=self._sync)
                 return os.open(self.path, _FLAGS, 0o666)
 
-    def _lock(self, descriptor: int) -> bool:
-        """Lock the open file; False if its name means another file by now."""
-        mine = os.fstat(descriptor)
-        if not stat.S_ISREG(mine.st_mode):
-            raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+    def _locked(self, descriptor: int) -> os.stat_result:
+        """Lock the open file and return its status."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Locked(f"another download is writing to {self.target}{_holder(mine)}") from error
+            raise Locked(f"another download is writing to {self.target}{_holder(os.fstat(descriptor))}") from error
         except OSError as error:
             raise local_fault(f"lock {self.path}", error) from error
-        if mine.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+        if status.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
             with translated(f"remove {self.path}"), suppress(FileNotFoundError):
                 os.unlink(self.path)
-        return _is_name_of(self.path, mine)
+        return status
 
     def _check_space(self, size: int) -> None:
         if size < LEAST_FALLOC:
@@ -215,9 +224,10 @@ class PartFile:
 class Writer:
     """One thread's descriptor on a part file, whose offset is 0 at first."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
+    def __init__(self, descriptor: int, path: Path, *, closes: bool = True) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._closes = closes
         self._position = 0
 
     def write(self, position: int, data: memoryview) -> None:
@@ -241,7 +251,8 @@ class Writer:
             raise local_fault(f"read {self._path}", error) from error
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._closes:
+            os.close(self._descriptor)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

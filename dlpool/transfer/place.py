@@ -55,7 +55,9 @@ class Place:
         self._if_exists = if_exists
         self._sync = sync
         self._notify = notify
-        self.target = self._chosen(_resolved(target))
+        self.target, exists = _resolved(target)
+        if exists:
+            self.target = self._chosen(self.target)
         self.part = PartFile(self.target, sync=sync)
         self._state_file = _state_file(self.target, sync=sync)
         self._keeps_part = False
@@ -63,7 +65,7 @@ class Place:
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
-            if self._state_file.exists or self.part.length:
+            if self._state_file.exists or not self.part.was_empty:
                 self.part.remove_leftovers()
                 self._state_file.remove_leftovers()
             self.saved = self._load() if resume else None
@@ -198,7 +200,7 @@ class Place:
 
     def _empty(self) -> None:
         self._state_file.remove()
-        if self.part.length:
+        if not self.part.was_empty:
             self.part.empty()
 
     def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
@@ -234,10 +236,11 @@ def _state_file(target: Path, *, sync: bool) -> StateFile:
     return StateFile(target.with_name(target.name + STATE_SUFFIX), sync=sync)
 
 
-def _resolved(target: Path) -> Path:
-    """The path that will be renamed to: links followed, what cannot be a target refused."""
+def _resolved(target: Path) -> tuple[Path, bool]:
+    """The path that will be renamed to, and whether it exists: links followed, what cannot be a target refused."""
     with translated(f"use the path {str(target)[:200]}"):
-        real = Path(os.path.realpath(target)) if os.path.islink(target) else target
+        is_link = os.path.islink(target)
+        real = Path(os.path.realpath(target)) if is_link else target
         if any(path.name.endswith(RESERVED_SUFFIXES) for path in (target, real)):
             raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
         if len(os.fsencode(real.name)) > MAX_NAME_BYTES:
@@ -245,14 +248,14 @@ def _resolved(target: Path) -> Path:
         try:
             status = os.lstat(real)
         except FileNotFoundError:
-            if real is target:
-                return target
+            if not is_link:
+                return target, False
             raise LocalFault(f"{target} is a symbolic link to {real}, which does not exist") from None
     if stat.S_ISDIR(status.st_mode):
         raise LocalFault(f"{target} is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
         raise LocalFault(f"{target} exists and is not a regular file")
-    return real
+    return real, True
 
 
 def _now() -> str:

@@ -105,7 +105,7 @@ class Round:
         connections = self._connections(plan)
         if connections == 1 and (plan.resource.size or SMALL) < SMALL:
             first.after_write = lambda: self._checkpoint_if_due(plan)
-            first.run(opened)  # not worth a thread
+            first.run(opened, plan.place.part.own_writer())  # not worth a thread
         else:
             self._spawn(lambda: first.run(opened))
         for _ in range(1, connections):
