@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustme
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -113,11 +115,9 @@ def nginx(folder: Path) -> Iterator[dict[str, str]]:
     """nginx with a plain, a TLS, and a partly slow server; their URLs."""
     www = folder / "www"
     ports = {name: free_port() for name in ("plain", "tls", "slow")}
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     servers = f"""
   map $connection $rate {{ default 10m; ~[1470]$ 512k; }}
   server {{ listen 127.0.0.1:{ports["plain"]}; root {www}; tcp_nopush on; }}
