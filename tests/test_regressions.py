@@ -348,3 +348,47 @@ def test_a_batch_on_a_quiet_pipe_ends_when_nobody_reads_it(serve: Serve, tmp_pat
 def finish_without_error_text(process: subprocess.Popen[str]) -> int:
     process.communicate(timeout=30)
     return process.returncode
+
+
+# --- our own network ---
+
+
+def lose_the_network(monkeypatch: pytest.MonkeyPatch, lost: threading.Event) -> None:
+    """Name look-ups answer as without a network while ``lost`` is set; the real thing needs a machine of its own."""
+    import socket
+
+    real = socket.getaddrinfo
+
+    def look_up(*arguments: object, **options: object) -> object:
+        if lost.is_set():
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_network_that_goes_away_uses_up_no_attempts_but_is_not_waited_for_without_end(
+    comes_back: bool, serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlpool.transfer.lane.NETWORK_POLL_S", 0.1)
+    lost = threading.Event()
+    lose_the_network(monkeypatch, lost)
+    file = File(DATA)
+
+    def handle(request: Request, connection: Connection) -> None:
+        if request.number == 2 and not lost.is_set():
+            lost.set()
+            if comes_back:
+                threading.Timer(1.0, lost.clear).start()
+            connection.reset()
+        file(request, connection)
+
+    transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", retries=1, network_wait=20 if comes_back else 1)
+    if comes_back:
+        transfer.run()
+        assert (tmp_path / "f").read_bytes() == DATA
+    else:
+        with pytest.raises(errors.NameNotResolved):
+            transfer.run()
+    assert fetch.named("network_away")

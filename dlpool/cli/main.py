@@ -13,14 +13,14 @@ from dlpool.errors import DlpoolError
 
 EXIT_CODES = """\
 exit codes:
-  0 done                      9 no space                   20 Redis unreachable
-  1 unclassified             10 not found (404, 410)       21 no such job
-  2 usage                    11 checksum mismatch          75 try again later
-  3 local file I/O           12 refused by policy          77 not permitted
-  4 network, DNS, timeout    13 target exists, or locked   78 configuration
-  5 TLS                      14 some of many failed       130 interrupted: run it again to go on
-  6 401, 403, 407            15 remote keeps changing     143 terminated: run it again to go on
-  7 server broke HTTP         8 server error, final
+  0 done                      8 server error, final       20 Redis unreachable
+  1 unclassified              9 no space                  21 no such job
+  2 usage                    10 not found (404, 410)      75 try again later
+  3 local file I/O           11 checksum mismatch         77 not permitted
+  4 network, DNS, timeout    12 refused by policy         78 configuration
+  5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
+  6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
+  7 server broke HTTP        15 remote keeps changing
 """
 
 

@@ -1,0 +1,87 @@
+"""What README and the other documents say is true: their commands run, their tables agree with the code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dlpool import errors
+from dlpool.cli.main import EXIT_CODES
+from tests.origin import File, Origin
+from tests.processes import ROOT, run
+
+README = (ROOT / "README.md").read_text()
+DATA = b"the file of the examples"
+
+
+def commands(prefix: str) -> list[str]:
+    """The commands of README's shell blocks that begin with ``prefix``, less their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(prefix)]
+
+
+@pytest.mark.parametrize("command", commands("dlpool "))
+def test_every_dlpool_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+    digest = hashlib.sha256(DATA).hexdigest()
+    with Origin(File(DATA)) as origin:
+        command = command.replace("https://example.org", origin.url)
+        command = re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{digest}", command)
+        (tmp_path / "urls.txt").write_text(f"{origin.url}/one\n{origin.url}/two\n")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = run(*shlex.split(command)[1:], cwd=tmp_path, env=environment)
+    assert ended.code == 0, ended.err
+    assert any(path.read_bytes() == DATA for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_demo_shows_the_main_job() -> None:
+    ended = subprocess.run([ROOT / "scripts" / "demo"], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("  right") == 5
+    assert "resumed from" in ended.stdout + ended.stderr
+
+
+def test_the_scripts_of_the_readme_exist() -> None:
+    named = set(re.findall(r"scripts/[a-z]+", README))
+    assert named == {"scripts/demo", "scripts/test", "scripts/check", "scripts/bench"}
+    assert all(os.access(ROOT / name, os.X_OK) for name in named)
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    offered = run("fetch", "--help").out
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+        assert option in offered, option
+
+
+def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
+    table = README.partition("## Exit codes")[2].partition("##")[0]
+    said = {int(code) for code in re.findall(r"\b(\d{1,3})\b(?=[ ,|])", table) if int(code) < 144}
+    leaves = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    assert leaves <= said
+    helped = {int(code) for code in re.findall(r"(?:^|\s)(\d{1,3}) [a-zA-Z4]", EXIT_CODES)}
+    assert helped >= leaves - {401, 403, 404}
+
+
+def test_the_links_of_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "docs" / "internals.md", ROOT / "CHANGELOG.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_internals_name_modules_that_exist() -> None:
+    text = (ROOT / "docs" / "internals.md").read_text()
+    for name in re.findall(r"`((?:cli/)?[a-z]+\.py)`", text):
+        assert (ROOT / "dlpool" / name).exists() or (ROOT / "dlpool" / "transfer" / name).exists(), name
+
+
+def test_every_dependency_has_its_line_in_the_internals() -> None:
+    text = (ROOT / "docs" / "internals.md").read_text()
+    setup = (ROOT / "setup.cfg").read_text()
+    for name in re.findall(r"^    ([a-z0-9-]+)>=", setup, re.MULTILINE):
+        assert re.search(rf"\b{re.escape(name)}\b", text), name
