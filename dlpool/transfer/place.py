@@ -53,6 +53,7 @@ class Place:
         """Choose and lock. Raises AlreadyThere, TargetExists, Locked, PolicyRefused or LocalFault."""
         self._job = job
         self._if_exists = if_exists
+        self._resume = resume
         self._sync = sync
         self._notify = notify
         self.target, exists = _resolved(target)
@@ -179,7 +180,7 @@ class Place:
     def _check_unpublished(self, target: Path) -> None:
         """Finish what a run left that was killed between its rename to ``target`` and the end."""
         state_file = _state_file(target, sync=self._sync)
-        if not state_file.exists:
+        if not (self._resume and state_file.exists):
             return
         with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
             saved, status = state_file.load(), os.stat(target)

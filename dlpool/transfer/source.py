@@ -116,6 +116,7 @@ class Source:
         self._headers = own_and_given(client.settings, headers)
         user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
         if user is not None:
+            self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
             self._headers["Authorization"] = _basic_auth_str(*(part.encode() for part in user))
         self._location = self.url
         self._cookies = RequestsCookieJar()
