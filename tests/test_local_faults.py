@@ -141,6 +141,8 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     if if_exists == "rename":
         assert transfer.run().path == tmp_path / "f.1"
         assert (tmp_path / "f.1").read_bytes() == DATA
+    elif if_exists == "skip":
+        assert transfer.run().is_skipped
     else:
         with pytest.raises(errors.TargetExists):
             transfer.run()
@@ -300,7 +302,14 @@ def test_a_remote_that_changed_since_begins_anew(probe: str, interrupted: tuple[
 
 def test_a_remote_that_is_empty_by_now_is_an_empty_file(interrupted: tuple[Origin, Path], fetch: Fetcher) -> None:
     origin, target = interrupted
-    origin.handler = lambda _r, connection: connection.answer(416, {"Content-Range": "bytes */0"})
+
+    def handle(request: Request, connection: Connection) -> None:
+        if request.range:
+            connection.answer(416, {"Content-Range": "bytes */0"})
+        else:
+            connection.answer(200, {"ETag": '"v2"'})
+
+    origin.handler = handle
     fetch(f"{origin.url}/f", target)
     assert target.read_bytes() == b""
 

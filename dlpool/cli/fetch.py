@@ -153,7 +153,7 @@ def _common(arguments: argparse.Namespace, folder: Path) -> Common:
     headers = dict(parse_header(text) for text in arguments.header)
     if arguments.referer is not None:
         headers["Referer"] = parse_header(f"Referer: {arguments.referer}")[1]
-    checksum = Checksum.parse(arguments.checksum) if arguments.checksum else None
+    checksum = Checksum.parse(arguments.checksum) if arguments.checksum is not None else None
     return Common(folder, headers, _user(arguments), checksum)
 
 

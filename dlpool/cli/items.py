@@ -109,5 +109,5 @@ def _from_json(fields: dict[str, Any], common: Common) -> tuple[str, str | None,
     if not fields.get("url"):
         raise UsageError("url is missing")
     own = dict(_header(name, value) for name, value in headers.items())
-    checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") else common.checksum
+    checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") is not None else common.checksum
     return fields["url"], fields.get("path"), Common(common.folder, {**common.headers, **own}, common.user, checksum)

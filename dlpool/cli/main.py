@@ -54,12 +54,14 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. No traceback reaches the user."""
-    arguments = build_parser().parse_args(joined_negatives(sys.argv[1:] if argv is None else argv))
     try:
+        arguments = build_parser().parse_args(joined_negatives(sys.argv[1:] if argv is None else argv))
         code: int = arguments.run(arguments)
     except DlpoolError as error:
         print(f"dlpool: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before the command had its own handler
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Runner:
         self._done = self._failed = self._ended_bytes = 0
         self._running = 0
         self._is_cancelled = False
-        self._owners: dict[Path, Item] = {}
+        self._owners: dict[str, Item] = {}
         self._next = 0
         self.finished = threading.Event()
 
@@ -125,8 +126,9 @@ class Runner:
 
     def _admit(self, item: Item, path: Path) -> None:
         """Two lines of one list must not write one file: the second would silently replace the first."""
+        real = os.path.realpath(path)
         with self._lock:
-            owner = self._owners.setdefault(path, item)
+            owner = self._owners.setdefault(real, item)
         if owner.url != item.url:
             raise TargetExists(f"line {item.line} would overwrite {path}, the file of line {owner.line}")
 

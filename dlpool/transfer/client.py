@@ -20,6 +20,7 @@ from dlpool.transfer.connection import pool_classes
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.policy import origin
 from dlpool.transfer.ticker import Ticker
+from dlpool.transfer.urls import shown_url
 
 MAX_HOSTS = 64  # whose idle connections are kept
 
@@ -132,9 +133,14 @@ class _Adapter(HTTPAdapter):
 
 
 def _check_proxy(proxy: str) -> None:
-    scheme = proxy.partition("://")[0].lower() if "://" in proxy else "http"
-    if scheme not in ("http", "https"):
-        raise ConfigurationError(f"a proxy has to be http or https, not {scheme}")
+    """Raise ConfigurationError for what is no proxy, without telling its password."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise ConfigurationError(f"proxy {shown_url(proxy)!r} is not the http or https URL of a proxy")
 
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:

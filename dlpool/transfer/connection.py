@@ -172,7 +172,7 @@ def connect(
     Every address is checked against the network policy first. ``watch`` sees each socket before it connects.
     Raises NameNotResolved, Unreachable, TimedOut or PolicyRefused.
     """
-    addresses = _resolve(host.strip("[]"), port)
+    addresses = _resolve(host.strip("[]").replace("%25", "%"), port)  # %25: a zone, RFC 6874
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     failure: RetryRange = Unreachable(f"{host} has no usable address")
     for index, (family, address) in enumerate(addresses):

@@ -49,8 +49,6 @@ def resume_step(saved: Resource, answer: Answer, *, is_whole: bool) -> Next:
     Raises BadAnswer where the answer lacks the validator that could tell.
     """
     sameness = saved.compare(answer.resource)
-    if answer.length == 0 and answer.resource.size == 0:
-        return Next.ANEW_WITH_THIS
     if sameness is Sameness.UNKNOWN:
         check_same_version(saved, answer)
     if sameness is Sameness.SAME and answer.is_partial:
@@ -102,11 +100,15 @@ class Opening:
 
     def _step(self, reply: Reply, asked: Span | None) -> Opened | None:
         """Take the answer as the beginning, or note what to ask instead and return None."""
-        if asked is not None and reply.status in RANGE_REFUSALS and not is_empty_file(reply.status, reply.headers):
+        is_refusal = asked is not None and reply.status in RANGE_REFUSALS
+        if is_refusal and not is_empty_file(reply.status, reply.headers):
             self._is_whole = True
             return None
         answer = self._judged(reply, asked)
         place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
+        if place.saved is not None and is_refusal:  # "empty" needs a validator to be believed against what is there
+            self._is_whole = True
+            return None
         if place.saved is not None:
             next_step = resume_step(place.saved.resource, answer, is_whole=asked is None)
             if next_step is Next.PLAIN_RANGE and not self._distrusts_if_range:

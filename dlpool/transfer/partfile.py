@@ -55,15 +55,28 @@ class PartFile:
         """Length of the file in bytes."""
         return os.fstat(self._descriptor).st_size
 
+    def is_named(self) -> bool:
+        """Whether the name of the part file means the file that is locked."""
+        return _is_name_of(self.path, self._status)
+
+    def check_named(self) -> None:
+        """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
+        if not self.is_named():
+            raise LocalFault(f"cannot go on with {self.target}: another program removed or replaced {self.path}")
+
     def begin_anew(self) -> None:
         """Go on with a new, empty, locked file under the same name; late writers reach only the old one."""
-        fresh = self._fresh
+        self.check_named()
         with translated(f"begin {self.path} anew"):
             with suppress(FileNotFoundError):
-                os.unlink(fresh)
-            descriptor = os.open(fresh, _FLAGS | os.O_EXCL, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.replace(fresh, self.path)
+                os.unlink(self._fresh)
+            descriptor = os.open(self._fresh, _FLAGS | os.O_EXCL, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.replace(self._fresh, self.path)
+            except BaseException:
+                os.close(descriptor)
+                raise
         os.close(self._descriptor)
         self._descriptor, self._status = descriptor, os.fstat(descriptor)
 
@@ -119,8 +132,7 @@ class PartFile:
         Raises TargetExists, without ``overwrite``, if the target is there.
         """
         with translated(f"publish {self.target}"):
-            if not self._is_named():
-                raise LocalFault(f"cannot publish {self.target}: another program removed or replaced {self.path}")
+            self.check_named()
             if overwrite:
                 os.replace(self.path, self.target)
             else:
@@ -135,7 +147,7 @@ class PartFile:
     def discard(self) -> None:
         """Remove the part file, if its name still means it."""
         with translated(f"remove {self.path}"), suppress(FileNotFoundError):
-            if self._is_named():
+            if self.is_named():
                 os.unlink(self.path)
 
     def close(self) -> None:
@@ -156,10 +168,6 @@ class PartFile:
             os.replace(self.path, self.target)
         else:
             os.unlink(self.path)
-
-    def _is_named(self) -> bool:
-        """Whether the name of the part file means the file that is locked."""
-        return _is_name_of(self.path, self._status)
 
     def _open_locked(self) -> int:
         for _ in range(MAX_OPENS):

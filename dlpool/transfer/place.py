@@ -82,6 +82,7 @@ class Place:
     def begin_anew(self, reason: str) -> None:
         """Forget all bytes; the state goes first, so that it never speaks of a part file that is not its own."""
         self._notify("download_restarted", reason=reason, path=str(self.target))
+        self.part.check_named()
         self._state_file.remove()
         self.part.begin_anew()
         self.saved = self._state = None
@@ -126,7 +127,8 @@ class Place:
 
     def discard(self) -> None:
         """Remove state and part file: what they hold is wrong."""
-        self._state_file.remove()
+        if self.part.is_named():
+            self._state_file.remove()
         self._keeps_part = False
 
     @contextmanager
@@ -171,15 +173,21 @@ class Place:
         if self._if_exists == "fail":
             raise TargetExists(f"{target} exists already")
         for number in range(1, MAX_RENAMES):
-            other = target.with_name(f"{target.stem}.{number}{target.suffix}")
+            ending = f".{number}{target.suffix}"
+            stem = os.fsencode(target.stem)[: MAX_NAME_BYTES - len(os.fsencode(ending))]
+            other = target.with_name(os.fsdecode(stem) + ending)
             self._check_unpublished(other)
+            self._check_unpublished(other, part_of=target)
             if not os.path.lexists(other):
                 return other
         raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
 
-    def _check_unpublished(self, target: Path) -> None:
-        """Finish what a run left that was killed between its rename to ``target`` and the end."""
-        state_file = _state_file(target, sync=self._sync)
+    def _check_unpublished(self, target: Path, part_of: Path | None = None) -> None:
+        """Finish what a run left that was killed between its rename to ``target`` and the end.
+
+        ``part_of``: whose part file it was, where the target was renamed because that name was taken meanwhile.
+        """
+        state_file = _state_file(part_of or target, sync=self._sync)
         if not (self._resume and state_file.exists):
             return
         with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
@@ -187,7 +195,7 @@ class Place:
             published = Publishing(status.st_ino, status.st_size)
             if saved is None or saved.publishing != published or saved.url_sha256 != url_digest(self._job.url):
                 return
-            part = target.with_name(target.name + PART_SUFFIX)
+            part = (part_of or target).with_name((part_of or target).name + PART_SUFFIX)
             if os.path.lexists(part) and part.samefile(target):
                 os.unlink(part)
             if self._sync:
@@ -205,6 +213,7 @@ class Place:
             self.part.empty()
 
     def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
+        self.part.check_named()  # the state beside it would be another's
         state = self._state or self._first_state()
         last_error = f"{error.label}: {error}" if error else None
         self._state = replace(state.with_chunks(snapshot.chunks, _now(), last_error), publishing=publishing)
@@ -227,6 +236,9 @@ class Place:
                 self.part.publish(overwrite=self._if_exists == "overwrite")
                 return
             except TargetExists:
+                if self._if_exists == "skip":
+                    self.discard()
+                    raise AlreadyThere(self.target, is_published=False) from None
                 if self._if_exists != "rename":
                     raise
                 self.target = self._chosen(self.target)

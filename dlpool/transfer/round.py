@@ -25,7 +25,7 @@ from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.lane import Lane
 from dlpool.transfer.opening import Opening
-from dlpool.transfer.place import Place
+from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.watch import Watch
 
 SMALL = 1024 * 1024  # bytes: what is smaller is fetched on the calling thread
@@ -84,6 +84,10 @@ class Round:
                 self._finish(plan)
         except DlpoolError as error:
             self._end(error)
+            raise
+        except AlreadyThere:
+            self.stop(Cancelled("there is nothing to fetch"))
+            self._join()
             raise
         except Exception as error:
             failure = InternalError(f"unexpected {type(error).__name__}: {error}")

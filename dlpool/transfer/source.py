@@ -14,7 +14,6 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.auth import _basic_auth_str
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
 from requests.utils import get_netrc_auth, requote_uri
 
@@ -32,7 +31,7 @@ from dlpool.transfer.connection import StrictResponse
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.neterrors import network_error
 from dlpool.transfer.policy import headers_for
-from dlpool.transfer.urls import check_literal, own_and_given, without_user
+from dlpool.transfer.urls import basic_auth, check_literal, own_and_given, without_user
 
 MAX_REDIRECTS = 10
 ENOUGH = 128 * 1024  # bytes that one read collects
@@ -117,7 +116,7 @@ class Source:
         user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
         if user is not None:
             self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
-            self._headers["Authorization"] = _basic_auth_str(*(part.encode() for part in user))
+            self._headers["Authorization"] = basic_auth(*user)
         self._location = self.url
         self._cookies = RequestsCookieJar()
         self._lock = threading.Lock()

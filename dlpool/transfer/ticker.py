@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 TICK_S = 0.25
+IDLE_TICKS = 20  # without a callback, after which the thread ends
 
 
 class Ticker:
-    """One daemon thread, started when first needed. The lock guards the callbacks, which run without it.
+    """One daemon thread, there while it is needed. The lock guards the callbacks, which run without it.
 
     A callback must neither block nor raise; it may still be called once while its block ends.
     """
@@ -36,9 +37,13 @@ class Ticker:
                 del self._callbacks[key]
 
     def _run(self) -> None:
-        pause = threading.Event()
+        pause, idle = threading.Event(), 0
         while not pause.wait(TICK_S):
             with self._lock:
                 callbacks = list(self._callbacks.values())
+                idle = 0 if callbacks else idle + 1
+                if idle > IDLE_TICKS:
+                    self._thread = None
+                    return
             for callback in callbacks:
                 callback()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -56,6 +57,14 @@ def check_header(name: str, value: str) -> None:
         value.encode("latin-1")
     except (requests.exceptions.InvalidHeader, UnicodeError) as error:
         raise UsageError(f"header {name[:80]!r} has characters that no header can have") from error
+
+
+def basic_auth(name: str, password: str) -> str:
+    """The value of Authorization (RFC 7617), in UTF-8. Raises UsageError."""
+    try:
+        return "Basic " + b64encode(f"{name}:{password}".encode(errors="surrogateescape")).decode("ascii")
+    except UnicodeEncodeError as error:
+        raise UsageError("the user name or password has characters that cannot be sent") from error
 
 
 def own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
