@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field
 from typing import Any
 
 KIB = 1024
-MIB = 1024 * KIB
 MAX_DURATION_S = 366 * 86400.0
 
 
@@ -183,10 +182,3 @@ class NetworkSettings:
 
 
 SECTIONS: dict[str, type] = {"transfer": TransferSettings, "network": NetworkSettings}
-
-
-def declared_settings() -> Iterator[tuple[str, Field[Any]]]:
-    """Every setting with the name of its section, in the order of the documentation."""
-    for section, settings in SECTIONS.items():
-        for declared in fields(settings):
-            yield section, declared

@@ -36,6 +36,13 @@ class InternalError(DlpoolError):
 
     label = "internal"
 
+    @classmethod
+    def of(cls, error: Exception) -> InternalError:
+        """The defect that shows as ``error``, which nothing foresaw."""
+        defect = cls(f"unexpected {type(error).__name__}: {error}")
+        defect.__cause__ = error
+        return defect
+
 
 class Cancelled(DlpoolError):
     """The caller ended the download; its part file and state stay for the next run."""

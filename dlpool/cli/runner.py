@@ -109,9 +109,7 @@ class Runner:
         except DlpoolError as error:
             return Result(item, None, error)
         except Exception as error:  # noqa: BLE001 - top of a thread
-            failure = InternalError(f"unexpected {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            return Result(item, None, failure)
+            return Result(item, None, InternalError.of(error))
         finally:
             with self._lock:
                 self._active.pop(-1 if number is None else number, None)

@@ -94,9 +94,7 @@ class Lane:
         except DlpoolError as error:
             board.stop(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
-            failure = InternalError(f"unexpected {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            board.stop(failure)
+            board.stop(InternalError.of(error))
         finally:
             if self._writer is not None:
                 self._writer.close()

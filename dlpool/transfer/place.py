@@ -61,7 +61,7 @@ class Place:
             self.target = self._chosen(self.target)
         self.part = PartFile(self.target, sync=sync)
         self._state_file = _state_file(self.target, sync=sync)
-        self._keeps_part = False
+        self._is_published = False
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
         self._state: SavedState | None = None
@@ -86,7 +86,6 @@ class Place:
         self._state_file.remove()
         self.part.begin_anew()
         self.saved = self._state = None
-        self._keeps_part = False
 
     def begin_state(self, resource: Resource) -> None:
         """Let checkpoints be committed, for a remote that can be fetched in ranges."""
@@ -115,12 +114,12 @@ class Place:
                 self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
         self._rename()
         self._state_file.remove()
-        self._keeps_part = True
+        self._is_published = True
 
     def close(self) -> None:
         """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours."""
         try:
-            if not self._keeps_part and not self._state_file.exists:
+            if not self._is_published and not self._state_file.exists:
                 self.part.discard()
         finally:
             self.part.close()
@@ -129,7 +128,6 @@ class Place:
         """Remove state and part file: what they hold is wrong."""
         if self.part.is_named():
             self._state_file.remove()
-        self._keeps_part = False
 
     @contextmanager
     def _noting_breakage(self) -> Iterator[None]:

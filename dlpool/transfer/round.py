@@ -90,7 +90,7 @@ class Round:
             self._join()
             raise
         except Exception as error:
-            failure = InternalError(f"unexpected {type(error).__name__}: {error}")
+            failure = InternalError.of(error)
             self._end(failure)
             raise failure from error
         except BaseException:  # KeyboardInterrupt in a caller's main thread: nobody may write any more
@@ -162,7 +162,7 @@ class Round:
                 self.stop(DeadlineExceeded("the download took longer than its deadline"))
             self._watch.look(self.lanes)
         except Exception as error:  # noqa: BLE001 - the thread is everybody's
-            self.stop(InternalError(f"unexpected {type(error).__name__}: {error}"))
+            self.stop(InternalError.of(error))
 
     def _is_checkpoint_due(self, now: float) -> bool:
         committed, board = self._committed, self._context.board
