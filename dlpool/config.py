@@ -84,6 +84,20 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_name(text: str) -> str:
+    """1 to 64 of ``A-Za-z0-9_.-``."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise ValueError("not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return text
+
+
+def parse_group(text: str) -> str:
+    """A part of Redis keys: text that does not end their hash tag."""
+    if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
+        raise ValueError("not 1 to 200 characters without spaces and braces")
+    return text
+
+
 def _choice(*values: str) -> Kind:
     def parse(text: str) -> str:
         if text not in values:
@@ -100,15 +114,21 @@ COUNT = Kind("N", parse_count)
 SWITCH = Kind("yes|no", parse_switch)
 TEXT = Kind("TEXT", parse_text)
 PATH = Kind("FILE", parse_text)
+NAME = Kind("NAME", parse_name)
+GROUP = Kind("NAME", parse_group)
 
 
 def setting(
     kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
-    short: str | None = None, reload: bool = True,
+    short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
 ) -> Any:  # fmt: skip
-    """A field of a settings class; ``default`` is written as a user would write it, None means not set."""
+    """A field of a settings class; ``default`` is written as a user would write it, None means not set.
+
+    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown.
+    """
     value = None if default is None else kind.parse(default)
-    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload}
+    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload,
+            "shipped": shipped, "is_secret": is_secret}  # fmt: skip
     return field(default=value, metadata=meta)
 
 
@@ -181,4 +201,70 @@ class NetworkSettings:
     )
 
 
-SECTIONS: dict[str, type] = {"transfer": TransferSettings, "network": NetworkSettings}
+@dataclass(frozen=True)
+class RedisSettings:
+    """``[redis]``: where the queue is."""
+
+    url: str = setting(
+        TEXT, "redis://localhost:6379", "redis://, rediss:// or unix:// URL, or embedded: a private server",
+        reload=False, shipped="embedded",
+    )  # fmt: skip
+    username: str | None = setting(TEXT, None, "ACL user", reload=False)
+    password: str | None = setting(TEXT, None, "password; better in password_file", reload=False, is_secret=True)
+    password_file: str | None = setting(PATH, None, "a file that holds the password", reload=False)
+    group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
+    order: str = setting(_choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
+
+
+@dataclass(frozen=True)
+class SupervisorSettings:
+    """``[supervisor]``: jobs, workers, and how they end. Times in seconds, memory in bytes."""
+
+    node_id: str | None = setting(NAME, None, "name of this node (default: made once, kept in state_dir)", reload=False)
+    max_concurrent_downloads: int = setting(COUNT, "5", "jobs at once on this node", low=1, high=1024, reload=False)
+    workers: int | None = setting(
+        COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False
+    )
+    drain_timeout: float = setting(DURATION, "30s", "after SIGTERM, how long running jobs may go on")
+    lease: float = setting(DURATION, "30s", "how long a silent supervisor keeps its jobs", low=1, reload=False)
+    grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False)
+    max_attempts: int = setting(COUNT, "5", "runs of a job, each with its own retries of ranges", low=1)
+    job_retry_delay: float = setting(DURATION, "5s", "first backoff of a job; it doubles, with full jitter")
+    job_retry_max_delay: float = setting(DURATION, "15m", "longest backoff of a job")
+    locked_delay: float = setting(DURATION, "5s", "when a job whose target another one writes is tried again")
+    fault_delay: float = setting(DURATION, "30s", "how long this node takes no jobs after a full or broken disk")
+    max_crashes: int = setting(COUNT, "3", "worker deaths that a job may be aboard of", low=1)
+    max_takeovers: int = setting(COUNT, "10", "supervisor deaths that a job may be aboard of", low=1)
+    worker_timeout: float = setting(DURATION, "30s", "a worker that is silent so long is killed", low=2)
+    worker_memory_soft: int | None = setting(SIZE, "512M", "a worker above it ends after its jobs and is replaced")
+    worker_memory_hard: int | None = setting(SIZE, "1G", "a worker above it is killed, its jobs are given back")
+    max_jobs_per_worker: int | None = setting(COUNT, None, "a worker is replaced after so many jobs", low=1)
+
+
+@dataclass(frozen=True)
+class PathSettings:
+    """``[paths]``: folders; relative ones are relative to the working directory."""
+
+    download_dir: str = setting(PATH, ".", "where relative save_paths go")
+    allowed_roots: str | None = setting(PATH, None, "folders that files may go to, with colons between "
+                                        "(default: download_dir)")  # fmt: skip
+    state_dir: str = setting(PATH, ".dlpool", "node id, locks, spool, embedded Redis", reload=False)
+    log_dir: str = setting(PATH, ".dlpool/log", "where the log is", reload=False)
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    """``[logging]``: the JSON log. Sizes in bytes, times in seconds."""
+
+    level: str = setting(_choice("debug", "info", "warning", "error", "critical"), "info", "least level that is logged")
+    rotate_size: int = setting(SIZE, "100M", "a log larger than this is rotated", low=64 * KIB)
+    rotate_daily: bool = setting(SWITCH, "yes", "rotate at midnight, UTC")
+    keep_days: int = setting(COUNT, "30", "older logs are removed", low=1)
+    keep_size: int = setting(SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB)
+    progress_interval: float = setting(DURATION, "10s", "between two download_progress lines of a job", low=0.1)
+
+
+SECTIONS: dict[str, type] = {
+    "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
+    "network": NetworkSettings, "logging": LoggingSettings,
+}  # fmt: skip

@@ -262,15 +262,31 @@ class LocalFault(DlpoolError):
     exit_code = 3
 
 
-class NoSpace(LocalFault):
+class NodeFault(LocalFault):
+    """The whole file system is at fault, not the job: any other job here would meet the same."""
+
+
+class NoSpace(NodeFault):
     """The disk or the quota is full."""
 
     label = "no_space"
     exit_code = 9
 
 
+class ReadOnly(NodeFault):
+    """The file system is read-only."""
+
+    label = "read_only"
+
+
+class DiskFailed(NodeFault):
+    """The disk gave an I/O error, or a network file system lost its server."""
+
+    label = "disk_failed"
+
+
 class NotPermitted(LocalFault):
-    """Permission denied, or a read-only file system."""
+    """Permission denied."""
 
     label = "permission"
 
@@ -280,3 +296,35 @@ class Locked(LocalFault):
 
     label = "locked"
     exit_code = 13
+
+
+# --- the queue ----------------------------------------------------------------------------------------------------
+
+
+class QueueError(DlpoolError):
+    """Redis did not do what it was asked to."""
+
+    label = "redis"
+    exit_code = 20
+
+
+class QueueAway(QueueError):
+    """Redis cannot be reached, is loading, or is only a replica: it may be back soon."""
+
+
+class QueueRefused(QueueError):
+    """Redis wants another password, or forbids it."""
+
+
+class NoSuchJob(DlpoolError):
+    """No job has that id, or it ended so long ago that it is forgotten."""
+
+    label = "no_such_job"
+    exit_code = 21
+
+
+class AlreadyRunning(DlpoolError):
+    """Another supervisor works with the same state folder."""
+
+    label = "already_running"
+    exit_code = 75

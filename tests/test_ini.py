@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.cli.ini import default_ini, load
-from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config import SECTIONS, NetworkSettings, RedisSettings, TransferSettings
 from dlpool.errors import ConfigurationError
 from tests.origin import File, Origin
 from tests.processes import ROOT, run
@@ -16,7 +16,8 @@ from tests.processes import ROOT, run
 def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
     shipped = ROOT / "etc" / "dlpool.ini"
     assert shipped.read_text() == default_ini()
-    assert load(str(shipped)) == {"transfer": TransferSettings(), "network": NetworkSettings()}
+    defaults = {name: kind() for name, kind in SECTIONS.items()}
+    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="embedded")}
 
 
 def test_values_are_parsed_and_the_rest_keeps_its_defaults(tmp_path: Path) -> None:

@@ -408,6 +408,6 @@ def test_a_disk_that_fills_up_is_one_error_and_the_next_run_goes_on(
 def test_a_read_only_file_system_is_named(origin: Origin, fetch: Fetcher, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "8m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        with pytest.raises(errors.NotPermitted, match="read-only") as raised:
+        with pytest.raises(errors.ReadOnly, match="read-only") as raised:
             fetch(f"{origin.url}/f", disk / "f")
         assert raised.value.exit_code == 3

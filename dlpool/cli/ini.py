@@ -48,7 +48,7 @@ def default_ini() -> str:
     for name, kind in SECTIONS.items():
         lines.append(f"[{name}]")
         for declared in fields(kind):
-            text = declared.metadata["text"]
+            text = declared.metadata["shipped"] or declared.metadata["text"]
             lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{_bounds(declared)})")
             lines.append(f"{declared.name} = {text}" if text is not None else f"#{declared.name} =")
         lines.append("")

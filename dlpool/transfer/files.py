@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlpool.errors import LocalFault, NoSpace, NotPermitted
+from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_CLASSES: dict[int | None, type[LocalFault]] = {
+    errno.ENOSPC: NoSpace,
+    errno.EDQUOT: NoSpace,
+    errno.EACCES: NotPermitted,
+    errno.EPERM: NotPermitted,
+    errno.EROFS: ReadOnly,
+    errno.EIO: DiskFailed,
+    errno.ESTALE: DiskFailed,
+}
 _EXPLAINED = {
     errno.ENAMETOOLONG: "the path is too long",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
@@ -37,10 +44,7 @@ def local_fault(doing: str, error: Exception) -> LocalFault:
     """The LocalFault for ``error``, whose message begins "cannot DOING"."""
     number = error.errno if isinstance(error, OSError) else None
     reason = _EXPLAINED.get(number or 0) or getattr(error, "strerror", None) or str(error)
-    message = f"cannot {doing}: {reason}"
-    if number in _FULL:
-        return NoSpace(message)
-    return NotPermitted(message) if number in _FORBIDDEN else LocalFault(message)
+    return _CLASSES.get(number, LocalFault)(f"cannot {doing}: {reason}")
 
 
 def sync_folder(folder: Path) -> None:
