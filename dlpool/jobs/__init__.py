@@ -1,0 +1,1 @@
+"""The Redis contract: keys, jobs as pushed, transitions."""

@@ -1,0 +1,99 @@
+"""The names of all Redis keys. dlpool's own carry the intake list as hash tag, and so share its Cluster slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INTAKE = "go_download_urls"
+FAILED = "go_download_failed_tasks"
+PRIORITIES = ("high", "normal", "low")
+SUCCESS_TTL_S = 86_400
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one queue; ``group`` is the part that a deployment shares its Redis by, or None."""
+
+    group: str | None = None
+
+    @property
+    def intake(self) -> str:
+        """List: jobs as clients push them."""
+        return f"{self.group}:{INTAKE}" if self.group else INTAKE
+
+    @property
+    def failed(self) -> str:
+        """Hash: failure records by URL, as clients read them."""
+        return f"{self.group}:{FAILED}" if self.group else FAILED
+
+    def success(self, url: str) -> str:
+        """String: the success record of a URL, as clients read it."""
+        return f"success:{self.group}:{url}" if self.group else f"success:{url}"
+
+    @property
+    def prefix(self) -> str:
+        """What all of dlpool's own keys begin with."""
+        return f"dlpool:{{{self.intake}}}:"
+
+    def inbox(self, sid: str) -> str:
+        """List: raw jobs that a supervisor has reserved and not yet claimed."""
+        return f"{self.prefix}inbox:{sid}"
+
+    def ready(self, priority: str) -> str:
+        """List: ids of jobs that may run, taken from the right."""
+        return f"{self.prefix}ready:{priority}"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: ids by the time (ms) at which they may run."""
+        return f"{self.prefix}delayed"
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: ids of running jobs by the time (ms) at which their lease passes."""
+        return f"{self.prefix}leases"
+
+    def own(self, sid: str) -> str:
+        """Set: ids that a supervisor holds."""
+        return f"{self.prefix}own:{sid}"
+
+    def job(self, job_id: str) -> str:
+        """Hash: one job."""
+        return f"{self.prefix}job:{job_id}"
+
+    @property
+    def supervisors(self) -> str:
+        """Sorted set: supervisors by the time (ms) at which their registration passes."""
+        return f"{self.prefix}supervisors"
+
+    def supervisor(self, sid: str) -> str:
+        """String: what a supervisor says of itself, JSON."""
+        return f"{self.prefix}supervisor:{sid}"
+
+    @property
+    def done(self) -> str:
+        """Sorted set: ids of succeeded jobs by their end (ms)."""
+        return f"{self.prefix}done"
+
+    @property
+    def dead(self) -> str:
+        """Sorted set: ids of failed jobs by their end (ms)."""
+        return f"{self.prefix}dead"
+
+    def stats(self, day: int) -> str:
+        """Hash: counters of a day, counted from 1970-01-01, UTC."""
+        return f"{self.prefix}stats:{day}"
+
+    @property
+    def events(self) -> str:
+        """Stream: what happens to jobs, for other programs."""
+        return f"{self.prefix}events"
+
+    def mail(self, sid: str) -> str:
+        """List: verbs for a supervisor."""
+        return f"{self.prefix}mail:{sid}"
+
+    @property
+    def wake(self) -> str:
+        """List of one token at most: a job became ready elsewhere than in the intake."""
+        return f"{self.prefix}wake"

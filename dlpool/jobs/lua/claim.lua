@@ -1,0 +1,117 @@
+-- Hand a supervisor the jobs that it holds without knowing, then new ones for its free slots.
+-- A lost reply loses nothing: the next call returns what that one had claimed, as the caller does not name it as known.
+-- KEYS  1 intake
+-- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes, 7 number of known jobs,
+--       then "id.fence" of each known job, then an unused id for each free slot
+-- Returns false if the supervisor is not registered (beat registers it), else
+--         {ms until the next delayed job is due or -1, {id, fence, raw, size, attempts, crashes, takeovers, created ms,
+--         priority}, ...}
+local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority' }
+local DUE_AT_ONCE = 200
+
+if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
+
+local claimed = {}
+
+local function hand_over(id)
+  local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
+  claimed[#claimed + 1] = { id, unpack(values) }
+end
+
+local function take(id)
+  local fence = redis.call('INCR', prefix .. 'fence')
+  redis.call('HSET', job_key(id), 'state', 'running', 'owner', sid, 'fence', fence, 'started', now)
+  redis.call('HINCRBY', job_key(id), 'attempts', 1)
+  redis.call('ZADD', prefix .. 'leases', now + lease, id)
+  redis.call('SADD', prefix .. 'own:' .. sid, id)
+  tell('job_started', id, 'owner', sid)
+  hand_over(id)
+end
+
+-- The id that the client gave in its job, if nobody has it. The payload is read, never written anew.
+local function given_id(raw)
+  if #raw > largest or not string.find(raw, '"dlpool"', 1, true) then return nil end
+  local parsed, job = pcall(cjson.decode, raw)
+  local id = parsed and type(job) == 'table' and type(job.dlpool) == 'table' and job.dlpool.id
+  if type(id) ~= 'string' or #id > 64 or string.find(id, '[^%w_.-]') or id == '' then return nil end
+  return redis.call('EXISTS', job_key(id)) == 0 and id or nil
+end
+
+local fresh = 7 + known_count
+local function adopt(raw)
+  fresh = fresh + 1
+  local id = given_id(raw) or ARGV[fresh]
+  local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
+  redis.call('HSET', job_key(id), 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now)
+  take(id)
+  return true
+end
+
+local function from_intake()
+  local raw = redis.call(order == 'lifo' and 'LPOP' or 'RPOP', KEYS[1])
+  return raw and adopt(raw)
+end
+
+local function from_inbox()
+  local raw = redis.call('RPOP', prefix .. 'inbox:' .. sid)
+  return raw and adopt(raw)
+end
+
+-- Ids whose job was cancelled or forgotten meanwhile are passed over, a few at a time.
+local function from_ready(priority)
+  for _ = 1, 50 do
+    local id = redis.call('RPOP', ready_key(priority))
+    if not id then return false end
+    if redis.call('HGET', job_key(id), 'state') == 'queued' then
+      take(id)
+      return true
+    end
+  end
+  return false
+end
+
+local function from_high() return from_ready('high') end
+local function from_normal() return from_ready('normal') end
+local function from_low() return from_ready('low') end
+
+local USUAL = { from_inbox, from_high, from_normal, from_intake, from_low }
+local LOW_FIRST = { from_inbox, from_low, from_high, from_normal, from_intake }
+local INTAKE_FIRST = { from_inbox, from_intake, from_high, from_normal, from_low }
+
+-- One job in twenty is low, and one is from the intake, whatever else waits.
+local function take_next()
+  local turn = tonumber(redis.call('GET', prefix .. 'fence') or 0) % 20
+  local sources = turn == 9 and LOW_FIRST or turn == 19 and INTAKE_FIRST or USUAL
+  for _, source in ipairs(sources) do
+    if source() then return true end
+  end
+  return false
+end
+
+local function make_due_ready()
+  local due = redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)
+  for _, id in ipairs(due) do
+    redis.call('ZREM', prefix .. 'delayed', id)
+    local state, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'priority'))
+    if state == 'delayed' then enqueue(id, priority, false) end
+  end
+end
+
+local known = {}
+for index = 8, 7 + known_count do known[ARGV[index]] = true end
+for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
+  local fence = redis.call('HGET', job_key(id), 'fence')
+  if not fence then
+    redis.call('SREM', prefix .. 'own:' .. sid, id)
+  elseif not known[id .. '.' .. fence] then
+    hand_over(id)
+    slots = slots - 1
+  end
+end
+if slots > 0 then make_due_ready() end
+while slots > 0 and take_next() do slots = slots - 1 end
+local soonest = redis.call('ZRANGE', prefix .. 'delayed', 0, 0, 'WITHSCORES')[2]
+table.insert(claimed, 1, soonest and math.max(0, soonest - now) or -1)
+return claimed

@@ -1,0 +1,66 @@
+-- A job leaves its supervisor: for good, with the record that clients see, or back into the queue.
+-- KEYS  1 intake, 2 key of the visible record, or the intake if there is none
+-- ARGV  1 prefix, 2 sid, 3 id, 4 fence,
+--       5 outcome: success, failed (ended); retry (delayed); release (delayed, or to the front; the attempt is given
+--         back); crash (to the front, one more death is counted); follow (waits for the job that does the same)
+--       6 delay in ms, 7 note (JSON), 8 priority to go on with, or '', 9 digest of url and path (follow), or ''
+--       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12), or ''
+--       11 ttl s, 12 field, 13 value
+-- Returns OK, DUP (done by an earlier call), FENCED (another claim or recovery came between), GONE (no such job),
+--         or for follow: FOLLOWS or LEADS (it goes on running).
+local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local note, digest = ARGV[7], ARGV[9]
+local state, owner, present, priority, dedupe =
+  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe'))
+if not state then return 'GONE' end
+if present ~= fence then return 'FENCED' end
+if state ~= 'running' or owner ~= sid then return 'DUP' end
+
+local function end_one(member, name, set, kept, ttl)
+  redis.call('HSET', job_key(member), 'state', name, 'ended', now, 'note', note)
+  remember(member, set, kept, ttl)
+  count(name)
+  tell('job_' .. name, member, 'note', note)
+end
+
+-- The record and the end of the job, and of those that only waited for it, are one step.
+local function end_all(name, set, kept, ttl)
+  if ARGV[10] == 'string' then
+    redis.call('SET', KEYS[2], ARGV[13], 'EX', ARGV[11])
+  elseif ARGV[10] == 'hash' then
+    redis.call('HSET', KEYS[2], ARGV[12], ARGV[13])
+  end
+  end_one(id, name, set, kept, ttl)
+  if not dedupe then return end
+  if redis.call('GET', prefix .. 'dedupe:' .. dedupe) == id then redis.call('DEL', prefix .. 'dedupe:' .. dedupe) end
+  for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do
+    end_one(follower, name, set, kept, ttl)
+  end
+  redis.call('DEL', prefix .. 'followers:' .. id)
+end
+
+if outcome == 'follow' then
+  if dedupe or not follow(id, digest) then return 'LEADS' end
+  disown(id, sid)
+  return 'FOLLOWS'
+end
+
+disown(id, sid)
+if ARGV[8] ~= '' then
+  priority = ARGV[8]
+  redis.call('HSET', job_key(id), 'priority', priority)
+end
+if outcome == 'success' then
+  end_all('succeeded', 'done', DONE_KEPT, DONE_TTL_MS)
+elseif outcome == 'failed' then
+  end_all('failed', 'dead', DEAD_KEPT, DEAD_TTL_MS)
+else
+  if note ~= '' then redis.call('HSET', job_key(id), 'note', note) end
+  if outcome == 'release' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
+  if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
+  if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end
+  count(outcome)
+  tell('job_requeued', id, 'outcome', outcome, 'note', note)
+  wake()
+end
+return 'OK'

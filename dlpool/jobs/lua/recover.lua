@@ -1,0 +1,77 @@
+-- Give back the jobs of supervisors that are gone.
+-- Without sids: leases that have passed, in two phases. A lease that passed is suspect first and gets a grace; only when
+-- that passes too, the job is taken. So after an outage of Redis, when all leases have passed, their owners come first.
+-- With sids: the caller knows that these are gone (they were its own, before it was restarted): taken at once.
+-- KEYS  1 intake
+-- ARGV  1 prefix, 2 sid of the caller, 3 grace ms, 4 order (fifo, lifo), then sids that are known to be gone
+-- Returns {number of jobs suspected, ids of the jobs that were given back...}; with sids, call it until nothing comes.
+local caller, grace, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local AT_ONCE = 200
+local TURN_MS = 4000 -- one supervisor at a time looks
+local FORGET_MS = 3600000 -- a registration that passed so long ago has nothing left
+local reply = { 0 }
+
+local function give_back(id, owner, priority)
+  redis.call('HSET', job_key(id), 'fence', redis.call('INCR', prefix .. 'fence'))
+  redis.call('HINCRBY', job_key(id), 'takeovers', 1)
+  disown(id, owner)
+  enqueue(id, priority, true)
+  count('recovered')
+  tell('job_recovered', id, 'owner', owner)
+  reply[#reply + 1] = id
+end
+
+-- What a supervisor had reserved goes back to where it was taken from.
+local function empty_inbox(sid)
+  for _ = 1, AT_ONCE do
+    if not redis.call('LMOVE', prefix .. 'inbox:' .. sid, KEYS[1], 'LEFT', order == 'lifo' and 'LEFT' or 'RIGHT') then return end
+  end
+end
+
+local function take_back(sid)
+  empty_inbox(sid)
+  for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
+    local state, owner, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority'))
+    if state == 'running' and owner == sid then give_back(id, sid, priority) end
+    redis.call('SREM', prefix .. 'own:' .. sid, id)
+  end
+  if redis.call('SCARD', prefix .. 'own:' .. sid) == 0 then
+    redis.call('ZREM', prefix .. 'supervisors', sid)
+    redis.call('DEL', prefix .. 'supervisor:' .. sid, prefix .. 'mail:' .. sid)
+  end
+end
+
+local function judge(id)
+  local state, owner, priority, suspect = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'suspect'))
+  if state ~= 'running' then
+    redis.call('ZREM', prefix .. 'leases', id)
+  elseif suspect then
+    give_back(id, owner, priority)
+  else
+    redis.call('HSET', job_key(id), 'suspect', now)
+    redis.call('ZADD', prefix .. 'leases', now + grace, id)
+    reply[1] = reply[1] + 1
+  end
+end
+
+-- Leases may have been evicted; the sets of the supervisors that are gone still name their jobs.
+local function look_after(sid)
+  empty_inbox(sid)
+  for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
+    if redis.call('HGET', job_key(id), 'owner') ~= sid then
+      redis.call('SREM', prefix .. 'own:' .. sid, id)
+    else
+      redis.call('ZADD', prefix .. 'leases', 'NX', now + grace, id)
+    end
+  end
+end
+
+if #ARGV > 4 then
+  for index = 5, #ARGV do take_back(ARGV[index]) end
+elseif redis.call('SET', prefix .. 'recoverer', caller, 'NX', 'PX', TURN_MS) then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', now, 'LIMIT', 0, AT_ONCE)) do judge(id) end
+  for _, sid in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'supervisors', '-inf', now, 'LIMIT', 0, AT_ONCE)) do look_after(sid) end
+  redis.call('ZREMRANGEBYSCORE', prefix .. 'supervisors', '-inf', now - FORGET_MS)
+end
+if #reply > 1 then wake() end
+return reply

@@ -1,0 +1,201 @@
+"""A job as it is pushed: JSON text, checked field by field. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from dlpool.errors import UsageError
+from dlpool.jobs.keys import PRIORITIES
+from dlpool.transfer.job import Checksum
+from dlpool.transfer.urls import check_header
+
+MAX_JOB_BYTES = 1024 * 1024
+MAX_URL = 16 * 1024  # characters
+MAX_PATH = 8 * 1024
+MAX_HEADERS = 16 * 1024  # characters in all
+IF_EXISTS = ("overwrite", "skip", "fail", "rename")
+FIELDS = (
+    "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
+)  # fmt: skip
+
+
+class Malformed(UsageError):
+    """No job: not even its URL can be told. It gets no record that clients see."""
+
+
+class BadJob(UsageError):
+    """A job of a known URL that cannot be run as it stands: it fails, with its record."""
+
+    def __init__(self, message: str, url: str) -> None:
+        super().__init__(message)
+        self.url = url
+
+
+@dataclass(frozen=True)
+class PushedJob:
+    """What a client asks for. ``not_before`` in seconds since 1970, None is now.
+
+    ``raw`` is the text as it was pushed; it goes into the failure record unchanged.
+    """
+
+    raw: bytes
+    url: str
+    save_path: str
+    id: str | None = None
+    priority: str = "normal"
+    not_before: float | None = None
+    max_attempts: int | None = None
+    checksum: Checksum | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    if_exists: str | None = None
+    user_id: str | None = None
+    trace_id: str | None = None
+    dedupe: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What jobs with the same URL and path share."""
+        return hashlib.sha256(f"{self.url}\n{self.save_path}".encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, raw: bytes) -> PushedJob:
+        """Check a job. Raises Malformed, or BadJob where the URL is known."""
+        fields = _object(raw)
+        url = _required(fields, "url", MAX_URL)
+        try:
+            own = fields.get("dlpool", {})
+            if not isinstance(own, dict):
+                raise UsageError("dlpool is not an object")
+            return cls(raw=raw, url=url, save_path=_required(fields, "save_path", MAX_PATH), **_own(own))
+        except UsageError as error:
+            raise BadJob(f"the job cannot be run: {error}", url) from error
+
+
+def compose(url: str, save_path: str, **own: Any) -> bytes:
+    """The text of a job, with those of dlpool's own fields that are not None."""
+    given = {name: value for name, value in own.items() if value is not None}
+    job: dict[str, Any] = {"url": url, "save_path": save_path}
+    if given:
+        job["dlpool"] = given
+    return json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _object(raw: bytes) -> Mapping[str, Any]:
+    if len(raw) > MAX_JOB_BYTES:
+        raise Malformed(f"the job is longer than {MAX_JOB_BYTES} bytes")
+    try:
+        fields = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Malformed("the job is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise Malformed("the job is not JSON") from error
+    if not isinstance(fields, dict):
+        raise Malformed("the job is not a JSON object")
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
+    value = fields.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise Malformed(f"{name} is {'missing' if value is None else 'not a text'}")
+    if len(value) > most:
+        raise Malformed(f"{name} is longer than {most} characters")
+    if re.search("[\ud800-\udfff]", value):
+        raise Malformed(f"{name} is not Unicode text")
+    return value
+
+
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields under "dlpool" that are known, each checked."""
+    return {name: _CHECKS[name](given[name]) for name in FIELDS if given.get(name) is not None}
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise UsageError("dlpool.id is not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return value
+
+
+def priority_name(value: object) -> str:
+    """high, normal or low, also from an integer. Raises UsageError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "high" if value < 0 else "low" if value > 0 else "normal"
+    if value not in PRIORITIES:
+        raise UsageError("dlpool.priority is neither high, normal, low nor an integer")
+    return str(value)
+
+
+def moment(value: object) -> float:
+    """Seconds since 1970, from RFC 3339 or epoch seconds. Raises UsageError."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 2**40:
+        return float(value)
+    text = str(value)
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", text):
+        return float(text)
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        zone = "+00:00" if match[4] in "Zz" else match[4]
+        return datetime.fromisoformat(f"{match[1]}T{match[2]}{zone}").timestamp() + float(match[3] or 0)
+    except (ValueError, OverflowError):
+        raise UsageError("dlpool.not_before is neither RFC 3339 nor epoch seconds") from None
+
+
+def _attempts(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
+        raise UsageError("dlpool.max_attempts is not a whole number from 1 on")
+    return value
+
+
+def _checksum(value: object) -> Checksum:
+    if not isinstance(value, str):
+        raise UsageError("dlpool.checksum is not a text")
+    return Checksum.parse(value)
+
+
+def _headers(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise UsageError("dlpool.headers is not an object of texts")
+    if sum(len(name) + len(text) for name, text in value.items()) > MAX_HEADERS:
+        raise UsageError(f"dlpool.headers is longer than {MAX_HEADERS} characters")
+    for name, text in value.items():
+        check_header(name, text)
+    return dict(value)
+
+
+def _if_exists(value: object) -> str:
+    if value not in IF_EXISTS:
+        raise UsageError(f"dlpool.if_exists is none of {', '.join(IF_EXISTS)}")
+    return str(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}", value):
+        raise UsageError("dlpool.user_id or dlpool.trace_id is not a text of 1 to 200 characters")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError("dlpool.dedupe is neither true nor false")
+    return value
+
+
+_CHECKS = {
+    "id": _id, "priority": priority_name, "not_before": moment, "max_attempts": _attempts, "checksum": _checksum,
+    "headers": _headers, "if_exists": _if_exists, "user_id": _text, "trace_id": _text, "dedupe": _switch,
+}  # fmt: skip

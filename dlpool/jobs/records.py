@@ -1,0 +1,42 @@
+"""The records that clients of the service read, to the letter. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import PushedJob
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that clients see: its key, its text, and its field in a hash, or None for a string that expires."""
+
+    key: str
+    value: bytes
+    field: str | None = None
+
+
+def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: float) -> Record:
+    """``size`` in bytes, ``seconds`` of work, ``at`` in seconds since 1970."""
+    value = {
+        "url": job.url, "save_path": job.save_path, "file_size": size, "duration": float(seconds),
+        "finished_at": rfc3339(at),
+    }  # fmt: skip
+    return Record(keys.success(job.url), json.dumps(value, ensure_ascii=False).encode())
+
+
+def failure_record(keys: Keys, url: str, raw: bytes, message: str, at: float) -> Record:
+    """The job stands in it as it was pushed, byte by byte."""
+    text = json.dumps(message).encode()
+    value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (raw.strip(), text, rfc3339(at).encode())
+    return Record(keys.failed, value, url)
+
+
+def rfc3339(at: float | None = None) -> str:
+    """A moment (seconds since 1970, or now) as RFC 3339, UTC."""
+    moment = datetime.fromtimestamp(time.time() if at is None else at, timezone.utc)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,217 @@
+"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover.
+
+States: queued -> running -> succeeded | failed, with delayed (a retry, or not before its time) beside queued. Each
+transition is one atomic step in Redis, by the clock of Redis, and safe to call again when its reply was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import translated
+from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
+from dlpool.jobs.records import Record
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to work on a job: its id, and the fence that the claim raised."""
+
+    id: str
+    fence: int
+
+    def __str__(self) -> str:
+        return f"{self.id}.{self.fence}"
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that a supervisor holds. ``size`` of the pushed text in bytes (a larger one than allowed is cut in ``raw``)."""
+
+    ticket: Ticket
+    raw: bytes = field(repr=False)
+    size: int
+    attempts: int
+    crashes: int
+    takeovers: int
+    created_ms: int
+    priority: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits."""
+
+    jobs: tuple[Claimed, ...]
+    next_due_s: float | None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a beat brought: how many jobs are ours that we did not name, and for each named one OK, LOST or a flag."""
+
+    strays: int
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How a job leaves its supervisor.
+
+    ``outcome``: success, failed, retry, release, crash, follow. ``note`` says why. ``delay_s`` for retry and release.
+    ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share.
+    """
+
+    ticket: Ticket
+    outcome: str
+    record: Record | None = None
+    note: dict[str, Any] = field(default_factory=dict)
+    delay_s: float = 0.0
+    priority: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Jobs that became suspect, and those that were given back."""
+
+    suspects: int
+    given_back: tuple[str, ...]
+
+
+def new_id() -> str:
+    """An id for a job: 128 random bits."""
+    return uuid.uuid4().hex
+
+
+@cache
+def _source(name: str) -> str:
+    folder = resources.files("dlpool.jobs") / "lua"
+    return (folder / "shared.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+
+
+class Transitions:
+    """The queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+        names = ("push", "claim", "beat", "finish", "recover")
+        self._scripts = {name: client.register_script(_source(name)) for name in names}
+
+    def __repr__(self) -> str:
+        return f"<Transitions of {self.keys.intake}>"
+
+    def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
+        """Queue jobs under the given ids, with one round trip; OK, DUP (that id again) or FOLLOWS for each in turn."""
+        calls = [
+            [self.keys.prefix, job_id, job.raw, job.priority, int((job.not_before or 0) * 1000),
+             job.digest if job.dedupe else ""]
+            for job, job_id in jobs
+        ]  # fmt: skip
+        return [reply.decode() for reply in self._run_many("push", [([self.keys.intake], call) for call in calls])]
+
+    def claim(self, sid: str, known: Sequence[Ticket], slots: int, *, lease_s: float, order: str) -> Claim | None:
+        """Jobs for ``slots`` free slots, after those that are ours already and not ``known``.
+
+        None: the supervisor ``sid`` is not registered, ``beat`` comes first.
+        """
+        fresh = [new_id() for _ in range(slots)]
+        reply = self._run(
+            "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES, len(known),
+                      *(str(ticket) for ticket in known), *fresh],
+        )  # fmt: skip
+        if reply is None:
+            return None
+        due_ms, *rows = reply
+        return Claim(tuple(_claimed(row) for row in rows), None if due_ms < 0 else due_ms / 1000)
+
+    def beat(
+        self, sid: str, jobs: Sequence[tuple[Ticket, str]], *, lease_s: float, info: dict[str, Any] | None = None
+    ) -> Beat:
+        """Renew the leases of ``jobs`` (with their progress, JSON or empty); with ``info`` also the registration.
+
+        Without ``info`` it is the question whether the fences still stand.
+        """
+        arguments: list[Any] = [self.keys.prefix, sid, _ms(lease_s), json.dumps(info) if info is not None else ""]
+        for ticket, progress in jobs:
+            arguments += [ticket.id, ticket.fence, progress]
+        strays, *verdicts = self._run("beat", arguments)
+        return Beat(int(strays), tuple(verdict.decode() for verdict in verdicts))
+
+    def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
+        """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
+        return [reply.decode() for reply in self._run_many("finish", [self._ending(sid, one) for one in endings])]
+
+    def recover(self, sid: str, *, grace_s: float, order: str) -> Recovery:
+        """Look for leases that have passed; by one supervisor at a time, another's call does nothing."""
+        return _recovery(self._run("recover", [self.keys.prefix, sid, _ms(grace_s), order]))
+
+    def take_back(self, sid: str, gone: Sequence[str], *, order: str) -> list[str]:
+        """Give back at once all jobs of supervisors that are known to be gone; their ids."""
+        given_back: list[str] = []
+        while gone:
+            found = _recovery(self._run("recover", [self.keys.prefix, sid, 0, order, *gone])).given_back
+            given_back += found
+            if not found:
+                break
+        return given_back
+
+    def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
+        record = ending.record
+        visible: list[Any] = ["", 0, "", ""]
+        if record is not None:
+            visible = ["string" if record.field is None else "hash", SUCCESS_TTL_S, record.field or "", record.value]
+        note = json.dumps(ending.note) if ending.note else ""
+        return [self.keys.intake, record.key if record else self.keys.intake], [
+            self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
+            ending.priority, ending.digest, *visible,
+        ]  # fmt: skip
+
+    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
+        return self._run_many(name, [([self.keys.intake], arguments)])[0]
+
+    def _run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
+        """The script once for each of ``calls`` (keys and arguments), in one round trip; repeated if it was not loaded."""
+        script = self._scripts[name]
+        with translated(self.client):
+            try:
+                return self._evaluate(script.sha, calls)
+            except redis.exceptions.NoScriptError:
+                self.client.script_load(script.script)
+                return self._evaluate(script.sha, calls)
+
+    def _evaluate(self, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
+        if len(calls) == 1:
+            keys, arguments = calls[0]
+            return [self.client.evalsha(sha, len(keys), *keys, *arguments)]
+        pipeline = self.client.pipeline(transaction=False)
+        for keys, arguments in calls:
+            pipeline.evalsha(sha, len(keys), *keys, *arguments)
+        return pipeline.execute()
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _claimed(row: Sequence[Any]) -> Claimed:
+    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority = row
+    return Claimed(
+        Ticket(job_id.decode(), int(fence)), raw or b"", int(size or 0), int(attempts or 0), int(crashes or 0),
+        int(takeovers or 0), int(created or 0), (priority or b"normal").decode(),
+    )  # fmt: skip
+
+
+def _recovery(reply: Sequence[Any]) -> Recovery:
+    suspects, *ids = reply
+    return Recovery(int(suspects), tuple(job_id.decode() for job_id in ids))
