@@ -35,7 +35,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A job that a supervisor holds. ``size`` of the pushed text in bytes (a larger one than allowed is cut in ``raw``)."""
+    """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut."""
 
     ticket: Ticket
     raw: bytes = field(repr=False)
@@ -181,7 +181,7 @@ class Transitions:
         return self._run_many(name, [([self.keys.intake], arguments)])[0]
 
     def _run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
-        """The script once for each of ``calls`` (keys and arguments), in one round trip; repeated if it was not loaded."""
+        """The script once for each of ``calls`` (keys and arguments), in one round trip; loaded if need be."""
         script = self._scripts[name]
         with translated(self.client):
             try:
