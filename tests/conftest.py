@@ -26,6 +26,7 @@ from dlpool.transfer.job import Checksum, Job, Outcome
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
 from tests.origin import Handler, Origin
+from tests.redis_server import RedisServer
 
 FAST = TransferSettings(
     min_split_size=64 * 1024, retries=3, retry_delay=0.01, retry_max_delay=0.1, max_retry_after=5.0, sync=False
@@ -198,3 +199,18 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Ite
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def _session_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_session_redis: RedisServer) -> RedisServer:
+    """A Redis that is empty. It is this test process's, for all of its tests: who kills one starts a RedisServer."""
+    with _session_redis.start().client() as client:
+        client.flushall()
+        client.script_flush()
+    return _session_redis
