@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-PHASES = {"checkpoint": "checkpoint", "publish": "publish", "write": "data"}
+PHASES = {"checkpoint": "checkpoint", "prepare": "publish", "publish": "publish", "write": "data"}
 WATCHED = ("open", "write", "fsync", "fdatasync", "replace", "unlink", "ftruncate", "link", "utime", "posix_fallocate")
 
 

@@ -97,7 +97,7 @@ def test_a_failing_sync_or_rename_is_a_local_fault_and_the_committed_state_stays
         failed = run(tmp_path / "log", "fail", step, errno.EIO, "--", "fetch", f"{origin.url}/f", target, *OPTIONS,
                      module="tests.faults")  # fmt: skip
         assert failed.code == 3, failed
-        assert failed.json["error"]["label"] == "local_io"
+        assert failed.json["error"]["label"] == "disk_failed"
         log = steps_of(tmp_path / "log")
         failed_at = next(i for i, line in enumerate(log) if line.startswith(step))
         later = [line for line in log[failed_at + 1 :] if line.split(":")[1] in ("fdatasync", "replace")]

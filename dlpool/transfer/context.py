@@ -34,6 +34,7 @@ class Context:
     board: Board
     rate: RateLimit
     notify: Notify
+    permit: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
 

@@ -40,7 +40,8 @@ class Job:
     """One URL to one file.
 
     ``target`` is the file, or with ``is_folder`` the folder in which the server or the URL names it. ``headers`` are
-    sent to the URL's origin only; ``user`` is name and password.
+    sent to the URL's origin only; ``user`` is name and password. ``id`` and ``fence`` are those of a queue's job: what
+    was published for it is recorded until the queue knows, so that a later run of the same job finds it.
     """
 
     url: str
@@ -49,6 +50,8 @@ class Job:
     headers: Mapping[str, str] = field(default_factory=dict)
     user: tuple[str, str] | None = None
     checksum: Checksum | None = None
+    id: str | None = None
+    fence: int | None = None
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,17 @@ from dlpool.transfer.board import Snapshot
 from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
-from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES, STATE_SUFFIX
+from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
-from dlpool.transfer.state import Publishing, SavedState, StateFile, StateUnusable, url_digest, url_without_secrets
+from dlpool.transfer.state import (
+    Publishing,
+    SavedState,
+    StateFile,
+    StateUnusable,
+    url_digest,
+    url_without_secrets,
+)
 
 MAX_RENAMES = 10_000
 
@@ -60,7 +67,7 @@ class Place:
         if exists:
             self.target = self._chosen(self.target)
         self.part = PartFile(self.target, sync=sync)
-        self._state_file = _state_file(self.target, sync=sync)
+        self._state_file = StateFile.of(self.target, sync=sync)
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
@@ -100,20 +107,32 @@ class Place:
             self.part.sync_data()
             self._commit(snapshot, last_error, None)
 
-    def publish(self, resource: Resource, snapshot: Snapshot, *, remote_time: bool) -> None:
-        """Sync, rename to the target, forget the state.
-
-        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte.
-        """
+    def prepare(self, resource: Resource, *, remote_time: bool) -> None:
+        """Make the complete part file durable: what is left to do is to publish it."""
         modified = http_date(resource.last_modified) if remote_time else None
         if modified is not None:
             self.part.set_modified(modified.timestamp())
         with self._noting_breakage():
             self.part.sync_data()
+
+    def publish(self, resource: Resource, snapshot: Snapshot) -> None:
+        """Rename what was prepared to the target, and forget the state.
+
+        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For
+        a queue's job it is recorded always, and stays until ``forget_published``.
+        """
+        job = self._job
+        record = Publishing(self.part.inode, self.part.length, job.id, job.fence)
+        with self._noting_breakage():
             if self._state_file.exists:
-                self._commit(snapshot, None, Publishing(self.part.inode, self.part.length))
+                self._commit(snapshot, None, record)
+            elif job.id is not None:
+                self.part.check_named()
+                state = SavedState.published(job.url, resource, record, _now())
+                self._state_file.commit(state, is_durable=False)
         self._rename()
-        self._state_file.remove()
+        if job.id is None:
+            self._state_file.remove()
         self._is_published = True
 
     def close(self) -> None:
@@ -185,21 +204,28 @@ class Place:
 
         ``part_of``: whose part file it was, where the target was renamed because that name was taken meanwhile.
         """
-        state_file = _state_file(part_of or target, sync=self._sync)
+        state_file = StateFile.of(part_of or target, sync=self._sync)
         if not (self._resume and state_file.exists):
             return
         with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
             saved, status = state_file.load(), os.stat(target)
-            published = Publishing(status.st_ino, status.st_size)
-            if saved is None or saved.publishing != published or saved.url_sha256 != url_digest(self._job.url):
+            if saved is None or not self._is_ours(saved, status):
                 return
             part = (part_of or target).with_name((part_of or target).name + PART_SUFFIX)
             if os.path.lexists(part) and part.samefile(target):
                 os.unlink(part)
             if self._sync:
                 sync_folder(target.parent)
-            state_file.remove()
+            if self._job.id is None:
+                state_file.remove()
             raise AlreadyThere(target, is_published=True)
+
+    def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
+        """Whether the target of that status is what an earlier run of the same job published."""
+        record = saved.publishing
+        if record is None or saved.url_sha256 != url_digest(self._job.url):
+            return False
+        return (record.inode, record.size, record.job) == (status.st_ino, status.st_size, self._job.id)
 
     def _is_complete(self, publishing: Publishing) -> bool:
         """Whether the part file is the one that an earlier run was about to rename."""
@@ -241,10 +267,6 @@ class Place:
                     raise
                 self.target = self._chosen(self.target)
                 self.part.retarget(self.target)
-
-
-def _state_file(target: Path, *, sync: bool) -> StateFile:
-    return StateFile(target.with_name(target.name + STATE_SUFFIX), sync=sync)
 
 
 def _resolved(target: Path) -> tuple[Path, bool]:

@@ -189,12 +189,13 @@ class Round:
 
     def _finish(self, plan: Plan) -> None:
         self.phase = "verifying"
+        context = self._context
         self._verify(plan)
-        self._context.board.seal()
+        plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
         self.phase = "publishing"
-        plan.place.publish(
-            plan.resource, self._context.board.snapshot(), remote_time=self._context.settings.remote_time
-        )
+        context.permit()
+        context.board.seal()
+        plan.place.publish(plan.resource, context.board.snapshot())
 
     def _verify(self, plan: Plan) -> None:
         written = self._context.board.written()

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from dlpool.transfer.answer import Span
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.files import sync_folder, translated
+from dlpool.transfer.names import STATE_SUFFIX
 from dlpool.transfer.remote import Resource
 
 VERSION = 1
@@ -45,10 +46,15 @@ class SavedChunk:
 
 @dataclass(frozen=True)
 class Publishing:
-    """The part file with this inode number and size was about to be renamed to its target."""
+    """The part file with this inode number and size was about to be renamed to its target.
+
+    ``job`` and ``fence``: for which claim of a queue's job, None where there was no queue.
+    """
 
     inode: int
     size: int
+    job: str | None = None
+    fence: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,21 @@ class SavedState:
         saved = tuple(SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done) for chunk in chunks)
         return replace(self, chunks=saved, updated_at=now, last_error=last_error)
 
+    @classmethod
+    def published(cls, url: str, resource: Resource, record: Publishing, now: str) -> SavedState:
+        """The state of a download that needed none until it was complete."""
+        chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
+        return cls(
+            url=url_without_secrets(url), url_sha256=url_digest(url), size=record.size, etag=resource.strong_etag,
+            last_modified=resource.last_modified, created_at=now, updated_at=now, attempts=1, last_error=None,
+            chunks=chunks, publishing=record,
+        )  # fmt: skip
+
     def as_json(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
+        fields = asdict(self)
+        if self.publishing is not None and self.publishing.job is None:
+            fields["publishing"] = {"inode": self.publishing.inode, "size": self.publishing.size}
+        return json.dumps({"version": VERSION, **fields}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
@@ -132,6 +151,11 @@ class StateFile:
         self._sync = sync
         self.exists = os.path.lexists(path)
 
+    @classmethod
+    def of(cls, target: Path, *, sync: bool) -> StateFile:
+        """The state file of a target."""
+        return cls(target.with_name(target.name + STATE_SUFFIX), sync=sync)
+
     def load(self) -> SavedState | None:
         """The committed state, None if there is none. Raises StateUnusable."""
         if not self.exists:
@@ -145,20 +169,24 @@ class StateFile:
             raise StateUnusable("it is too large")
         return SavedState.from_json(text)
 
-    def commit(self, state: SavedState) -> None:
-        """Replace the state atomically and durably; a reader sees the old one or the new one."""
+    def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
+        """Replace the state atomically and durably; a reader sees the old one or the new one.
+
+        Not durably is enough for what only a killed process needs: after a power failure it may be absent or empty.
+        """
+        sync = self._sync and is_durable
         with translated(f"write {self.path}"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             descriptor = os.open(self._temporary, flags, 0o666)
             try:
                 _write_all(descriptor, state.as_json().encode())
-                if self._sync:
+                if sync:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.replace(self._temporary, self.path)
             self.exists = True
-            if self._sync:
+            if sync:
                 sync_folder(self.path.parent)
 
     def remove_leftovers(self) -> None:
@@ -212,7 +240,8 @@ def _publishing(item: object) -> Publishing | None:
         return None
     if not isinstance(item, dict):
         raise StateUnusable("its publishing record is malformed")
-    return Publishing(_integer(item, "inode", MAX_INODE), _integer(item, "size"))
+    fence = None if item.get("fence") is None else _integer(item, "fence")
+    return Publishing(_integer(item, "inode", MAX_INODE), _integer(item, "size"), _optional_text(item, "job"), fence)
 
 
 def _integer(fields: Mapping[str, Any], name: str, most: int = MAX_SIZE) -> int:

@@ -48,13 +48,19 @@ class Transfer:
         client: Client,
         notify: Notify = ignore,
         admit: Callable[[Path], None] | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
-        """``admit`` hears the target before it is touched, and may refuse it. Raises UsageError for a bad URL."""
+        """``admit`` hears the target before it is touched, and may refuse it. Raises UsageError for a bad URL.
+
+        ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
+        raises what forbids it.
+        """
         self._job = job
         self._settings = settings
         self._client = client
         self._notify = notify
         self._admit = admit
+        self._permit = permit
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimit(settings.limit_rate, time.monotonic)
         self._tally = Tally()
@@ -121,7 +127,9 @@ class Transfer:
 
     def _next_round(self, delay_s: float) -> Round:
         board = Board(time.monotonic)
-        context = Context(self._job, self._settings, self._client, self._source, board, self._rate, self._notify)
+        context = Context(
+            self._job, self._settings, self._client, self._source, board, self._rate, self._notify, self._permit
+        )
         limit = self._settings.deadline
         current = Round(
             context, self._place, self._choose_place,

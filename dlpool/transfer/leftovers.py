@@ -1,0 +1,39 @@
+"""What a queue's job leaves beside its target, removed when the queue knows how it ended."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool.transfer.partfile import PartFile
+from dlpool.transfer.state import StateFile, StateUnusable, url_digest
+
+
+def forget_published(target: Path, job_id: str) -> None:
+    """Remove the record that ``target`` was published for a queue's job: the queue knows. Another's state stays.
+
+    Raises LocalFault.
+    """
+    state_file = StateFile.of(target, sync=False)
+    with suppress(StateUnusable):
+        saved = state_file.load()
+        if saved is not None and saved.publishing is not None and saved.publishing.job == job_id:
+            state_file.remove()
+
+
+def discard_unfinished(target: Path, url: str) -> None:
+    """Remove the part file and state of a download of ``url`` that will not go on. What is another's stays.
+
+    Raises Locked while a download works on it, and LocalFault.
+    """
+    state_file = StateFile.of(target, sync=False)
+    with suppress(StateUnusable):
+        saved = state_file.load()
+        if saved is None or saved.url_sha256 != url_digest(url):
+            return
+        part = PartFile(target, sync=False)
+        try:
+            state_file.remove()
+            part.discard()
+        finally:
+            part.close()
