@@ -16,25 +16,22 @@ class DlpoolError(Exception):
     label: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls, label: str | None = None, exit_code: int | None = None) -> None:
+        """Name a leaf; what is not given is the parent's."""
+        cls.label = label or cls.label
+        cls.exit_code = exit_code or cls.exit_code
 
-class UsageError(DlpoolError):
+
+class UsageError(DlpoolError, label="usage", exit_code=2):
     """The caller asked for something that has no meaning."""
 
-    label = "usage"
-    exit_code = 2
 
-
-class ConfigurationError(DlpoolError):
+class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
     """The settings cannot be used; the message names section, key and reason, a line each."""
 
-    label = "configuration"
-    exit_code = 78
 
-
-class InternalError(DlpoolError):
+class InternalError(DlpoolError, label="internal"):
     """A defect of dlpool; the cause is kept."""
-
-    label = "internal"
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
@@ -44,17 +41,18 @@ class InternalError(DlpoolError):
         return defect
 
 
-class Cancelled(DlpoolError):
+class Cancelled(DlpoolError, label="cancelled", exit_code=130):
     """The caller ended the download; its part file and state stay for the next run."""
 
-    label = "cancelled"
-    exit_code = 130
+
+class LostJob(Cancelled, label="lost"):
+    """Another supervisor has the job by now: nothing is published, no record is written."""
 
 
 # --- this range again, from its position, after a backoff; the others go on ---------------------------------------
 
 
-class RetryRange(DlpoolError):
+class RetryRange(DlpoolError, label="network", exit_code=4):
     """This range may be asked for again.
 
     ``retry_after_s``: how long the server asked us to wait, in seconds.
@@ -65,8 +63,6 @@ class RetryRange(DlpoolError):
     ``is_comparison``: only our own impatience ended it, as siblings did better.
     """
 
-    label = "network"
-    exit_code = 4
     is_capacity: ClassVar[bool] = False
 
     def __init__(
@@ -85,88 +81,65 @@ class RetryRange(DlpoolError):
         self.is_comparison = is_comparison
 
 
-class TimedOut(RetryRange):
+class TimedOut(RetryRange, label="timeout"):
     """Nothing came within the connect or read time limit."""
 
-    label = "timeout"
     is_capacity = True
 
 
-class ConnectionBroken(RetryRange):
+class ConnectionBroken(RetryRange, label="connection"):
     """Reset, EPIPE, or closed before an answer."""
 
-    label = "connection"
     is_capacity = True
 
 
-class Unreachable(RetryRange):
+class Unreachable(RetryRange, label="unreachable"):
     """Refused, or no route to the host."""
 
-    label = "unreachable"
     is_capacity = True
 
 
-class NameNotResolved(RetryRange):
+class NameNotResolved(RetryRange, label="dns"):
     """The host name has no address, or its name server did not answer."""
 
-    label = "dns"
 
-
-class ShortBody(RetryRange):
+class ShortBody(RetryRange, label="short_body"):
     """The body ended before its announced length."""
 
-    label = "short_body"
 
-
-class TooSlow(RetryRange):
+class TooSlow(RetryRange, label="too_slow"):
     """The connection stayed below the minimum speed, or far below that of its siblings."""
 
-    label = "too_slow"
     is_capacity = True
 
 
-class BadAnswer(RetryRange):
+class BadAnswer(RetryRange, label="protocol", exit_code=7):
     """The server broke HTTP in a way that another answer may not."""
 
-    label = "protocol"
-    exit_code = 7
 
-
-class ServerTrouble(RetryRange):
+class ServerTrouble(RetryRange, label="server_error", exit_code=8):
     """A status that promises to pass: 408, 425, 500, 502, 504, 511, 520 to 524."""
 
-    label = "server_error"
-    exit_code = 8
 
-
-class ServerBusy(ServerTrouble):
+class ServerBusy(ServerTrouble, label="server_busy"):
     """429 or 503: the server wants fewer requests."""
 
-    label = "server_busy"
     is_capacity = True
 
 
 # --- all threads stop, the file begins anew -----------------------------------------------------------------------
 
 
-class RestartFile(DlpoolError):
+class RestartFile(DlpoolError, label="restart", exit_code=15):
     """What was fetched so far cannot become the file."""
 
-    label = "restart"
-    exit_code = 15
 
-
-class RemoteChanged(RestartFile):
+class RemoteChanged(RestartFile, label="remote_changed"):
     """The remote is another version than the one begun with."""
 
-    label = "remote_changed"
 
-
-class StreamBroken(RestartFile):
+class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
     """A download without ranges broke off and can only begin again; ``cause`` says how it broke."""
-
-    label = "stream_broken"
-    exit_code = 4
 
     def __init__(self, cause: RetryRange) -> None:
         super().__init__(str(cause))
@@ -176,136 +149,86 @@ class StreamBroken(RestartFile):
 # --- no retry in this run -----------------------------------------------------------------------------------------
 
 
-class FailJob(DlpoolError):
+class FailJob(DlpoolError, label="failed"):
     """Another try would end the same way."""
 
-    label = "failed"
 
-
-class HttpRefused(FailJob):
+class HttpRefused(FailJob, label="http_status", exit_code=8):
     """A final status without a class of its own, as 400 or 451."""
 
-    label = "http_status"
-    exit_code = 8
 
-
-class NotFound(FailJob):
+class NotFound(FailJob, label="not_found", exit_code=10):
     """404 or 410."""
 
-    label = "not_found"
-    exit_code = 10
 
-
-class AccessDenied(FailJob):
+class AccessDenied(FailJob, label="access_denied", exit_code=6):
     """401, 403 or 407."""
 
-    label = "access_denied"
-    exit_code = 6
 
-
-class TlsFailed(FailJob):
+class TlsFailed(FailJob, label="tls", exit_code=5):
     """The peer's certificate or the handshake was refused."""
 
-    label = "tls"
-    exit_code = 5
 
-
-class ProtocolBroken(FailJob):
+class ProtocolBroken(FailJob, label="protocol", exit_code=7):
     """An answer that has no meaning for a download: 204, 304, endless redirects."""
 
-    label = "protocol"
-    exit_code = 7
 
-
-class ChecksumMismatch(FailJob):
+class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
     """All bytes came, and they are not the right ones."""
 
-    label = "checksum"
-    exit_code = 11
 
-
-class PolicyRefused(FailJob):
+class PolicyRefused(FailJob, label="policy", exit_code=12):
     """Our own rules forbid it: network, redirect, size, path."""
 
-    label = "policy"
-    exit_code = 12
 
-
-class TargetExists(FailJob):
+class TargetExists(FailJob, label="target_exists", exit_code=13):
     """The target is there and ``if_exists`` is ``fail``."""
 
-    label = "target_exists"
-    exit_code = 13
 
-
-class DeadlineExceeded(FailJob):
+class DeadlineExceeded(FailJob, label="deadline", exit_code=4):
     """The job's own time limit passed; part and state stay."""
 
-    label = "deadline"
-    exit_code = 4
 
-
-class WaitTooLong(FailJob):
+class WaitTooLong(FailJob, label="retry_after", exit_code=8):
     """The server asked for a longer wait than ``max_retry_after``."""
-
-    label = "retry_after"
-    exit_code = 8
 
 
 # --- no retry, nothing lost: this machine is at fault -------------------------------------------------------------
 
 
-class LocalFault(DlpoolError):
+class LocalFault(DlpoolError, label="local_io", exit_code=3):
     """Local file I/O failed."""
-
-    label = "local_io"
-    exit_code = 3
 
 
 class NodeFault(LocalFault):
     """The whole file system is at fault, not the job: any other job here would meet the same."""
 
 
-class NoSpace(NodeFault):
+class NoSpace(NodeFault, label="no_space", exit_code=9):
     """The disk or the quota is full."""
 
-    label = "no_space"
-    exit_code = 9
 
-
-class ReadOnly(NodeFault):
+class ReadOnly(NodeFault, label="read_only"):
     """The file system is read-only."""
 
-    label = "read_only"
 
-
-class DiskFailed(NodeFault):
+class DiskFailed(NodeFault, label="disk_failed"):
     """The disk gave an I/O error, or a network file system lost its server."""
 
-    label = "disk_failed"
 
-
-class NotPermitted(LocalFault):
+class NotPermitted(LocalFault, label="permission"):
     """Permission denied."""
 
-    label = "permission"
 
-
-class Locked(LocalFault):
+class Locked(LocalFault, label="locked", exit_code=13):
     """Another download writes to the same target."""
-
-    label = "locked"
-    exit_code = 13
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------
 
 
-class QueueError(DlpoolError):
+class QueueError(DlpoolError, label="redis", exit_code=20):
     """Redis did not do what it was asked to."""
-
-    label = "redis"
-    exit_code = 20
 
 
 class QueueAway(QueueError):
@@ -316,15 +239,9 @@ class QueueRefused(QueueError):
     """Redis wants another password, or forbids it."""
 
 
-class NoSuchJob(DlpoolError):
+class NoSuchJob(DlpoolError, label="no_such_job", exit_code=21):
     """No job has that id, or it ended so long ago that it is forgotten."""
 
-    label = "no_such_job"
-    exit_code = 21
 
-
-class AlreadyRunning(DlpoolError):
+class AlreadyRunning(DlpoolError, label="already_running", exit_code=75):
     """Another supervisor works with the same state folder."""
-
-    label = "already_running"
-    exit_code = 75
