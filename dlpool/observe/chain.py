@@ -1,0 +1,172 @@
+"""From the fields of a log call to its line: ECS names, who and when, JSON. Processors in structlog's sense, pure."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from structlog.typing import EventDict, Processor
+
+from dlpool.errors import DlpoolError
+from dlpool.observe.redaction import REDACTED, is_secret, without_secrets
+from dlpool.observe.values import CUT, MAX_TEXT, Json, name, plain, text
+from dlpool.transfer.urls import shown_url
+
+ECS_VERSION = "8.11.0"
+MAX_LINE = 64 * 1024
+_MAX_SHORTENED = 256
+_MAX_FRAMES = 100
+
+_RENAMED = {
+    "logger": "log.logger", "job_id": "dlpool.job.id", "path": "file.path", "size": "file.size",
+    "trace_id": "trace.id", "user_id": "user.id", "status": "http.response.status_code", "label": "error.code",
+}  # fmt: skip
+_OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
+_WITH_STACK = {"error", "critical"}
+
+_encode = json.JSONEncoder(
+    check_circular=False, allow_nan=False, separators=(",", ":")
+).encode  # ASCII: no odd line end
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose log it is."""
+
+    service: str
+    version: str
+    node_id: str
+    host: str
+
+    def as_ecs(self) -> dict[str, Json]:
+        """What every record of the process says."""
+        return {
+            "event.dataset": "dlpool.log", "ecs.version": ECS_VERSION, "service.name": text(self.service),
+            "service.version": text(self.version), "service.node.name": text(self.node_id),
+            "host.name": text(self.host),
+        }  # fmt: skip
+
+
+def processors(origin: Origin, clock: Callable[[], datetime]) -> list[Processor]:
+    """The chain whose result is one line, as bytes with their newline. ``clock`` gives the time in UTC."""
+    return [to_ecs, _stamp(origin, clock), to_line]
+
+
+def to_ecs(_logger: object, level: str, fields: EventDict) -> EventDict:
+    """Rename and convert the fields of a call; what ECS has no name for becomes ``dlpool.NAME``."""
+    event = str(plain(fields.pop("event", None)))
+    record: dict[str, Any] = {"message": event, "event.action": event}
+    for key, value in fields.items():
+        if key in _EXPANDED:
+            record |= _EXPANDED[key](value, level)
+        else:
+            record[_ecs_name(key)] = REDACTED if is_secret(key) else plain(value)
+    return record
+
+
+@lru_cache(maxsize=4096)
+def _ecs_name(key: str) -> str:
+    return _RENAMED.get(key) or f"dlpool.{name(key)}"
+
+
+def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
+    """One line of JSON, at most 64 KiB long."""
+    line = _encode(record)
+    if len(line) >= MAX_LINE:
+        line = _encode(_shortened(record))
+    return line.encode("ascii") + b"\n"
+
+
+def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
+    """Puts before a record's own fields what the process knows; ``@timestamp`` comes first (rotation reads it)."""
+    known = origin.as_ecs()
+
+    def stamped(_logger: object, level: str, record: EventDict) -> EventDict:
+        return {
+            "@timestamp": clock().isoformat(timespec="milliseconds")[:-6] + "Z", "log.level": level,
+            "message": record["message"], **known, "process.pid": os.getpid(),
+            "process.thread.name": text(threading.current_thread().name), **record,
+        }  # fmt: skip
+
+    return stamped
+
+
+def _shortened(record: EventDict) -> EventDict:
+    """The record with long values cut, and without its last fields where it has far too many."""
+    shown: dict[str, Any] = {"dlpool.is_cut": True}
+    left = MAX_LINE // 2
+    for key, value in record.items():
+        said = value if isinstance(value, str) else _encode(value)
+        value = value if len(said) <= _MAX_SHORTENED else said[:_MAX_SHORTENED] + CUT
+        left -= len(_encode(key)) + len(_encode(value))
+        if left < 0:
+            break
+        shown[key] = value
+    return {"@timestamp": record["@timestamp"], **shown}
+
+
+# --- fields that become several, or another kind of value ---------------------------------------------------------
+
+
+def _url(value: object, _level: str) -> dict[str, Json]:
+    return _url_fields(value if type(value) is str else str(plain(value)))
+
+
+@lru_cache(maxsize=256)
+def _url_fields(url: str) -> dict[str, Json]:
+    shown = text(shown_url(url))
+    try:
+        host = urlsplit(shown).hostname
+    except ValueError:
+        host = None
+    return {"url.full": shown, "url.domain": host} if host else {"url.full": shown}
+
+
+def _duration(value: object, _level: str) -> dict[str, Json]:
+    if isinstance(value, int | float) and abs(value) < 2**32:
+        return {"event.duration": round(value * 1e9)}
+    return {"dlpool.seconds": plain(value)}
+
+
+def _outcome(value: object, _level: str) -> dict[str, Json]:
+    """ECS knows three outcomes; another is kept under a name of our own."""
+    said = plain(value)
+    known = _OUTCOMES.get(said) if isinstance(said, str) else None
+    return {"event.outcome": known} if known else {"event.outcome": "unknown", "dlpool.outcome": said}
+
+
+def _error(value: object, level: str) -> dict[str, Json]:
+    if value is None:
+        return {}
+    if not isinstance(value, BaseException):
+        return {"error.message": plain(value)}
+    fields: dict[str, Json] = {"error.type": type(value).__name__, "error.message": _message(value)}
+    if isinstance(value, DlpoolError):
+        fields["error.code"] = value.label
+    if level in _WITH_STACK and value.__traceback__ is not None:
+        fields["error.stack_trace"] = _stack(value)
+    return fields
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return text(str(error))
+    except Exception:  # noqa: BLE001 - the foreign __str__ fails
+        return "<unprintable>"
+
+
+def _stack(error: BaseException) -> str:
+    """The stack, causes first; of a long one the end, which says where it was raised."""
+    lines = without_secrets("".join(traceback.format_exception(error)[-_MAX_FRAMES:]))
+    return text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
+
+
+_EXPANDED = {"url": _url, "seconds": _duration, "outcome": _outcome, "error": _error}

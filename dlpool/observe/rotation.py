@@ -1,0 +1,194 @@
+"""Rotating, compressing and removing logs: what is due is decided by pure functions, ``Rotation`` does it.
+
+``dlpool.log`` becomes ``dlpool.log.20240506T070809.123Z`` and then ``dlpool.log.20240506T070809.123Z.gz``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import BinaryIO
+
+from dlpool.config import LoggingSettings
+from dlpool.transfer.files import sync_folder
+
+_STAMP = "%Y%m%dT%H%M%S"
+_SUFFIX = re.compile(r"\.([0-9]{8}T[0-9]{6})\.([0-9]{3})Z(\.gz)?(\.tmp)?")
+_FIRST_DAY = re.compile(rb'\{"@timestamp":"([0-9]{4}-[0-9]{2}-[0-9]{2})T')
+_BLOCK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class OldLog:
+    """A rotated log. ``size`` in bytes."""
+
+    path: Path
+    ended_at: datetime
+    size: int
+    is_compressed: bool
+    is_unfinished: bool = False
+
+    @classmethod
+    def of(cls, live: str, path: Path, size: int) -> OldLog | None:
+        """What ``path`` is, if its name is one that a rotation of the log named ``live`` gives."""
+        match = _SUFFIX.fullmatch(path.name.removeprefix(live)) if path.name.startswith(live) else None
+        if match is None:
+            return None
+        try:
+            ended_at = datetime.strptime(match[1], _STAMP).replace(
+                microsecond=int(match[2]) * 1000, tzinfo=timezone.utc
+            )
+        except ValueError:
+            return None
+        return cls(path, ended_at, size, match[3] is not None, match[4] is not None)
+
+
+def is_due(size: int, begun: date, today: date, settings: LoggingSettings) -> bool:
+    """Whether a live log of ``size`` bytes, whose first record is of the day ``begun``, is to be rotated."""
+    return size > settings.rotate_size or (size > 0 and settings.rotate_daily and begun < today)
+
+
+def old_name(live: Path, now: datetime) -> Path:
+    """The name for a log that is rotated at ``now``."""
+    return live.with_name(f"{live.name}.{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}Z")
+
+
+def day_begun(start: bytes, changed_at: float) -> date:
+    """The day of a log's first record, from its first bytes; where they say nothing, of its last change."""
+    match = _FIRST_DAY.match(start)
+    try:
+        return date.fromisoformat(match[1].decode()) if match else _day(changed_at)
+    except ValueError:
+        return _day(changed_at)
+
+
+def _day(seconds: float) -> date:
+    return datetime.fromtimestamp(seconds, timezone.utc).date()
+
+
+def surplus(logs: Iterable[OldLog], live_size: int, now: datetime, settings: LoggingSettings) -> list[OldLog]:
+    """The old logs to remove: those past ``keep_days``, and the oldest ones above ``keep_size`` in all."""
+    found, total = [], live_size
+    for log in sorted(logs, key=lambda log: log.ended_at, reverse=True):
+        total += log.size
+        if total > settings.keep_size or now - log.ended_at > timedelta(days=settings.keep_days):
+            found.append(log)
+    return found
+
+
+class Rotation:
+    """Rotates one log. For one process only, and in it for one thread at a time a method. Methods raise OSError."""
+
+    def __init__(self, live: Path) -> None:
+        self._live = live
+
+    def rotate_if_due(self, settings: LoggingSettings, now: datetime) -> bool:
+        """Rename the live log if it is due; the next writer makes a new one."""
+        try:
+            with open(self._live, "rb") as file:
+                info, start = os.fstat(file.fileno()), file.read(64)
+        except FileNotFoundError:
+            return False
+        if not is_due(info.st_size, day_begun(start, info.st_mtime), now.date(), settings):
+            return False
+        while _is_taken(old := old_name(self._live, now)):
+            now += timedelta(milliseconds=1)
+        os.replace(self._live, old)
+        return True
+
+    def is_tidy(self, settings: LoggingSettings, now: datetime) -> bool:
+        """Whether nothing is to be compressed or removed."""
+        logs = self._old_logs()
+        return all(log.is_compressed and not log.is_unfinished for log in logs) and not self._surplus(settings, now)
+
+    def tidy(self, settings: LoggingSettings, now: datetime, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Compress the old logs that all writers have left, and remove the surplus, until not ``is_wanted``."""
+        try:
+            for log in self._old_logs():
+                if log.is_unfinished:
+                    log.path.unlink(missing_ok=True)
+                elif not log.is_compressed:
+                    compress(log.path, is_wanted)
+        finally:  # a full disk hinders the first, and is helped by the second
+            for log in self._surplus(settings, now):
+                _remove(log.path)
+
+    def _surplus(self, settings: LoggingSettings, now: datetime) -> list[OldLog]:
+        live_size = self._live.stat().st_size if self._live.exists() else 0
+        return surplus(self._old_logs(), live_size, now, settings)
+
+    def _old_logs(self) -> list[OldLog]:
+        found = []
+        with os.scandir(self._live.parent) as entries:
+            for entry in entries:
+                log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+                found += [log] if log else []
+        return sorted(found, key=lambda log: log.ended_at)
+
+
+def _is_taken(old: Path) -> bool:
+    return os.path.lexists(old) or os.path.lexists(f"{old}.gz")
+
+
+@contextmanager
+def _left(path: Path) -> Iterator[BinaryIO | None]:
+    """The old log, locked against its writers; None if one of them has not left it yet."""
+    with open(path, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield file
+
+
+def _remove(old: Path) -> None:
+    with _left(old) as file:
+        if file is not None:
+            old.unlink()
+
+
+def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    """Put ``old`` into ``old.gz``, unless it has a writer still.
+
+    ``old.gz`` has its name only when it is whole and on disk, and ``old`` is removed last. When it is killed anywhere
+    before, the next run finds ``old`` complete and does all again.
+    """
+    with _left(old) as file:
+        if file is None or not _pack(file, Path(f"{old}.gz"), is_wanted):
+            return
+        sync_folder(old.parent)
+        old.unlink()
+
+
+def _pack(file: BinaryIO, whole: Path, is_wanted: Callable[[], bool]) -> bool:
+    """Make ``whole`` from ``file``, compressed and synced; False if that is no longer wanted."""
+    unfinished = Path(f"{whole}.tmp")
+    try:
+        with open(unfinished, "wb") as out:
+            os.fchmod(out.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+            if not _squeeze(file, out, is_wanted):
+                return False
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(unfinished, whole)
+        return True
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _squeeze(file: BinaryIO, out: BinaryIO, is_wanted: Callable[[], bool]) -> bool:
+    with gzip.GzipFile("", "wb", 6, out) as packed:
+        while block := file.read(_BLOCK):
+            if not is_wanted():
+                return False
+            packed.write(block)
+    return True

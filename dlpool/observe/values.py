@@ -1,0 +1,119 @@
+"""Any value as JSON can say it: bounded, without secrets, whatever it is. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, timedelta
+from enum import Enum
+from itertools import islice
+from typing import Any, TypeAlias
+
+from dlpool.observe.redaction import REDACTED, is_secret, without_secrets
+
+MAX_TEXT = 8 * 1024
+_MAX_NAME = 100
+_MAX_ITEMS = 100
+_MAX_DEPTH = 6
+_MAX_NODES = 500
+CUT = "..."
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+def text(value: str, limit: int = MAX_TEXT) -> str:
+    """``value`` without secrets, without lone surrogates (strict readers refuse them), at most ``limit`` long."""
+    shown = without_secrets(value)
+    if not shown.isascii():
+        shown = shown.encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= limit else shown[: limit - len(CUT)] + CUT
+
+
+def name(value: object) -> str:
+    """A key of an object."""
+    return text(value if type(value) is str else str(plain(value)), _MAX_NAME)
+
+
+def plain(value: object) -> Json:
+    """``value`` as JSON's types. Raises nothing: what cannot be shown is said to be so."""
+    if value is None:
+        return None
+    if convert := _COMMON.get(type(value)):
+        return convert(value)
+    return _Walk().plain(value, 0)
+
+
+class _Walk:
+    """One walk through a value; it ends, however deep, wide or recursive the value is."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_NODES
+
+    def plain(self, value: object, depth: int) -> Json:
+        self._left -= 1
+        if depth > _MAX_DEPTH or self._left < 0:
+            return CUT
+        try:
+            return self._converted(value, depth)
+        except Exception:  # noqa: BLE001 - it is the value's own code that fails
+            return f"<unprintable {type(value).__name__}>"
+
+    def _converted(self, value: object, depth: int) -> Json:
+        for kind, convert in _SCALARS:
+            if isinstance(value, kind):
+                return convert(value)
+        if isinstance(value, Mapping):
+            return self._object(value.items(), depth)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._object(
+                ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value)), depth
+            )
+        if isinstance(value, list | tuple | set | frozenset):
+            return self._array(list(islice(value, _MAX_ITEMS)), depth)
+        return text(repr(value))
+
+    def _object(self, items: Iterable[tuple[object, object]], depth: int) -> Json:
+        shown: dict[str, Json] = {}
+        for key, value in islice(items, _MAX_ITEMS):
+            said = _key(key)
+            shown[name(said)] = REDACTED if is_secret(said) else self.plain(value, depth + 1)
+        return shown
+
+    def _array(self, items: list[object], depth: int) -> Json:
+        if len(items) == 2 and isinstance(items[0], str | bytes) and is_secret(_key(items[0])):
+            return [name(items[0]), REDACTED]  # a header as a pair
+        return [self.plain(item, depth + 1) for item in items]
+
+
+def _key(value: object) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _integer(value: int) -> Json:
+    """Stores keep 64 bits; int() is for the subclasses, and a longer number has no decimal form that is cheap."""
+    return int(value) if -(2**63) <= value < 2**63 else text(hex(value))
+
+
+def _float(value: float) -> Json:
+    return float(value) if math.isfinite(value) else repr(float(value))
+
+
+def _bytes(value: bytes | bytearray | memoryview) -> Json:
+    return text(bytes(value[: MAX_TEXT * 8]).decode("utf-8", "backslashreplace"))
+
+
+_SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
+    (Enum, lambda value: plain(value.value)),
+    (str, lambda value: text(str.__str__(value))),
+    (bool, bool),
+    (int, _integer),
+    (float, _float),
+    (bytes | bytearray | memoryview, _bytes),
+    (os.PathLike, lambda value: text(os.fsdecode(value))),
+    (BaseException, lambda value: text(f"{type(value).__name__}: {value}")),
+    (timedelta, timedelta.total_seconds),
+    (date, date.isoformat),
+)
+_COMMON: dict[type, Callable[[Any], Json]] = {str: text, bool: bool, int: _integer, float: _float}
