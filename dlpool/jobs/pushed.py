@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ class PushedJob:
     @property
     def digest(self) -> str:
         """What jobs with the same URL and path share."""
-        return hashlib.sha256(f"{self.url}\n{self.save_path}".encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.url, self.save_path]).encode()).hexdigest()
 
     @classmethod
     def parse(cls, raw: bytes) -> PushedJob:
@@ -70,7 +69,7 @@ class PushedJob:
         fields = _object(raw)
         url = _required(fields, "url", MAX_URL)
         try:
-            own = fields.get("dlpool", {})
+            own = {} if fields.get("dlpool") is None else fields["dlpool"]
             if not isinstance(own, dict):
                 raise UsageError("dlpool is not an object")
             return cls(raw=raw, url=url, save_path=_required(fields, "save_path", MAX_PATH), **_own(own))
@@ -79,12 +78,15 @@ class PushedJob:
 
 
 def compose(url: str, save_path: str, **own: Any) -> bytes:
-    """The text of a job, with those of dlpool's own fields that are not None."""
+    """The text of a job, with those of dlpool's own fields that are not None. Raises UsageError."""
     given = {name: value for name, value in own.items() if value is not None}
     job: dict[str, Any] = {"url": url, "save_path": save_path}
     if given:
         job["dlpool"] = given
-    return json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    try:
+        return json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UsageError("the job is not Unicode text") from error
 
 
 def _object(raw: bytes) -> Mapping[str, Any]:
@@ -140,12 +142,12 @@ def priority_name(value: object) -> str:
 
 def moment(value: object) -> float:
     """Seconds since 1970, from RFC 3339 or epoch seconds. Raises UsageError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 2**40:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
         return float(value)
     text = str(value)
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", text):
         return float(text)
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text)
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text, re.ASCII)
     try:
         if match is None:
             raise ValueError(text)

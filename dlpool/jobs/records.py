@@ -32,7 +32,7 @@ def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: fl
 def failure_record(keys: Keys, url: str, raw: bytes, message: str, at: float) -> Record:
     """The job stands in it as it was pushed, byte by byte."""
     text = json.dumps(message).encode()
-    value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (raw.strip(), text, rfc3339(at).encode())
+    value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (raw, text, rfc3339(at).encode())
     return Record(keys.failed, value, url)
 
 
