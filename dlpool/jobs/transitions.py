@@ -160,9 +160,9 @@ class Transitions:
         """Give back at once all jobs of supervisors that are known to be gone; their ids."""
         given_back: list[str] = []
         while gone:
-            found = _recovery(self._run("recover", [self.keys.prefix, sid, 0, order, *gone])).given_back
-            given_back += found
-            if not found:
+            left, *found = self._run("recover", [self.keys.prefix, sid, 0, order, *gone])
+            given_back += [job_id.decode() for job_id in found]
+            if not left:
                 break
         return given_back
 

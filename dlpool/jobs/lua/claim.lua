@@ -78,13 +78,14 @@ local function from_low() return from_ready('low') end
 
 local USUAL = { from_inbox, from_high, from_normal, from_intake, from_low }
 local LOW_FIRST = { from_inbox, from_low, from_high, from_normal, from_intake }
+local NORMAL_FIRST = { from_inbox, from_normal, from_intake, from_high, from_low }
 local INTAKE_FIRST = { from_inbox, from_intake, from_high, from_normal, from_low }
+local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
--- One job in twenty is low, and one is from the intake, whatever else waits.
+-- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
 local function take_next()
   local turn = tonumber(redis.call('GET', prefix .. 'fence') or 0) % 20
-  local sources = turn == 9 and LOW_FIRST or turn == 19 and INTAKE_FIRST or USUAL
-  for _, source in ipairs(sources) do
+  for _, source in ipairs(IN_TURN[turn] or USUAL) do
     if source() then return true end
   end
   return false
@@ -102,8 +103,8 @@ end
 local known = {}
 for index = 8, 7 + known_count do known[ARGV[index]] = true end
 for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
-  local fence = redis.call('HGET', job_key(id), 'fence')
-  if not fence then
+  local owner, fence = unpack(redis.call('HMGET', job_key(id), 'owner', 'fence'))
+  if owner ~= sid then
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   elseif not known[id .. '.' .. fence] then
     hand_over(id)

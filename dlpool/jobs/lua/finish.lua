@@ -7,7 +7,7 @@
 --       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12), or ''
 --       11 ttl s, 12 field, 13 value
 -- Returns OK, DUP (done by an earlier call), FENCED (another claim or recovery came between), GONE (no such job),
---         or for follow: FOLLOWS or LEADS (it goes on running).
+--         or for follow: FOLLOWS or LEADS (it goes on running). An error changes nothing.
 local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local note, digest = ARGV[7], ARGV[9]
 local state, owner, present, priority, dedupe =
@@ -15,6 +15,12 @@ local state, owner, present, priority, dedupe =
 if not state then return 'GONE' end
 if present ~= fence then return 'FENCED' end
 if state ~= 'running' or owner ~= sid then return 'DUP' end
+
+-- An error in the midst of a script leaves what it had done by then: what can fail is looked at first.
+if ARGV[10] == 'hash' then
+  local kind = redis.call('TYPE', KEYS[2]).ok
+  if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a hash') end
+end
 
 local function end_one(member, name, set, kept, ttl)
   redis.call('HSET', job_key(member), 'state', name, 'ended', now, 'note', note)
@@ -34,7 +40,7 @@ local function end_all(name, set, kept, ttl)
   if not dedupe then return end
   if redis.call('GET', prefix .. 'dedupe:' .. dedupe) == id then redis.call('DEL', prefix .. 'dedupe:' .. dedupe) end
   for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do
-    end_one(follower, name, set, kept, ttl)
+    if redis.call('HGET', job_key(follower), 'state') == 'queued' then end_one(follower, name, set, kept, ttl) end
   end
   redis.call('DEL', prefix .. 'followers:' .. id)
 end

@@ -4,10 +4,13 @@
 -- With sids: the caller knows that these are gone (they were its own, before it was restarted): taken at once.
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid of the caller, 3 grace ms, 4 order (fifo, lifo), then sids that are known to be gone
--- Returns {number of jobs suspected, ids of the jobs that were given back...}; with sids, call it until nothing comes.
+-- Returns {number of jobs suspected, ids of the jobs that were given back...}; with sids, the number is of what they
+--         still have: call it until that is 0.
 local caller, grace, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local AT_ONCE = 200
+local LEASES_AT_ONCE = 1000
 local TURN_MS = 4000 -- one supervisor at a time looks
+local SILENCE_MS = 20000 -- when nobody has looked for so long, Redis was away, and what was suspected before is worth nothing
 local FORGET_MS = 3600000 -- a registration that passed so long ago has nothing left
 local reply = { 0 }
 
@@ -35,17 +38,25 @@ local function take_back(sid)
     if state == 'running' and owner == sid then give_back(id, sid, priority) end
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   end
-  if redis.call('SCARD', prefix .. 'own:' .. sid) == 0 then
+  local left = redis.call('SCARD', prefix .. 'own:' .. sid) + redis.call('LLEN', prefix .. 'inbox:' .. sid)
+  reply[1] = reply[1] + left
+  if left == 0 then
     redis.call('ZREM', prefix .. 'supervisors', sid)
     redis.call('DEL', prefix .. 'supervisor:' .. sid, prefix .. 'mail:' .. sid)
   end
 end
 
-local function judge(id)
+local function was_silent()
+  local looked = redis.call('GET', prefix .. 'looked')
+  redis.call('SET', prefix .. 'looked', now)
+  return not looked or now - looked > SILENCE_MS
+end
+
+local function judge(id, is_trusted)
   local state, owner, priority, suspect = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'suspect'))
   if state ~= 'running' then
     redis.call('ZREM', prefix .. 'leases', id)
-  elseif suspect then
+  elseif suspect and is_trusted then
     give_back(id, owner, priority)
   else
     redis.call('HSET', job_key(id), 'suspect', now)
@@ -69,8 +80,11 @@ end
 if #ARGV > 4 then
   for index = 5, #ARGV do take_back(ARGV[index]) end
 elseif redis.call('SET', prefix .. 'recoverer', caller, 'NX', 'PX', TURN_MS) then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', now, 'LIMIT', 0, AT_ONCE)) do judge(id) end
-  for _, sid in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'supervisors', '-inf', now, 'LIMIT', 0, AT_ONCE)) do look_after(sid) end
+  local is_trusted = not was_silent()
+  local passed = redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', now, 'LIMIT', 0, LEASES_AT_ONCE)
+  for _, id in ipairs(passed) do judge(id, is_trusted) end
+  local gone = redis.call('ZRANGEBYSCORE', prefix .. 'supervisors', '-inf', now, 'LIMIT', 0, AT_ONCE)
+  for _, sid in ipairs(gone) do look_after(sid) end
   redis.call('ZREMRANGEBYSCORE', prefix .. 'supervisors', '-inf', now - FORGET_MS)
 end
 if #reply > 1 then wake() end

@@ -1,0 +1,937 @@
+"""The transitions of a job on a real Redis, each as before and after. Time passes by setting scores back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from dlpool.errors import QueueError
+from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
+from dlpool.jobs.records import Record, failure_record, success_record
+from dlpool.jobs.transitions import Beat, Claimed, Finish, Ticket, Transitions
+from tests.redis_server import RedisServer
+
+LEASE_S = 30.0
+GRACE_S = 15.0
+A, B, C = "a", "b", "c"
+LONG_AGO_MS = 3_600_000
+
+
+def job(name: str, **own: Any) -> PushedJob:
+    return PushedJob.parse(compose(f"http://host/{name}", f"/data/{name}", **own))
+
+
+class Queue:
+    """A queue, what it holds, and the passing of time."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client: Any = client
+        self.keys = Keys()
+        self.does = Transitions(client, self.keys)
+        self.register(A)
+
+    def register(self, *sids: str) -> None:
+        for sid in sids:
+            self.does.beat(sid, [], lease_s=LEASE_S, info={"sid": sid})
+
+    def push(self, *names: str, **own: Any) -> list[str]:
+        return self.does.push([(job(name, **own), name) for name in names])
+
+    def drop_in(self, *raws: bytes) -> None:
+        """Push as clients do."""
+        self.client.lpush(self.keys.intake, *raws)
+
+    def claim(self, slots: int = 1, sid: str = A, known: Sequence[Ticket] = (), order: str = "fifo") -> list[Claimed]:
+        claim = self.does.claim(sid, known, slots, lease_s=LEASE_S, order=order)
+        assert claim is not None
+        return list(claim.jobs)
+
+    def claim_one(self, sid: str = A, known: Sequence[Ticket] = ()) -> Ticket:
+        (claimed,) = self.claim(1, sid, known)
+        return claimed.ticket
+
+    def names(self, slots: int, **options: Any) -> list[str]:
+        """What is claimed, by the last part of the URL."""
+        return [json.loads(one.raw)["url"].rpartition("/")[2] for one in self.claim(slots, **options)]
+
+    def ids(self, slots: int, **options: Any) -> list[str]:
+        return [one.ticket.id for one in self.claim(slots, **options)]
+
+    def beat(self, *tickets: Ticket, sid: str = A) -> Beat:
+        return self.does.beat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
+
+    def finish(self, ticket: Ticket, outcome: str, sid: str = A, **options: Any) -> str:
+        return self.does.finish(sid, [Finish(ticket, outcome, **options)])[0]
+
+    def recover(self, sid: str = B) -> tuple[int, tuple[str, ...]]:
+        """Look, as one whose turn it is."""
+        self.client.delete(f"{self.keys.prefix}recoverer")
+        recovery = self.does.recover(sid, grace_s=GRACE_S, order="fifo")
+        return recovery.suspects, recovery.given_back
+
+    def pass_leases(self) -> None:
+        """Let every lease pass."""
+        for key in (self.keys.leases, self.keys.supervisors):
+            for member in self.client.zrange(key, 0, -1):
+                self.client.zadd(key, {member: 1})
+
+    def pass_delays(self) -> None:
+        """Let every delay pass."""
+        for number, member in enumerate(self.client.zrange(self.keys.delayed, 0, -1)):
+            self.client.zadd(self.keys.delayed, {member: number})
+
+    def job(self, job_id: str) -> dict[str, str]:
+        found = self.client.hgetall(self.keys.job(job_id))
+        return {name.decode(): value.decode() for name, value in found.items()}
+
+    def state(self, job_id: str) -> str | None:
+        return self.job(job_id).get("state")
+
+    def ready(self, priority: str = "normal") -> list[str]:
+        """Ids in the order in which they will be taken."""
+        return [one.decode() for one in reversed(self.client.lrange(self.keys.ready(priority), 0, -1))]
+
+    def own(self, sid: str = A) -> set[str]:
+        return {one.decode() for one in self.client.smembers(self.keys.own(sid))}
+
+    def zset(self, key: str) -> set[str]:
+        return {one.decode() for one in self.client.zrange(key, 0, -1)}
+
+    def followers(self, leader: str) -> list[bytes]:
+        found: list[bytes] = self.client.lrange(f"{self.keys.prefix}followers:{leader}", 0, -1)
+        return found
+
+    def counted(self) -> dict[str, int]:
+        (key,) = self.client.keys(f"{self.keys.prefix}stats:*")
+        return {name.decode(): int(value) for name, value in self.client.hgetall(key).items()}
+
+    def events(self, name: str) -> list[dict[bytes, bytes]]:
+        entries = self.client.xrange(self.keys.events)
+        return [fields for _, fields in entries if fields[b"event"] == name.encode()]
+
+    def now_ms(self) -> int:
+        seconds, micros = self.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+
+@pytest.fixture
+def queue(redis_server: RedisServer) -> Queue:
+    return Queue(redis_server.client())
+
+
+# --- push ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+def test_a_push_waits_in_the_list_of_its_priority(queue: Queue, priority: str) -> None:
+    assert queue.push("1", "2", priority=priority) == ["OK", "OK"]
+    assert {name: queue.ready(name) for name in PRIORITIES} == {
+        name: ["1", "2"] if name == priority else [] for name in PRIORITIES
+    }
+    found = queue.job("1")
+    assert (found["state"], found["priority"]) == ("queued", priority)
+    assert found["raw"].encode() == job("1", priority=priority).raw
+    assert int(found["size"]) == len(job("1", priority=priority).raw)
+
+
+def test_a_push_is_repeated_without_effect(queue: Queue) -> None:
+    queue.push("1")
+    before = queue.job("1")
+    assert queue.push("1", priority="high") == ["DUP"]
+    assert (queue.job("1"), queue.ready(), queue.ready("high")) == (before, ["1"], [])
+    assert queue.counted()["pushed"] == 1
+
+
+def test_a_push_under_the_id_of_an_ended_job_does_nothing(queue: Queue) -> None:
+    queue.push("1")
+    queue.finish(queue.claim_one(), "success")
+    assert queue.push("1") == ["DUP"]
+    assert queue.state("1") == "succeeded"
+
+
+def test_a_push_of_later_is_delayed(queue: Queue) -> None:
+    due = queue.now_ms() // 1000 + 60
+    queue.push("1", not_before=due, priority="high")
+    assert (queue.state("1"), queue.ready("high")) == ("delayed", [])
+    assert queue.client.zscore(queue.keys.delayed, "1") == due * 1000
+    assert queue.claim() == []
+
+
+@pytest.mark.parametrize("moment", [0, 1, "1960-01-01T00:00:00Z"])
+def test_a_push_of_the_past_waits_like_others(queue: Queue, moment: object) -> None:
+    queue.push("1", not_before=moment)
+    assert queue.ready() == ["1"]
+
+
+def test_a_push_of_what_waits_already_follows_it(queue: Queue) -> None:
+    assert queue.does.push([(job("x", dedupe=True), name) for name in "123"]) == ["OK", "FOLLOWS", "FOLLOWS"]
+    assert queue.ready() == ["1"]
+    assert queue.followers("1") == [b"2", b"3"]
+    assert queue.job("2")["leader"] == "1"
+
+
+def test_a_push_that_follows_is_repeated_without_effect(queue: Queue) -> None:
+    twice = [(job("x", dedupe=True), name) for name in "122"]
+    assert queue.does.push(twice) == ["OK", "FOLLOWS", "DUP"]
+    assert queue.followers("1") == [b"2"]
+
+
+def test_a_push_without_dedupe_follows_nobody(queue: Queue) -> None:
+    assert queue.does.push([(job("x", dedupe=True), "1"), (job("x"), "2")]) == ["OK", "OK"]
+    assert queue.ready() == ["1", "2"]
+
+
+def test_the_same_url_to_another_path_follows_nobody(queue: Queue) -> None:
+    other = PushedJob.parse(compose("http://host/x", "/elsewhere", dedupe=True))
+    assert queue.does.push([(job("x", dedupe=True), "1"), (other, "2")]) == ["OK", "OK"]
+
+
+def test_a_push_of_what_has_ended_follows_nobody(queue: Queue) -> None:
+    queue.does.push([(job("x", dedupe=True), "1")])
+    queue.finish(queue.claim_one(), "success")
+    assert queue.does.push([(job("x", dedupe=True), "2")]) == ["OK"]
+    assert queue.ready() == ["2"]
+
+
+def test_a_push_follows_nobody_whose_job_is_forgotten(queue: Queue) -> None:
+    queue.does.push([(job("x", dedupe=True), "1")])
+    queue.client.delete(queue.keys.job("1"))
+    assert queue.does.push([(job("x", dedupe=True), "2")]) == ["OK"]
+
+
+def test_a_push_wakes_and_the_wake_list_stays_short(queue: Queue) -> None:
+    queue.push(*"12345")
+    assert queue.client.lrange(queue.keys.wake, 0, -1) == [b"1"]
+
+
+# --- claim --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("order", "names"), [("fifo", ["1", "2", "3"]), ("lifo", ["3", "2", "1"])])
+def test_the_intake_is_claimed_in_its_order(queue: Queue, order: str, names: list[str]) -> None:
+    queue.drop_in(job("1").raw, job("2").raw, job("3").raw)
+    assert queue.names(5, order=order) == names
+    assert queue.client.llen(queue.keys.intake) == 0
+
+
+def test_a_claim_takes_no_more_than_its_slots(queue: Queue) -> None:
+    queue.drop_in(job("1").raw, job("2").raw, job("3").raw)
+    assert queue.names(2) == ["1", "2"]
+    assert queue.client.lrange(queue.keys.intake, 0, -1) == [job("3").raw]
+
+
+def test_a_claimed_job_is_running_under_a_lease(queue: Queue) -> None:
+    queue.drop_in(job("1").raw)
+    before = queue.now_ms()
+    (claimed,) = queue.claim()
+    found = queue.job(claimed.ticket.id)
+    assert (found["state"], found["owner"], found["fence"]) == ("running", A, str(claimed.ticket.fence))
+    assert queue.own() == {claimed.ticket.id}
+    expiry = queue.client.zscore(queue.keys.leases, claimed.ticket.id)
+    assert before + 30_000 <= expiry <= queue.now_ms() + 30_000
+    raw = job("1").raw
+    assert claimed == Claimed(claimed.ticket, raw, len(raw), 1, 0, 0, int(found["created"]), "normal")
+    assert [event[b"owner"] for event in queue.events("job_started")] == [A.encode()]
+
+
+def test_the_inbox_comes_first(queue: Queue) -> None:
+    queue.push("high", priority="high")
+    queue.client.lpush(queue.keys.inbox(A), job("1").raw, job("2").raw)
+    assert queue.names(3) == ["1", "2", "high"]
+
+
+def test_an_inbox_is_its_supervisors(queue: Queue) -> None:
+    queue.client.lpush(queue.keys.inbox(B), job("1").raw)
+    assert queue.claim() == []
+
+
+def test_high_and_normal_come_before_the_intake_and_low_after_it(queue: Queue) -> None:
+    queue.push("low", priority="low")
+    queue.drop_in(job("intake").raw)
+    queue.push("normal")
+    queue.push("high", priority="high")
+    assert queue.names(9) == ["high", "normal", "intake", "low"]
+
+
+@pytest.mark.parametrize(("waiting", "share"), [("normal", 1), ("low", 1), ("intake", 2)])
+def test_those_that_are_not_high_have_their_share(queue: Queue, waiting: str, share: int) -> None:
+    queue.push(*(f"h{number}" for number in range(40)), priority="high")
+    if waiting == "intake":
+        queue.drop_in(*(job(f"o{number}").raw for number in range(40)))
+    else:
+        queue.push(*(f"o{number}" for number in range(40)), priority=waiting)
+    taken = queue.names(20)
+    others = [name for name in taken if name.startswith("o")]
+    # The intake has a turn of its own, and that of normal when nothing normal waits.
+    assert others == [f"o{number}" for number in range(share)]
+
+
+def test_an_empty_queue_gives_nothing(queue: Queue) -> None:
+    claim = queue.does.claim(A, [], 5, lease_s=LEASE_S, order="fifo")
+    assert claim is not None
+    assert (claim.jobs, claim.next_due_s) == ((), None)
+
+
+def test_no_free_slot_takes_nothing(queue: Queue) -> None:
+    queue.push("1")
+    assert queue.claim(0) == []
+    assert queue.ready() == ["1"]
+
+
+def test_a_claim_of_one_who_is_not_registered_takes_nothing(queue: Queue) -> None:
+    queue.push("1")
+    assert queue.does.claim("stranger", [], 1, lease_s=LEASE_S, order="fifo") is None
+    assert queue.ready() == ["1"]
+
+
+def test_a_delayed_job_becomes_ready_when_it_is_due(queue: Queue) -> None:
+    due = queue.now_ms() // 1000 + 60
+    queue.push("1", "2", not_before=due)
+    queue.client.zadd(queue.keys.delayed, {"2": queue.now_ms() - 1})
+    assert queue.ids(2) == ["2"]
+    assert queue.zset(queue.keys.delayed) == {"1"}
+
+
+def test_a_claim_says_when_the_next_delayed_job_is_due(queue: Queue) -> None:
+    queue.push("1", not_before=queue.now_ms() // 1000 + 60)
+    claim = queue.does.claim(A, [], 1, lease_s=LEASE_S, order="fifo")
+    assert claim is not None
+    assert claim.next_due_s is not None
+    assert 50 < claim.next_due_s <= 60
+
+
+def test_due_jobs_are_taken_in_the_order_of_their_time(queue: Queue) -> None:
+    queue.push(*"321", not_before=queue.now_ms() // 1000 + 60)
+    queue.client.zadd(queue.keys.delayed, {"1": 1, "2": 2, "3": 3})
+    assert queue.ids(3) == ["1", "2", "3"]
+
+
+def test_a_delayed_job_that_is_forgotten_is_passed_over(queue: Queue) -> None:
+    queue.push("1", "2", not_before=queue.now_ms() // 1000 + 60)
+    queue.pass_delays()
+    queue.client.delete(queue.keys.job("1"))
+    assert queue.ids(2) == ["2"]
+    assert queue.zset(queue.keys.delayed) == set()
+
+
+def test_a_given_id_is_taken(queue: Queue) -> None:
+    queue.drop_in(job("1", id="my.id-1").raw)
+    assert queue.ids(1) == ["my.id-1"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"id": ""}, {"id": "a b"}, {"id": "x" * 65}, {"id": 7}, {"id": None}, {"id": "a\x00b"}, {"id": "é"}, [], None, 7],
+    ids=str,
+)
+def test_an_id_that_cannot_be_one_is_replaced(queue: Queue, own: object) -> None:
+    queue.drop_in(json.dumps({"url": "http://h/1", "save_path": "1", "dlpool": own}).encode())
+    (job_id,) = queue.ids(1)
+    assert len(job_id) == 32
+
+
+def test_an_id_that_is_taken_already_is_replaced(queue: Queue) -> None:
+    queue.push("1")
+    queue.drop_in(job("2", id="1").raw, job("3", id="new").raw, job("4", id="new").raw)
+    first, second, third, fourth = queue.ids(4)
+    assert (first, third) == ("1", "new")
+    assert len(second) == len(fourth) == 32
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\x00\xff", b"null", b'{"dlpool"', b'"dlpool"', b'{"dlpool":{"id":' + b"[" * 100_000,
+     b'{"dlpool":{"id":1e999}}', b"x" * 100_000],
+    ids=lambda raw: repr(raw[:20]),
+)  # fmt: skip
+def test_whatever_was_pushed_is_claimed_as_it_is(queue: Queue, raw: bytes) -> None:
+    queue.drop_in(raw)
+    (claimed,) = queue.claim()
+    assert (claimed.raw, claimed.size) == (raw, len(raw))
+
+
+def test_a_job_that_is_too_long_is_cut(queue: Queue) -> None:
+    raw = b'{"dlpool":{"id":"x"},"n":"' + b"n" * 10_000_000 + b'"}'
+    queue.drop_in(raw)
+    (claimed,) = queue.claim()
+    assert (claimed.raw, claimed.size) == (raw[:4096], len(raw))
+    assert claimed.size > MAX_JOB_BYTES
+    assert claimed.ticket.id != "x"
+
+
+def test_a_claim_whose_reply_was_lost_returns_the_same_jobs(queue: Queue) -> None:
+    queue.drop_in(*(job(name).raw for name in "12345"))
+    lost = queue.claim(2)
+    again = queue.claim(2)
+    assert sorted(again, key=str) == sorted(lost, key=str)
+    assert queue.client.llen(queue.keys.intake) == 3
+
+
+def test_a_claim_does_not_return_what_is_known(queue: Queue) -> None:
+    queue.push(*"12")
+    first = queue.claim_one()
+    assert queue.ids(1, known=[first]) == ["2"]
+
+
+def test_a_job_that_is_ours_under_another_fence_is_handed_over(queue: Queue) -> None:
+    queue.push("1")
+    old = queue.claim_one()
+    queue.finish(old, "release")
+    new = queue.claim_one()
+    assert [one.ticket for one in queue.claim(0, known=[old])] == [new]
+
+
+def test_a_job_of_ours_that_is_forgotten_is_not_handed_over(queue: Queue) -> None:
+    queue.push("1")
+    queue.client.delete(queue.keys.job(queue.claim_one().id))
+    assert queue.claim() == []
+    assert queue.own() == set()
+
+
+def test_a_job_that_another_runs_is_not_handed_over(queue: Queue) -> None:
+    queue.register(B)
+    queue.push("1")
+    ticket = queue.claim_one(B)
+    queue.client.sadd(queue.keys.own(A), "1")
+    assert queue.claim() == []
+    assert (queue.own(A), queue.own(B)) == (set(), {"1"})
+    assert queue.beat(ticket, sid=B).verdicts == ("OK",)
+
+
+def test_ids_that_are_cancelled_or_forgotten_are_passed_over(queue: Queue) -> None:
+    queue.push(*"1234")
+    queue.client.hset(queue.keys.job("1"), "state", "cancelled")
+    queue.client.delete(queue.keys.job("3"))
+    assert queue.ids(4) == ["2", "4"]
+    assert queue.ready() == []
+
+
+def test_many_cancelled_ids_do_not_hide_the_rest(queue: Queue) -> None:
+    queue.push(*(str(number) for number in range(120)), "last")
+    for number in range(120):
+        queue.client.delete(queue.keys.job(str(number)))
+    assert [queue.ids(1) for _ in range(3)] == [[], [], ["last"]]
+
+
+def test_fences_only_grow(queue: Queue) -> None:
+    queue.push(*"12")
+    fences = []
+    for _ in range(5):
+        ticket = queue.claim_one()
+        fences.append(ticket.fence)
+        queue.finish(ticket, "release")
+    assert fences == sorted(set(fences))
+
+
+# --- beat ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_beat_registers_and_shows_the_supervisor(queue: Queue) -> None:
+    queue.does.beat(B, [], lease_s=LEASE_S, info={"host": "h"})
+    assert queue.zset(queue.keys.supervisors) == {A, B}
+    assert json.loads(queue.client.get(queue.keys.supervisor(B))) == {"host": "h"}
+    assert 0 < queue.client.pttl(queue.keys.supervisor(B)) <= 30_000
+
+
+def test_a_beat_without_info_registers_nobody(queue: Queue) -> None:
+    queue.does.beat(B, [], lease_s=LEASE_S)
+    assert queue.zset(queue.keys.supervisors) == {A}
+
+
+def test_a_beat_renews_leases_and_notes_progress(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.pass_leases()
+    queue.does.beat(A, [(ticket, '{"done":1}')], lease_s=LEASE_S, info={})
+    assert queue.client.zscore(queue.keys.leases, "1") > queue.now_ms()
+    assert queue.job("1")["progress"] == '{"done":1}'
+
+
+def test_a_beat_makes_an_evicted_lease_anew(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.client.delete(queue.keys.leases, queue.keys.own(A))
+    assert queue.beat(ticket) == Beat(0, ("OK",))
+    assert (queue.zset(queue.keys.leases), queue.own()) == ({"1"}, {"1"})
+
+
+@pytest.mark.parametrize("outcome", ["success", "failed", "retry", "release", "crash"])
+def test_a_beat_for_what_is_not_ours_any_more_is_lost(queue: Queue, outcome: str) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.finish(ticket, outcome)
+    assert queue.beat(ticket).verdicts == ("LOST",)
+    assert (queue.zset(queue.keys.leases), queue.own()) == (set(), set())
+
+
+def test_a_beat_for_a_job_that_is_forgotten_is_lost(queue: Queue) -> None:
+    assert queue.beat(Ticket("none", 1)).verdicts == ("LOST",)
+    assert queue.state("none") is None
+
+
+def test_a_beat_answers_for_each_job_in_turn(queue: Queue) -> None:
+    queue.push(*"123")
+    one, two, three = (claimed.ticket for claimed in queue.claim(3))
+    queue.client.hset(queue.keys.job("1"), "flag", "cancel")
+    queue.finish(two, "success")
+    assert queue.beat(one, two, three).verdicts == ("cancel", "LOST", "OK")
+
+
+def test_a_beat_names_how_many_jobs_are_ours_unknown_to_us(queue: Queue) -> None:
+    queue.push(*"123")
+    one, *_ = queue.claim(3)
+    assert queue.beat(one.ticket).strays == 2
+
+
+def test_a_beat_clears_suspicion(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.pass_leases()
+    assert queue.recover() == (1, ())
+    assert queue.beat(ticket).verdicts == ("OK",)
+    queue.pass_leases()
+    assert queue.recover() == (1, ())
+
+
+# --- finish -------------------------------------------------------------------------------------------------------
+
+
+def success(name: str) -> Record:
+    return success_record(Keys(), job(name), 10, 1.0, 0)
+
+
+def failure(name: str) -> Record:
+    return failure_record(Keys(), job(name).url, job(name).raw, "it broke", 0)
+
+
+def test_a_success_leaves_its_record_and_is_done(queue: Queue) -> None:
+    queue.push("1")
+    assert queue.finish(queue.claim_one(), "success", record=success("1"), note={"size": 10}) == "OK"
+    assert queue.client.get("success:http://host/1") == success("1").value
+    assert 86_300 < queue.client.ttl("success:http://host/1") <= 86_400
+    assert (queue.state("1"), queue.zset(queue.keys.done), queue.zset(queue.keys.dead)) == ("succeeded", {"1"}, set())
+    assert (queue.zset(queue.keys.leases), queue.own()) == (set(), set())
+    assert json.loads(queue.job("1")["note"]) == {"size": 10}
+    assert 0 < queue.client.ttl(queue.keys.job("1")) <= 86_400
+
+
+def test_a_failure_leaves_its_record_and_is_dead(queue: Queue) -> None:
+    queue.push("1")
+    assert queue.finish(queue.claim_one(), "failed", record=failure("1")) == "OK"
+    assert queue.client.hgetall("go_download_failed_tasks") == {b"http://host/1": failure("1").value}
+    assert (queue.state("1"), queue.zset(queue.keys.done), queue.zset(queue.keys.dead)) == ("failed", set(), {"1"})
+    assert 86_400 < queue.client.ttl(queue.keys.job("1")) <= 7 * 86_400
+
+
+def test_a_job_without_a_record_ends_unseen_by_clients(queue: Queue) -> None:
+    queue.drop_in(b"not a job")
+    ticket = queue.claim_one()
+    assert queue.finish(ticket, "failed") == "OK"
+    assert not queue.client.exists("go_download_failed_tasks")
+    assert queue.client.llen(queue.keys.intake) == 0
+    assert queue.zset(queue.keys.dead) == {ticket.id}
+
+
+def test_a_retry_waits_for_its_delay(queue: Queue) -> None:
+    queue.push("1")
+    before = queue.now_ms()
+    assert queue.finish(queue.claim_one(), "retry", delay_s=60, note={"why": "503"}) == "OK"
+    assert (queue.state("1"), queue.ready(), queue.own()) == ("delayed", [], set())
+    assert before + 60_000 <= queue.client.zscore(queue.keys.delayed, "1") <= queue.now_ms() + 60_000
+    queue.pass_delays()
+    (again,) = queue.claim()
+    assert (again.ticket.id, again.attempts) == ("1", 2)
+    assert not queue.client.exists("go_download_failed_tasks")
+
+
+def test_a_release_gives_the_attempt_back_and_goes_to_the_front(queue: Queue) -> None:
+    queue.push(*"12")
+    assert queue.finish(queue.claim_one(), "release") == "OK"
+    assert queue.ready() == ["1", "2"]
+    assert queue.claim()[0].attempts == 1
+
+
+def test_a_release_may_wait(queue: Queue) -> None:
+    queue.push("1")
+    queue.finish(queue.claim_one(), "release", delay_s=60)
+    assert queue.state("1") == "delayed"
+
+
+def test_a_crash_is_counted_and_goes_to_the_front(queue: Queue) -> None:
+    queue.push(*"12")
+    assert queue.finish(queue.claim_one(), "crash") == "OK"
+    assert queue.ready() == ["1", "2"]
+    (again,) = queue.claim()
+    assert (again.crashes, again.attempts, again.takeovers) == (1, 2, 0)
+
+
+def test_a_job_may_go_on_at_the_back_of_another_priority(queue: Queue) -> None:
+    queue.push("low", priority="low")
+    queue.drop_in(job("1", id="1").raw)
+    queue.finish(queue.claim_one(), "release", priority="low")
+    assert (queue.ready("normal"), queue.ready("low")) == ([], ["low", "1"])
+    assert [one.priority for one in queue.claim(2)] == ["low", "low"]
+
+
+@pytest.mark.parametrize("outcome", ["success", "failed", "retry", "release", "crash"])
+def test_an_ending_is_repeated_without_effect(queue: Queue, outcome: str) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.finish(ticket, outcome, delay_s=60)
+    before = (queue.job("1"), queue.counted(), queue.client.xlen(queue.keys.events))
+    assert queue.finish(ticket, outcome, record=failure("1"), delay_s=60) == "DUP"
+    assert (queue.job("1"), queue.counted(), queue.client.xlen(queue.keys.events)) == before
+    assert not queue.client.exists("go_download_failed_tasks")
+
+
+@pytest.mark.parametrize("outcome", ["success", "failed", "retry", "release", "crash", "follow"])
+def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
+    queue.register(B)
+    queue.push("1")
+    old = queue.claim_one()
+    queue.does.take_back(B, [A], order="fifo")
+    queue.claim_one(B)
+    before = queue.job("1")
+    assert queue.finish(old, outcome, record=success("1"), digest="d") == "FENCED"
+    assert queue.job("1") == before
+    assert not queue.client.exists("success:http://host/1")
+
+
+def test_a_fence_is_old_as_soon_as_the_job_is_given_back(queue: Queue) -> None:
+    queue.push("1")
+    old = queue.claim_one()
+    queue.does.take_back(B, [A], order="fifo")
+    assert queue.finish(old, "success", record=success("1")) == "FENCED"
+    assert (queue.state("1"), queue.ready()) == ("queued", ["1"])
+
+
+def test_a_job_that_is_forgotten_is_gone(queue: Queue) -> None:
+    assert queue.finish(Ticket("none", 1), "success", record=success("1")) == "GONE"
+    assert not queue.client.exists("success:http://host/1")
+
+
+def test_many_endings_are_answered_in_turn(queue: Queue) -> None:
+    queue.push(*"12")
+    one, two = (claimed.ticket for claimed in queue.claim(2))
+    endings = [
+        Finish(one, "success"),
+        Finish(Ticket("none", 1), "success"),
+        Finish(two, "crash"),
+        Finish(one, "success"),
+    ]
+    assert queue.does.finish(A, endings) == ["OK", "GONE", "OK", "DUP"]
+
+
+def test_a_record_that_cannot_be_written_leaves_the_job_running(queue: Queue) -> None:
+    queue.client.set("go_download_failed_tasks", "not a hash")
+    queue.push("1")
+    ticket = queue.claim_one()
+    before = queue.job("1")
+    with pytest.raises(QueueError, match="go_download_failed_tasks is not a hash"):
+        queue.finish(ticket, "failed", record=failure("1"))
+    assert queue.job("1") == before
+    assert queue.beat(ticket).verdicts == ("OK",)
+    queue.client.delete("go_download_failed_tasks")
+    assert queue.finish(ticket, "failed", record=failure("1")) == "OK"
+
+
+def test_followers_end_with_their_leader(queue: Queue) -> None:
+    queue.does.push([(job("x", dedupe=True), name) for name in "123"])
+    queue.finish(queue.claim_one(), "success", record=success("x"))
+    assert [queue.state(name) for name in "123"] == ["succeeded"] * 3
+    assert queue.zset(queue.keys.done) == {"1", "2", "3"}
+    assert queue.counted()["succeeded"] == 3
+    assert queue.followers("1") == []
+    assert not queue.client.keys(f"{queue.keys.prefix}dedupe:*")
+
+
+def test_followers_wait_while_their_leader_is_tried_again(queue: Queue) -> None:
+    queue.does.push([(job("x", dedupe=True), name) for name in "12"])
+    queue.finish(queue.claim_one(), "retry")
+    queue.finish(queue.claim_one(), "failed", record=failure("x"))
+    assert [queue.state(name) for name in "12"] == ["failed"] * 2
+
+
+def test_a_follower_that_was_ended_otherwise_stays_so(queue: Queue) -> None:
+    queue.does.push([(job("x", dedupe=True), name) for name in "123"])
+    queue.client.hset(queue.keys.job("2"), "state", "cancelled")
+    queue.client.delete(queue.keys.job("3"))
+    queue.finish(queue.claim_one(), "success")
+    assert (queue.state("2"), queue.state("3")) == ("cancelled", None)
+
+
+def test_a_running_job_may_lead_and_another_follow_it(queue: Queue) -> None:
+    queue.drop_in(job("x", id="1").raw, job("x", id="2").raw)
+    one, two = (claimed.ticket for claimed in queue.claim(2))
+    assert queue.finish(one, "follow", digest="d") == "LEADS"
+    assert queue.finish(two, "follow", digest="d") == "FOLLOWS"
+    assert (queue.own(), queue.zset(queue.keys.leases)) == ({"1"}, {"1"})
+    assert queue.finish(one, "success", record=success("x")) == "OK"
+    assert (queue.state("1"), queue.state("2")) == ("succeeded", "succeeded")
+
+
+def test_to_lead_is_repeated_without_effect(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    assert [queue.finish(ticket, "follow", digest="d") for _ in range(2)] == ["LEADS", "LEADS"]
+    queue.finish(ticket, "release")
+    assert queue.finish(queue.claim_one(), "follow", digest="d") == "LEADS"
+
+
+def test_to_follow_is_repeated_without_effect(queue: Queue) -> None:
+    queue.push(*"12")
+    one, two = (claimed.ticket for claimed in queue.claim(2))
+    queue.finish(one, "follow", digest="d")
+    assert [queue.finish(two, "follow", digest="d") for _ in range(2)] == ["FOLLOWS", "DUP"]
+    assert queue.followers("1") == [b"2"]
+
+
+def test_a_leader_has_a_thousand_followers_and_then_another_leads(queue: Queue) -> None:
+    same = job("x", dedupe=True)
+    replies = queue.does.push([(same, f"{number}") for number in range(1003)])
+    assert replies == ["OK", *["FOLLOWS"] * 1000, "OK", "FOLLOWS"]
+    first, second = (claimed.ticket for claimed in queue.claim(2))
+    queue.finish(first, "success")
+    assert queue.client.zcard(queue.keys.done) == 1001
+    assert queue.state("1002") == "queued"
+    queue.finish(second, "success")
+    assert queue.client.zcard(queue.keys.done) == 1003
+
+
+@pytest.mark.parametrize(("outcome", "name"), [("success", "done"), ("failed", "dead")])
+def test_the_sets_of_ended_jobs_are_bounded(queue: Queue, outcome: str, name: str) -> None:
+    key = f"{queue.keys.prefix}{name}"
+    queue.client.zadd(key, {f"old{number}": number for number in range(10_005)})
+    queue.client.hset(queue.keys.job("old0"), "state", "old")
+    queue.push("1")
+    queue.finish(queue.claim_one(), outcome)
+    assert queue.client.zcard(key) == 10_000
+    assert "1" in queue.zset(key)
+    assert queue.state("old0") is None
+
+
+# --- recover ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_that_stands_is_not_looked_at(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim()
+    assert queue.recover() == (0, ())
+
+
+def test_a_lease_that_passed_is_suspect_and_taken_after_its_grace(queue: Queue) -> None:
+    queue.push(*"12")
+    old = queue.claim_one()
+    queue.pass_leases()
+    assert queue.recover() == (1, ())
+    assert queue.state("1") == "running"
+    assert queue.client.zscore(queue.keys.leases, "1") > queue.now_ms() + 10_000
+    assert queue.recover() == (0, ()), "before the grace nothing is taken"
+    queue.pass_leases()
+    assert queue.recover() == (0, ("1",))
+    assert (queue.state("1"), queue.ready(), queue.own()) == ("queued", ["1", "2"], set())
+    queue.register(B)
+    (taken,) = queue.claim(sid=B)
+    assert (taken.ticket.id, taken.takeovers, taken.crashes, taken.attempts) == ("1", 1, 0, 2)
+    assert taken.ticket.fence > old.fence
+    assert queue.beat(old).verdicts == ("LOST",)
+
+
+def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.pass_leases()
+    assert queue.recover() == (1, ())
+    queue.pass_leases()
+    queue.client.set(f"{queue.keys.prefix}looked", queue.now_ms() - 60_000)  # Redis was away
+    assert queue.recover() == (1, ())
+    assert queue.beat(ticket).verdicts == ("OK",)
+
+
+def test_who_does_not_come_back_after_a_silence_loses_its_jobs(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    queue.client.set(f"{queue.keys.prefix}looked", 1)
+    found = []
+    for _ in range(2):
+        queue.pass_leases()
+        found.append(queue.recover())
+    assert found == [(1, ()), (0, ("1",))]
+
+
+def test_one_supervisor_at_a_time_looks(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    queue.pass_leases()
+    assert queue.does.recover(B, grace_s=GRACE_S, order="fifo").suspects == 1
+    queue.pass_leases()
+    assert queue.does.recover(C, grace_s=GRACE_S, order="fifo").given_back == ()
+    assert 0 < queue.client.pttl(f"{queue.keys.prefix}recoverer") <= 4000
+
+
+def test_a_lease_of_a_job_that_does_not_run_is_removed(queue: Queue) -> None:
+    queue.client.zadd(queue.keys.leases, {"none": 1})
+    assert queue.recover() == (0, ())
+    assert queue.zset(queue.keys.leases) == set()
+    assert queue.state("none") is None
+
+
+def test_an_evicted_lease_of_a_supervisor_that_is_gone_is_found(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    queue.pass_leases()
+    queue.client.delete(queue.keys.leases)
+    found = []
+    for _ in range(3):
+        found.append(queue.recover())
+        queue.pass_leases()
+    assert found == [(0, ()), (1, ()), (0, ("1",))]
+
+
+def test_more_than_a_thousand_leases_are_looked_at_in_turns(queue: Queue) -> None:
+    queue.client.zadd(queue.keys.leases, {f"none{number}": 1 for number in range(1500)})
+    queue.recover()
+    assert queue.client.zcard(queue.keys.leases) == 500
+
+
+def test_a_registration_that_passed_long_ago_is_forgotten(queue: Queue) -> None:
+    queue.register(B)
+    queue.client.zadd(queue.keys.supervisors, {A: queue.now_ms() - LONG_AGO_MS - 1, B: queue.now_ms() - 1})
+    queue.recover()
+    assert queue.zset(queue.keys.supervisors) == {B}
+
+
+@pytest.mark.parametrize(("order", "end"), [("fifo", ("RIGHT", "LEFT")), ("lifo", ("LEFT", "LEFT"))])
+@pytest.mark.parametrize("is_known", [True, False], ids=["known to be gone", "silent"])
+def test_an_inbox_goes_back_to_where_it_came_from(
+    queue: Queue, order: str, end: tuple[str, str], is_known: bool
+) -> None:
+    queue.drop_in(*(job(name).raw for name in "12345"))
+    before = queue.client.lrange(queue.keys.intake, 0, -1)
+    for _ in range(3):
+        queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), *end)
+    if is_known:
+        queue.does.take_back(B, [A], order=order)
+    else:
+        queue.pass_leases()
+        queue.does.recover(B, grace_s=GRACE_S, order=order)
+    assert queue.client.lrange(queue.keys.intake, 0, -1) == before
+    assert not queue.client.exists(queue.keys.inbox(A))
+
+
+def test_an_inbox_of_one_who_lives_stays(queue: Queue) -> None:
+    queue.client.lpush(queue.keys.inbox(A), job("1").raw)
+    queue.recover()
+    assert queue.client.llen(queue.keys.inbox(A)) == 1
+
+
+def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -> None:
+    queue.register(B, C)
+    queue.push(*"1234")
+    queue.claim(2, A)
+    queue.claim(1, B)
+    kept = queue.claim_one(C)
+    assert sorted(queue.does.take_back(C, [A, B], order="fifo")) == ["1", "2", "3"]
+    assert queue.zset(queue.keys.supervisors) == {C}
+    assert queue.zset(queue.keys.leases) == {kept.id}
+    assert not queue.client.exists(queue.keys.supervisor(A), queue.keys.mail(A), queue.keys.own(A))
+    assert sorted(queue.ready()) == ["1", "2", "3"]
+
+
+def test_take_back_is_repeated_without_effect(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    assert queue.does.take_back(B, [A], order="fifo") == ["1"]
+    assert queue.does.take_back(B, [A], order="fifo") == []
+    assert queue.job("1")["takeovers"] == "1"
+
+
+def test_take_back_of_nobody_takes_nothing(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    assert queue.does.take_back(B, [], order="fifo") == []
+    assert queue.state("1") == "running"
+
+
+def test_take_back_leaves_nothing_however_much_there_is(queue: Queue) -> None:
+    queue.drop_in(*(job(str(number)).raw for number in range(900)))
+    before = queue.client.lrange(queue.keys.intake, 0, -1)[:500]
+    claimed = queue.ids(400)
+    for _ in range(500):
+        queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), "RIGHT", "LEFT")
+    queue.client.sadd(queue.keys.own(A), *(f"stale{number}" for number in range(500)))
+    assert sorted(queue.does.take_back(B, [A], order="fifo")) == sorted(claimed)
+    assert queue.client.lrange(queue.keys.intake, 0, -1) == before
+    assert not queue.client.exists(queue.keys.inbox(A), queue.keys.own(A))
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+def test_scripts_that_the_server_forgot_are_loaded_again(queue: Queue) -> None:
+    def forget() -> None:
+        queue.client.script_flush()
+
+    forget()
+    assert queue.push(*"12") == ["OK", "OK"]
+    forget()
+    one, two = (claimed.ticket for claimed in queue.claim(2))
+    forget()
+    assert queue.beat(one, two).verdicts == ("OK", "OK")
+    forget()
+    assert queue.does.finish(A, [Finish(one, "success"), Finish(two, "failed")]) == ["OK", "OK"]
+    forget()
+    assert queue.recover() == (0, ())
+
+
+def test_what_happens_is_counted_by_the_day(queue: Queue) -> None:
+    queue.push(*"12345")
+    for outcome in ("success", "failed", "retry", "release", "crash"):
+        queue.finish(queue.claim_one(), outcome, delay_s=60)
+    queue.push("6")
+    queue.claim_one()
+    queue.does.take_back(B, [A], order="fifo")
+    assert queue.counted() == {
+        "pushed": 6, "succeeded": 1, "failed": 1, "retry": 1, "release": 1, "crash": 1, "recovered": 1,
+    }  # fmt: skip
+    (key,) = queue.client.keys(f"{queue.keys.prefix}stats:*")
+    assert key.decode() == queue.keys.stats(queue.now_ms() // 86_400_000)
+    assert 34 * 86_400 < queue.client.ttl(key) <= 35 * 86_400
+
+
+def test_what_happens_is_told(queue: Queue) -> None:
+    queue.push("1")
+    queue.finish(queue.claim_one(), "retry")
+    queue.claim_one()
+    queue.does.take_back(B, [A], order="fifo")
+    queue.register(A)
+    queue.finish(queue.claim_one(), "failed", note={"error": "x"})
+    told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
+    assert told == ["job_started", "job_requeued", "job_started", "job_recovered", "job_started", "job_failed"]
+    assert queue.events("job_failed") == [{b"event": b"job_failed", b"id": b"1", b"note": b'{"error": "x"}'}]
+
+
+def test_the_stream_of_events_is_capped(queue: Queue) -> None:
+    pipeline = queue.client.pipeline(transaction=False)
+    for _ in range(11_000):
+        pipeline.xadd(queue.keys.events, {"event": "old"})
+    pipeline.execute()
+    queue.push("1")
+    queue.claim_one()
+    assert queue.client.xlen(queue.keys.events) <= 10_200
+    assert len(queue.events("job_started")) == 1
+
+
+def test_groups_do_not_meet(queue: Queue) -> None:
+    other = Transitions(queue.client, Keys("eu"))
+    other.push([(job("1"), "1")])
+    assert queue.claim() == []
+    assert queue.push("1") == ["OK"]
+    assert {key.decode().partition("}")[0] for key in queue.client.keys("*")} == {
+        "dlpool:{eu:go_download_urls", "dlpool:{go_download_urls",
+    }  # fmt: skip
