@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from dlpool import __version__
 from dlpool.cli.options import add_fetch, joined_negatives
+from dlpool.cli.queue_commands import add_queue_commands
 from dlpool.errors import DlpoolError
 
 EXIT_CODES = """\
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     add_fetch(commands, _fetch, EXIT_CODES)
+    add_queue_commands(commands, EXIT_CODES)
     return parser
 
 
@@ -63,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the command had its own handler
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        _close_outputs()
         return 1
     return code
+
+
+def _close_outputs() -> None:
+    """Let nobody complain at the end of the process that what is still buffered finds no reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stderr.close()

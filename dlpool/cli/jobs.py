@@ -1,0 +1,115 @@
+"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: the queue as a person sees it, or a program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from dlpool.cli.progress import size_text
+from dlpool.cli.queue_options import opened
+from dlpool.cli.tables import show_lines, show_pairs, show_table
+from dlpool.jobs.jobview import JobView, time_text
+from dlpool.jobs.views import DayView, Stats, SupervisorView, Views
+from dlpool.transfer.urls import shown_url
+
+COLUMNS = ("ID", "STATE", "PROGRESS", "ATTEMPTS", "TIME", "OWNER", "URL", "PATH", "NOTE")
+SUPERVISOR_FIELDS = ("host", "pid", "version", "slots", "busy")
+COUNTERS = ("pushed", "succeeded", "failed", "retry", "release", "crash", "recovered")
+NOTE_SHOWN = 200  # characters
+
+
+def list_jobs(arguments: argparse.Namespace) -> int:
+    """List jobs; returns the exit code. Raises QueueError."""
+    with opened(arguments) as queue:
+        found = Views(queue.client, queue.keys).jobs(arguments.state, arguments.limit)
+    if arguments.json:
+        show_lines(json.dumps(view.as_json()) for view in found)
+        return 0
+    show_table(COLUMNS, [_row(view) for view in found])
+    if len(found) == arguments.limit and not arguments.quiet:
+        print(
+            f"dlpool: {arguments.limit} jobs are shown; there may be more (--limit N, --state STATE)", file=sys.stderr
+        )
+    return 0
+
+
+def show_job(arguments: argparse.Namespace) -> int:
+    """Show one job; returns the exit code. Raises NoSuchJob, QueueError."""
+    with opened(arguments) as queue:
+        view = Views(queue.client, queue.keys).job(arguments.id)
+    if arguments.json:
+        show_lines([json.dumps(view.as_json())])
+    else:
+        show_pairs(_told(view))
+    return 0
+
+
+def show_stats(arguments: argparse.Namespace) -> int:
+    """Show the queue in figures; returns the exit code. Raises QueueError."""
+    with opened(arguments) as queue:
+        stats = Views(queue.client, queue.keys).stats()
+    if arguments.json:
+        show_lines([json.dumps(stats.as_json())])
+    else:
+        _show_figures(stats)
+    return 0
+
+
+def progress_text(view: JobView) -> str:
+    """How far a job is: ``45% of 2.0M``; empty when nobody said."""
+    done, size = view.progress.get("done"), view.progress.get("size")
+    if not isinstance(done, int):
+        return ""
+    return f"{100 * done / size:.0f}% of {size_text(size)}" if isinstance(size, int) and size > 0 else size_text(done)
+
+
+def note_text(view: JobView) -> str:
+    """Why a job is where it is, or where its file is, in one line."""
+    if view.problem or not view.note:
+        return (view.problem or "")[:NOTE_SHOWN]
+    message = view.note.get("message") or view.note.get("path")
+    return (message if isinstance(message, str) else json.dumps(view.note, ensure_ascii=False))[:NOTE_SHOWN]
+
+
+def _row(view: JobView) -> tuple[object, ...]:
+    moments = {"running": view.started_at, "delayed": view.due_at, "queued": view.created_at}
+    return (
+        view.id or "-", view.state, progress_text(view), view.attempts or "",
+        time_text(moments.get(view.state, view.ended_at)), view.owner, shown_url(view.url or ""), view.save_path,
+        note_text(view),
+    )  # fmt: skip
+
+
+def _told(view: JobView) -> Iterable[tuple[str, object]]:
+    """All that is known of a job, less the URL's secrets and what says nothing."""
+    told: dict[str, Any] = {
+        **view.as_json(), "url": shown_url(view.url or ""), "progress": progress_text(view), "note": note_text(view),
+        "problem": None,
+    }  # fmt: skip
+    told["headers"] = ", ".join(told.get("headers", ()))
+    for name, value in told.items():
+        if value not in (None, "", False, 0):
+            yield name, "yes" if value is True else value
+
+
+def _show_figures(stats: Stats) -> None:
+    show_pairs(stats.figures().items())
+    show_lines([""])
+    show_table(
+        ("SUPERVISOR", *(name.upper() for name in SUPERVISOR_FIELDS)), [_worker(one) for one in stats.supervisors]
+    )
+    show_lines([""])
+    others = {name for day in stats.days for name in day.counters} - set(COUNTERS)
+    names = [*COUNTERS, *sorted(others)]
+    show_table(("DAY", *(name.upper() for name in names)), [_counted(day, names) for day in stats.days])
+
+
+def _worker(one: SupervisorView) -> tuple[object, ...]:
+    return (one.sid, *(one.info.get(name) for name in SUPERVISOR_FIELDS))
+
+
+def _counted(day: DayView, names: Iterable[str]) -> tuple[object, ...]:
+    return (day.day, *(day.counters.get(name, 0) for name in names))

@@ -1,0 +1,202 @@
+"""``dlpool push``: jobs into the queue, one or the lines of a list. Each is checked before anything of it is sent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dlpool.cli.items import parse_header
+from dlpool.cli.queue_options import opened
+from dlpool.cli.report import SOME_FAILED
+from dlpool.cli.tables import show_lines
+from dlpool.errors import DlpoolError, LocalFault, QueueAway, UsageError
+from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, PushedJob, compose
+from dlpool.jobs.transitions import Transitions, new_id
+from dlpool.transfer.urls import without_user
+
+BATCH = 500  # jobs a round trip
+READ_BYTES = 64 * 1024
+WORDS = {"DUP": "known already", "FOLLOWS": "the same as one that waits or runs already, and ends with it"}
+
+Read = Callable[[], bytes]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Push what the arguments say; returns the exit code. Raises UsageError, QueueError, LocalFault."""
+    own = _own(arguments)
+    if arguments.input_file is None:
+        return _push_one(arguments, own)
+    if arguments.url is not None:
+        raise UsageError("with -i, URLs and PATHs stand in the list")
+    if arguments.checksum is not None or arguments.id is not None:
+        raise UsageError("with -i, checksums and ids stand in the list, as JSON")
+    checked(compose("http://localhost/", "options", **own))  # once, not for each line
+    return _push_list(arguments, own)
+
+
+def checked(raw: bytes) -> PushedJob:
+    """The job of a text. Raises UsageError for one that the service would refuse."""
+    try:
+        job = PushedJob.parse(raw)
+    except BadJob as error:
+        raise UsageError(str(error.__cause__)) from error
+    without_user(job.url)
+    return job
+
+
+def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
+    """The job of a line, None for an empty one or a comment. ``own`` is for ``URL PATH``. Raises UsageError."""
+    if not line or line.startswith(b"#"):
+        return None
+    if line.startswith(b"{"):
+        return checked(line)
+    words = line.decode("utf-8", "surrogateescape").split(None, 1)
+    without_user(words[0])
+    if len(words) < 2:
+        raise UsageError("a PATH is missing")
+    return checked(compose(*words, **own))
+
+
+def blocks_of_lines(read: Read) -> Iterator[list[bytes]]:
+    """The lines that each ``read`` brings: what a slow writer has written is not kept waiting for more.
+
+    Of a line that no job is as long as, only the beginning is kept.
+    """
+    pending = b""
+    while data := read():
+        *lines, pending = (pending + data).split(b"\n")
+        pending = pending[: MAX_JOB_BYTES + 1]
+        yield lines
+    if pending:
+        yield [pending]
+
+
+class ListPush:
+    """Pushes the lines of a list, and counts."""
+
+    def __init__(self, transitions: Transitions, own: dict[str, Any], *, is_json: bool) -> None:
+        self._transitions = transitions
+        self._own = own
+        self._is_json = is_json
+        self._read = 0  # lines
+        self._done = 0  # lines that need not be pushed again
+        self._refused = 0
+        self._results = dict.fromkeys(("OK", "DUP", "FOLLOWS"), 0)
+
+    @property
+    def exit_code(self) -> int:
+        return SOME_FAILED if self._refused else 0
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Push these lines. Raises QueueError, LocalFault, BrokenPipeError."""
+        for start in range(0, len(lines), BATCH):
+            batch = list(self._jobs(lines[start : start + BATCH]))
+            results = self._transitions.push([(job, job_id) for _, job, job_id in batch]) if batch else []
+            self._done = self._read
+            for result in results:
+                self._results[result] += 1
+            show_lines(
+                json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
+                for (line, _, job_id), result in zip(batch, results, strict=True)
+            )
+
+    def summary(self) -> str:
+        """What became of the list, in one sentence."""
+        known, same = self._results["DUP"], self._results["FOLLOWS"]
+        parts = [f"{_many(self._results['OK'] + same, 'job')} pushed"]
+        parts += [f"{same} of them the same as others"] if same else []
+        parts += [f"{known} known already"] if known else []
+        parts += [f"{_many(self._refused, 'line')} refused"] if self._refused else []
+        return ", ".join(parts)
+
+    def stopped(self) -> str:
+        """Where it stopped, so that a person can go on from there."""
+        doubt = f"; lines {self._done + 1} to {self._read} may be pushed or not" if self._read > self._done else ""
+        return f"stopped after line {self._done}: {self.summary()}{doubt}"
+
+    def _jobs(self, lines: Sequence[bytes]) -> Iterator[tuple[int, PushedJob, str]]:
+        for line in lines:
+            self._read += 1
+            try:
+                job = job_of_line(line.strip(), self._own)
+            except UsageError as error:
+                self._refused += 1
+                print(f"dlpool: line {self._read}: {error}", file=sys.stderr)
+                continue
+            if job is not None:
+                yield self._read, job, job.id or new_id()
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
+    if arguments.url is None or arguments.path is None:
+        missing = "URL" if arguments.url is None else "PATH"
+        raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
+    job = checked(compose(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id))
+    job_id = job.id or new_id()
+    with opened(arguments) as queue:
+        try:
+            result = Transitions(queue.client, queue.keys).push([(job, job_id)])[0]
+        except QueueAway as error:
+            raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
+    if result in WORDS and not arguments.quiet:
+        print(f"dlpool: job {job_id} is {WORDS[result]}", file=sys.stderr)
+    show_lines([json.dumps({"id": job_id, "result": result}) if arguments.json else job_id])
+    return 0
+
+
+def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
+    with _input(arguments.input_file) as read, opened(arguments) as queue:
+        pushed = ListPush(Transitions(queue.client, queue.keys), own, is_json=arguments.json)
+        try:
+            for lines in blocks_of_lines(read):
+                pushed.add(lines)
+        except (DlpoolError, BrokenPipeError, KeyboardInterrupt):
+            print(f"dlpool: {pushed.stopped()}", file=sys.stderr)
+            raise
+    if not arguments.quiet:
+        print(f"dlpool: {pushed.summary()}", file=sys.stderr)
+    return pushed.exit_code
+
+
+@contextmanager
+def _input(name: str) -> Iterator[Read]:
+    """What reads the list, a piece at a time; ``-`` is standard input. Raises LocalFault."""
+    shown = "standard input" if name == "-" else name
+
+    def read() -> bytes:
+        try:
+            return os.read(descriptor, READ_BYTES)
+        except OSError as error:
+            raise LocalFault(f"cannot read the list {shown}: {error.strerror}") from error
+
+    try:
+        descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LocalFault(f"cannot read the list {shown}: {error.strerror}") from error
+    try:
+        yield read
+    finally:
+        if descriptor != 0:
+            os.close(descriptor)
+
+
+def _own(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask for, as fields of a job; those that one job alone can have are left out."""
+    priority = arguments.priority
+    if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
+        priority = int(priority)
+    headers = dict(parse_header(text) for text in arguments.header)
+    return {
+        "priority": priority, "not_before": arguments.not_before, "headers": headers or None,
+        "if_exists": arguments.if_exists, "dedupe": arguments.dedupe or None,
+    }  # fmt: skip

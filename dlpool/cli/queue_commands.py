@@ -1,0 +1,118 @@
+"""The commands that look at the queue and add to it: their options. Imports no library before one of them runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from dlpool.cli.queue_options import add_output_options, add_queue_options
+from dlpool.config import parse_count
+
+STATES = ("queued", "delayed", "running", "succeeded", "failed")
+MAX_LIMIT = 10_000
+
+_PUSH = """\
+Queue a job: the service downloads URL to PATH. PATH is a path of the service's machine; a relative one is relative to
+its download_dir. Prints the id of the job.
+
+With -i, each line is 'URL PATH' or a JSON object as clients push it: {"url": ..., "save_path": ..., "dlpool": {...}}.
+The options hold for the lines of the first form; an object is pushed as it stands. A bad line is named, and the others
+are pushed (exit 14).
+"""
+_PUSH_EXAMPLES = """\
+examples:
+  dlpool push https://example.org/model.bin models/model.bin
+  dlpool push https://example.org/model.bin models/model.bin --priority high --checksum sha256:9f86d0...
+  dlpool push -i jobs.txt --group nightly
+
+"""
+_JOBS = "List jobs: running ones first, then queued, delayed, failed and succeeded ones."
+_STATS = """\
+Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
+"""
+
+
+def add_queue_commands(commands: Any, exit_codes: str) -> None:
+    """Declare ``dlpool push``, ``jobs``, ``job`` and ``stats``."""
+    _add_push(commands, exit_codes)
+    parser = _command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
+    parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
+    parser.add_argument("--limit", metavar="N", type=_limit, default=50, help="at most so many (default: 50)")
+    _add_shared(parser, "print one JSON object a line")
+    parser = _command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
+    parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
+    _add_shared(parser, "print one JSON object")
+    parser = _command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
+    _add_shared(parser, "print one JSON object")
+
+
+def _add_push(commands: Any, exit_codes: str) -> None:
+    parser = _command(commands, "push", "queue a job, or a list of them", _PUSH, _PUSH_EXAMPLES + exit_codes, _push)
+    parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
+    parser.add_argument("path", metavar="PATH", nargs="?", help="where the service puts the file")
+    group = parser.add_argument_group("the job")
+    group.add_argument("-i", "--input-file", metavar="FILE", help="a list of jobs, - for standard input")
+    group.add_argument("--id", metavar="ID", help="its id; pushed again under the same one, nothing happens "
+                       "(default: made)")  # fmt: skip
+    group.add_argument("--priority", metavar="high|normal|low|N", help="which jobs go first; of integers, those below "
+                       "0 are high, those above 0 low (default: normal)")  # fmt: skip
+    group.add_argument("--not-before", metavar="TIME", help="when it may begin: RFC 3339, or seconds since 1970")
+    group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
+    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
+                       help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
+    group.add_argument("--if-exists", choices=("overwrite", "skip", "fail", "rename"),
+                       help="when the target exists (default: the service's)")  # fmt: skip
+    group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
+                       "the same URL and PATH")  # fmt: skip
+    _add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
+
+
+def _command(
+    commands: Any, name: str, summary: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
+    add_queue_options(parser)
+    add_output_options(parser, json_help)
+
+
+def _limit(text: str) -> int:
+    try:
+        count = parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+    if not 1 <= count <= MAX_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {MAX_LIMIT}")
+    return count
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.push import run
+
+    return run(arguments)
+
+
+def _jobs(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.jobs import list_jobs
+
+    return list_jobs(arguments)
+
+
+def _job(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.jobs import show_job
+
+    return show_job(arguments)
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.jobs import show_stats
+
+    return show_stats(arguments)

@@ -1,0 +1,143 @@
+"""Which queue a command works on: its options over the INI file, and the connection. Imports no library by itself."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlpool.config import PathSettings, RedisSettings, parse_group, parse_text
+from dlpool.errors import QueueAway
+
+if TYPE_CHECKING:
+    import redis
+
+    from dlpool.jobs.keys import Keys
+
+SUPERVISOR = "dlpool-supervisor"
+PROBE_S = 3.0
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue that answers: its client, and the names of its keys."""
+
+    client: redis.Redis
+    keys: Keys
+
+
+def add_queue_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that all commands on the queue share; what is not given is None."""
+    group = parser.add_argument_group("queue")
+    group.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service (default: no file, and a "
+                       "Redis at localhost:6379)")  # fmt: skip
+    place = group.add_mutually_exclusive_group()
+    place.add_argument("--redis-url", metavar="URL", type=_text, help="redis://, rediss:// or unix:// URL")
+    place.add_argument("--redis-addr", metavar="HOST:PORT", type=_address, help="the same as --redis-url "
+                       "redis://HOST:PORT")  # fmt: skip
+    group.add_argument("--redis-password", metavar="TEXT", help="password; others on this machine can see it here, "
+                       "better is password_file in the INI")  # fmt: skip
+    group.add_argument("--group", metavar="NAME", type=_group, help="work on the list NAME:go_download_urls")
+
+
+def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
+    """Declare how a command on the queue says what it has to say."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help=json_help)
+    group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
+def queue_settings(arguments: argparse.Namespace) -> tuple[RedisSettings, PathSettings]:
+    """The options over the INI file over the defaults. Raises ConfigurationError."""
+    settings, paths = RedisSettings(), PathSettings()
+    if arguments.config is not None:
+        from dlpool.cli.ini import load
+
+        sections = load(arguments.config)
+        settings, paths = sections["redis"], sections["paths"]
+    return merged(settings, arguments), paths
+
+
+def merged(settings: RedisSettings, arguments: argparse.Namespace) -> RedisSettings:
+    """``settings`` with what was given on the command line; warns of a password there, unless ``--quiet``."""
+    given: dict[str, Any] = {"url": arguments.redis_url or arguments.redis_addr, "group": arguments.group}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if arguments.redis_password is None:
+        return settings
+    if not arguments.quiet:
+        print("dlpool: warning: others on this machine can see a password on the command line; "
+              "use password_file in the INI", file=sys.stderr)  # fmt: skip
+    url = _without_password(settings.url)  # it would win over the option
+    return replace(settings, url=url, password=arguments.redis_password, password_file=None)
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
+    """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError."""
+    from dlpool.jobs.connection import EMBEDDED, connect, translated
+    from dlpool.jobs.keys import Keys
+
+    settings, paths = queue_settings(arguments)
+    state_dir = Path(paths.state_dir)
+    if settings.url == EMBEDDED:
+        _check_supervisor(state_dir, arguments.config)
+    client = connect(settings, state_dir, name="dlpool-cli")
+    try:
+        with translated(client):
+            client.ping()
+        yield Queue(client, Keys(settings.group))
+    finally:
+        client.close()
+
+
+def _check_supervisor(state_dir: Path, config: str | None) -> None:
+    """See that the private server is there; it is the supervisor's, and never started here."""
+    from dlpool.jobs.embedded import socket_path
+
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_S)
+            probe.connect(str(socket_path(state_dir)))
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+        start = f"{SUPERVISOR} -c {shlex.quote(config)}" if config else SUPERVISOR
+        raise QueueAway(f"no supervisor runs for {state_dir.absolute()}: start it with {start}") from error
+    except OSError as error:
+        raise QueueAway(f"the embedded Redis of {state_dir.absolute()} cannot be reached: {error.strerror}") from error
+
+
+def _without_password(url: str) -> str:
+    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
+    match = re.fullmatch(r"([a-z]+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    if match is None:
+        return url
+    user = match[2].partition(":")[0]
+    return f"{match[1]}{user}@{match[3]}" if user else f"{match[1]}{match[3]}"
+
+
+def _address(text: str) -> str:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not of the form HOST:PORT")
+    return f"redis://{match[1] or 'localhost'}:{match[2]}"
+
+
+def _text(text: str) -> str:
+    try:
+        return parse_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the URL is {error}") from error
+
+
+def _group(text: str) -> str:
+    try:
+        return parse_group(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error

@@ -1,0 +1,74 @@
+"""What commands print on standard output: tables on a terminal, drawn with rich; elsewhere lines that stay the same."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from dlpool.errors import LocalFault
+
+# Control characters, and those that turn the direction of text: a URL must not write on the terminal what it likes.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+SHORT = 10  # characters that stay on one line, as those of the first column do
+
+Cells = Sequence[object]
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
+    """A table. Not on a terminal: a head line and a line for each row, with tabs between, no column left out."""
+    texts = [[clean(cell) for cell in row] for row in rows]
+    if not _is_terminal():
+        show_lines("\t".join(cells) for cells in [list(columns), *texts])
+        return
+    _draw(columns, texts)
+
+
+def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    """A name and a value a line. Not on a terminal: with a tab between."""
+    texts = [(name, clean(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in texts), default=0)
+    is_terminal = _is_terminal()
+    show_lines(f"{name:{width}}  {value}" if is_terminal else f"{name}\t{value}" for name, value in texts)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines, and see them out. Raises LocalFault, or BrokenPipeError when nobody reads them any more."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        for line in lines:
+            print(line)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise LocalFault(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The table on the terminal, less its empty columns."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    used = [number for number in range(len(columns)) if not rows or any(row[number] for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for number in used:
+        is_short = number == 0 or max((len(row[number]) for row in rows), default=0) <= SHORT
+        table.add_column(columns[number], overflow="fold", no_wrap=is_short)
+    for row in rows:
+        table.add_row(*(Text(row[number]) for number in used))
+    Console().print(table)
+
+
+def clean(value: object) -> str:
+    """A value in a cell: None is empty, and no character leaves its place."""
+    text = "" if value is None else str(value)
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()

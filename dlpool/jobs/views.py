@@ -1,0 +1,199 @@
+"""Read-only views of the queue, for people and programs. Nothing here scans: every look is bounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from dlpool.errors import NoSuchJob
+from dlpool.jobs.connection import translated
+from dlpool.jobs.jobview import JobView, json_object, number
+from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.records import rfc3339
+
+STATES = ("running", "queued", "delayed", "failed", "succeeded")  # in the order in which they are listed
+DAYS = 7
+DAY_S = 86_400
+DONE_KEPT_S, DEAD_KEPT_S = DAY_S, 7 * DAY_S  # as in shared.lua: what is older is forgotten
+MAX_SUPERVISORS = 1000
+
+
+@dataclass(frozen=True)
+class SupervisorView:
+    """A supervisor that lives; ``info`` is what it says of itself: host, pid, version, slots, busy."""
+
+    sid: str
+    info: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.info, "sid": self.sid}
+
+
+@dataclass(frozen=True)
+class DayView:
+    """What was counted on a day (``2026-11-22``, UTC)."""
+
+    day: str
+    counters: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"day": self.day, **self.counters}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The queue in figures.
+
+    ``backlog``: in the list that clients push to. ``reserved``: in supervisors' hands, not yet begun. ``ready`` by
+    priority. ``succeeded`` and ``failed``: that are remembered. ``failure_records``: that clients see. ``days``:
+    today first.
+    """
+
+    backlog: int
+    reserved: int
+    ready: Mapping[str, int]
+    delayed: int
+    running: int
+    succeeded: int
+    failed: int
+    failure_records: int
+    supervisors: tuple[SupervisorView, ...]
+    days: tuple[DayView, ...]
+
+    def figures(self) -> dict[str, int]:
+        """All that is one number, by its name."""
+        ready = {f"ready_{name}": count for name, count in self.ready.items()}
+        return {
+            "backlog": self.backlog, "reserved": self.reserved, **ready, "delayed": self.delayed,
+            "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
+            "failure_records": self.failure_records,
+        }  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.figures(),
+            "supervisors": [one.as_json() for one in self.supervisors],
+            "days": [one.as_json() for one in self.days],
+        }
+
+
+class Views:
+    """Looks at the queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._keys = keys
+
+    def __repr__(self) -> str:
+        return f"<Views of {self._keys.intake}>"
+
+    def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
+        """At most ``limit`` jobs of a state, or of all, running ones first.
+
+        Queued ones as they will be taken, delayed ones by when they are due, ended ones newest first (cancelled ones
+        among the failed). Jobs that only wait for the end of an equal one are not listed.
+        """
+        found: list[JobView] = []
+        with translated(self._client):
+            for name in STATES if state is None else (state,):
+                shown = {view.id for view in found if view.id}  # one may have moved since
+                rows = self._of(name, limit - len(found)) if len(found) < limit else []
+                found += [view for view in rows if view.id not in shown]
+        return found
+
+    def job(self, job_id: str) -> JobView:
+        """One job. Raises NoSuchJob for one that is not known, or not any more."""
+        fields = {}
+        if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", job_id):
+            with translated(self._client):
+                fields = self._client.hgetall(self._keys.job(job_id))
+        if not fields:
+            raise NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
+        return JobView.from_hash(job_id, fields)
+
+    def stats(self) -> Stats:
+        """The figures of now, by the clock of Redis, and the counters of the last days."""
+        keys = self._keys
+        with translated(self._client):
+            now_s = self._client.time()[0]
+            days = [now_s // DAY_S - back for back in range(DAYS)]
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.leases).hlen(keys.failed)
+            pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
+            pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
+            for priority in PRIORITIES:
+                pipeline.llen(keys.ready(priority))
+            for day in days:
+                pipeline.hgetall(keys.stats(day))
+            backlog, delayed, running, records, succeeded, failed, *rest = pipeline.execute()
+            reserved, supervisors = self._supervisors(now_s)
+        ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
+        return Stats(
+            backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, running, succeeded, failed, records,
+            supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
+        )  # fmt: skip
+
+    def _of(self, state: str, limit: int) -> list[JobView]:
+        if state == "queued":
+            return self._queued(limit)
+        key = {"running": self._keys.leases, "delayed": self._keys.delayed, "succeeded": self._keys.done,
+               "failed": self._keys.dead}[state]  # fmt: skip
+        members = self._client.zrange(key, 0, limit - 1, desc=state in ("succeeded", "failed"))
+        views = self._known([member.decode() for member in members], state)
+        return sorted(views, key=lambda view: view.started_at or 0) if state == "running" else views
+
+    def _known(self, ids: Sequence[str], state: str) -> list[JobView]:
+        """The jobs of these ids that are (still) in that state; forgotten ones are left out."""
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(self._keys.job(job_id))
+        rows = zip(ids, pipeline.execute() if ids else [], strict=True)
+        views = [JobView.from_hash(job_id, fields) for job_id, fields in rows if fields]
+        states = ("failed", "cancelled") if state == "failed" else (state,)
+        return [view for view in views if view.state in states]
+
+    def _queued(self, limit: int) -> list[JobView]:
+        """Waiting jobs, as they will be taken."""
+        keys = self._keys
+        found = [JobView.from_raw(raw) for raw in self._reserved(limit)]
+        for key in (keys.ready("high"), keys.ready("normal"), keys.intake, keys.ready("low")):
+            left = limit - len(found)
+            members = self._client.lrange(key, -left, -1)[::-1] if left > 0 else []
+            if key == keys.intake:
+                found += [JobView.from_raw(raw) for raw in members]
+            else:
+                found += self._known([member.decode() for member in members], "queued")
+        return found[:limit]
+
+    def _reserved(self, limit: int) -> list[bytes]:
+        """Raw jobs that supervisors have reserved; also of those that are gone, until these jobs are given back."""
+        pipeline = self._client.pipeline(transaction=False)
+        sids = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1)
+        for sid in sids:
+            pipeline.lrange(self._keys.inbox(sid.decode()), -limit, -1)
+        inboxes = pipeline.execute() if sids else []
+        return [raw for inbox in inboxes for raw in reversed(inbox)]
+
+    def _supervisors(self, now_s: int) -> tuple[int, tuple[SupervisorView, ...]]:
+        """How many jobs they have reserved, and those that live."""
+        rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, withscores=True)
+        sids = [(sid.decode(), passes_ms) for sid, passes_ms in rows]
+        pipeline = self._client.pipeline(transaction=False)
+        for sid, _ in sids:
+            pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
+        replies = pipeline.execute() if sids else []
+        living = [
+            SupervisorView(sid, json_object((said or b"").decode("utf-8", "replace")))
+            for (sid, passes_ms), said in zip(sids, replies[1::2], strict=True)
+            if passes_ms > now_s * 1000
+        ]
+        return sum(replies[::2]), tuple(living)
+
+
+def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:
+    counted = {name.decode("ascii", "replace"): int(number(count.decode()) or 0) for name, count in counters.items()}
+    return DayView(rfc3339(day * DAY_S)[:10], counted)

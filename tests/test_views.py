@@ -1,0 +1,247 @@
+"""The views of the queue: what stands in Redis is shown, whatever is missing or broken in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.config import RedisSettings
+from dlpool.errors import NoSuchJob, QueueError
+from dlpool.jobs.connection import connect
+from dlpool.jobs.jobview import JobView
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.records import Record, rfc3339
+from dlpool.jobs.transitions import Claimed, Finish, Transitions
+from dlpool.jobs.views import Views
+from tests.redis_server import RedisServer
+
+LEASE_S = 300.0
+INFO = {"host": "h1", "pid": 7, "version": "1", "slots": 4, "busy": 1}
+
+
+class Queue:
+    """A queue in a real Redis, and hands to work on it."""
+
+    def __init__(self, server: RedisServer, group: str | None = None) -> None:
+        self.client: Any = server.client()
+        self.keys = Keys(group)
+        self.transitions = Transitions(self.client, self.keys)
+        self.views = Views(self.client, self.keys)
+
+    def push(self, job_id: str, **own: Any) -> None:
+        job = PushedJob.parse(compose(f"http://h/{job_id}", f"to/{job_id}", **own))
+        assert self.transitions.push([(job, job_id)]) == ["OK"]
+
+    def claim(self, slots: int = 1, sid: str = "s1") -> Sequence[Claimed]:
+        self.transitions.beat(sid, [], lease_s=LEASE_S, info=INFO)
+        claim = self.transitions.claim(sid, [], slots, lease_s=LEASE_S, order="fifo")
+        assert claim is not None
+        return claim.jobs
+
+    def end(self, job_id: str, outcome: str = "success", **options: Any) -> None:
+        self.push(job_id, priority="high")
+        (claimed,) = self.claim()
+        assert self.transitions.finish("s1", [Finish(claimed.ticket, outcome, **options)]) == ["OK"]
+
+    def ids(self, state: str | None = None, limit: int = 50) -> list[str | None]:
+        return [view.id for view in self.views.jobs(state, limit)]
+
+
+@pytest.fixture
+def queue(redis_server: RedisServer) -> Queue:
+    return Queue(redis_server)
+
+
+# --- listings ---
+
+
+def test_an_empty_queue_has_no_jobs(queue: Queue) -> None:
+    assert queue.ids() == []
+    assert queue.ids("queued") == []
+
+
+def test_each_state_lists_its_jobs(queue: Queue) -> None:
+    queue.end("good")
+    queue.end("bad", "failed", note={"message": "no such file"})
+    queue.push("later", not_before="2099-01-01T00:00:00Z")
+    queue.push("now", priority="high")
+    queue.claim()
+    queue.push("waits")
+    listed = {state: queue.ids(state) for state in ("running", "queued", "delayed", "failed", "succeeded")}
+    assert listed == {
+        "running": ["now"], "queued": ["waits"], "delayed": ["later"], "failed": ["bad"], "succeeded": ["good"],
+    }  # fmt: skip
+    assert queue.ids() == ["now", "waits", "later", "bad", "good"]
+
+
+def test_queued_jobs_stand_in_the_order_in_which_they_are_taken(queue: Queue) -> None:
+    for job_id, priority in (("low", 1), ("first", 0), ("second", 0), ("high", -1)):
+        queue.push(job_id, priority=priority)
+    queue.client.lpush(queue.keys.intake, compose("http://h/raw1", "p"), compose("http://h/raw2", "p"))
+    shown = [view.id or view.url for view in queue.views.jobs("queued")]
+    assert shown == ["high", "first", "second", "http://h/raw1", "http://h/raw2", "low"]
+
+
+def test_jobs_that_a_supervisor_has_reserved_are_queued(queue: Queue) -> None:
+    queue.transitions.beat("s1", [], lease_s=LEASE_S, info=INFO)
+    queue.client.lpush(queue.keys.inbox("s1"), compose("http://h/reserved", "p"))
+    (view,) = queue.views.jobs("queued")
+    assert (view.id, view.url) == (None, "http://h/reserved")
+    assert queue.views.stats().reserved == 1
+
+
+def test_ended_jobs_come_newest_first_and_no_more_than_the_limit(queue: Queue) -> None:
+    for number in range(4):
+        queue.end(f"j{number}")
+        queue.client.zadd(queue.keys.done, {f"j{number}": 10**12 + number})
+    assert queue.ids("succeeded", 3) == ["j3", "j2", "j1"]
+    assert queue.ids(None, 2) == ["j3", "j2"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_the_limit_holds_over_all_states(limit: int, queue: Queue) -> None:
+    queue.end("good")
+    queue.push("a")
+    queue.push("b", priority="low")
+    queue.client.lpush(queue.keys.intake, b"{}", b"{}")
+    assert len(queue.views.jobs(None, limit)) == limit
+
+
+@pytest.mark.parametrize("state", ["running", "queued", "delayed", "failed", "succeeded"])
+def test_an_id_without_its_hash_is_not_listed(state: str, queue: Queue) -> None:
+    keys = queue.keys
+    queue.client.lpush(keys.ready("normal"), "gone")
+    for key in (keys.leases, keys.delayed, keys.done, keys.dead):
+        queue.client.zadd(key, {"gone": 10**12})
+    assert queue.ids(state) == []
+
+
+def test_a_cancelled_job_is_listed_with_the_failed_ones(queue: Queue) -> None:
+    queue.end("bad", "failed")
+    queue.client.hset(queue.keys.job("bad"), "state", "cancelled")
+    assert [view.state for view in queue.views.jobs("failed")] == ["cancelled"]
+
+
+def test_groups_do_not_see_each_other(redis_server: RedisServer) -> None:
+    one, other = Queue(redis_server, "one"), Queue(redis_server, "other")
+    one.push("a")
+    assert one.ids() == ["a"]
+    assert other.ids() == []
+
+
+# --- one job ---
+
+
+def test_a_running_job_tells_owner_attempts_and_progress(queue: Queue) -> None:
+    queue.push("a", headers={"X-Key": "hunter2"}, checksum="md5:" + "0" * 32, user_id="u", trace_id="t", max_attempts=3)
+    (claimed,) = queue.claim()
+    queue.transitions.beat("s1", [(claimed.ticket, '{"done": 5, "size": 10}')], lease_s=LEASE_S)
+    view = queue.views.job("a")
+    assert (view.state, view.owner, view.attempts, view.fence) == ("running", "s1", 1, claimed.ticket.fence)
+    assert view.progress == {"done": 5, "size": 10}
+    told = view.as_json()
+    assert (told["headers"], told["user_id"], told["trace_id"], told["max_attempts"]) == (["X-Key"], "u", "t", 3)
+    assert "hunter2" not in json.dumps(told) + repr(view)
+    assert told["created_at"] <= told["started_at"] <= rfc3339(queue.client.time()[0])
+
+
+def test_an_ended_job_tells_its_note(queue: Queue) -> None:
+    queue.end("a", "failed", note={"message": "gone"}, record=Record(queue.keys.failed, b"{}", "http://h/a"))
+    view = queue.views.job("a")
+    assert (view.state, view.note, view.owner) == ("failed", {"message": "gone"}, None)
+    assert view.ended_at is not None
+
+
+def test_a_job_that_follows_another_names_it(queue: Queue) -> None:
+    job = PushedJob.parse(compose("http://h/f", "f", dedupe=True))
+    assert queue.transitions.push([(job, "first"), (job, "second")]) == ["OK", "FOLLOWS"]
+    assert queue.views.job("second").leader == "first"
+
+
+@pytest.mark.parametrize("job_id", ["none", "", "a b", "\udcff", "x" * 70, "*", "{}"])
+def test_a_job_that_is_not_there_is_said_to_be_unknown(job_id: str, queue: Queue) -> None:
+    with pytest.raises(NoSuchJob, match="is known"):
+        queue.views.job(job_id)
+
+
+@pytest.mark.parametrize(
+    ("raw", "url", "problem"),
+    [
+        (b"", None, "the job is not JSON"),
+        (b"rubbish", None, "the job is not JSON"),
+        (b"\xff\xfe", None, "the job is not UTF-8"),
+        (b"[]", None, "not a JSON object"),
+        (b'{"url": "http://h/"}', "http://h/", "save_path is missing"),
+        (b'{"url": "http://h/", "save_path": "p", "dlpool": {"id": 5}}', "http://h/", "dlpool.id"),
+        (b"x" * 2_000_000, None, "longer than"),
+    ],
+)
+def test_a_job_that_cannot_be_run_says_why(raw: bytes, url: str | None, problem: str) -> None:
+    view = JobView.from_raw(raw)
+    assert (view.url, view.size, view.id) == (url, len(raw), None)
+    assert problem in (view.problem or "")
+    assert view.as_json().keys() == JobView.from_raw(compose("http://h/", "p")).as_json().keys()
+
+
+def test_broken_fields_have_their_defaults() -> None:
+    fields = {b"state": b"running", b"fence": b"many", b"attempts": b"1e9", b"created": b"\xff", b"due": b"9" * 16,
+              b"progress": b"[1]", b"note": b"{broken", b"\xff": b"\xff", b"priority": b""}  # fmt: skip
+    view = JobView.from_hash("a", fields)
+    assert (view.fence, view.attempts, view.created_at, view.progress, view.note) == (0, 0, None, {}, {})
+    assert (view.priority, view.as_json()["due_at"]) == ("normal", "9999-12-31T23:59:59Z")
+
+
+# --- figures ---
+
+
+def test_the_figures_count_every_place(queue: Queue) -> None:
+    queue.end("good")
+    queue.push("runs")
+    queue.claim()
+    queue.client.lpush(queue.keys.intake, b"1", b"2")
+    queue.client.hset(queue.keys.failed, "http://h/old", "{}")
+    for job_id, own in (("h", {"priority": -1}), ("n", {}), ("l", {"priority": 1}), ("d", {"not_before": 2**39})):
+        queue.push(job_id, **own)
+    stats = queue.views.stats()
+    assert stats.figures() == {
+        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "running": 1,
+        "succeeded": 1, "failed": 0, "failure_records": 1,
+    }  # fmt: skip
+    assert len(stats.days) == 7
+    assert stats.days[0].counters["pushed"] == 6
+
+
+def test_supervisors_that_live_are_named_and_others_are_not(queue: Queue) -> None:
+    queue.transitions.beat("s1", [], lease_s=LEASE_S, info=INFO)
+    queue.client.zadd(queue.keys.supervisors, {"dead": 1000, "evicted": 10**13})
+    supervisors = queue.views.stats().supervisors
+    assert {one.sid: one.info for one in supervisors} == {"s1": INFO, "evicted": {}}
+    assert supervisors[0].as_json() == {**INFO, "sid": "s1"}
+
+
+def test_a_remembered_job_counts_until_its_hash_expires(queue: Queue) -> None:
+    queue.end("new")
+    queue.client.zadd(queue.keys.done, {"old": 1000})
+    assert queue.views.stats().succeeded == 1
+
+
+# --- when Redis does not ---
+
+
+def test_a_key_of_another_type_is_a_sentence(queue: Queue) -> None:
+    queue.client.set(queue.keys.intake, "x")
+    for look in (queue.views.stats, queue.views.jobs):
+        with pytest.raises(QueueError, match="WRONGTYPE"):
+            look()
+
+
+def test_a_redis_that_is_away_is_a_sentence() -> None:
+    views = Views(connect(RedisSettings(url="unix:///nowhere/redis.sock"), Path()), Keys())
+    for look in (views.stats, views.jobs, lambda: views.job("a")):
+        with pytest.raises(QueueError, match="cannot be reached"):
+            look()
