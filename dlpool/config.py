@@ -268,3 +268,15 @@ SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
     "network": NetworkSettings, "logging": LoggingSettings,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All sections of an INI file."""
+
+    redis: RedisSettings = RedisSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    transfer: TransferSettings = TransferSettings()
+    paths: PathSettings = PathSettings()
+    network: NetworkSettings = NetworkSettings()
+    logging: LoggingSettings = LoggingSettings()

@@ -1,0 +1,69 @@
+"""``dlpool-supervisor``: the service, from its options and its INI file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from dlpool import __version__
+from dlpool.cli.main import EXIT_CODES, Parser
+from dlpool.cli.options import add_setting
+from dlpool.cli.queue_options import add_queue_options, merged
+from dlpool.config import SECTIONS, Settings, SupervisorSettings
+from dlpool.errors import DlpoolError
+
+_NAMED = ("max_concurrent_downloads", "drain_timeout")  # further settings with an option of their own
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the service; all else is in the INI file."""
+    parser = Parser(
+        prog="dlpool-supervisor",
+        description="Takes download jobs from Redis and turns them into files, until it is told to end.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
+    add_queue_options(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    group = parser.add_argument_group("service")
+    for declared in fields(SupervisorSettings):
+        if declared.name in _NAMED:
+            add_setting(group, declared)
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The options over the INI file over the defaults. Raises ConfigurationError."""
+    sections = {name: kind() for name, kind in SECTIONS.items()}
+    if arguments.config is not None:
+        from dlpool.cli.ini import load
+
+        sections = load(arguments.config)
+    settings = Settings(**sections)
+    given = {name: value for name, value in vars(arguments).items() if name in _NAMED}
+    return replace(settings, redis=merged(settings.redis, arguments), supervisor=replace(settings.supervisor, **given))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service and return its exit code. No traceback reaches the user."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        from dlpool.service.service import serve
+
+        settings = settings_of(arguments)
+        arguments.quiet = True  # a reload need not warn again
+        serve(settings, lambda: settings_of(arguments))
+    except DlpoolError as error:
+        print(f"dlpool-supervisor: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # before the service had its own handlers
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

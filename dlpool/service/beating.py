@@ -1,0 +1,112 @@
+"""The beat thread: leases and registration, what is mailed to this supervisor, and the jobs of those that are gone."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from dlpool.errors import QueueError
+from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.transitions import Transitions
+from dlpool.observe.log import Logger
+from dlpool.service.fetching import Fetcher
+from dlpool.service.ledger import Ledger
+from dlpool.service.link import Backoff, Link
+from dlpool.service.messages import Lost, Message, TakenBack
+from dlpool.service.spool import Spool
+
+RECOVER_S = 5.0
+
+
+class Beater:
+    """``serve`` is the thread. ``blocking`` is a client of its own that waits for mail."""
+
+    def __init__(
+        self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, spool: Spool,
+        fetcher: Fetcher, log: Logger, *, lease_s: float, grace_s: float, order: Callable[[], str],
+        info: Callable[[], dict[str, Any]], post: Callable[[Message], None], earlier: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        self._transitions = transitions
+        self._blocking = blocking
+        self._sid = sid
+        self._ledger = ledger
+        self._link = link
+        self._spool = spool
+        self._fetcher = fetcher
+        self._log = log
+        self._lease_s = lease_s
+        self._grace_s = grace_s
+        self._order = order
+        self._info = info
+        self._post = post
+        self._earlier = earlier
+        self._backoff = Backoff(link.stopping)
+        self._beat_at = 0.0
+        self._recover_at = 0.0
+        self._has_begun = threading.Event()
+
+    def serve(self) -> None:
+        """Until all stop; first what an earlier start left."""
+        while not self._link.stopping.is_set():
+            try:
+                if not self._has_begun.is_set():
+                    self._begin()
+                self._turn()
+                self._backoff.reset()
+            except QueueError as error:
+                self._link.lost(error)
+                self._beat_at = 0.0  # the first thing to do when Redis is back
+                self._backoff.wait()
+
+    def _begin(self) -> None:
+        """Record what an earlier start spooled, then give back the jobs that it held."""
+        for sid, ending in self._spool.kept():
+            reply = self._transitions.finish(sid, [ending])[0]
+            self._spool.forget(ending.ticket)
+            self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, result=ending.outcome, reply=reply)
+        given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
+        if given_back:
+            self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
+        self._has_begun.set()
+        if self._earlier:
+            self._post(TakenBack(self._earlier))
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if now >= self._beat_at or not self._link.registered.is_set():
+            self._beat()
+            self._beat_at = now + self._lease_s / 3
+        if now >= self._recover_at:
+            self._recover()
+            self._recover_at = now + min(RECOVER_S, self._grace_s)
+        self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
+
+    def _beat(self) -> None:
+        held = [one for one in self._ledger.all() if not one.is_lost]
+        jobs = [(one.ticket, json.dumps(one.progress) if one.progress else "") for one in held]
+        beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
+        self._link.beat()
+        for one, verdict in zip(held, beat.verdicts, strict=True):
+            if verdict == "LOST" and not one.is_ending:
+                self._post(Lost(str(one.ticket)))
+        if beat.strays > 0:
+            self._fetcher.reconcile()
+
+    def _recover(self) -> None:
+        found = self._transitions.recover(self._sid, grace_s=self._grace_s, order=self._order())
+        if found.suspects:
+            self._log.warning("leases_passed", jobs=found.suspects)
+        if found.given_back:
+            self._log.warning("jobs_recovered", jobs=len(found.given_back), job_ids=list(found.given_back)[:20])
+
+    def _read_mail(self, seconds: float) -> None:
+        keys = self._transitions.keys
+        with translated(self._blocking):
+            mail = self._blocking.blpop([keys.mail(self._sid), keys.wake], timeout=seconds)
+        if mail is not None:
+            self._fetcher.look()

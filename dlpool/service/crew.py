@@ -1,0 +1,245 @@
+"""The jobs of a supervisor on their way through its workers: the part of the main thread that moves them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from typing import Any
+
+from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.observe.log import Logger
+from dlpool.service.dealing import Waiting, deal
+from dlpool.service.frames import (
+    CancelFrame,
+    CleanFrame,
+    EndedFrame,
+    Frame,
+    HelloFrame,
+    JobFrame,
+    LostFrame,
+    PublishFrame,
+    StatusFrame,
+    VerifiedFrame,
+)
+from dlpool.service.handle import Handle
+from dlpool.service.ledger import Held, Ledger
+from dlpool.service.messages import Recorded
+from dlpool.service.pool import WorkerPool
+from dlpool.service.recording import Recorder
+from dlpool.service.verdict import Judge
+
+DISOWNED = ("FENCED", "GONE", "DUP")
+
+
+class Crew:
+    """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
+
+    def __init__(self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, log: Logger) -> None:
+        self.judge = judge
+        self.fault_until = 0.0
+        self.is_probing = False  # after a node fault: one job at a time, until one succeeds
+        self._ledger = ledger
+        self._pool = pool
+        self._recorder = recorder
+        self._log = log
+        self._leftovers: deque[CleanFrame] = deque()
+        self._paths: dict[str, str | None] = {}
+
+    # --- in ---
+
+    def take_in(self, claimed: Claimed) -> None:
+        """A job was claimed: run it, or say why not."""
+        job, instead = self.judge.admit(claimed)
+        held = Held(claimed, job, is_ending=instead is not None)
+        if not self._ledger.add(held):
+            return
+        if instead is not None:
+            self._recorder.end(instead)
+
+    def deal(self) -> None:
+        """Give waiting jobs to workers with free slots."""
+        waiting = [one for one in self._ledger.all() if one.worker is None and not one.is_ending and not one.is_lost]
+        wanted = [Waiting(str(one.ticket), self.judge.must_run_alone(one.claimed)) for one in waiting]
+        for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():
+            held, handle = self._ledger.get(ticket), self._pool.workers[pid]
+            assert held is not None and held.job is not None
+            held.worker = pid
+            handle.jobs.add(ticket)
+            handle.send(_job_frame(held, held.job))
+            self._pool.note_taken(handle)
+
+    def suspects(self) -> int:
+        """How many jobs that must run alone are held."""
+        return sum(not one.is_ending and self.judge.must_run_alone(one.claimed) for one in self._ledger.all())
+
+    # --- from workers ---
+
+    def hear(self, handle: Handle) -> None:
+        """Take what a worker has sent."""
+        for frame in handle.frames():
+            self._heard(handle, frame)
+
+    def bury(self, handle: Handle, how: str) -> None:
+        """A worker has died: its last words first, then its jobs go back at once."""
+        self.hear(handle)
+        for ticket in sorted(handle.jobs):
+            held = self._ledger.get(ticket)
+            if held is None or held.is_ending:
+                continue
+            if held.is_lost:
+                self._ledger.drop(ticket)
+            elif held.job is not None:
+                self._end(held, self.judge.died(held.claimed, held.job.url, how))
+        handle.jobs.clear()
+
+    def _heard(self, handle: Handle, frame: Frame) -> None:
+        if isinstance(frame, HelloFrame):
+            self._pool.came_up(handle)
+        elif isinstance(frame, StatusFrame):
+            handle.counters = frame.counters
+            for ticket, progress in frame.jobs.items():
+                if (held := self._ledger.get(ticket)) is not None:
+                    held.progress = progress
+        elif isinstance(frame, VerifiedFrame):
+            held = self._ledger.get(frame.ticket)
+            if held is None or held.is_lost:
+                handle.send(LostFrame(frame.ticket))
+            else:
+                self._recorder.ask(held.ticket)
+        elif isinstance(frame, EndedFrame):
+            handle.jobs.discard(frame.ticket)
+            self._ended(frame)
+
+    def _ended(self, frame: EndedFrame) -> None:
+        held = self._ledger.get(frame.ticket)
+        if held is None or held.job is None or held.is_ending:
+            return
+        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame)
+        if frame.ending == "node_fault":
+            self.fault_until = time.monotonic() + self.judge.settings.fault_delay
+            self.is_probing = True
+            self._log.warning("node_fault", label=frame.label, reason=frame.message, **_about(held))
+        if frame.ending == "succeeded":
+            self.is_probing = False
+        if ending is None:
+            self._log.warning("job_lost", **_about(held))
+            self._ledger.drop(frame.ticket)
+            return
+        self._paths[frame.ticket] = frame.path
+        self._end(held, ending)
+
+    def _end(self, held: Held, ending: Finish) -> None:
+        held.is_ending = True
+        self._recorder.end(ending)
+
+    # --- from Redis ---
+
+    def stands(self, ticket: str, *, is_ours: bool) -> None:
+        """Redis has said whether a verified job may be published."""
+        if not is_ours:
+            self.lose(ticket)
+        elif (handle := self._worker_of(ticket)) is not None:
+            handle.send(PublishFrame(ticket))
+
+    def lose(self, ticket: str) -> None:
+        """The job is another's by now: it ends here without a record."""
+        held = self._ledger.get(ticket)
+        if held is None or held.is_ending or held.is_lost:
+            return
+        held.is_lost = True
+        handle = self._worker_of(ticket)
+        if handle is None:
+            self._ledger.drop(ticket)
+        else:
+            handle.send(LostFrame(ticket))
+
+    def recorded(self, message: Recorded) -> None:
+        """Redis knows how a job ended."""
+        ending, ticket = message.ending, str(message.ending.ticket)
+        held = self._ledger.get(ticket)
+        path = self._paths.pop(ticket, None)
+        if held is None:
+            return
+        if message.reply == "LEADS":
+            held.is_ending = False
+            return
+        self._ledger.drop(ticket)
+        self._log_end(held, ending, message.reply)
+        if held.job is not None and ending.outcome in ("success", "failed") and message.reply != "FENCED":
+            has_failed = ending.outcome == "failed"
+            frame = CleanFrame(ending.ticket.id, held.job.url, held.job.save_path, path, has_failed)
+            self._leftovers.append(frame)
+
+    def clean(self) -> None:
+        """Have workers remove what ended jobs kept for a next run."""
+        ready = [one for one in self._pool.workers.values() if one.is_ready and not one.killed_for]
+        while self._leftovers and ready:
+            ready[0].send(self._leftovers.popleft())
+
+    # --- the end ---
+
+    def release_waiting(self, reason: str) -> None:
+        """Give back what no worker has begun."""
+        for held in self._ledger.all():
+            if held.worker is None and not held.is_ending:
+                self._end(held, Finish(held.ticket, "release", note={"label": "released", "message": reason}))
+
+    def cancel_running(self, reason: str) -> None:
+        """Have running jobs checkpointed and given back."""
+        for held in self._ledger.all():
+            handle = self._worker_of(str(held.ticket))
+            if handle is not None and not held.is_ending:
+                handle.send(CancelFrame(str(held.ticket), reason))
+
+    def _worker_of(self, ticket: str) -> Handle | None:
+        held = self._ledger.get(ticket)
+        if held is None or held.worker is None:
+            return None
+        handle = self._pool.workers.get(held.worker)
+        return handle if handle is not None and ticket in handle.jobs else None
+
+    def _log_end(self, held: Held, ending: Finish, reply: str) -> None:
+        """The one summary line of a job's run."""
+        fields = _about(held) | {name: value for name, value in ending.note.items() if name not in ("message", "path")}
+        reason = ending.note.get("message")
+        if reply in DISOWNED:
+            self._log.warning("job_disowned", result=ending.outcome, reply=reply, **fields)
+        elif ending.outcome == "success":
+            self._log.info("job_succeeded", outcome="success", **fields)
+        elif ending.outcome == "failed":
+            event = "job_failed" if held.job is not None else "job_malformed"
+            self._log.error(event, outcome="failure", error=reason, **fields)
+        elif ending.outcome in ("retry", "crash"):
+            fields["delay_s"] = ending.delay_s
+            self._log.warning("job_retried", result=ending.outcome, reason=reason, **fields)
+        else:
+            fields["delay_s"] = ending.delay_s
+            self._log.info("job_released", result=ending.outcome, reason=reason, reply=reply, **fields)
+
+
+def trace_of(job_id: str, job: PushedJob | None) -> str:
+    """The trace id that the client gave, else one that follows from the id: the same in each run."""
+    given = job.trace_id if job is not None else None
+    return given or hashlib.sha256(job_id.encode()).hexdigest()[:32]
+
+
+def _about(held: Held) -> dict[str, Any]:
+    job, claimed = held.job, held.claimed
+    about: dict[str, Any] = {"job_id": claimed.ticket.id, "attempt": claimed.attempts,
+                             "trace_id": trace_of(claimed.ticket.id, job)}  # fmt: skip
+    if job is not None:
+        about |= {"url": job.url, "path": job.save_path}
+        if job.user_id is not None:
+            about["user_id"] = job.user_id
+    return about
+
+
+def _job_frame(held: Held, job: PushedJob) -> JobFrame:
+    ticket = held.ticket
+    return JobFrame(
+        str(ticket), ticket.id, ticket.fence, held.claimed.attempts, job.url, job.save_path,
+        trace_of(ticket.id, job), job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
+        job.if_exists,
+    )  # fmt: skip

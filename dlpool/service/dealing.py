@@ -1,0 +1,67 @@
+"""Which worker gets which job, how many workers there should be, and when one may start. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+RESPAWN_FIRST_S = 0.1
+RESPAWN_MAX_S = 10.0
+HEALTHY_S = 10.0  # a worker that lived so long was no failed start
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A worker: its pid, free slots and jobs; ``is_alone``: for one suspect job."""
+
+    pid: int
+    free: int
+    busy: int
+    is_alone: bool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that waits for a worker."""
+
+    ticket: str
+    is_suspect: bool
+
+
+def deal(waiting: Sequence[Waiting], seats: Sequence[Seat]) -> list[tuple[str, int]]:
+    """Ticket and pid for each job that has a place now: to the worker with the most free slots, suspects alone."""
+    places = {seat.pid: seat for seat in seats}
+    dealt: list[tuple[str, int]] = []
+    for job in waiting:
+        fitting = [seat for seat in places.values() if _fits(seat, job)]
+        if not fitting:
+            continue
+        best = max(fitting, key=lambda seat: seat.free)
+        places[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
+        dealt.append((job.ticket, best.pid))
+    return dealt
+
+
+def _fits(seat: Seat, job: Waiting) -> bool:
+    return seat.free > 0 and seat.is_alone == job.is_suspect and not (seat.is_alone and seat.busy)
+
+
+def slots_of(slots: int, workers: int) -> list[int]:
+    """``slots`` dealt over ``workers``, as evenly as possible, none without any."""
+    workers = min(workers, slots)
+    return [slots // workers + (number < slots % workers) for number in range(workers)]
+
+
+@dataclass(frozen=True)
+class Respawn:
+    """When the next worker may be started: at once after one that had lived, later and later after failed starts."""
+
+    failures: int = 0
+    not_before: float = 0.0
+
+    def after_death(self, lived_s: float, now: float) -> Respawn:
+        """A worker has died."""
+        if lived_s >= HEALTHY_S:
+            return Respawn()
+        delay = 0.0 if self.failures == 0 else min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
+        return Respawn(self.failures + 1, now + delay)

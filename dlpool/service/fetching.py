@@ -1,0 +1,101 @@
+"""The fetch thread: claims jobs for free slots, and waits for work where there is none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import redis
+
+from dlpool.errors import QueueError
+from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.transitions import Transitions
+from dlpool.service.ledger import Ledger
+from dlpool.service.link import Backoff, Link
+from dlpool.service.messages import Claims, Message
+
+PAUSE_S = 0.5  # between looks where nothing may be claimed
+
+
+class Fetcher:
+    """``serve`` is the thread; ``look`` and ``reconcile`` by any.
+
+    ``blocking`` is a client of its own: it waits in Redis, and others end that wait.
+    """
+
+    def __init__(
+        self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, lease_s: float,
+        order: Callable[[], str], post: Callable[[Message], None],
+    ) -> None:  # fmt: skip
+        self._transitions = transitions
+        self._blocking = blocking
+        self._sid = sid
+        self._ledger = ledger
+        self._link = link
+        self._lease_s = lease_s
+        self._order = order
+        self._post = post
+        self._has_strays = threading.Event()
+        self._handed_over = threading.Event()
+        self._handed_over.set()
+        self._is_stopped = False
+        self._waiting_id: int | None = None
+        self._backoff = Backoff(link.stopping)
+
+    def serve(self) -> None:
+        """Until all stop."""
+        while not self._link.stopping.is_set():
+            if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(PAUSE_S):
+                continue
+            if not self._has_strays.is_set() and not self._ledger.has_room.wait(PAUSE_S):
+                continue
+            try:
+                self._turn()
+                self._backoff.reset()
+            except QueueError as error:
+                self._link.lost(error)
+                self._backoff.wait()
+
+    def reconcile(self) -> None:
+        """Redis holds jobs for us that we do not know: the next claim hands them over."""
+        self._has_strays.set()
+
+    def handed_over(self) -> None:
+        """The main thread has taken in what was claimed last: the next claim may name it."""
+        self._handed_over.set()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._is_stopped = True
+
+    def look(self) -> None:
+        """A job became ready elsewhere than in the intake: end the wait there. Any thread; raises QueueError."""
+        waiting = self._waiting_id
+        if waiting is not None:
+            with translated(self._transitions.client):
+                self._transitions.client.client_unblock(waiting)
+
+    def _turn(self) -> None:
+        self._has_strays.clear()
+        room = 0 if self._is_stopped else self._ledger.room()
+        claim = self._transitions.claim(
+            self._sid, self._ledger.tickets(), room, lease_s=self._lease_s, order=self._order()
+        )
+        if claim is None:
+            self._link.registered.clear()
+        elif claim.jobs:
+            self._handed_over.clear()
+            self._post(Claims(claim.jobs))
+        elif room:
+            self._wait(BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001))
+
+    def _wait(self, seconds: float) -> None:
+        """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""
+        keys = self._transitions.keys
+        source = "LEFT" if self._order() == "lifo" else "RIGHT"
+        with translated(self._blocking):
+            self._waiting_id = self._blocking.client_id()
+            self._blocking.execute_command(  # type: ignore[no-untyped-call]
+                "BLMOVE", keys.intake, keys.inbox(self._sid), source, "LEFT", seconds
+            )
+        self._waiting_id = None

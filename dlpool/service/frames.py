@@ -1,0 +1,179 @@
+"""What supervisor and worker say to each other: values, as JSON frames below 64 KiB."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from dlpool.errors import InternalError
+
+MAX_FRAME = 64 * 1024 - 1  # bytes
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Base of all frames; ``kind`` names it on the wire."""
+
+    kind: ClassVar[str]
+
+
+# --- down: to the worker ---
+
+
+@dataclass(frozen=True)
+class JobFrame(Frame):
+    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go into its log lines."""
+
+    kind = "job"
+    ticket: str
+    job_id: str
+    fence: int
+    attempt: int
+    url: str
+    save_path: str
+    trace_id: str
+    user_id: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    checksum: str | None = None
+    if_exists: str | None = None
+
+
+@dataclass(frozen=True)
+class CancelFrame(Frame):
+    """Checkpoint this job and give it back; ``reason`` for the log."""
+
+    kind = "cancel"
+    ticket: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PublishFrame(Frame):
+    """The fence stands: publish."""
+
+    kind = "publish"
+    ticket: str
+
+
+@dataclass(frozen=True)
+class LostFrame(Frame):
+    """The job is another's by now: stop, and publish nothing."""
+
+    kind = "lost"
+    ticket: str
+
+
+@dataclass(frozen=True)
+class CleanFrame(Frame):
+    """The queue knows how this job ended: remove what it kept for a next run.
+
+    ``path`` is where it went, None if that was never known.
+    """
+
+    kind = "clean"
+    job_id: str
+    url: str
+    save_path: str
+    path: str | None
+    has_failed: bool
+
+
+@dataclass(frozen=True)
+class ConfigFrame(Frame):
+    """Settings for the jobs that come from now on, as the dicts of their dataclasses."""
+
+    kind = "config"
+    transfer: dict[str, Any]
+    network: dict[str, Any]
+    paths: dict[str, Any]
+    logging: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PingFrame(Frame):
+    """The supervisor lives."""
+
+    kind = "ping"
+
+
+@dataclass(frozen=True)
+class RetireFrame(Frame):
+    """End when the present jobs have ended."""
+
+    kind = "retire"
+
+
+# --- up: to the supervisor ---
+
+
+@dataclass(frozen=True)
+class HelloFrame(Frame):
+    """The worker is ready."""
+
+    kind = "hello"
+    pid: int
+
+
+@dataclass(frozen=True)
+class StatusFrame(Frame):
+    """The heartbeat, once a second: progress of running jobs by ticket, and counters since the start."""
+
+    kind = "status"
+    jobs: dict[str, dict[str, Any]]
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class VerifiedFrame(Frame):
+    """The file is complete and right, its lock is held: may it be published?"""
+
+    kind = "verified"
+    ticket: str
+
+
+@dataclass(frozen=True)
+class EndedFrame(Frame):
+    """A job has left its slot.
+
+    ``ending``: succeeded, retry, failed, node_fault, locked, released, lost. ``result`` are the figures of a success,
+    else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait.
+    """
+
+    kind = "ended"
+    ticket: str
+    ending: str
+    path: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    message: str = ""
+    retry_after_s: float | None = None
+
+
+FRAMES: Mapping[str, type[Frame]] = {
+    frame.kind: frame
+    for frame in (
+        JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, PingFrame, RetireFrame,
+        HelloFrame, StatusFrame, VerifiedFrame, EndedFrame,
+    )
+}  # fmt: skip
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as it is sent. Raises InternalError if it is too large."""
+    data = json.dumps({"kind": frame.kind, **vars(frame)}).encode()
+    if len(data) > MAX_FRAME:
+        raise InternalError(f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}")
+    return data
+
+
+def decode(data: bytes) -> Frame:
+    """The frame that was sent."""
+    fields = json.loads(data)
+    return FRAMES[fields.pop("kind")](**fields)
+
+
+def config_frame(transfer: Any, network: Any, paths: Any, logging: Any) -> ConfigFrame:
+    """The settings' dataclasses as a frame."""
+    return ConfigFrame(asdict(transfer), asdict(network), asdict(paths), asdict(logging))

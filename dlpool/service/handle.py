@@ -1,0 +1,105 @@
+"""A worker process as its supervisor sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import psutil
+
+from dlpool.service.channel import Channel
+from dlpool.service.frames import Frame
+from dlpool.service.worker import stacks_file
+
+MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
+
+
+class Handle:
+    """Used by the main thread only. ``is_alone``: it runs one suspect job at a time, and nothing else."""
+
+    def __init__(self, process: SpawnProcess, channel: Channel, slots: int, *, is_alone: bool) -> None:
+        self.process = process
+        self.channel = channel
+        self.slots = slots
+        self.is_alone = is_alone
+        self.pid = process.pid or 0
+        self.jobs: set[str] = set()
+        self.taken = 0  # jobs in all
+        self.started = self.heard = time.monotonic()
+        self.is_ready = False
+        self.is_retiring = False
+        self.killed_for: str | None = None
+        self.kill_at: float | None = None
+        self.counters: dict[str, int] = {}
+        self._unsent: deque[Frame] = deque()
+
+    def __repr__(self) -> str:
+        kind = (
+            "retiring" if self.is_retiring else "alone" if self.is_alone else "ready" if self.is_ready else "starting"
+        )
+        return f"<Worker {self.pid} {kind}: {len(self.jobs)} of {self.slots}>"
+
+    @property
+    def free_slots(self) -> int:
+        """How many more jobs it may be given."""
+        return self.slots - len(self.jobs) if self.is_ready and not self.is_retiring and not self.killed_for else 0
+
+    def send(self, frame: Frame) -> None:
+        """Send it now, or as soon as the worker reads again; order is kept."""
+        self._unsent.append(frame)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what could not be sent before."""
+        while self._unsent and self.channel.send(self._unsent[0]):
+            self._unsent.popleft()
+
+    def frames(self) -> Iterator[Frame]:
+        """What it has sent. Stops at the end of data; the process's own end is seen by its sentinel."""
+        with suppress(BlockingIOError):
+            while (frame := self.channel.receive()) is not None:
+                self.heard = time.monotonic()
+                yield frame
+
+    def memory(self) -> int:
+        """Resident memory in bytes, 0 if it is gone."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def abort(self, reason: str) -> None:
+        """Have it dump its stacks and die; a second later it is killed."""
+        self.killed_for = reason
+        self.kill_at = time.monotonic() + 1.0
+        self._signal(signal.SIGABRT)
+
+    def kill(self, reason: str) -> None:
+        """End it at once."""
+        self.killed_for = self.killed_for or reason
+        self._signal(signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        """How the process, which has ended, did so."""
+        code = self.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{self.killed_for} ({how})" if self.killed_for else how
+
+    def stacks(self, state_dir: Path) -> str:
+        """The stacks that it dumped when it died, if any; the file goes."""
+        path = stacks_file(state_dir, self.pid)
+        with suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            path.unlink()
+            return text[:MAX_STACKS]
+        return ""
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)

@@ -1,0 +1,94 @@
+"""The jobs that a supervisor holds."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.transitions import Claimed, Ticket
+
+
+@dataclass
+class Held:
+    """A job of ours.
+
+    ``worker`` is the pid it runs in, None while it waits for a slot; ``is_ending``: it has left its
+    worker, and Redis does not know yet.
+    """
+
+    claimed: Claimed
+    job: PushedJob | None = None
+    worker: int | None = None
+    is_ending: bool = False
+    is_lost: bool = False
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ticket(self) -> Ticket:
+        return self.claimed.ticket
+
+
+class Ledger:
+    """What is held, and how many more may be. The lock guards the table and the capacity.
+
+    The main thread alone changes what is held; the fetch and beat threads read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[str, Held] = {}
+        self._capacity = 0
+        self.has_room = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Ledger {len(self._held)} of {self._capacity}>"
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, held: Held) -> bool:
+        """Take a job in; False if it is there already."""
+        with self._lock:
+            is_new = self._held.setdefault(str(held.ticket), held) is held
+            self._look()
+            return is_new
+
+    def drop(self, ticket: str) -> Held | None:
+        """The job is none of ours any more."""
+        with self._lock:
+            held = self._held.pop(ticket, None)
+            self._look()
+            return held
+
+    def get(self, ticket: str) -> Held | None:
+        return self._held.get(ticket)
+
+    def all(self) -> list[Held]:
+        with self._lock:
+            return list(self._held.values())
+
+    def set_capacity(self, jobs: int) -> None:
+        """How many jobs the workers can have at once."""
+        with self._lock:
+            self._capacity = jobs
+            self._look()
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def room(self) -> int:
+        """How many more jobs may be claimed."""
+        with self._lock:
+            return max(0, self._capacity - len(self._held))
+
+    def tickets(self) -> list[Ticket]:
+        return [held.ticket for held in self.all()]
+
+    def _look(self) -> None:
+        if len(self._held) < self._capacity:
+            self.has_room.set()
+        else:
+            self.has_room.clear()

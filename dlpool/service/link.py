@@ -1,0 +1,70 @@
+"""Whether Redis is there, as all threads of a supervisor see it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from dlpool.errors import QueueError
+from dlpool.observe.log import Logger
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+
+
+class Link:
+    """Thread-safe; the lock guards whether Redis is away and whether we are registered.
+
+    After an absence everybody waits for the first beat: it renews the leases before anything else is done.
+    """
+
+    def __init__(self, log: Logger, on_change: Callable[[], None]) -> None:
+        self._log = log
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._error: str | None = None
+        self.registered = threading.Event()
+        self.stopping = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Link {'away: ' + self._error if self._error else 'there'}>"
+
+    @property
+    def error(self) -> str | None:
+        """Why Redis cannot be used now, None if it can."""
+        return self._error
+
+    def lost(self, error: QueueError) -> None:
+        """A call has failed."""
+        with self._lock:
+            is_news, self._error = self._error is None, str(error)
+            self.registered.clear()
+        if is_news:
+            self._log.warning("redis_away", error=error)
+            self._on_change()
+
+    def beat(self) -> None:
+        """A beat has come through: we are registered, our leases are renewed."""
+        with self._lock:
+            was_away, self._error = self._error is not None, None
+            self.registered.set()
+        if was_away:
+            self._log.info("redis_back")
+            self._on_change()
+
+
+class Backoff:
+    """Waits between tries of one thread, longer and longer, until something succeeds or all stop."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+        self._delay_s = BACKOFF_FIRST_S
+
+    def wait(self) -> None:
+        """Wait for the next try."""
+        self._stopping.wait(self._delay_s)
+        self._delay_s = min(BACKOFF_MAX_S, self._delay_s * 2)
+
+    def reset(self) -> None:
+        """The try succeeded."""
+        self._delay_s = BACKOFF_FIRST_S

@@ -1,0 +1,85 @@
+"""What the threads of a supervisor tell its main thread."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dlpool.jobs.transitions import Claimed, Finish
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Jobs that were claimed."""
+
+    jobs: tuple[Claimed, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or LEADS."""
+
+    ending: Finish
+    reply: str
+
+
+@dataclass(frozen=True)
+class Stands:
+    """Whether the fence of a verified job still stands."""
+
+    ticket: str
+    is_ours: bool
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A beat said that a job is another's by now."""
+
+    ticket: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Look again: Redis is away or back, a signal came, a thread has ended."""
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """The jobs of earlier starts are given back; those sids may be forgotten."""
+
+    sids: tuple[str, ...]
+
+
+Message = Claims | Recorded | Stands | Lost | Changed | TakenBack
+
+
+class Mailbox:
+    """From any thread, or a signal handler, to the one that selects on ``fileno``."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._wake
+
+    def post(self, message: Message) -> None:
+        """Leave a message."""
+        self._messages.put(message)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the reader."""
+        os.eventfd_write(self._wake, 1)
+
+    def read(self) -> Iterator[Message]:
+        """What was left until now."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
+        while not self._messages.empty():
+            yield self._messages.get()

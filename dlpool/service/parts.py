@@ -1,0 +1,148 @@
+"""What a supervisor is made of, and its threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dlpool import __version__
+from dlpool.config import Settings
+from dlpool.errors import InternalError, QueueError
+from dlpool.jobs.connection import EMBEDDED, connect
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.records import rfc3339
+from dlpool.jobs.transitions import Transitions
+from dlpool.observe.log import Log
+from dlpool.service.beating import Beater
+from dlpool.service.crew import Crew
+from dlpool.service.fetching import Fetcher
+from dlpool.service.ledger import Ledger
+from dlpool.service.link import Link
+from dlpool.service.messages import Changed, Mailbox
+from dlpool.service.node import Node
+from dlpool.service.pool import WorkerPool
+from dlpool.service.recording import Recorder
+from dlpool.service.redisserver import EmbeddedRedis
+from dlpool.service.spool import Spool
+from dlpool.service.verdict import Judge
+from dlpool.service.worker import WorkerSettings
+
+JOIN_S = 6.0  # the longest call of Redis ends before
+
+
+class Parts:
+    """Made, started and ended on the main thread."""
+
+    def __init__(self, settings: Settings, node: Node, log: Log) -> None:
+        """Raises ConfigurationError, LocalFault, or what the embedded server raises at its start."""
+        self._log = log.logger("supervisor")
+        self._started_at = rfc3339()
+        self._settings = settings
+        self._state_dir = node.state_dir
+        earlier = tuple(node.earlier_sids())
+        self.node_id, self.sid = node.node_id, node.new_sid()
+        self.server = EmbeddedRedis.start(node.state_dir) if settings.redis.url == EMBEDDED else None
+        self.mailbox = Mailbox()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.mailbox, selectors.EVENT_READ, None)
+        self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()))
+        self.ledger = Ledger()
+        client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
+        self._transitions = Transitions(client, Keys(settings.redis.group))
+        self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log)
+        judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
+        spool, lease_s = Spool(node.state_dir), settings.supervisor.lease
+        post, order = self.mailbox.post, self._order
+        self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
+        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, log.logger("jobs"))
+        self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
+                               order, post)  # fmt: skip
+        self._beater = Beater(
+            self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
+            lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
+            earlier=earlier,
+        )  # fmt: skip
+        self._failure: BaseException | None = None
+        self._threads = [
+            self._thread(name, work)
+            for name, work in (
+                ("fetch", self.fetcher.serve), ("beat", self._beater.serve), ("record", self._recorder.serve)
+            )
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def apply(self, settings: Settings) -> None:
+        """Use reloaded settings."""
+        self._settings = settings
+        self.pool.settings = settings.supervisor
+        self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
+
+    def check_threads(self) -> None:
+        """Raise what ended a thread; start the embedded server again if it has ended."""
+        if self._failure is not None:
+            raise InternalError(f"a thread of the supervisor ended: {self._failure}") from self._failure
+        if self.server is not None and not self.server.is_alive():
+            self._log.error("embedded_redis_ended", error="it is started again")
+            self.server = EmbeddedRedis.start(self._state_dir)
+
+    def stop(self, *, is_empty: bool) -> bool:
+        """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""
+        self.link.stopping.set()
+        for thread in self._threads:
+            thread.join(JOIN_S)
+        is_clean = is_empty and self.link.error is None and self._sign_off()
+        if self.server is not None:
+            self.server.stop()
+        return is_clean
+
+    def _sign_off(self) -> bool:
+        """What was reserved goes back to the intake, and nobody waits for our leases."""
+        try:
+            self._transitions.take_back(self.sid, [self.sid], order=self._order())
+        except QueueError as error:
+            self._log.warning("sign_off_failed", error=error)
+            return False
+        return True
+
+    def _client(self, name: str) -> Any:
+        return connect(self._settings.redis, self._state_dir, name=f"dlpool-{name}-{self.sid}")
+
+    def _order(self) -> str:
+        return self._settings.redis.order
+
+    def _info(self) -> dict[str, Any]:
+        """What is shown of this supervisor."""
+        return {
+            "node": self.node_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
+            "slots": self._settings.supervisor.max_concurrent_downloads, "busy": len(self.ledger),
+            "started_at": self._started_at,
+        }  # fmt: skip
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def serve() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - top of a thread: the service ends with it
+                self._log.critical("thread_failed", thread=name, error=error)
+                self._failure = error
+                self.mailbox.post(Changed())
+
+        return threading.Thread(target=serve, name=name, daemon=True)
+
+
+def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
+    return WorkerSettings(
+        node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
+        settings.paths, settings.logging,
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""The worker processes: wanted and actual. Level-triggered: ``tend`` may be called at any time, any number of times."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import selectors
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from dlpool.config import SupervisorSettings
+from dlpool.errors import DlpoolError
+from dlpool.observe.log import Logger
+from dlpool.service import worker
+from dlpool.service.channel import Channel
+from dlpool.service.dealing import Respawn, Seat, slots_of
+from dlpool.service.frames import Frame, PingFrame, RetireFrame
+from dlpool.service.handle import Handle
+from dlpool.service.worker import WorkerSettings
+
+PING_S = 1.0
+MEMORY_S = 2.0
+MAX_FAILED_STARTS = 3
+STOP_S = 6.0  # a worker ends within 5
+
+
+class WorkersFail(DlpoolError):
+    """No worker has ever come up: the service cannot work."""
+
+
+class WorkerPool:
+    """Used by the main thread only, which is also the parent of all workers."""
+
+    def __init__(
+        self, settings: SupervisorSettings, given: WorkerSettings, selector: selectors.BaseSelector, log: Logger
+    ) -> None:
+        self.settings = settings
+        self.given = given
+        self._selector = selector
+        self._log = log
+        self._context = multiprocessing.get_context("spawn")
+        count = settings.workers or min(os.cpu_count() or 1, settings.max_concurrent_downloads)
+        self._shares = slots_of(settings.max_concurrent_downloads, count)
+        self._respawn = Respawn()
+        self._has_come_up = False
+        self._pinged = self._weighed = 0.0
+        self.workers: dict[int, Handle] = {}
+
+    def __repr__(self) -> str:
+        busy = sum(len(handle.jobs) for handle in self.workers.values())
+        return f"<WorkerPool {len(self._shares)} wanted: {len(self.workers)} there, {busy} jobs>"
+
+    def seats(self) -> list[Seat]:
+        """Where jobs may go."""
+        return [Seat(one.pid, one.free_slots, len(one.jobs), one.is_alone) for one in self.workers.values()]
+
+    def capacity(self) -> int:
+        """How many jobs the workers that are there can have at once."""
+        ordinary = [one for one in self.workers.values() if not one.is_alone and one.is_ready]
+        return sum(one.slots for one in ordinary if not one.is_retiring and not one.killed_for)
+
+    def tend(self, suspects: int, on_death: Callable[[Handle, str], None]) -> None:
+        """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
+        now = time.monotonic()
+        for handle in list(self.workers.values()):
+            if not handle.process.is_alive():
+                self._bury(handle, on_death)
+        self._look_for_hung(now)
+        self._weigh(now)
+        self._spawn_wanted(suspects, now)
+        self._retire_idle_quarantine(suspects)
+        if now - self._pinged >= PING_S:
+            self._pinged = now
+            self.tell_all(PingFrame())
+        for handle in self.workers.values():
+            handle.flush()
+
+    def tell_all(self, frame: Frame) -> None:
+        """Send a frame to every worker."""
+        for handle in self.workers.values():
+            handle.send(frame)
+
+    def came_up(self, handle: Handle) -> None:
+        """A worker said hello."""
+        handle.is_ready = self._has_come_up = True
+        self._log.info("worker_started", worker_pid=handle.pid, slots=handle.slots)
+
+    def note_taken(self, handle: Handle) -> None:
+        """One more job went to the worker; it is replaced after its share of them."""
+        handle.taken += 1
+        limit = self.settings.max_jobs_per_worker
+        if limit is not None and handle.taken >= limit:
+            self._retire(handle, f"it has run {handle.taken} jobs")
+
+    def stop(self, on_death: Callable[[Handle, str], None]) -> None:
+        """End all workers: by the end of their sockets, in the end by SIGKILL."""
+        for handle in self.workers.values():
+            handle.send(RetireFrame())
+            self._selector.unregister(handle.channel)
+            handle.channel.socket.shutdown(1)
+        deadline = time.monotonic() + STOP_S
+        for handle in list(self.workers.values()):
+            handle.process.join(max(0.0, deadline - time.monotonic()))
+            if handle.process.is_alive():
+                handle.kill("it did not end")
+            self._bury(handle, on_death, is_registered=False)
+
+    def _bury(self, handle: Handle, on_death: Callable[[Handle, str], None], *, is_registered: bool = True) -> None:
+        """A worker has ended: hear its last words, then give back what it had."""
+        if is_registered:
+            self._selector.unregister(handle.channel)
+        self._selector.unregister(handle.process.sentinel)
+        del self.workers[handle.pid]
+        on_death(handle, self._describe(handle))
+        handle.channel.close()
+        lived_s = time.monotonic() - handle.started
+        if not (handle.is_retiring and handle.is_ready):
+            self._respawn = self._respawn.after_death(lived_s, time.monotonic())
+        if not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
+            raise WorkersFail(f"no worker could be started; the last one ended with {handle.process.exitcode}")
+
+    def _describe(self, handle: Handle) -> str:
+        handle.process.join()
+        stacks = handle.stacks(self.given.state_dir)
+        code = handle.process.exitcode
+        how = handle.how_it_ended()
+        if code != 0 or handle.killed_for:
+            self._log.warning("worker_died", worker_pid=handle.pid, how=how, running=len(handle.jobs), stacks=stacks)
+        else:
+            self._log.info("worker_ended", worker_pid=handle.pid, running=len(handle.jobs))
+        return how
+
+    def _look_for_hung(self, now: float) -> None:
+        for handle in self.workers.values():
+            if handle.kill_at is not None and now >= handle.kill_at:
+                handle.kill("it did not end")
+            elif handle.killed_for is None and now - handle.heard > self.settings.worker_timeout:
+                self._log.warning("worker_hung", worker_pid=handle.pid, silent_s=round(now - handle.heard, 1))
+                handle.abort(f"it was silent for {self.settings.worker_timeout:g} s")
+
+    def _weigh(self, now: float) -> None:
+        if now - self._weighed < MEMORY_S:
+            return
+        self._weighed = now
+        soft, hard = self.settings.worker_memory_soft, self.settings.worker_memory_hard
+        for handle in self.workers.values():
+            size = handle.memory() if handle.killed_for is None else 0
+            if hard is not None and size > hard:
+                handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
+            elif soft is not None and size > soft and not handle.is_retiring:
+                self._retire(handle, f"it used {size} bytes of memory, more than worker_memory_soft")
+
+    def _retire(self, handle: Handle, reason: str) -> None:
+        """It ends after its jobs; a replacement is wanted at once."""
+        self._log.info("worker_retired", worker_pid=handle.pid, reason=reason)
+        handle.is_retiring = True
+        handle.send(RetireFrame())
+
+    def _spawn_wanted(self, suspects: int, now: float) -> None:
+        serving = [one for one in self.workers.values() if not one.is_retiring]
+        shares = list(self._shares)
+        for handle in serving:
+            if not handle.is_alone and handle.slots in shares:
+                shares.remove(handle.slots)
+        alone = suspects - sum(handle.is_alone for handle in serving)
+        if now < self._respawn.not_before:
+            return
+        for slots in shares:
+            self._spawn(slots, is_alone=False)
+        for _ in range(alone):
+            self._spawn(1, is_alone=True)
+
+    def _retire_idle_quarantine(self, suspects: int) -> None:
+        for handle in self.workers.values():
+            if handle.is_alone and handle.is_ready and not suspects and not handle.jobs and not handle.is_retiring:
+                self._retire(handle, "no suspect job is left")
+
+    def _spawn(self, slots: int, *, is_alone: bool) -> None:
+        channel, theirs = Channel.pair()
+        process = self._context.Process(
+            target=worker.main, args=(theirs, os.getpid(), replace(self.given, slots=slots)), daemon=True,
+            name="dlpool-worker",
+        )  # fmt: skip
+        process.start()
+        theirs.close()
+        handle = Handle(process, channel, slots, is_alone=is_alone)
+        self.workers[handle.pid] = handle
+        self._selector.register(channel, selectors.EVENT_READ, handle)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, None)

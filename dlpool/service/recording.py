@@ -1,0 +1,114 @@
+"""The record thread: tells Redis how jobs ended, and asks whether fences stand. Nothing is told twice, nothing is lost.
+
+While Redis is away final outcomes are spooled; what cannot be told stays in line, in order.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
+from dlpool.jobs.transitions import Finish, Ticket, Transitions
+from dlpool.observe.log import Logger
+from dlpool.service.link import Backoff, Link
+from dlpool.service.messages import Message, Recorded, Stands
+from dlpool.service.spool import Spool
+
+AT_ONCE = 64  # in one round trip
+LOOK_S = 0.5
+
+
+class Recorder:
+    """``end`` and ``ask`` from the main thread, ``serve`` is the thread."""
+
+    def __init__(
+        self, transitions: Transitions, sid: str, lease_s: float, spool: Spool, link: Link, log: Logger,
+        post: Callable[[Message], None],
+    ) -> None:  # fmt: skip
+        self._transitions = transitions
+        self._sid = sid
+        self._lease_s = lease_s
+        self._spool = spool
+        self._link = link
+        self._log = log
+        self._post = post
+        self._line: queue.SimpleQueue[Finish | Ticket] = queue.SimpleQueue()
+        self._backoff = Backoff(link.stopping)
+
+    def end(self, ending: Finish) -> None:
+        """Tell Redis; the answer comes as Recorded."""
+        self._line.put(ending)
+
+    def ask(self, ticket: Ticket) -> None:
+        """Ask whether the job is still ours; the answer comes as Stands."""
+        self._line.put(ticket)
+
+    def serve(self) -> None:
+        """Until all stop; what is in line then is spooled."""
+        pending: list[Finish | Ticket] = []
+        while not self._link.stopping.is_set():
+            pending += self._take(AT_ONCE - len(pending), wait=not pending)
+            try:
+                self._tell(pending)
+                pending = []
+                self._backoff.reset()
+            except (QueueAway, QueueRefused) as error:
+                self._link.lost(error)
+                self._keep(pending)
+                self._backoff.wait()
+        self._keep([*pending, *self._take(1_000_000, wait=False)])
+
+    def _take(self, most: int, *, wait: bool) -> list[Finish | Ticket]:
+        taken: list[Finish | Ticket] = []
+        try:
+            if wait:
+                taken.append(self._line.get(timeout=LOOK_S))
+            while len(taken) < most:
+                taken.append(self._line.get_nowait())
+        except queue.Empty:
+            pass
+        return taken
+
+    def _tell(self, pending: Sequence[Finish | Ticket]) -> None:
+        """Questions first: they hold a finished file back."""
+        tickets = [one for one in pending if isinstance(one, Ticket)]
+        if tickets:
+            beat = self._transitions.beat(self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s)
+            for ticket, verdict in zip(tickets, beat.verdicts, strict=True):
+                self._post(Stands(str(ticket), verdict != "LOST"))
+        endings = [one for one in pending if isinstance(one, Finish)]
+        if not endings:
+            return
+        for ending, reply in zip(endings, self._finish(endings), strict=True):
+            self._spool.forget(ending.ticket)
+            self._post(Recorded(ending, reply))
+
+    def _finish(self, endings: Sequence[Finish]) -> list[str]:
+        try:
+            return self._transitions.finish(self._sid, endings)
+        except (QueueAway, QueueRefused):
+            raise
+        except QueueError:
+            return [self._finish_one(ending) for ending in endings]
+
+    def _finish_one(self, ending: Finish) -> str:
+        """A record that Redis does not take (its key holds another type) must not keep all others waiting."""
+        try:
+            return self._transitions.finish(self._sid, [ending])[0]
+        except (QueueAway, QueueRefused):
+            raise
+        except QueueError as error:
+            self._log.error("record_refused", job_id=ending.ticket.id, error=error)
+            note = ending.note | {"record_refused": str(error)}
+            return self._transitions.finish(self._sid, [replace(ending, record=None, note=note)])[0]
+
+    def _keep(self, pending: Sequence[Finish | Ticket]) -> None:
+        for ending in pending:
+            if not isinstance(ending, Finish):
+                continue
+            try:
+                self._spool.keep(self._sid, ending)
+            except LocalFault as error:
+                self._log.error("outcome_not_spooled", job_id=ending.ticket.id, error=error)

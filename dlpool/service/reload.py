@@ -1,0 +1,31 @@
+"""Settings read anew while the service runs: all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from dlpool.config import Settings
+from dlpool.errors import ConfigurationError
+
+Load = Callable[[], Settings]
+
+
+def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]:
+    """The new settings, None if they cannot be used; and what is wrong, or waits for a restart."""
+    try:
+        wanted = load()
+    except ConfigurationError as error:
+        return None, str(error).splitlines()
+    new, waiting = {}, []
+    for section in fields(Settings):
+        old, given = getattr(present, section.name), getattr(wanted, section.name)
+        kept: dict[str, Any] = {}
+        for declared in fields(old):
+            before, after = getattr(old, declared.name), getattr(given, declared.name)
+            if before != after and not declared.metadata["reload"]:
+                kept[declared.name] = before
+                waiting.append(f"[{section.name}] {declared.name} takes effect at the next start")
+        new[section.name] = replace(given, **kept)
+    return Settings(**new), waiting

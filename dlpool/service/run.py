@@ -1,0 +1,133 @@
+"""One job in a slot of a worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dlpool.config import PathSettings, TransferSettings
+from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
+from dlpool.observe.log import Logger
+from dlpool.service.confine import confined
+from dlpool.service.frames import EndedFrame, Frame, JobFrame, VerifiedFrame
+from dlpool.service.verdict import ending_of
+from dlpool.transfer.client import Client
+from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.leftovers import discard_unfinished, forget_published
+from dlpool.transfer.transfer import Transfer
+
+Send = Callable[[Frame], object]
+_LEVELS: Mapping[str, str] = {
+    "range_retry": "warning", "download_restarted": "warning", "state_unusable": "warning", "job_started": "info",
+    "checksum_verified": "info", "target_skipped": "info", "job_succeeded": "debug",
+}  # fmt: skip
+
+
+class JobRun:
+    """A job from its frame to its end. ``run`` by the slot's thread, all else by any.
+
+    The lock guards the transfer and the error that shall end it, which may come before the transfer is made.
+    """
+
+    def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: PathSettings, client: Client, log: Logger,
+                 send: Send) -> None:  # fmt: skip
+        self.frame = frame
+        self._settings = replace(transfer, if_exists=frame.if_exists) if frame.if_exists else transfer
+        self._paths = paths
+        self._client = client
+        self._send = send
+        self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, user_id=frame.user_id, attempt=frame.attempt,
+                             url=frame.url)  # fmt: skip
+        self._lock = threading.Lock()
+        self._transfer: Transfer | None = None
+        self._error: DlpoolError | None = None
+        self._answered = threading.Event()
+        self._began = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<JobRun {self.frame.ticket} {self._transfer or 'not begun'}>"
+
+    def run(self) -> EndedFrame:
+        """Download and publish; never raises."""
+        ticket = self.frame.ticket
+        try:
+            outcome = self._make().run()
+        except DlpoolError as error:
+            return self._ended(error)
+        except Exception as error:  # noqa: BLE001 - top of a thread
+            self._log.error("worker_failed", error=error)
+            return self._ended(InternalError.of(error))
+        seconds = round(time.monotonic() - self._began, 3)
+        return EndedFrame(ticket, "succeeded", str(outcome.path), outcome.as_json() | {"seconds": seconds})
+
+    def cancel(self, error: DlpoolError) -> None:
+        """Checkpoint and end with ``error``, within a second."""
+        with self._lock:
+            self._error = self._error or error
+            transfer = self._transfer
+        if transfer is not None:
+            transfer.cancel(error)
+        self._answered.set()
+
+    def publish(self) -> None:
+        """The fence stands."""
+        self._answered.set()
+
+    def progress(self) -> dict[str, Any]:
+        """Where it is now, for people."""
+        transfer = self._transfer
+        if transfer is None:
+            return {"done": 0, "size": None, "phase": "connecting"}
+        now = transfer.progress()
+        return {"done": now.done, "size": now.size, "phase": now.phase, "connections": now.connections}
+
+    def log_progress(self) -> None:
+        """A line about where it is."""
+        self._log.info("download_progress", **self.progress())
+
+    def _make(self) -> Transfer:
+        frame = self.frame
+        target = confined(frame.save_path, self._paths)
+        job = Job(
+            frame.url, target.path, target.is_folder, frame.headers,
+            checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
+        )  # fmt: skip
+        transfer = Transfer(job, self._settings, self._client, self._notify, permit=self._permit)
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._transfer = transfer
+        return transfer
+
+    def _permit(self) -> None:
+        """Wait until the supervisor knows whether the job is still ours; the part file stays locked meanwhile."""
+        self._send(VerifiedFrame(self.frame.ticket))
+        self._answered.wait()
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+
+    def _notify(self, event: str, /, **fields: object) -> None:
+        getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
+
+    def _ended(self, error: DlpoolError) -> EndedFrame:
+        path = None if self._transfer is None else str(self._transfer.progress().path)
+        retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
+        return EndedFrame(self.frame.ticket, ending_of(error), path, label=error.label, message=str(error)[:2000],
+                          retry_after_s=retry_after_s)  # fmt: skip
+
+
+def lost() -> LostJob:
+    """What ends a job that another supervisor has by now."""
+    return LostJob("the job is another supervisor's by now")
+
+
+def clean(job_id: str, url: str, target: Path, *, has_failed: bool) -> None:
+    """Remove what an ended job kept for a next run. Raises LocalFault."""
+    if has_failed:
+        discard_unfinished(target, url)
+    forget_published(target, job_id)

@@ -1,0 +1,67 @@
+"""The service from its start to its end: the node's folder, the log, the supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from dlpool import __version__
+from dlpool.config import Settings
+from dlpool.errors import DlpoolError
+from dlpool.jobs.connection import effective_url, shown_server
+from dlpool.jobs.keys import Keys
+from dlpool.observe.log import Log
+from dlpool.service.node import Node
+from dlpool.service.parts import Parts
+from dlpool.service.reload import Load
+from dlpool.service.supervisor import Supervisor
+from dlpool.transfer.client import Client
+from dlpool.transfer.limits import HostGate, NetworkWatch
+
+OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
+
+
+def serve(settings: Settings, load: Load) -> None:
+    """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
+
+    ``load`` reads the settings anew for a reload. Call it on the main thread.
+    """
+    Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
+    node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
+    try:
+        log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,
+                  node_id=node.node_id)  # fmt: skip
+        try:
+            _serve(settings, load, node, log)
+        except DlpoolError as error:
+            log.logger("supervisor").critical("service_failed", error=error)
+            raise
+        finally:
+            log.close()
+    finally:
+        node.close()
+
+
+def _serve(settings: Settings, load: Load, node: Node, log: Log) -> None:
+    logger = log.logger("supervisor")
+    for warning in node.warnings:
+        logger.warning("state_damaged", reason=warning)
+    if not node.wait_for_old_workers(OLD_WORKERS_S):
+        logger.warning("old_workers_live", reason="their jobs wait until they let go of their files")
+    parts = Parts(settings, node, log)
+    logger.info("service_started", sid=parts.sid, queue=Keys(settings.redis.group).intake,
+                redis=shown_server(effective_url(settings.redis, node.state_dir)),
+                configuration=shown_settings(settings))  # fmt: skip
+    Supervisor(settings, load, node, log, parts).run()
+
+
+def shown_settings(settings: Settings) -> dict[str, Any]:
+    """The effective configuration for the log, without secrets."""
+    shown = asdict(settings)
+    for section in fields(settings):
+        for declared in fields(getattr(settings, section.name)):
+            if declared.metadata["is_secret"] and shown[section.name][declared.name] is not None:
+                shown[section.name][declared.name] = "..."
+    shown["redis"]["url"] = shown_server(settings.redis.url)
+    return shown

@@ -1,0 +1,67 @@
+"""Outcomes that Redis could not be told yet, on disk: a file each, committed by temporary file and rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from dlpool.jobs.records import Record
+from dlpool.jobs.transitions import Finish, Ticket
+from dlpool.transfer.files import sync_folder, translated
+
+FINAL = ("success", "failed")
+
+
+class Spool:
+    """The folder ``STATE_DIR/spool``. Used by the record thread only. A name is the ticket, so a file is never two."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "spool"
+        with translated(f"make {self.folder}"):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        return sum(1 for name in os.listdir(self.folder) if name.endswith(".json"))
+
+    def keep(self, sid: str, ending: Finish) -> None:
+        """Commit a final outcome of the supervisor ``sid``, once. Raises LocalFault."""
+        path = self._path(ending.ticket)
+        if ending.outcome not in FINAL or path.exists():
+            return
+        fields = asdict(ending) | {"sid": sid}
+        if ending.record is not None:
+            fields["record"]["value"] = ending.record.value.decode()
+        with translated(f"write {path}"):
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(fields, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(self.folder)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Redis knows."""
+        with suppress(OSError):
+            self._path(ticket).unlink(missing_ok=True)
+
+    def kept(self) -> Iterator[tuple[str, Finish]]:
+        """What an earlier start left: sid and outcome. Damaged files are set aside under another name."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                record = fields["record"]
+                if record is not None:
+                    record = Record(record["key"], record["value"].encode(), record["field"])
+                ticket = Ticket(str(fields["ticket"]["id"]), int(fields["ticket"]["fence"]))
+                yield str(fields["sid"]), Finish(ticket, fields["outcome"], record, dict(fields["note"]))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                with suppress(OSError):
+                    path.rename(path.with_suffix(".damaged"))
+
+    def _path(self, ticket: Ticket) -> Path:
+        return self.folder / f"{ticket}.json"

@@ -1,0 +1,207 @@
+"""The supervisor of a node: an event loop over workers, threads and signals.
+
+Level-triggered: each turn compares wanted with actual, and each step is safe to take again. The main thread talks to
+workers and starts them; only its threads talk to Redis. Signal handlers only queue.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+from dlpool.config import Settings
+from dlpool.observe.log import Log
+from dlpool.service.frames import config_frame
+from dlpool.service.handle import Handle
+from dlpool.service.messages import Changed, Claims, Lost, Message, Recorded, Stands, TakenBack
+from dlpool.service.node import Node
+from dlpool.service.notify import ServiceManager
+from dlpool.service.parts import Parts
+from dlpool.service.reload import Load, reloaded
+
+TURN_S = 0.5  # the longest sleep of the loop
+TEND_S = 1.0
+FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
+CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
+OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Supervisor:
+    """One run of the service: ``run`` is called once, on the main thread."""
+
+    def __init__(self, settings: Settings, load: Load, node: Node, log: Log, parts: Parts) -> None:
+        """``load`` reads the settings anew for a reload."""
+        self._settings = settings
+        self._load = load
+        self._node = node
+        self._log = log
+        self._logger = log.logger("supervisor")
+        self._parts = parts
+        self._ledger, self._pool, self._crew = parts.ledger, parts.pool, parts.crew
+        self._manager = ServiceManager()
+        self._signals: deque[int] = deque()
+        self._drain_until: float | None = None
+        self._has_cancelled = False
+        self._is_ready = False
+        self._tended = self._watched = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {self._parts.sid}: {self._ledger!r}, {self._pool!r}>"
+
+    def run(self) -> None:
+        """Work until told to end. Raises WorkersFail, or what ended one of the threads."""
+        for number in OBEYED:
+            signal.signal(number, self._note)
+        self._parts.start()
+        try:
+            while not self._is_drained():
+                self._turn()
+        finally:
+            self._manager.stopping()
+            self._end()
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._signals.append(number)
+        self._parts.mailbox.ring()
+
+    def _turn(self) -> None:
+        for key, _ in self._parts.selector.select(TURN_S if self._ledger.room() or len(self._ledger) else 0.1):
+            if isinstance(key.data, Handle) and key.data.pid in self._pool.workers:
+                self._crew.hear(key.data)
+        while self._signals:
+            self._obey(self._signals.popleft())
+        for message in self._parts.mailbox.read():
+            self._take(message)
+        self._pool.tend(self._crew.suspects(), self._crew.bury)
+        if self._drain_until is not None:
+            self._drain()
+        self._crew.deal()
+        self._crew.clean()
+        self._ledger.set_capacity(self._capacity())
+        self._tend()
+
+    def _capacity(self) -> int:
+        """How many jobs may be held: none while this node ends or cannot write, few while it may not be able to."""
+        if self._drain_until is not None or time.monotonic() < self._crew.fault_until:
+            return 0
+        capacity = self._pool.capacity()
+        return min(1, capacity) if self._crew.is_probing else capacity
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Claims):
+            for claimed in message.jobs:
+                self._crew.take_in(claimed)
+            self._parts.fetcher.handed_over()
+        elif isinstance(message, Recorded):
+            self._crew.recorded(message)
+        elif isinstance(message, Stands):
+            self._crew.stands(message.ticket, is_ours=message.is_ours)
+        elif isinstance(message, Lost):
+            self._crew.lose(message.ticket)
+        elif isinstance(message, TakenBack):
+            self._node.forget(message.sids)
+        elif isinstance(message, Changed):
+            self._parts.check_threads()
+
+    def _tend(self) -> None:
+        now = time.monotonic()
+        if now - self._tended < TEND_S:
+            return
+        self._tended = now
+        self._parts.check_threads()
+        self._log.tend_writer()
+        self._log.tend()
+        if not self._is_ready and self._pool.capacity():
+            self._is_ready = True
+            self._manager.ready()
+            self._logger.info("service_ready", slots=self._pool.capacity())
+        self._manager.status(self._status())
+        if self._manager.watchdog_s is not None and now - self._watched >= self._manager.watchdog_s:
+            self._watched = now
+            self._manager.watchdog()
+
+    def _status(self) -> str:
+        error = self._parts.link.error
+        state = "draining" if self._drain_until is not None else "waiting for Redis" if error else "working"
+        return f"{state}: {len(self._ledger)} jobs, {len(self._pool.workers)} workers"
+
+    # --- signals ---
+
+    def _obey(self, number: int) -> None:
+        name = signal.Signals(number).name
+        self._logger.info("signal_received", signal=name)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._begin_drain()
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR1:
+            self._log.reopen()
+        else:
+            self._logger.info("state_dumped", **self.dump())
+
+    def dump(self) -> dict[str, Any]:
+        """The state for people, into the log."""
+        return {
+            "supervisor": repr(self), "link": repr(self._parts.link), "workers": [repr(one) for one in
+                                                                                self._pool.workers.values()],
+            "jobs": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
+        }  # fmt: skip
+
+    def _reload(self) -> None:
+        """All or nothing: a file that cannot be used changes nothing."""
+        self._manager.reloading(time.monotonic_ns() // 1000)
+        new, problems = reloaded(self._settings, self._load)
+        for problem in problems:
+            self._logger.warning("reload_incomplete" if new is not None else "reload_refused", reason=problem)
+        if new is not None:
+            self._settings = new
+            self._parts.apply(new)
+            self._log.apply(new.logging)
+            self._pool.tell_all(config_frame(new.transfer, new.network, new.paths, new.logging))
+            self._pool.given = replace(self._pool.given, transfer=new.transfer, network=new.network, paths=new.paths,
+                                       logging=new.logging)  # fmt: skip
+            self._logger.info("configuration_reloaded")
+        self._manager.ready()
+
+    # --- the end ---
+
+    def _begin_drain(self) -> None:
+        """No more jobs; running ones may go on for a while. Told again: not any longer."""
+        now = time.monotonic()
+        if self._drain_until is not None:
+            self._drain_until = min(self._drain_until, now)
+            return
+        self._drain_until = now + self._settings.supervisor.drain_timeout
+        self._ledger.set_capacity(0)
+        self._parts.fetcher.stop()
+        self._crew.release_waiting("the supervisor ends")
+        self._manager.stopping()
+        self._logger.info("drain_started", running=len(self._ledger), seconds=self._settings.supervisor.drain_timeout)
+
+    def _drain(self) -> None:
+        assert self._drain_until is not None
+        self._crew.release_waiting("the supervisor ends")
+        if time.monotonic() >= self._drain_until and not self._has_cancelled:
+            self._has_cancelled = True
+            self._crew.cancel_running("the supervisor ends")
+
+    def _is_drained(self) -> bool:
+        """Whether nothing is held any more; what Redis cannot be told now, the next start gives back."""
+        if self._drain_until is None:
+            return False
+        if len(self._ledger) == 0:
+            return True
+        late = time.monotonic() - self._drain_until
+        running = any(handle.jobs for handle in self._pool.workers.values())
+        return late > (CANCEL_S if running else FLUSH_S if self._parts.link.error else CANCEL_S)
+
+    def _end(self) -> None:
+        held = len(self._ledger)
+        self._pool.stop(self._crew.bury)
+        is_clean = self._parts.stop(is_empty=held == 0)
+        if is_clean:
+            self._node.forget([self._parts.sid])
+        self._logger.info("service_ended", left=held)

@@ -1,0 +1,127 @@
+"""What becomes of a job that has left its worker. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dlpool.config import SupervisorSettings
+from dlpool.errors import (
+    Cancelled,
+    DlpoolError,
+    InternalError,
+    Locked,
+    LostJob,
+    NodeFault,
+    RestartFile,
+    RetryRange,
+)
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
+from dlpool.jobs.records import failure_record, success_record
+from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.service.frames import EndedFrame
+
+_ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
+    (LostJob, "lost"),
+    (Cancelled, "released"),
+    (NodeFault, "node_fault"),
+    (Locked, "locked"),
+    (RetryRange, "retry"),
+    (RestartFile, "retry"),
+    (InternalError, "retry"),
+    (DlpoolError, "failed"),
+)
+
+
+def ending_of(error: DlpoolError) -> str:
+    """How a job ends in its worker that ended with ``error``: see EndedFrame."""
+    return next(ending for kind, ending in _ENDINGS if isinstance(error, kind))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Turns endings into transitions. ``now`` in seconds since 1970; ``chance`` gives numbers from 0 to 1."""
+
+    keys: Keys
+    settings: SupervisorSettings
+    now: Callable[[], float]
+    chance: Callable[[], float]
+
+    def admit(self, claimed: Claimed) -> tuple[PushedJob | None, Finish | None]:
+        """The job, and the transition that comes instead of running it now, if any."""
+        try:
+            if claimed.size > MAX_JOB_BYTES:
+                raise Malformed(f"the job is {claimed.size} bytes long, more than {MAX_JOB_BYTES}")
+            job = PushedJob.parse(claimed.raw)
+        except BadJob as error:
+            return None, self.failed(claimed, error.url, "bad_job", str(error))
+        except Malformed as error:
+            return None, self.failed(claimed, None, "malformed", str(error))
+        return job, self._refused(claimed, job) or self._put_off(claimed, job)
+
+    def _put_off(self, claimed: Claimed, job: PushedJob) -> Finish | None:
+        """What a job from the intake asks for: another time, another priority, or to be one with its equals."""
+        delay_s = (job.not_before or 0.0) - self.now()
+        if delay_s > 0:
+            return Finish(claimed.ticket, "release", delay_s=delay_s, priority=job.priority)
+        if job.priority == "low" != claimed.priority:
+            return Finish(claimed.ticket, "release", priority="low")
+        if job.dedupe:
+            return Finish(claimed.ticket, "follow", digest=job.digest)
+        return None
+
+    def ended(self, claimed: Claimed, job: PushedJob, frame: EndedFrame) -> Finish | None:
+        """The transition for what a worker said; None where the job is another's."""
+        note = {"label": frame.label, "message": frame.message}
+        ticket = claimed.ticket
+        if frame.ending == "succeeded":
+            size, seconds = int(frame.result["size"]), float(frame.result["seconds"])
+            record = success_record(self.keys, job, size, seconds, self.now())
+            return Finish(ticket, "success", record, note={"path": frame.path, **_figures(frame.result)})
+        if frame.ending == "retry" and claimed.attempts < (job.max_attempts or self.settings.max_attempts):
+            delay_s = self._backoff_s(claimed.attempts, frame.retry_after_s or 0.0)
+            return Finish(ticket, "retry", note=note, delay_s=delay_s)
+        if frame.ending in ("node_fault", "locked", "released"):
+            return Finish(ticket, "release", note=note, delay_s=self._pause_s(frame.ending))
+        if frame.ending == "lost":
+            return None
+        return self.failed(claimed, job.url, frame.label, frame.message)
+
+    def failed(self, claimed: Claimed, url: str | None, label: str, message: str) -> Finish:
+        """The final failure; without a URL there is no record that clients could find."""
+        record = None if url is None else failure_record(self.keys, url, claimed.raw, message, self.now())
+        return Finish(claimed.ticket, "failed", record, note={"label": label, "message": message})
+
+    def died(self, claimed: Claimed, url: str, how: str) -> Finish:
+        """The transition for a job that was aboard when its worker died."""
+        deaths = claimed.crashes + 1
+        if deaths >= self.settings.max_crashes:
+            return self.failed(claimed, url, "poison", f"the job was aboard {deaths} workers when they died: {how}")
+        return Finish(claimed.ticket, "crash", note={"label": "worker_died", "message": how})
+
+    def _refused(self, claimed: Claimed, job: PushedJob) -> Finish | None:
+        """The end of a job that must not be run again."""
+        if claimed.takeovers <= self.settings.max_takeovers and claimed.crashes < self.settings.max_crashes:
+            return None
+        message = f"the job was aboard {claimed.takeovers} supervisors and {claimed.crashes} workers when they died"
+        return self.failed(claimed, job.url, "poison", message)
+
+    def must_run_alone(self, claimed: Claimed) -> bool:
+        """Whether one more death would condemn it: then nobody else shall be aboard."""
+        return 0 < claimed.crashes >= self.settings.max_crashes - 1
+
+    def _pause_s(self, ending: str) -> float:
+        """How long a job waits that could not run here and now."""
+        return {"node_fault": self.settings.fault_delay, "locked": self.settings.locked_delay}.get(ending, 0.0)
+
+    def _backoff_s(self, attempts: int, at_least_s: float) -> float:
+        """Doubling, with full jitter, and never earlier than the server asked for."""
+        settings = self.settings
+        longest = min(settings.job_retry_max_delay, settings.job_retry_delay * 2.0 ** min(attempts - 1, 30))
+        return max(at_least_s, self.chance() * longest, 0.001)
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("size", "seconds", "received", "resumed_from", "retries") if name in result}

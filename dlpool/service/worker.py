@@ -1,0 +1,230 @@
+"""A worker process: slots that run jobs, a main thread that listens, a thread that reports.
+
+It ends when its supervisor does (the end of the socket, silence, or the kernel's signal): its jobs are checkpointed and
+their files unlocked within seconds, whatever state the supervisor is in.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool import __version__
+from dlpool.config import LoggingSettings, NetworkSettings, PathSettings, TransferSettings
+from dlpool.errors import Cancelled, DlpoolError, Locked
+from dlpool.observe.log import Log
+from dlpool.service.channel import Channel
+from dlpool.service.confine import confined
+from dlpool.service.frames import (
+    CancelFrame,
+    CleanFrame,
+    ConfigFrame,
+    EndedFrame,
+    Frame,
+    HelloFrame,
+    JobFrame,
+    LostFrame,
+    PublishFrame,
+    RetireFrame,
+    StatusFrame,
+)
+from dlpool.service.launch import die_with_parent
+from dlpool.service.node import hold_worker_lock
+from dlpool.service.run import JobRun, clean, lost
+from dlpool.transfer.client import Client
+from dlpool.transfer.limits import HostGate, NetworkWatch
+
+SILENCE_S = 10.0  # the supervisor pings every second
+LISTEN_S = 0.5  # between two looks for signals and silence
+STATUS_S = 1.0
+STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
+ALARM_S = 5
+STATUS_JOBS = 200  # in one frame
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is given when it starts."""
+
+    node_id: str
+    state_dir: Path
+    log_dir: Path
+    slots: int
+    transfer: TransferSettings
+    network: NetworkSettings
+    paths: PathSettings
+    logging: LoggingSettings
+
+
+def stacks_file(state_dir: Path, pid: int) -> Path:
+    """Where a worker's stacks go when it is aborted, or dies of a fatal signal."""
+    return state_dir / f"stacks-{pid}"
+
+
+def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None:
+    """The process: called in a fresh interpreter."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the supervisor decides
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    with stacks_file(settings.state_dir, os.getpid()).open("w", encoding="utf-8") as stacks:
+        faulthandler.enable(stacks)
+        worker = Worker(sock, settings)
+        signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
+        die_with_parent(parent_pid)
+        hold_worker_lock(settings.state_dir)
+        worker.serve()
+        stacks_file(settings.state_dir, os.getpid()).unlink(missing_ok=True)
+    os._exit(0)  # threads in a name look-up cannot be waited for
+
+
+class Worker:
+    """The process's state. The main thread listens; the lock guards the table of runs."""
+
+    def __init__(self, sock: socket.socket, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._paths = settings.paths
+        self._transfer = settings.transfer
+        self._logging = settings.logging
+        self._down = Channel(sock)
+        sock.settimeout(LISTEN_S)
+        up = sock.dup()
+        up.settimeout(SILENCE_S)  # a stopped supervisor must not block us for good
+        self._up = Channel(up)
+        self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
+                        node_id=settings.node_id)  # fmt: skip
+        self._logger = self._log.logger("worker")
+        self._client = self._make_client(settings.network)
+        self._lock = threading.Lock()
+        self._runs: dict[str, JobRun] = {}
+        self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
+        self._counters = {"jobs": 0, "received": 0}
+        self._stop_reason: str | None = None
+        self._is_retiring = False
+
+    def __repr__(self) -> str:
+        return f"<Worker {os.getpid()} {len(self._runs)} of {self._settings.slots} slots>"
+
+    def ask_to_stop(self, reason: str) -> None:
+        """End soon; safe in a signal handler."""
+        self._stop_reason = self._stop_reason or reason
+
+    def serve(self) -> None:
+        """Run jobs until told to end, or alone."""
+        for number in range(self._settings.slots):
+            threading.Thread(target=self._slot, name=f"slot-{number}", daemon=True).start()
+        threading.Thread(target=self._report, name="report", daemon=True).start()
+        self._up.send(HelloFrame(os.getpid()))
+        heard = time.monotonic()
+        while self._stop_reason is None and not (self._is_retiring and not self._runs):
+            try:
+                frame = self._down.receive()
+            except (BlockingIOError, TimeoutError):
+                if time.monotonic() - heard > SILENCE_S:
+                    self.ask_to_stop(f"the supervisor was silent for {SILENCE_S:g} s")
+                continue
+            heard = time.monotonic()
+            if frame is None:
+                self.ask_to_stop("the supervisor has ended")
+            else:
+                self._obey(frame)
+        self._end()
+
+    def _obey(self, frame: Frame) -> None:
+        if isinstance(frame, JobFrame):
+            self._begin(frame)
+        elif isinstance(frame, CleanFrame):
+            self._clean(frame)
+        elif isinstance(frame, ConfigFrame):
+            self._configure(frame)
+        elif isinstance(frame, RetireFrame):
+            self._is_retiring = True
+        elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
+            run = self._runs.get(frame.ticket)
+            if run is None:
+                return
+            if isinstance(frame, PublishFrame):
+                run.publish()
+            else:
+                run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
+
+    def _begin(self, frame: JobFrame) -> None:
+        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._up.send)
+        with self._lock:
+            self._runs[frame.ticket] = run
+        self._waiting.put(run)
+
+    def _slot(self) -> None:
+        while True:
+            run = self._waiting.get()
+            ended = run.run()
+            self._say(ended)
+            with self._lock:
+                del self._runs[run.frame.ticket]
+                self._counters["jobs"] += 1
+                self._counters["received"] += int(ended.result.get("received", 0))
+
+    def _say(self, ended: EndedFrame) -> None:
+        if not self._up.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
+            self._logger.warning("outcome_unheard", job_id=ended.ticket, ending=ended.ending)
+
+    def _report(self) -> None:
+        """The heartbeat, and the progress of long jobs in the log."""
+        logged = time.monotonic()
+        while True:
+            with self._lock:
+                runs = list(self._runs.items())
+                counters = dict(self._counters)
+            for start in range(0, max(1, len(runs)), STATUS_JOBS):
+                jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
+                self._up.send(StatusFrame(jobs, counters))
+            if time.monotonic() - logged >= self._logging.progress_interval:
+                logged = time.monotonic()
+                for _, run in runs:
+                    run.log_progress()
+            self._log.tend_writer()
+            time.sleep(STATUS_S)
+
+    def _clean(self, frame: CleanFrame) -> None:
+        try:
+            target = Path(frame.path) if frame.path else confined(frame.save_path, self._paths).path
+            clean(frame.job_id, frame.url, target, has_failed=frame.has_failed)
+        except Locked:
+            pass  # another job writes there already
+        except DlpoolError as error:
+            self._logger.warning("leftover_not_removed", job_id=frame.job_id, error=error)
+
+    def _configure(self, frame: ConfigFrame) -> None:
+        """For the jobs to come; running ones keep their snapshot."""
+        self._transfer = TransferSettings(**frame.transfer)
+        self._paths = PathSettings(**frame.paths)
+        self._logging = LoggingSettings(**frame.logging)
+        self._log.apply(self._logging)
+        network = NetworkSettings(**frame.network)
+        if network != self._client.settings:
+            self._client = self._make_client(network)
+
+    def _make_client(self, network: NetworkSettings) -> Client:
+        connections = self._settings.slots * self._transfer.connections
+        return Client(network, connections, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+
+    def _end(self) -> None:
+        """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended otherwise."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(ALARM_S)
+        with self._lock:
+            runs = list(self._runs.values())
+        if runs:
+            self._logger.info("worker_stopping", reason=self._stop_reason, running=len(runs))
+        for run in runs:
+            run.cancel(Cancelled(f"the worker ends: {self._stop_reason}"))
+        deadline = time.monotonic() + STOP_S
+        while self._runs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._log.close()
