@@ -22,7 +22,7 @@ from tests.processes import ROOT
 
 START_S = 30.0
 END_S = 45.0
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "transfer": {
         "min_split_size": "64K",
         "retries": 3,
@@ -80,7 +80,7 @@ class Supervisor:
 
     def start(self, *options: object, is_ready: bool = True) -> Supervisor:
         """Start it; with ``is_ready`` wait until it has workers and Redis."""
-        command = [sys.executable, "-m", "dlpool.cli.supervisor", "-c", self.ini, *map(str, options)]
+        command = [sys.executable, "-m", "dlpool.cli.supervisor", "-c", str(self.ini), *map(str, options)]
         before = len(self.events("service_ready"))
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(command, stderr=errors, stdout=errors, stdin=subprocess.DEVNULL, cwd=ROOT)
@@ -204,7 +204,7 @@ class Client:
         """Keys that hold work: none when all is done and no supervisor lives."""
         prefix = self.keys.prefix
         kept = ("job:", "done", "dead", "events", "stats:", "fence", "looked", "recoverer", "wake")
-        names = [key for key in self.redis.keys() if key.startswith(prefix.encode())]
+        names = [key for key in self.redis.scan_iter() if key.startswith(prefix.encode())]
         return [key for key in names if not key.decode().removeprefix(prefix).startswith(kept)]
 
 
