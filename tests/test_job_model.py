@@ -1,0 +1,409 @@
+"""A model of the queue: whatever clients, supervisors and the network do, each push ends once; nothing is left over.
+
+Supervisors reserve, claim, lose replies, call again, fall silent, are taken over and go on as if nothing were, restart.
+After each step all of Redis is read and compared with what the contract says of each key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from dlpool.errors import UsageError
+from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.records import Record, failure_record, success_record
+from dlpool.jobs.transitions import Claimed, Finish, Ticket, Transitions
+from tests.redis_server import RedisServer
+
+NAMES = st.sampled_from(["ann", "bob", "cid"])
+LOST = st.sampled_from([False, False, True])
+OUTCOMES = st.sampled_from(["success", "failed", "retry", "release", "crash"])
+ENDED = {"succeeded": "done", "failed": "dead"}
+ORDER = "fifo"
+LATER = 4_000_000_000  # seconds since 1970
+
+
+@dataclass
+class Supervisor:
+    """What a supervisor remembers: its sid, and the jobs that it believes to hold."""
+
+    sid: str
+    held: dict[str, Ticket] = field(default_factory=dict)
+
+
+@dataclass
+class Seen:
+    """All of Redis that is the queue's own: the jobs, and every structure as a list of members."""
+
+    jobs: dict[str, dict[str, str]]
+    lists: dict[str, list[str]]
+
+    def members(self, kind: str) -> list[str]:
+        """The members of all structures whose name begins so."""
+        return [one for name, members in self.lists.items() if name.startswith(kind) for one in members]
+
+    def in_state(self, state: str) -> list[str]:
+        return sorted(job_id for job_id, job in self.jobs.items() if job["state"] == state)
+
+
+def url_of(raw: bytes) -> str | None:
+    try:
+        return PushedJob.parse(raw).url
+    except UsageError:
+        return None
+
+
+class Fleet(RuleBasedStateMachine):
+    """Clients and three supervisors on one queue."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__()
+        self.client = client
+        self.keys = Keys()
+        self.queue = Transitions(client, self.keys)
+        self.pushes: Counter[bytes] = Counter()
+        self.raws: dict[str, bytes] = {}
+        self.serial = 0
+        self.fences: dict[str, int] = {}
+        self.ends: dict[str, str] = {}
+        self.spent: set[Ticket] = set()  # they must never have an effect again
+        self.old: list[tuple[str, Ticket]] = []  # of any supervisor, as a zombie would use them
+
+    @initialize()
+    def begin(self) -> None:
+        self.client.flushall()
+        self.fleet = {name: Supervisor(f"{name}-0") for name in ("ann", "bob", "cid")}
+        self.sids = [one.sid for one in self.fleet.values()]
+        for one in self.fleet.values():
+            self.beat_of(one)
+
+    # --- what clients do ----------------------------------------------------------------------------------------------
+
+    def next_serial(self) -> int:
+        self.serial += 1
+        return self.serial
+
+    @rule(kind=st.sampled_from(["plain", "plain", "with an id", "same id", "malformed", "same job", "same job"]))
+    def drop_in(self, kind: str) -> None:
+        number = self.next_serial()
+        if kind == "same job":
+            self.drop(self.same(1, number))
+            return
+        ids = {"with an id": f"given-{number}", "same id": "given"}
+        raw = compose(f"http://h/{number}", f"/{number}", id=ids.get(kind))
+        self.drop(b"malformed %d" % number if kind == "malformed" else raw)
+
+    def drop(self, raw: bytes) -> None:
+        self.pushes[raw] += 1
+        self.client.lpush(self.keys.intake, raw)
+
+    def same(self, which: int, number: int, **own: Any) -> bytes:
+        """A job that others are to be deduplicated with."""
+        return compose(f"http://h/same-{which}", f"/same-{which}", dedupe=True, user_id=str(number), **own)
+
+    @rule(priority=st.sampled_from(PRIORITIES), is_later=LOST, same=st.sampled_from([None, None, 1, 2]), is_lost=LOST)
+    def push(self, priority: str, is_later: bool, same: int | None, is_lost: bool) -> None:
+        number = self.next_serial()
+        own = {"priority": priority, "not_before": LATER if is_later else None}
+        raw = self.same(same, number, **own) if same else compose(f"http://h/{number}", f"/{number}", **own)
+        job = PushedJob.parse(raw)
+        self.pushes[job.raw] += 1
+        assert self.queue.push([(job, f"id-{number}")])[0] in ("OK", "FOLLOWS")
+        if is_lost:
+            assert self.queue.push([(job, f"id-{number}")]) == ["DUP"]
+
+    # --- what supervisors do ------------------------------------------------------------------------------------------
+
+    @rule(name=NAMES)
+    def reserve(self, name: str) -> None:
+        self.client.lmove(self.keys.intake, self.keys.inbox(self.fleet[name].sid), "RIGHT", "LEFT")
+
+    @rule(name=NAMES, slots=st.integers(0, 3), is_lost=LOST)
+    def claim(self, name: str, slots: int, is_lost: bool) -> None:
+        one = self.fleet[name]
+        claim = self.queue.claim(one.sid, list(one.held.values()), slots, lease_s=30, order=ORDER)
+        if claim is None:
+            assert one.sid not in self.see().members("supervisors")
+            return
+        if is_lost:
+            return
+        self.take(one, list(claim.jobs))
+        seen = self.see()
+        assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
+        if len(claim.jobs) < slots:
+            waiting = [*seen.members("intake"), *seen.members("ready:"), *seen.members(f"inbox:{one.sid}")]
+            assert not waiting, "nothing waits while a slot is free"
+
+    def take(self, one: Supervisor, jobs: list[Claimed]) -> None:
+        for job in jobs:
+            assert job.ticket not in self.spent
+            assert one.held.get(job.ticket.id) != job.ticket, "what is known is not handed over again"
+            one.held[job.ticket.id] = job.ticket
+            self.raws[job.ticket.id] = job.raw
+            self.old.append((one.sid, job.ticket))
+
+    @rule(name=NAMES, is_lost=LOST)
+    def beat(self, name: str, is_lost: bool) -> None:
+        self.beat_of(self.fleet[name], is_lost=is_lost)
+
+    def beat_of(self, one: Supervisor, *, is_lost: bool = False) -> None:
+        tickets = list(one.held.values())
+        beat = self.queue.beat(one.sid, [(ticket, "{}") for ticket in tickets], lease_s=30, info={})
+        lost = [ticket for ticket, verdict in zip(tickets, beat.verdicts, strict=True) if verdict == "LOST"]
+        self.spent.update(lost)
+        own = set(self.see().members(f"own:{one.sid}"))
+        assert beat.strays == len(own) - len(tickets) + len(lost)
+        for ticket in [] if is_lost else lost:
+            del one.held[ticket.id]
+
+    @rule(name=NAMES, pick=st.integers(0, 9), outcome=OUTCOMES, delay=LOST, priority=LOST, is_lost=LOST)
+    def finish(self, name: str, pick: int, outcome: str, delay: bool, priority: bool, is_lost: bool) -> None:
+        one = self.fleet[name]
+        if not one.held:
+            return
+        ticket = list(one.held.values())[pick % len(one.held)]
+        ending = Finish(
+            ticket, outcome, self.record(ticket, outcome), delay_s=60.0 * delay, priority="low" if priority else ""
+        )
+        self.end(one.sid, ending)
+        if not is_lost:
+            del one.held[ticket.id]
+
+    def end(self, sid: str, ending: Finish) -> str:
+        """Call it; a ticket that was spent must change nothing."""
+        before = self.see().jobs.get(ending.ticket.id)
+        (reply,) = self.queue.finish(sid, [ending])
+        if ending.ticket in self.spent:
+            assert reply in ("DUP", "FENCED", "GONE")
+        if reply in ("DUP", "FENCED", "GONE"):
+            assert self.see().jobs.get(ending.ticket.id) == before
+        else:
+            assert before is not None
+            assert (before["state"], before["owner"], before["fence"]) == ("running", sid, str(ending.ticket.fence))
+        if reply != "LEADS":
+            self.spent.add(ending.ticket)
+        return reply
+
+    def record(self, ticket: Ticket, outcome: str) -> Record | None:
+        raw = self.raws[ticket.id]
+        url = url_of(raw)
+        if url is None or outcome not in ("success", "failed"):
+            return None
+        if outcome == "failed":
+            return failure_record(self.keys, url, raw, "it broke", 0)
+        return success_record(self.keys, PushedJob.parse(raw), 1, 1.0, 0)
+
+    @rule(name=NAMES, is_lost=LOST)
+    def follow(self, name: str, is_lost: bool) -> None:
+        """What a supervisor does with jobs that are to be deduplicated, before it runs them."""
+        one = self.fleet[name]
+        for ticket in list(one.held.values()):
+            raw = self.raws[ticket.id]
+            if b'"dedupe": true' not in raw:
+                continue
+            reply = self.end(one.sid, Finish(ticket, "follow", digest=PushedJob.parse(raw).digest))
+            if reply != "LEADS" and not is_lost:
+                del one.held[ticket.id]
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    @rule(name=NAMES)
+    def fall_silent(self, name: str) -> None:
+        """Its leases and its registration pass; it may go on as if nothing were."""
+        sid = self.fleet[name].sid
+        leases = dict.fromkeys(self.see().members(f"own:{sid}"), 1)
+        if leases:
+            self.client.zadd(self.keys.leases, leases)
+        self.client.zadd(self.keys.supervisors, {sid: 1}, xx=True)
+
+    @rule(name=NAMES)
+    def look(self, name: str) -> None:
+        """Recover, as the one whose turn it is."""
+        self.client.delete(f"{self.keys.prefix}recoverer")
+        before = self.see().jobs
+        for job_id in self.queue.recover(self.fleet[name].sid, grace_s=15, order=ORDER).given_back:
+            assert "suspect" in before[job_id]
+            self.spent.add(Ticket(job_id, int(before[job_id]["fence"])))
+
+    @rule(name=NAMES, other=NAMES)
+    def be_taken_over(self, name: str, other: str) -> None:
+        for _ in range(2):
+            self.fall_silent(name)
+            self.look(other)
+
+    @rule(name=NAMES, is_lost=LOST)
+    def restart(self, name: str, is_lost: bool) -> None:
+        gone = self.fleet[name].sid
+        one = self.fleet[name] = Supervisor(f"{name}-{self.next_serial()}")
+        self.sids.append(one.sid)
+        held = set(self.see().members(f"own:{gone}"))
+        given_back = self.queue.take_back(one.sid, [gone], order=ORDER)
+        assert set(given_back) == held
+        if is_lost:
+            assert self.queue.take_back(one.sid, [gone], order=ORDER) == []
+        self.spent.update(ticket for sid, ticket in self.old if sid == gone)
+        self.beat_of(one)
+
+    @rule(pick=st.integers(0, 99), outcome=OUTCOMES, is_beat=st.booleans())
+    def haunt(self, pick: int, outcome: str, is_beat: bool) -> None:
+        """Use a ticket of long ago."""
+        if not self.old:
+            return
+        sid, ticket = self.old[pick % len(self.old)]
+        if is_beat:
+            (verdict,) = self.queue.beat(sid, [(ticket, "")], lease_s=30).verdicts
+            assert verdict == "LOST" or ticket not in self.spent
+        else:
+            self.end(sid, Finish(ticket, outcome, self.record(ticket, outcome)))
+
+    @rule()
+    def let_delays_pass(self) -> None:
+        for job_id in self.see().members("delayed"):
+            self.client.zadd(self.keys.delayed, {job_id: 1})
+
+    # --- what must hold -----------------------------------------------------------------------------------------------
+
+    def see(self) -> Seen:
+        names = sorted(name.decode() for name in self.client.keys(f"{self.keys.prefix}*"))
+        names = [name.removeprefix(self.keys.prefix) for name in names]
+        jobs = [name for name in names if name.startswith("job:")]
+        zsets = [name for name in names if name in ("leases", "delayed", "done", "dead", "supervisors")]
+        sets = [name for name in names if name.startswith("own:")]
+        lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
+        strings = [name for name in names if name.startswith("dedupe:")]
+        pipeline = self.client.pipeline(transaction=False)
+        for read, group in (
+            (pipeline.hgetall, jobs), (partial(pipeline.zrange, start=0, end=-1), zsets), (pipeline.smembers, sets),
+            (partial(pipeline.lrange, start=0, end=-1), lists), (pipeline.get, strings),
+        ):  # fmt: skip
+            for name in group:
+                read(self.keys.prefix + name)
+        pipeline.lrange(self.keys.intake, 0, -1)
+        *replies, intake = pipeline.execute()
+        hashes, rest = replies[: len(jobs)], replies[len(jobs) :]
+        texts = [[reply] if isinstance(reply, bytes) else reply for reply in (*rest, intake)]
+        return Seen(
+            {
+                name[4:]: {key.decode(): value.decode() for key, value in reply.items()}
+                for name, reply in zip(jobs, hashes, strict=True)
+            },
+            {
+                name: [one.decode() for one in reply]
+                for name, reply in zip((*zsets, *sets, *lists, *strings, "intake"), texts, strict=True)
+            },
+        )
+
+    @invariant()
+    def everything_is_where_it_belongs(self) -> None:
+        seen = self.see()
+        self.each_push_is_somewhere(seen)
+        self.each_state_has_its_structures(seen)
+        self.followers_wait_for_who_works(seen)
+        self.fences_grow_and_ends_stay(seen)
+
+    def each_push_is_somewhere(self, seen: Seen) -> None:
+        raws = [*seen.members("intake"), *seen.members("inbox:"), *(job["raw"] for job in seen.jobs.values())]
+        assert Counter(raw.encode() for raw in raws) == self.pushes
+
+    def each_state_has_its_structures(self, seen: Seen) -> None:
+        running = seen.in_state("running")
+        assert sorted(seen.members("leases")) == running
+        owned = [(name[4:], one) for name, members in seen.lists.items() if name.startswith("own:") for one in members]
+        assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
+        assert sorted(seen.members("delayed")) == seen.in_state("delayed")
+        queued = [one for one in seen.in_state("queued") if one not in seen.members("followers:")]
+        assert sorted(seen.members("ready:")) == queued
+        for priority in PRIORITIES:
+            assert all(seen.jobs[one]["priority"] == priority for one in seen.members(f"ready:{priority}"))
+        for state, name in ENDED.items():
+            assert sorted(seen.members(name)) == seen.in_state(state)
+        assert {job["state"] for job in seen.jobs.values()} <= {"queued", "delayed", "running", *ENDED}
+        for job in seen.jobs.values():
+            assert ("owner" in job) == (job["state"] == "running")
+            assert "suspect" not in job or job["state"] == "running"
+
+    def followers_wait_for_who_works(self, seen: Seen) -> None:
+        for name, followers in seen.lists.items():
+            if name.startswith("followers:"):
+                leader = name.removeprefix("followers:")
+                assert seen.jobs[leader]["state"] not in ENDED
+                assert all(seen.jobs[one]["leader"] == leader for one in followers)
+            elif name.startswith("dedupe:"):
+                leader = followers[0]
+                assert seen.jobs[leader]["state"] not in ENDED
+                assert seen.jobs[leader]["dedupe"] == name.removeprefix("dedupe:")
+        assert len(seen.members("followers:")) == len(set(seen.members("followers:")))
+
+    def fences_grow_and_ends_stay(self, seen: Seen) -> None:
+        for job_id, job in seen.jobs.items():
+            fence = int(job.get("fence", 0))
+            assert fence >= self.fences.get(job_id, 0)
+            self.fences[job_id] = fence
+            assert job_id not in self.ends or job["state"] == self.ends[job_id]
+            if job["state"] in ENDED:
+                self.ends[job_id] = job["state"]
+        given = [fence for fence in self.fences.values() if fence]
+        assert len(set(given)) == len(given), "no two jobs have the same fence"
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Let one supervisor do all that is left; then nothing is left over."""
+        last = Supervisor("last")
+        self.queue.take_back(last.sid, self.sids, order=ORDER)
+        self.let_delays_pass()
+        self.beat_of(last)
+        while claim := self.queue.claim(last.sid, [], 10, lease_s=30, order=ORDER):
+            if not claim.jobs:
+                break
+            self.take(last, list(claim.jobs))
+            for job in claim.jobs:
+                assert self.end(last.sid, Finish(job.ticket, "success", self.record(job.ticket, "success"))) == "OK"
+        self.everything_is_where_it_belongs()
+        self.nothing_is_left_over()
+        self.each_push_ended_once()
+
+    def nothing_is_left_over(self) -> None:
+        seen = self.see()
+        assert set(seen.lists) <= {"done", "dead", "supervisors", "intake"}
+        assert seen.lists["intake"] == []
+        assert len(seen.jobs) == sum(self.pushes.values())
+        assert all(job["state"] in ENDED for job in seen.jobs.values())
+
+    def each_push_ended_once(self) -> None:
+        told = [
+            (fields[b"id"].decode(), fields[b"event"].decode()) for _, fields in self.client.xrange(self.keys.events)
+            if fields[b"event"] in (b"job_succeeded", b"job_failed")
+        ]  # fmt: skip
+        assert sorted(told) == sorted((job_id, f"job_{state}") for job_id, state in self.ends.items())
+        failed = self.client.hgetall(self.keys.failed)
+        for job_id, job in self.see().jobs.items():
+            raw = job["raw"].encode()
+            url = url_of(raw)
+            if url is None:
+                continue
+            if self.ends[job_id] == "succeeded":
+                assert json.loads(self.client.get(self.keys.success(url)))["url"] == url
+            else:
+                assert json.loads(failed[url.encode()])["error_message"] == "it broke"
+
+
+def test_each_push_ends_once_whatever_happens(redis_server: RedisServer) -> None:
+    class FleetHere(Fleet):
+        def __init__(self) -> None:
+            super().__init__(redis_server.client())
+
+    # Not shrunk, which would take minutes; the run is the same each time.
+    phases = [Phase.explicit, Phase.generate]
+    run_state_machine_as_test(
+        FleetHere,
+        settings=settings(max_examples=100, stateful_step_count=50, deadline=None, derandomize=True, phases=phases),
+    )
