@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from dlpool import errors
 from dlpool.errors import Cancelled
 from dlpool.transfer.state import SavedState
 from tests.conftest import Fetcher, make_data, wait_until
+from tests.disks import needs_root, remount, tmpfs
 from tests.origin import Connection, File, Origin, Request
 
 Serve = Callable[..., Origin]
@@ -352,20 +351,6 @@ def test_a_resumed_download_verifies_the_whole_file(interrupted: tuple[Origin, P
 # --- disks ---
 
 
-@contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """A small file system of its own."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("CI"), reason="mounting needs root")
-
-
 @needs_root
 @pytest.mark.parametrize("preallocate", ["auto", "falloc", "truncate", "none"])
 def test_too_little_space_is_found_before_the_first_byte_is_written(
@@ -407,7 +392,7 @@ def test_a_disk_that_fills_up_is_one_error_and_the_next_run_goes_on(
 @needs_root
 def test_a_read_only_file_system_is_named(origin: Origin, fetch: Fetcher, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "8m") as disk:
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        remount(disk, "ro")
         with pytest.raises(errors.ReadOnly, match="read-only") as raised:
             fetch(f"{origin.url}/f", disk / "f")
         assert raised.value.exit_code == 3
