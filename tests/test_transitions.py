@@ -469,6 +469,14 @@ def test_a_beat_for_what_is_not_ours_any_more_is_lost(queue: Queue, outcome: str
     assert (queue.zset(queue.keys.leases), queue.own()) == (set(), set())
 
 
+def test_a_beat_with_the_fence_of_an_earlier_claim_is_lost(queue: Queue) -> None:
+    queue.push("1")
+    old = queue.claim_one()
+    queue.finish(old, "release")
+    new = queue.claim_one()
+    assert queue.beat(old, new).verdicts == ("LOST", "OK")
+
+
 def test_a_beat_for_a_job_that_is_forgotten_is_lost(queue: Queue) -> None:
     assert queue.beat(Ticket("none", 1)).verdicts == ("LOST",)
     assert queue.state("none") is None
