@@ -16,8 +16,9 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
-from dlpool.service.link import Backoff, Link
+from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
 from dlpool.service.messages import Lost, Message, TakenBack
+from dlpool.service.recording import finished
 from dlpool.service.spool import Spool
 
 RECOVER_S = 5.0
@@ -45,7 +46,7 @@ class Beater:
         self._info = info
         self._post = post
         self._earlier = earlier
-        self._backoff = Backoff(link.stopping)
+        self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
         self._recover_at = 0.0
         self._has_begun = threading.Event()
@@ -66,7 +67,7 @@ class Beater:
     def _begin(self) -> None:
         """Record what an earlier start spooled, then give back the jobs that it held."""
         for sid, ending in self._spool.kept():
-            reply = self._transitions.finish(sid, [ending])[0]
+            reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
             self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, result=ending.outcome, reply=reply)
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())

@@ -56,14 +56,15 @@ class Link:
 class Backoff:
     """Waits between tries of one thread, longer and longer, until something succeeds or all stop."""
 
-    def __init__(self, stopping: threading.Event) -> None:
+    def __init__(self, stopping: threading.Event, max_s: float = BACKOFF_MAX_S) -> None:
         self._stopping = stopping
+        self._max_s = max_s
         self._delay_s = BACKOFF_FIRST_S
 
     def wait(self) -> None:
         """Wait for the next try."""
         self._stopping.wait(self._delay_s)
-        self._delay_s = min(BACKOFF_MAX_S, self._delay_s * 2)
+        self._delay_s = min(self._max_s, self._delay_s * 2)
 
     def reset(self) -> None:
         """The try succeeded."""

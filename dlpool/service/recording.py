@@ -18,6 +18,7 @@ from dlpool.service.spool import Spool
 
 AT_ONCE = 64  # in one round trip
 LOOK_S = 0.5
+RETRY_MAX_S = 1.0  # what comes meanwhile is not on disk yet
 
 
 class Recorder:
@@ -35,7 +36,7 @@ class Recorder:
         self._log = log
         self._post = post
         self._line: queue.SimpleQueue[Finish | Ticket] = queue.SimpleQueue()
-        self._backoff = Backoff(link.stopping)
+        self._backoff = Backoff(link.stopping, RETRY_MAX_S)
 
     def end(self, ending: Finish) -> None:
         """Tell Redis; the answer comes as Recorded."""
@@ -49,30 +50,36 @@ class Recorder:
         """Until all stop; what is in line then is spooled."""
         pending: list[Finish | Ticket] = []
         while not self._link.stopping.is_set():
-            pending += self._take(AT_ONCE - len(pending), wait=not pending)
+            pending += self._take(wait=not pending)
             try:
                 self._tell(pending)
-                pending = []
                 self._backoff.reset()
             except (QueueAway, QueueRefused) as error:
                 self._link.lost(error)
                 self._keep(pending)
                 self._backoff.wait()
-        self._keep([*pending, *self._take(1_000_000, wait=False)])
+        self._keep([*pending, *self._take(wait=False)])
 
-    def _take(self, most: int, *, wait: bool) -> list[Finish | Ticket]:
+    def _take(self, *, wait: bool) -> list[Finish | Ticket]:
         taken: list[Finish | Ticket] = []
         try:
             if wait:
                 taken.append(self._line.get(timeout=LOOK_S))
-            while len(taken) < most:
+            while True:
                 taken.append(self._line.get_nowait())
         except queue.Empty:
             pass
         return taken
 
-    def _tell(self, pending: Sequence[Finish | Ticket]) -> None:
-        """Questions first: they hold a finished file back."""
+    def _tell(self, pending: list[Finish | Ticket]) -> None:
+        """Empty ``pending``, as far as Redis answers. Questions first: they hold a finished file back."""
+        pending.sort(key=lambda one: isinstance(one, Finish))
+        while pending:
+            told = pending[:AT_ONCE]
+            self._tell_some(told)
+            del pending[: len(told)]
+
+    def _tell_some(self, pending: Sequence[Finish | Ticket]) -> None:
         tickets = [one for one in pending if isinstance(one, Ticket)]
         if tickets:
             beat = self._transitions.beat(self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s)
@@ -81,28 +88,9 @@ class Recorder:
         endings = [one for one in pending if isinstance(one, Finish)]
         if not endings:
             return
-        for ending, reply in zip(endings, self._finish(endings), strict=True):
+        for ending, reply in zip(endings, finished(self._transitions, self._sid, endings, self._log), strict=True):
             self._spool.forget(ending.ticket)
             self._post(Recorded(ending, reply))
-
-    def _finish(self, endings: Sequence[Finish]) -> list[str]:
-        try:
-            return self._transitions.finish(self._sid, endings)
-        except (QueueAway, QueueRefused):
-            raise
-        except QueueError:
-            return [self._finish_one(ending) for ending in endings]
-
-    def _finish_one(self, ending: Finish) -> str:
-        """A record that Redis does not take (its key holds another type) must not keep all others waiting."""
-        try:
-            return self._transitions.finish(self._sid, [ending])[0]
-        except (QueueAway, QueueRefused):
-            raise
-        except QueueError as error:
-            self._log.error("record_refused", job_id=ending.ticket.id, error=error)
-            note = ending.note | {"record_refused": str(error)}
-            return self._transitions.finish(self._sid, [replace(ending, record=None, note=note)])[0]
 
     def _keep(self, pending: Sequence[Finish | Ticket]) -> None:
         for ending in pending:
@@ -112,3 +100,27 @@ class Recorder:
                 self._spool.keep(self._sid, ending)
             except LocalFault as error:
                 self._log.error("outcome_not_spooled", job_id=ending.ticket.id, error=error)
+
+
+def finished(transitions: Transitions, sid: str, endings: Sequence[Finish], logger: Logger) -> list[str]:
+    """What Redis answers to these endings. Raises QueueAway, QueueRefused.
+
+    A record that Redis does not take (its key holds another type) does not keep the others waiting.
+    """
+    try:
+        return transitions.finish(sid, endings)
+    except (QueueAway, QueueRefused):
+        raise
+    except QueueError:
+        return [_finished_alone(transitions, sid, ending, logger) for ending in endings]
+
+
+def _finished_alone(transitions: Transitions, sid: str, ending: Finish, logger: Logger) -> str:
+    try:
+        return transitions.finish(sid, [ending])[0]
+    except (QueueAway, QueueRefused):
+        raise
+    except QueueError as error:
+        logger.error("record_refused", job_id=ending.ticket.id, error=error)  # noqa: TRY400 - its stack says nothing
+        note = ending.note | {"record_refused": str(error)}
+        return transitions.finish(sid, [replace(ending, record=None, note=note)])[0]
