@@ -30,7 +30,7 @@ from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
 
-DISOWNED = ("FENCED", "GONE", "DUP")
+DISOWNED = ("FENCED", "GONE")
 
 
 class Crew:
