@@ -59,7 +59,7 @@ def run_dlpool(url: str, folder: Path, jobs: int) -> float:
         service = Supervisor(folder / "service", server.url, settings)
         lines = [json.dumps({"url": f"{url}/s/{number % FILES}", "save_path": str(number)}) for number in range(jobs)]
         connection.lpush(Keys().intake, *lines)
-        with service.start(is_ready=False):
+        with service:
             wait_for(service.out, jobs, "dlpool")
             return rate(service.out, jobs)
 

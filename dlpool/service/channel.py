@@ -30,8 +30,12 @@ class Channel:
 
     def send(self, frame: Frame) -> bool:
         """Send it; False if the other end is gone or does not read (a stopped process): nothing was sent then."""
+        return self.send_encoded(encode(frame))
+
+    def send_encoded(self, data: bytes) -> bool:
+        """The same for a frame that is encoded already."""
         try:
-            self.socket.send(encode(frame))
+            self.socket.send(data)
         except OSError:  # BlockingIOError, TimeoutError, BrokenPipeError, ConnectionResetError
             return False
         return True

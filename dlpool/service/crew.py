@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dlpool.errors import InternalError
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.observe.log import Logger
@@ -14,6 +15,7 @@ from dlpool.service.dealing import Waiting, deal
 from dlpool.service.frames import (
     CancelFrame,
     CleanFrame,
+    Ended,
     EndedFrame,
     Frame,
     HelloFrame,
@@ -30,6 +32,8 @@ from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
 
+CLEAN_S = 0.25
+CLEAN_CHARACTERS = 8192  # of one frame
 DISOWNED = ("FENCED", "GONE")
 
 
@@ -44,15 +48,16 @@ class Crew:
         self._pool = pool
         self._recorder = recorder
         self._log = log
-        self._leftovers: deque[CleanFrame] = deque()
+        self._leftovers: dict[int, list[Ended]] = {}
+        self._cleaned = 0.0
         self._paths: dict[str, str | None] = {}
 
     # --- in ---
 
-    def take_in(self, claimed: Claimed) -> None:
+    def take_in(self, claimed: Claimed, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
         job, instead = self.judge.admit(claimed)
-        held = Held(claimed, job, is_ending=instead is not None)
+        held = Held(claimed, leased_until, job, is_ending=instead is not None)
         if not self._ledger.add(held):
             return
         if instead is not None:
@@ -65,9 +70,14 @@ class Crew:
         for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():
             held, handle = self._ledger.get(ticket), self._pool.workers[pid]
             assert held is not None and held.job is not None
+            try:
+                handle.send(_job_frame(held, held.job))
+            except InternalError:
+                message = "the job's URL, path and headers are too long together"
+                self._end(held, self.judge.failed(held.claimed, held.job.url, "bad_job", message))
+                continue
             held.worker = pid
             handle.jobs.add(ticket)
-            handle.send(_job_frame(held, held.job))
             self._pool.note_taken(handle)
 
     def suspects(self) -> int:
@@ -131,7 +141,7 @@ class Crew:
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
-        held.is_ending = True
+        self._ledger.mark_ending(held)
         self._recorder.end(ending)
 
     # --- from Redis ---
@@ -169,14 +179,20 @@ class Crew:
         self._log_end(held, ending, message.reply)
         if held.job is not None and ending.outcome in ("success", "failed") and message.reply != "FENCED":
             has_failed = ending.outcome == "failed"
-            frame = CleanFrame(ending.ticket.id, held.job.url, held.job.save_path, path, has_failed)
-            self._leftovers.append(frame)
+            ended = Ended(ending.ticket.id, held.job.url, held.job.save_path, path, has_failed)
+            self._leftovers.setdefault(held.worker or 0, []).append(ended)
 
-    def clean(self) -> None:
-        """Have workers remove what ended jobs kept for a next run."""
+    def clean(self, *, now: bool = False) -> None:
+        """Have workers remove what ended jobs kept for a next run: a few at a time, the worker that ran them."""
         ready = [one for one in self._pool.workers.values() if one.is_ready and not one.killed_for]
-        while self._leftovers and ready:
-            ready[0].send(self._leftovers.popleft())
+        if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
+            return
+        self._cleaned = time.monotonic()
+        for pid, leftovers in self._leftovers.items():
+            handle = next((one for one in ready if one.pid == pid), ready[0])
+            for part in portions(leftovers):
+                handle.send(CleanFrame([list(one) for one in part]))
+        self._leftovers.clear()
 
     # --- the end ---
 
@@ -219,6 +235,21 @@ class Crew:
             self._log.info("job_released", result=ending.outcome, reason=reason, reply=reply, **fields)
 
 
+def portions(leftovers: Sequence[Ended]) -> Iterator[list[Ended]]:
+    """As many of them as fit into one frame each."""
+    portion: list[Ended] = []
+    size = 0
+    for one in leftovers:
+        length = len(one.url) + len(one.save_path) + len(one.path or "")
+        if portion and size + length > CLEAN_CHARACTERS:
+            yield portion
+            portion, size = [], 0
+        portion.append(one)
+        size += length
+    if portion:
+        yield portion
+
+
 def trace_of(job_id: str, job: PushedJob | None) -> str:
     """The trace id that the client gave, else one that follows from the id: the same in each run."""
     given = job.trace_id if job is not None else None
@@ -239,7 +270,7 @@ def _about(held: Held) -> dict[str, Any]:
 def _job_frame(held: Held, job: PushedJob) -> JobFrame:
     ticket = held.ticket
     return JobFrame(
-        str(ticket), ticket.id, ticket.fence, held.claimed.attempts, job.url, job.save_path,
+        str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
         trace_of(ticket.id, job), job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
         job.if_exists,
     )  # fmt: skip

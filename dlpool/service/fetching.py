@@ -10,6 +10,7 @@ import redis
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
+from dlpool.service.frames import lease_clock
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import Backoff, Link
 from dlpool.service.messages import Claims, Message
@@ -78,6 +79,7 @@ class Fetcher:
     def _turn(self) -> None:
         self._has_strays.clear()
         room = 0 if self._is_stopped else self._ledger.room()
+        leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
             self._sid, self._ledger.tickets(), room, lease_s=self._lease_s, order=self._order()
         )
@@ -85,7 +87,7 @@ class Fetcher:
             self._link.registered.clear()
         elif claim.jobs:
             self._handed_over.clear()
-            self._post(Claims(claim.jobs))
+            self._post(Claims(claim.jobs, leased_until))
         elif room:
             self._wait(BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001))
 
@@ -93,9 +95,11 @@ class Fetcher:
         """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""
         keys = self._transitions.keys
         source = "LEFT" if self._order() == "lifo" else "RIGHT"
-        with translated(self._blocking):
-            self._waiting_id = self._blocking.client_id()
-            self._blocking.execute_command(  # type: ignore[no-untyped-call]
-                "BLMOVE", keys.intake, keys.inbox(self._sid), source, "LEFT", seconds
-            )
-        self._waiting_id = None
+        try:
+            with translated(self._blocking):
+                self._waiting_id = self._blocking.client_id()
+                self._blocking.execute_command(  # type: ignore[no-untyped-call]
+                    "BLMOVE", keys.intake, keys.inbox(self._sid), source, "LEFT", seconds
+                )
+        finally:
+            self._waiting_id = None  # after a restart of Redis that id is somebody else's

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
+
+
+def lease_clock() -> float:
+    """Seconds since this machine has started, also those in which it slept: one clock for all of its processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class JobFrame(Frame):
-    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go into its log lines."""
+    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go into its log lines.
+
+    Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job before its lease has passed.
+    """
 
     kind = "job"
     ticket: str
     job_id: str
     fence: int
+    leased_until: float
     attempt: int
     url: str
     save_path: str
@@ -67,12 +77,15 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """The queue knows how this job ended: remove what it kept for a next run.
-
-    ``path`` is where it went, None if that was never known.
-    """
+    """The queue knows how these jobs ended: remove what they kept for a next run; each is an ``Ended`` as a list."""
 
     kind = "clean"
+    jobs: list[list[Any]]
+
+
+class Ended(NamedTuple):
+    """A job that has ended. ``path`` is where it went, None if that was never known."""
+
     job_id: str
     url: str
     save_path: str
@@ -162,7 +175,7 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 def encode(frame: Frame) -> bytes:
     """The frame as it is sent. Raises InternalError if it is too large."""
-    data = json.dumps({"kind": frame.kind, **vars(frame)}).encode()
+    data = json.dumps({"kind": frame.kind, **vars(frame)}, ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(data) > MAX_FRAME:
         raise InternalError(f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}")
     return data
@@ -170,7 +183,7 @@ def encode(frame: Frame) -> bytes:
 
 def decode(data: bytes) -> Frame:
     """The frame that was sent."""
-    fields = json.loads(data)
+    fields = json.loads(data.decode("utf-8", "surrogatepass"))
     return FRAMES[fields.pop("kind")](**fields)
 
 

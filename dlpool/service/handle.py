@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from dlpool.service.channel import Channel
-from dlpool.service.frames import Frame
+from dlpool.service.frames import Frame, encode
 from dlpool.service.worker import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -33,11 +33,12 @@ class Handle:
         self.taken = 0  # jobs in all
         self.started = self.heard = time.monotonic()
         self.is_ready = False
+        self.has_ended = False
         self.is_retiring = False
         self.killed_for: str | None = None
         self.kill_at: float | None = None
         self.counters: dict[str, int] = {}
-        self._unsent: deque[Frame] = deque()
+        self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
         kind = (
@@ -51,13 +52,17 @@ class Handle:
         return self.slots - len(self.jobs) if self.is_ready and not self.is_retiring and not self.killed_for else 0
 
     def send(self, frame: Frame) -> None:
-        """Send it now, or as soon as the worker reads again; order is kept."""
-        self._unsent.append(frame)
+        """Send it now, or as soon as the worker reads again; order is kept. Raises InternalError if it is too large."""
+        self._unsent.append(encode(frame))
         self.flush()
+
+    def note_end(self) -> None:
+        """Its sentinel says that the process has ended."""
+        self.has_ended = True
 
     def flush(self) -> None:
         """Send what could not be sent before."""
-        while self._unsent and self.channel.send(self._unsent[0]):
+        while self._unsent and self.channel.send_encoded(self._unsent[0]):
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:

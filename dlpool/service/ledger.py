@@ -15,10 +15,11 @@ class Held:
     """A job of ours.
 
     ``worker`` is the pid it runs in, None while it waits for a slot; ``is_ending``: it has left its
-    worker, and Redis does not know yet.
+    worker, and Redis does not know yet. ``leased_until``: by ``lease_clock``, of the lease that its claim brought.
     """
 
     claimed: Claimed
+    leased_until: float
     job: PushedJob | None = None
     worker: int | None = None
     is_ending: bool = False
@@ -55,6 +56,12 @@ class Ledger:
             self._look()
             return is_new
 
+    def mark_ending(self, held: Held) -> None:
+        """It has left its worker: its place is free, although Redis does not know yet."""
+        with self._lock:
+            held.is_ending = True
+            self._look()
+
     def drop(self, ticket: str) -> Held | None:
         """The job is none of ours any more."""
         with self._lock:
@@ -82,13 +89,16 @@ class Ledger:
     def room(self) -> int:
         """How many more jobs may be claimed."""
         with self._lock:
-            return max(0, self._capacity - len(self._held))
+            return max(0, self._capacity - self._busy())
 
     def tickets(self) -> list[Ticket]:
         return [held.ticket for held in self.all()]
 
+    def _busy(self) -> int:
+        return sum(not held.is_ending for held in self._held.values())
+
     def _look(self) -> None:
-        if len(self._held) < self._capacity:
+        if self._busy() < self._capacity:
             self.has_room.set()
         else:
             self.has_room.clear()

@@ -12,9 +12,10 @@ from dlpool.jobs.transitions import Claimed, Finish
 
 @dataclass(frozen=True)
 class Claims:
-    """Jobs that were claimed."""
+    """Jobs that were claimed; ``leased_until`` by ``lease_clock``."""
 
     jobs: tuple[Claimed, ...]
+    leased_until: float
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,8 @@ class WorkerPool:
     def tend(self, suspects: int, on_death: Callable[[Handle, str], None]) -> None:
         """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
         now = time.monotonic()
-        for handle in list(self.workers.values()):
-            if not handle.process.is_alive():
-                self._bury(handle, on_death)
+        for handle in [one for one in self.workers.values() if one.has_ended]:
+            self._bury(handle, on_death)
         self._look_for_hung(now)
         self._weigh(now)
         self._spawn_wanted(suspects, now)
@@ -187,4 +186,4 @@ class WorkerPool:
         handle = Handle(process, channel, slots, is_alone=is_alone)
         self.workers[handle.pid] = handle
         self._selector.register(channel, selectors.EVENT_READ, handle)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, None)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, handle.note_end)

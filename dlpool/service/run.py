@@ -13,11 +13,12 @@ from dlpool.config import PathSettings, TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
 from dlpool.observe.log import Logger
 from dlpool.service.confine import confined
-from dlpool.service.frames import EndedFrame, Frame, JobFrame, VerifiedFrame
+from dlpool.service.frames import Ended, EndedFrame, Frame, JobFrame, VerifiedFrame, lease_clock
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
+from dlpool.transfer.state import PublishedRecord
 from dlpool.transfer.transfer import Transfer
 
 Send = Callable[[Frame], object]
@@ -50,6 +51,11 @@ class JobRun:
 
     def __repr__(self) -> str:
         return f"<JobRun {self.frame.ticket} {self._transfer or 'not begun'}>"
+
+    @property
+    def record(self) -> PublishedRecord | None:
+        """What was left on disk to say that the file was published for this job."""
+        return None if self._transfer is None else self._transfer.record
 
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
@@ -104,7 +110,12 @@ class JobRun:
         return transfer
 
     def _permit(self) -> None:
-        """Wait until the supervisor knows whether the job is still ours; the part file stays locked meanwhile."""
+        """Wait until it is known that the job is still ours; the part file stays locked meanwhile.
+
+        Within the lease that came with the claim it is. Later Redis is asked, by way of the supervisor.
+        """
+        if lease_clock() < self.frame.leased_until:
+            return
         self._send(VerifiedFrame(self.frame.ticket))
         self._answered.wait()
         with self._lock:
@@ -126,8 +137,9 @@ def lost() -> LostJob:
     return LostJob("the job is another supervisor's by now")
 
 
-def clean(job_id: str, url: str, target: Path, *, has_failed: bool) -> None:
-    """Remove what an ended job kept for a next run. Raises LocalFault."""
-    if has_failed:
-        discard_unfinished(target, url)
-    forget_published(target, job_id)
+def clean(ended: Ended, target: Path, record: PublishedRecord | None) -> None:
+    """Remove what an ended job kept for a next run; ``record`` is its own, if it ran here. Raises LocalFault."""
+    if ended.has_failed:
+        discard_unfinished(target, ended.url)
+    elif record is None or not record.remove():
+        forget_published(target, ended.job_id)

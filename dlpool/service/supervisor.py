@@ -68,9 +68,11 @@ class Supervisor:
         self._parts.mailbox.ring()
 
     def _turn(self) -> None:
-        for key, _ in self._parts.selector.select(TURN_S if self._ledger.room() or len(self._ledger) else 0.1):
-            if isinstance(key.data, Handle) and key.data.pid in self._pool.workers:
+        for key, _ in self._parts.selector.select(TURN_S):
+            if isinstance(key.data, Handle):
                 self._crew.hear(key.data)
+            elif key.data is not None:
+                key.data()
         while self._signals:
             self._obey(self._signals.popleft())
         for message in self._parts.mailbox.read():
@@ -93,7 +95,7 @@ class Supervisor:
     def _take(self, message: Message) -> None:
         if isinstance(message, Claims):
             for claimed in message.jobs:
-                self._crew.take_in(claimed)
+                self._crew.take_in(claimed, message.leased_until)
             self._parts.fetcher.handed_over()
         elif isinstance(message, Recorded):
             self._crew.recorded(message)
@@ -200,6 +202,7 @@ class Supervisor:
 
     def _end(self) -> None:
         held = len(self._ledger)
+        self._crew.clean(now=True)
         self._pool.stop(self._crew.bury)
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:

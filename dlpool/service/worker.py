@@ -26,6 +26,7 @@ from dlpool.service.frames import (
     CancelFrame,
     CleanFrame,
     ConfigFrame,
+    Ended,
     EndedFrame,
     Frame,
     HelloFrame,
@@ -40,6 +41,7 @@ from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.state import PublishedRecord
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
@@ -103,6 +105,8 @@ class Worker:
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
+        self._records: dict[str, PublishedRecord] = {}
+        self._leftovers: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
         self._counters = {"jobs": 0, "received": 0}
         self._stop_reason: str | None = None
@@ -120,6 +124,7 @@ class Worker:
         for number in range(self._settings.slots):
             threading.Thread(target=self._slot, name=f"slot-{number}", daemon=True).start()
         threading.Thread(target=self._report, name="report", daemon=True).start()
+        threading.Thread(target=self._keep_clean, name="clean", daemon=True).start()
         self._up.send(HelloFrame(os.getpid()))
         heard = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
@@ -140,7 +145,8 @@ class Worker:
         if isinstance(frame, JobFrame):
             self._begin(frame)
         elif isinstance(frame, CleanFrame):
-            self._clean(frame)
+            for ended in frame.jobs:
+                self._leftovers.put(Ended(*ended))
         elif isinstance(frame, ConfigFrame):
             self._configure(frame)
         elif isinstance(frame, RetireFrame):
@@ -164,6 +170,8 @@ class Worker:
         while True:
             run = self._waiting.get()
             ended = run.run()
+            if run.record is not None:
+                self._records[run.frame.job_id] = run.record
             self._say(ended)
             with self._lock:
                 del self._runs[run.frame.ticket]
@@ -191,14 +199,18 @@ class Worker:
             self._log.tend_writer()
             time.sleep(STATUS_S)
 
-    def _clean(self, frame: CleanFrame) -> None:
+    def _keep_clean(self) -> None:
+        while True:
+            self._clean(self._leftovers.get())
+
+    def _clean(self, ended: Ended) -> None:
         try:
-            target = Path(frame.path) if frame.path else confined(frame.save_path, self._paths).path
-            clean(frame.job_id, frame.url, target, has_failed=frame.has_failed)
+            target = Path(ended.path) if ended.path else confined(ended.save_path, self._paths).path
+            clean(ended, target, self._records.pop(ended.job_id, None))
         except Locked:
             pass  # another job writes there already
         except DlpoolError as error:
-            self._logger.warning("leftover_not_removed", job_id=frame.job_id, error=error)
+            self._logger.warning("leftover_not_removed", job_id=ended.job_id, error=error)
 
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""
@@ -227,4 +239,6 @@ class Worker:
         deadline = time.monotonic() + STOP_S
         while self._runs and time.monotonic() < deadline:
             time.sleep(0.01)
+        while not self._leftovers.empty():
+            self._clean(self._leftovers.get())
         self._log.close()

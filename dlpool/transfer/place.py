@@ -33,6 +33,7 @@ from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import (
+    PublishedRecord,
     Publishing,
     SavedState,
     StateFile,
@@ -69,6 +70,7 @@ class Place:
         self.part = PartFile(self.target, sync=sync)
         self._state_file = StateFile.of(self.target, sync=sync)
         self._is_published = False
+        self.record: PublishedRecord | None = None
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
         self._state: SavedState | None = None
@@ -133,6 +135,8 @@ class Place:
         self._rename()
         if job.id is None:
             self._state_file.remove()
+        else:
+            self.record = self._state_file.record()
         self._is_published = True
 
     def close(self) -> None:

@@ -142,6 +142,25 @@ def url_digest(url: str) -> str:
     return hashlib.sha256(urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")).hexdigest()
 
 
+@dataclass(frozen=True)
+class PublishedRecord:
+    """The state file in which a process has recorded that it published: its path and inode."""
+
+    path: str
+    inode: int
+
+    def remove(self) -> bool:
+        """Remove it, if it is still the same file; whether that was done or is not needed. Raises LocalFault."""
+        with translated(f"remove {self.path}"):
+            try:
+                if os.lstat(self.path).st_ino != self.inode:
+                    return False
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            return True
+
+
 class StateFile:
     """The state file of one part file. Used by the thread that holds the part file's lock."""
 
@@ -162,7 +181,8 @@ class StateFile:
             return None
         try:
             with open(self.path, "rb", opener=_open_itself) as file:
-                text = file.read(MAX_STATE_BYTES + 1)
+                size = os.fstat(file.fileno()).st_size  # a read of the most would allocate the most
+                text = file.read(min(size, MAX_STATE_BYTES) + 1)
         except OSError as error:
             raise StateUnusable(f"it cannot be read ({error.strerror})") from error
         if len(text) > MAX_STATE_BYTES:
@@ -188,6 +208,11 @@ class StateFile:
             self.exists = True
             if sync:
                 sync_folder(self.path.parent)
+
+    def record(self) -> PublishedRecord:
+        """What was committed last, to be removed later if it is still the same. Raises LocalFault."""
+        with translated(f"look at {self.path}"):
+            return PublishedRecord(str(self.path), os.stat(self.path).st_ino)
 
     def remove_leftovers(self) -> None:
         """Remove what a run left that was killed while it committed."""

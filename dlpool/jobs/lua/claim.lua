@@ -107,6 +107,8 @@ for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
   if owner ~= sid then
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   elseif not known[id .. '.' .. fence] then
+    redis.call('ZADD', prefix .. 'leases', now + lease, id)
+    redis.call('HDEL', job_key(id), 'suspect')
     hand_over(id)
     slots = slots - 1
   end
