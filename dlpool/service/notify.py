@@ -21,6 +21,10 @@ class ServiceManager:
         """The service works from now on."""
         self._send("READY=1")
 
+    def starting(self, more_s: float) -> None:
+        """It needs so much more time to start, from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(more_s * 1_000_000)}")
+
     def stopping(self) -> None:
         """It has begun to end."""
         self._send("STOPPING=1")

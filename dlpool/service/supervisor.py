@@ -24,6 +24,7 @@ from dlpool.service.reload import Load, reloaded
 
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0
+START_MORE_S = 30.0  # a service manager must not end us for the absence of Redis
 FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
 CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
 OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -116,14 +117,22 @@ class Supervisor:
         self._parts.check_threads()
         self._log.tend_writer()
         self._log.tend()
-        if not self._is_ready and self._pool.capacity():
-            self._is_ready = True
-            self._manager.ready()
-            self._logger.info("service_ready", slots=self._pool.capacity())
+        self._look_whether_ready()
         self._manager.status(self._status())
         if self._manager.watchdog_s is not None and now - self._watched >= self._manager.watchdog_s:
             self._watched = now
             self._manager.watchdog()
+
+    def _look_whether_ready(self) -> None:
+        """Workers are there, and Redis knows us; until then a service manager is asked for more time."""
+        if self._is_ready:
+            return
+        if self._pool.capacity() and self._parts.link.registered.is_set():
+            self._is_ready = True
+            self._manager.ready()
+            self._logger.info("service_ready", slots=self._pool.capacity())
+        else:
+            self._manager.starting(START_MORE_S)
 
     def _status(self) -> str:
         error = self._parts.link.error
