@@ -16,9 +16,10 @@ from dlpool.transfer.job import Checksum
 from dlpool.transfer.urls import check_header
 
 MAX_JOB_BYTES = 1024 * 1024
-MAX_URL = 16 * 1024  # characters
+# As ASCII JSON, which is how a job travels to its worker: together they stay below the 64 KiB of a frame.
+MAX_URL = 16 * 1024
 MAX_PATH = 8 * 1024
-MAX_HEADERS = 16 * 1024  # characters in all
+MAX_HEADERS = 16 * 1024  # all of them
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
     "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
@@ -113,8 +114,8 @@ def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
         value = str(value)
     if not isinstance(value, str) or not value:
         raise Malformed(f"{name} is {'missing' if value is None else 'not a text'}")
-    if len(value) > most:
-        raise Malformed(f"{name} is longer than {most} characters")
+    if len(json.dumps(value)) - 2 > most:
+        raise Malformed(f"{name} is longer than {most} characters (other than ASCII counts as 6 or 12)")
     if re.search("[\ud800-\udfff]", value):
         raise Malformed(f"{name} is not Unicode text")
     return value
@@ -172,7 +173,7 @@ def _checksum(value: object) -> Checksum:
 def _headers(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise UsageError("dlpool.headers is not an object of texts")
-    if sum(len(name) + len(text) for name, text in value.items()) > MAX_HEADERS:
+    if len(json.dumps(value)) > MAX_HEADERS:
         raise UsageError(f"dlpool.headers is longer than {MAX_HEADERS} characters")
     for name, text in value.items():
         check_header(name, text)
