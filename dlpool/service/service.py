@@ -8,7 +8,7 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.config import Settings
-from dlpool.errors import DlpoolError
+from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Log
@@ -34,9 +34,11 @@ def serve(settings: Settings, load: Load) -> None:
                   node_id=node.node_id)  # fmt: skip
         try:
             _serve(settings, load, node, log)
-        except DlpoolError as error:
+        except Exception as error:
             log.logger("supervisor").critical("service_failed", error=error)
-            raise
+            if isinstance(error, DlpoolError):
+                raise
+            raise InternalError.of(error) from error
         finally:
             log.close()
     finally:
