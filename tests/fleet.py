@@ -43,6 +43,7 @@ class Supervisor:
 
     def __init__(self, folder: Path, url: str, settings: dict[str, dict[str, Any]] | None = None) -> None:
         self.folder = folder
+        self.url = url
         self.out = folder / "out"
         self.state_dir = folder / "state"
         self.log_file = folder / "log" / "dlpool.log"
