@@ -15,7 +15,8 @@ import pytest
 from dlpool.config import PathSettings, Settings
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
-from dlpool.service.frames import CleanFrame, JobFrame, encode
+from dlpool.service.crew import portions
+from dlpool.service.frames import CleanFrame, Ended, JobFrame, encode
 from dlpool.service.node import Node
 from dlpool.service.service import serve
 from tests.conftest import make_data, sha256, wait_until
@@ -197,7 +198,7 @@ def test_the_same_url_pushed_twice_is_two_jobs_with_two_ends(desk: Desk) -> None
     wait_until(lambda: all(desk.client.ends(f"{desk.name}-{name}") == 1 for name in ("a", "b")))
     assert desk.client.success(desk.url()) is not None
     assert desk.client.failure(desk.url()) is None
-    assert desk.files() == ["f"]
+    wait_until(lambda: desk.files() == ["f"])
 
 
 def test_the_same_url_to_two_paths_is_two_files(desk: Desk) -> None:
@@ -425,9 +426,10 @@ def test_the_largest_job_of_any_script_fits_the_way_to_its_worker(letter: str) -
     own = {"headers": {"H": text}, "user_id": "😀" * 200, "trace_id": "😀" * 200}
     asked = PushedJob.parse(json.dumps({"url": url, "save_path": save_path, "dlpool": own}).encode())
     ticket = f"{'i' * 64}.{2**63}"
-    encode(JobFrame(ticket, "i" * 64, 2**63, 1, asked.url, asked.save_path, asked.trace_id or "", asked.user_id,
-                    dict(asked.headers), f"sha512:{'0' * 128}", "overwrite"))  # fmt: skip
-    encode(CleanFrame("i" * 64, asked.url, asked.save_path, "/é" * 1365, has_failed=True))
+    texts = (asked.url, asked.save_path, asked.trace_id or "", asked.user_id)
+    encode(JobFrame(ticket, "i" * 64, 2**63, 1.0, 1, *texts, dict(asked.headers), f"sha512:{'0' * 128}", "overwrite"))
+    (portion,) = portions([Ended("i" * 64, asked.url, asked.save_path, "/é" * 1365, has_failed=True)])
+    encode(CleanFrame([list(one) for one in portion]))
 
 
 def test_a_defect_in_the_service_is_logged_and_said_in_one_sentence(
@@ -466,7 +468,7 @@ def test_malformed_jobs_among_ten_thousand_stop_none(tmp_path: Path) -> None:
         assert client.redis.zcard(keys.dead) == bad
         assert client.redis.exists(keys.failed) == 0
         assert sum(1 for _ in client.redis.scan_iter("success:*", count=1000)) == total - bad
-        assert sum(len(list(folder.iterdir())) for folder in desk.folder.iterdir()) == total - bad
+        wait_until(lambda: sum(len(list(one.iterdir())) for one in desk.folder.iterdir()) == total - bad)
         for job_id in client.redis.zrange(keys.dead, 0, -1):
             note = json.loads(client.redis.hget(keys.job(job_id.decode()), "note"))
             assert note["label"] == "malformed"
