@@ -21,10 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.bench import fill, nginx  # noqa: E402
-
 from dlpool.jobs.keys import Keys  # noqa: E402
 from dlpool.jobs.transitions import Transitions  # noqa: E402
+from scripts.bench import fill, nginx  # noqa: E402
 from tests.fleet import Client, Supervisor  # noqa: E402
 from tests.redis_server import RedisServer  # noqa: E402
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 
 from dlpool import errors
 from dlpool.cli.main import EXIT_CODES
+from tests.conftest import wait_until
 from tests.origin import File, Origin
-from tests.processes import ROOT, run
+from tests.processes import ROOT, finish, run
+from tests.processes import start as begin
 
 README = (ROOT / "README.md").read_text()
 DATA = b"the file of the examples"
@@ -27,8 +30,8 @@ def commands(prefix: str) -> list[str]:
     return [line for line in lines if line.startswith(prefix)]
 
 
-@pytest.mark.parametrize("command", commands("dlpool "))
-def test_every_dlpool_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", commands("dlpool fetch"))
+def test_every_fetch_of_the_readme_runs(command: str, tmp_path: Path) -> None:
     digest = hashlib.sha256(DATA).hexdigest()
     with Origin(File(DATA)) as origin:
         command = command.replace("https://example.org", origin.url)
@@ -38,6 +41,34 @@ def test_every_dlpool_command_of_the_readme_runs(command: str, tmp_path: Path) -
         ended = run(*shlex.split(command)[1:], cwd=tmp_path, env=environment)
     assert ended.code == 0, ended.err
     assert any(path.read_bytes() == DATA for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    shutil.copy(ROOT / "etc" / "dlpool.ini", tmp_path / "etc")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    [start] = commands("dlpool-supervisor")
+    with Origin(File(DATA)) as origin:
+        (tmp_path / "jobs.txt").write_text(f"{origin.url}/three models/three.bin\n")
+        arguments = shlex.split(start)[1:]
+        service = begin(*arguments, module="dlpool.cli.supervisor", cwd=tmp_path, env=environment)
+        try:
+            log = tmp_path / ".dlpool" / "log" / "dlpool.log"
+            wait_until(lambda: log.exists() and '"service_ready"' in log.read_text())
+            wanted = [line for line in commands("dlpool ") if not line.startswith("dlpool fetch")]
+            assert {line.split()[1] for line in wanted} == {"push", "jobs", "job", "stats"}
+            pushed = ""
+            for line in wanted:
+                words = shlex.split(line.replace("https://example.org", origin.url).replace("job ID", f"job {pushed}"))
+                config = [] if "-c" in words else ["-c", "etc/dlpool.ini"]
+                ended = run(*words[1:], *config, cwd=tmp_path, env=environment)
+                assert ended.code == 0, (line, ended.err)
+                pushed = ended.out.split()[0] if words[1] == "push" and not pushed else pushed
+            wait_until(lambda: (tmp_path / "models" / "model.bin").exists())
+            assert (tmp_path / "models" / "model.bin").read_bytes() == DATA
+        finally:
+            service.terminate()
+            assert finish(service).code == 0
 
 
 def test_the_demo_shows_the_main_job() -> None:
@@ -54,7 +85,8 @@ def test_the_scripts_of_the_readme_exist() -> None:
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
-    offered = run("fetch", "--help").out
+    offered = "".join(run(command, "--help").out for command in ("fetch", "push", "jobs", "job", "stats"))
+    offered += run("--help", module="dlpool.cli.supervisor").out
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in offered, option
 
@@ -76,8 +108,9 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
 
 def test_the_internals_name_modules_that_exist() -> None:
     text = (ROOT / "docs" / "internals.md").read_text()
-    for name in re.findall(r"`((?:cli/)?[a-z]+\.py)`", text):
-        assert (ROOT / "dlpool" / name).exists() or (ROOT / "dlpool" / "transfer" / name).exists(), name
+    for name in re.findall(r"`((?:[a-z]+/)?[a-z]+\.(?:py|lua))`", text):
+        rooms = ("", "transfer", "jobs", "jobs/lua", "service", "observe")
+        assert any((ROOT / "dlpool" / room / name).exists() for room in rooms), name
 
 
 def test_every_dependency_has_its_line_in_the_internals() -> None:
