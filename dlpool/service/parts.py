@@ -101,7 +101,7 @@ class Parts:
         self.link.stopping.set()
         for thread in self._threads:
             thread.join(JOIN_S)
-        is_clean = is_empty and self.link.error is None and self._sign_off()
+        is_clean = is_empty and self._sign_off()
         if self.server is not None:
             self.server.stop()
         return is_clean
