@@ -71,6 +71,12 @@ class Proxy:
         with self._changed:
             self._marker, self._is_silent = marker, silent
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether the data whose reply shall be lost has yet to come."""
+        with self._changed:
+            return self._marker is not None
+
     def swallow_all(self) -> None:
         """Deliver all commands and no replies."""
         self._set("swallow")
