@@ -59,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
             events.put((event, fields))
 
     with _items(arguments) as items:
-        runner = Runner(items, lambda job, admit: Transfer(job, transfer, client, notify, admit), slots)
+        overwrites = transfer.if_exists == "overwrite"
+        runner = Runner(
+            items, lambda job, admit: Transfer(job, transfer, client, notify, admit if overwrites else None), slots
+        )
         shown = _display(arguments.progress, quiet=arguments.quiet)
         report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:

@@ -34,10 +34,20 @@ def confined(save_path: str, paths: PathSettings) -> Target:
         raise PolicyRefused(f"save_path {shown} has a name longer than {MAX_NAME_BYTES} bytes")
     with translated(f"resolve save_path {shown}"):
         real = os.path.realpath(joined)
-        if not any(_is_under(real, os.path.realpath(root)) for root in roots(paths)):
-            raise PolicyRefused(f"save_path {shown} leads to {real}, which is outside of {' and '.join(roots(paths))}")
+        check_place(real, f"save_path {shown}", paths)
         is_folder = save_path.endswith(("/", "/.")) or os.path.isdir(real)
         return Target(Path(real), is_folder)
+
+
+def check_place(path: str, what: str, paths: PathSettings) -> None:
+    """Raise PolicyRefused if the path, links resolved, is none that a job may write to; ``what`` for the message."""
+    real = os.path.realpath(path)
+    allowed = [root for root in map(os.path.realpath, roots(paths)) if _is_under(real, root)]
+    if not allowed:
+        raise PolicyRefused(f"{what} leads to {real}, which is outside of {' and '.join(roots(paths))}")
+    for own in map(os.path.realpath, (paths.state_dir, paths.log_dir)):
+        if _is_under(real, own) and not any(_is_under(root, own) for root in allowed):
+            raise PolicyRefused(f"{what} leads into {own}, which dlpool keeps for itself")
 
 
 def roots(paths: PathSettings) -> list[str]:

@@ -12,10 +12,11 @@ from typing import Any
 from dlpool.config import PathSettings, TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
 from dlpool.observe.log import Logger
-from dlpool.service.confine import confined
+from dlpool.service.confine import check_place, confined
 from dlpool.service.frames import Ended, EndedFrame, Frame, JobFrame, VerifiedFrame, lease_clock
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
+from dlpool.transfer.files import translated
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
 from dlpool.transfer.state import PublishedRecord
@@ -102,12 +103,17 @@ class JobRun:
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
         )  # fmt: skip
-        transfer = Transfer(job, self._settings, self._client, self._notify, permit=self._permit)
+        transfer = Transfer(job, self._settings, self._client, self._notify, self._admit, self._permit)
         with self._lock:
             if self._error is not None:
                 raise self._error
             self._transfer = transfer
         return transfer
+
+    def _admit(self, path: Path) -> None:
+        """The name that the server or the URL gave may be that of a link to elsewhere."""
+        with translated(f"resolve {path}"):
+            check_place(str(path), f"the target {path.name!r}", self._paths)
 
     def _permit(self) -> None:
         """Wait until it is known that the job is still ours; the part file stays locked meanwhile.

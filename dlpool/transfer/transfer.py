@@ -173,7 +173,7 @@ class Transfer:
     def _choose_place(self, name: str) -> Place:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
-        if self._admit is not None and settings.if_exists == "overwrite":
+        if self._admit is not None:
             self._admit(target)
         self._place = Place(
             self._job, target, if_exists=settings.if_exists, resume=settings.resume, sync=settings.sync,
