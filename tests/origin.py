@@ -53,6 +53,11 @@ class Connection:
         self._socket = sock
         self._buffer = b""
 
+    @property
+    def peer_port(self) -> int:
+        """The client's port."""
+        return int(self._socket.getpeername()[1])
+
     def send(self, data: bytes) -> None:
         try:
             self._socket.sendall(data)

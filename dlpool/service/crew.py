@@ -184,7 +184,7 @@ class Crew:
 
     def clean(self, *, now: bool = False) -> None:
         """Have workers remove what ended jobs kept for a next run: a few at a time, the worker that ran them."""
-        ready = [one for one in self._pool.workers.values() if one.is_ready and not one.killed_for]
+        ready = [one for one in self._pool.workers.values() if one.is_staying]
         if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
             return
         self._cleaned = time.monotonic()

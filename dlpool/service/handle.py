@@ -20,6 +20,13 @@ from dlpool.service.worker import stacks_file
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
 
 
+def forget_old_stacks(state_dir: Path) -> None:
+    """Remove what workers of a killed supervisor left that could not end in order."""
+    for path in state_dir.glob("stacks-*"):
+        with suppress(OSError):
+            path.unlink()
+
+
 class Handle:
     """Used by the main thread only. ``is_alone``: it runs one suspect job at a time, and nothing else."""
 
@@ -49,7 +56,12 @@ class Handle:
     @property
     def free_slots(self) -> int:
         """How many more jobs it may be given."""
-        return self.slots - len(self.jobs) if self.is_ready and not self.is_retiring and not self.killed_for else 0
+        return self.slots - len(self.jobs) if self.is_staying else 0
+
+    @property
+    def is_staying(self) -> bool:
+        """Whether it is up, and nobody has told it to end."""
+        return self.is_ready and not self.is_retiring and not self.killed_for
 
     def send(self, frame: Frame) -> None:
         """Send it now, or as soon as the worker reads again; order is kept. Raises InternalError if it is too large."""
@@ -80,10 +92,11 @@ class Handle:
             return 0
 
     def abort(self, reason: str) -> None:
-        """Have it dump its stacks and die; a second later it is killed."""
+        """Have it dump its stacks and die, also if it is stopped; a second later it is killed."""
         self.killed_for = reason
         self.kill_at = time.monotonic() + 1.0
         self._signal(signal.SIGABRT)
+        self._signal(signal.SIGCONT)  # SIGABRT comes first: a stopped process takes no other step before it
 
     def kill(self, reason: str) -> None:
         """End it at once."""

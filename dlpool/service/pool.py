@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import selectors
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ PING_S = 1.0
 MEMORY_S = 2.0
 MAX_FAILED_STARTS = 3
 STOP_S = 6.0  # a worker ends within 5
+FROZEN_S = 2.0  # between two turns: then it was we who did not run, and the workers' silence says nothing
 
 
 class WorkersFail(DlpoolError):
@@ -45,6 +47,7 @@ class WorkerPool:
         self._respawn = Respawn()
         self._has_come_up = False
         self._pinged = self._weighed = 0.0
+        self._looked = time.monotonic()
         self.workers: dict[int, Handle] = {}
 
     def __repr__(self) -> str:
@@ -53,7 +56,11 @@ class WorkerPool:
 
     def seats(self) -> list[Seat]:
         """Where jobs may go."""
-        return [Seat(one.pid, one.free_slots, len(one.jobs), one.is_alone) for one in self.workers.values()]
+        most = self.settings.max_jobs_per_worker or sys.maxsize
+        return [
+            Seat(one.pid, min(one.free_slots, most - one.taken), len(one.jobs), one.is_alone)
+            for one in self.workers.values()
+        ]
 
     def capacity(self) -> int:
         """How many jobs the workers that are there can have at once."""
@@ -64,7 +71,7 @@ class WorkerPool:
         """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
         now = time.monotonic()
         for handle in [one for one in self.workers.values() if one.has_ended]:
-            self._bury(handle, on_death)
+            self._lose(handle, on_death)
         self._look_for_hung(now)
         self._weigh(now)
         self._spawn_wanted(suspects, now)
@@ -103,27 +110,34 @@ class WorkerPool:
             handle.process.join(max(0.0, deadline - time.monotonic()))
             if handle.process.is_alive():
                 handle.kill("it did not end")
-            self._bury(handle, on_death, is_registered=False)
+            self._bury(handle, on_death)
 
-    def _bury(self, handle: Handle, on_death: Callable[[Handle, str], None], *, is_registered: bool = True) -> None:
-        """A worker has ended: hear its last words, then give back what it had."""
-        if is_registered:
-            self._selector.unregister(handle.channel)
+    def _lose(self, handle: Handle, on_death: Callable[[Handle, str], None]) -> None:
+        """A worker has ended in the midst of the service: is another one worth a try, and when?"""
+        self._selector.unregister(handle.channel)
+        how = self._bury(handle, on_death)
+        if not (handle.is_retiring and handle.is_ready):
+            now = time.monotonic()
+            self._respawn = self._respawn.after_death(now - handle.started, now)
+        if not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
+            raise WorkersFail(f"no worker could be started; the last one: {how}")
+
+    def _bury(self, handle: Handle, on_death: Callable[[Handle, str], None]) -> str:
+        """A worker has ended: hear its last words, then give back what it had. Returns how it ended."""
         self._selector.unregister(handle.process.sentinel)
         del self.workers[handle.pid]
-        on_death(handle, self._describe(handle))
+        how = self._describe(handle)
+        on_death(handle, how)
         handle.channel.close()
-        lived_s = time.monotonic() - handle.started
-        if not (handle.is_retiring and handle.is_ready):
-            self._respawn = self._respawn.after_death(lived_s, time.monotonic())
-        if not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
-            raise WorkersFail(f"no worker could be started; the last one ended with {handle.process.exitcode}")
+        return how
 
     def _describe(self, handle: Handle) -> str:
         handle.process.join()
         stacks = handle.stacks(self.given.state_dir)
         code = handle.process.exitcode
         how = handle.how_it_ended()
+        if stacks and not handle.is_ready:
+            how += f": {stacks.splitlines()[0]}"
         if code != 0 or handle.killed_for:
             self._log.warning("worker_died", worker_pid=handle.pid, how=how, running=len(handle.jobs), stacks=stacks)
         else:
@@ -131,7 +145,10 @@ class WorkerPool:
         return how
 
     def _look_for_hung(self, now: float) -> None:
+        was_frozen, self._looked = now - self._looked > FROZEN_S, now
         for handle in self.workers.values():
+            if was_frozen:
+                handle.heard = now
             if handle.kill_at is not None and now >= handle.kill_at:
                 handle.kill("it did not end")
             elif handle.killed_for is None and now - handle.heard > self.settings.worker_timeout:
@@ -162,7 +179,7 @@ class WorkerPool:
         for handle in serving:
             if not handle.is_alone and handle.slots in shares:
                 shares.remove(handle.slots)
-        alone = suspects - sum(handle.is_alone for handle in serving)
+        alone = min(suspects, len(self._shares)) - sum(handle.is_alone for handle in serving)
         if now < self._respawn.not_before:
             return
         for slots in shares:

@@ -12,6 +12,7 @@ from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Log
+from dlpool.service.handle import forget_old_stacks
 from dlpool.service.node import Node
 from dlpool.service.parts import Parts
 from dlpool.service.reload import Load
@@ -51,6 +52,7 @@ def _serve(settings: Settings, load: Load, node: Node, log: Log) -> None:
         logger.warning("state_damaged", reason=warning)
     if not node.wait_for_old_workers(OLD_WORKERS_S):
         logger.warning("old_workers_live", reason="their jobs wait until they let go of their files")
+    forget_old_stacks(node.state_dir)
     parts = Parts(settings, node, log)
     logger.info("service_started", sid=parts.sid, queue=Keys(settings.redis.group).intake,
                 redis=shown_server(effective_url(settings.redis, node.state_dir)),

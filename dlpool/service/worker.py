@@ -45,6 +45,7 @@ from dlpool.transfer.state import PublishedRecord
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
+FROZEN_S = 2.0  # of one such look
 STATUS_S = 1.0
 STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
 ALARM_S = 5
@@ -77,11 +78,15 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
         signal.signal(number, signal.SIG_IGN)
     with stacks_file(settings.state_dir, os.getpid()).open("w", encoding="utf-8") as stacks:
         faulthandler.enable(stacks)
-        worker = Worker(sock, settings)
-        signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
-        die_with_parent(parent_pid)
-        hold_worker_lock(settings.state_dir)
-        worker.serve()
+        try:
+            worker = Worker(sock, settings)
+            signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
+            die_with_parent(parent_pid)
+            hold_worker_lock(settings.state_dir)
+            worker.serve()
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=stacks)  # the last words, for the supervisor's log
+            raise
         stacks_file(settings.state_dir, os.getpid()).unlink(missing_ok=True)
     os._exit(0)  # threads in a name look-up cannot be waited for
 
@@ -128,10 +133,14 @@ class Worker:
         self._up.send(HelloFrame(os.getpid()))
         heard = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
+            asked = time.monotonic()
             try:
                 frame = self._down.receive()
             except (BlockingIOError, TimeoutError):
-                if time.monotonic() - heard > SILENCE_S:
+                now = time.monotonic()
+                if now - asked > FROZEN_S:
+                    heard = now  # it was we who did not run
+                elif now - heard > SILENCE_S:
                     self.ask_to_stop(f"the supervisor was silent for {SILENCE_S:g} s")
                 continue
             heard = time.monotonic()
