@@ -15,7 +15,7 @@ import pytest
 from dlpool.config import PathSettings, Settings
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
-from dlpool.service.crew import portions
+from dlpool.service.cleaning import portions
 from dlpool.service.frames import CleanFrame, Ended, JobFrame, encode
 from dlpool.service.node import Node
 from dlpool.service.service import serve

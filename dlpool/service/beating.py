@@ -20,6 +20,7 @@ from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
 from dlpool.service.messages import Lost, Message, TakenBack
 from dlpool.service.recording import finished
 from dlpool.service.spool import Spool
+from dlpool.service.sweeping import Sweeper
 
 RECOVER_S = 5.0
 
@@ -31,6 +32,7 @@ class Beater:
         self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, spool: Spool,
         fetcher: Fetcher, log: Logger, *, lease_s: float, grace_s: float, order: Callable[[], str],
         info: Callable[[], dict[str, Any]], post: Callable[[Message], None], earlier: tuple[str, ...],
+        sweeper: Sweeper,
     ) -> None:  # fmt: skip
         self._transitions = transitions
         self._blocking = blocking
@@ -46,9 +48,10 @@ class Beater:
         self._info = info
         self._post = post
         self._earlier = earlier
+        self._sweeper = sweeper
         self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
-        self._recover_at = 0.0
+        self._recover_at = self._sweep_at = 0.0
         self._has_begun = threading.Event()
 
     def serve(self) -> None:
@@ -85,6 +88,9 @@ class Beater:
         if now >= self._recover_at:
             self._recover()
             self._recover_at = now + min(RECOVER_S, self._grace_s)
+        if now >= self._sweep_at:
+            self._sweeper.sweep()
+            self._sweep_at = now + self._lease_s
         self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
 
     def _beat(self) -> None:

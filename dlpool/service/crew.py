@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.observe.log import Logger
+from dlpool.service.cleaning import Cleaner
 from dlpool.service.dealing import Waiting, deal
 from dlpool.service.frames import (
     CancelFrame,
-    CleanFrame,
+    CleanedFrame,
     Ended,
     EndedFrame,
     Frame,
@@ -32,15 +33,15 @@ from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
 
-CLEAN_S = 0.25
-CLEAN_CHARACTERS = 8192  # of one frame
 DISOWNED = ("FENCED", "GONE")
 
 
 class Crew:
     """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
 
-    def __init__(self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, log: Logger) -> None:
+    def __init__(
+        self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger
+    ) -> None:
         self.judge = judge
         self.fault_until = 0.0
         self.is_probing = False  # after a node fault: one job at a time, until one succeeds
@@ -48,8 +49,7 @@ class Crew:
         self._pool = pool
         self._recorder = recorder
         self._log = log
-        self._leftovers: dict[int, list[Ended]] = {}
-        self._cleaned = 0.0
+        self._cleaner = cleaner
         self._paths: dict[str, str | None] = {}
 
     # --- in ---
@@ -76,6 +76,7 @@ class Crew:
                 message = "the job's URL, path and headers are too long together"
                 self._end(held, self.judge.failed(held.claimed, held.job.url, "bad_job", message))
                 continue
+            self._cleaner.begin(_leftover(held, held.job, None, has_failed=True))
             held.worker = pid
             handle.jobs.add(ticket)
             self._pool.note_taken(handle)
@@ -103,6 +104,7 @@ class Crew:
             elif held.job is not None:
                 self._end(held, self.judge.died(held.claimed, held.job.url, how))
         handle.jobs.clear()
+        self._cleaner.bury(handle)
 
     def _heard(self, handle: Handle, frame: Frame) -> None:
         if isinstance(frame, HelloFrame):
@@ -121,11 +123,15 @@ class Crew:
         elif isinstance(frame, EndedFrame):
             handle.jobs.discard(frame.ticket)
             self._ended(frame)
+        elif isinstance(frame, CleanedFrame):
+            self._cleaner.cleaned(handle, frame.job_ids)
 
     def _ended(self, frame: EndedFrame) -> None:
         held = self._ledger.get(frame.ticket)
         if held is None or held.job is None or held.is_ending:
             return
+        if frame.path is not None and not _is_told(frame.path, held.job.save_path):
+            self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay
@@ -178,21 +184,8 @@ class Crew:
         self._ledger.drop(ticket)
         self._log_end(held, ending, message.reply)
         if held.job is not None and ending.outcome in ("success", "failed") and message.reply != "FENCED":
-            has_failed = ending.outcome == "failed"
-            ended = Ended(ending.ticket.id, held.job.url, held.job.save_path, path, has_failed)
-            self._leftovers.setdefault(held.worker or 0, []).append(ended)
-
-    def clean(self, *, now: bool = False) -> None:
-        """Have workers remove what ended jobs kept for a next run: a few at a time, the worker that ran them."""
-        ready = [one for one in self._pool.workers.values() if one.is_staying]
-        if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
-            return
-        self._cleaned = time.monotonic()
-        for pid, leftovers in self._leftovers.items():
-            handle = next((one for one in ready if one.pid == pid), ready[0])
-            for part in portions(leftovers):
-                handle.send(CleanFrame([list(one) for one in part]))
-        self._leftovers.clear()
+            ended = _leftover(held, held.job, path, has_failed=ending.outcome == "failed")
+            self._cleaner.leave([ended], held.worker or 0)
 
     # --- the end ---
 
@@ -235,19 +228,13 @@ class Crew:
             self._log.info("job_released", result=ending.outcome, reason=reason, reply=reply, **fields)
 
 
-def portions(leftovers: Sequence[Ended]) -> Iterator[list[Ended]]:
-    """As many of them as fit into one frame each."""
-    portion: list[Ended] = []
-    size = 0
-    for one in leftovers:
-        length = len(one.url) + len(one.save_path) + len(one.path or "")
-        if portion and size + length > CLEAN_CHARACTERS:
-            yield portion
-            portion, size = [], 0
-        portion.append(one)
-        size += length
-    if portion:
-        yield portion
+def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
+    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed)
+
+
+def _is_told(path: str, save_path: str) -> bool:
+    """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
+    return not save_path.endswith("/") and Path(path).name == Path(save_path).name
 
 
 def trace_of(job_id: str, job: PushedJob | None) -> str:

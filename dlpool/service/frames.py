@@ -164,11 +164,19 @@ class EndedFrame(Frame):
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True)
+class CleanedFrame(Frame):
+    """What was kept for these jobs is gone, or cannot be removed."""
+
+    kind = "cleaned"
+    job_ids: list[str]
+
+
 FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
         JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, PingFrame, RetireFrame,
-        HelloFrame, StatusFrame, VerifiedFrame, EndedFrame,
+        HelloFrame, StatusFrame, VerifiedFrame, EndedFrame, CleanedFrame,
     )
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from dlpool.service.channel import Channel
-from dlpool.service.frames import Frame, encode
+from dlpool.service.frames import Ended, Frame, encode
 from dlpool.service.worker import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -37,6 +37,7 @@ class Handle:
         self.is_alone = is_alone
         self.pid = process.pid or 0
         self.jobs: set[str] = set()
+        self.cleaning: dict[str, Ended] = {}  # by job: what it was told to remove
         self.taken = 0  # jobs in all
         self.started = self.heard = time.monotonic()
         self.is_ready = False

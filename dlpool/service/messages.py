@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.service.frames import Ended
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,14 @@ class TakenBack:
     sids: tuple[str, ...]
 
 
-Message = Claims | Recorded | Stands | Lost | Changed | TakenBack
+@dataclass(frozen=True)
+class Swept:
+    """Jobs that were begun here have ended, here or elsewhere: what they kept for a next run can go."""
+
+    leftovers: tuple[Ended, ...]
+
+
+Message = Claims | Recorded | Stands | Lost | Changed | TakenBack | Swept
 
 
 class Mailbox:

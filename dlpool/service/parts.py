@@ -21,6 +21,7 @@ from dlpool.jobs.records import rfc3339
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.service.beating import Beater
+from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
@@ -31,6 +32,8 @@ from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.redisserver import EmbeddedRedis
 from dlpool.service.spool import Spool
+from dlpool.service.sweeping import Sweeper
+from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
 from dlpool.service.worker import WorkerSettings
 
@@ -58,16 +61,17 @@ class Parts:
         self._transitions = Transitions(client, Keys(settings.redis.group))
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log)
         judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
-        spool, lease_s = Spool(node.state_dir), settings.supervisor.lease
+        spool, trail, lease_s = Spool(node.state_dir), Trail(node.state_dir), settings.supervisor.lease
+        self.cleaner = Cleaner(self.pool, trail, self._log)
         post, order = self.mailbox.post, self._order
         self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
-        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, log.logger("jobs"))
+        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"))
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post)  # fmt: skip
         self._beater = Beater(
             self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
             lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
-            earlier=earlier,
+            earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
         )  # fmt: skip
         self._failure: BaseException | None = None
         self._threads = [

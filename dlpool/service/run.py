@@ -143,8 +143,12 @@ def lost() -> LostJob:
     return LostJob("the job is another supervisor's by now")
 
 
-def clean(ended: Ended, target: Path, record: PublishedRecord | None) -> None:
-    """Remove what an ended job kept for a next run; ``record`` is its own, if it ran here. Raises LocalFault."""
+def clean(ended: Ended, paths: PathSettings, record: PublishedRecord | None) -> None:
+    """Remove what an ended job kept for a next run; ``record`` is its own, if it ran here.
+
+    Raises PolicyRefused, LocalFault; Locked while another job writes there.
+    """
+    target = Path(ended.path) if ended.path else confined(ended.save_path, paths).path
     if ended.has_failed:
         discard_unfinished(target, ended.url)
     elif record is None or not record.remove():

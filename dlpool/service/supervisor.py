@@ -16,7 +16,7 @@ from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
-from dlpool.service.messages import Changed, Claims, Lost, Message, Recorded, Stands, TakenBack
+from dlpool.service.messages import Changed, Claims, Lost, Message, Recorded, Stands, Swept, TakenBack
 from dlpool.service.node import Node
 from dlpool.service.notify import ServiceManager
 from dlpool.service.parts import Parts
@@ -82,7 +82,7 @@ class Supervisor:
         if self._drain_until is not None:
             self._drain()
         self._crew.deal()
-        self._crew.clean()
+        self._parts.cleaner.clean()
         self._ledger.set_capacity(self._capacity())
         self._tend()
 
@@ -106,6 +106,8 @@ class Supervisor:
             self._crew.lose(message.ticket)
         elif isinstance(message, TakenBack):
             self._node.forget(message.sids)
+        elif isinstance(message, Swept):
+            self._parts.cleaner.leave(message.leftovers)
         elif isinstance(message, Changed):
             self._parts.check_threads()
 
@@ -211,8 +213,9 @@ class Supervisor:
 
     def _end(self) -> None:
         held = len(self._ledger)
-        self._crew.clean(now=True)
+        self._parts.cleaner.clean(now=True)
         self._pool.stop(self._crew.bury)
+        self._parts.cleaner.clean_here(self._settings.paths)
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:
             self._node.forget([self._parts.sid])

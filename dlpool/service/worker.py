@@ -18,12 +18,12 @@ from pathlib import Path
 
 from dlpool import __version__
 from dlpool.config import LoggingSettings, NetworkSettings, PathSettings, TransferSettings
-from dlpool.errors import Cancelled, DlpoolError, Locked
+from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
 from dlpool.observe.log import Log
 from dlpool.service.channel import Channel
-from dlpool.service.confine import confined
 from dlpool.service.frames import (
     CancelFrame,
+    CleanedFrame,
     CleanFrame,
     ConfigFrame,
     Ended,
@@ -111,7 +111,8 @@ class Worker:
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
         self._records: dict[str, PublishedRecord] = {}
-        self._leftovers: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        self._leftovers: queue.SimpleQueue[list[Ended]] = queue.SimpleQueue()
+        self._cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
         self._counters = {"jobs": 0, "received": 0}
         self._stop_reason: str | None = None
@@ -129,7 +130,7 @@ class Worker:
         for number in range(self._settings.slots):
             threading.Thread(target=self._slot, name=f"slot-{number}", daemon=True).start()
         threading.Thread(target=self._report, name="report", daemon=True).start()
-        threading.Thread(target=self._keep_clean, name="clean", daemon=True).start()
+        self._cleaner.start()
         self._up.send(HelloFrame(os.getpid()))
         heard = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
@@ -154,8 +155,7 @@ class Worker:
         if isinstance(frame, JobFrame):
             self._begin(frame)
         elif isinstance(frame, CleanFrame):
-            for ended in frame.jobs:
-                self._leftovers.put(Ended(*ended))
+            self._leftovers.put([Ended(*ended) for ended in frame.jobs])
         elif isinstance(frame, ConfigFrame):
             self._configure(frame)
         elif isinstance(frame, RetireFrame):
@@ -209,15 +209,16 @@ class Worker:
             time.sleep(STATUS_S)
 
     def _keep_clean(self) -> None:
-        while True:
-            self._clean(self._leftovers.get())
+        while portion := self._leftovers.get():
+            for ended in portion:
+                self._clean(ended)
+            self._up.send(CleanedFrame([ended.job_id for ended in portion]))
 
     def _clean(self, ended: Ended) -> None:
         try:
-            target = Path(ended.path) if ended.path else confined(ended.save_path, self._paths).path
-            clean(ended, target, self._records.pop(ended.job_id, None))
-        except Locked:
-            pass  # another job writes there already
+            clean(ended, self._paths, self._records.pop(ended.job_id, None))
+        except (Locked, PolicyRefused):
+            pass  # another job writes there already, or none ever could
         except DlpoolError as error:
             self._logger.warning("leftover_not_removed", job_id=ended.job_id, error=error)
 
@@ -248,6 +249,6 @@ class Worker:
         deadline = time.monotonic() + STOP_S
         while self._runs and time.monotonic() < deadline:
             time.sleep(0.01)
-        while not self._leftovers.empty():
-            self._clean(self._leftovers.get())
+        self._leftovers.put([])
+        self._cleaner.join(STOP_S)
         self._log.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.transfer.names import PART_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.state import StateFile, StateUnusable, url_digest
 
@@ -24,12 +26,15 @@ def forget_published(target: Path, job_id: str) -> None:
 def discard_unfinished(target: Path, url: str) -> None:
     """Remove the part file and state of a download of ``url`` that will not go on. What is another's stays.
 
-    Raises Locked while a download works on it, and LocalFault.
+    A part file without state holds nothing that anybody could use. Raises Locked while a download works on it, and
+    LocalFault.
     """
     state_file = StateFile.of(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()
-        if saved is None or saved.url_sha256 != url_digest(url):
+        if saved is not None and saved.url_sha256 != url_digest(url):
+            return
+        if saved is None and not os.path.lexists(target.with_name(target.name + PART_SUFFIX)):
             return
         part = PartFile(target, sync=False)
         try:

@@ -1,0 +1,100 @@
+"""What ended jobs kept beside their targets for a next run goes when Redis knows how they ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from dlpool.config import PathSettings
+from dlpool.errors import DlpoolError, LocalFault
+from dlpool.observe.log import Logger
+from dlpool.service.frames import CleanFrame, Ended
+from dlpool.service.handle import Handle
+from dlpool.service.pool import WorkerPool
+from dlpool.service.run import clean
+from dlpool.service.trail import Trail
+
+CLEAN_S = 0.25
+CLEAN_CHARACTERS = 8192  # of one frame
+
+
+class Cleaner:
+    """Used by the main thread only. What is not done when this process ends is on the trail."""
+
+    def __init__(self, pool: WorkerPool, trail: Trail, log: Logger) -> None:
+        self._pool = pool
+        self._trail = trail
+        self._log = log
+        self._leftovers: dict[int, list[Ended]] = {}
+        self._cleaned = 0.0
+
+    def begin(self, job: Ended) -> None:
+        """A job is begun, or its path has become known."""
+        try:
+            self._trail.begin(job)
+        except LocalFault as error:
+            self._log.warning("trail_not_kept", job_id=job.job_id, error=error)
+
+    def leave(self, ended: Iterable[Ended], pid: int = 0) -> None:
+        """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them, if it is known."""
+        self._leftovers.setdefault(pid, []).extend(ended)
+
+    def clean(self, *, now: bool = False) -> None:
+        """Have workers remove what is left: a few at a time, the worker that ran them."""
+        ready = [one for one in self._pool.workers.values() if one.is_staying]
+        if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
+            return
+        self._cleaned = time.monotonic()
+        for pid, leftovers in self._leftovers.items():
+            handle = next((one for one in ready if one.pid == pid), ready[0])
+            for part in portions(leftovers):
+                handle.cleaning |= {one.job_id: one for one in part}
+                handle.send(CleanFrame([list(one) for one in part]))
+        self._leftovers.clear()
+
+    def cleaned(self, handle: Handle, job_ids: Sequence[str]) -> None:
+        """A worker has done it."""
+        for job_id in job_ids:
+            handle.cleaning.pop(job_id, None)
+        self._forget(job_ids)
+
+    def bury(self, handle: Handle) -> None:
+        """A worker has died: what it has not done is another's to do."""
+        self.leave(handle.cleaning.values())
+        handle.cleaning.clear()
+
+    def clean_here(self, paths: PathSettings) -> None:
+        """All workers have ended: do here what they have not done."""
+        rest = [ended for leftovers in self._leftovers.values() for ended in leftovers]
+        self._leftovers.clear()
+        for ended in rest:
+            try:
+                clean(ended, paths, None)
+            except DlpoolError as error:
+                self._log.warning("leftover_not_removed", job_id=ended.job_id, error=error)
+        self._forget([ended.job_id for ended in rest])
+        try:
+            self._trail.tidy()
+        except LocalFault as error:
+            self._log.warning("trail_not_kept", error=error)
+
+    def _forget(self, job_ids: Sequence[str]) -> None:
+        try:
+            self._trail.forget(job_ids)
+        except LocalFault as error:
+            self._log.warning("trail_not_kept", error=error)
+
+
+def portions(leftovers: Sequence[Ended]) -> Iterator[list[Ended]]:
+    """As many of them as fit into one frame each."""
+    portion: list[Ended] = []
+    size = 0
+    for one in leftovers:
+        length = len(one.url) + len(one.save_path) + len(one.path or "")
+        if portion and size + length > CLEAN_CHARACTERS:
+            yield portion
+            portion, size = [], 0
+        portion.append(one)
+        size += length
+    if portion:
+        yield portion

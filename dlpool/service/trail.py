@@ -1,0 +1,85 @@
+"""The jobs that this node has begun, on disk, until what they kept beside their targets is removed.
+
+A kill at any moment must not leave the part file or the record of a finished job behind for good: neither between the
+record in Redis and the removal, nor where another node has finished the job meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlpool.service.frames import Ended
+from dlpool.transfer.files import translated
+
+TIDY_LINES = 1000  # more than that, most of them of no use any more, are written anew
+
+
+class Trail:
+    """The file ``STATE_DIR/trail``: a line a job, the last one counts. Thread-safe; the lock guards file and table.
+
+    Nothing is synced: after a power failure at worst a file is left over. Its methods raise LocalFault.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "trail"
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        with translated(f"read {self._path}"):
+            text = self._path.read_bytes() if self._path.exists() else b""
+        self._open = {ended.job_id: ended for ended in map(_parsed, text.splitlines()) if ended is not None}
+        self._rewrite()
+
+    def __repr__(self) -> str:
+        return f"<Trail {self._path}: {len(self._open)} jobs>"
+
+    def begin(self, ended: Ended) -> None:
+        """Note what is to be removed when the job has ended."""
+        with self._lock, translated(f"write {self._path}"):
+            self._open[ended.job_id] = ended
+            self._lines += 1
+            os.write(self._descriptor, _line(ended))
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Nothing of them is left."""
+        with self._lock:
+            for job_id in job_ids:
+                self._open.pop(job_id, None)
+            if self._lines > TIDY_LINES + 4 * len(self._open):
+                self._rewrite()
+
+    def jobs(self) -> dict[str, Ended]:
+        """What is noted, by job."""
+        with self._lock:
+            return dict(self._open)
+
+    def tidy(self) -> None:
+        """Keep only what is still of use."""
+        with self._lock:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        temporary = self._path.with_name("trail.tmp")
+        with translated(f"write {self._path}"):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._descriptor, self._lines = descriptor, len(self._open)
+            os.write(descriptor, b"".join(map(_line, self._open.values())))
+            os.replace(temporary, self._path)
+
+
+def _line(ended: Ended) -> bytes:
+    return json.dumps(list(ended)).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> Ended | None:
+    """The job of a line; None for one that a kill has cut off."""
+    try:
+        job_id, url, save_path, path, has_failed = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed))
