@@ -125,7 +125,8 @@ class Transitions:
 
         None: the supervisor ``sid`` is not registered, ``beat`` comes first.
         """
-        fresh = [new_id() for _ in range(slots)]
+        unused = new_id()
+        fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
             "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES, len(known),
                       *(str(ticket) for ticket in known), *fresh],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from dlpool.config import PathSettings
 from dlpool.errors import DlpoolError, LocalFault
 from dlpool.observe.log import Logger
+from dlpool.service.confine import Confinement
 from dlpool.service.frames import CleanFrame, Ended
 from dlpool.service.handle import Handle
 from dlpool.service.pool import WorkerPool
@@ -63,7 +63,7 @@ class Cleaner:
         self.leave(handle.cleaning.values())
         handle.cleaning.clear()
 
-    def clean_here(self, paths: PathSettings) -> None:
+    def clean_here(self, paths: Confinement) -> None:
         """All workers have ended: do here what they have not done."""
         rest = [ended for leftovers in self._leftovers.values() for ended in leftovers]
         self._leftovers.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,38 +23,50 @@ class Target:
     is_folder: bool
 
 
-def confined(save_path: str, paths: PathSettings) -> Target:
-    """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault for what cannot be."""
-    shown = repr(save_path[:200])
-    if any(ord(character) < 32 or ord(character) == 127 for character in save_path):
-        raise PolicyRefused(f"save_path {shown} has control characters")
-    joined = os.path.join(paths.download_dir, save_path)
-    if len(os.fsencode(joined)) > MAX_PATH_BYTES:
-        raise PolicyRefused(f"save_path {shown} is longer than {MAX_PATH_BYTES} bytes")
-    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in save_path.split("/")):
-        raise PolicyRefused(f"save_path {shown} has a name longer than {MAX_NAME_BYTES} bytes")
-    with translated(f"resolve save_path {shown}"):
-        real = os.path.realpath(joined)
-        check_place(real, f"save_path {shown}", paths)
-        is_folder = save_path.endswith(("/", "/.")) or os.path.isdir(real)
-        return Target(Path(real), is_folder)
+class Confinement:
+    """The rules for paths of one set of settings; the folders in them are resolved once. Immutable.
 
+    Raises LocalFault for folders that cannot be resolved.
+    """
 
-def check_place(path: str, what: str, paths: PathSettings) -> None:
-    """Raise PolicyRefused if the path, links resolved, is none that a job may write to; ``what`` for the message."""
-    real = os.path.realpath(path)
-    allowed = [root for root in map(os.path.realpath, roots(paths)) if _is_under(real, root)]
-    if not allowed:
-        raise PolicyRefused(f"{what} leads to {real}, which is outside of {' and '.join(roots(paths))}")
-    for own in map(os.path.realpath, (paths.state_dir, paths.log_dir)):
-        if _is_under(real, own) and not any(_is_under(root, own) for root in allowed):
-            raise PolicyRefused(f"{what} leads into {own}, which dlpool keeps for itself")
+    def __init__(self, paths: PathSettings) -> None:
+        given = [root for root in (paths.allowed_roots or "").split(":") if root] or [paths.download_dir]
+        with translated("resolve the folders in [paths]"):
+            self._download_dir = os.path.realpath(paths.download_dir)
+            self._roots = [os.path.realpath(root) for root in given]
+            self._own = [os.path.realpath(folder) for folder in (paths.state_dir, paths.log_dir)]
 
+    def __repr__(self) -> str:
+        return f"<Confinement to {':'.join(self._roots)}>"
 
-def roots(paths: PathSettings) -> list[str]:
-    """The folders that files may go to."""
-    given = [root for root in (paths.allowed_roots or "").split(":") if root]
-    return given or [paths.download_dir]
+    def target(self, save_path: str) -> Target:
+        """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault."""
+        shown = f"save_path {save_path[:200]!r}"
+        if re.search(r"[\x00-\x1f\x7f]", save_path):
+            raise PolicyRefused(f"{shown} has control characters")
+        joined = os.path.join(self._download_dir, save_path)
+        if len(os.fsencode(joined)) > MAX_PATH_BYTES:
+            raise PolicyRefused(f"{shown} is longer than {MAX_PATH_BYTES} bytes")
+        if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in save_path.split("/")):
+            raise PolicyRefused(f"{shown} has a name longer than {MAX_NAME_BYTES} bytes")
+        real = self._checked(joined, shown)
+        return Target(Path(real), save_path.endswith(("/", "/.")) or os.path.isdir(real))
+
+    def check_named(self, path: Path) -> None:
+        """The name that the server or the URL gave may be that of a link to elsewhere. Raises as ``target`` does."""
+        self._checked(str(path), f"the target {path.name!r}")
+
+    def _checked(self, path: str, what: str) -> str:
+        """The path with its links resolved, if a job may write there."""
+        with translated(f"resolve {what}"):
+            real = os.path.realpath(path)
+        allowed = [root for root in self._roots if _is_under(real, root)]
+        if not allowed:
+            raise PolicyRefused(f"{what} leads to {real}, which is outside of {' and '.join(self._roots)}")
+        for own in self._own:
+            if _is_under(real, own) and not any(_is_under(root, own) for root in allowed):
+                raise PolicyRefused(f"{what} leads into {own}, which dlpool keeps for itself")
+        return real
 
 
 def _is_under(path: str, root: str) -> bool:

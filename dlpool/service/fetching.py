@@ -12,9 +12,10 @@ from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
 from dlpool.service.frames import lease_clock
 from dlpool.service.ledger import Ledger
-from dlpool.service.link import Backoff, Link
+from dlpool.service.link import Backoff, Link, Pace
 from dlpool.service.messages import Claims, Message
 
+APART_S = 0.004  # two claims, so that one brings jobs for all slots that have become free
 PAUSE_S = 0.5  # between looks where nothing may be claimed
 
 
@@ -42,6 +43,7 @@ class Fetcher:
         self._is_stopped = False
         self._waiting_id: int | None = None
         self._backoff = Backoff(link.stopping)
+        self._pace = Pace(APART_S)
 
     def serve(self) -> None:
         """Until all stop."""
@@ -77,6 +79,7 @@ class Fetcher:
                 self._transitions.client.client_unblock(waiting)
 
     def _turn(self) -> None:
+        self._pace.wait()
         self._has_strays.clear()
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on

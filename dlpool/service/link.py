@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from dlpool.errors import QueueError
@@ -51,6 +52,21 @@ class Link:
         if was_away:
             self._log.info("redis_back")
             self._on_change()
+
+
+class Pace:
+    """Keeps the calls of one thread apart when there are many, so that each does more; the first is not late."""
+
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
+        self._last = 0.0
+
+    def wait(self) -> None:
+        """Wait until the next call may be made."""
+        early_s = self._last + self._apart_s - time.monotonic()
+        if early_s > 0:
+            time.sleep(early_s)
+        self._last = time.monotonic()
 
 
 class Backoff:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
 from dlpool.jobs.transitions import Finish, Ticket, Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.link import Backoff, Link
+from dlpool.service.link import Backoff, Link, Pace
 from dlpool.service.messages import Message, Recorded, Stands
 from dlpool.service.spool import Spool
 
 AT_ONCE = 64  # in one round trip
+APART_S = 0.005  # two round trips, so that one tells of several jobs
 LOOK_S = 0.5
 RETRY_MAX_S = 1.0  # what comes meanwhile is not on disk yet
 
@@ -37,6 +38,7 @@ class Recorder:
         self._post = post
         self._line: queue.SimpleQueue[Finish | Ticket] = queue.SimpleQueue()
         self._backoff = Backoff(link.stopping, RETRY_MAX_S)
+        self._pace = Pace(APART_S)
 
     def end(self, ending: Finish) -> None:
         """Tell Redis; the answer comes as Recorded."""
@@ -65,6 +67,7 @@ class Recorder:
         try:
             if wait:
                 taken.append(self._line.get(timeout=LOOK_S))
+                self._pace.wait()
             while True:
                 taken.append(self._line.get_nowait())
         except queue.Empty:

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlpool.config import PathSettings, TransferSettings
+from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
 from dlpool.observe.log import Logger
-from dlpool.service.confine import check_place, confined
+from dlpool.service.confine import Confinement
 from dlpool.service.frames import Ended, EndedFrame, Frame, JobFrame, VerifiedFrame, lease_clock
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
-from dlpool.transfer.files import translated
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
 from dlpool.transfer.state import PublishedRecord
@@ -35,7 +34,7 @@ class JobRun:
     The lock guards the transfer and the error that shall end it, which may come before the transfer is made.
     """
 
-    def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: PathSettings, client: Client, log: Logger,
+    def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
                  send: Send) -> None:  # fmt: skip
         self.frame = frame
         self._settings = replace(transfer, if_exists=frame.if_exists) if frame.if_exists else transfer
@@ -98,22 +97,18 @@ class JobRun:
 
     def _make(self) -> Transfer:
         frame = self.frame
-        target = confined(frame.save_path, self._paths)
+        target = self._paths.target(frame.save_path)
         job = Job(
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
         )  # fmt: skip
-        transfer = Transfer(job, self._settings, self._client, self._notify, self._admit, self._permit)
+        admit = self._paths.check_named if target.is_folder else None
+        transfer = Transfer(job, self._settings, self._client, self._notify, admit, self._permit)
         with self._lock:
             if self._error is not None:
                 raise self._error
             self._transfer = transfer
         return transfer
-
-    def _admit(self, path: Path) -> None:
-        """The name that the server or the URL gave may be that of a link to elsewhere."""
-        with translated(f"resolve {path}"):
-            check_place(str(path), f"the target {path.name!r}", self._paths)
 
     def _permit(self) -> None:
         """Wait until it is known that the job is still ours; the part file stays locked meanwhile.
@@ -143,12 +138,12 @@ def lost() -> LostJob:
     return LostJob("the job is another supervisor's by now")
 
 
-def clean(ended: Ended, paths: PathSettings, record: PublishedRecord | None) -> None:
+def clean(ended: Ended, paths: Confinement, record: PublishedRecord | None) -> None:
     """Remove what an ended job kept for a next run; ``record`` is its own, if it ran here.
 
     Raises PolicyRefused, LocalFault; Locked while another job writes there.
     """
-    target = Path(ended.path) if ended.path else confined(ended.save_path, paths).path
+    target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
     if ended.has_failed:
         discard_unfinished(target, ended.url)
     elif record is None or not record.remove():

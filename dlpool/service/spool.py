@@ -23,6 +23,7 @@ class Spool:
         self.folder = state_dir / "spool"
         with translated(f"make {self.folder}"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._kept: set[Ticket] = set()
 
     def __len__(self) -> int:
         return sum(1 for name in os.listdir(self.folder) if name.endswith(".json"))
@@ -30,7 +31,7 @@ class Spool:
     def keep(self, sid: str, ending: Finish) -> None:
         """Commit a final outcome of the supervisor ``sid``, once. Raises LocalFault."""
         path = self._path(ending.ticket)
-        if ending.outcome not in FINAL or path.exists():
+        if ending.outcome not in FINAL or ending.ticket in self._kept:
             return
         fields = asdict(ending) | {"sid": sid}
         if ending.record is not None:
@@ -43,11 +44,14 @@ class Spool:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(self.folder)
+        self._kept.add(ending.ticket)
 
     def forget(self, ticket: Ticket) -> None:
         """Redis knows."""
-        with suppress(OSError):
-            self._path(ticket).unlink(missing_ok=True)
+        if ticket in self._kept:
+            with suppress(OSError):
+                self._path(ticket).unlink(missing_ok=True)
+            self._kept.discard(ticket)
 
     def kept(self) -> Iterator[tuple[str, Finish]]:
         """What an earlier start left: sid and outcome. Damaged files are set aside under another name."""
@@ -58,6 +62,7 @@ class Spool:
                 if record is not None:
                     record = Record(record["key"], record["value"].encode(), record["field"])
                 ticket = Ticket(str(fields["ticket"]["id"]), int(fields["ticket"]["fence"]))
+                self._kept.add(ticket)
                 yield str(fields["sid"]), Finish(ticket, fields["outcome"], record, dict(fields["note"]))
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 with suppress(OSError):

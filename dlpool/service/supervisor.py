@@ -14,6 +14,7 @@ from typing import Any
 
 from dlpool.config import Settings
 from dlpool.observe.log import Log
+from dlpool.service.confine import Confinement
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
 from dlpool.service.messages import Changed, Claims, Lost, Message, Recorded, Stands, Swept, TakenBack
@@ -215,7 +216,7 @@ class Supervisor:
         held = len(self._ledger)
         self._parts.cleaner.clean(now=True)
         self._pool.stop(self._crew.bury)
-        self._parts.cleaner.clean_here(self._settings.paths)
+        self._parts.cleaner.clean_here(Confinement(self._settings.paths))
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:
             self._node.forget([self._parts.sid])

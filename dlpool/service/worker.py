@@ -21,6 +21,7 @@ from dlpool.config import LoggingSettings, NetworkSettings, PathSettings, Transf
 from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
 from dlpool.observe.log import Log
 from dlpool.service.channel import Channel
+from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,
@@ -96,7 +97,7 @@ class Worker:
 
     def __init__(self, sock: socket.socket, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._paths = settings.paths
+        self._paths = Confinement(settings.paths)
         self._transfer = settings.transfer
         self._logging = settings.logging
         self._down = Channel(sock)
@@ -225,7 +226,7 @@ class Worker:
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""
         self._transfer = TransferSettings(**frame.transfer)
-        self._paths = PathSettings(**frame.paths)
+        self._paths = Confinement(PathSettings(**frame.paths))
         self._logging = LoggingSettings(**frame.logging)
         self._log.apply(self._logging)
         network = NetworkSettings(**frame.network)

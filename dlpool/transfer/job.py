@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,7 +74,7 @@ class Outcome:
     is_skipped: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path)}
+        return vars(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,10 +98,10 @@ class SavedState:
         )  # fmt: skip
 
     def as_json(self) -> str:
-        fields = asdict(self)
-        if self.publishing is not None and self.publishing.job is None:
-            fields["publishing"] = {"inode": self.publishing.inode, "size": self.publishing.size}
-        return json.dumps({"version": VERSION, **fields}, separators=(",", ":"))
+        fields = {"version": VERSION, **vars(self), "chunks": [vars(chunk) for chunk in self.chunks]}
+        if self.publishing is not None:
+            fields["publishing"] = {name: value for name, value in vars(self.publishing).items() if value is not None}
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
