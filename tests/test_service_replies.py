@@ -32,7 +32,7 @@ from tests.outage import (
 from tests.proxy import Proxy, _Pair
 from tests.redis_server import RedisServer
 
-SHORT = {"lease": "1s", "grace": "2s"}
+SHORT = {"lease": "1s", "grace": "1s"}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def call_of(client: Client, transition: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("transition", "silent"), [("claim", False), ("claim", True), ("finish", False), ("finish", True), ("beat", False)]
+    ("transition", "silent"), [("claim", False), ("finish", False), ("finish", True), ("beat", False)]
 )
 def test_a_reply_of_redis_on_the_way_to_a_supervisor_is_lost(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path, transition: str, silent: bool
@@ -138,7 +138,7 @@ def test_a_push_from_a_shell_whose_reply_was_lost_says_what_to_repeat(
 # --- the whole way ---
 
 
-@pytest.mark.parametrize("fault", ["blackhole", "refuse", "swallow_all"])
+@pytest.mark.parametrize("fault", ["blackhole", "refuse"])
 def test_a_network_that_is_gone_for_longer_than_lease_and_grace_costs_nothing(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path, fault: str
 ) -> None:
@@ -148,12 +148,12 @@ def test_a_network_that_is_gone_for_longer_than_lease_and_grace_costs_nothing(
         wait_until(lambda: len(origin.requests) == 10)
         getattr(proxy, fault)()
         wait_until(lambda: all(one.events("redis_away") for one in both))
-        let_pass(4.0)
+        let_pass(3.0)
         gate.open()
         proxy.pass_on()
         client.wait_for(*urls)
-    assert_ended_once(client, *ids, starts=None if fault == "swallow_all" else 1)
-    assert is_fetched_once(origin) or fault == "swallow_all"
+    assert_ended_once(client, *ids)
+    assert is_fetched_once(origin)
 
 
 def test_a_supervisor_that_is_cut_off_alone_loses_its_jobs_and_harms_nothing(

@@ -61,6 +61,8 @@ class _Walk:
             return f"<unprintable {type(value).__name__}>"
 
     def _converted(self, value: object, depth: int) -> Json:
+        if value is None:
+            return None
         for kind, convert in _SCALARS:
             if isinstance(value, kind):
                 return convert(value)

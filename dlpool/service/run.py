@@ -41,7 +41,8 @@ class JobRun:
         self._paths = paths
         self._client = client
         self._send = send
-        self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, user_id=frame.user_id, attempt=frame.attempt,
+        user = {"user_id": frame.user_id} if frame.user_id is not None else {}
+        self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
                              url=frame.url)  # fmt: skip
         self._lock = threading.Lock()
         self._transfer: Transfer | None = None
