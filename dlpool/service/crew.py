@@ -18,6 +18,7 @@ from dlpool.service.frames import (
     CleanedFrame,
     Ended,
     EndedFrame,
+    FinishingFrame,
     Frame,
     HelloFrame,
     JobFrame,
@@ -104,6 +105,7 @@ class Crew:
             elif held.job is not None:
                 self._end(held, self.judge.died(held.claimed, held.job.url, how))
         handle.jobs.clear()
+        handle.finishing.clear()
         self._cleaner.bury(handle)
 
     def _heard(self, handle: Handle, frame: Frame) -> None:
@@ -122,9 +124,18 @@ class Crew:
                 self._recorder.ask(held.ticket)
         elif isinstance(frame, EndedFrame):
             handle.jobs.discard(frame.ticket)
+            handle.finishing.discard(frame.ticket)
             self._ended(frame)
+        elif isinstance(frame, FinishingFrame):
+            self._finishing(handle, frame.ticket)
         elif isinstance(frame, CleanedFrame):
             self._cleaner.cleaned(handle, frame.job_ids)
+
+    def _finishing(self, handle: Handle, ticket: str) -> None:
+        held = self._ledger.get(ticket)
+        if held is not None and ticket in handle.jobs and not handle.is_alone:
+            handle.finishing.add(ticket)
+            self._ledger.mark_finishing(held)
 
     def _ended(self, frame: EndedFrame) -> None:
         held = self._ledger.get(frame.ticket)

@@ -139,6 +139,14 @@ class StatusFrame(Frame):
 
 
 @dataclass(frozen=True)
+class FinishingFrame(Frame):
+    """All bytes of a small file are there, only the disk is waited for: the slot is as good as free."""
+
+    kind = "finishing"
+    ticket: str
+
+
+@dataclass(frozen=True)
 class VerifiedFrame(Frame):
     """The file is complete and right, its lock is held: may it be published?"""
 
@@ -176,7 +184,7 @@ FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
         JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, PingFrame, RetireFrame,
-        HelloFrame, StatusFrame, VerifiedFrame, EndedFrame, CleanedFrame,
+        HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
     )
 }  # fmt: skip
 

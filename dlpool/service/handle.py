@@ -37,6 +37,7 @@ class Handle:
         self.is_alone = is_alone
         self.pid = process.pid or 0
         self.jobs: set[str] = set()
+        self.finishing: set[str] = set()  # those whose slot is as good as free
         self.cleaning: dict[str, Ended] = {}  # by job: what it was told to remove
         self.taken = 0  # jobs in all
         self.started = self.heard = time.monotonic()
@@ -57,7 +58,7 @@ class Handle:
     @property
     def free_slots(self) -> int:
         """How many more jobs it may be given."""
-        return self.slots - len(self.jobs) if self.is_staying else 0
+        return self.slots - len(self.jobs - self.finishing) if self.is_staying else 0
 
     @property
     def is_staying(self) -> bool:

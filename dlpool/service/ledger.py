@@ -22,6 +22,7 @@ class Held:
     leased_until: float
     job: PushedJob | None = None
     worker: int | None = None
+    is_finishing: bool = False
     is_ending: bool = False
     is_lost: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +56,12 @@ class Ledger:
             is_new = self._held.setdefault(str(held.ticket), held) is held
             self._look()
             return is_new
+
+    def mark_finishing(self, held: Held) -> None:
+        """Its place is as good as free: the next job may be claimed."""
+        with self._lock:
+            held.is_finishing = True
+            self._look()
 
     def mark_ending(self, held: Held) -> None:
         """It has left its worker: its place is free, although Redis does not know yet."""
@@ -95,7 +102,7 @@ class Ledger:
         return [held.ticket for held in self.all()]
 
     def _busy(self) -> int:
-        return sum(not held.is_ending for held in self._held.values())
+        return sum(not (held.is_ending or held.is_finishing) for held in self._held.values())
 
     def _look(self) -> None:
         if self._busy() < self._capacity:

@@ -13,7 +13,15 @@ from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
 from dlpool.observe.log import Logger
 from dlpool.service.confine import Confinement
-from dlpool.service.frames import Ended, EndedFrame, Frame, JobFrame, VerifiedFrame, lease_clock
+from dlpool.service.frames import (
+    Ended,
+    EndedFrame,
+    FinishingFrame,
+    Frame,
+    JobFrame,
+    VerifiedFrame,
+    lease_clock,
+)
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
@@ -26,6 +34,8 @@ _LEVELS: Mapping[str, str] = {
     "range_retry": "warning", "download_restarted": "warning", "state_unusable": "warning", "job_started": "info",
     "checksum_verified": "info", "target_skipped": "info", "job_succeeded": "debug",
 }  # fmt: skip
+
+SMALL = 1024 * 1024  # bytes: to make them durable takes no time that matters
 
 
 class JobRun:
@@ -125,6 +135,10 @@ class JobRun:
                 raise self._error
 
     def _notify(self, event: str, /, **fields: object) -> None:
+        if event == "body_complete":
+            if fields["size"] < SMALL:  # type: ignore[operator]
+                self._send(FinishingFrame(self.frame.ticket))
+            return
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ended(self, error: DlpoolError) -> EndedFrame:

@@ -190,6 +190,7 @@ class Round:
     def _finish(self, plan: Plan) -> None:
         self.phase = "verifying"
         context = self._context
+        context.notify("body_complete", size=context.board.written())
         self._verify(plan)
         plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
         self.phase = "publishing"
