@@ -23,6 +23,7 @@ from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
 
 RECOVER_S = 5.0
+MAIL_TTL_MS = 60_000
 
 
 class Beater:
@@ -66,6 +67,13 @@ class Beater:
                 self._link.lost(error)
                 self._beat_at = 0.0  # the first thing to do when Redis is back
                 self._backoff.wait()
+
+    def look(self) -> None:
+        """End the wait for mail, by mail. Any thread; raises QueueError."""
+        mail, client = self._transitions.keys.mail(self._sid), self._transitions.client
+        with translated(client):
+            client.rpush(mail, "look")
+            client.pexpire(mail, MAIL_TTL_MS)
 
     def _begin(self) -> None:
         """Record what an earlier start spooled, then give back the jobs that it held."""

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,20 @@ class Parts:
     def stop(self, *, is_empty: bool) -> bool:
         """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""
         self.link.stopping.set()
+        self._end_waits()
         for thread in self._threads:
             thread.join(JOIN_S)
         is_clean = is_empty and self._sign_off()
         if self.server is not None:
             self.server.stop()
         return is_clean
+
+    def _end_waits(self) -> None:
+        """The threads that wait in Redis need not do so any longer; where that fails, they wait a second."""
+        if self.link.error is None:
+            with suppress(QueueError):
+                self.fetcher.look()
+                self._beater.look()
 
     def _sign_off(self) -> bool:
         """What was reserved goes back to the intake, and nobody waits for our leases."""

@@ -85,6 +85,7 @@ class Supervisor:
         self._crew.deal()
         self._parts.cleaner.clean()
         self._ledger.set_capacity(self._capacity())
+        self._look_whether_ready()
         self._tend()
 
     def _capacity(self) -> int:
@@ -120,7 +121,8 @@ class Supervisor:
         self._parts.check_threads()
         self._log.tend_writer()
         self._log.tend()
-        self._look_whether_ready()
+        if not self._is_ready:
+            self._manager.starting(START_MORE_S)
         self._manager.status(self._status())
         if self._manager.watchdog_s is not None and now - self._watched >= self._manager.watchdog_s:
             self._watched = now
@@ -128,14 +130,10 @@ class Supervisor:
 
     def _look_whether_ready(self) -> None:
         """Workers are there, and Redis knows us; until then a service manager is asked for more time."""
-        if self._is_ready:
-            return
-        if self._pool.capacity() and self._parts.link.registered.is_set():
+        if not self._is_ready and self._pool.capacity() and self._parts.link.registered.is_set():
             self._is_ready = True
             self._manager.ready()
             self._logger.info("service_ready", slots=self._pool.capacity())
-        else:
-            self._manager.starting(START_MORE_S)
 
     def _status(self) -> str:
         error = self._parts.link.error
