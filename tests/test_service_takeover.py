@@ -206,7 +206,7 @@ def test_a_supervisor_frozen_past_its_lease_and_woken_harms_nothing(
 ) -> None:
     with (
         HeldFile(DATA) as file, Origin(file) as origin,
-        fleet(tmp_path, redis_server.url, "a", supervisor=SHORT) as (frozen,),
+        fleet(tmp_path, redis_server.url, "a", supervisor={**SHORT, "worker_timeout": "4s"}) as (frozen,),
     ):  # fmt: skip
         client.push(f"{origin.url}/f", "f", id="f")
         wait_for_commit(frozen.out / "f")
@@ -218,6 +218,7 @@ def test_a_supervisor_frozen_past_its_lease_and_woken_harms_nothing(
             client.wait_for(f"{origin.url}/f")
             wake(*pids)
             wait_until(lambda: has_let_go(frozen, "f"), LATE_S)
+            assert frozen.events("worker_hung") == []  # it was the supervisor that did not listen
             client.push(f"{origin.url}/g", "g", id="g")  # both are of use again
             client.wait_for(f"{origin.url}/g")
             wait_until(lambda: list(frozen.out.glob("f*")) == [], LATE_S)
