@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -48,15 +50,24 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return replace(settings, redis=merged(settings.redis, arguments), supervisor=replace(settings.supervisor, **given))
 
 
+def _queued_signals() -> deque[int]:
+    """Let signals that would end a process wait until the service can obey them; of SIGTERM that is what is meant."""
+    waiting: deque[int] = deque()
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: waiting.append(number))
+    return waiting
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service and return its exit code. No traceback reaches the user."""
     arguments = build_parser().parse_args(argv)
+    early = _queued_signals()
     try:
         from dlpool.service.service import serve
 
         settings = settings_of(arguments)
         arguments.quiet = True  # a reload need not warn again
-        serve(settings, lambda: settings_of(arguments))
+        serve(settings, lambda: settings_of(arguments), early)
     except DlpoolError as error:
         print(f"dlpool-supervisor: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from dlpool.transfer.limits import HostGate, NetworkWatch
 OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
 
 
-def serve(settings: Settings, load: Load) -> None:
+def serve(settings: Settings, load: Load, early: Iterable[int] = ()) -> None:
     """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
 
-    ``load`` reads the settings anew for a reload. Call it on the main thread.
+    ``load`` reads the settings anew for a reload; ``early`` are signals that came before. Call it on the main thread.
     """
     Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
     node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
@@ -34,7 +35,7 @@ def serve(settings: Settings, load: Load) -> None:
         log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,
                   node_id=node.node_id)  # fmt: skip
         try:
-            _serve(settings, load, node, log)
+            _serve(settings, load, early, node, log)
         except Exception as error:
             log.logger("supervisor").critical("service_failed", error=error)
             if isinstance(error, DlpoolError):
@@ -46,7 +47,7 @@ def serve(settings: Settings, load: Load) -> None:
         node.close()
 
 
-def _serve(settings: Settings, load: Load, node: Node, log: Log) -> None:
+def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log: Log) -> None:
     logger = log.logger("supervisor")
     for warning in node.warnings:
         logger.warning("state_damaged", reason=warning)
@@ -57,7 +58,7 @@ def _serve(settings: Settings, load: Load, node: Node, log: Log) -> None:
     logger.info("service_started", sid=parts.sid, queue=Keys(settings.redis.group).intake,
                 redis=shown_server(effective_url(settings.redis, node.state_dir)),
                 configuration=shown_settings(settings))  # fmt: skip
-    Supervisor(settings, load, node, log, parts).run()
+    Supervisor(settings, load, node, log, parts).run(early)
 
 
 def shown_settings(settings: Settings) -> dict[str, Any]:

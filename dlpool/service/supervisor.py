@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -53,10 +54,14 @@ class Supervisor:
     def __repr__(self) -> str:
         return f"<Supervisor {self._parts.sid}: {self._ledger!r}, {self._pool!r}>"
 
-    def run(self) -> None:
-        """Work until told to end. Raises WorkersFail, or what ended one of the threads."""
+    def run(self, early: Iterable[int] = ()) -> None:
+        """Work until told to end; ``early`` are signals that came before.
+
+        Raises WorkersFail, or what ended one of the threads.
+        """
         for number in OBEYED:
             signal.signal(number, self._note)
+        self._signals.extend(early)
         self._parts.start()
         try:
             while not self._is_drained():
@@ -164,7 +169,9 @@ class Supervisor:
 
     def _reload(self) -> None:
         """All or nothing: a file that cannot be used changes nothing."""
-        self._manager.reloading(time.monotonic_ns() // 1000)
+        is_told = self._is_ready and self._drain_until is None  # else the manager waits for another word than "ready"
+        if is_told:
+            self._manager.reloading(time.monotonic_ns() // 1000)
         new, problems = reloaded(self._settings, self._load)
         for problem in problems:
             self._logger.warning("reload_incomplete" if new is not None else "reload_refused", reason=problem)
@@ -176,7 +183,8 @@ class Supervisor:
             self._pool.given = replace(self._pool.given, transfer=new.transfer, network=new.network, paths=new.paths,
                                        logging=new.logging)  # fmt: skip
             self._logger.info("configuration_reloaded")
-        self._manager.ready()
+        if is_told:
+            self._manager.ready()
 
     # --- the end ---
 
