@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclass(frozen=True)
 class Record:
@@ -26,7 +28,7 @@ def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: fl
         "url": job.url, "save_path": job.save_path, "file_size": size, "duration": float(seconds),
         "finished_at": rfc3339(at),
     }  # fmt: skip
-    return Record(keys.success(job.url), json.dumps(value, ensure_ascii=False).encode())
+    return Record(keys.success(job.url), _to_json(value).encode())
 
 
 def failure_record(keys: Keys, url: str, raw: bytes, message: str, at: float) -> Record:

@@ -69,7 +69,7 @@ class Cleaner:
         self._leftovers.clear()
         for ended in rest:
             try:
-                clean(ended, paths, None)
+                clean(ended, paths)
             except DlpoolError as error:
                 self._log.warning("leftover_not_removed", job_id=ended.job_id, error=error)
         self._forget([ended.job_id for ended in rest])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from pathlib import Path
 from typing import Any
 
 from dlpool.errors import InternalError
@@ -190,7 +189,7 @@ class Crew:
         if held is None:
             return
         if message.reply == "LEADS":
-            held.is_ending = False
+            self._ledger.mark_ending(held, is_ending=False)
             return
         self._ledger.drop(ticket)
         self._log_end(held, ending, message.reply)
@@ -245,7 +244,7 @@ def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool)
 
 def _is_told(path: str, save_path: str) -> bool:
     """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
-    return not save_path.endswith("/") and Path(path).name == Path(save_path).name
+    return not save_path.endswith("/") and path.rpartition("/")[2] == save_path.rpartition("/")[2]
 
 
 def trace_of(job_id: str, job: PushedJob | None) -> str:

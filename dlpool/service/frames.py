@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def lease_clock() -> float:
@@ -191,7 +192,7 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 def encode(frame: Frame) -> bytes:
     """The frame as it is sent. Raises InternalError if it is too large."""
-    data = json.dumps({"kind": frame.kind, **vars(frame)}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    data = _to_json({"kind": frame.kind, **vars(frame)}).encode("utf-8", "surrogatepass")
     if len(data) > MAX_FRAME:
         raise InternalError(f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}")
     return data

@@ -31,6 +31,11 @@ class Held:
     def ticket(self) -> Ticket:
         return self.claimed.ticket
 
+    @property
+    def takes_room(self) -> bool:
+        """Whether its place is not free for the next job."""
+        return not (self.is_ending or self.is_finishing)
+
 
 class Ledger:
     """What is held, and how many more may be. The lock guards the table and the capacity.
@@ -42,6 +47,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._capacity = 0
+        self._busy = 0  # those that take room
         self.has_room = threading.Event()
 
     def __repr__(self) -> str:
@@ -54,26 +60,26 @@ class Ledger:
         """Take a job in; False if it is there already."""
         with self._lock:
             is_new = self._held.setdefault(str(held.ticket), held) is held
-            self._look()
+            self._count(is_new and held.takes_room)
             return is_new
 
     def mark_finishing(self, held: Held) -> None:
         """Its place is as good as free: the next job may be claimed."""
         with self._lock:
-            held.is_finishing = True
-            self._look()
+            before, held.is_finishing = held.takes_room, True
+            self._count(held.takes_room - before)
 
-    def mark_ending(self, held: Held) -> None:
-        """It has left its worker: its place is free, although Redis does not know yet."""
+    def mark_ending(self, held: Held, *, is_ending: bool = True) -> None:
+        """It has left its worker, and its place is free, although Redis does not know yet; or it goes on after all."""
         with self._lock:
-            held.is_ending = True
-            self._look()
+            before, held.is_ending = held.takes_room, is_ending
+            self._count(held.takes_room - before)
 
     def drop(self, ticket: str) -> Held | None:
         """The job is none of ours any more."""
         with self._lock:
             held = self._held.pop(ticket, None)
-            self._look()
+            self._count(-1 if held is not None and held.takes_room else 0)
             return held
 
     def get(self, ticket: str) -> Held | None:
@@ -87,7 +93,7 @@ class Ledger:
         """How many jobs the workers can have at once."""
         with self._lock:
             self._capacity = jobs
-            self._look()
+            self._count(0)
 
     @property
     def capacity(self) -> int:
@@ -96,16 +102,15 @@ class Ledger:
     def room(self) -> int:
         """How many more jobs may be claimed."""
         with self._lock:
-            return max(0, self._capacity - self._busy())
+            return max(0, self._capacity - self._busy)
 
     def tickets(self) -> list[Ticket]:
         return [held.ticket for held in self.all()]
 
-    def _busy(self) -> int:
-        return sum(not (held.is_ending or held.is_finishing) for held in self._held.values())
-
-    def _look(self) -> None:
-        if self._busy() < self._capacity:
+    def _count(self, more: int) -> None:
+        self._busy += more
+        has_room = self._busy < self._capacity
+        if has_room and not self.has_room.is_set():
             self.has_room.set()
-        else:
+        elif not has_room and self.has_room.is_set():
             self.has_room.clear()

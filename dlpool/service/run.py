@@ -26,7 +26,6 @@ from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
-from dlpool.transfer.state import PublishedRecord
 from dlpool.transfer.transfer import Transfer
 
 Send = Callable[[Frame], object]
@@ -62,11 +61,6 @@ class JobRun:
 
     def __repr__(self) -> str:
         return f"<JobRun {self.frame.ticket} {self._transfer or 'not begun'}>"
-
-    @property
-    def record(self) -> PublishedRecord | None:
-        """What was left on disk to say that the file was published for this job."""
-        return None if self._transfer is None else self._transfer.record
 
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
@@ -153,13 +147,13 @@ def lost() -> LostJob:
     return LostJob("the job is another supervisor's by now")
 
 
-def clean(ended: Ended, paths: Confinement, record: PublishedRecord | None) -> None:
-    """Remove what an ended job kept for a next run; ``record`` is its own, if it ran here.
+def clean(ended: Ended, paths: Confinement) -> None:
+    """Remove what an ended job kept for a next run.
 
     Raises PolicyRefused, LocalFault; Locked while another job writes there.
     """
     target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
     if ended.has_failed:
         discard_unfinished(target, ended.url)
-    elif record is None or not record.remove():
+    else:
         forget_published(target, ended.job_id)

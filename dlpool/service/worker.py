@@ -42,7 +42,6 @@ from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.state import PublishedRecord
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
@@ -111,7 +110,6 @@ class Worker:
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        self._records: dict[str, PublishedRecord] = {}
         self._leftovers: queue.SimpleQueue[list[Ended]] = queue.SimpleQueue()
         self._cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
@@ -180,8 +178,6 @@ class Worker:
         while True:
             run = self._waiting.get()
             ended = run.run()
-            if run.record is not None:
-                self._records[run.frame.job_id] = run.record
             self._say(ended)
             with self._lock:
                 del self._runs[run.frame.ticket]
@@ -217,7 +213,7 @@ class Worker:
 
     def _clean(self, ended: Ended) -> None:
         try:
-            clean(ended, self._paths, self._records.pop(ended.job_id, None))
+            clean(ended, self._paths)
         except (Locked, PolicyRefused):
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:

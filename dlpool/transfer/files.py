@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
@@ -31,13 +30,18 @@ _EXPLAINED = {
 }
 
 
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn an OSError of the block into the LocalFault that it is: "cannot DOING: why"."""
-    try:
-        yield
-    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
-        raise local_fault(doing, error) from error
+class translated:
+    """Turns an OSError of the block into the LocalFault that it is: "cannot DOING: why"."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError | ValueError):  # ValueError: a NUL in a path
+            raise local_fault(self._doing, error) from error
 
 
 def local_fault(doing: str, error: Exception) -> LocalFault:

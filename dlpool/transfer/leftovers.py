@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.transfer.mark import remove_mark
 from dlpool.transfer.names import PART_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.state import StateFile, StateUnusable, url_digest
@@ -16,6 +17,7 @@ def forget_published(target: Path, job_id: str) -> None:
 
     Raises LocalFault.
     """
+    remove_mark(target, job_id)
     state_file = StateFile.of(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
 from dlpool.transfer.files import local_fault, make_folders, sync_folder, translated
+from dlpool.transfer.mark import set_mark
 from dlpool.transfer.names import PART_SUFFIX
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
@@ -63,6 +64,10 @@ class PartFile:
         """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
         if not self.is_named():
             raise LocalFault(f"cannot go on with {self.target}: another program removed or replaced {self.path}")
+
+    def mark(self, job_id: str) -> bool:
+        """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
+        return set_mark(self._descriptor, job_id)
 
     def begin_anew(self) -> None:
         """Go on with a new, empty, locked file under the same name; late writers reach only the old one."""

@@ -29,11 +29,11 @@ from dlpool.transfer.board import Snapshot
 from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
+from dlpool.transfer.mark import has_mark
 from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import (
-    PublishedRecord,
     Publishing,
     SavedState,
     StateFile,
@@ -70,7 +70,6 @@ class Place:
         self.part = PartFile(self.target, sync=sync)
         self._state_file = StateFile.of(self.target, sync=sync)
         self._is_published = False
-        self.record: PublishedRecord | None = None
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
         self._state: SavedState | None = None
@@ -121,22 +120,20 @@ class Place:
         """Rename what was prepared to the target, and forget the state.
 
         ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For
-        a queue's job it is recorded always, and stays until ``forget_published``.
+        a queue's job that is recorded always, at least as a mark of the file, and stays until ``forget_published``.
         """
         job = self._job
         record = Publishing(self.part.inode, self.part.length, job.id, job.fence)
         with self._noting_breakage():
             if self._state_file.exists:
                 self._commit(snapshot, None, record)
-            elif job.id is not None:
+            elif job.id is not None and not self.part.mark(job.id):
                 self.part.check_named()
                 state = SavedState.published(job.url, resource, record, _now())
                 self._state_file.commit(state, is_durable=False)
         self._rename()
         if job.id is None:
             self._state_file.remove()
-        else:
-            self.record = self._state_file.record()
         self._is_published = True
 
     def close(self) -> None:
@@ -208,8 +205,12 @@ class Place:
 
         ``part_of``: whose part file it was, where the target was renamed because that name was taken meanwhile.
         """
+        if not self._resume:
+            return
+        if self._job.id is not None and has_mark(target, self._job.id):
+            raise AlreadyThere(target, is_published=True)
         state_file = StateFile.of(part_of or target, sync=self._sync)
-        if not (self._resume and state_file.exists):
+        if not state_file.exists:
             return
         with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
             saved, status = state_file.load(), os.stat(target)

@@ -27,6 +27,7 @@ from dlpool.transfer.remote import Resource
 VERSION = 1
 MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_STATE_BYTES = 16 * 1024 * 1024
 
 
@@ -101,7 +102,7 @@ class SavedState:
         fields = {"version": VERSION, **vars(self), "chunks": [vars(chunk) for chunk in self.chunks]}
         if self.publishing is not None:
             fields["publishing"] = {name: value for name, value in vars(self.publishing).items() if value is not None}
-        return json.dumps(fields, separators=(",", ":"))
+        return _to_json(fields)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
@@ -140,25 +141,6 @@ def url_without_secrets(url: str) -> str:
 def url_digest(url: str) -> str:
     """SHA-256 of the URL without its fragment, as hex."""
     return hashlib.sha256(urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")).hexdigest()
-
-
-@dataclass(frozen=True)
-class PublishedRecord:
-    """The state file in which a process has recorded that it published: its path and inode."""
-
-    path: str
-    inode: int
-
-    def remove(self) -> bool:
-        """Remove it, if it is still the same file; whether that was done or is not needed. Raises LocalFault."""
-        with translated(f"remove {self.path}"):
-            try:
-                if os.lstat(self.path).st_ino != self.inode:
-                    return False
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
-            return True
 
 
 class StateFile:
@@ -208,11 +190,6 @@ class StateFile:
             self.exists = True
             if sync:
                 sync_folder(self.path.parent)
-
-    def record(self) -> PublishedRecord:
-        """What was committed last, to be removed later if it is still the same. Raises LocalFault."""
-        with translated(f"look at {self.path}"):
-            return PublishedRecord(str(self.path), os.stat(self.path).st_ino)
 
     def remove_leftovers(self) -> None:
         """Remove what a run left that was killed while it committed."""

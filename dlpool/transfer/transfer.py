@@ -21,7 +21,6 @@ from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.round import Round
 from dlpool.transfer.source import Source
-from dlpool.transfer.state import PublishedRecord
 
 MAX_RESTARTS = 3
 
@@ -112,11 +111,6 @@ class Transfer:
         active = sum(lane.exchange is not None for lane in current.lanes)
         size = current.plan.resource.size if current.plan else None
         return Progress(path, self._board.written(), size, active, current.phase)
-
-    @property
-    def record(self) -> PublishedRecord | None:
-        """Where it is recorded that a queue's job was published."""
-        return None if self._place is None else self._place.record
 
     def _run_rounds(self) -> Outcome:
         delay_s = 0.0
