@@ -1,0 +1,43 @@
+"""The mark that a file was published for a job of a queue: an extended attribute, where the file system has them.
+
+It travels with the file through its rename, and costs neither a file beside it nor a place in the folder. See xattr(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool.transfer.files import translated
+
+NAME = "user.dlpool.job"
+_ABSENT = {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP}
+
+
+def set_mark(descriptor: int, job_id: str) -> bool:
+    """Mark the open file; False where that is not possible."""
+    try:
+        os.setxattr(descriptor, NAME, job_id.encode())
+    except OSError:
+        return False
+    return True
+
+
+def has_mark(target: Path, job_id: str) -> bool:
+    """Whether the file was published for that job. Raises LocalFault."""
+    with translated(f"look at {target}"):
+        try:
+            return os.getxattr(target, NAME) == job_id.encode()
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise
+
+
+def remove_mark(target: Path, job_id: str) -> None:
+    """The queue knows: the mark goes. Raises LocalFault."""
+    if has_mark(target, job_id):
+        with translated(f"change {target}"), suppress(FileNotFoundError):
+            os.removexattr(target, NAME)
