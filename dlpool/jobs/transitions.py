@@ -192,13 +192,14 @@ class Transitions:
                 return self._evaluate(script.sha, calls)
 
     def _evaluate(self, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
+        client: Any = self.client
         if len(calls) == 1:
             keys, arguments = calls[0]
-            return [self.client.evalsha(sha, len(keys), *keys, *arguments)]
-        pipeline = self.client.pipeline(transaction=False)
+            return [client.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)]
+        pipeline = client.pipeline(transaction=False)
         for keys, arguments in calls:
-            pipeline.evalsha(sha, len(keys), *keys, *arguments)
-        return pipeline.execute()
+            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
+        return list(pipeline.execute())
 
 
 def _ms(seconds: float) -> int:
