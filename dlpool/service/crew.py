@@ -44,6 +44,7 @@ class Crew:
     ) -> None:
         self.judge = judge
         self.fault_until = 0.0
+        self.has_news = True  # something that pool and capacity depend on
         self.is_probing = False  # after a node fault: one job at a time, until one succeeds
         self._ledger = ledger
         self._pool = pool
@@ -62,6 +63,7 @@ class Crew:
             return
         if instead is not None:
             self._recorder.end(instead)
+        self.has_news = self.has_news or claimed.crashes > 0  # it may want a worker of its own
 
     def deal(self) -> None:
         """Give waiting jobs to workers with free slots."""
@@ -110,6 +112,7 @@ class Crew:
     def _heard(self, handle: Handle, frame: Frame) -> None:
         if isinstance(frame, HelloFrame):
             self._pool.came_up(handle)
+            self.has_news = True
         elif isinstance(frame, StatusFrame):
             handle.counters = frame.counters
             for ticket, progress in frame.jobs.items():
@@ -145,10 +148,10 @@ class Crew:
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay
-            self.is_probing = True
+            self.is_probing = self.has_news = True
             self._log.warning("node_fault", label=frame.label, reason=frame.message, **_about(held))
-        if frame.ending == "succeeded":
-            self.is_probing = False
+        if frame.ending == "succeeded" and self.is_probing:
+            self.is_probing, self.has_news = False, True
         if ending is None:
             self._log.warning("job_lost", **_about(held))
             self._ledger.drop(frame.ticket)

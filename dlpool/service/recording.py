@@ -17,7 +17,7 @@ from dlpool.service.messages import Message, Recorded, Stands
 from dlpool.service.spool import Spool
 
 AT_ONCE = 64  # in one round trip
-APART_S = 0.005  # two round trips, so that one tells of several jobs
+APART_S = 0.02  # two round trips, so that one tells of several jobs
 LOOK_S = 0.5
 RETRY_MAX_S = 1.0  # what comes meanwhile is not on disk yet
 

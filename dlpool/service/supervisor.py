@@ -26,6 +26,7 @@ from dlpool.service.reload import Load, reloaded
 
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0
+COMPARE_S = 0.05
 START_MORE_S = 30.0  # a service manager must not end us for the absence of Redis
 FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
 CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
@@ -49,7 +50,7 @@ class Supervisor:
         self._drain_until: float | None = None
         self._has_cancelled = False
         self._is_ready = False
-        self._tended = self._watched = 0.0
+        self._compared = self._tended = self._watched = 0.0
 
     def __repr__(self) -> str:
         return f"<Supervisor {self._parts.sid}: {self._ledger!r}, {self._pool!r}>"
@@ -80,15 +81,24 @@ class Supervisor:
                 self._crew.hear(key.data)
             elif key.data is not None:
                 key.data()
+                self._crew.has_news = True
         while self._signals:
+            self._crew.has_news = True
             self._obey(self._signals.popleft())
         for message in self._parts.mailbox.read():
             self._take(message)
+        self._crew.deal()
+        self._parts.cleaner.clean()
+        if self._crew.has_news or time.monotonic() - self._compared >= COMPARE_S:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Wanted with actual: not in each of the many turns of small jobs, but at once when there is news."""
+        self._crew.has_news = False
+        self._compared = time.monotonic()
         self._pool.tend(self._crew.suspects(), self._crew.bury)
         if self._drain_until is not None:
             self._drain()
-        self._crew.deal()
-        self._parts.cleaner.clean()
         self._ledger.set_capacity(self._capacity())
         self._look_whether_ready()
         self._tend()

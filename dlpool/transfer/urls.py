@@ -21,7 +21,9 @@ from dlpool.transfer.policy import check_address
 # Header fields on which a right answer depends.
 _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 # A URL that needs no rewriting.
-_PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,4})?/(?:[A-Za-z0-9._~/?=&+-]|%[0-9A-F]{2})*")
+_PLAIN_URL = re.compile(
+    r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/(?:[A-Za-z0-9._~/?=&+-]|%[0-9A-F]{2})*"
+)
 
 
 def shown_url(url: str) -> str:
