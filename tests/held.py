@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.transfer.mark import has_mark
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import Connection, File, Origin, Request
@@ -46,6 +47,14 @@ def committed(target: Path) -> list[tuple[int, int]]:
         state = json.loads(target.with_name(f"{target.name}.part.meta").read_bytes())
         return [(chunk["start"], chunk["position"]) for chunk in state["chunks"] if chunk["position"] > chunk["start"]]
     return []
+
+
+def is_recorded(target: Path, job_id: str) -> bool:
+    """Whether it is on disk that ``target`` was published for that job: in its state, or in the file itself."""
+    with suppress(FileNotFoundError):
+        state = json.loads(target.with_name(f"{target.name}.part.meta").read_bytes())
+        return bool(state["publishing"] and state["publishing"]["job"] == job_id)
+    return has_mark(target, job_id)
 
 
 def wait_for_commit(*targets: Path) -> None:

@@ -36,6 +36,8 @@ def trusting(authority: Authority) -> dict[str, str]:
     return {"cacert": str(authority.ca_file)}
 
 
+IN_FLIGHT = 256 * 1024  # bytes that may be under way on a connection whose range another one takes over
+
 # --- nginx ---
 
 
@@ -48,7 +50,7 @@ def test_nginx_serves_exact_files(
     base = nginx.url if scheme == "http" else nginx.tls_url
     outcome = fetch(f"{base}/f{size}", tmp_path, probe=probe, network=trusting)
     assert outcome.path.read_bytes() == DATA[:size]
-    assert outcome.received <= size * 1.02
+    assert outcome.received <= size * 1.02 + IN_FLIGHT
     assert outcome.retries == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.held import (
     committed,
     events_of,
     fetched_again,
+    is_recorded,
     wait_for_commit,
     wait_for_run,
 )
@@ -126,23 +126,28 @@ def test_row_the_supervisor_killed_and_restarted_goes_on_at_once_with_what_was_c
         assert list(service.state_dir.glob("stacks-*")) == []
 
 
+@pytest.mark.parametrize("has_state", [True, False], ids=["recorded in the state", "marked in the file"])
 def test_a_kill_between_publish_and_record_costs_no_request_and_leaves_nothing(
-    redis_server: RedisServer, client: Client, tmp_path: Path
+    has_state: bool, redis_server: RedisServer, client: Client, tmp_path: Path
 ) -> None:
     with HeldFile(DATA) as file, Origin(file) as origin, fleet(tmp_path, redis_server.url, "a") as (service,):
         client.push(f"{origin.url}/f", "f", id="f")
         wait_for_run(service, "f")
+        if has_state:
+            wait_for_commit(service.out / "f")
         freeze(service.pid)
         file.gate.set()
         wait_until((service.out / "f").exists, LATE_S)
         service.kill()
-        assert json.loads((service.out / "f.part.meta").read_bytes())["publishing"]["job"] == "f"
+        assert is_recorded(service.out / "f", "f")
+        assert (service.out / "f.part.meta").exists() == has_state
         assert client.success(f"{origin.url}/f") is None
         asked = len(origin.requests)
         service.start()
         client.wait_for(f"{origin.url}/f")
         assert len(origin.requests) == asked
         assert client.ends("f") == 1
+        wait_until(lambda: not is_recorded(service.out / "f", "f"), LATE_S)
         check_folder(service.out, DATA, "f")
 
 
@@ -165,9 +170,10 @@ def test_a_kill_between_record_and_tidying_leaves_nothing_after_the_restart(
         wait_until(lambda: client.success(f"{origin.url}/f") is not None or not is_running(worker), LATE_S)
         os.kill(worker, signal.SIGKILL)
         service.kill()
-        assert (service.out / "f.part.meta").exists()
+        assert is_recorded(service.out / "f", "f")
         service.start()
         client.wait_for(f"{origin.url}/f")
+        wait_until(lambda: not is_recorded(service.out / "f", "f"), LATE_S)
         check_folder(service.out, DATA, "f")
         assert client.ends("f") == 1
 

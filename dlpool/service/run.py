@@ -153,7 +153,6 @@ def clean(ended: Ended, paths: Confinement) -> None:
     Raises PolicyRefused, LocalFault; Locked while another job writes there.
     """
     target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
-    if ended.has_failed:
+    forget_published(target, ended.job_id)
+    if ended.has_failed:  # or it is not known how it ended
         discard_unfinished(target, ended.url)
-    else:
-        forget_published(target, ended.job_id)

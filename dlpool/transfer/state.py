@@ -178,15 +178,13 @@ class StateFile:
         """
         sync = self._sync and is_durable
         with translated(f"write {self.path}"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            descriptor = os.open(self._temporary, flags, 0o666)
             try:
-                _write_all(descriptor, state.as_json().encode())
-                if sync:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(self._temporary, self.path)
+                _write_file(self._temporary, state.as_json().encode(), sync=sync)
+                os.replace(self._temporary, self.path)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(self._temporary)
+                raise
             self.exists = True
             if sync:
                 sync_folder(self.path.parent)
@@ -211,6 +209,16 @@ class StateFile:
 def _open_itself(path: str, flags: int) -> int:
     """Open no link, and do not wait for a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _write_file(path: Path, data: bytes, *, sync: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    try:
+        _write_all(descriptor, data)
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
