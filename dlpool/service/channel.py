@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 
 from dlpool.service.frames import MAX_FRAME, Frame, decode, encode
@@ -24,6 +25,14 @@ class Channel:
         mine.setblocking(False)
         return cls(mine), theirs
 
+    @classmethod
+    def of_worker(cls, sock: socket.socket, *, receive_s: float, send_s: float) -> Channel:
+        """The worker's end: it waits, so long at most, and in the kernel (no poll before each call)."""
+        sock.setblocking(True)
+        for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6)))
+        return cls(sock)
+
     def fileno(self) -> int:
         """For selectors."""
         return self.socket.fileno()
@@ -41,7 +50,7 @@ class Channel:
         return True
 
     def receive(self) -> Frame | None:
-        """The next frame; None at the end. Raises BlockingIOError or TimeoutError if there is none now.
+        """The next frame; None at the end. Raises BlockingIOError if there is none now.
 
         A reset is passed over: it comes before the last data, which may be an outcome.
         """

@@ -7,6 +7,7 @@ their files unlocked within seconds, whatever state the supervisor is in.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import queue
 import signal
@@ -49,6 +50,7 @@ FROZEN_S = 2.0  # of one such look
 STATUS_S = 1.0
 STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
 ALARM_S = 5
+GC_THRESHOLD = 5000  # objects; the default, 700, is a collection every few small jobs
 STATUS_JOBS = 200  # in one frame
 
 
@@ -83,6 +85,9 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
             hold_worker_lock(settings.state_dir)
+            gc.collect()
+            gc.freeze()  # what is loaded stays
+            gc.set_threshold(GC_THRESHOLD)
             worker.serve()
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=stacks)  # the last words, for the supervisor's log
@@ -99,11 +104,9 @@ class Worker:
         self._paths = Confinement(settings.paths)
         self._transfer = settings.transfer
         self._logging = settings.logging
-        self._down = Channel(sock)
-        sock.settimeout(LISTEN_S)
-        up = sock.dup()
-        up.settimeout(SILENCE_S)  # a stopped supervisor must not block us for good
-        self._up = Channel(up)
+        self._channel = Channel.of_worker(
+            sock, receive_s=LISTEN_S, send_s=SILENCE_S
+        )  # a stopped supervisor blocks nobody
         self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
                         node_id=settings.node_id)  # fmt: skip
         self._logger = self._log.logger("worker")
@@ -130,13 +133,13 @@ class Worker:
             threading.Thread(target=self._slot, name=f"slot-{number}", daemon=True).start()
         threading.Thread(target=self._report, name="report", daemon=True).start()
         self._cleaner.start()
-        self._up.send(HelloFrame(os.getpid()))
+        self._channel.send(HelloFrame(os.getpid()))
         heard = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
             asked = time.monotonic()
             try:
-                frame = self._down.receive()
-            except (BlockingIOError, TimeoutError):
+                frame = self._channel.receive()
+            except BlockingIOError:
                 now = time.monotonic()
                 if now - asked > FROZEN_S:
                     heard = now  # it was we who did not run
@@ -169,7 +172,7 @@ class Worker:
                 run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
 
     def _begin(self, frame: JobFrame) -> None:
-        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._up.send)
+        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._channel.send)
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)
@@ -185,7 +188,7 @@ class Worker:
                 self._counters["received"] += int(ended.result.get("received", 0))
 
     def _say(self, ended: EndedFrame) -> None:
-        if not self._up.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
+        if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
             self._logger.warning("outcome_unheard", job_id=ended.ticket, ending=ended.ending)
 
     def _report(self) -> None:
@@ -197,7 +200,7 @@ class Worker:
                 counters = dict(self._counters)
             for start in range(0, max(1, len(runs)), STATUS_JOBS):
                 jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
-                self._up.send(StatusFrame(jobs, counters))
+                self._channel.send(StatusFrame(jobs, counters))
             if time.monotonic() - logged >= self._logging.progress_interval:
                 logged = time.monotonic()
                 for _, run in runs:
@@ -209,7 +212,7 @@ class Worker:
         while portion := self._leftovers.get():
             for ended in portion:
                 self._clean(ended)
-            self._up.send(CleanedFrame([ended.job_id for ended in portion]))
+            self._channel.send(CleanedFrame([ended.job_id for ended in portion]))
 
     def _clean(self, ended: Ended) -> None:
         try:
