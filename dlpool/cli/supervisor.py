@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dlpool.service.service import serve
 
         settings = settings_of(arguments)
+        if sys.stderr.isatty() and not arguments.quiet:
+            print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
         arguments.quiet = True  # a reload need not warn again
         serve(settings, lambda: settings_of(arguments), early)
     except DlpoolError as error:
