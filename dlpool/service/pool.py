@@ -164,7 +164,7 @@ class WorkerPool:
             size = handle.memory() if handle.killed_for is None else 0
             if hard is not None and size > hard:
                 handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
-            elif soft is not None and size > soft and not handle.is_retiring:
+            elif soft is not None and size > soft and handle.taken and not handle.is_retiring:
                 self._retire(handle, f"it used {size} bytes of memory, more than worker_memory_soft")
 
     def _retire(self, handle: Handle, reason: str) -> None:
