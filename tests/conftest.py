@@ -34,6 +34,9 @@ FAST = TransferSettings(
 PATIENT = NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any")
 
 
+IN_FLIGHT = 256 * 1024  # bytes: one read, in vain where its range was stolen twice while it waited
+
+
 def make_data(size: int, seed: int = 1) -> bytes:
     """Bytes without repetition, so that a misplaced range shows."""
     return random.Random(seed).randbytes(size)

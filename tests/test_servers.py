@@ -15,7 +15,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.errors import Cancelled
-from tests.conftest import Authority, Fetcher, Nginx, free_port, make_data, wait_for_port, wait_until
+from tests.conftest import IN_FLIGHT, Authority, Fetcher, Nginx, free_port, make_data, wait_for_port, wait_until
 from tests.origin import File, Origin
 from tests.processes import run
 
@@ -35,8 +35,6 @@ def files(nginx: Nginx) -> None:
 def trusting(authority: Authority) -> dict[str, str]:
     return {"cacert": str(authority.ca_file)}
 
-
-IN_FLIGHT = 256 * 1024  # bytes that may be under way on a connection whose range another one takes over
 
 # --- nginx ---
 
