@@ -95,10 +95,6 @@ class Ledger:
             self._capacity = jobs
             self._count(0)
 
-    @property
-    def capacity(self) -> int:
-        return self._capacity
-
     def room(self) -> int:
         """How many more jobs may be claimed."""
         with self._lock:
