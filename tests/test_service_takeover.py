@@ -147,7 +147,7 @@ def test_a_kill_between_publish_and_record_costs_no_request_and_leaves_nothing(
         client.wait_for(f"{origin.url}/f")
         assert len(origin.requests) == asked
         assert client.ends("f") == 1
-        wait_until(lambda: not is_recorded(service.out / "f", "f"), LATE_S)
+        wait_until(lambda: not (service.out / "f.part.meta").exists(), LATE_S)
         check_folder(service.out, DATA, "f")
 
 
@@ -162,6 +162,7 @@ def test_a_kill_between_record_and_tidying_leaves_nothing_after_the_restart(
     ):
         client.push(f"{origin.url}/f", "f", id="f")
         worker = wait_for_run(service, "f")
+        wait_for_commit(service.out / "f")
         freeze(service.pid)
         file.gate.set()
         wait_until((service.out / "f").exists, LATE_S)
@@ -170,10 +171,10 @@ def test_a_kill_between_record_and_tidying_leaves_nothing_after_the_restart(
         wait_until(lambda: client.success(f"{origin.url}/f") is not None or not is_running(worker), LATE_S)
         os.kill(worker, signal.SIGKILL)
         service.kill()
-        assert is_recorded(service.out / "f", "f")
+        assert (service.out / "f.part.meta").exists()
         service.start()
         client.wait_for(f"{origin.url}/f")
-        wait_until(lambda: not is_recorded(service.out / "f", "f"), LATE_S)
+        wait_until(lambda: not (service.out / "f.part.meta").exists(), LATE_S)
         check_folder(service.out, DATA, "f")
         assert client.ends("f") == 1
 

@@ -921,7 +921,7 @@ def test_what_happens_is_told(queue: Queue) -> None:
     queue.finish(queue.claim_one(), "failed", note={"error": "x"})
     told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
     assert told == ["job_started", "job_requeued", "job_started", "job_recovered", "job_started", "job_failed"]
-    assert queue.events("job_failed") == [{b"event": b"job_failed", b"id": b"1", b"note": b'{"error": "x"}'}]
+    assert queue.events("job_failed") == [{b"event": b"job_failed", b"id": b"1", b"note": b'{"error":"x"}'}]
 
 
 def test_the_stream_of_events_is_capped(queue: Queue) -> None:

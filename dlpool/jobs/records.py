@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob
@@ -39,6 +40,10 @@ def failure_record(keys: Keys, url: str, raw: bytes, message: str, at: float) ->
 
 
 def rfc3339(at: float | None = None) -> str:
-    """A moment (seconds since 1970, or now) as RFC 3339, UTC."""
-    moment = datetime.fromtimestamp(time.time() if at is None else at, timezone.utc)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    """A moment (seconds since 1970, or now) as RFC 3339, UTC, cut to the second."""
+    return _rfc3339(int(time.time() if at is None else at))
+
+
+@lru_cache(maxsize=16)
+def _rfc3339(second: int) -> str:
+    return datetime.fromtimestamp(second, timezone.utc).isoformat().replace("+00:00", "Z")

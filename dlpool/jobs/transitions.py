@@ -6,7 +6,6 @@ transition is one atomic step in Redis, by the clock of Redis, and safe to call 
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import redis
 
+from dlpool import jsontext
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
@@ -137,13 +137,18 @@ class Transitions:
         return Claim(tuple(_claimed(row) for row in rows), None if due_ms < 0 else due_ms / 1000)
 
     def beat(
-        self, sid: str, jobs: Sequence[tuple[Ticket, str]], *, lease_s: float, info: dict[str, Any] | None = None
+        self,
+        sid: str,
+        jobs: Sequence[tuple[Ticket, str]],
+        *,
+        lease_s: float,
+        info: dict[str, Any] | None = None,
     ) -> Beat:
         """Renew the leases of ``jobs`` (with their progress, JSON or empty); with ``info`` also the registration.
 
         Without ``info`` it is the question whether the fences still stand.
         """
-        arguments: list[Any] = [self.keys.prefix, sid, _ms(lease_s), json.dumps(info) if info is not None else ""]
+        arguments: list[Any] = [self.keys.prefix, sid, _ms(lease_s), jsontext.dumps(info) if info is not None else ""]
         for ticket, progress in jobs:
             arguments += [ticket.id, ticket.fence, progress]
         strays, *verdicts = self._run("beat", arguments)
@@ -172,7 +177,7 @@ class Transitions:
         visible: list[Any] = ["", 0, "", ""]
         if record is not None:
             visible = ["string" if record.field is None else "hash", SUCCESS_TTL_S, record.field or "", record.value]
-        note = json.dumps(ending.note) if ending.note else ""
+        note = jsontext.dumps(ending.note) if ending.note else ""
         return [self.keys.intake, record.key if record else self.keys.intake], [
             self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
             ending.priority, ending.digest, *visible,

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 from structlog.typing import EventDict, Processor
 
 from dlpool.errors import DlpoolError
@@ -79,10 +80,12 @@ def _ecs_name(key: str) -> str:
 
 def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
     """One line of JSON, at most 64 KiB long."""
-    line = _encode(record)
+    line = orjson.dumps(record)
+    if not line.isascii():
+        line = _encode(record).encode("ascii")
     if len(line) >= MAX_LINE:
-        line = _encode(_shortened(record))
-    return line.encode("ascii") + b"\n"
+        line = _encode(_shortened(record)).encode("ascii")
+    return line + b"\n"
 
 
 def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:

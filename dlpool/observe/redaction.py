@@ -34,7 +34,8 @@ def without_secrets(text: str) -> str:
         text = _URL.sub(lambda found: "://" + _address(found[1]), text)
     if "?" in text:
         text = _BARE_QUERY.sub("", text)
-    return _HEADER.sub(rf"\1 {REDACTED}", text) if ":" in text or "=" in text else text
+    lowered = text.lower()
+    return _HEADER.sub(rf"\1 {REDACTED}", text) if "cookie" in lowered or "authorization" in lowered else text
 
 
 def _address(url: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import redis
 
+from dlpool import jsontext
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
@@ -103,7 +103,7 @@ class Beater:
 
     def _beat(self) -> None:
         held = [one for one in self._ledger.all() if not one.is_lost]
-        jobs = [(one.ticket, json.dumps(one.progress) if one.progress else "") for one in held]
+        jobs = [(one.ticket, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
         beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
         self._link.beat()
         for one, verdict in zip(held, beat.verdicts, strict=True):

@@ -39,6 +39,13 @@ class Cleaner:
         """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them, if it is known."""
         self._leftovers.setdefault(pid, []).extend(ended)
 
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Nothing of these jobs is left."""
+        try:
+            self._trail.forget(job_ids)
+        except LocalFault as error:
+            self._log.warning("trail_not_kept", error=error)
+
     def clean(self, *, now: bool = False) -> None:
         """Have workers remove what is left: a few at a time, the worker that ran them."""
         ready = [one for one in self._pool.workers.values() if one.is_staying]
@@ -56,7 +63,7 @@ class Cleaner:
         """A worker has done it."""
         for job_id in job_ids:
             handle.cleaning.pop(job_id, None)
-        self._forget(job_ids)
+        self.forget(job_ids)
 
     def bury(self, handle: Handle) -> None:
         """A worker has died: what it has not done is another's to do."""
@@ -72,15 +79,9 @@ class Cleaner:
                 clean(ended, paths)
             except DlpoolError as error:
                 self._log.warning("leftover_not_removed", job_id=ended.job_id, error=error)
-        self._forget([ended.job_id for ended in rest])
+        self.forget([ended.job_id for ended in rest])
         try:
             self._trail.tidy()
-        except LocalFault as error:
-            self._log.warning("trail_not_kept", error=error)
-
-    def _forget(self, job_ids: Sequence[str]) -> None:
-        try:
-            self._trail.forget(job_ids)
         except LocalFault as error:
             self._log.warning("trail_not_kept", error=error)
 

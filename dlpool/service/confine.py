@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,24 +50,51 @@ class Confinement:
             raise PolicyRefused(f"{shown} is longer than {MAX_PATH_BYTES} bytes")
         if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in save_path.split("/")):
             raise PolicyRefused(f"{shown} has a name longer than {MAX_NAME_BYTES} bytes")
-        real = self._checked(joined, shown)
-        return Target(Path(real), save_path.endswith(("/", "/.")) or os.path.isdir(real))
+        real, is_folder = self._checked(joined, shown)
+        return Target(Path(real), is_folder or save_path.endswith(("/", "/.")))
 
     def check_named(self, path: Path) -> None:
         """The name that the server or the URL gave may be that of a link to elsewhere. Raises as ``target`` does."""
         self._checked(str(path), f"the target {path.name!r}")
 
-    def _checked(self, path: str, what: str) -> str:
-        """The path with its links resolved, if a job may write there."""
+    def _checked(self, path: str, what: str) -> tuple[str, bool]:
+        """The path with its links resolved, if a job may write there, and whether it is a folder."""
         with translated(f"resolve {what}"):
-            real = os.path.realpath(path)
+            real, is_folder = self._resolved(path)
         allowed = [root for root in self._roots if _is_under(real, root)]
         if not allowed:
             raise PolicyRefused(f"{what} leads to {real}, which is outside of {' and '.join(self._roots)}")
         for own in self._own:
             if _is_under(real, own) and not any(_is_under(root, own) for root in allowed):
                 raise PolicyRefused(f"{what} leads into {own}, which dlpool keeps for itself")
-        return real
+        return real, is_folder
+
+    def _resolved(self, path: str) -> tuple[str, bool]:
+        """As realpath(3), without another look at what is above the roots."""
+        root = next((one for one in (self._download_dir, *self._roots) if _is_under(path, one)), None)
+        parts = path[len(root or "") :].strip("/").split("/")
+        mode = _mode(root, parts) if root is not None and {"", ".", ".."}.isdisjoint(parts) else None
+        if mode is None:
+            real = os.path.realpath(path)
+            return real, os.path.isdir(real)
+        return path.rstrip("/"), stat.S_ISDIR(mode)
+
+
+def _mode(folder: str, parts: list[str]) -> int | None:
+    """The mode of the last of ``parts``, 0 if it does not exist; None where there is more to resolve: a link."""
+    mode = 0
+    path = folder.rstrip("/")
+    for part in parts:
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return None
+        if stat.S_ISLNK(mode):
+            return None
+    return mode
 
 
 def _is_under(path: str, root: str) -> bool:

@@ -51,14 +51,13 @@ class Crew:
         self._recorder = recorder
         self._log = log
         self._cleaner = cleaner
-        self._paths: dict[str, str | None] = {}
 
     # --- in ---
 
     def take_in(self, claimed: Claimed, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
         job, instead = self.judge.admit(claimed)
-        held = Held(claimed, leased_until, job, is_ending=instead is not None)
+        held = Held(claimed, leased_until, job, trace_of(claimed.ticket.id, job), is_ending=instead is not None)
         if not self._ledger.add(held):
             return
         if instead is not None:
@@ -156,7 +155,7 @@ class Crew:
             self._log.warning("job_lost", **_about(held))
             self._ledger.drop(frame.ticket)
             return
-        self._paths[frame.ticket] = frame.path
+        held.path, held.leaves_state = frame.path, frame.leaves_state
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
@@ -188,7 +187,6 @@ class Crew:
         """Redis knows how a job ended."""
         ending, ticket = message.ending, str(message.ending.ticket)
         held = self._ledger.get(ticket)
-        path = self._paths.pop(ticket, None)
         if held is None:
             return
         if message.reply == "LEADS":
@@ -197,8 +195,11 @@ class Crew:
         self._ledger.drop(ticket)
         self._log_end(held, ending, message.reply)
         if held.job is not None and ending.outcome in ("success", "failed") and message.reply != "FENCED":
-            ended = _leftover(held, held.job, path, has_failed=ending.outcome == "failed")
-            self._cleaner.leave([ended], held.worker or 0)
+            ended = _leftover(held, held.job, held.path, has_failed=ending.outcome == "failed")
+            if held.leaves_state or ended.has_failed:
+                self._cleaner.leave([ended], held.worker or 0)
+            else:
+                self._cleaner.forget([ended.job_id])
 
     # --- the end ---
 
@@ -259,7 +260,7 @@ def trace_of(job_id: str, job: PushedJob | None) -> str:
 def _about(held: Held) -> dict[str, Any]:
     job, claimed = held.job, held.claimed
     about: dict[str, Any] = {"job_id": claimed.ticket.id, "attempt": claimed.attempts,
-                             "trace_id": trace_of(claimed.ticket.id, job)}  # fmt: skip
+                             "trace_id": held.trace_id}  # fmt: skip
     if job is not None:
         about |= {"url": job.url, "path": job.save_path}
         if job.user_id is not None:
@@ -271,6 +272,6 @@ def _job_frame(held: Held, job: PushedJob) -> JobFrame:
     ticket = held.ticket
     return JobFrame(
         str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
-        trace_of(ticket.id, job), job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
+        held.trace_id, job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
         job.if_exists,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dlpool.service.ledger import Ledger
 from dlpool.service.link import Backoff, Link, Pace
 from dlpool.service.messages import Claims, Message
 
-APART_S = 0.004  # two claims, so that one brings jobs for all slots that have become free
+APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
 PAUSE_S = 0.5  # between looks where nothing may be claimed
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from dlpool import jsontext
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def lease_clock() -> float:
@@ -160,7 +159,8 @@ class EndedFrame(Frame):
     """A job has left its slot.
 
     ``ending``: succeeded, retry, failed, node_fault, locked, released, lost. ``result`` are the figures of a success,
-    else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait.
+    else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait. ``leaves_state``:
+    there is something to clean up when the queue knows.
     """
 
     kind = "ended"
@@ -171,6 +171,7 @@ class EndedFrame(Frame):
     label: str = ""
     message: str = ""
     retry_after_s: float | None = None
+    leaves_state: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 def encode(frame: Frame) -> bytes:
     """The frame as it is sent. Raises InternalError if it is too large."""
-    data = _to_json({"kind": frame.kind, **vars(frame)}).encode("utf-8", "surrogatepass")
+    data = jsontext.dumps({"kind": frame.kind, **vars(frame)})
     if len(data) > MAX_FRAME:
         raise InternalError(f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}")
     return data
@@ -200,7 +201,7 @@ def encode(frame: Frame) -> bytes:
 
 def decode(data: bytes) -> Frame:
     """The frame that was sent."""
-    fields = json.loads(data.decode("utf-8", "surrogatepass"))
+    fields = jsontext.loads(data)
     return FRAMES[fields.pop("kind")](**fields)
 
 

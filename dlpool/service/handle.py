@@ -30,11 +30,12 @@ def forget_old_stacks(state_dir: Path) -> None:
 class Handle:
     """Used by the main thread only. ``is_alone``: it runs one suspect job at a time, and nothing else."""
 
-    def __init__(self, process: SpawnProcess, channel: Channel, slots: int, *, is_alone: bool) -> None:
+    def __init__(self, process: SpawnProcess, channel: Channel, slots: int, *, is_alone: bool, cpu: int | None) -> None:
         self.process = process
         self.channel = channel
         self.slots = slots
         self.is_alone = is_alone
+        self.cpu = cpu
         self.pid = process.pid or 0
         self.jobs: set[str] = set()
         self.finishing: set[str] = set()  # those whose slot is as good as free

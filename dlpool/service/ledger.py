@@ -21,11 +21,14 @@ class Held:
     claimed: Claimed
     leased_until: float
     job: PushedJob | None = None
+    trace_id: str = ""
     worker: int | None = None
     is_finishing: bool = False
     is_ending: bool = False
     is_lost: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None  # where it went, and whether something is to be removed there
+    leaves_state: bool = True
 
     @property
     def ticket(self) -> Ticket:

@@ -14,6 +14,7 @@ from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
 from dlpool.service import worker
+from dlpool.service.affinity import choose_cpu
 from dlpool.service.channel import Channel
 from dlpool.service.dealing import Respawn, Seat, slots_of
 from dlpool.service.frames import Frame, PingFrame, RetireFrame
@@ -194,13 +195,14 @@ class WorkerPool:
 
     def _spawn(self, slots: int, *, is_alone: bool) -> None:
         channel, theirs = Channel.pair()
+        cpu = choose_cpu(len(self._shares), [one.cpu for one in self.workers.values()])
+        given = replace(self.given, slots=slots, cpu=cpu)
         process = self._context.Process(
-            target=worker.main, args=(theirs, os.getpid(), replace(self.given, slots=slots)), daemon=True,
-            name="dlpool-worker",
-        )  # fmt: skip
+            target=worker.main, args=(theirs, os.getpid(), given), daemon=True, name="dlpool-worker"
+        )
         process.start()
         theirs.close()
-        handle = Handle(process, channel, slots, is_alone=is_alone)
+        handle = Handle(process, channel, slots, is_alone=is_alone, cpu=cpu)
         self.workers[handle.pid] = handle
         self._selector.register(channel, selectors.EVENT_READ, handle)
         self._selector.register(process.sentinel, selectors.EVENT_READ, handle.note_end)

@@ -12,6 +12,7 @@ from typing import Any
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
 from dlpool.observe.log import Logger
+from dlpool.service.affinity import Affinity
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
     Ended,
@@ -34,7 +35,7 @@ _LEVELS: Mapping[str, str] = {
     "checksum_verified": "info", "target_skipped": "info", "job_succeeded": "debug",
 }  # fmt: skip
 
-SMALL = 1024 * 1024  # bytes: to make them durable takes no time that matters
+SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable takes no time that matters
 
 
 class JobRun:
@@ -44,12 +45,13 @@ class JobRun:
     """
 
     def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
-                 send: Send) -> None:  # fmt: skip
+                 send: Send, affinity: Affinity) -> None:  # fmt: skip
         self.frame = frame
         self._settings = replace(transfer, if_exists=frame.if_exists) if frame.if_exists else transfer
         self._paths = paths
         self._client = client
         self._send = send
+        self._affinity = affinity
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
                              url=frame.url)  # fmt: skip
@@ -65,15 +67,18 @@ class JobRun:
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
         ticket = self.frame.ticket
+        self._affinity.settle()
         try:
-            outcome = self._make().run()
+            transfer = self._make()
+            outcome = transfer.run()
         except DlpoolError as error:
             return self._ended(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
             self._log.error("worker_failed", error=error)
             return self._ended(InternalError.of(error))
         seconds = round(time.monotonic() - self._began, 3)
-        return EndedFrame(ticket, "succeeded", str(outcome.path), outcome.as_json() | {"seconds": seconds})
+        return EndedFrame(ticket, "succeeded", str(outcome.path), outcome.as_json() | {"seconds": seconds},
+                          leaves_state=transfer.leaves_state)  # fmt: skip
 
     def cancel(self, error: DlpoolError) -> None:
         """Checkpoint and end with ``error``, within a second."""
@@ -129,6 +134,8 @@ class JobRun:
                 raise self._error
 
     def _notify(self, event: str, /, **fields: object) -> None:
+        if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
+            self._affinity.spread()  # its connections' threads come after this
         if event == "body_complete":
             if fields["size"] < SMALL:  # type: ignore[operator]
                 self._send(FinishingFrame(self.frame.ticket))

@@ -6,12 +6,12 @@ record in Redis and the removal, nor where another node has finished the job mea
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from dlpool import jsontext
 from dlpool.service.frames import Ended
 from dlpool.transfer.files import translated
 
@@ -73,13 +73,13 @@ class Trail:
 
 
 def _line(ended: Ended) -> bytes:
-    return json.dumps(list(ended)).encode() + b"\n"
+    return jsontext.dumps(list(ended)) + b"\n"
 
 
 def _parsed(line: bytes) -> Ended | None:
     """The job of a line; None for one that a kill has cut off."""
     try:
-        job_id, url, save_path, path, has_failed = json.loads(line)
+        job_id, url, save_path, path, has_failed = jsontext.loads(line)
     except (ValueError, TypeError):
         return None
     return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed))

@@ -21,6 +21,7 @@ from dlpool import __version__
 from dlpool.config import LoggingSettings, NetworkSettings, PathSettings, TransferSettings
 from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
 from dlpool.observe.log import Log
+from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
@@ -30,6 +31,7 @@ from dlpool.service.frames import (
     ConfigFrame,
     Ended,
     EndedFrame,
+    FinishingFrame,
     Frame,
     HelloFrame,
     JobFrame,
@@ -66,6 +68,7 @@ class WorkerSettings:
     network: NetworkSettings
     paths: PathSettings
     logging: LoggingSettings
+    cpu: int | None = None
 
 
 def stacks_file(state_dir: Path, pid: int) -> Path:
@@ -78,10 +81,12 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the supervisor decides
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    affinity = Affinity(settings.cpu)
+    affinity.settle()  # before there are threads
     with stacks_file(settings.state_dir, os.getpid()).open("w", encoding="utf-8") as stacks:
         faulthandler.enable(stacks)
         try:
-            worker = Worker(sock, settings)
+            worker = Worker(sock, settings, affinity)
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
             hold_worker_lock(settings.state_dir)
@@ -99,8 +104,9 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
 class Worker:
     """The process's state. The main thread listens; the lock guards the table of runs."""
 
-    def __init__(self, sock: socket.socket, settings: WorkerSettings) -> None:
+    def __init__(self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity) -> None:
         self._settings = settings
+        self._affinity = affinity
         self._paths = Confinement(settings.paths)
         self._transfer = settings.transfer
         self._logging = settings.logging
@@ -172,7 +178,8 @@ class Worker:
                 run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
 
     def _begin(self, frame: JobFrame) -> None:
-        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._channel.send)
+        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
+                     self._affinity)  # fmt: skip
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)
@@ -186,6 +193,12 @@ class Worker:
                 del self._runs[run.frame.ticket]
                 self._counters["jobs"] += 1
                 self._counters["received"] += int(ended.result.get("received", 0))
+
+    def _send(self, frame: Frame) -> bool:
+        """What a job says; that its slot is as good as free is no news while another one is."""
+        if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
+            return True
+        return self._channel.send(frame)
 
     def _say(self, ended: EndedFrame) -> None:
         if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk

@@ -1,18 +1,13 @@
-"""Our urllib3 connections: they can be ended from outside, check the address they connect to, and read strictly.
-
-Strictly: every 1xx but 101 is skipped (http.client returns a 103 as the final answer), and all header fields
-together stay under ``MAX_HEADER_BYTES``.
-"""
+"""Our urllib3 connections: they can be ended from outside, check the address they connect to, and read strictly."""
 
 from __future__ import annotations
 
 import errno
-import http.client
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -20,75 +15,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
 from dlpool.transfer.exchange import Breaker, running
 from dlpool.transfer.policy import check_address
+from dlpool.transfer.response import StrictResponse
 
-MAX_HEADER_BYTES = 64 * 1024
-MAX_INFORMATIONAL = 32  # 1xx answers before the final one
 MAX_IDLE_S = 30.0
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
-
-
-class StrictResponse(http.client.HTTPResponse):
-    """http.client's answer with a bound on its header and all informational answers skipped."""
-
-    def begin(self) -> None:
-        body = self.fp
-        self.fp = cast(Any, _HeaderReader(body))
-        try:
-            super().begin()
-        finally:
-            if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
-                self.fp = body
-        coding = self.headers.get("Transfer-Encoding")
-        if coding is not None and not self.chunked:  # http.client would hand out the framing as body
-            raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
-        exchange = running()
-        if exchange is not None:
-            exchange.body = self
-
-    def readinto1(self, buffer: Any) -> int:
-        """Read what has arrived into ``buffer``, past http.client's way over new bytes; 0 at the end of the body."""
-        view = memoryview(buffer)
-        if self.chunked or self.fp is None:
-            data = self.read1(len(view))
-            view[: len(data)] = data
-            return len(data)
-        if self.length is not None:
-            view = view[: self.length]
-        size: int = self.fp.readinto1(view)
-        if size == 0 and len(view):
-            self._close_conn()  # type: ignore[attr-defined]
-        elif self.length is not None:
-            self.length -= size
-        return size
-
-    def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(MAX_INFORMATIONAL):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if status >= 200 or status == 101:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException("too many informational answers")
-
-
-class _HeaderReader:
-    """The lines of a header, up to a total size."""
-
-    def __init__(self, lines: BinaryIO) -> None:
-        self._lines = lines
-        self._left = MAX_HEADER_BYTES
-
-    def readline(self, limit: int = -1) -> bytes:
-        line = self._lines.readline(limit)
-        self._left -= len(line)
-        if self._left < 0:
-            raise http.client.HTTPException(f"the header is larger than {MAX_HEADER_BYTES} bytes")
-        return line
-
-    def flush(self) -> None:
-        """http.client flushes what it closes."""
-
-    def close(self) -> None:
-        self._lines.close()
 
 
 class _Watched(HTTPConnection):

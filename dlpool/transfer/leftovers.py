@@ -6,18 +6,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.transfer.mark import remove_mark
 from dlpool.transfer.names import PART_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.state import StateFile, StateUnusable, url_digest
 
 
 def forget_published(target: Path, job_id: str) -> None:
-    """Remove the record that ``target`` was published for a queue's job: the queue knows. Another's state stays.
+    """Remove the state that says that ``target`` was published for a queue's job: the queue knows. Another's stays.
 
     Raises LocalFault.
     """
-    remove_mark(target, job_id)
     state_file = StateFile.of(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()

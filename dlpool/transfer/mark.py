@@ -1,13 +1,13 @@
 """The mark that a file was published for a job of a queue: an extended attribute, where the file system has them.
 
-It travels with the file through its rename, and costs neither a file beside it nor a place in the folder. See xattr(7).
+It travels with the file through its rename, and costs neither a file beside it nor a place in the folder. It stays: no
+other job ever has that id. See xattr(7).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from dlpool.transfer.files import translated
@@ -34,10 +34,3 @@ def has_mark(target: Path, job_id: str) -> bool:
             if error.errno in _ABSENT:
                 return False
             raise
-
-
-def remove_mark(target: Path, job_id: str) -> None:
-    """The queue knows: the mark goes. Raises LocalFault."""
-    if has_mark(target, job_id):
-        with translated(f"change {target}"), suppress(FileNotFoundError):
-            os.removexattr(target, NAME)

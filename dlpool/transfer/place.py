@@ -17,20 +17,19 @@ state removed                                a finished download
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dlpool.errors import DlpoolError, LocalFault, PolicyRefused, TargetExists
+from dlpool.errors import DlpoolError, LocalFault, TargetExists
 from dlpool.transfer.board import Snapshot
 from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.mark import has_mark
-from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX, RESERVED_SUFFIXES
+from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import (
@@ -41,6 +40,7 @@ from dlpool.transfer.state import (
     url_digest,
     url_without_secrets,
 )
+from dlpool.transfer.target import resolved
 
 MAX_RENAMES = 10_000
 
@@ -64,7 +64,7 @@ class Place:
         self._resume = resume
         self._sync = sync
         self._notify = notify
-        self.target, exists = _resolved(target)
+        self.target, exists = resolved(target)
         if exists:
             self.target = self._chosen(self.target)
         self.part = PartFile(self.target, sync=sync)
@@ -119,22 +119,26 @@ class Place:
     def publish(self, resource: Resource, snapshot: Snapshot) -> None:
         """Rename what was prepared to the target, and forget the state.
 
-        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For
-        a queue's job that is recorded always, at least as a mark of the file, and stays until ``forget_published``.
+        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For a
+        queue's job it is always: as a mark of the file, or in a state that stays until ``forget_published``.
         """
         job = self._job
-        record = Publishing(self.part.inode, self.part.length, job.id, job.fence)
         with self._noting_breakage():
             if self._state_file.exists:
-                self._commit(snapshot, None, record)
+                self._commit(snapshot, None, self._publishing())
             elif job.id is not None and not self.part.mark(job.id):
                 self.part.check_named()
-                state = SavedState.published(job.url, resource, record, _now())
+                state = SavedState.published(job.url, resource, self._publishing(), _now())
                 self._state_file.commit(state, is_durable=False)
         self._rename()
         if job.id is None:
             self._state_file.remove()
         self._is_published = True
+
+    @property
+    def leaves_state(self) -> bool:
+        """Whether a state is on disk."""
+        return self._state_file.exists
 
     def close(self) -> None:
         """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours."""
@@ -232,6 +236,9 @@ class Place:
             return False
         return (record.inode, record.size, record.job) == (status.st_ino, status.st_size, self._job.id)
 
+    def _publishing(self) -> Publishing:
+        return Publishing(self.part.inode, self.part.length, self._job.id, self._job.fence)
+
     def _is_complete(self, publishing: Publishing) -> bool:
         """Whether the part file is the one that an earlier run was about to rename."""
         return (self.part.inode, self.part.length) == (publishing.inode, publishing.size)
@@ -272,28 +279,6 @@ class Place:
                     raise
                 self.target = self._chosen(self.target)
                 self.part.retarget(self.target)
-
-
-def _resolved(target: Path) -> tuple[Path, bool]:
-    """The path that will be renamed to, and whether it exists: links followed, what cannot be a target refused."""
-    with translated(f"use the path {str(target)[:200]}"):
-        is_link = os.path.islink(target)
-        real = Path(os.path.realpath(target)) if is_link else target
-        if any(path.name.endswith(RESERVED_SUFFIXES) for path in (target, real)):
-            raise PolicyRefused(f"{target} ends in .part or .part.meta, which dlpool keeps for unfinished files")
-        if len(os.fsencode(real.name)) > MAX_NAME_BYTES:
-            raise LocalFault(f"the name {target.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
-        try:
-            status = os.lstat(real)
-        except FileNotFoundError:
-            if not is_link:
-                return target, False
-            raise LocalFault(f"{target} is a symbolic link to {real}, which does not exist") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise LocalFault(f"{target} is a folder, not a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise LocalFault(f"{target} exists and is not a regular file")
-    return real, True
 
 
 def _now() -> str:

@@ -200,8 +200,9 @@ class Round:
 
     def _verify(self, plan: Plan) -> None:
         written = self._context.board.written()
-        if plan.resource.size not in (None, written) or plan.place.part.length != written:
-            raise InternalError(f"{plan.place.part.length} bytes in the part file, {written} written")
+        length = plan.place.part.length
+        if plan.resource.size not in (None, written) or length != written:
+            raise InternalError(f"{length} bytes in the part file, {written} written")
         wanted = self._wanted_checksum(plan)
         if wanted is None or self._follower is None:
             return

@@ -27,10 +27,10 @@ from dlpool.errors import (
 )
 from dlpool.transfer.answer import Span
 from dlpool.transfer.client import Client
-from dlpool.transfer.connection import StrictResponse
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.neterrors import network_error
 from dlpool.transfer.policy import headers_for
+from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.urls import basic_auth, check_literal, own_and_given, without_user
 
 MAX_REDIRECTS = 10

@@ -112,6 +112,11 @@ class Transfer:
         size = current.plan.resource.size if current.plan else None
         return Progress(path, self._board.written(), size, active, current.phase)
 
+    @property
+    def leaves_state(self) -> bool:
+        """Whether a state may be left beside the target. After the end of ``run``."""
+        return self._place is None or self._place.leaves_state
+
     def _run_rounds(self) -> Outcome:
         delay_s = 0.0
         while True:
