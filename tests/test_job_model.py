@@ -19,19 +19,21 @@ from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
-from dlpool.jobs.transitions import Claimed, Finish, Ticket, Transitions
+from dlpool.jobs.transitions import VERBS, Claimed, Finish, Ticket, Transitions
 from tests.redis_server import RedisServer
 
 RUNS = 24
 STEPS = 150
 WEIGHTS = {
     "drop_in": 4, "push": 4, "reserve": 2, "claim": 6, "beat": 2, "finish": 6, "follow": 2, "fall_silent": 1, "look": 1,
-    "be_taken_over": 1, "restart": 1, "haunt": 3, "let_delays_pass": 1,
+    "be_taken_over": 1, "restart": 1, "haunt": 3, "let_delays_pass": 1, "control": 4,
 }  # fmt: skip
 NAMES = ["ann", "bob", "cid"]
-OUTCOMES = ["success", "failed", "retry", "release", "crash"]
-ENDED = {"succeeded": "done", "failed": "dead"}
+OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "pause", "crash"]
+ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "dead"}
+OPEN = {"queued", "delayed", "running", "paused"}
 ORDER = "fifo"
+WHY = {"failed": "it broke", "cancelled": "the job was cancelled"}
 LATER = 4_000_000_000  # seconds since 1970
 
 
@@ -54,8 +56,23 @@ class Seen:
         """The members of all structures whose name begins so."""
         return [one for name, members in self.lists.items() if name.startswith(kind) for one in members]
 
-    def in_state(self, state: str) -> list[str]:
-        return sorted(job_id for job_id, job in self.jobs.items() if job["state"] == state)
+    def in_state(self, *states: str) -> list[str]:
+        return sorted(job_id for job_id, job in self.jobs.items() if job["state"] in states)
+
+    def following(self) -> set[str]:
+        """Those that wait for the end of another job."""
+        lists = {name: members for name, members in self.lists.items() if name.startswith("followers:")}
+        return {
+            one for name, members in lists.items() for one in members
+            if self.jobs[one]["state"] == "queued" and self.jobs[one].get("leader") == name.removeprefix("followers:")
+        }  # fmt: skip
+
+    def ready(self) -> set[str]:
+        """Those that a claim would take from the lists; what was moved or stopped is passed by there."""
+        return {
+            one for priority in PRIORITIES for one in self.lists.get(f"ready:{priority}", ())
+            if self.jobs[one]["state"] == "queued" and self.jobs[one]["at"] == priority
+        }  # fmt: skip
 
 
 def url_of(raw: bytes) -> str | None:
@@ -78,6 +95,7 @@ class Fleet:
         self.serial = 0
         self.fences: dict[str, int] = {}
         self.ends: dict[str, str] = {}
+        self.retried: Counter[tuple[str, str]] = Counter()  # ends that were not the last
         self.spent: set[Ticket] = set()  # they must never have an effect again
         self.old: list[tuple[str, Ticket]] = []  # of any supervisor, as a zombie would use them
         self.fleet = {name: Supervisor(f"{name}-0") for name in NAMES}
@@ -152,7 +170,7 @@ class Fleet:
         seen = self.see()
         assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
         if len(claim.jobs) < slots:
-            waiting = [*seen.members("intake"), *seen.members("ready:"), *seen.members(f"inbox:{one.sid}")]
+            waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
             assert not waiting, "nothing waits while a slot is free"
 
     def take(self, one: Supervisor, jobs: list[Claimed]) -> None:
@@ -205,10 +223,10 @@ class Fleet:
     def record(self, ticket: Ticket, outcome: str) -> Record | None:
         raw = self.raws[ticket.id]
         url = url_of(raw)
-        if url is None or outcome not in ("success", "failed"):
+        if url is None or outcome not in ("success", "failed", "cancelled"):
             return None
-        if outcome == "failed":
-            return failure_record(self.keys, url, raw, "it broke", 0)
+        if outcome != "success":
+            return failure_record(self.keys, url, raw, WHY[outcome], 0)
         return success_record(self.keys, PushedJob.parse(raw), 1, 1.0, 0)
 
     def follow(self) -> None:
@@ -221,6 +239,24 @@ class Fleet:
             reply = self.end(one.sid, Finish(ticket, "follow", digest=PushedJob.parse(raw).digest))
             if reply != "LEADS" and not self.happens():
                 del one.held[ticket.id]
+
+    # --- what operators do --------------------------------------------------------------------------------------------
+
+    def control(self) -> None:
+        before = self.see().jobs
+        if not before:
+            return
+        job_id, verb = self.random.choice(sorted(before)), self.random.choice(VERBS)
+        state, priority = before[job_id]["state"], self.random.choice(PRIORITIES)
+        reply = self.queue.control(verb, job_id, priority=priority, message=WHY["cancelled"])
+        after = self.see().jobs[job_id]
+        if reply == "ASKED":
+            flag = "cancel" if before[job_id].get("flag") == "cancel" else verb
+            assert (state, after["flag"]) == ("running", flag)
+        elif reply != "OK":
+            assert reply in (state, "following") and after == before[job_id]
+        elif verb == "retry" and state in ENDED:
+            self.retried[job_id, f"job_{self.ends.pop(job_id)}"] += 1
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -326,28 +362,25 @@ class Fleet:
         owned = [(name[4:], one) for name, members in seen.lists.items() if name.startswith("own:") for one in members]
         assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
         assert sorted(seen.members("delayed")) == seen.in_state("delayed")
-        queued = [one for one in seen.in_state("queued") if one not in seen.members("followers:")]
-        assert sorted(seen.members("ready:")) == queued
-        for priority in PRIORITIES:
-            assert all(seen.jobs[one]["priority"] == priority for one in seen.members(f"ready:{priority}"))
-        for state, name in ENDED.items():
-            assert sorted(seen.members(name)) == seen.in_state(state)
-        assert {job["state"] for job in seen.jobs.values()} <= {"queued", "delayed", "running", *ENDED}
+        assert seen.ready() | seen.following() == set(seen.in_state("queued"))
+        assert not seen.ready() & seen.following()
+        for name in set(ENDED.values()):
+            assert sorted(seen.members(name)) == seen.in_state(*(state for state, at in ENDED.items() if at == name))
+        assert {job["state"] for job in seen.jobs.values()} <= {*OPEN, *ENDED}
         for job in seen.jobs.values():
             assert ("owner" in job) == (job["state"] == "running")
             assert "suspect" not in job or job["state"] == "running"
+            assert "flag" not in job or job["state"] not in (*ENDED, "paused")
 
     def followers_wait_for_who_works(self, seen: Seen) -> None:
         for name, followers in seen.lists.items():
             if name.startswith("followers:"):
                 leader = name.removeprefix("followers:")
                 assert seen.jobs[leader]["state"] not in ENDED
-                assert all(seen.jobs[one]["leader"] == leader for one in followers)
             elif name.startswith("dedupe:"):
                 leader = followers[0]
                 assert seen.jobs[leader]["state"] not in ENDED
                 assert seen.jobs[leader]["dedupe"] == name.removeprefix("dedupe:")
-        assert len(seen.members("followers:")) == len(set(seen.members("followers:")))
 
     def fences_grow_and_ends_stay(self, seen: Seen) -> None:
         for job_id, job in seen.jobs.items():
@@ -366,6 +399,8 @@ class Fleet:
         """Let one supervisor do all that is left; then nothing is left over."""
         last = Supervisor("last")
         self.queue.take_back(last.sid, self.sids, order=ORDER)
+        for job_id in self.see().in_state("paused"):
+            assert self.queue.control("resume", job_id) == "OK"
         self.let_delays_pass()
         self.beat_of(last)
         while claim := self.queue.claim(last.sid, [], 10, lease_s=30, order=ORDER):
@@ -388,10 +423,11 @@ class Fleet:
     def each_push_ended_once(self) -> None:
         told = [
             (fields[b"id"].decode(), fields[b"event"].decode()) for _, fields in self.client.xrange(self.keys.events)
-            if fields[b"event"] in (b"job_succeeded", b"job_failed")
+            if fields[b"event"] in (b"job_succeeded", b"job_failed", b"job_cancelled")
         ]  # fmt: skip
-        assert sorted(told) == sorted((job_id, f"job_{state}") for job_id, state in self.ends.items())
+        assert Counter(told) == self.retried + Counter((job_id, f"job_{state}") for job_id, state in self.ends.items())
         failed = self.client.hgetall(self.keys.failed)
+        shared = Counter(url_of(raw) for raw in self.pushes.elements())
         for job_id, job in self.see().jobs.items():
             raw = job["raw"].encode()
             url = url_of(raw)
@@ -399,8 +435,8 @@ class Fleet:
                 continue
             if self.ends[job_id] == "succeeded":
                 assert json.loads(self.client.get(self.keys.success(url)))["url"] == url
-            else:
-                assert json.loads(failed[url.encode()])["error_message"] == "it broke"
+            elif shared[url] == 1:
+                assert json.loads(failed[url.encode()])["error_message"] == WHY[self.ends[job_id]]
 
 
 @pytest.mark.parametrize("seed", range(RUNS))

@@ -412,10 +412,13 @@ def test_ids_that_are_cancelled_or_forgotten_are_passed_over(queue: Queue) -> No
 
 
 def test_many_cancelled_ids_do_not_hide_the_rest(queue: Queue) -> None:
-    queue.push(*(str(number) for number in range(120)), "last")
-    for number in range(120):
+    queue.push(*(str(number) for number in range(420)), "last")
+    for number in range(420):
         queue.client.delete(queue.keys.job(str(number)))
-    assert [queue.ids(1) for _ in range(3)] == [[], [], ["last"]]
+    claim = queue.does.claim(A, [], 1, lease_s=LEASE_S, order="fifo")
+    assert claim is not None
+    assert (claim.jobs, claim.next_due_s) == ((), 0)
+    assert [queue.ids(1) for _ in range(2)] == [[], ["last"]]
 
 
 def test_fences_only_grow(queue: Queue) -> None:
@@ -943,3 +946,175 @@ def test_groups_do_not_meet(queue: Queue) -> None:
     assert {key.decode().partition("}")[0] for key in queue.client.keys("*")} == {
         "dlpool:{eu:go_download_urls", "dlpool:{go_download_urls",
     }  # fmt: skip
+
+
+# --- what operators do ------------------------------------------------------------------------------------------------
+
+
+def flag(queue: Queue, job_id: str) -> str | None:
+    return queue.job(job_id).get("flag")
+
+
+def test_an_unknown_job_is_none(queue: Queue) -> None:
+    assert queue.does.control("cancel", "none") == "NONE"
+
+
+@pytest.mark.parametrize("before", ["queued", "delayed", "paused"])
+def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: Queue) -> None:
+    queue.push("1")
+    if before == "delayed":
+        queue.finish(queue.claim_one(), "retry", delay_s=60)
+    elif before == "paused":
+        assert queue.does.control("pause", "1") == "OK"
+    assert queue.state("1") == before
+    assert queue.does.control("cancel", "1", message="the job was cancelled", at=0) == "OK"
+    record = json.loads(queue.client.hget(queue.keys.failed, "http://host/1"))
+    assert (record["error_message"], record["task_data"]) == ("the job was cancelled", json.loads(job("1").raw))
+    assert (queue.state("1"), queue.zset(queue.keys.dead), queue.zset(queue.keys.delayed)) == (
+        "cancelled",
+        {"1"},
+        set(),
+    )
+    assert queue.ids(1) == []
+    assert queue.does.control("cancel", "1") == "cancelled"
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause"])
+def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb: str, queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    assert queue.does.control(verb, "1") == "ASKED"
+    assert queue.client.lrange(queue.keys.mail(A), 0, -1) == [f"{verb} 1".encode()]
+    assert queue.beat(ticket).verdicts == (verb,)
+    assert queue.finish(ticket, {"cancel": "cancelled"}.get(verb, verb)) == "OK"
+    assert (queue.state("1"), flag(queue, "1")) == ({"cancel": "cancelled", "pause": "paused"}[verb], None)
+
+
+def test_a_paused_job_has_its_attempt_back_and_goes_on_when_it_is_resumed(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.does.control("pause", "1")
+    queue.finish(ticket, "pause")
+    assert (queue.job("1")["attempts"], queue.ids(1), queue.own()) == ("0", [], set())
+    assert queue.does.control("resume", "1") == "OK"
+    assert queue.ids(1) == ["1"]
+
+
+def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.does.control("pause", "1")
+    assert queue.does.control("resume", "1") == "OK"
+    assert queue.beat(ticket).verdicts == ("OK",)
+    queue.finish(ticket, "pause")  # it had heard
+    assert queue.state("1") == "queued"
+
+
+def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> None:
+    queue.push("1")
+    ticket = queue.claim_one()
+    queue.does.control("pause", "1")
+    queue.finish(ticket, "retry", delay_s=60)
+    assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("paused", set())
+
+
+def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
+    queue.push("1")
+    queue.claim_one()
+    queue.does.control("cancel", "1")
+    assert queue.does.control("pause", "1") == "ASKED"
+    assert flag(queue, "1") == "cancel"
+    queue.register(B)
+    queue.does.take_back(B, [A], order="fifo")
+    (claimed,) = queue.claim(1, B)
+    assert claimed.flag == "cancel"
+
+
+def test_a_resumed_job_keeps_its_time(queue: Queue) -> None:
+    queue.push("1", not_before=4_000_000_000)
+    queue.does.control("pause", "1")
+    assert queue.does.control("resume", "1") == "OK"
+    assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("delayed", {"1"})
+
+
+def test_a_failed_job_is_retried_from_the_beginning_and_its_record_goes(queue: Queue) -> None:
+    queue.push("1")
+    record = failure_record(queue.keys, "http://host/1", job("1").raw, "it broke", 0)
+    queue.finish(queue.claim_one(), "failed", record=record, note={"label": "x"})
+    assert queue.does.control("retry", "1") == "OK"
+    known = queue.job("1")
+    assert (known["state"], known["attempts"], "ended" in known, "note" in known) == ("queued", "0", False, False)
+    assert queue.client.hlen(queue.keys.failed) == 0
+    assert queue.client.ttl(queue.keys.job("1")) == -1
+    assert queue.zset(queue.keys.dead) == set()
+    assert queue.ids(1) == ["1"]
+    assert queue.does.control("retry", "1") == "running"
+
+
+def test_a_retry_leaves_the_record_of_another_job_with_that_url(queue: Queue) -> None:
+    queue.push("1")
+    queue.finish(queue.claim_one(), "failed", note={})
+    queue.client.hset(queue.keys.failed, "http://host/1", '{"task_data":{"url":"http://host/1","save_path":"other"}}')
+    assert queue.does.control("retry", "1") == "OK"
+    assert queue.client.hlen(queue.keys.failed) == 1
+
+
+def test_a_promoted_job_is_the_next_and_keeps_its_priority(queue: Queue) -> None:
+    queue.push("high", priority="high")
+    queue.push("1", "2", "3")
+    assert queue.does.control("promote", "3") == "OK"
+    assert queue.ids(4) == ["3", "high", "1", "2"]
+    assert queue.job("3")["priority"] == "normal"
+    assert queue.does.control("promote", "3") == "running"
+
+
+def test_another_priority_moves_a_job_also_downwards(queue: Queue) -> None:
+    queue.push("1", "2", priority="high")
+    queue.push("3")
+    assert queue.does.control("priority", "1", priority="low") == "OK"
+    assert queue.ids(3) == ["2", "3", "1"]
+
+
+def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
+    queue.push("1")
+    for verb in ("pause", "resume", "promote", "pause", "resume"):
+        assert queue.does.control(verb, "1") == "OK"
+    assert queue.ids(5) == ["1"]
+    assert queue.ready("normal") == []
+    assert queue.ids(5, known=[Ticket("1", 1)]) == []
+
+
+def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Queue) -> None:
+    for job_id in ("1", "2"):
+        assert queue.does.push([(job("same", dedupe=True), job_id)])[0] == ("OK" if job_id == "1" else "FOLLOWS")
+    assert queue.does.control("cancel", "1") == "OK"
+    assert queue.ids(2) == ["2"]
+    assert queue.followers("1") == []
+
+
+def test_a_follower_is_cancelled_alone_and_not_promoted(queue: Queue) -> None:
+    for job_id in ("1", "2"):
+        queue.does.push([(job("same", dedupe=True), job_id)])
+    assert queue.does.control("promote", "2") == "following"
+    assert queue.does.control("cancel", "2") == "OK"
+    assert queue.finish(queue.claim_one(), "success") == "OK"
+    assert (queue.state("1"), queue.state("2")) == ("succeeded", "cancelled")
+
+
+def test_a_paused_queue_gives_no_new_jobs(queue: Queue) -> None:
+    queue.push("1", "2")
+    ticket = queue.claim_one()
+    queue.client.set(queue.keys.paused, 1)
+    claim = queue.does.claim(A, [], 5, lease_s=LEASE_S, order="fifo")
+    assert claim is not None
+    assert ([one.ticket for one in claim.jobs], claim.is_paused) == ([ticket], True)
+    queue.client.delete(queue.keys.paused)
+    assert queue.ids(5, known=[ticket]) == ["2"]
+
+
+def test_a_drained_node_gets_no_new_jobs_and_others_do(queue: Queue) -> None:
+    queue.push("1")
+    queue.register("node-a-00000000", "node-b-00000000")
+    queue.client.sadd(queue.keys.drained, "node-a")
+    assert queue.ids(1, sid="node-a-00000000") == []
+    assert queue.ids(1, sid="node-b-00000000") == ["1"]

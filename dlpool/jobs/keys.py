@@ -97,3 +97,13 @@ class Keys:
     def wake(self) -> str:
         """List of one token at most: a job became ready elsewhere than in the intake."""
         return f"{self.prefix}wake"
+
+    @property
+    def paused(self) -> str:
+        """String: while it is there, nobody gets new jobs."""
+        return f"{self.prefix}paused"
+
+    @property
+    def drained(self) -> str:
+        """Set: ids of nodes that get no new jobs."""
+        return f"{self.prefix}drained"

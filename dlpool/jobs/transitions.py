@@ -1,6 +1,7 @@
-"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover.
+"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover, control.
 
-States: queued -> running -> succeeded | failed, with delayed (a retry, or not before its time) beside queued. Each
+States: queued -> running -> succeeded | failed | cancelled, with delayed (a retry, or not before its time) and paused
+beside queued. Each
 transition is one atomic step in Redis, by the clock of Redis, and safe to call again when its reply was lost.
 """
 
@@ -18,8 +19,11 @@ import redis
 from dlpool import jsontext
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
-from dlpool.jobs.records import Record
+from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
+from dlpool.jobs.records import Record, failure_record
+
+VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority")
+PAUSED = -2  # as in claim.lua
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut."""
+    """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut.
+
+    ``flag``: cancel or pause, when an operator has asked for that.
+    """
 
     ticket: Ticket
     raw: bytes = field(repr=False)
@@ -45,14 +52,19 @@ class Claimed:
     takeovers: int
     created_ms: int
     priority: str
+    flag: str | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits."""
+    """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits.
+
+    ``is_paused``: there will be no new jobs until an operator says so.
+    """
 
     jobs: tuple[Claimed, ...]
     next_due_s: float | None
+    is_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,8 @@ class Beat:
 class Finish:
     """How a job leaves its supervisor.
 
-    ``outcome``: success, failed, retry, release, crash, follow. ``note`` says why. ``delay_s`` for retry and release.
+    ``outcome``: success, failed, cancelled, retry, release, pause, crash, follow. ``note`` says why. ``delay_s`` for
+    retry and release.
     ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share.
     """
 
@@ -105,7 +118,7 @@ class Transitions:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
-        names = ("push", "claim", "beat", "finish", "recover")
+        names = ("push", "claim", "beat", "finish", "recover", "control")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
     def __repr__(self) -> str:
@@ -134,7 +147,8 @@ class Transitions:
         if reply is None:
             return None
         due_ms, *rows = reply
-        return Claim(tuple(_claimed(row) for row in rows), None if due_ms < 0 else due_ms / 1000)
+        next_due_s = None if due_ms < 0 else due_ms / 1000
+        return Claim(tuple(_claimed(row) for row in rows), next_due_s, is_paused=due_ms == PAUSED)
 
     def beat(
         self,
@@ -171,6 +185,19 @@ class Transitions:
             if not left:
                 break
         return given_back
+
+    def control(self, verb: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
+        """Do one of ``VERBS`` with a job: OK, ASKED (its supervisor will), NONE, or the state that does not allow it.
+
+        ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
+        """
+        raw: Any = None
+        with translated(self.client):
+            if verb in ("cancel", "retry"):
+                raw = self.client.hget(self.keys.job(job_id), "raw")
+        url, record = (None, b"") if raw is None else _failure(self.keys, raw, message, at)
+        arguments = [self.keys.prefix, job_id, verb, priority, url or "", record]
+        return str(self._run_many("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
 
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
         record = ending.record
@@ -212,11 +239,22 @@ def _ms(seconds: float) -> int:
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
-    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority = row
+    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag = row
     return Claimed(
         Ticket(job_id.decode(), int(fence)), raw or b"", int(size or 0), int(attempts or 0), int(crashes or 0),
-        int(takeovers or 0), int(created or 0), (priority or b"normal").decode(),
+        int(takeovers or 0), int(created or 0), (priority or b"normal").decode(), flag.decode() if flag else None,
     )  # fmt: skip
+
+
+def _failure(keys: Keys, raw: bytes, message: str, at: float) -> tuple[str | None, bytes]:
+    """The URL of a job, and the record that it has failed; None for one that cannot be read."""
+    try:
+        url = PushedJob.parse(raw).url
+    except BadJob as error:
+        url = error.url
+    except Malformed:
+        return None, b""
+    return url, failure_record(keys, url, raw, message, at).value
 
 
 def _recovery(reply: Sequence[Any]) -> Recovery:

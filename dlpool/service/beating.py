@@ -17,7 +17,7 @@ from dlpool.observe.log import Logger
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
-from dlpool.service.messages import Lost, Message, TakenBack
+from dlpool.service.messages import Asked, Lost, Message, TakenBack
 from dlpool.service.recording import finished
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
@@ -107,8 +107,9 @@ class Beater:
         beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
         self._link.beat()
         for one, verdict in zip(held, beat.verdicts, strict=True):
-            if verdict == "LOST" and not one.is_ending:
-                self._post(Lost(str(one.ticket)))
+            if one.is_ending or verdict == "OK":
+                continue
+            self._post(Lost(str(one.ticket)) if verdict == "LOST" else Asked(str(one.ticket), verdict))
         if beat.strays > 0:
             self._fetcher.reconcile()
 
@@ -123,5 +124,8 @@ class Beater:
         keys = self._transitions.keys
         with translated(self._blocking):
             mail = self._blocking.blpop([keys.mail(self._sid), keys.wake], timeout=seconds)
+            if mail is not None and mail[0] == keys.mail(self._sid).encode():
+                self._blocking.delete(keys.mail(self._sid))
+                self._beat_at = 0.0  # whose answer says what is wanted: it cannot be lost, nor come too late
         if mail is not None:
             self._fetcher.look()

@@ -34,6 +34,7 @@ from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
 
 DISOWNED = ("FENCED", "GONE")
+ENDS = ("success", "failed", "cancelled")
 
 
 class Crew:
@@ -144,7 +145,7 @@ class Crew:
             return
         if frame.path is not None and not _is_told(frame.path, held.job.save_path):
             self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
-        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame)
+        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay
             self.is_probing = self.has_news = True
@@ -183,6 +184,18 @@ class Crew:
         else:
             handle.send(LostFrame(ticket))
 
+    def stop(self, ticket: str, verb: str) -> None:
+        """An operator wants a job cancelled or paused; may be called again and again."""
+        held = self._ledger.get(ticket)
+        if held is None or held.is_ending or held.is_lost or held.verb in (verb, "cancel") or held.job is None:
+            return
+        held.verb = verb
+        handle = self._worker_of(ticket)
+        if handle is not None:
+            handle.send(CancelFrame(ticket, f"an operator asked to {verb} it"))
+        elif held.worker is None:
+            self._end(held, self.judge.stopped(held.claimed, held.job.url, verb))
+
     def recorded(self, message: Recorded) -> None:
         """Redis knows how a job ended."""
         ending, ticket = message.ending, str(message.ending.ticket)
@@ -194,8 +207,8 @@ class Crew:
             return
         self._ledger.drop(ticket)
         self._log_end(held, ending, message.reply)
-        if held.job is not None and ending.outcome in ("success", "failed") and message.reply != "FENCED":
-            ended = _leftover(held, held.job, held.path, has_failed=ending.outcome == "failed")
+        if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":
+            ended = _leftover(held, held.job, held.path, has_failed=ending.outcome != "success")
             if held.leaves_state or ended.has_failed:
                 self._cleaner.leave([ended], held.worker or 0)
             else:
@@ -234,6 +247,8 @@ class Crew:
         elif ending.outcome == "failed":
             event = "job_failed" if held.job is not None else "job_malformed"
             self._log.error(event, outcome="failure", error=reason, **fields)
+        elif ending.outcome in ("cancelled", "pause"):
+            self._log.info("job_cancelled" if ending.outcome == "cancelled" else "job_paused", reply=reply, **fields)
         elif ending.outcome in ("retry", "crash"):
             fields["delay_s"] = ending.delay_s
             self._log.warning("job_retried", result=ending.outcome, reason=reason, **fields)

@@ -40,6 +40,7 @@ class Fetcher:
         self._has_strays = threading.Event()
         self._handed_over = threading.Event()
         self._handed_over.set()
+        self._looked = threading.Event()
         self._is_stopped = False
         self._waiting_id: int | None = None
         self._backoff = Backoff(link.stopping)
@@ -73,6 +74,7 @@ class Fetcher:
 
     def look(self) -> None:
         """A job became ready elsewhere than in the intake: end the wait there. Any thread; raises QueueError."""
+        self._looked.set()
         waiting = self._waiting_id
         if waiting is not None:
             with translated(self._transitions.client):
@@ -91,6 +93,9 @@ class Fetcher:
         elif claim.jobs:
             self._handed_over.clear()
             self._post(Claims(claim.jobs, leased_until))
+        elif claim.is_paused:
+            self._looked.wait(BLOCK_S)
+            self._looked.clear()
         elif room:
             self._wait(BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001))
 

@@ -29,6 +29,7 @@ class Held:
     progress: dict[str, Any] = field(default_factory=dict)
     path: str | None = None  # where it went, and whether something is to be removed there
     leaves_state: bool = True
+    verb: str | None = None  # what an operator wants: cancel, pause
 
     @property
     def ticket(self) -> Ticket:

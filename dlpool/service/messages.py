@@ -43,6 +43,14 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A beat said that an operator wants a job cancelled or paused; ``verb`` is that."""
+
+    ticket: str
+    verb: str
+
+
+@dataclass(frozen=True)
 class Changed:
     """Look again: Redis is away or back, a signal came, a thread has ended."""
 
@@ -61,7 +69,7 @@ class Swept:
     leftovers: tuple[Ended, ...]
 
 
-Message = Claims | Recorded | Stands | Lost | Changed | TakenBack | Swept
+Message = Claims | Recorded | Stands | Lost | Asked | Changed | TakenBack | Swept
 
 
 class Mailbox:

@@ -13,7 +13,7 @@ from dlpool.jobs.records import Record
 from dlpool.jobs.transitions import Finish, Ticket
 from dlpool.transfer.files import sync_folder, translated
 
-FINAL = ("success", "failed")
+FINAL = ("success", "failed", "cancelled")
 
 
 class Spool:

@@ -18,7 +18,7 @@ from dlpool.observe.log import Log
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
-from dlpool.service.messages import Changed, Claims, Lost, Message, Recorded, Stands, Swept, TakenBack
+from dlpool.service.messages import Asked, Changed, Claims, Lost, Message, Recorded, Stands, Swept, TakenBack
 from dlpool.service.node import Node
 from dlpool.service.notify import ServiceManager
 from dlpool.service.parts import Parts
@@ -121,6 +121,8 @@ class Supervisor:
             self._crew.stands(message.ticket, is_ours=message.is_ours)
         elif isinstance(message, Lost):
             self._crew.lose(message.ticket)
+        elif isinstance(message, Asked):
+            self._crew.stop(message.ticket, message.verb)
         elif isinstance(message, TakenBack):
             self._node.forget(message.sids)
         elif isinstance(message, Swept):

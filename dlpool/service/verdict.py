@@ -23,6 +23,7 @@ from dlpool.jobs.records import failure_record, success_record
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.service.frames import EndedFrame
 
+CANCELLED = "the job was cancelled"
 _ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
     (LostJob, "lost"),
     (Cancelled, "released"),
@@ -59,6 +60,8 @@ class Judge:
             return None, self.failed(claimed, error.url, "bad_job", str(error))
         except Malformed as error:
             return None, self.failed(claimed, None, "malformed", str(error))
+        if claimed.flag is not None:
+            return job, self.stopped(claimed, job.url, claimed.flag)
         return job, self._refused(claimed, job) or self._put_off(claimed, job)
 
     def _put_off(self, claimed: Claimed, job: PushedJob) -> Finish | None:
@@ -72,14 +75,26 @@ class Judge:
             return Finish(claimed.ticket, "follow", digest=job.digest)
         return None
 
-    def ended(self, claimed: Claimed, job: PushedJob, frame: EndedFrame) -> Finish | None:
-        """The transition for what a worker said; None where the job is another's."""
+    def stopped(self, claimed: Claimed, url: str, verb: str) -> Finish:
+        """The transition for a job that an operator wants to ``cancel`` or ``pause``."""
+        if verb == "pause":
+            return Finish(claimed.ticket, "pause", note={"label": "paused", "message": "the job was paused"})
+        record = failure_record(self.keys, url, claimed.raw, CANCELLED, self.now())
+        return Finish(claimed.ticket, "cancelled", record, note={"label": "cancelled", "message": CANCELLED})
+
+    def ended(self, claimed: Claimed, job: PushedJob, frame: EndedFrame, verb: str | None = None) -> Finish | None:
+        """The transition for what a worker said; None where the job is another's.
+
+        ``verb``: what an operator wanted meanwhile; it comes too late for a file that is there already.
+        """
         note = {"label": frame.label, "message": frame.message}
         ticket = claimed.ticket
         if frame.ending == "succeeded":
             size, seconds = int(frame.result["size"]), float(frame.result["seconds"])
             record = success_record(self.keys, job, size, seconds, self.now())
             return Finish(ticket, "success", record, note={"path": frame.path, **_figures(frame.result)})
+        if verb is not None and frame.ending != "lost" and (verb == "cancel" or frame.ending == "released"):
+            return self.stopped(claimed, job.url, verb)
         if frame.ending == "retry" and claimed.attempts < (job.max_attempts or self.settings.max_attempts):
             delay_s = self._backoff_s(claimed.attempts, frame.retry_after_s or 0.0)
             return Finish(ticket, "retry", note=note, delay_s=delay_s)

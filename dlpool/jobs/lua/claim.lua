@@ -4,12 +4,13 @@
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes, 7 number of known jobs,
 --       then "id.fence" of each known job, then an unused id for each free slot
 -- Returns false if the supervisor is not registered (beat registers it), else
---         {ms until the next delayed job is due or -1, {id, fence, raw, size, attempts, crashes, takeovers, created ms,
---         priority}, ...}
+--         {ms until the next delayed job is due or -1, or -2 while queue or node are paused,
+--         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority' }
+local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag' }
 local DUE_AT_ONCE = 200
+local PASSED_OVER = 200
 
 if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
 
@@ -59,16 +60,19 @@ local function from_inbox()
   return raw and adopt(raw)
 end
 
--- Ids whose job was cancelled or forgotten meanwhile are passed over, a few at a time.
+-- Ids whose job was cancelled, paused or moved meanwhile are passed over, a few at a time.
+local is_cut_short = false
 local function from_ready(priority)
-  for _ = 1, 50 do
+  for _ = 1, PASSED_OVER do
     local id = redis.call('RPOP', ready_key(priority))
     if not id then return false end
-    if redis.call('HGET', job_key(id), 'state') == 'queued' then
+    local state, at = unpack(redis.call('HMGET', job_key(id), 'state', 'at'))
+    if state == 'queued' and (at or priority) == priority then
       take(id)
       return true
     end
   end
+  is_cut_short = true
   return false
 end
 
@@ -113,8 +117,14 @@ for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
     slots = slots - 1
   end
 end
+local node = string.sub(sid, 1, -10) -- a sid is its node's id, a hyphen and eight digits
+if redis.call('EXISTS', prefix .. 'paused') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
+  table.insert(claimed, 1, -2)
+  return claimed
+end
 if slots > 0 then make_due_ready() end
 while slots > 0 and take_next() do slots = slots - 1 end
 local soonest = redis.call('ZRANGE', prefix .. 'delayed', 0, 0, 'WITHSCORES')[2]
+if is_cut_short then soonest = now end
 table.insert(claimed, 1, soonest and math.max(0, soonest - now) or -1)
 return claimed

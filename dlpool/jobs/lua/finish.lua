@@ -1,8 +1,9 @@
 -- A job leaves its supervisor: for good, with the record that clients see, or back into the queue.
 -- KEYS  1 intake, 2 key of the visible record, or the intake if there is none
 -- ARGV  1 prefix, 2 sid, 3 id, 4 fence,
---       5 outcome: success, failed (ended); retry (delayed); release (delayed, or to the front; the attempt is given
---         back); crash (to the front, one more death is counted); follow (waits for the job that does the same)
+--       5 outcome: success, failed, cancelled (ended); retry (delayed); release (delayed, or to the front; the attempt is
+--         given back); pause (the same, for one that was asked to pause); crash (to the front, one more death is
+--         counted); follow (waits for the job that does the same). What was asked to pause is paused by any but the ends
 --       6 delay in ms, 7 note (JSON), 8 priority to go on with, or '', 9 digest of url and path (follow), or ''
 --       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12), or ''
 --       11 ttl s, 12 field, 13 value
@@ -10,8 +11,8 @@
 --         or for follow: FOLLOWS or LEADS (it goes on running). An error changes nothing.
 local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local note, digest = ARGV[7], ARGV[9]
-local state, owner, present, priority, dedupe =
-  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe'))
+local state, owner, present, priority, dedupe, flag =
+  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe', 'flag'))
 if not state then return 'GONE' end
 if present ~= fence then return 'FENCED' end
 if state ~= 'running' or owner ~= sid then return 'DUP' end
@@ -22,27 +23,27 @@ if ARGV[10] == 'hash' then
   if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a hash') end
 end
 
-local function end_one(member, name, set, kept, ttl)
-  redis.call('HSET', job_key(member), 'state', name, 'ended', now, 'note', note)
-  remember(member, set, kept, ttl)
-  count(name)
-  tell('job_' .. name, member, 'note', note)
-end
-
--- The record and the end of the job, and of those that only waited for it, are one step.
-local function end_all(name, set, kept, ttl)
+local function write_record()
   if ARGV[10] == 'string' then
     redis.call('SET', KEYS[2], ARGV[13], 'EX', ARGV[11])
   elseif ARGV[10] == 'hash' then
     redis.call('HSET', KEYS[2], ARGV[12], ARGV[13])
   end
-  end_one(id, name, set, kept, ttl)
+end
+
+-- The record and the end of the job, and of those that only waited for it, are one step.
+local function end_all(name)
+  write_record()
+  end_one(id, name, note)
   if not dedupe then return end
-  if redis.call('GET', prefix .. 'dedupe:' .. dedupe) == id then redis.call('DEL', prefix .. 'dedupe:' .. dedupe) end
-  for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do
-    if redis.call('HGET', job_key(follower), 'state') == 'queued' then end_one(follower, name, set, kept, ttl) end
-  end
-  redis.call('DEL', prefix .. 'followers:' .. id)
+  for _, one in ipairs(followers_of(id)) do end_one(one[1], name, note) end
+  forget_leader(id, dedupe)
+end
+
+local function pause()
+  redis.call('HDEL', job_key(id), 'flag')
+  redis.call('HSET', job_key(id), 'state', 'paused')
+  tell('job_paused', id)
 end
 
 if outcome == 'follow' then
@@ -57,15 +58,23 @@ if ARGV[8] ~= '' then
   redis.call('HSET', job_key(id), 'priority', priority)
 end
 if outcome == 'success' then
-  end_all('succeeded', 'done', DONE_KEPT, DONE_TTL_MS)
+  end_all('succeeded')
 elseif outcome == 'failed' then
-  end_all('failed', 'dead', DEAD_KEPT, DEAD_TTL_MS)
+  end_all('failed')
+elseif outcome == 'cancelled' then
+  write_record()
+  end_one(id, 'cancelled', note)
+  free_followers(id)
 else
   if note ~= '' then redis.call('HSET', job_key(id), 'note', note) end
-  if outcome == 'release' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
+  if outcome == 'release' or outcome == 'pause' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
   if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
-  if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end
   count(outcome)
+  if flag == 'pause' then
+    pause()
+    return 'OK'
+  end
+  if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end
   tell('job_requeued', id, 'outcome', outcome, 'note', note)
   wake()
 end

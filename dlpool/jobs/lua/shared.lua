@@ -38,8 +38,9 @@ local function disown(id, owner)
   redis.call('HDEL', job_key(id), 'owner', 'suspect', 'progress')
 end
 
+-- "at" names the list that counts: what an operator did may have left the id in another one, too.
 local function enqueue(id, priority, is_front)
-  redis.call('HSET', job_key(id), 'state', 'queued')
+  redis.call('HSET', job_key(id), 'state', 'queued', 'at', priority)
   redis.call(is_front and 'RPUSH' or 'LPUSH', ready_key(priority), id)
 end
 
@@ -75,4 +76,43 @@ local function remember(id, set, kept, ttl)
     local oldest = redis.call('ZPOPMIN', prefix .. set)[1]
     redis.call('DEL', job_key(oldest))
   end
+end
+
+local KEPT = {
+  succeeded = { 'done', DONE_KEPT, DONE_TTL_MS },
+  failed = { 'dead', DEAD_KEPT, DEAD_TTL_MS },
+  cancelled = { 'dead', DEAD_KEPT, DEAD_TTL_MS },
+}
+
+local function end_one(id, state, note)
+  redis.call('HSET', job_key(id), 'state', state, 'ended', now, 'note', note)
+  redis.call('HDEL', job_key(id), 'flag', 'due')
+  remember(id, unpack(KEPT[state]))
+  count(state)
+  tell('job_' .. state, id, 'note', note)
+end
+
+-- Those that still wait for the end of this job, with their priorities. One that left and came back stands there twice.
+local function followers_of(id)
+  local found, seen = {}, {}
+  for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do
+    local state, leader, priority = unpack(redis.call('HMGET', job_key(follower), 'state', 'leader', 'priority'))
+    if state == 'queued' and leader == id and not seen[follower] then found[#found + 1] = { follower, priority } end
+    seen[follower] = true
+  end
+  return found
+end
+
+local function forget_leader(id, digest)
+  if digest and redis.call('GET', prefix .. 'dedupe:' .. digest) == id then redis.call('DEL', prefix .. 'dedupe:' .. digest) end
+  redis.call('DEL', prefix .. 'followers:' .. id)
+end
+
+-- Their leader was cancelled, they were not: each goes on by itself.
+local function free_followers(id)
+  for _, one in ipairs(followers_of(id)) do
+    redis.call('HDEL', job_key(one[1]), 'leader')
+    enqueue(one[1], one[2], false)
+  end
+  forget_leader(id, redis.call('HGET', job_key(id), 'dedupe'))
 end
