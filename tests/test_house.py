@@ -26,7 +26,7 @@ FLOORS = [
 ONLY_IN = {
     "requests": {"transfer/client.py", "transfer/source.py", "transfer/urls.py"},
     "urllib3": {f"transfer/{name}.py" for name in ("client", "source", "connection", "neterrors", "urls")},
-    "rich": {"cli/bars.py", "cli/tables.py"},
+    "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
     "pydantic": {"cli/ini.py"},
 }
 FORBIDDEN = {"asyncio", "gevent"}

@@ -319,7 +319,7 @@ class Fleet:
         names = sorted(name.decode() for name in self.client.keys(f"{self.keys.prefix}*"))
         names = [name.removeprefix(self.keys.prefix) for name in names]
         jobs = [name for name in names if name.startswith("job:")]
-        zsets = [name for name in names if name in ("leases", "delayed", "done", "dead", "supervisors")]
+        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "supervisors")]
         sets = [name for name in names if name.startswith("own:")]
         lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
         strings = [name for name in names if name.startswith("dedupe:")]
@@ -362,6 +362,7 @@ class Fleet:
         owned = [(name[4:], one) for name, members in seen.lists.items() if name.startswith("own:") for one in members]
         assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
         assert sorted(seen.members("delayed")) == seen.in_state("delayed")
+        assert sorted(seen.members("paused")) == seen.in_state("paused")
         assert seen.ready() | seen.following() == set(seen.in_state("queued"))
         assert not seen.ready() & seen.following()
         for name in set(ENDED.values()):

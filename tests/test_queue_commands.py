@@ -137,7 +137,7 @@ def test_the_states_that_help_names_are_those_that_are_listed() -> None:
         (["push", "-i", "f", "--checksum", "md5:00"], "checksums and ids stand in the list"),
         (["push", "-i", "f", "--priority", "urgent"], "neither high, normal, low nor an integer"),
         (["push", "http://h/", "p", "extra"], "extra"),
-        (["jobs", "--state", "paused"], "invalid choice: 'paused'"),
+        (["jobs", "--state", "gone"], "invalid choice: 'gone'"),
         (["jobs", "--limit", "0"], "not from 1 to 10000"),
         (["jobs", "--limit", "few"], "not a whole number"),
         (["jobs", "--redis-addr", "host"], "not of the form HOST:PORT"),

@@ -1104,12 +1104,20 @@ def test_a_follower_is_cancelled_alone_and_not_promoted(queue: Queue) -> None:
 def test_a_paused_queue_gives_no_new_jobs(queue: Queue) -> None:
     queue.push("1", "2")
     ticket = queue.claim_one()
-    queue.client.set(queue.keys.paused, 1)
+    queue.client.set(queue.keys.halted, 1)
     claim = queue.does.claim(A, [], 5, lease_s=LEASE_S, order="fifo")
     assert claim is not None
     assert ([one.ticket for one in claim.jobs], claim.is_paused) == ([ticket], True)
-    queue.client.delete(queue.keys.paused)
+    queue.client.delete(queue.keys.halted)
     assert queue.ids(5, known=[ticket]) == ["2"]
+
+
+def test_a_paused_queue_has_back_what_was_reserved(queue: Queue) -> None:
+    queue.drop_in(job("1").raw, job("2").raw)
+    queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), "RIGHT", "LEFT")
+    queue.client.set(queue.keys.halted, 1)
+    assert queue.ids(5) == []
+    assert queue.client.lrange(queue.keys.intake, 0, -1) == [job("2").raw, job("1").raw]
 
 
 def test_a_drained_node_gets_no_new_jobs_and_others_do(queue: Queue) -> None:

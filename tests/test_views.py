@@ -209,8 +209,8 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
         queue.push(job_id, **own)
     stats = queue.views.stats()
     assert stats.figures() == {
-        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "running": 1,
-        "succeeded": 1, "failed": 0, "failure_records": 1,
+        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "paused": 0,
+        "running": 1, "succeeded": 1, "failed": 0, "failure_records": 1,
     }  # fmt: skip
     assert len(stats.days) == 7
     assert stats.days[0].counters["pushed"] == 6

@@ -97,6 +97,8 @@ def _told(view: JobView) -> Iterable[tuple[str, object]]:
 
 def _show_figures(stats: Stats) -> None:
     show_pairs(stats.figures().items())
+    if stats.is_halted:
+        show_lines(["the queue is paused: no other job begins (dlpool queue resume)"])
     show_lines([""])
     show_table(
         ("SUPERVISOR", *(name.upper() for name in SUPERVISOR_FIELDS)), [_worker(one) for one in stats.supervisors]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dlpool import __version__
+from dlpool.cli.control_commands import add_control_commands
 from dlpool.cli.options import add_fetch, joined_negatives
 from dlpool.cli.queue_commands import add_queue_commands
 from dlpool.errors import DlpoolError
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     add_fetch(commands, _fetch, EXIT_CODES)
     add_queue_commands(commands, EXIT_CODES)
+    add_control_commands(commands, EXIT_CODES)
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from dlpool.cli.queue_options import add_output_options, add_queue_options
 from dlpool.config import parse_count
 
-STATES = ("queued", "delayed", "running", "succeeded", "failed")
+STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed")
 MAX_LIMIT = 10_000
 
 _PUSH = """\
@@ -36,19 +36,19 @@ Show how many jobs wait, run and have ended, who works on them, and the counters
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
     """Declare ``dlpool push``, ``jobs``, ``job`` and ``stats``."""
     _add_push(commands, exit_codes)
-    parser = _command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
+    parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
-    parser.add_argument("--limit", metavar="N", type=_limit, default=50, help="at most so many (default: 50)")
-    _add_shared(parser, "print one JSON object a line")
-    parser = _command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
+    parser.add_argument("--limit", metavar="N", type=limit, default=50, help="at most so many (default: 50)")
+    add_shared(parser, "print one JSON object a line")
+    parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
-    _add_shared(parser, "print one JSON object")
-    parser = _command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
-    _add_shared(parser, "print one JSON object")
+    add_shared(parser, "print one JSON object")
+    parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
+    add_shared(parser, "print one JSON object")
 
 
 def _add_push(commands: Any, exit_codes: str) -> None:
-    parser = _command(commands, "push", "queue a job, or a list of them", _PUSH, _PUSH_EXAMPLES + exit_codes, _push)
+    parser = add_command(commands, "push", "queue a job, or a list of them", _PUSH, _PUSH_EXAMPLES + exit_codes, _push)
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
     parser.add_argument("path", metavar="PATH", nargs="?", help="where the service puts the file")
     group = parser.add_argument_group("the job")
@@ -65,12 +65,13 @@ def _add_push(commands: Any, exit_codes: str) -> None:
                        help="when the target exists (default: the service's)")  # fmt: skip
     group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
                        "the same URL and PATH")  # fmt: skip
-    _add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
+    add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
 
 
-def _command(
+def add_command(
     commands: Any, name: str, summary: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
+    """Declare a command whose help ends with ``epilog``, and which ``run`` does."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -79,12 +80,14 @@ def _command(
     return parser
 
 
-def _add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
+def add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
+    """Declare what all commands on the queue have."""
     add_queue_options(parser)
     add_output_options(parser, json_help)
 
 
-def _limit(text: str) -> int:
+def limit(text: str) -> int:
+    """How many to show. Raises argparse.ArgumentTypeError."""
     try:
         count = parse_count(text)
     except ValueError as error:

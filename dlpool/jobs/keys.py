@@ -100,8 +100,13 @@ class Keys:
 
     @property
     def paused(self) -> str:
-        """String: while it is there, nobody gets new jobs."""
+        """Sorted set: ids of paused jobs by the time (ms) since which they are."""
         return f"{self.prefix}paused"
+
+    @property
+    def halted(self) -> str:
+        """String: while it is there, nobody gets new jobs."""
+        return f"{self.prefix}halted"
 
     @property
     def drained(self) -> str:

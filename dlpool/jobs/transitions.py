@@ -118,7 +118,7 @@ class Transitions:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
-        names = ("push", "claim", "beat", "finish", "recover", "control")
+        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
     def __repr__(self) -> str:
@@ -198,6 +198,13 @@ class Transitions:
         url, record = (None, b"") if raw is None else _failure(self.keys, raw, message, at)
         arguments = [self.keys.prefix, job_id, verb, priority, url or "", record]
         return str(self._run_many("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
+
+    def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
+        """Make a failure record a job again: OK, or GONE where it is another one by now."""
+        reply = self._run_many(
+            "requeue", [([self.keys.intake, self.keys.failed], [self.keys.prefix, url, record, raw])]
+        )
+        return str(reply[0].decode())
 
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
         record = ending.record

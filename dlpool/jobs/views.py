@@ -15,7 +15,7 @@ from dlpool.jobs.jobview import JobView, json_object, number
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.records import rfc3339
 
-STATES = ("running", "queued", "delayed", "failed", "succeeded")  # in the order in which they are listed
+STATES = ("running", "queued", "delayed", "paused", "failed", "succeeded")  # in the order in which they are listed
 DAYS = 7
 DAY_S = 86_400
 DONE_KEPT_S, DEAD_KEPT_S = DAY_S, 7 * DAY_S  # as in shared.lua: what is older is forgotten
@@ -49,33 +49,36 @@ class Stats:
     """The queue in figures.
 
     ``backlog``: in the list that clients push to. ``reserved``: in supervisors' hands, not yet begun. ``ready`` by
-    priority. ``succeeded`` and ``failed``: that are remembered. ``failure_records``: that clients see. ``days``:
-    today first.
+    priority; what was moved or stopped counts there until its old place is passed. ``succeeded`` and ``failed``: that
+    are remembered. ``failure_records``: that clients see. ``days``: today first. ``is_halted``: nobody gets new jobs.
     """
 
     backlog: int
     reserved: int
     ready: Mapping[str, int]
     delayed: int
+    paused: int
     running: int
     succeeded: int
     failed: int
     failure_records: int
     supervisors: tuple[SupervisorView, ...]
     days: tuple[DayView, ...]
+    is_halted: bool = False
 
     def figures(self) -> dict[str, int]:
         """All that is one number, by its name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
             "backlog": self.backlog, "reserved": self.reserved, **ready, "delayed": self.delayed,
-            "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
+            "paused": self.paused, "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
             "failure_records": self.failure_records,
         }  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         return {
             **self.figures(),
+            "is_halted": self.is_halted,
             "supervisors": [one.as_json() for one in self.supervisors],
             "days": [one.as_json() for one in self.days],
         }
@@ -122,26 +125,29 @@ class Views:
             now_s = self._client.time()[0]
             days = [now_s // DAY_S - back for back in range(DAYS)]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.leases).hlen(keys.failed)
+            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases)
+            pipeline.hlen(keys.failed).exists(keys.halted)
             pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
             pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
             for priority in PRIORITIES:
                 pipeline.llen(keys.ready(priority))
             for day in days:
                 pipeline.hgetall(keys.stats(day))
-            backlog, delayed, running, records, succeeded, failed, *rest = pipeline.execute()
+            backlog, delayed, paused, running, records, is_halted, succeeded, failed, *rest = pipeline.execute()
             reserved, supervisors = self._supervisors(now_s)
         ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
         return Stats(
-            backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, running, succeeded, failed, records,
-            supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
+            backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, paused, running, succeeded, failed,
+            records, supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
+            is_halted=bool(is_halted),
         )  # fmt: skip
 
     def _of(self, state: str, limit: int) -> list[JobView]:
         if state == "queued":
             return self._queued(limit)
-        key = {"running": self._keys.leases, "delayed": self._keys.delayed, "succeeded": self._keys.done,
-               "failed": self._keys.dead}[state]  # fmt: skip
+        keys = self._keys
+        key = {"running": keys.leases, "delayed": keys.delayed, "paused": keys.paused, "succeeded": keys.done,
+               "failed": keys.dead}[state]  # fmt: skip
         members = self._client.zrange(key, 0, limit - 1, desc=state in ("succeeded", "failed"))
         views = self._known([member.decode() for member in members], state)
         return sorted(views, key=lambda view: view.started_at or 0) if state == "running" else views

@@ -118,7 +118,8 @@ for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
   end
 end
 local node = string.sub(sid, 1, -10) -- a sid is its node's id, a hyphen and eight digits
-if redis.call('EXISTS', prefix .. 'paused') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
+if redis.call('EXISTS', prefix .. 'halted') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
+  empty_inbox(sid, order)
   table.insert(claimed, 1, -2)
   return claimed
 end

@@ -38,6 +38,7 @@ function can.cancel()
   if TERMINAL[state] then return state end
   if state == 'running' then return ask('cancel') end
   redis.call('ZREM', prefix .. 'delayed', id)
+  redis.call('ZREM', prefix .. 'paused', id)
   if url ~= '' then redis.call('HSET', KEYS[2], url, record) end
   end_one(id, 'cancelled', '{"label":"cancelled","message":"the job was cancelled"}')
   free_followers(id)
@@ -49,9 +50,7 @@ function can.pause()
   if state == 'running' then return ask('pause') end
   if flag == 'cancel' then return state end -- its supervisor was asked, and died: the next one does it
   redis.call('ZREM', prefix .. 'delayed', id)
-  redis.call('HDEL', job_key(id), 'leader', 'flag')
-  redis.call('HSET', job_key(id), 'state', 'paused')
-  tell('job_paused', id)
+  pause(id)
   return 'OK'
 end
 
@@ -61,6 +60,7 @@ function can.resume()
     return 'OK'
   end
   if state ~= 'paused' then return state end
+  redis.call('ZREM', prefix .. 'paused', id)
   if due and tonumber(due) > now then
     delay(id, due)
     return 'OK'

@@ -40,12 +40,6 @@ local function end_all(name)
   forget_leader(id, dedupe)
 end
 
-local function pause()
-  redis.call('HDEL', job_key(id), 'flag')
-  redis.call('HSET', job_key(id), 'state', 'paused')
-  tell('job_paused', id)
-end
-
 if outcome == 'follow' then
   if dedupe or not follow(id, digest) then return 'LEADS' end
   disown(id, sid)
@@ -71,7 +65,7 @@ else
   if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
   count(outcome)
   if flag == 'pause' then
-    pause()
+    pause(id)
     return 'OK'
   end
   if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end

@@ -24,15 +24,8 @@ local function give_back(id, owner, priority)
   reply[#reply + 1] = id
 end
 
--- What a supervisor had reserved goes back to where it was taken from.
-local function empty_inbox(sid)
-  for _ = 1, AT_ONCE do
-    if not redis.call('LMOVE', prefix .. 'inbox:' .. sid, KEYS[1], 'LEFT', order == 'lifo' and 'LEFT' or 'RIGHT') then return end
-  end
-end
-
 local function take_back(sid)
-  empty_inbox(sid)
+  empty_inbox(sid, order)
   for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
     local state, owner, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority'))
     if state == 'running' and owner == sid then give_back(id, sid, priority) end
@@ -67,7 +60,7 @@ end
 
 -- Leases may have been evicted; the sets of the supervisors that are gone still name their jobs.
 local function look_after(sid)
-  empty_inbox(sid)
+  empty_inbox(sid, order)
   for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
     if redis.call('HGET', job_key(id), 'owner') ~= sid then
       redis.call('SREM', prefix .. 'own:' .. sid, id)

@@ -67,6 +67,13 @@ local function follow(id, digest)
   return false
 end
 
+-- What a supervisor had reserved goes back to where it was taken from, a few hundred at a time.
+local function empty_inbox(sid, order)
+  for _ = 1, 200 do
+    if not redis.call('LMOVE', prefix .. 'inbox:' .. sid, KEYS[1], 'LEFT', order == 'lifo' and 'LEFT' or 'RIGHT') then return end
+  end
+end
+
 -- Remember an ended job for a while: the set is bounded by number here, by age where it is read.
 local function remember(id, set, kept, ttl)
   redis.call('ZADD', prefix .. set, now, id)
@@ -76,6 +83,13 @@ local function remember(id, set, kept, ttl)
     local oldest = redis.call('ZPOPMIN', prefix .. set)[1]
     redis.call('DEL', job_key(oldest))
   end
+end
+
+local function pause(id)
+  redis.call('HDEL', job_key(id), 'flag', 'leader')
+  redis.call('HSET', job_key(id), 'state', 'paused')
+  redis.call('ZADD', prefix .. 'paused', now, id)
+  tell('job_paused', id)
 end
 
 local KEPT = {

@@ -1,0 +1,163 @@
+"""``dlpool cancel`` and its like, ``failed``, ``purge``, ``queue``, ``nodes``: what operators do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from dlpool.cli.jobs import show_stats
+from dlpool.cli.queue_options import opened
+from dlpool.cli.report import SOME_FAILED
+from dlpool.cli.tables import show_lines, show_table
+from dlpool.errors import DlpoolError, NoSuchJob, UsageError
+from dlpool.jobs.failures import Failure, Failures
+from dlpool.jobs.steering import Steering
+from dlpool.jobs.transitions import Transitions
+from dlpool.jobs.views import Views
+from dlpool.transfer.urls import shown_url
+
+CANCELLED = "the job was cancelled"
+WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
+CANNOT = {
+    "following": "it ends with the job that does the same",
+    "GONE": "the record is not there any more",
+    "EMPTY": "the record holds no job that could be run",
+}
+NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "started_at")
+
+
+class NotPossible(DlpoolError):
+    """The job, record or node is not in a state that allows it."""
+
+
+def steer(arguments: argparse.Namespace) -> int:
+    """Cancel, pause, resume, retry or promote jobs, or change their priority.
+
+    Raises QueueError, NoSuchJob, NotPossible.
+    """
+    with opened(arguments) as queue:
+        transitions = Transitions(queue.client, queue.keys)
+        replies = (
+            (job_id, transitions.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED,
+                                         at=time.time()))
+            for job_id in arguments.ids
+        )  # fmt: skip
+        return _told(arguments, arguments.verb, replies, len(arguments.ids))
+
+
+def failed(arguments: argparse.Namespace) -> int:
+    """List, retry or remove failure records. Raises UsageError, QueueError, NotPossible."""
+    if arguments.action == "list":
+        return _list_failed(arguments)
+    if bool(arguments.urls) == arguments.all:
+        raise UsageError(f"failed {arguments.action} needs URLs, or --all")
+    with opened(arguments) as queue:
+        failures = Failures(queue.client, queue.keys)
+        act = failures.retry if arguments.action == "retry" else failures.remove
+        replies = ((shown_url(url), act(one) if one else "GONE") for url, one in _chosen(failures, arguments.urls))
+        return _told(arguments, arguments.action, replies, len(arguments.urls) or 2)
+
+
+def purge(arguments: argparse.Namespace) -> int:
+    """Forget ended jobs. Raises QueueError."""
+    with opened(arguments) as queue:
+        key = queue.keys.done if arguments.done else queue.keys.dead
+        count = Steering(queue.client, queue.keys).forget(key)
+    if arguments.json:
+        show_lines([json.dumps({"forgotten": count})])
+    elif not arguments.quiet:
+        show_lines([f"{count} jobs are forgotten"])
+    return 0
+
+
+def queue(arguments: argparse.Namespace) -> int:
+    """Pause or resume the queue, or show it in figures. Raises QueueError."""
+    if arguments.action == "stats":
+        return show_stats(arguments)
+    with opened(arguments) as found:
+        steering = Steering(found.client, found.keys)
+        (steering.pause if arguments.action == "pause" else steering.resume)()
+    is_paused = arguments.action == "pause"
+    if arguments.json:
+        show_lines([json.dumps({"is_paused": is_paused})])
+    elif not arguments.quiet:
+        show_lines(["no other job begins; running ones go on" if is_paused else "jobs begin again"])
+    return 0
+
+
+def nodes(arguments: argparse.Namespace) -> int:
+    """List nodes, or drain one. Raises UsageError, QueueError, NotPossible."""
+    if (arguments.node is None) != (arguments.action == "list"):
+        raise UsageError("nodes list needs no NODE" if arguments.node else f"nodes {arguments.action} needs a NODE")
+    with opened(arguments) as found:
+        steering = Steering(found.client, found.keys)
+        supervisors = Views(found.client, found.keys).stats().supervisors
+        if arguments.action == "drain":
+            if arguments.node not in {one.info.get("node") for one in supervisors}:
+                raise NotPossible(f"no node {arguments.node!r} is there (dlpool nodes lists them)")
+            steering.drain(arguments.node)
+        elif arguments.action == "resume" and not steering.undrain(arguments.node):
+            raise NotPossible(f"the node {arguments.node!r} was not drained")
+        drained = steering.drained()
+    rows = [{"node": one.info.get("node"), "is_drained": one.info.get("node") in drained, **one.as_json()}
+            for one in supervisors]  # fmt: skip
+    living = {row["node"] for row in rows}
+    rows += [{"node": node, "is_drained": True} for node in sorted(drained - living)]
+    if arguments.json:
+        show_lines(json.dumps(row) for row in rows)
+    elif not arguments.quiet:
+        show_table(("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)), [
+            (row["node"], "drained" if row["is_drained"] else "working", *(row.get(name) for name in NODE_FIELDS))
+            for row in rows
+        ])  # fmt: skip
+    return 0
+
+
+def _list_failed(arguments: argparse.Namespace) -> int:
+    if arguments.urls or arguments.all:
+        raise UsageError("failed list takes neither URLs nor --all")
+    with opened(arguments) as found:
+        failures = list(Failures(found.client, found.keys).all(arguments.limit))
+    if arguments.json:
+        show_lines(json.dumps(one.as_json()) for one in failures)
+        return 0
+    show_table(("FAILED", "URL", "MESSAGE"), [
+        (one.failed_at, shown_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures
+    ])  # fmt: skip
+    return 0
+
+
+def _chosen(failures: Failures, urls: Iterable[str]) -> Iterator[tuple[str, Failure | None]]:
+    """The records of the URLs; of none: all there are now."""
+    if urls:
+        yield from ((url, failures.get(url)) for url in urls)
+    else:
+        yield from ((one.url.decode("utf-8", "replace"), one) for one in list(failures.all()))
+
+
+def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str, str]], count: int) -> int:
+    """Say how each went. One that went wrong alone is an error; of several, the others are done (exit 14)."""
+    problems: list[DlpoolError] = []
+    for name, reply in replies:
+        if arguments.json:
+            show_lines([json.dumps({"id": name, "result": reply})])
+        if reply not in WORDS:
+            problems.append(_problem(verb, name, reply))
+        elif not (arguments.json or arguments.quiet):
+            show_lines([f"{name}\t{WORDS[reply]}"])
+    if not problems:
+        return 0
+    if count == 1:
+        raise problems[0]
+    for problem in problems:
+        print(f"dlpool: {problem}", file=sys.stderr)
+    return SOME_FAILED
+
+
+def _problem(verb: str, name: str, reply: str) -> DlpoolError:
+    if reply == "NONE":
+        return NoSuchJob(f"no job {name[:80]!r} is known: it ended long ago, or still lies in the intake list")
+    return NotPossible(f"cannot {verb} {name}: {CANNOT.get(reply) or f'it is {reply}'}")

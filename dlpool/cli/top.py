@@ -1,0 +1,167 @@
+"""``dlpool top``: the queue as it lives. Supervisors are asked for news at each look, so nothing here is old."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlpool.cli.jobs import progress_text
+from dlpool.cli.progress import size_text
+from dlpool.cli.queue_options import Queue, opened
+from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
+from dlpool.errors import QueueAway
+from dlpool.jobs.jobview import JobView
+from dlpool.jobs.steering import Steering
+from dlpool.jobs.views import Stats, Views
+from dlpool.transfer.urls import shown_url
+
+LOOK_S = 1.0
+NEWS_S = 0.3  # for supervisors to answer, at the first look
+BAR = 20  # characters
+COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
+
+
+@dataclass
+class Rates:
+    """Bytes a second of each job, from one look to the next."""
+
+    seen: dict[str, tuple[float, int]] = field(default_factory=dict)
+    now: dict[str, float] = field(default_factory=dict)
+
+    def look(self, views: list[JobView], at: float) -> None:
+        """``at`` in seconds; what said nothing new keeps its rate for a while."""
+        seen: dict[str, tuple[float, int]] = {}
+        now: dict[str, float] = {}
+        for view in views:
+            job_id, done = view.id or "", view.progress.get("done")
+            if not isinstance(done, int):
+                continue
+            before_at, before = self.seen.get(job_id, (at, done))
+            seen[job_id] = (at, done)
+            now[job_id] = max(0, done - before) / (at - before_at) if at > before_at else 0.0
+        self.seen, self.now = seen, now
+
+
+class Top:
+    """One command's view."""
+
+    def __init__(self, queue: Queue, limit: int) -> None:
+        self._views = Views(queue.client, queue.keys)
+        self._steering = Steering(queue.client, queue.keys)
+        self._limit = limit
+        self._rates = Rates()
+        self.stats: Stats | None = None
+        self.running: list[JobView] = []
+        self.drained: set[str] = set()
+
+    def look(self) -> None:
+        """Take a look. Raises QueueError."""
+        self.stats = self._views.stats()
+        self.running = self._views.jobs("running", self._limit)
+        self.drained = self._steering.drained()
+        self._rates.look(self.running, time.monotonic())
+        self._steering.look(self.stats.supervisors)
+
+    def as_json(self) -> dict[str, Any]:
+        assert self.stats is not None
+        return {**self.stats.as_json(), "jobs": [view.as_json() for view in self.running]}
+
+    def jobs(self) -> list[tuple[object, ...]]:
+        """The running jobs, as rows."""
+        nodes = {one.sid: one.info.get("node") for one in self.stats.supervisors} if self.stats else {}
+        return [
+            (view.id, nodes.get(view.owner or "") or view.owner, _bar(view), f"{self._rate(view)}",
+             view.progress.get("phase", ""), shown_url(view.url or ""), view.save_path)
+            for view in self.running
+        ]  # fmt: skip
+
+    def nodes(self) -> list[tuple[object, ...]]:
+        """The nodes, as rows: name, state, slots that are busy, rate."""
+        assert self.stats is not None
+        rows: list[tuple[object, ...]] = []
+        for one in self.stats.supervisors:
+            rate = sum(self._rates.now.get(view.id or "", 0.0) for view in self.running if view.owner == one.sid)
+            state = "drained" if one.info.get("node") in self.drained else "working"
+            busy = f"{one.info.get('busy', '?')} of {one.info.get('slots', '?')}"
+            rows.append((one.info.get("node") or one.sid, state, busy, f"{size_text(round(rate))}/s"))
+        return rows
+
+    def headline(self) -> str:
+        """What waits, runs and has ended, in a line."""
+        assert self.stats is not None
+        figures = self.stats.figures()
+        waiting = sum(count for name, count in figures.items() if name in ("backlog", "reserved") or "ready" in name)
+        today = self.stats.days[0].counters if self.stats.days else {}
+        rate = size_text(round(sum(self._rates.now.values())))
+        return (
+            f"{'PAUSED  ' if self.stats.is_halted else ''}{waiting} waiting  {figures['delayed']} delayed  "
+            f"{figures['paused']} paused  {figures['running']} running  {rate}/s  "
+            f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} failed"
+        )
+
+    def _rate(self, view: JobView) -> str:
+        rate = self._rates.now.get(view.id or "")
+        return f"{size_text(round(rate))}/s" if rate else ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises QueueError."""
+    with opened(arguments) as queue:
+        top = Top(queue, arguments.limit)
+        top.look()
+        if arguments.json or not sys.stdout.isatty():
+            time.sleep(NEWS_S)
+            top.look()
+            return _print(top, is_json=arguments.json)
+        return _watch(top)
+
+
+def _print(top: Top, *, is_json: bool) -> int:
+    if is_json:
+        show_lines([json.dumps(top.as_json())])
+        return 0
+    show_pairs([("queue", top.headline())])
+    show_table(("NODE", "STATE", "BUSY", "RATE"), top.nodes())
+    show_table(COLUMNS, top.jobs())
+    return 0
+
+
+def _watch(top: Top) -> int:
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def drawn() -> Group:
+        tables: list[RenderableType] = []
+        for columns, rows in ((("NODE", "STATE", "BUSY", "RATE"), top.nodes()), (COLUMNS, top.jobs())):
+            table = Table(box=None, pad_edge=False)
+            for column in columns:
+                table.add_column(column, no_wrap=True, overflow="ellipsis")
+            for row in rows:
+                table.add_row(*(Text(clean(cell)) for cell in row))
+            tables += [table, Text("")]
+        return Group(Text(top.headline(), style="bold"), Text(""), *tables, Text(problem, style="red"))
+
+    problem = ""
+    with Live(drawn(), console=Console(), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                top.look()
+                problem = ""
+            except QueueAway as error:  # what was seen last stays, with the reason
+                problem = str(error)
+            live.update(drawn(), refresh=True)
+
+
+def _bar(view: JobView) -> str:
+    done, size = view.progress.get("done"), view.progress.get("size")
+    if not (isinstance(done, int) and isinstance(size, int) and size > 0):
+        return progress_text(view)
+    full = min(BAR, BAR * done // size)
+    return f"{'#' * full}{'-' * (BAR - full)} {progress_text(view)}"
