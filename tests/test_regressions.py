@@ -376,11 +376,15 @@ def test_a_network_that_goes_away_uses_up_no_attempts_but_is_not_waited_for_with
     lose_the_network(monkeypatch, lost)
     file = File(DATA)
 
+    def come_back() -> None:
+        wait_until(lambda: bool(fetch.named("network_away")))
+        lost.clear()
+
     def handle(request: Request, connection: Connection) -> None:
         if request.number == 2 and not lost.is_set():
             lost.set()
             if comes_back:
-                threading.Timer(1.0, lost.clear).start()
+                threading.Thread(target=come_back, daemon=True).start()
             connection.reset()
         file(request, connection)
 
