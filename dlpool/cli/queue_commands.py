@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlpool.cli.queue_options import add_output_options, add_queue_options
-from dlpool.config import parse_count
+from dlpool.kinds import parse_count
 
 STATES = ("queued", "delayed", "running", "succeeded", "failed")
 MAX_LIMIT = 10_000
