@@ -134,6 +134,7 @@ class SupervisorSettings:
     workers: int | None = setting(
         COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False
     )
+    node_rate: int | None = setting(RATE, None, "bytes a second of all jobs of this node together", low=64 * KIB)
     drain_timeout: float = setting(DURATION, "30s", "after SIGTERM, how long running jobs may go on")
     lease: float = setting(DURATION, "30s", "how long a silent supervisor keeps its jobs", low=1, reload=False)
     grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False)

@@ -63,6 +63,7 @@ def _add_push(commands: Any, exit_codes: str) -> None:
                        help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
     group.add_argument("--if-exists", choices=("overwrite", "skip", "fail", "rename"),
                        help="when the target exists (default: the service's)")  # fmt: skip
+    group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")
     group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
                        "the same URL and PATH")  # fmt: skip
     _add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
