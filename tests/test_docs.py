@@ -56,7 +56,7 @@ def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> 
             log = tmp_path / ".dlpool" / "log" / "dlpool.log"
             wait_until(lambda: log.exists() and '"service_ready"' in log.read_text())
             wanted = [line for line in commands("dlpool ") if not line.startswith("dlpool fetch")]
-            assert {line.split()[1] for line in wanted} == {"push", "jobs", "job", "stats"}
+            assert {line.split()[1] for line in wanted} == {"push", "jobs", "job", "stats", "events"}
             pushed = ""
             for line in wanted:
                 words = shlex.split(line.replace("https://example.org", origin.url).replace("job ID", f"job {pushed}"))
@@ -85,7 +85,7 @@ def test_the_scripts_of_the_readme_exist() -> None:
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
-    offered = "".join(run(command, "--help").out for command in ("fetch", "push", "jobs", "job", "stats"))
+    offered = "".join(run(command, "--help").out for command in ("fetch", "push", "jobs", "job", "events", "stats"))
     offered += run("--help", module="dlpool.cli.supervisor").out
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in offered, option

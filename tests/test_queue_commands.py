@@ -89,7 +89,7 @@ def push_lines(server: RedisServer, text: str | bytes, *arguments: object) -> En
 # --- help and usage ---
 
 
-@pytest.mark.parametrize("command", ["push", "jobs", "job", "stats"])
+@pytest.mark.parametrize("command", ["push", "jobs", "job", "events", "stats"])
 def test_help_names_every_option_of_the_queue(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

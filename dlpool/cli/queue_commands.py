@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +33,14 @@ _STATS = """\
 Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
 """
 
+_EVENTS = """\
+Show what has happened to jobs: the last events of the queue's stream, which keeps about 10,000 of them. With --follow,
+also what happens from now on, until Ctrl-C. Jobs that clients push to the list are seen from their start on.
+"""
+
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job`` and ``stats``."""
+    """Declare ``dlpool push``, ``jobs``, ``job``, ``events`` and ``stats``."""
     _add_push(commands, exit_codes)
     parser = _command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
@@ -43,6 +49,7 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     parser = _command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
     _add_shared(parser, "print one JSON object")
+    _add_events(commands, exit_codes)
     parser = _command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
     _add_shared(parser, "print one JSON object")
 
@@ -69,6 +76,16 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     _add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
 
 
+def _add_events(commands: Any, exit_codes: str) -> None:
+    parser = _command(commands, "events", "show what happens to jobs", _EVENTS, exit_codes, _events)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--last", metavar="N", type=_last, default=20, help="begin with the last N (default: 20)")
+    begin.add_argument("--since", metavar="ID", type=_event_id, help="begin after that event")
+    _add_shared(parser, "print one JSON object a line")
+    parser.set_defaults(limit=MAX_LIMIT)
+
+
 def _command(
     commands: Any, name: str, summary: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
@@ -83,6 +100,16 @@ def _command(
 def _add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
     add_queue_options(parser)
     add_output_options(parser, json_help)
+
+
+def _last(text: str) -> int:
+    return 0 if text == "0" else _limit(text)
+
+
+def _event_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no id of an event, such as 1700000000000-0")
+    return text
 
 
 def _limit(text: str) -> int:
@@ -111,6 +138,12 @@ def _job(arguments: argparse.Namespace) -> int:
     from dlpool.cli.jobs import show_job
 
     return show_job(arguments)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.events import show_events
+
+    return show_events(arguments)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
