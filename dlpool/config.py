@@ -6,116 +6,25 @@ option and its help; the command line, the INI file, their checks and their docu
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
 from dataclasses import Field, dataclass, field
 from typing import Any
 
-KIB = 1024
-MAX_DURATION_S = 366 * 86400.0
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a setting is written. ``parse`` raises ValueError with a phrase that continues "it is ..."."""
-
-    metavar: str
-    parse: Callable[[str], Any]
-
-
-def _number(text: str, units: dict[str, float], unit_names: str) -> float:
-    match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None:
-        raise ValueError(f"not a number with a unit ({unit_names})")
-    if match[1].startswith("-"):
-        raise ValueError("negative")
-    if match[2].lower() not in units:
-        raise ValueError(f"in an unknown unit ({match[2]!r}; known are {unit_names})")
-    value = float(match[1]) * units[match[2].lower()]
-    if not math.isfinite(value) or value >= 2**63:
-        raise ValueError("too large")
-    return value
-
-
-_SIZE_UNITS = {"": 1.0, "b": 1.0, "k": 1024.0, "m": 1024.0**2, "g": 1024.0**3, "t": 1024.0**4}
-_SIZE_UNITS |= {f"{unit}{ending}": factor for unit, factor in _SIZE_UNITS.items() if unit in "kmgt" and unit
-                for ending in ("b", "ib")}  # fmt: skip
-_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_size(text: str) -> int:
-    """Bytes from ``512``, ``64K``, ``1.5M``, ``2G`` (powers of 1024)."""
-    return int(_number(text, _SIZE_UNITS, "K, M, G, T"))
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
-    seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
-    if seconds > MAX_DURATION_S:
-        raise ValueError("longer than a year")
-    return seconds
-
-
-def parse_count(text: str) -> int:
-    """A whole number, zero or more."""
-    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
-        raise ValueError("not a whole number")
-    if text.strip().startswith("-"):
-        raise ValueError("negative")
-    return int(text)
-
-
-_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
-
-
-def parse_switch(text: str) -> bool:
-    """``yes`` or ``no`` (also true, on, 1, false, off, 0)."""
-    try:
-        return _SWITCH[text.strip().lower()]
-    except KeyError:
-        raise ValueError("neither yes nor no") from None
-
-
-def parse_text(text: str) -> str:
-    """Text as it stands, without control characters."""
-    if re.search(r"[\x00-\x1f\x7f]", text):
-        raise ValueError("text with control characters")
-    return text
-
-
-def parse_name(text: str) -> str:
-    """1 to 64 of ``A-Za-z0-9_.-``."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
-        raise ValueError("not 1 to 64 of A-Z a-z 0-9 _ . -")
-    return text
-
-
-def parse_group(text: str) -> str:
-    """A part of Redis keys: text that does not end their hash tag."""
-    if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
-        raise ValueError("not 1 to 200 characters without spaces and braces")
-    return text
-
-
-def _choice(*values: str) -> Kind:
-    def parse(text: str) -> str:
-        if text not in values:
-            raise ValueError(f"not one of {', '.join(values)}")
-        return text
-
-    return Kind("|".join(values), parse)
-
-
-SIZE = Kind("SIZE", parse_size)
-RATE = Kind("SIZE", parse_size)
-DURATION = Kind("TIME", parse_duration)
-COUNT = Kind("N", parse_count)
-SWITCH = Kind("yes|no", parse_switch)
-TEXT = Kind("TEXT", parse_text)
-PATH = Kind("FILE", parse_text)
-NAME = Kind("NAME", parse_name)
-GROUP = Kind("NAME", parse_group)
+from dlpool.kinds import (
+    COMMAND,
+    COUNT,
+    DURATION,
+    GROUP,
+    KIB,
+    NAME,
+    PATH,
+    RATE,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Kind,
+    choice,
+    parse_text,
+)  # fmt: skip
 
 
 def setting(
@@ -162,7 +71,7 @@ class TransferSettings:
 
     connections: int = setting(COUNT, "4", "connections for one file", low=1, high=64, short="-c")
     min_split_size: int = setting(SIZE, "1M", "no range is planned smaller than this", low=64 * KIB)
-    probe: str = setting(_choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
+    probe: str = setting(choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
     retries: int = setting(COUNT, "5", "attempts in a row without progress before a range is given up")
     retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter")
     retry_max_delay: float = setting(DURATION, "60s", "longest backoff")
@@ -170,11 +79,11 @@ class TransferSettings:
     deadline: float | None = setting(DURATION, None, "time limit of a whole download")
     network_wait: float = setting(DURATION, "5m", "how long to wait for our own network to come back")
     limit_rate: int | None = setting(RATE, None, "bytes a second for this download", low=KIB)
-    if_exists: str = setting(_choice("overwrite", "skip", "fail", "rename"), "overwrite", "when the target exists")
+    if_exists: str = setting(choice("overwrite", "skip", "fail", "rename"), "overwrite", "when the target exists")
     resume: bool = setting(SWITCH, "yes", "go on with a part file that an earlier run left")
     remote_time: bool = setting(SWITCH, "no", "give the file the remote's modification time")
     preallocate: str = setting(
-        _choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
+        choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
     )
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
     max_file_size: int | None = setting(SIZE, None, "refuse larger files")
@@ -197,7 +106,7 @@ class NetworkSettings:
     user_agent: str | None = setting(TEXT, None, "User-Agent header (default: dlpool/VERSION)", short="-A")
     netrc: bool = setting(SWITCH, "no", "take user and password from ~/.netrc")
     network: str = setting(
-        _choice("any", "no-metadata", "public-only"), "no-metadata", "addresses that may be connected to"
+        choice("any", "no-metadata", "public-only"), "no-metadata", "addresses that may be connected to"
     )
 
 
@@ -213,7 +122,7 @@ class RedisSettings:
     password: str | None = setting(TEXT, None, "password; better in password_file", reload=False, is_secret=True)
     password_file: str | None = setting(PATH, None, "a file that holds the password", reload=False)
     group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
-    order: str = setting(_choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
+    order: str = setting(choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
 
 
 @dataclass(frozen=True)
@@ -225,6 +134,7 @@ class SupervisorSettings:
     workers: int | None = setting(
         COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False
     )
+    node_rate: int | None = setting(RATE, None, "bytes a second of all jobs of this node together", low=64 * KIB)
     drain_timeout: float = setting(DURATION, "30s", "after SIGTERM, how long running jobs may go on")
     lease: float = setting(DURATION, "30s", "how long a silent supervisor keeps its jobs", low=1, reload=False)
     grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False)
@@ -256,7 +166,7 @@ class PathSettings:
 class LoggingSettings:
     """``[logging]``: the JSON log. Sizes in bytes, times in seconds."""
 
-    level: str = setting(_choice("debug", "info", "warning", "error", "critical"), "info", "least level that is logged")
+    level: str = setting(choice("debug", "info", "warning", "error", "critical"), "info", "least level that is logged")
     rotate_size: int = setting(SIZE, "100M", "a log larger than this is rotated", low=64 * KIB)
     rotate_daily: bool = setting(SWITCH, "yes", "rotate at midnight, UTC")
     keep_days: int = setting(COUNT, "30", "older logs are removed", low=1)
@@ -264,9 +174,19 @@ class LoggingSettings:
     progress_interval: float = setting(DURATION, "10s", "between two download_progress lines of a job", low=0.1)
 
 
+@dataclass(frozen=True)
+class HookSettings:
+    """``[hooks]``: commands that run when a job has ended. Times in seconds."""
+
+    on_success: str | None = setting(COMMAND, None, "runs after a success, the job as JSON on its standard input")
+    on_failure: str | None = setting(COMMAND, None, "the same after a failure for good")
+    timeout: float = setting(DURATION, "30s", "a hook that takes longer is ended", low=0.1)
+    max_running: int = setting(COUNT, "4", "hooks at once", low=1, high=64)
+
+
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
-    "network": NetworkSettings, "logging": LoggingSettings,
+    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings,
 }  # fmt: skip
 
 
@@ -280,3 +200,4 @@ class Settings:
     paths: PathSettings = PathSettings()
     network: NetworkSettings = NetworkSettings()
     logging: LoggingSettings = LoggingSettings()
+    hooks: HookSettings = HookSettings()

@@ -14,13 +14,9 @@ from dlpool.config import (
     NetworkSettings,
     TransferSettings,
     option_names,
-    parse_count,
-    parse_duration,
     parse_setting,
-    parse_size,
-    parse_switch,
-    parse_text,
 )
+from dlpool.kinds import parse_count, parse_duration, parse_size, parse_switch, parse_text
 
 KIB = 1024
 DECLARED = [(section, declared) for section, settings in SECTIONS.items() for declared in fields(settings)]

@@ -22,6 +22,7 @@ FLOORS = [
     {"engine", "jobs", "observe"},
     {"transfer"},
     {"config", "errors", "jsontext", "__init__"},
+    {"kinds"},
 ]
 ONLY_IN = {
     "requests": {"transfer/client.py", "transfer/source.py", "transfer/urls.py"},

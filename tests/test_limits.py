@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.limits import BURST_S, NETWORK_MEMORY_S, HostGate, NetworkWatch, RateLimit
+from dlpool.transfer.limits import BURST_S, LEAST_READ, NETWORK_MEMORY_S, HostGate, NetworkWatch, RateLimit, RateLimits
 
 
 class Clock:
@@ -64,6 +64,38 @@ def test_the_rate_may_change_under_way(clock: Clock) -> None:
     limit.spend(1000)
     limit.rate = 2000
     assert limit.spend(0) == pytest.approx(0.5)
+
+
+def test_a_lower_rate_makes_nobody_wait_longer_for_what_was_read_before(clock: Clock) -> None:
+    limit = RateLimit(1000, clock)
+    limit.spend(1000)
+    limit.rate = 10
+    assert limit.spend(0) == pytest.approx(1.0)
+    assert limit.spend(10) == pytest.approx(2.0)
+
+
+def test_a_rate_that_comes_and_goes_leaves_no_debt_and_no_credit(clock: Clock) -> None:
+    limit = RateLimit(1000, clock)
+    limit.spend(10**6)
+    limit.rate = None
+    assert limit.spend(10**6) == 0.0
+    clock.forward(3600)
+    limit.rate = 1000
+    assert limit.spend(1000) == pytest.approx(1.0)
+
+
+def test_of_two_limits_the_tighter_one_is_waited_for(clock: Clock) -> None:
+    own, shared = RateLimit(100_000, clock), RateLimit(50_000, clock)
+    both = RateLimits(own, shared)
+    assert both.spend(100_000) == pytest.approx(2.0)
+    assert RateLimits(shared).spend(0) == pytest.approx(2.0)  # others see what was taken
+    assert both.most(10**6) == 5_000
+    shared.rate = None
+    assert both.most(10**6) == 10_000
+    own.rate = None
+    assert both.most(10**6) == 10**6
+    own.rate = 1
+    assert both.most(10**6) == LEAST_READ
 
 
 @given(

@@ -115,6 +115,12 @@ def test_a_text_without_a_url_is_malformed(raw: bytes) -> None:
         ({"dlpool": {"trace_id": "x" * 201}}, "dlpool.user_id or dlpool.trace_id is not"),
         ({"dlpool": {"trace_id": "\ud800"}}, "dlpool.user_id or dlpool.trace_id is not"),
         ({"dlpool": {"dedupe": 1}}, "dlpool.dedupe is neither"),
+        ({"dlpool": {"limit_rate": 1023}}, "dlpool.limit_rate is not"),
+        ({"dlpool": {"limit_rate": 2048.0}}, "dlpool.limit_rate is not"),
+        ({"dlpool": {"limit_rate": True}}, "dlpool.limit_rate is not"),
+        ({"dlpool": {"limit_rate": 2**63}}, "dlpool.limit_rate is not"),
+        ({"dlpool": {"limit_rate": "fast"}}, "dlpool.limit_rate is not"),
+        ({"dlpool": {"limit_rate": "-1M"}}, "dlpool.limit_rate is not"),
     ],
     ids=lambda value: str(value)[:60].encode("ascii", "backslashreplace").decode(),
 )
@@ -129,15 +135,17 @@ def test_own_fields_are_all_read() -> None:
     job = own(
         id="a.b-c_1", priority="high", not_before="2024-01-01T00:00:00Z", max_attempts=3, checksum="MD5:" + "A" * 32,
         headers={"Cookie": "a=b"}, if_exists="skip", user_id="Zoë", trace_id="t/1", dedupe=True,
+        limit_rate="1.5K",
     )  # fmt: skip
     assert job == PushedJob(
         job.raw, URL, "/data/file", "a.b-c_1", "high", 1704067200.0, 3, Checksum("md5", "a" * 32), {"Cookie": "a=b"},
-        "skip", "Zoë", "t/1", True,
+        "skip", "Zoë", "t/1", True, 1536,
     )  # fmt: skip
 
 
 def test_an_own_field_of_null_is_not_given() -> None:
-    names = ("id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "dedupe")
+    names = ("id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "dedupe",
+             "limit_rate")  # fmt: skip
     job = own(**dict.fromkeys(names))
     assert job == PushedJob(job.raw, URL, "/data/file")
     assert pushed(dlpool=None).priority == "normal"
@@ -177,6 +185,7 @@ OWN_NAMES = st.sampled_from(
         "user_id",
         "trace_id",
         "dedupe",
+        "limit_rate",
     ]
 )
 

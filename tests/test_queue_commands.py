@@ -89,7 +89,7 @@ def push_lines(server: RedisServer, text: str | bytes, *arguments: object) -> En
 # --- help and usage ---
 
 
-@pytest.mark.parametrize("command", ["push", "jobs", "job", "stats"])
+@pytest.mark.parametrize("command", ["push", "jobs", "job", "events", "stats"])
 def test_help_names_every_option_of_the_queue(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -177,12 +177,12 @@ def test_a_pushed_job_waits_in_dlpools_own_queue_under_the_printed_id(
 def test_every_option_reaches_the_job(call: Dlpool, redis_server: RedisServer) -> None:
     ended = call("push", URL, "../a b", "--id", "my.job", "--priority", "-3", "--not-before", "2099-01-01T00:00:00Z",
                    "--checksum", "MD5:" + "A" * 32, "-H", "X-One: 1", "--header", "X-Two:2", "--if-exists", "skip",
-                   "--dedupe", "--json")  # fmt: skip
+                   "--limit-rate", "2M", "--dedupe", "--json")  # fmt: skip
     assert ended.json == {"id": "my.job", "result": "OK"}
     job = raw_of(redis_server, "my.job")
     assert (job.save_path, job.priority, job.not_before) == ("../a b", "high", 4070908800.0)
     assert (str(job.checksum), job.headers) == ("md5:" + "a" * 32, {"X-One": "1", "X-Two": "2"})
-    assert (job.if_exists, job.dedupe) == ("skip", True)
+    assert (job.if_exists, job.dedupe, job.limit_rate) == ("skip", True, 2 * 1024 * 1024)
     assert redis_server.client().zrange(Keys().delayed, 0, -1) == [b"my.job"]
 
 

@@ -71,6 +71,22 @@ def test_a_reply_of_redis_on_the_way_to_a_supervisor_is_lost(
     assert client.leftovers() == []
 
 
+def test_each_job_has_one_hook_although_the_reply_to_its_record_was_lost(
+    proxy: Proxy, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client = Client(redis_server.client())
+    hooks = {"on_success": f"/bin/sh -c 'echo $DLPOOL_JOB_ID >> {tmp_path}/told'"}
+    with Origin(File(DATA)) as origin:
+        ids, urls = push_numbered(client, origin, 3)
+        proxy.swallow_next(call_of(client, "finish"))
+        with waiting(tmp_path, proxy.url, {"transfer": SINGLE, "hooks": hooks}) as service:
+            client.wait_for(*urls)
+            wait_until(lambda: len(service.events("job_succeeded")) == 3)
+            assert service.stop() == 0, service.said()
+    assert proxy.swallowed > 0
+    assert sorted((tmp_path / "told").read_text().split()) == sorted(ids)
+
+
 def test_the_permission_to_publish_is_lost_on_its_way(proxy: Proxy, redis_server: RedisServer, tmp_path: Path) -> None:
     client, gate = Client(redis_server.client()), Gate()
     settings = {"transfer": SINGLE, "supervisor": {"lease": "1s"}}

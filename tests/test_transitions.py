@@ -923,8 +923,24 @@ def test_what_happens_is_told(queue: Queue) -> None:
     queue.register(A)
     queue.finish(queue.claim_one(), "failed", note={"error": "x"})
     told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
-    assert told == ["job_started", "job_requeued", "job_started", "job_recovered", "job_started", "job_failed"]
+    assert told == ["job_queued", "job_started", "job_requeued", "job_started", "job_recovered", "job_started",
+                    "job_failed"]  # fmt: skip
     assert queue.events("job_failed") == [{b"event": b"job_failed", b"id": b"1", b"note": b'{"error":"x"}'}]
+
+
+def test_a_push_is_told_once_with_what_it_waits_for(queue: Queue) -> None:
+    later = queue.now_ms() // 1000 + 3600
+    jobs = [job("now", priority="low"), job("later", not_before=later), job("x", dedupe=True), job("x", dedupe=True)]
+    ids = ["now", "later", "leader", "follower"]
+    pushes = list(zip(jobs, ids, strict=True))
+    assert queue.does.push([*pushes, pushes[0]]) == ["OK", "OK", "OK", "FOLLOWS", "DUP"]
+    told = {b"event": b"job_queued"}
+    assert queue.events("job_queued") == [
+        {**told, b"id": b"now", b"priority": b"low"},
+        {**told, b"id": b"later", b"priority": b"normal", b"due": b"%d000" % later},
+        {**told, b"id": b"leader", b"priority": b"normal"},
+        {**told, b"id": b"follower", b"priority": b"normal", b"leader": b"leader"},
+    ]
 
 
 def test_the_stream_of_events_is_capped(queue: Queue) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, fields, replace
 from typing import Any, TypeVar
 
-from dlpool.config import NetworkSettings, TransferSettings, option_names, parse_count, parse_setting
+from dlpool.config import NetworkSettings, TransferSettings, option_names, parse_setting
+from dlpool.kinds import parse_count
 
 Settings = TypeVar("Settings", TransferSettings, NetworkSettings)
 

@@ -198,5 +198,5 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
     headers = dict(parse_header(text) for text in arguments.header)
     return {
         "priority": priority, "not_before": arguments.not_before, "headers": headers or None,
-        "if_exists": arguments.if_exists, "dedupe": arguments.dedupe or None,
+        "if_exists": arguments.if_exists, "limit_rate": arguments.limit_rate, "dedupe": arguments.dedupe or None,
     }  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
 from dlpool.cli.queue_options import add_output_options, add_queue_options
-from dlpool.config import parse_count
+from dlpool.kinds import parse_count
 
 STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed")
 MAX_LIMIT = 10_000
@@ -32,9 +33,14 @@ _STATS = """\
 Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
 """
 
+_EVENTS = """\
+Show what has happened to jobs: the last events of the queue's stream, which keeps about 10,000 of them. With --follow,
+also what happens from now on, until Ctrl-C. Jobs that clients push to the list are seen from their start on.
+"""
+
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job`` and ``stats``."""
+    """Declare ``dlpool push``, ``jobs``, ``job``, ``events`` and ``stats``."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
@@ -43,6 +49,7 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
     add_shared(parser, "print one JSON object")
+    _add_events(commands, exit_codes)
     parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
     add_shared(parser, "print one JSON object")
 
@@ -63,9 +70,20 @@ def _add_push(commands: Any, exit_codes: str) -> None:
                        help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
     group.add_argument("--if-exists", choices=("overwrite", "skip", "fail", "rename"),
                        help="when the target exists (default: the service's)")  # fmt: skip
+    group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")
     group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
                        "the same URL and PATH")  # fmt: skip
     add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
+
+
+def _add_events(commands: Any, exit_codes: str) -> None:
+    parser = add_command(commands, "events", "show what happens to jobs", _EVENTS, exit_codes, _events)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--last", metavar="N", type=_last, default=20, help="begin with the last N (default: 20)")
+    begin.add_argument("--since", metavar="ID", type=_event_id, help="begin after that event")
+    add_shared(parser, "print one JSON object a line")
+    parser.set_defaults(limit=MAX_LIMIT)
 
 
 def add_command(
@@ -84,6 +102,16 @@ def add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
     """Declare what all commands on the queue have."""
     add_queue_options(parser)
     add_output_options(parser, json_help)
+
+
+def _last(text: str) -> int:
+    return 0 if text == "0" else limit(text)
+
+
+def _event_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no id of an event, such as 1700000000000-0")
+    return text
 
 
 def limit(text: str) -> int:
@@ -113,6 +141,12 @@ def _job(arguments: argparse.Namespace) -> int:
     from dlpool.cli.jobs import show_job
 
     return show_job(arguments)
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.events import show_events
+
+    return show_events(arguments)
 
 
 def _stats(arguments: argparse.Namespace) -> int:

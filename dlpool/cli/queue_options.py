@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlpool.config import PathSettings, RedisSettings, parse_group, parse_text
+from dlpool.config import PathSettings, RedisSettings
 from dlpool.errors import QueueAway
+from dlpool.kinds import parse_group, parse_text
 
 if TYPE_CHECKING:
     import redis

@@ -26,6 +26,16 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
     _draw(columns, texts)
 
 
+def show_row(cells: Cells, widths: Sequence[int]) -> None:
+    """A row of a table whose end is not known: each cell but the last of its width; not on a terminal with tabs."""
+    texts = [clean(cell) for cell in cells]
+    if _is_terminal():
+        padded = [f"{text:{width}}" for text, width in zip(texts, widths, strict=False)]
+        show_lines(["  ".join([*padded, *texts[len(padded) :]])])
+    else:
+        show_lines(["\t".join(texts)])
+
+
 def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     """A name and a value a line. Not on a terminal: with a tab between."""
     texts = [(name, clean(value)) for name, value in pairs]

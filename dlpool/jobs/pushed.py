@@ -12,6 +12,7 @@ from typing import Any
 
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
+from dlpool.kinds import KIB, parse_size
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.urls import check_header
 
@@ -23,6 +24,7 @@ MAX_HEADERS = 16 * 1024  # all of them
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
     "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
+    "limit_rate",
 )  # fmt: skip
 
 
@@ -42,7 +44,7 @@ class BadJob(UsageError):
 class PushedJob:
     """What a client asks for. ``not_before`` in seconds since 1970, None is now.
 
-    ``raw`` is the text as it was pushed; it goes into the failure record unchanged.
+    ``limit_rate`` in bytes/s. ``raw`` is the text as it was pushed; it goes into the failure record unchanged.
     """
 
     raw: bytes
@@ -58,6 +60,7 @@ class PushedJob:
     user_id: str | None = None
     trace_id: str | None = None
     dedupe: bool = False
+    limit_rate: int | None = None
 
     @property
     def digest(self) -> str:
@@ -198,7 +201,18 @@ def _switch(value: object) -> bool:
     return value
 
 
+def _rate(value: object) -> int:
+    try:
+        rate = parse_size(value) if isinstance(value, str) else value
+    except ValueError:
+        rate = None
+    if not isinstance(rate, int) or isinstance(rate, bool) or not KIB <= rate < 2**63:
+        raise UsageError('dlpool.limit_rate is not bytes a second from 1024 on: a whole number, or a text as "1.5M"')
+    return rate
+
+
 _CHECKS = {
     "id": _id, "priority": priority_name, "not_before": moment, "max_attempts": _attempts, "checksum": _checksum,
     "headers": _headers, "if_exists": _if_exists, "user_id": _text, "trace_id": _text, "dedupe": _switch,
+    "limit_rate": _rate,
 }  # fmt: skip

@@ -27,6 +27,7 @@ from dlpool.service.frames import (
     VerifiedFrame,
 )
 from dlpool.service.handle import Handle
+from dlpool.service.hooks import Hooks
 from dlpool.service.ledger import Held, Ledger
 from dlpool.service.messages import Recorded
 from dlpool.service.pool import WorkerPool
@@ -41,8 +42,9 @@ class Crew:
     """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
 
     def __init__(
-        self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger
-    ) -> None:
+        self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger,
+        hooks: Hooks,
+    ) -> None:  # fmt: skip
         self.judge = judge
         self.fault_until = 0.0
         self.has_news = True  # something that pool and capacity depend on
@@ -52,6 +54,7 @@ class Crew:
         self._recorder = recorder
         self._log = log
         self._cleaner = cleaner
+        self._hooks = hooks
 
     # --- in ---
 
@@ -207,6 +210,8 @@ class Crew:
             return
         self._ledger.drop(ticket)
         self._log_end(held, ending, message.reply)
+        if message.reply not in DISOWNED:
+            self._hooks.ended(held, ending)
         if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":
             ended = _leftover(held, held.job, held.path, has_failed=ending.outcome != "success")
             if held.leaves_state or ended.has_failed:
@@ -288,5 +293,5 @@ def _job_frame(held: Held, job: PushedJob) -> JobFrame:
     return JobFrame(
         str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
         held.trace_id, job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
-        job.if_exists,
+        job.if_exists, job.limit_rate,
     )  # fmt: skip

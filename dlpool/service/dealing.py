@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 10.0
+IDLE_PART = 10  # workers without a job have at most a tenth of the node's rate together
 HEALTHY_S = 10.0  # a worker that lived so long was no failed start
 
 
@@ -50,6 +51,15 @@ def slots_of(slots: int, workers: int) -> list[int]:
     """``slots`` dealt over ``workers``, as evenly as possible, none without any."""
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
+
+
+def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
+    """``rate`` dealt over workers in proportion to their jobs; those without any get a little, to begin with."""
+    total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
+    if total == 0:
+        return [rate // len(demands) for _ in demands]
+    rest = rate - idle * demands.count(0)
+    return [max(1, rest * demand // total) if demand else idle for demand in demands]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class JobFrame(Frame):
     headers: dict[str, str] = field(default_factory=dict)
     checksum: str | None = None
     if_exists: str | None = None
+    limit_rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ class ConfigFrame(Frame):
     network: dict[str, Any]
     paths: dict[str, Any]
     logging: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RateFrame(Frame):
+    """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs obey it too."""
+
+    kind = "rate"
+    rate: int | None
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class CleanedFrame(Frame):
 FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
-        JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, PingFrame, RetireFrame,
+        JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, RateFrame, PingFrame, RetireFrame,
         HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
     )
 }  # fmt: skip

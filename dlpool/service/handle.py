@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from dlpool.service.channel import Channel
-from dlpool.service.frames import Ended, Frame, encode
+from dlpool.service.frames import Ended, Frame, RateFrame, encode
 from dlpool.service.worker import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -48,6 +48,8 @@ class Handle:
         self.killed_for: str | None = None
         self.kill_at: float | None = None
         self.counters: dict[str, int] = {}
+        self.rate: int | None = None  # its share of the node's, as it was told
+        self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
@@ -65,6 +67,17 @@ class Handle:
     def is_staying(self) -> bool:
         """Whether it is up, and nobody has told it to end."""
         return self.is_ready and not self.is_retiring and not self.killed_for
+
+    def demand(self) -> int:
+        """How many jobs it has, or has got since the last call."""
+        fresh, self._seen = self.taken - self._seen, self.taken
+        return max(len(self.jobs), min(fresh, self.slots))
+
+    def limit(self, rate: int | None) -> None:
+        """Tell it its share of the node's rate, if that is another one."""
+        if rate != self.rate:
+            self.rate = rate
+            self.send(RateFrame(rate))
 
     def send(self, frame: Frame) -> None:
         """Send it now, or as soon as the worker reads again; order is kept. Raises InternalError if it is too large."""

@@ -25,6 +25,7 @@ from dlpool.service.beating import Beater
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
 from dlpool.service.fetching import Fetcher
+from dlpool.service.hooks import Hooks
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import Link
 from dlpool.service.messages import Changed, Mailbox
@@ -66,7 +67,8 @@ class Parts:
         self.cleaner = Cleaner(self.pool, trail, self._log)
         post, order = self.mailbox.post, self._order
         self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
-        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"))
+        self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
+        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks)
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post)  # fmt: skip
         self._beater = Beater(
@@ -91,6 +93,7 @@ class Parts:
         """Use reloaded settings."""
         self._settings = settings
         self.pool.settings = settings.supervisor
+        self.hooks.settings = settings.hooks
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
     def check_threads(self) -> None:

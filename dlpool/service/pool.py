@@ -16,13 +16,14 @@ from dlpool.observe.log import Logger
 from dlpool.service import worker
 from dlpool.service.affinity import choose_cpu
 from dlpool.service.channel import Channel
-from dlpool.service.dealing import Respawn, Seat, slots_of
+from dlpool.service.dealing import Respawn, Seat, shares_of, slots_of
 from dlpool.service.frames import Frame, PingFrame, RetireFrame
 from dlpool.service.handle import Handle
 from dlpool.service.worker import WorkerSettings
 
 PING_S = 1.0
 MEMORY_S = 2.0
+SHARE_S = 1.0
 MAX_FAILED_STARTS = 3
 STOP_S = 6.0  # a worker ends within 5
 FROZEN_S = 2.0  # between two turns: then it was we who did not run, and the workers' silence says nothing
@@ -47,7 +48,7 @@ class WorkerPool:
         self._shares = slots_of(settings.max_concurrent_downloads, count)
         self._respawn = Respawn()
         self._has_come_up = False
-        self._pinged = self._weighed = 0.0
+        self._pinged = self._weighed = self._shared = 0.0
         self._looked = time.monotonic()
         self.workers: dict[int, Handle] = {}
 
@@ -77,6 +78,7 @@ class WorkerPool:
         self._weigh(now)
         self._spawn_wanted(suspects, now)
         self._retire_idle_quarantine(suspects)
+        self._share_rate(now)
         if now - self._pinged >= PING_S:
             self._pinged = now
             self.tell_all(PingFrame())
@@ -187,6 +189,18 @@ class WorkerPool:
             self._spawn(slots, is_alone=False)
         for _ in range(alone):
             self._spawn(1, is_alone=True)
+
+    def _share_rate(self, now: float) -> None:
+        """Deal the node's rate over the workers: once a second, and at once when one of them has no share yet."""
+        rate, handles = self.settings.node_rate, list(self.workers.values())
+        is_new = rate is not None and any(one.rate is None for one in handles)
+        if not handles or not (is_new or now - self._shared >= SHARE_S):
+            return
+        self._shared = now
+        demands = [one.demand() for one in handles]
+        shares = shares_of(rate, demands) if rate is not None else [None] * len(handles)
+        for handle, share in zip(handles, shares, strict=True):
+            handle.limit(share)
 
     def _retire_idle_quarantine(self, suspects: int) -> None:
         for handle in self.workers.values():

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
+from dlpool.service.hooks import check_hooks
 
 Load = Callable[[], Settings]
 
@@ -16,6 +17,7 @@ def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]
     """The new settings, None if they cannot be used; and what is wrong, or waits for a restart."""
     try:
         wanted = load()
+        check_hooks(wanted.hooks)
     except ConfigurationError as error:
         return None, str(error).splitlines()
     new, waiting = {}, []

@@ -47,7 +47,7 @@ class JobRun:
     def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
                  send: Send, affinity: Affinity) -> None:  # fmt: skip
         self.frame = frame
-        self._settings = replace(transfer, if_exists=frame.if_exists) if frame.if_exists else transfer
+        self._settings = wished(transfer, frame)
         self._paths = paths
         self._client = client
         self._send = send
@@ -147,6 +147,14 @@ class JobRun:
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
         return EndedFrame(self.frame.ticket, ending_of(error), path, label=error.label, message=str(error)[:2000],
                           retry_after_s=retry_after_s)  # fmt: skip
+
+
+def wished(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
+    """The settings with what the job asks for; of two rate limits the lower one holds."""
+    if frame.if_exists is None and frame.limit_rate is None:
+        return transfer
+    rates = [rate for rate in (transfer.limit_rate, frame.limit_rate) if rate is not None]
+    return replace(transfer, if_exists=frame.if_exists or transfer.if_exists, limit_rate=min(rates, default=None))
 
 
 def lost() -> LostJob:

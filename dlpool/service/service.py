@@ -14,6 +14,7 @@ from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Log
 from dlpool.service.handle import forget_old_stacks
+from dlpool.service.hooks import check_hooks
 from dlpool.service.node import Node
 from dlpool.service.parts import Parts
 from dlpool.service.reload import Load
@@ -30,6 +31,7 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = ()) -> None:
     ``load`` reads the settings anew for a reload; ``early`` are signals that came before. Call it on the main thread.
     """
     Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
+    check_hooks(settings.hooks)
     node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
     try:
         log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,

@@ -174,8 +174,8 @@ class Supervisor:
     def dump(self) -> dict[str, Any]:
         """The state for people, into the log."""
         return {
-            "supervisor": repr(self), "link": repr(self._parts.link), "workers": [repr(one) for one in
-                                                                                self._pool.workers.values()],
+            "supervisor": repr(self), "link": repr(self._parts.link), "hooks": repr(self._parts.hooks),
+            "workers": [repr(one) for one in self._pool.workers.values()],
             "jobs": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
         }  # fmt: skip
 
@@ -235,6 +235,7 @@ class Supervisor:
         self._parts.cleaner.clean(now=True)
         self._pool.stop(self._crew.bury)
         self._parts.cleaner.clean_here(Confinement(self._settings.paths))
+        self._parts.hooks.stop()  # while Redis is there: a hook may ask it
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:
             self._node.forget([self._parts.sid])

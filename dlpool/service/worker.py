@@ -37,6 +37,7 @@ from dlpool.service.frames import (
     JobFrame,
     LostFrame,
     PublishFrame,
+    RateFrame,
     RetireFrame,
     StatusFrame,
 )
@@ -44,7 +45,7 @@ from dlpool.service.launch import die_with_parent
 from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
 from dlpool.transfer.client import Client
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
@@ -116,6 +117,7 @@ class Worker:
         self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
                         node_id=settings.node_id)  # fmt: skip
         self._logger = self._log.logger("worker")
+        self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
@@ -166,6 +168,8 @@ class Worker:
             self._leftovers.put([Ended(*ended) for ended in frame.jobs])
         elif isinstance(frame, ConfigFrame):
             self._configure(frame)
+        elif isinstance(frame, RateFrame):
+            self._rate.rate = frame.rate
         elif isinstance(frame, RetireFrame):
             self._is_retiring = True
         elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
@@ -247,7 +251,7 @@ class Worker:
 
     def _make_client(self, network: NetworkSettings) -> Client:
         connections = self._settings.slots * self._transfer.connections
-        return Client(network, connections, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+        return Client(network, connections, HostGate(time.monotonic), NetworkWatch(time.monotonic), self._rate)
 
     def _end(self) -> None:
         """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended otherwise."""

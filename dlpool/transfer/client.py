@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import pool_classes
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
 from dlpool.transfer.ticker import Ticker
 from dlpool.transfer.urls import shown_url
@@ -28,13 +29,17 @@ MAX_HOSTS = 64  # whose idle connections are kept
 class Client:
     """The connections of a process. Thread-safe; pass one to all downloads.
 
-    ``pool_size``: connections to one host that are kept for reuse.
+    ``pool_size``: connections to one host that are kept for reuse. ``rate``: a limit of all downloads together.
     """
 
-    def __init__(self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch) -> None:
+    def __init__(
+        self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch,
+        rate: RateLimit | None = None,
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.gate = gate
         self.watch = watch
+        self.rate = rate or RateLimit(None, time.monotonic)
         self.session = requests.Session()
         self._adapter = _Adapter(settings, pool_size)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout)

@@ -16,7 +16,7 @@ from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.job import Job, Notify
-from dlpool.transfer.limits import RateLimit
+from dlpool.transfer.limits import RateLimits
 from dlpool.transfer.place import Place
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
@@ -32,7 +32,7 @@ class Context:
     client: Client
     source: Source
     board: Board
-    rate: RateLimit
+    rate: RateLimits
     notify: Notify
     permit: Callable[[], None]
     clock: Callable[[], float] = time.monotonic

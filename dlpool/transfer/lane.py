@@ -48,8 +48,6 @@ class Lane:
         self._stale = 0
         self._away_since: float | None = None
         self._distrusts_if_range = False
-        rate = context.rate.rate
-        self._most = BUFFER if rate is None else max(1024, min(BUFFER, rate // 10))
         self._view = memoryview(b"")
 
     def figures(self) -> Figures:
@@ -184,8 +182,8 @@ class Lane:
             size -= skipped
 
     def _space(self, size: int) -> memoryview:
-        """Room for one read: as much as is wanted, up to a buffer."""
-        size = min(size, self._most)
+        """Room for one read: as much as is wanted, up to a buffer, and to what the rate limits allow."""
+        size = min(size, self._context.rate.most(BUFFER))
         if len(self._view) < size:
             self._view = memoryview(bytearray(size))
         return self._view[:size]

@@ -6,32 +6,69 @@ import threading
 from collections.abc import Callable
 
 BURST_S = 0.25  # seconds' worth of bytes that an idle bucket may hold
+LEAST_READ = 1024  # bytes
 NETWORK_MEMORY_S = 30.0  # for how long a failure says something about our network
 
 
 class RateLimit:
-    """A token bucket. Thread-safe; the lock guards the level and its time.
+    """A token bucket. Thread-safe; the lock guards the rate, the level and its time.
 
-    ``rate`` in bytes/s; None lets everything pass.
+    ``rate`` in bytes/s, may be changed under way; None lets everything pass.
     """
 
     def __init__(self, rate: int | None, clock: Callable[[], float]) -> None:
-        self.rate = rate
+        self._rate = rate
         self._clock = clock
         self._lock = threading.Lock()
         self._level = 0.0
         self._at = clock()
 
+    @property
+    def rate(self) -> int | None:
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: int | None) -> None:
+        with self._lock:
+            self._fill()
+            if rate is None or self._rate is None:
+                self._level = 0.0
+            elif rate < self._rate:  # nobody waits longer for what was read at the old rate
+                self._level *= rate / self._rate
+            self._rate = rate
+
     def spend(self, size: int) -> float:
         """Take ``size`` bytes out and return the seconds to wait before the next read; the level may go negative."""
-        if self.rate is None:
+        if self._rate is None:
             return 0.0
         with self._lock:
-            now = self._clock()
-            self._level = min(self.rate * BURST_S, self._level + (now - self._at) * self.rate)
-            self._at = now
+            self._fill()
+            if self._rate is None:
+                return 0.0
             self._level -= size
-            return max(0.0, -self._level / self.rate)
+            return max(0.0, -self._level / self._rate)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        if self._rate is not None:
+            self._level = min(self._rate * BURST_S, self._level + (now - self._at) * self._rate)
+        self._at = now
+
+
+class RateLimits:
+    """The buckets that a download's bytes are taken out of: its own, and one that it shares. Thread-safe."""
+
+    def __init__(self, *limits: RateLimit) -> None:
+        self._limits = limits
+
+    def most(self, size: int) -> int:
+        """How much of ``size`` bytes one read may bring, so that its wait is short."""
+        rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
+        return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
+
+    def spend(self, size: int) -> float:
+        """Take ``size`` bytes out of each and return the seconds to wait before the next read."""
+        return max(limit.spend(size) for limit in self._limits)
 
 
 class HostGate:

@@ -16,7 +16,7 @@ from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.files import translated
 from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
-from dlpool.transfer.limits import RateLimit
+from dlpool.transfer.limits import RateLimit, RateLimits
 from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.round import Round
@@ -62,7 +62,7 @@ class Transfer:
         self._admit = admit
         self._permit = permit
         self._source = Source(client, job.url, job.headers, job.user)
-        self._rate = RateLimit(settings.limit_rate, time.monotonic)
+        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
         self._tally = Tally()
         self._lock = threading.Lock()
         self._cancelled: DlpoolError | None = None

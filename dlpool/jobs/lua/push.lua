@@ -6,11 +6,17 @@ local id, raw, priority, due, digest = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[
 if redis.call('EXISTS', job_key(id)) == 1 then return 'DUP' end
 redis.call('HSET', job_key(id), 'raw', raw, 'size', #raw, 'state', 'queued', 'priority', priority, 'created', now)
 count('pushed')
-if digest ~= '' and follow(id, digest) then return 'FOLLOWS' end
+local leader = digest ~= '' and follow(id, digest)
+if leader then
+  tell('job_queued', id, 'priority', priority, 'leader', leader)
+  return 'FOLLOWS'
+end
 if due > now then
   delay(id, due)
+  tell('job_queued', id, 'priority', priority, 'due', ARGV[5])
 else
   enqueue(id, priority, false)
+  tell('job_queued', id, 'priority', priority)
 end
 wake()
 return 'OK'

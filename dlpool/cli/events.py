@@ -1,0 +1,81 @@
+"""``dlpool events``: what happens to jobs, for a person who watches, or a program that follows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+from dlpool.cli.queue_options import opened
+from dlpool.cli.tables import show_lines, show_row, show_table
+from dlpool.jobs.events import BEGIN, PAGE, Event, Events
+
+COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
+WIDTHS = (15, 24, 13, 32)  # of the columns while they are followed
+DETAIL_SHOWN = 200  # characters
+
+
+def show_events(arguments: argparse.Namespace) -> int:
+    """Show events; returns the exit code. Raises QueueError. With ``--follow`` it ends only so, or by Ctrl-C."""
+    with opened(arguments) as queue:
+        events = Events(queue.client, queue.keys)
+        found, position = _first(events, arguments)
+        if not arguments.follow:
+            _show(found, arguments)
+            if len(found) == arguments.limit and not arguments.quiet:
+                print(f"dlpool: {len(found)} events are shown; there may be more (--since {position})", file=sys.stderr)
+            return 0
+        if not arguments.json:
+            show_row(COLUMNS, WIDTHS)
+        while True:
+            _show_more(found, arguments)
+            found = events.wait_after(position)
+            position = found[-1].id if found else position
+
+
+def _first(events: Events, arguments: argparse.Namespace) -> tuple[list[Event], str]:
+    """What is there already and asked for, and the place from where on to follow."""
+    if arguments.since is not None:
+        found = list(_since(events, arguments.since, arguments.limit))
+        return found, found[-1].id if found else arguments.since
+    newest = events.last(max(1, arguments.last))
+    return newest[-arguments.last :] if arguments.last else [], newest[-1].id if newest else BEGIN
+
+
+def _since(events: Events, position: str, limit: int) -> Iterator[Event]:
+    """At most ``limit`` events after ``position``, a page at a time."""
+    left = limit
+    while left > 0:
+        page = events.after(position)[:left]
+        yield from page
+        left -= len(page)
+        if len(page) < PAGE:
+            return
+        position = page[-1].id
+
+
+def _show(found: list[Event], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        show_lines(json.dumps(event.as_json()) for event in found)
+    else:
+        show_table(COLUMNS, [_row(event) for event in found])
+
+
+def _show_more(found: list[Event], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        _show(found, arguments)
+    else:
+        for event in found:
+            show_row(_row(event), WIDTHS)
+
+
+def _row(event: Event) -> tuple[str, ...]:
+    return event.id, event.at, event.name, event.job_id, detail_text(event)
+
+
+def detail_text(event: Event) -> str:
+    """What an event says beyond its name, in one line: why, or where the file is."""
+    said = [f"{name}={value}" for name, value in event.fields.items() if name != "note" and value]
+    reason = event.note.get("message") or event.note.get("path")
+    return " ".join([*said, str(reason)] if reason else said)[:DETAIL_SHOWN]

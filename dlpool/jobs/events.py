@@ -1,0 +1,74 @@
+"""The stream of events, as other programs read it: what happens to jobs, in the order in which it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.jobview import json_object, time_text
+from dlpool.jobs.keys import Keys
+
+PAGE = 1000  # events a round trip
+BEGIN = "0-0"  # before all of them
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job. ``id`` is its place in the stream: ms since 1970, and a number."""
+
+    id: str
+    name: str
+    job_id: str
+    fields: Mapping[str, str]
+
+    @property
+    def at(self) -> str:
+        """When, as RFC 3339 with milliseconds, by the clock of Redis."""
+        ms = int(self.id.partition("-")[0])
+        return f"{str(time_text(ms // 1000))[:-1]}.{ms % 1000:03d}Z"
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        """What was noted: ``label`` and ``message``, or the figures of a success."""
+        return json_object(self.fields.get("note"))
+
+    def as_json(self) -> dict[str, Any]:
+        known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name, "job_id": self.job_id}
+        return known | {**self.fields, **({"note": dict(self.note)} if "note" in self.fields else {})}
+
+
+class Events:
+    """Reads the stream of one queue, a page of it in a call. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._key = keys.events
+
+    def last(self, count: int) -> list[Event]:
+        """The newest ``count``, oldest first."""
+        with translated(self._client):
+            return _events(self._client.xrevrange(self._key, count=count))[::-1]
+
+    def after(self, event_id: str) -> list[Event]:
+        """Those that come after ``event_id``."""
+        with translated(self._client):
+            return _events(self._client.xrange(self._key, min=f"({event_id}", count=PAGE))
+
+    def wait_after(self, event_id: str) -> list[Event]:
+        """The same; where there is none yet, the next one is waited for, a second at most."""
+        with translated(self._client):
+            reply = self._client.xread({self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000))
+        return _events(reply[0][1]) if reply else []
+
+
+def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+    return [_event(entry_id.decode(), fields) for entry_id, fields in entries]
+
+
+def _event(entry_id: str, fields: Mapping[bytes, bytes]) -> Event:
+    texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+    return Event(entry_id, texts.pop("event", ""), texts.pop("id", ""), texts)

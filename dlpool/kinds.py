@@ -1,0 +1,129 @@
+"""Kinds of settings: how text becomes a value. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+KIB = 1024
+MAX_DURATION_S = 366 * 86400.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a setting is written. ``parse`` raises ValueError with a phrase that continues "it is ..."."""
+
+    metavar: str
+    parse: Callable[[str], Any]
+
+
+def _number(text: str, units: dict[str, float], unit_names: str) -> float:
+    match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None:
+        raise ValueError(f"not a number with a unit ({unit_names})")
+    if match[1].startswith("-"):
+        raise ValueError("negative")
+    if match[2].lower() not in units:
+        raise ValueError(f"in an unknown unit ({match[2]!r}; known are {unit_names})")
+    value = float(match[1]) * units[match[2].lower()]
+    if not math.isfinite(value) or value >= 2**63:
+        raise ValueError("too large")
+    return value
+
+
+_SIZE_UNITS = {"": 1.0, "b": 1.0, "k": 1024.0, "m": 1024.0**2, "g": 1024.0**3, "t": 1024.0**4}
+_SIZE_UNITS |= {f"{unit}{ending}": factor for unit, factor in _SIZE_UNITS.items() if unit in "kmgt" and unit
+                for ending in ("b", "ib")}  # fmt: skip
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512``, ``64K``, ``1.5M``, ``2G`` (powers of 1024)."""
+    return int(_number(text, _SIZE_UNITS, "K, M, G, T"))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
+    seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
+    if seconds > MAX_DURATION_S:
+        raise ValueError("longer than a year")
+    return seconds
+
+
+def parse_count(text: str) -> int:
+    """A whole number, zero or more."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+        raise ValueError("not a whole number")
+    if text.strip().startswith("-"):
+        raise ValueError("negative")
+    return int(text)
+
+
+_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+def parse_switch(text: str) -> bool:
+    """``yes`` or ``no`` (also true, on, 1, false, off, 0)."""
+    try:
+        return _SWITCH[text.strip().lower()]
+    except KeyError:
+        raise ValueError("neither yes nor no") from None
+
+
+def parse_text(text: str) -> str:
+    """Text as it stands, without control characters."""
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError("text with control characters")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """1 to 64 of ``A-Za-z0-9_.-``."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise ValueError("not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return text
+
+
+def parse_group(text: str) -> str:
+    """A part of Redis keys: text that does not end their hash tag."""
+    if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
+        raise ValueError("not 1 to 200 characters without spaces and braces")
+    return text
+
+
+def parse_command(text: str) -> str:
+    """A command line that ``shlex`` can split; it stays one text."""
+    try:
+        words = shlex.split(parse_text(text))
+    except ValueError as error:
+        raise ValueError(f"not a command line ({error})") from error
+    if not words or not words[0]:
+        raise ValueError("not a command line (it names no program)")
+    return text
+
+
+def choice(*values: str) -> Kind:
+    """One of ``values``."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"not one of {', '.join(values)}")
+        return text
+
+    return Kind("|".join(values), parse)
+
+
+SIZE = Kind("SIZE", parse_size)
+RATE = Kind("SIZE", parse_size)
+DURATION = Kind("TIME", parse_duration)
+COUNT = Kind("N", parse_count)
+SWITCH = Kind("yes|no", parse_switch)
+TEXT = Kind("TEXT", parse_text)
+PATH = Kind("FILE", parse_text)
+NAME = Kind("NAME", parse_name)
+GROUP = Kind("NAME", parse_group)
+COMMAND = Kind("COMMAND", parse_command)

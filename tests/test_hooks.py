@@ -1,0 +1,341 @@
+"""Hooks: real commands that run when jobs of a real service have ended, and that can harm nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dlpool.cli.ini import load
+from dlpool.config import HookSettings, LoggingSettings
+from dlpool.errors import ConfigurationError
+from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.observe.log import Log
+from dlpool.service import hookprocess, hooks
+from dlpool.service.hooks import Hooks, check_hooks
+from dlpool.service.ledger import Held
+from tests.conftest import wait_until
+from tests.desk import DATA, Desk, answer, desk_of, running
+from tests.processes import finish, start
+
+
+def script(folder: Path, text: str, name: str = "hook") -> Path:
+    """An executable shell script."""
+    path = folder / f"{name}.sh"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@contextmanager
+def desk(folder: Path, **settings: Any) -> Iterator[Desk]:
+    """A service of its own, and a desk at it."""
+    with running(folder, **settings) as both, desk_of(*both) as one:
+        yield one
+
+
+def given(folder: Path, name: object) -> dict[str, Any]:
+    """What a hook has read, once it has."""
+    path = folder / str(name)
+    wait_until(path.exists)
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def kept(folder: Path) -> str:
+    """A command that keeps its input under the job's id, in one step."""
+    folder.mkdir(exist_ok=True)
+    copy = f'cat > "{folder}/.$DLPOOL_JOB_ID" && mv "{folder}/.$DLPOOL_JOB_ID" "{folder}/$DLPOOL_JOB_ID"'
+    return f"/bin/sh -c {shlex.quote(copy)}"
+
+
+def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[Held, Finish]:
+    """A job that has ended, as the crew hands it to the hooks."""
+    job = PushedJob.parse(compose("http://h/ü", "f"))
+    ticket = Ticket(job_id, 1)
+    return Held(Claimed(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), Finish(
+        ticket, outcome, note={"path": "/x/f", "size": 3, **note}
+    )
+
+
+class Bench:
+    """Hooks without a service, and the lines of their log."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder / "log"
+        log = Log(self.folder, LoggingSettings(level="debug"), service="x", version="0", node_id="n")
+        self.hooks = Hooks(HookSettings(**settings), "n", log.logger("hooks"))
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        text = (self.folder / "dlpool.log").read_text()
+        records = [json.loads(line) for line in text.splitlines()]
+        return [record for record in records if record["event.action"] == event]
+
+    def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.lines(event)) >= count)
+        return self.lines(event)
+
+
+# --- with a service ---
+
+
+def test_hooks_get_the_job_as_json_after_its_record(tmp_path: Path) -> None:
+    command = kept(tmp_path / "hooks")
+    with desk(tmp_path, hooks={"on_success": command, "on_failure": command}) as one:
+        good = one.push("gö?secret=1", id="good", user_id="Zoë", trace_id="t1", headers={"X-Token": "hidden"})
+        success = given(tmp_path / "hooks", "good")
+        assert one.client.success(good) is not None
+        path = str(one.folder / "gö?secret=1")
+        assert success.pop("seconds") >= 0
+        assert success.pop("node")
+        assert success == {
+            "id": "good", "outcome": "success", "url": good, "save_path": one.path("gö?secret=1"), "path": path,
+            "size": len(DATA), "label": None, "message": None, "attempt": 1, "trace_id": "t1", "user_id": "Zoë",
+        }  # fmt: skip
+        assert Path(path).read_bytes() == DATA
+        one.serve(answer(404))
+        bad = one.push("bad", id="bad")
+        failure = given(tmp_path / "hooks", "bad")
+        assert one.client.failure(bad) is not None
+        assert (failure["outcome"], failure["url"], failure["attempt"]) == ("failure", bad, 1)
+        assert (failure["label"], failure["size"]) == ("not_found", None)
+        assert "404" in failure["message"]
+        assert one.service.events("hook_failed") == []
+
+
+def test_a_job_that_cannot_be_run_has_its_hook_too(tmp_path: Path) -> None:
+    with desk(tmp_path, hooks={"on_failure": kept(tmp_path / "hooks")}) as one:
+        one.push_raw({"url": one.url(), "save_path": "x", "dlpool": {"id": "odd", "max_attempts": 0}})
+        failure = given(tmp_path / "hooks", "odd")
+        assert (failure["label"], failure["url"], failure["save_path"]) == ("bad_job", one.url(), None)
+
+
+def test_retries_have_no_hook_and_the_last_failure_has_one(tmp_path: Path) -> None:
+    count = f"/bin/sh -c 'echo $DLPOOL_OUTCOME >> {tmp_path}/count'"
+    with desk(tmp_path, hooks={"on_success": count, "on_failure": count}, transfer={"retries": 0}) as one:
+        one.serve(answer(500))
+        url = one.push(max_attempts=3)
+        one.client.wait_for_failure(url)
+        assert one.service.stop() == 0  # a stop waits for hooks
+        assert len(one.asked()) == 3
+        assert (tmp_path / "count").read_text() == "failure\n"
+
+
+def test_a_hundred_jobs_do_not_wait_for_a_slow_hook(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    hook = script(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.05; done\necho x >> {tmp_path}/count")
+    with desk(tmp_path, hooks={"on_success": hook, "max_running": 2, "timeout": "60s"}) as one:
+        urls = [one.push(number) for number in range(100)]
+        one.client.wait_for(*urls)
+        assert not (tmp_path / "count").exists()  # all jobs are done, no hook is
+        gate.touch()
+        wait_until(lambda: (tmp_path / "count").exists() and len((tmp_path / "count").read_text()) == 200)
+
+
+def test_a_hook_that_hangs_is_ended_at_shutdown(tmp_path: Path) -> None:
+    hook = script(tmp_path, f"trap '' TERM\necho $$ > {tmp_path}/pid\nwhile :; do sleep 1; done")
+    with desk(tmp_path, hooks={"on_success": hook, "timeout": "1h"}) as one:
+        one.client.wait_for(one.push())
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        assert one.service.stop() == 0
+        assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+        [line] = one.service.events("hook_failed")
+        assert line["dlpool.reason"] == "the supervisor ends"
+
+
+def test_a_hook_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waits = f"touch {tmp_path}/begun\nwhile [ ! -e {gate} ]; do sleep 0.05; done\n"
+    hook = script(tmp_path, f"{waits}cat > {tmp_path}/.given && mv {tmp_path}/.given {tmp_path}/given")
+    with desk(tmp_path, hooks={"on_success": hook}) as one:
+        one.client.wait_for(one.push(id="a"))
+        wait_until((tmp_path / "begun").exists)
+        os.kill(one.service.pid, signal.SIGKILL)
+        one.service.wait()
+        gate.touch()
+        assert given(tmp_path, "given")["id"] == "a"
+
+
+def test_a_reload_changes_the_hooks_and_refuses_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with desk(tmp_path) as one:
+        one.client.wait_for(one.push(1, id="before"))
+        one.service.configure(one.service.url, {"hooks": {"on_success": kept(tmp_path / "hooks")}})
+        one.service.signal(signal.SIGHUP)
+        wait_until(lambda: len(one.service.events("configuration_reloaded")) == 1)
+        one.push(2, id="after")
+        assert given(tmp_path / "hooks", "after")["id"] == "after"
+        one.service.configure(one.service.url, {"hooks": {"on_success": "/nowhere/program"}})
+        one.service.signal(signal.SIGHUP)
+        wait_until(lambda: len(one.service.events("reload_refused")) == 1)
+        one.push(3, id="still")
+        assert given(tmp_path / "hooks", "still")["id"] == "still"
+        assert not (tmp_path / "hooks" / "before").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("/nowhere/program", "there is no program '/nowhere/program' that can be run"),
+        ("no-such-program -x", "there is no program 'no-such-program' that can be run"),
+        ("/etc/passwd", "that can be run"),
+        ("sh 'open", "it is not a command line"),
+        ("''", "it is not a command line"),
+    ],
+)
+def test_a_hook_that_cannot_be_run_is_one_sentence_at_the_start(command: str, reason: str, tmp_path: Path) -> None:
+    ini = tmp_path / "dlpool.ini"
+    ini.write_text(
+        f"[paths]\nstate_dir = {tmp_path}/state\nlog_dir = {tmp_path}/log\n[hooks]\non_failure = {command}\n"
+    )
+    said = finish(start("-c", ini, module="dlpool.cli.supervisor"))
+    assert said.code == 78
+    assert "[hooks] on_failure" in said.err
+    assert reason in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "state").exists()
+
+
+# --- without one ---
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("echo first >&2; echo last words ü >&2; exit 3", "exit code 3"),
+        ("kill -KILL $$", "killed by SIGKILL"),
+        ("kill -40 $$", "killed by signal 40"),
+    ],
+)
+def test_a_hook_that_fails_is_one_line_with_its_last_words(text: str, reason: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, on_failure=str(script(tmp_path, text)))
+    bench.hooks.ended(*ended("j1", "failed", label="x", message="m"))
+    [line] = bench.wait_for("hook_failed")
+    assert (line["log.level"], line["dlpool.job.id"], line["dlpool.reason"]) == ("warning", "j1", reason)
+    assert line["dlpool.stderr"] == ("first\nlast words ü" if "last" in text else "")
+
+
+def test_of_much_standard_error_the_end_is_kept(tmp_path: Path) -> None:
+    bench = Bench(
+        tmp_path, on_success=f"/bin/sh -c {shlex.quote('yes noise | head -c 3000000 >&2; echo end >&2; exit 1')}"
+    )
+    bench.hooks.ended(*ended())
+    [line] = bench.wait_for("hook_failed")
+    assert line["dlpool.stderr"].endswith("noise\nend")
+    assert len(line["dlpool.stderr"]) <= hookprocess.MAX_SAID
+
+
+def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
+    hook = script(tmp_path, f"trap '' TERM\nsleep 1000 & echo $! > {tmp_path}/pid\nwhile :; do wait; done")
+    bench = Bench(tmp_path, on_success=str(hook), timeout=1.0)
+    bench.hooks.ended(*ended())
+    [line] = bench.wait_for("hook_failed")
+    assert line["dlpool.reason"] == "it took longer than 1 s"
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("command", ["/bin/true", "/bin/sh -c 'exec <&-; sleep 0.1'"])
+def test_a_hook_need_not_read_its_input(command: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, on_success=command)
+    bench.hooks.ended(*ended(path="x" * 200_000))
+    bench.wait_for("hook_done")
+    assert bench.lines("hook_failed") == []
+
+
+def test_a_hook_that_leaves_something_running_is_done_when_it_ends_itself(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, on_success=f"/bin/sh -c 'sleep 1000 & echo $! > {tmp_path}/pid'")
+    bench.hooks.ended(*ended())
+    bench.wait_for("hook_done")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_hook_has_a_clean_environment_a_session_and_no_descriptor_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SECRET", "x")
+    show = (
+        f"cd {tmp_path}/shown; env > env; ls -l /proc/$$/fd > descriptors; cat /proc/$$/stat > stat; echo $$ > pid",
+        "echo $OLDPWD > folder",
+    )
+    (tmp_path / "shown").mkdir()
+    bench = Bench(tmp_path, on_success=str(script(tmp_path, "; ".join(show))))
+    with (tmp_path / "mine").open("w") as mine:
+        os.set_inheritable(mine.fileno(), True)
+        bench.hooks.ended(*ended())
+        bench.wait_for("hook_done")
+    shown = {path.name: path.read_text() for path in (tmp_path / "shown").iterdir()}
+    names = {line.partition("=")[0] for line in shown["env"].splitlines()}
+    assert {"PATH", "DLPOOL_JOB_ID", "DLPOOL_OUTCOME"} <= names
+    assert names <= {*hooks.ENVIRONMENT, "DLPOOL_JOB_ID", "DLPOOL_OUTCOME", "PWD", "OLDPWD", "SHLVL", "_"}
+    assert "mine" not in shown["descriptors"]
+    assert "dlpool.log" not in shown["descriptors"]
+    session = shown["stat"].rpartition(")")[2].split()[3]
+    assert session == shown["pid"].strip()
+    assert shown["folder"] == "/\n"
+
+
+def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "MAX_WAITING", 5)
+    gate = tmp_path / "gate"
+    hook = script(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.02; done\necho x >> {tmp_path}/count")
+    bench = Bench(tmp_path, on_success=str(hook), max_running=2)
+    for number in range(2):
+        bench.hooks.ended(*ended(str(number)))
+    wait_until(lambda: "0 waiting" in repr(bench.hooks))
+    for number in range(10):
+        bench.hooks.ended(*ended(str(number)))
+    assert repr(bench.hooks) == "<Hooks 2 of 2 running, 5 waiting>"
+    gate.touch()
+    bench.hooks.stop()
+    assert (tmp_path / "count").read_text() == "x\n" * 7
+    assert sum(line["dlpool.hooks"] for line in bench.lines("hooks_dropped")) == 5
+    assert repr(bench.hooks) == "<Hooks 0 of 2 running, 0 waiting>"
+
+
+def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "STOP_S", 0.2)
+    bench = Bench(tmp_path, on_success="sleep 1000", max_running=1)
+    for number in range(3):
+        bench.hooks.ended(*ended(str(number)))
+    began = time.monotonic()
+    bench.hooks.stop()
+    assert time.monotonic() - began < hookprocess.END_S  # SIGTERM was enough
+    assert [line["dlpool.reason"] for line in bench.lines("hook_failed")] == ["the supervisor ends"]
+    assert [line["dlpool.hooks"] for line in bench.lines("hooks_dropped")] == [2]
+
+
+def test_a_program_that_has_gone_since_the_start_is_a_failure_of_the_hook(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, on_success=str(tmp_path / "gone"))
+    bench.hooks.ended(*ended())
+    [line] = bench.wait_for("hook_failed")
+    assert line["dlpool.reason"] == "it cannot be started: No such file or directory"
+
+
+def test_words_are_split_as_a_shell_does_and_no_shell_sees_them(tmp_path: Path) -> None:
+    ini = tmp_path / "x.ini"
+    ini.write_text(f"[hooks]\non_success = touch '{tmp_path}/a b' {tmp_path}/$HOME;x\n")
+    settings: HookSettings = load(str(ini))["hooks"]
+    check_hooks(settings)
+    bench = Bench(tmp_path, on_success=settings.on_success)
+    (tmp_path / "$HOME;x").parent.mkdir(exist_ok=True)
+    bench.hooks.ended(*ended())
+    bench.wait_for("hook_done")
+    assert {"a b", "$HOME;x"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_all_programs_that_are_not_there_are_named() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        check_hooks(HookSettings(on_success="nowhere-a", on_failure="nowhere-b x"))
+    assert [line.partition(" =")[0] for line in str(error.value).splitlines()] == [
+        "[hooks] on_success", "[hooks] on_failure",
+    ]  # fmt: skip
