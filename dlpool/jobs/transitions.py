@@ -16,8 +16,9 @@ from typing import Any
 import redis
 
 from dlpool import jsontext
-from dlpool.jobs.connection import translated
+from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
+from dlpool.jobs.outbox import Outbox, entry_of
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.records import Record
 
@@ -100,11 +101,16 @@ def _source(name: str) -> str:
 
 
 class Transitions:
-    """The queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
+    """The queue of one group. Thread-safe, as the client is. Each method raises QueueError.
+
+    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; None where it writes them itself.
+    """
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
+        cluster = cluster_of(client)
+        self.outbox = Outbox(client, keys, cluster) if cluster else None
         names = ("push", "claim", "beat", "finish", "recover")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
@@ -173,15 +179,22 @@ class Transitions:
         return given_back
 
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
-        record = ending.record
-        visible: list[Any] = ["", 0, "", ""]
-        if record is not None:
-            visible = ["string" if record.field is None else "hash", SUCCESS_TTL_S, record.field or "", record.value]
+        key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
-        return [self.keys.intake, record.key if record else self.keys.intake], [
+        return [self.keys.intake, key], [
             self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
             ending.priority, ending.digest, *visible,
         ]  # fmt: skip
+
+    def _visible(self, ending: Finish) -> list[Any]:
+        """Where the record goes: key, kind, time to live, field, value."""
+        record = ending.record
+        if record is None:
+            return [self.keys.intake, "", 0, "", ""]
+        if self.outbox is not None:
+            return [self.keys.outbox, "outbox", 0, str(ending.ticket), entry_of(record)]
+        kind = "string" if record.field is None else "hash"
+        return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
 
     def _run(self, name: str, arguments: Sequence[Any]) -> Any:
         return self._run_many(name, [([self.keys.intake], arguments)])[0]

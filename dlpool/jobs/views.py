@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from dlpool.errors import NoSuchJob
-from dlpool.jobs.connection import translated
+from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.jobview import JobView, json_object, number
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.records import rfc3339
@@ -122,20 +122,26 @@ class Views:
             now_s = self._client.time()[0]
             days = [now_s // DAY_S - back for back in range(DAYS)]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.leases).hlen(keys.failed)
+            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.leases)
             pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
             pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
             for priority in PRIORITIES:
                 pipeline.llen(keys.ready(priority))
             for day in days:
                 pipeline.hgetall(keys.stats(day))
-            backlog, delayed, running, records, succeeded, failed, *rest = pipeline.execute()
+            backlog, delayed, running, succeeded, failed, *rest = pipeline.execute()
+            records = self._failures().hlen(keys.failed)
             reserved, supervisors = self._supervisors(now_s)
         ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
         return Stats(
             backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, running, succeeded, failed, records,
             supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
         )  # fmt: skip
+
+    def _failures(self) -> Any:
+        """A client that reaches the failure records: in a Cluster they are in a slot of their own."""
+        cluster = cluster_of(self._client)
+        return cluster.client_of(self._keys.failed) if cluster else self._client
 
     def _of(self, state: str, limit: int) -> list[JobView]:
         if state == "queued":
