@@ -149,22 +149,28 @@ def translated(client: redis.Redis) -> Iterator[None]:
     try:
         yield
     except (errors.RedisError, OSError) as error:
-        raise _as_ours(error, _where(client)) from error
+        raise _as_ours(error, client) from error
 
 
-def _as_ours(error: Exception, server: str) -> QueueError:
-    text = _reason(error)
+def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
+    server, text = _where(client), _reason(error)
     if untrusted := _UNTRUSTED_TEXT.search(text):
         return QueueRefused(f"Redis at {server} is not trusted: {untrusted[1]} (its CA is cacert in [redis])")
-    if "CERTIFICATE_REQUIRED" in text:
-        return QueueRefused(f"Redis at {server} wants a client certificate (cert and key in [redis])")
     if isinstance(error, _REFUSED) or _REFUSED_TEXT.search(text):
         return QueueRefused(f"Redis at {server} refuses: {text} (user and password are in [redis])")
     if isinstance(error, _UNABLE) or _UNABLE_TEXT.search(text):
         return QueueAway(f"Redis at {server} cannot serve now: {text}")
     if isinstance(error, _UNREACHED):
-        return QueueAway(f"Redis at {server} cannot be reached: {text}")
+        return QueueAway(f"Redis at {server} cannot be reached: {text}{_hint(client, text)}")
     return QueueError(f"Redis at {server} refuses: {text}")
+
+
+def _hint(client: redis.Redis, text: str) -> str:
+    """A server that wants a client certificate often just hangs up, where its reason should come."""
+    options = client.connection_pool.connection_kwargs
+    has_none = "ssl_cert_reqs" in options and "ssl_certfile" not in options
+    is_hung_up = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
+    return " (it may want a client certificate: cert and key in [redis])" if has_none and is_hung_up else ""
 
 
 def _where(client: redis.Redis) -> str:
