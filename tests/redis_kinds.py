@@ -129,7 +129,7 @@ class Cluster:
 
     def wait_until_ok(self) -> None:
         """Until every node serves."""
-        wait_until(lambda: all(_ask(node, "INFO")["cluster_state"] == "ok" for node in self.nodes))
+        wait_until(lambda: all(map(_serves, self.nodes)))
 
     def __enter__(self) -> Cluster:
         with ExitStack() as undo:
@@ -137,6 +137,12 @@ class Cluster:
             self._start()
             undo.pop_all()
         return self
+
+    def move_slot(self, key: str, master: RedisServer) -> None:
+        """Give the slot of a key, that has no keys, to another master."""
+        name = _ask(master, "MYID")
+        for node in [master, *(one for one in self.masters if one is not master)]:
+            _ask(node, "SETSLOT", key_slot(key.encode()), "NODE", name)
 
     def _start(self) -> None:
         for node in self.nodes:
@@ -168,6 +174,11 @@ class Cluster:
         parts = [lower, upper] if queue < failed else [upper, lower]
         for node, (start, end) in zip(self.masters, [*parts, (last, last)], strict=True):
             _ask(node, "ADDSLOTSRANGE", start, end)
+
+
+def _serves(node: RedisServer) -> bool:
+    said = _ask(node, "INFO")
+    return bool(said["cluster_state"] == "ok" and int(said["cluster_slots_assigned"]) == REDIS_CLUSTER_HASH_SLOTS)
 
 
 def _ask(node: RedisServer, *command: Any) -> Any:

@@ -265,6 +265,17 @@ def test_one_node_that_answers_is_enough(cluster: Cluster, tmp_path: Path) -> No
         assert Transitions(client, KEYS).push([(PushedJob.parse(compose(URL, "1")), f"to-{node.port}")]) == ["OK"]
 
 
+def test_a_queue_whose_slot_was_moved_is_away_for_one_call(cluster: Cluster, tmp_path: Path) -> None:
+    queue = queue_of(cluster, tmp_path)
+    job = PushedJob.parse(compose(URL, "1"))
+    queue.client.ping()  # connected, and nothing is there that would have to move
+    cluster.move_slot(KEYS.intake, cluster.masters[1])
+    with pytest.raises(QueueAway, match=r"^Redis at the Cluster of \S+ cannot serve now: \d+ 127.0.0.1"):
+        queue.push([(job, "job-1")])
+    assert queue.push([(job, "job-1")]) == ["OK"]
+    assert cluster.masters[1].client().llen(KEYS.ready("normal")) == 1
+
+
 def test_a_node_of_a_cluster_is_not_taken_for_a_single_server(one: Cluster) -> None:
     ended = processes.run("stats", "--redis-url", one.nodes[0].tcp_url)
     assert ended.code == 20

@@ -132,7 +132,7 @@ def test_a_server_that_wants_a_client_certificate_gets_it(tmp_path: Path, author
         own = replace(settings, cert=str(authority.cert_file), key=str(authority.key_file))
         assert connect(own, tmp_path).ping()
         client = connect(settings, tmp_path)
-        with pytest.raises(QueueError, match="it may want a client certificate"), translated(client):
+        with pytest.raises(QueueError, match="if it wants a client certificate"), translated(client):
             client.ping()
 
 

@@ -170,7 +170,7 @@ def _hint(client: redis.Redis, text: str) -> str:
     options = client.connection_pool.connection_kwargs
     has_none = "ssl_cert_reqs" in options and "ssl_certfile" not in options
     is_hung_up = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
-    return " (it may want a client certificate: cert and key in [redis])" if has_none and is_hung_up else ""
+    return " (if it wants a client certificate: cert and key in [redis])" if has_none and is_hung_up else ""
 
 
 def _where(client: redis.Redis) -> str:

@@ -54,6 +54,7 @@ class Beater:
         self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = 0.0
+        self._is_checked = False
         self._has_begun = threading.Event()
 
     def serve(self) -> None:
@@ -77,9 +78,8 @@ class Beater:
             client.pexpire(mail, MAIL_TTL_MS)
 
     def _begin(self) -> None:
-        """Look at the server, record what an earlier start spooled, then give back the jobs that it held."""
-        for warned in check_server(self._transitions.client):
-            self._log.warning(warned.event, reason=warned.reason)
+        """Record what an earlier start spooled, then give back the jobs that it held."""
+        self._check()
         for sid, ending in self._spool.kept():
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
@@ -90,6 +90,14 @@ class Beater:
         self._has_begun.set()
         if self._earlier:
             self._post(TakenBack(self._earlier))
+
+    def _check(self) -> None:
+        """Look once whether this is a server to work with, and warn of what may cost jobs there."""
+        if self._is_checked:
+            return
+        for warned in check_server(self._transitions.client):
+            self._log.warning(warned.event, reason=warned.reason)
+        self._is_checked = True
 
     def _turn(self) -> None:
         now = time.monotonic()
