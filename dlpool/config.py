@@ -115,12 +115,20 @@ class RedisSettings:
     """``[redis]``: where the queue is."""
 
     url: str = setting(
-        TEXT, "redis://localhost:6379", "redis://, rediss:// or unix:// URL, or embedded: a private server",
-        reload=False, shipped="embedded",
+        TEXT, "redis://localhost:6379", "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, "
+        "or embedded: a private server", reload=False, shipped="embedded",
     )  # fmt: skip
     username: str | None = setting(TEXT, None, "ACL user", reload=False)
     password: str | None = setting(TEXT, None, "password; better in password_file", reload=False, is_secret=True)
     password_file: str | None = setting(PATH, None, "a file that holds the password", reload=False)
+    tls_cacert: str | None = setting(PATH, None, "CA certificates for rediss:// (default: the system's)", reload=False)
+    tls_cert: str | None = setting(PATH, None, "client certificate for rediss://, PEM", reload=False)
+    tls_key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False)
+    sentinel_username: str | None = setting(TEXT, None, "ACL user of the Sentinels", reload=False)
+    sentinel_password: str | None = setting(
+        TEXT, None, "password of the Sentinels; better in sentinel_password_file", reload=False, is_secret=True
+    )
+    sentinel_password_file: str | None = setting(PATH, None, "a file that holds it", reload=False)
     group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
     order: str = setting(choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
 

@@ -12,6 +12,7 @@ import redis
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
+from dlpool.jobs.address import Address
 from dlpool.jobs.connection import BLOCK_S, SOCKET_S, connect, effective_url, shown_server, translated
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
@@ -175,6 +176,10 @@ def test_a_user_without_the_right_to_a_key_that_a_script_uses_is_refused(locked:
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:6379", "http://localhost", "redis:localhost", f"user:{SECRET}@host", "redis+sentinel://h",
+     "redis+sentinel:///main", "redis+sentinel://h/main/first", "redis+sentinel://h:99999/main", "redis+other://h/x",
+     "redis+cluster://h/1", "redis+cluster://h:port", "redis+cluster://h,", f"redis+cluster://:{SECRET}#@h",
+     f"redis+sentinel://:a/{SECRET}@h/main", f"redis+sentinel://h/main?no_such_option={SECRET}",
+     "rediss://h?ssl_cert_reqs=maybe",
      "redis://localhost:port", "redis://[::1", "redis://localhost?socket_timeout=soon", "redis://h:99999",
      "redis://localhost?no_such_option=1", f"redis://:{SECRET}#x@host/0", f"redis://:#{SECRET}@host",
      f"redis://:a/{SECRET}@host", f"redis://:{SECRET}/a@host", f"redis://:a?{SECRET}@host", f"ftp://:{SECRET}@host",
@@ -196,11 +201,27 @@ def test_a_url_that_cannot_be_used_is_said_without_the_password(url: str, tmp_pa
         ("redis://a@b:p@host/0", "redis://host/0"),
         ("unix://:p@/run/redis.sock?db=1", "unix:///run/redis.sock"),
         ("redis://:a/b@host", "redis://..."),
+        ("redis+sentinel://u:p@a:1,b:2/main/0?password=x", "redis+sentinel://a:1,b:2/main/0"),
         ("user:p@host", "host"),
     ],
 )
 def test_a_url_is_shown_without_user_and_query(url: str, shown: str) -> None:
     assert shown_server(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "plain", "hosts", "service"),
+    [
+        ("redis://h", "redis://h", (), ""),
+        ("redis+sentinel://a,b:1/main", "redis://localhost/", (("a", 26379), ("b", 1)), "main"),
+        ("rediss+sentinel://u:p%40@a/m/3?x=1", "rediss://u:p%40@localhost/3?x=1", (("a", 26379),), "m"),
+        ("redis+cluster://[::1]:7,h", "redis://localhost/", (("::1", 7), ("h", 6379)), ""),
+        ("rediss+cluster://:p@h/0", "rediss://:p@localhost/0", (("h", 6379),), ""),
+    ],
+)
+def test_a_url_may_name_several_hosts(url: str, plain: str, hosts: tuple[tuple[str, int], ...], service: str) -> None:
+    address = Address.parse(url)
+    assert (address.plain, address.hosts, address.service) == (plain, hosts, service)
 
 
 def test_a_password_file_that_is_missing_is_said(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from dlpool.errors import UsageError
+from dlpool.jobs.controls import VERBS, Controls
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
-from dlpool.jobs.transitions import VERBS, Claimed, Finish, Ticket, Transitions
+from dlpool.jobs.transitions import Claimed, Finish, Ticket, Transitions
 from tests.redis_server import RedisServer
 
 RUNS = 24
@@ -90,6 +91,7 @@ class Fleet:
         self.client = client
         self.keys = Keys()
         self.queue = Transitions(client, self.keys)
+        self.controls = Controls(client, self.keys)
         self.pushes: Counter[bytes] = Counter()
         self.raws: dict[str, bytes] = {}
         self.serial = 0
@@ -248,7 +250,7 @@ class Fleet:
             return
         job_id, verb = self.random.choice(sorted(before)), self.random.choice(VERBS)
         state, priority = before[job_id]["state"], self.random.choice(PRIORITIES)
-        reply = self.queue.control(verb, job_id, priority=priority, message=WHY["cancelled"])
+        reply = self.controls.control(verb, job_id, priority=priority, message=WHY["cancelled"])
         after = self.see().jobs[job_id]
         if reply == "ASKED":
             flag = "cancel" if before[job_id].get("flag") == "cancel" else verb
@@ -401,7 +403,7 @@ class Fleet:
         last = Supervisor("last")
         self.queue.take_back(last.sid, self.sids, order=ORDER)
         for job_id in self.see().in_state("paused"):
-            assert self.queue.control("resume", job_id) == "OK"
+            assert self.controls.control("resume", job_id) == "OK"
         self.let_delays_pass()
         self.beat_of(last)
         while claim := self.queue.claim(last.sid, [], 10, lease_s=30, order=ORDER):

@@ -544,6 +544,7 @@ def test_address_and_password_are_taken_from_the_command_line(tmp_path: Path) ->
         ("redis://me:o:l@d@h/1", "redis://me@h/1"),
         ("rediss://me@h", "rediss://me@h"),
         ("unix:///s.sock?password=old&db=1", "unix:///s.sock?db=1"),
+        ("redis+sentinel://me:old@h:1,h:2/main", "redis+sentinel://me@h:1,h:2/main"),
         ("embedded", "embedded"),
     ],
 )

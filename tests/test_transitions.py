@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from dlpool.errors import QueueError
+from dlpool.jobs.controls import Controls
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
@@ -33,6 +34,7 @@ class Queue:
         self.client: Any = client
         self.keys = Keys()
         self.does = Transitions(client, self.keys)
+        self.controls = Controls(client, self.keys)
         self.register(A)
 
     def register(self, *sids: str) -> None:
@@ -972,7 +974,7 @@ def flag(queue: Queue, job_id: str) -> str | None:
 
 
 def test_an_unknown_job_is_none(queue: Queue) -> None:
-    assert queue.does.control("cancel", "none") == "NONE"
+    assert queue.controls.control("cancel", "none") == "NONE"
 
 
 @pytest.mark.parametrize("before", ["queued", "delayed", "paused"])
@@ -981,9 +983,9 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
     if before == "delayed":
         queue.finish(queue.claim_one(), "retry", delay_s=60)
     elif before == "paused":
-        assert queue.does.control("pause", "1") == "OK"
+        assert queue.controls.control("pause", "1") == "OK"
     assert queue.state("1") == before
-    assert queue.does.control("cancel", "1", message="the job was cancelled", at=0) == "OK"
+    assert queue.controls.control("cancel", "1", message="the job was cancelled", at=0) == "OK"
     record = json.loads(queue.client.hget(queue.keys.failed, "http://host/1"))
     assert (record["error_message"], record["task_data"]) == ("the job was cancelled", json.loads(job("1").raw))
     assert (queue.state("1"), queue.zset(queue.keys.dead), queue.zset(queue.keys.delayed)) == (
@@ -992,14 +994,14 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
         set(),
     )
     assert queue.ids(1) == []
-    assert queue.does.control("cancel", "1") == "cancelled"
+    assert queue.controls.control("cancel", "1") == "cancelled"
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb: str, queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    assert queue.does.control(verb, "1") == "ASKED"
+    assert queue.controls.control(verb, "1") == "ASKED"
     assert queue.client.lrange(queue.keys.mail(A), 0, -1) == [f"{verb} 1".encode()]
     assert queue.beat(ticket).verdicts == (verb,)
     assert queue.finish(ticket, {"cancel": "cancelled"}.get(verb, verb)) == "OK"
@@ -1009,18 +1011,18 @@ def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb:
 def test_a_paused_job_has_its_attempt_back_and_goes_on_when_it_is_resumed(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.does.control("pause", "1")
+    queue.controls.control("pause", "1")
     queue.finish(ticket, "pause")
     assert (queue.job("1")["attempts"], queue.ids(1), queue.own()) == ("0", [], set())
-    assert queue.does.control("resume", "1") == "OK"
+    assert queue.controls.control("resume", "1") == "OK"
     assert queue.ids(1) == ["1"]
 
 
 def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.does.control("pause", "1")
-    assert queue.does.control("resume", "1") == "OK"
+    queue.controls.control("pause", "1")
+    assert queue.controls.control("resume", "1") == "OK"
     assert queue.beat(ticket).verdicts == ("OK",)
     queue.finish(ticket, "pause")  # it had heard
     assert queue.state("1") == "queued"
@@ -1029,7 +1031,7 @@ def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> Non
 def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.does.control("pause", "1")
+    queue.controls.control("pause", "1")
     queue.finish(ticket, "retry", delay_s=60)
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("paused", set())
 
@@ -1037,8 +1039,8 @@ def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> N
 def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    queue.does.control("cancel", "1")
-    assert queue.does.control("pause", "1") == "ASKED"
+    queue.controls.control("cancel", "1")
+    assert queue.controls.control("pause", "1") == "ASKED"
     assert flag(queue, "1") == "cancel"
     queue.register(B)
     queue.does.take_back(B, [A], order="fifo")
@@ -1048,8 +1050,8 @@ def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
 
 def test_a_resumed_job_keeps_its_time(queue: Queue) -> None:
     queue.push("1", not_before=4_000_000_000)
-    queue.does.control("pause", "1")
-    assert queue.does.control("resume", "1") == "OK"
+    queue.controls.control("pause", "1")
+    assert queue.controls.control("resume", "1") == "OK"
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("delayed", {"1"})
 
 
@@ -1057,44 +1059,44 @@ def test_a_failed_job_is_retried_from_the_beginning_and_its_record_goes(queue: Q
     queue.push("1")
     record = failure_record(queue.keys, "http://host/1", job("1").raw, "it broke", 0)
     queue.finish(queue.claim_one(), "failed", record=record, note={"label": "x"})
-    assert queue.does.control("retry", "1") == "OK"
+    assert queue.controls.control("retry", "1") == "OK"
     known = queue.job("1")
     assert (known["state"], known["attempts"], "ended" in known, "note" in known) == ("queued", "0", False, False)
     assert queue.client.hlen(queue.keys.failed) == 0
     assert queue.client.ttl(queue.keys.job("1")) == -1
     assert queue.zset(queue.keys.dead) == set()
     assert queue.ids(1) == ["1"]
-    assert queue.does.control("retry", "1") == "running"
+    assert queue.controls.control("retry", "1") == "running"
 
 
 def test_a_retry_leaves_the_record_of_another_job_with_that_url(queue: Queue) -> None:
     queue.push("1")
     queue.finish(queue.claim_one(), "failed", note={})
     queue.client.hset(queue.keys.failed, "http://host/1", '{"task_data":{"url":"http://host/1","save_path":"other"}}')
-    assert queue.does.control("retry", "1") == "OK"
+    assert queue.controls.control("retry", "1") == "OK"
     assert queue.client.hlen(queue.keys.failed) == 1
 
 
 def test_a_promoted_job_is_the_next_and_keeps_its_priority(queue: Queue) -> None:
     queue.push("high", priority="high")
     queue.push("1", "2", "3")
-    assert queue.does.control("promote", "3") == "OK"
+    assert queue.controls.control("promote", "3") == "OK"
     assert queue.ids(4) == ["3", "high", "1", "2"]
     assert queue.job("3")["priority"] == "normal"
-    assert queue.does.control("promote", "3") == "running"
+    assert queue.controls.control("promote", "3") == "running"
 
 
 def test_another_priority_moves_a_job_also_downwards(queue: Queue) -> None:
     queue.push("1", "2", priority="high")
     queue.push("3")
-    assert queue.does.control("priority", "1", priority="low") == "OK"
+    assert queue.controls.control("priority", "1", priority="low") == "OK"
     assert queue.ids(3) == ["2", "3", "1"]
 
 
 def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
     queue.push("1")
     for verb in ("pause", "resume", "promote", "pause", "resume"):
-        assert queue.does.control(verb, "1") == "OK"
+        assert queue.controls.control(verb, "1") == "OK"
     assert queue.ids(5) == ["1"]
     assert queue.ready("normal") == []
     assert queue.ids(5, known=[Ticket("1", 1)]) == []
@@ -1103,7 +1105,7 @@ def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
 def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Queue) -> None:
     for job_id in ("1", "2"):
         assert queue.does.push([(job("same", dedupe=True), job_id)])[0] == ("OK" if job_id == "1" else "FOLLOWS")
-    assert queue.does.control("cancel", "1") == "OK"
+    assert queue.controls.control("cancel", "1") == "OK"
     assert queue.ids(2) == ["2"]
     assert queue.followers("1") == []
 
@@ -1111,8 +1113,8 @@ def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Que
 def test_a_follower_is_cancelled_alone_and_not_promoted(queue: Queue) -> None:
     for job_id in ("1", "2"):
         queue.does.push([(job("same", dedupe=True), job_id)])
-    assert queue.does.control("promote", "2") == "following"
-    assert queue.does.control("cancel", "2") == "OK"
+    assert queue.controls.control("promote", "2") == "following"
+    assert queue.controls.control("cancel", "2") == "OK"
     assert queue.finish(queue.claim_one(), "success") == "OK"
     assert (queue.state("1"), queue.state("2")) == ("succeeded", "cancelled")
 

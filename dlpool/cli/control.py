@@ -13,9 +13,9 @@ from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.errors import DlpoolError, NoSuchJob, UsageError
+from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
 from dlpool.jobs.steering import Steering
-from dlpool.jobs.transitions import Transitions
 from dlpool.jobs.views import Views
 from dlpool.transfer.urls import shown_url
 
@@ -39,9 +39,9 @@ def steer(arguments: argparse.Namespace) -> int:
     Raises QueueError, NoSuchJob, NotPossible.
     """
     with opened(arguments) as queue:
-        transitions = Transitions(queue.client, queue.keys)
+        controls = Controls(queue.client, queue.keys)
         replies = (
-            (job_id, transitions.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED,
+            (job_id, controls.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED,
                                          at=time.time()))
             for job_id in arguments.ids
         )  # fmt: skip

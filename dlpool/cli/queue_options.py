@@ -41,7 +41,8 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service (default: no file, and a "
                        "Redis at localhost:6379)")  # fmt: skip
     place = group.add_mutually_exclusive_group()
-    place.add_argument("--redis-url", metavar="URL", type=_text, help="redis://, rediss:// or unix:// URL")
+    place.add_argument("--redis-url", metavar="URL", type=_text, help="redis://, rediss://, unix://, "
+                       "redis+sentinel:// or redis+cluster:// URL")  # fmt: skip
     place.add_argument("--redis-addr", metavar="HOST:PORT", type=_address, help="the same as --redis-url "
                        "redis://HOST:PORT")  # fmt: skip
     group.add_argument("--redis-password", metavar="TEXT", help="password; others on this machine can see it here, "
@@ -83,7 +84,8 @@ def merged(settings: RedisSettings, arguments: argparse.Namespace) -> RedisSetti
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
     """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError."""
-    from dlpool.jobs.connection import EMBEDDED, connect, translated
+    from dlpool.jobs.connection import EMBEDDED, connect
+    from dlpool.jobs.facts import check_server
     from dlpool.jobs.keys import Keys
 
     settings, paths = queue_settings(arguments)
@@ -92,8 +94,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
         _check_supervisor(state_dir, arguments.config)
     client = connect(settings, state_dir, name="dlpool-cli")
     try:
-        with translated(client):
-            client.ping()
+        check_server(client)
         yield Queue(client, Keys(settings.group))
     finally:
         client.close()
@@ -116,7 +117,7 @@ def _check_supervisor(state_dir: Path, config: str | None) -> None:
 
 def _without_password(url: str) -> str:
     url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
-    match = re.fullmatch(r"([a-z]+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    match = re.fullmatch(r"([a-z+]+://)([^/?#]*)@(.*)", url, re.DOTALL)
     if match is None:
         return url
     user = match[2].partition(":")[0]

@@ -7,6 +7,7 @@ nothing is repeated below the transitions, which are idempotent, and whose calle
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +16,20 @@ from typing import Any
 import redis
 from redis import exceptions as errors
 from redis.backoff import NoBackoff
+from redis.connection import SSLConnection
 from redis.retry import Retry
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
+from dlpool.jobs.address import SCHEMES, Address
 from dlpool.jobs.embedded import socket_url
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.routes import ClusterRoute, Dialer, Route, RoutedConnection, RoutedTlsConnection, SentinelRoute
 
 CONNECT_S = 3.0
 SOCKET_S = 5.0  # longest wait for a reply
 BLOCK_S = 1.0  # longest blocking pop; well below SOCKET_S, so that silence means that Redis is away
 EMBEDDED = "embedded"
-SCHEMES = ("redis", "rediss", "unix")
 
 _REFUSED = (
     errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError,
@@ -34,10 +38,14 @@ _REFUSED = (
 _UNREACHED = (errors.ConnectionError, errors.TimeoutError, OSError)
 _UNABLE = (
     errors.BusyLoadingError, errors.ReadOnlyError, errors.OutOfMemoryError, errors.TryAgainError,
-    errors.ClusterDownError, errors.MasterDownError,
+    errors.ClusterDownError, errors.MasterDownError, errors.AskError,  # MOVED is one, too
 )  # fmt: skip
 # Those that redis-py has no class for; Redis 6.2 puts them into the midst of a script's error.
-_UNABLE_TEXT = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b")
+_UNABLE_TEXT = re.compile(
+    r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b"
+    r"|attempted to access a non local key"  # the queue's slot moves to another node of a Cluster
+)
+_UNTRUSTED_TEXT = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?(.*?)\.? \(_ssl")
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
 
@@ -59,30 +67,82 @@ def shown_server(url: str) -> str:
 def connect(settings: RedisSettings, state_dir: Path, *, name: str = "dlpool") -> redis.Redis:
     """A client that connects when it is first used. Thread-safe.
 
-    Raises ConfigurationError for a URL or a password file that cannot be used.
+    In a Cluster it is one of the node that has dlpool's own keys; ``cluster_of`` reaches the others.
+    Raises ConfigurationError for a URL, or a file with a password or certificates, that cannot be used.
     """
     url = effective_url(settings, state_dir)
     if url.partition("://")[0] not in SCHEMES:
         raise ConfigurationError(
-            f"[redis] url = {shown_server(url)}: it is none of redis://, rediss://, unix://, embedded"
+            f"[redis] url = {shown_server(url)}: it is none of redis://, rediss://, unix://, redis+sentinel://, "
+            "redis+cluster://, embedded"
         )
-    given = {"username": settings.username, "password": _password(settings)}
+    options = _options(settings, url, name)
     try:
-        if "#" in url:
-            raise ValueError("redis-py would ignore the rest")
-        client = redis.Redis.from_url(
-            url, socket_timeout=SOCKET_S, socket_connect_timeout=CONNECT_S, retry=Retry(NoBackoff(), 0),
-            retry_on_timeout=False, protocol=2, client_name=name, health_check_interval=0, **_keepalive(url),
-            **{key: value for key, value in given.items() if value is not None},
-        )  # fmt: skip
-        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)  # knows its options
-    except (ValueError, TypeError):
+        address = Address.parse(url)
+        pool = redis.ConnectionPool.from_url(address.plain, **options)
+        pool.connection_class(**pool.connection_kwargs)  # knows its options
+    except (ValueError, TypeError, errors.RedisError):
         # The cause may name a piece of a password, as a port that is not a number.
         raise ConfigurationError(
             f"[redis] url = {shown_server(url)}: it cannot be used; special characters of a user or password "
             "are written as %XX there, and only redis-py's own options may follow a ?"
         ) from None
-    return client
+    return redis.Redis.from_pool(_routed(pool, address, settings) if address.hosts else pool)
+
+
+def cluster_of(client: redis.Redis) -> ClusterRoute | None:
+    """The Cluster that the client's server is a node of, by its URL."""
+    route = client.connection_pool.connection_kwargs.get("route")
+    return route if isinstance(route, ClusterRoute) else None
+
+
+def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
+    given = {
+        "username": settings.username, "password": _password(settings.password, settings.password_file),
+        **({"socket_keepalive": True} if not url.startswith("unix") else {}),
+        **(_tls(settings) if url.startswith("rediss") else {}),
+    }  # fmt: skip
+    return {
+        "socket_timeout": SOCKET_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False, "protocol": 2, "client_name": name, "health_check_interval": 0,
+        **{key: value for key, value in given.items() if value is not None},
+    }  # fmt: skip
+
+
+def _routed(pool: redis.ConnectionPool, address: Address, settings: RedisSettings) -> redis.ConnectionPool:
+    """A pool with the options of ``pool``, whose connections ask Sentinels or nodes for their way."""
+    options = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
+    route: Route
+    if address.kind == "cluster":
+        dialer = Dialer(pool.connection_class, options)
+        route = ClusterRoute(address.hosts, Keys(settings.group).intake, dialer)
+    else:
+        password = _password(settings.sentinel_password, settings.sentinel_password_file, "sentinel_")
+        own = {"username": settings.sentinel_username, "password": password}
+        dialer = Dialer(pool.connection_class, options | own)
+        route = SentinelRoute(address.hosts, address.service, dialer)
+    is_tls = issubclass(pool.connection_class, SSLConnection)
+    kind = RoutedTlsConnection if is_tls else RoutedConnection
+    return redis.ConnectionPool(connection_class=kind, route=route, **options)
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    """What redis-py needs for TLS, once the files have proved to be of use."""
+    if settings.tls_key and not settings.tls_cert:
+        raise ConfigurationError("[redis] tls_key is given without tls_cert")
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_cacert)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"[redis] tls_cacert = {settings.tls_cacert}: {_reason(error)}") from error
+    try:
+        if settings.tls_cert:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"[redis] tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: {_reason(error)}"
+        ) from error
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": settings.tls_cacert,
+            "ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}  # fmt: skip
 
 
 @contextmanager
@@ -91,22 +151,34 @@ def translated(client: redis.Redis) -> Iterator[None]:
     try:
         yield
     except (errors.RedisError, OSError) as error:
-        raise _as_ours(error, _where(client)) from error
+        raise _as_ours(error, client) from error
 
 
-def _as_ours(error: Exception, server: str) -> QueueError:
-    text = _reason(error)
+def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
+    server, text = _where(client), _reason(error)
+    if untrusted := _UNTRUSTED_TEXT.search(text):
+        return QueueRefused(f"Redis at {server} is not trusted: {untrusted[1]} (its CA is tls_cacert in [redis])")
     if isinstance(error, _REFUSED) or _REFUSED_TEXT.search(text):
         return QueueRefused(f"Redis at {server} refuses: {text} (user and password are in [redis])")
     if isinstance(error, _UNABLE) or _UNABLE_TEXT.search(text):
         return QueueAway(f"Redis at {server} cannot serve now: {text}")
     if isinstance(error, _UNREACHED):
-        return QueueAway(f"Redis at {server} cannot be reached: {text}")
+        return QueueAway(f"Redis at {server} cannot be reached: {text}{_hint(client, text)}")
     return QueueError(f"Redis at {server} refuses: {text}")
+
+
+def _hint(client: redis.Redis, text: str) -> str:
+    """A server that wants a client certificate often just hangs up, where its reason should come."""
+    options = client.connection_pool.connection_kwargs
+    has_none = "ssl_cert_reqs" in options and "ssl_certfile" not in options
+    is_hung_up = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
+    return " (if it wants a client certificate: tls_cert and tls_key in [redis])" if has_none and is_hung_up else ""
 
 
 def _where(client: redis.Redis) -> str:
     options = client.connection_pool.connection_kwargs
+    if "route" in options:
+        return str(options["route"])
     return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 
@@ -115,15 +187,11 @@ def _reason(error: Exception) -> str:
     return text[:300] or type(error).__name__
 
 
-def _keepalive(url: str) -> dict[str, Any]:
-    return {} if url.startswith("unix") else {"socket_keepalive": True}
-
-
-def _password(settings: RedisSettings) -> str | None:
-    if settings.password_file is None:
-        return settings.password
+def _password(password: str | None, file: str | None, prefix: str = "") -> str | None:
+    if file is None:
+        return password
     try:
-        return Path(settings.password_file).read_text(encoding="utf-8").strip()
+        return Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigurationError(f"[redis] password_file = {settings.password_file}: {reason}") from error
+        raise ConfigurationError(f"[redis] {prefix}password_file = {file}: {reason}") from error

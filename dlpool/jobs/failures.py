@@ -11,9 +11,9 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import translated
+from dlpool.jobs.controls import Controls, records_client
 from dlpool.jobs.jobview import json_object
 from dlpool.jobs.keys import Keys
-from dlpool.jobs.transitions import Transitions
 
 AT_ONCE = 500  # records in one reply of HSCAN, about
 _HEAD = b'{"task_data":'
@@ -52,9 +52,9 @@ class Failures:
     """The records of one group. Thread-safe, as the client is. Each method raises QueueError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self._client: Any = client
+        self._client: Any = records_client(client, keys)
         self._keys = keys
-        self._transitions = Transitions(client, keys)
+        self._controls = Controls(client, keys)
 
     def all(self, limit: int | None = None) -> Iterator[Failure]:
         """At most ``limit`` records, in no order, a portion at a time. One that comes meanwhile may be missed."""
@@ -76,10 +76,10 @@ class Failures:
         """
         if failure.raw is None:
             return "EMPTY"
-        if failure.job_id and self._transitions.control("retry", failure.job_id) == "OK":
+        if failure.job_id and self._controls.control("retry", failure.job_id) == "OK":
             self.remove(failure)
             return "OK"
-        return self._transitions.requeue(failure.url, failure.value, failure.raw)
+        return self._controls.requeue(failure.url, failure.value, failure.raw)
 
     def remove(self, failure: Failure) -> str:
         """Remove the record: OK, or GONE."""

@@ -89,6 +89,11 @@ class Keys:
         """Stream: what happens to jobs, for other programs."""
         return f"{self.prefix}events"
 
+    @property
+    def outbox(self) -> str:
+        """Hash: in a Cluster, records by ticket that clients cannot see yet."""
+        return f"{self.prefix}outbox"
+
     def mail(self, sid: str) -> str:
         """List: verbs for a supervisor."""
         return f"{self.prefix}mail:{sid}"

@@ -17,12 +17,12 @@ from typing import Any
 import redis
 
 from dlpool import jsontext
-from dlpool.jobs.connection import translated
+from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
-from dlpool.jobs.records import Record, failure_record
+from dlpool.jobs.outbox import Outbox, entry_of
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
+from dlpool.jobs.records import Record
 
-VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority")
 PAUSED = -2  # as in claim.lua
 
 
@@ -113,11 +113,16 @@ def _source(name: str) -> str:
 
 
 class Transitions:
-    """The queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
+    """The queue of one group. Thread-safe, as the client is. Each method raises QueueError.
+
+    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; None where it writes them itself.
+    """
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
+        cluster = cluster_of(client)
+        self.outbox = Outbox(client, keys, cluster) if cluster else None
         names = ("push", "claim", "beat", "finish", "recover", "control", "requeue")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
@@ -131,7 +136,7 @@ class Transitions:
              job.digest if job.dedupe else ""]
             for job, job_id in jobs
         ]  # fmt: skip
-        return [reply.decode() for reply in self._run_many("push", [([self.keys.intake], call) for call in calls])]
+        return [reply.decode() for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
 
     def claim(self, sid: str, known: Sequence[Ticket], slots: int, *, lease_s: float, order: str) -> Claim | None:
         """Jobs for ``slots`` free slots, after those that are ours already and not ``known``.
@@ -170,7 +175,7 @@ class Transitions:
 
     def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
-        return [reply.decode() for reply in self._run_many("finish", [self._ending(sid, one) for one in endings])]
+        return [reply.decode() for reply in self.run_many("finish", [self._ending(sid, one) for one in endings])]
 
     def recover(self, sid: str, *, grace_s: float, order: str) -> Recovery:
         """Look for leases that have passed; by one supervisor at a time, another's call does nothing."""
@@ -186,41 +191,28 @@ class Transitions:
                 break
         return given_back
 
-    def control(self, verb: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
-        """Do one of ``VERBS`` with a job: OK, ASKED (its supervisor will), NONE, or the state that does not allow it.
-
-        ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
-        """
-        raw: Any = None
-        with translated(self.client):
-            if verb in ("cancel", "retry"):
-                raw = self.client.hget(self.keys.job(job_id), "raw")
-        url, record = (None, b"") if raw is None else _failure(self.keys, raw, message, at)
-        arguments = [self.keys.prefix, job_id, verb, priority, url or "", record]
-        return str(self._run_many("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
-
-    def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
-        """Make a failure record a job again: OK, or GONE where it is another one by now."""
-        reply = self._run_many(
-            "requeue", [([self.keys.intake, self.keys.failed], [self.keys.prefix, url, record, raw])]
-        )
-        return str(reply[0].decode())
-
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
-        record = ending.record
-        visible: list[Any] = ["", 0, "", ""]
-        if record is not None:
-            visible = ["string" if record.field is None else "hash", SUCCESS_TTL_S, record.field or "", record.value]
+        key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
-        return [self.keys.intake, record.key if record else self.keys.intake], [
+        return [self.keys.intake, key], [
             self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
             ending.priority, ending.digest, *visible,
         ]  # fmt: skip
 
-    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
-        return self._run_many(name, [([self.keys.intake], arguments)])[0]
+    def _visible(self, ending: Finish) -> list[Any]:
+        """Where the record goes: key, kind, time to live, field, value."""
+        record = ending.record
+        if record is None:
+            return [self.keys.intake, "", 0, "", ""]
+        if self.outbox is not None:
+            return [self.keys.outbox, "outbox", 0, str(ending.ticket), entry_of(record)]
+        kind = "string" if record.field is None else "hash"
+        return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
 
-    def _run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
+    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
+        return self.run_many(name, [([self.keys.intake], arguments)])[0]
+
+    def run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
         """The script once for each of ``calls`` (keys and arguments), in one round trip; loaded if need be."""
         script = self._scripts[name]
         with translated(self.client):
@@ -251,17 +243,6 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         Ticket(job_id.decode(), int(fence)), raw or b"", int(size or 0), int(attempts or 0), int(crashes or 0),
         int(takeovers or 0), int(created or 0), (priority or b"normal").decode(), flag.decode() if flag else None,
     )  # fmt: skip
-
-
-def _failure(keys: Keys, raw: bytes, message: str, at: float) -> tuple[str | None, bytes]:
-    """The URL of a job, and the record that it has failed; None for one that cannot be read."""
-    try:
-        url = PushedJob.parse(raw).url
-    except BadJob as error:
-        url = error.url
-    except Malformed:
-        return None, b""
-    return url, failure_record(keys, url, raw, message, at).value
 
 
 def _recovery(reply: Sequence[Any]) -> Recovery:

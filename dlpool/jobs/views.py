@@ -11,6 +11,7 @@ import redis
 
 from dlpool.errors import NoSuchJob
 from dlpool.jobs.connection import translated
+from dlpool.jobs.controls import records_client
 from dlpool.jobs.jobview import JobView, json_object, number
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.records import rfc3339
@@ -125,15 +126,15 @@ class Views:
             now_s = self._client.time()[0]
             days = [now_s // DAY_S - back for back in range(DAYS)]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases)
-            pipeline.hlen(keys.failed).exists(keys.halted)
+            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases).exists(keys.halted)
             pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
             pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
             for priority in PRIORITIES:
                 pipeline.llen(keys.ready(priority))
             for day in days:
                 pipeline.hgetall(keys.stats(day))
-            backlog, delayed, paused, running, records, is_halted, succeeded, failed, *rest = pipeline.execute()
+            backlog, delayed, paused, running, is_halted, succeeded, failed, *rest = pipeline.execute()
+            records = records_client(self._client, keys).hlen(keys.failed)
             reserved, supervisors = self._supervisors(now_s)
         ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
         return Stats(

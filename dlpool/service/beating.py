@@ -12,13 +12,14 @@ import redis
 from dlpool import jsontext
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.facts import check_server
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
 from dlpool.service.messages import Asked, Lost, Message, TakenBack
-from dlpool.service.recording import finished
+from dlpool.service.recording import finished, log_refused
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
 
@@ -53,6 +54,7 @@ class Beater:
         self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = 0.0
+        self._is_checked = False
         self._has_begun = threading.Event()
 
     def serve(self) -> None:
@@ -77,6 +79,7 @@ class Beater:
 
     def _begin(self) -> None:
         """Record what an earlier start spooled, then give back the jobs that it held."""
+        self._check()
         for sid, ending in self._spool.kept():
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
@@ -88,6 +91,14 @@ class Beater:
         if self._earlier:
             self._post(TakenBack(self._earlier))
 
+    def _check(self) -> None:
+        """Look once whether this is a server to work with, and warn of what may cost jobs there."""
+        if self._is_checked:
+            return
+        for warned in check_server(self._transitions.client):
+            self._log.warning(warned.event, reason=warned.reason)
+        self._is_checked = True
+
     def _turn(self) -> None:
         now = time.monotonic()
         if now >= self._beat_at or not self._link.registered.is_set():
@@ -95,6 +106,7 @@ class Beater:
             self._beat_at = now + self._lease_s / 3
         if now >= self._recover_at:
             self._recover()
+            self._replay()
             self._recover_at = now + min(RECOVER_S, self._grace_s)
         if now >= self._sweep_at:
             self._sweeper.sweep()
@@ -119,6 +131,16 @@ class Beater:
             self._log.warning("leases_passed", jobs=found.suspects)
         if found.given_back:
             self._log.warning("jobs_recovered", jobs=len(found.given_back), job_ids=list(found.given_back)[:20])
+
+    def _replay(self) -> None:
+        """Show clients what was left in the outbox of a Cluster, by whomever."""
+        if self._transitions.outbox is not None:
+            delivery = self._transitions.outbox.replay()
+            log_refused(delivery, self._log)
+            if delivery.waiting:
+                self._log.warning("records_wait", records=delivery.waiting, reason=delivery.reason)
+            if delivery.written:
+                self._log.info("records_replayed", records=delivery.written)
 
     def _read_mail(self, seconds: float) -> None:
         keys = self._transitions.keys

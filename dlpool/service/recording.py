@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
+from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.transitions import Finish, Ticket, Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.link import Backoff, Link, Pace
@@ -106,16 +107,26 @@ class Recorder:
 
 
 def finished(transitions: Transitions, sid: str, endings: Sequence[Finish], logger: Logger) -> list[str]:
-    """What Redis answers to these endings. Raises QueueAway, QueueRefused.
+    """What Redis answers to these endings, once clients can see their records. Raises QueueAway, QueueRefused.
 
-    A record that Redis does not take (its key holds another type) does not keep the others waiting.
+    A record that Redis does not take (its key holds another type) does not keep the others waiting; in a Cluster also
+    one whose node is away does not, it is in the outbox.
     """
     try:
-        return transitions.finish(sid, endings)
+        replies = transitions.finish(sid, endings)
     except (QueueAway, QueueRefused):
         raise
     except QueueError:
-        return [_finished_alone(transitions, sid, ending, logger) for ending in endings]
+        replies = [_finished_alone(transitions, sid, ending, logger) for ending in endings]
+    if transitions.outbox is not None:
+        log_refused(transitions.outbox.deliver([str(ending.ticket) for ending in endings if ending.record]), logger)
+    return replies
+
+
+def log_refused(delivery: Delivery, logger: Logger) -> None:
+    """A line for each record of an outbox that Redis will never take."""
+    for ticket, reason in delivery.refused:
+        logger.error("record_refused", job_id=ticket.rpartition(".")[0], error=reason)
 
 
 def _finished_alone(transitions: Transitions, sid: str, ending: Finish, logger: Logger) -> str:

@@ -1,9 +1,10 @@
 -- What an operator asks of one job. A running one gets a flag, and its supervisor mail; all others change at once.
--- KEYS  1 intake, 2 hash of the failure records that clients see
+-- KEYS  1 intake, 2 hash of the failure records that clients see; in a Cluster the outbox
 -- ARGV  1 prefix, 2 id, 3 verb: cancel, pause, resume, retry, promote, priority
---       4 priority (priority), 5 URL and 6 failure record (cancel; the record goes into the field URL), or ''
+--       4 priority (priority)
+--       5 kind of the failure record, for cancel and retry: hash (6 field, 7 value), outbox (the same), or ''
 -- Returns OK, ASKED (a supervisor will do it), NONE (no such job), or the state in which that cannot be done.
-local id, verb, level, url, record = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local id, verb, level, kind, field, record = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local state, owner, priority, flag, due, leader =
   unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader'))
 if not state then return 'NONE' end
@@ -28,8 +29,8 @@ end
 
 -- What clients see of the failure goes, unless it is of another job with that URL.
 local function forget_record()
-  local seen = url ~= '' and redis.call('HGET', KEYS[2], url)
-  if seen and string.find(seen, redis.call('HGET', job_key(id), 'raw'), 1, true) then redis.call('HDEL', KEYS[2], url) end
+  local seen = kind == 'hash' and redis.call('HGET', KEYS[2], field)
+  if seen and string.find(seen, redis.call('HGET', job_key(id), 'raw'), 1, true) then redis.call('HDEL', KEYS[2], field) end
 end
 
 local can = {}
@@ -39,7 +40,8 @@ function can.cancel()
   if state == 'running' then return ask('cancel') end
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('ZREM', prefix .. 'paused', id)
-  if url ~= '' then redis.call('HSET', KEYS[2], url, record) end
+  if kind == 'hash' then redis.call('HSET', KEYS[2], field, record) end
+  if kind == 'outbox' then redis.call('HSET', KEYS[2], field, now .. ' ' .. record) end
   end_one(id, 'cancelled', '{"label":"cancelled","message":"the job was cancelled"}')
   free_followers(id)
   return 'OK'

@@ -5,12 +5,14 @@
 --         given back); pause (the same, for one that was asked to pause); crash (to the front, one more death is
 --         counted); follow (waits for the job that does the same). What was asked to pause is paused by any but the ends
 --       6 delay in ms, 7 note (JSON), 8 priority to go on with, or '', 9 digest of url and path (follow), or ''
---       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12), or ''
+--       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12),
+--         outbox (in a Cluster, KEYS[2] is the outbox: HSET with field 12, after the time), or ''
 --       11 ttl s, 12 field, 13 value
 -- Returns OK, DUP (done by an earlier call), FENCED (another claim or recovery came between), GONE (no such job),
 --         or for follow: FOLLOWS or LEADS (it goes on running). An error changes nothing.
 local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local note, digest = ARGV[7], ARGV[9]
+local OUTBOX_MAX = 10000 -- records; no job ends while there are as many
 local state, owner, present, priority, dedupe, flag =
   unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe', 'flag'))
 if not state then return 'GONE' end
@@ -23,11 +25,17 @@ if ARGV[10] == 'hash' then
   if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a hash') end
 end
 
+if ARGV[10] == 'outbox' and redis.call('HLEN', KEYS[2]) >= OUTBOX_MAX then
+  return redis.error_reply('BUSY the outbox is full: clients\' records cannot be written')
+end
+
 local function write_record()
   if ARGV[10] == 'string' then
     redis.call('SET', KEYS[2], ARGV[13], 'EX', ARGV[11])
   elseif ARGV[10] == 'hash' then
     redis.call('HSET', KEYS[2], ARGV[12], ARGV[13])
+  elseif ARGV[10] == 'outbox' then
+    redis.call('HSET', KEYS[2], ARGV[12], now .. ' ' .. ARGV[13])
   end
 end
 

@@ -1,0 +1,101 @@
+"""What operators do with a job, or with a failure record. Thread-safe, as the client is; all raises QueueError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import cluster_of, translated
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.outbox import entry_of
+from dlpool.jobs.pushed import BadJob, Malformed, PushedJob
+from dlpool.jobs.records import Record, failure_record
+from dlpool.jobs.transitions import Transitions
+
+VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority")
+
+
+class Controls:
+    """The verbs, on one queue. In a Cluster the records that clients see are not changed in the same step."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._keys = keys
+        self._transitions = Transitions(client, keys)
+
+    def control(self, verb: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
+        """Do one of ``VERBS`` with a job: OK, ASKED (its supervisor will), NONE, or the state that does not allow it.
+
+        ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
+        """
+        raw = self._raw(job_id) if verb in ("cancel", "retry") else None
+        record = None if raw is None else _failure(self._keys, raw, message, at)
+        outbox = self._transitions.outbox
+        ticket = f"{job_id}.cancel"
+        visible: list[Any] = ["", "", ""]
+        if record is not None and outbox is None:
+            visible = ["hash", record.field, record.value]
+        elif record is not None and verb == "cancel":
+            visible = ["outbox", ticket, entry_of(record)]
+        key = self._keys.failed if outbox is None else self._keys.outbox
+        arguments = [self._keys.prefix, job_id, verb, priority, *visible]
+        reply = str(self._transitions.run_many("control", [([self._keys.intake, key], arguments)])[0].decode())
+        if outbox is not None and record is not None and reply == "OK":
+            if verb == "cancel":
+                outbox.deliver([ticket])
+            else:
+                self._forget(record, raw or b"")
+        return reply
+
+    def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
+        """Make a failure record a job again: OK, or GONE where it is another one by now.
+
+        In a Cluster it may become a job twice, if this process ends between the two steps.
+        """
+        if cluster_of(self._client) is None:
+            keys = [self._keys.intake, self._keys.failed]
+            reply = self._transitions.run_many("requeue", [(keys, [self._keys.prefix, url, record, raw])])
+            return str(reply[0].decode())
+        records = records_client(self._client, self._keys)
+        with translated(records):
+            if records.hget(self._keys.failed, url) != record:
+                return "GONE"
+        with translated(self._client):
+            self._client.lpush(self._keys.intake, raw)
+        with translated(records):
+            records.hdel(self._keys.failed, url)
+        return "OK"
+
+    def _raw(self, job_id: str) -> bytes | None:
+        with translated(self._client):
+            raw: bytes | None = self._client.hget(self._keys.job(job_id), "raw")
+        return raw
+
+    def _forget(self, record: Record, raw: bytes) -> None:
+        """What clients see of the failure goes, unless it is of another job with that URL."""
+        records = records_client(self._client, self._keys)
+        with translated(records):
+            seen = records.hget(record.key, record.field)
+            if seen is not None and raw in seen:
+                records.hdel(record.key, record.field)
+
+
+def records_client(client: redis.Redis, keys: Keys) -> Any:
+    """A client that reaches the failure records: in a Cluster they are in a slot of their own."""
+    cluster = cluster_of(client)
+    if cluster is None:
+        return client
+    with translated(client):
+        return cluster.client_of(keys.failed)
+
+
+def _failure(keys: Keys, raw: bytes, message: str, at: float) -> Record | None:
+    """The record that a job has failed; None for one whose URL cannot be told."""
+    try:
+        url = PushedJob.parse(raw).url
+    except BadJob as error:
+        url = error.url
+    except Malformed:
+        return None
+    return failure_record(keys, url, raw, message, at)
