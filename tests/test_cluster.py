@@ -13,7 +13,9 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway
 from dlpool.jobs.connection import connect
+from dlpool.jobs.controls import Controls
 from dlpool.jobs.facts import check_server
+from dlpool.jobs.failures import Failures
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.outbox import AT_ONCE, Outbox
 from dlpool.jobs.pushed import PushedJob, compose
@@ -255,6 +257,23 @@ def test_many_pushes_and_the_views_work_in_a_cluster(cluster: Cluster, tmp_path:
     assert views.job("job-7").id == "job-7"
     assert views.stats().ready["normal"] == 100
     assert check_server(queue.client) == ()
+
+
+def test_operators_work_on_records_that_are_on_another_node(cluster: Cluster, tmp_path: Path) -> None:
+    queue, raw = queue_of(cluster, tmp_path), compose(URL, "1")
+    controls, failures = Controls(queue.client, KEYS), Failures(queue.client, KEYS)
+    queue.push([(PushedJob.parse(raw), "job-1")])
+    assert controls.control("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    found = failures.get(URL)
+    assert found is not None
+    assert (found.message, found.raw, queue.client.hlen(KEYS.outbox)) == ("the job was cancelled", raw, 0)
+    assert controls.control("retry", "job-1") == "OK"
+    assert list(failures.all()) == []
+    assert controls.control("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    [again] = failures.all()
+    assert (failures.retry(again), list(failures.all())) == ("OK", [])
+    assert queue.client.lrange(KEYS.intake, 0, -1) == [raw]
+    assert failures.retry(again) == "GONE"
 
 
 def test_one_node_that_answers_is_enough(cluster: Cluster, tmp_path: Path) -> None:
