@@ -82,7 +82,8 @@ def worker_frozen(stage: Stage, chance: random.Random) -> Struck | None:
     if not found:
         return None
     node, worker = chance.choice(found)
-    return _freeze(f"worker {worker.pid} of {node.name}", [worker], chance.uniform(0.5, 8), "")
+    seconds = chance.choice([chance.uniform(0.5, 8), chance.uniform(12, 20)])
+    return _freeze(f"worker {worker.pid} of {node.name}", [worker], seconds, "")
 
 
 @fault(weight=5)

@@ -20,7 +20,7 @@ AWAY_S = (0.1, 8.0)  # until the next start: shorter or longer than lease and gr
 END_LATEST_S = 60.0  # after SIGTERM
 FAST: dict[str, dict[str, Any]] = {
     "supervisor": {
-        "lease": "3s", "grace": "2s", "workers": 2, "max_concurrent_downloads": 6, "worker_timeout": "5s",
+        "lease": "3s", "grace": "2s", "workers": 2, "max_concurrent_downloads": 6, "worker_timeout": "15s",
         "drain_timeout": "2s", "fault_delay": "1s", "max_attempts": 1000,
     },
     "network": {"read_timeout": "3s"},
