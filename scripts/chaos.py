@@ -7,6 +7,7 @@ import argparse
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,6 +44,8 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was started ends with us
     folder = Path(tempfile.mkdtemp(prefix="dlpool-chaos-"))
     try:
         report = run(folder, seed, arguments.minutes * 60, lambda text: print(text, flush=True))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 from dlpool.jobs.keys import Keys
 from tests.chaos.faults import FAULTS, Fault, Struck
-from tests.chaos.run import run
+from tests.chaos.run import Report, in_vain, run
 from tests.chaos.stage import Stage
 
 SECONDS = 20.0
@@ -35,7 +36,7 @@ def spoil(stage: Stage, chance: random.Random) -> Struck | None:
     return Struck("three wrongs", 60.0, holds="wrongs")
 
 
-def test_the_check_sees_what_was_spoilt_and_that_no_fault_was_injected(tmp_path: Path) -> None:
+def test_the_check_sees_a_spoilt_file_a_lost_record_and_a_doubled_job(tmp_path: Path) -> None:
     report = run(tmp_path / "spoilt", SEED, 4.0, print, [Fault("spoilt", 1, spoil)])
     assert report.faults["spoilt"] == 1
     assert len(report.violations) == 3, report.violations
@@ -45,5 +46,8 @@ def test_the_check_sees_what_was_spoilt_and_that_no_fault_was_injected(tmp_path:
     assert "is none that was pushed" in found
 
 
-def test_a_run_without_faults_does_not_pass(tmp_path: Path) -> None:
-    assert run(tmp_path, SEED, 1.0, print, []).violations == ["no fault was injected"]
+def test_a_run_without_faults_or_without_ends_does_not_pass() -> None:
+    ended, faults = Counter(succeeded=1, failed=1), Counter(worker_killed=1)
+    assert in_vain(Report(SEED, faults=faults, ends=ended)) == []
+    assert in_vain(Report(SEED, ends=ended)) == ["no fault was injected"]
+    assert in_vain(Report(SEED, faults=faults)) == ["no job has succeeded, or none failed"]

@@ -18,13 +18,21 @@ from tests.proxy import Proxy
 
 AWAY_S = (0.1, 8.0)  # until the next start: shorter or longer than lease and grace
 END_LATEST_S = 60.0  # after SIGTERM
-FAST: dict[str, dict[str, Any]] = {
-    "supervisor": {
+
+
+def settings(downloads: Path, chance: random.Random) -> dict[str, dict[str, Any]]:
+    """What the supervisors of a run share: short times, and what a seed decides."""
+    fast: dict[str, Any] = {
         "lease": "3s", "grace": "2s", "workers": 2, "max_concurrent_downloads": 6, "worker_timeout": "15s",
-        "drain_timeout": "2s", "fault_delay": "1s", "max_attempts": 1000,
-    },
-    "network": {"read_timeout": "3s"},
-}  # fmt: skip
+        "drain_timeout": "2s", "fault_delay": "1s", "max_attempts": 1000, "job_retry_delay": "100ms",
+        "job_retry_max_delay": "500ms", "locked_delay": "200ms",
+    }  # fmt: skip
+    return {
+        "supervisor": fast | chance.choice([{}, {"max_jobs_per_worker": 20}]),
+        "network": {"read_timeout": "3s", "network": "any"},
+        "redis": {"order": chance.choice(["fifo", "fifo", "lifo"])},
+        "paths": {"download_dir": downloads},
+    }
 
 
 class Journal:
@@ -55,10 +63,11 @@ class Journal:
 class Node:
     """Used by one thread. ``problems`` is what must not have happened."""
 
-    def __init__(self, name: str, folder: Path, redis_socket: Path, downloads: Path) -> None:
+    def __init__(self, name: str, folder: Path, redis_socket: Path, given: dict[str, dict[str, Any]]) -> None:
         self.name = name
         self.network = Proxy(redis_socket)
-        self.service = Supervisor(folder, self.network.url, {**FAST, "paths": {"download_dir": downloads}})
+        given = {**given, "redis": {**given["redis"], "url": self.network.url}}
+        self.service = Supervisor(folder, self.network.url, given)
         self.journal = Journal(self.service.log_file)
         self.may_end_with: set[int] = set()
         self.problems: list[str] = []

@@ -15,7 +15,8 @@ from dlpool.jobs.transitions import Transitions
 from tests.chaos.jobs import Job, Jobs
 
 MAX_JOBS = 9000  # as many as Redis remembers, nearly
-JOBS_A_SECOND = 12.0
+JOBS_A_SECOND = 15.0
+BURST = 60  # half of the jobs come so many at once, as many as there are not slots for
 GIVE_UP_S = 60.0
 RAW_ONLY = ("malformed", "bad_field")
 
@@ -46,9 +47,10 @@ class Pusher:
 
     def _serve(self) -> None:
         while not self._stopping.is_set() and len(self._jobs.made) < MAX_JOBS:
-            for job in self._jobs.make():
-                self._push(job)
-            self._stopping.wait(self._apart_s * self._chance.uniform(0, 2))
+            for _ in range(self._chance.choices([1, BURST], [BURST, 1])[0]):
+                for job in self._jobs.make():
+                    self._push(job)
+            self._stopping.wait(2 * self._apart_s * self._chance.uniform(0, 2))
 
     def _push(self, job: Job) -> None:
         if job.id is not None and job.kind not in RAW_ONLY and self._chance.random() < 0.5:

@@ -103,7 +103,7 @@ def run(
 
     with ExitStack() as stack:
         stage = Stage(folder, seed, seconds, stack, timed)
-        report.lines["Redis"] = f"{len(stage.nodes)} supervisors, appendfsync {stage.appendfsync}"
+        report.lines["stage"] = repr(stage)
         if not stage.has_own_disk:
             report.lines["left out"] = "disk_full, as mounting needs root"
         _wreak(stage, seed, seconds, timed, report, faults)
@@ -116,7 +116,7 @@ def run(
         _settle(stage)
         report.violations += check.violations()
         report.ends = check.ends
-        report.violations += _in_vain(report)
+        report.violations += in_vain(report)
         report.lines["jobs"] = f"{len(stage.jobs.made)} made, {check.in_doubt} pushed with a reply that was lost"
         report.lines["starts of supervisors"] = str(sum(node.starts for node in stage.nodes))
         report.lines["duration"] = f"{time.monotonic() - began:.0f} s, {seconds:.0f} s of them with faults"
@@ -175,7 +175,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _in_vain(report: Report) -> list[str]:
+def in_vain(report: Report) -> list[str]:
     """A run in which nothing has happened proves nothing."""
     said = [] if report.faults else ["no fault was injected"]
     return (

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.chaos.jobs import Jobs
-from tests.chaos.node import Node
+from tests.chaos.node import Node, settings
 from tests.chaos.pusher import Pusher
 from tests.chaos.site import Site
 from tests.chaos.witness import Witness
@@ -48,7 +48,8 @@ class Stage:
         self.origin = stack.enter_context(Origin(self.site))
         self.jobs.origin = self.origin.url
         names = "abc"[: chance.choice([2, 2, 3])]
-        self.nodes = [Node(name, folder / name, self.server.socket, self.downloads) for name in names]
+        self.settings = settings(self.downloads, chance)
+        self.nodes = [Node(name, folder / name, self.server.socket, self.settings) for name in names]
         stack.callback(self._end_all)
         self.pusher = Pusher(seed, self.jobs, self.server.client(socket_timeout=PATIENCE_S), seconds)
         self.witness = Witness(self.server.client(socket_timeout=PATIENCE_S))
@@ -56,7 +57,11 @@ class Stage:
         self.held: set[str] = set()  # what a fault has in its hands
 
     def __repr__(self) -> str:
-        return f"<Stage {self.folder}: {self.nodes!r}>"
+        order, most = self.settings["redis"]["order"], self.settings["supervisor"].get("max_jobs_per_worker", "any")
+        return (
+            f"<Stage {len(self.nodes)} supervisors, appendfsync {self.appendfsync}, {order}, {most} jobs per worker, "
+            f"{'a' if self.has_own_disk else 'no'} disk of its own>"
+        )
 
     def memory(self) -> int:
         """What Redis uses, in bytes."""
