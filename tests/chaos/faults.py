@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -233,7 +234,10 @@ def disk_full(stage: Stage, chance: random.Random) -> Struck | None:
     if not stage.has_own_disk or "disk" in stage.held:
         return None
     stats = os.statvfs(stage.downloads)
-    stage.set_disk(str((stats.f_blocks - stats.f_bfree + chance.choice([4, 64])) * stats.f_frsize))
+    try:
+        stage.set_disk(str((stats.f_blocks - stats.f_bfree + chance.choice([4, 64])) * stats.f_frsize))
+    except subprocess.CalledProcessError:  # more was written meanwhile
+        return None
     seconds = chance.uniform(0.2, 4)
     return Struck(f"for {seconds:.1f} s", seconds, stage.free_disk, "disk")
 
