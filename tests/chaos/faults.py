@@ -125,8 +125,8 @@ def supervisor_frozen(stage: Stage, chance: random.Random) -> Struck | None:
 
 @fault(weight=4)
 def supervisor_told_to_end(stage: Stage, chance: random.Random) -> Struck | None:
-    """SIGTERM, now and then twice."""
-    node = _one([node for node in stage.nodes if node.is_listening], chance)
+    """SIGTERM at any time, now and then twice."""
+    node = _one([node for node in stage.nodes if node.is_alive], chance)
     if node is None:
         return None
     for _ in range(times := chance.choice([1, 1, 2])):
@@ -137,7 +137,7 @@ def supervisor_told_to_end(stage: Stage, chance: random.Random) -> Struck | None
 @fault(weight=3)
 def supervisor_told_to_reload(stage: Stage, chance: random.Random) -> Struck | None:
     """SIGHUP."""
-    node = _one([node for node in stage.nodes if node.is_listening], chance)
+    node = _one([node for node in stage.nodes if node.handles(signal.SIGHUP)], chance)
     if node is None:
         return None
     node.service.signal(signal.SIGHUP)

@@ -88,13 +88,12 @@ class Node:
         self.journal.read()
         return self.is_alive and self.service.pid in self.journal.ready
 
-    @property
-    def is_listening(self) -> bool:
-        """Whether its process handles signals by now; before that, they end any process. See proc_pid_status(5)."""
+    def handles(self, number: signal.Signals) -> bool:
+        """Whether its process handles the signal by now; before that, it is ended by it. See proc_pid_status(5)."""
         if not self.is_alive:
             return False
         status = dict(line.split(":", 1) for line in Path(f"/proc/{self.service.pid}/status").read_text().splitlines())
-        return bool(int(status["SigCgt"], 16) & 1 << signal.SIGHUP - 1)
+        return bool(int(status["SigCgt"], 16) & 1 << number - 1)
 
     @property
     def _process(self) -> subprocess.Popen[bytes] | None:
@@ -120,8 +119,8 @@ class Node:
             self._process.kill()
 
     def tell_to_end(self, now: float) -> None:
-        """SIGTERM."""
-        self.may_end_with.add(0)
+        """SIGTERM; before it works it ends at once."""
+        self.may_end_with |= {0} if self.handles(signal.SIGTERM) else {0, -signal.SIGTERM}
         self._end_by = min(self._end_by or now + END_LATEST_S, now + END_LATEST_S)
         self.service.signal(signal.SIGTERM)
 

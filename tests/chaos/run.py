@@ -20,6 +20,7 @@ from tests.chaos.faults import FAULTS, Fault, Struck
 from tests.chaos.stage import Stage
 
 APART_S = (0.1, 1.9)  # two faults
+PACES = (0.3, 1.0, 1.0)  # of that; a seed has one
 TURN_S = 0.05
 READY_S = 60.0
 CALM_S = 180.0
@@ -45,6 +46,7 @@ class Chaos:
     def __init__(self, stage: Stage, seed: int, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS) -> None:
         self._stage = stage
         self._chance = random.Random(f"{seed}: faults")
+        self._pace = self._chance.choice(PACES)
         self._say = say
         self._faults = faults
         self._undos: list[tuple[float, int, str, Struck]] = []
@@ -60,7 +62,7 @@ class Chaos:
         while self._undos and self._undos[0][0] <= now:
             self._undo()
         if now >= self._strike_at and self._faults:
-            self._strike_at = now + self._chance.uniform(*APART_S)
+            self._strike_at = now + self._pace * self._chance.uniform(*APART_S)
             self._strike(now)
 
     def end(self) -> None:
