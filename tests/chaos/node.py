@@ -119,8 +119,9 @@ class Node:
             self._process.kill()
 
     def tell_to_end(self, now: float) -> None:
-        """SIGTERM; before it works it ends at once."""
-        self.may_end_with |= {0} if self.handles(signal.SIGTERM) else {0, -signal.SIGTERM}
+        """SIGTERM; before it works, and when told again at its very end, it ends at once."""
+        is_working = self.handles(signal.SIGTERM) and self._end_by is None
+        self.may_end_with |= {0} if is_working else {0, -signal.SIGTERM}
         self._end_by = min(self._end_by or now + END_LATEST_S, now + END_LATEST_S)
         self.service.signal(signal.SIGTERM)
 
