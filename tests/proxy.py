@@ -1,4 +1,4 @@
-"""A TCP proxy that fails as networks do: it loses replies, breaks connections, goes silent, is not there."""
+"""A TCP proxy that fails as networks do: it loses replies, breaks connections, is slow or silent, is not there."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Proxy:
         self._mode = "pass"
         self._marker: bytes | None = None
         self._is_silent = False
+        self._late_s = 0.0
         self._pairs: set[_Pair] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -93,6 +94,11 @@ class Proxy:
     def blackhole(self) -> None:
         """Accept connections and data, and deliver nothing in either direction until the mode changes."""
         self._set("hold")
+
+    def slow_down(self, seconds: float) -> None:
+        """Deliver each piece of data so much later."""
+        self._late_s = seconds
+        self._set("slow")
 
     def refuse(self) -> None:
         """Close all connections and refuse new ones; the port stays ours."""
@@ -199,6 +205,8 @@ class Proxy:
     def _hold(self, pair: _Pair) -> None:
         """Wait while we are a black hole; a connection that is dropped meanwhile delivers nothing any more."""
         with self._changed:
+            if self._mode == "slow":
+                self._changed.wait_for(lambda: self._mode != "slow", self._late_s)
             self._changed.wait_for(lambda: self._mode != "hold" or pair.client.fileno() < 0)
 
     @staticmethod

@@ -87,7 +87,7 @@ def test_the_demo_shows_the_main_job() -> None:
 
 def test_the_scripts_of_the_readme_exist() -> None:
     named = set(re.findall(r"scripts/[a-z]+", README))
-    assert named == {"scripts/demo", "scripts/test", "scripts/check", "scripts/bench"}
+    assert named == {"scripts/demo", "scripts/test", "scripts/check", "scripts/bench", "scripts/chaos"}
     assert all(os.access(ROOT / name, os.X_OK) for name in named)
 
 

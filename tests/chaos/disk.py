@@ -1,0 +1,51 @@
+"""What a chaos run must leave on the disk, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.chaos.jobs import Job
+from tests.chaos.stage import Stage
+from tests.conftest import sha256
+
+LEFTOVER = (".part", ".part.meta", ".tmp")
+
+
+def leftover_files(downloads: Path) -> list[str]:
+    """What no finished job may leave."""
+    return [str(path.relative_to(downloads)) for path in _files(downloads) if path.name.endswith(LEFTOVER)]
+
+
+def wrong_files(stage: Stage, succeeded: Sequence[Job], doubtful: set[str]) -> Iterator[str]:
+    """Each file against what was served. ``doubtful`` paths may be there: of jobs that were given up."""
+    wanted = {job.path: job for job in succeeded}
+    found = {str(path.relative_to(stage.downloads)): path for path in _files(stage.downloads)}
+    for name in sorted(wanted.keys() - found.keys()):
+        yield f"{wanted[name].name}: its file {name} is not there"
+    for name in sorted(found.keys() - wanted.keys() - doubtful):
+        yield f"file {name} should not be there"
+    for name in sorted(wanted.keys() & found.keys()):
+        data = found[name].read_bytes()
+        if sha256(data) not in stage.jobs.versions(wanted[name]):
+            yield f"{wanted[name].name}: {len(data)} bytes of {name} are not the {wanted[name].size} that were served"
+    if (stage.downloads.parent / "out of the folder").exists():
+        yield "a file has left its folder"
+
+
+def unclean_states(stage: Stage) -> Iterator[str]:
+    """What supervisors that ended well keep: nothing of any job."""
+    for node in stage.nodes:
+        folder = node.service.state_dir
+        yield from (f"{path} is left" for path in (folder / "spool").iterdir())
+        yield from (f"{path} is left" for path in folder.iterdir() if path.name.endswith(".tmp"))
+        if text := (folder / "trail").read_text():
+            yield f"the trail of {node.name} is not empty: {text[:1000]}"
+        if (text := (folder / "sids.json").read_text()).strip() != "[]":
+            yield f"the sids of {node.name} are not forgotten: {text}"
+        if "Traceback" in node.service.errors.read_text():
+            yield f"supervisor {node.name} said:\n{node.service.errors.read_text()[-3000:]}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
