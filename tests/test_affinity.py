@@ -72,7 +72,7 @@ def test_a_large_job_uses_all_cpus_and_an_idle_worker_one(redis_server: RedisSer
         Origin(file) as origin,
         fleet(tmp_path, redis_server.url, "a", supervisor=workers) as (service,),
     ):
-        assert all(spread_threads(worker.pid) == 0 for worker in service.workers())
+        wait_until(lambda: [spread_threads(worker.pid) for worker in service.workers()] == [0] * len(CPUS))
         client.push(f"{origin.url}/f", "f", id="f")
         worker = wait_for_run(service, "f")
         wait_until(lambda: spread_threads(worker) > 0)

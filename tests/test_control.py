@@ -180,6 +180,7 @@ def test_promoted_and_raised_jobs_go_first(
         assert call("promote", "d").code == 0
         file.gate.set()
         client.wait_for(*(f"{origin.url}/{name}" for name in "abcd"))
+        wait_until(lambda: len(service.events("job_succeeded")) == 5)
         order = [record["dlpool.job.id"] for record in service.events("job_succeeded")]
         assert order == ["held", "d", "c", "b", "a"]
 
