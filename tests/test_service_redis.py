@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dlpool.jobs.transitions import Finish, Ticket
+from dlpool.service.spool import Spool
 from tests.conftest import free_port
 from tests.fleet import Client, Supervisor, fleet
 from tests.origin import Connection, File, Origin, Request
@@ -139,6 +141,15 @@ def test_outcomes_on_disk_outlive_the_supervisor_and_are_recorded_once(server: R
     assert_ended_once(client, *(f"job-{number}" for number in range(3)))
     assert len(origin.requests) == 3
     assert client.leftovers() == []
+
+
+def test_an_outcome_that_a_kill_cut_off_is_not_kept_for_good(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.keep("node-00000000", Finish(Ticket("job-a", 1), "failed"))
+    (spool.folder / "job-b.2.tmp").write_text('{"half of')
+    again = Spool(tmp_path)
+    assert [path.name for path in again.folder.iterdir()] == ["job-a.1.json"]
+    assert [ending.ticket.id for _, ending in again.kept()] == ["job-a"]
 
 
 def test_a_file_that_is_published_while_redis_is_away_is_recorded_by_the_next_start(

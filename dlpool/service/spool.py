@@ -23,6 +23,8 @@ class Spool:
         self.folder = state_dir / "spool"
         with translated(f"make {self.folder}"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("*.tmp"):  # a kill came before its rename: its job is still in Redis
+                unfinished.unlink()
         self._kept: set[Ticket] = set()
 
     def __len__(self) -> int:

@@ -88,6 +88,11 @@ class Node:
         self.journal.read()
         return self.is_alive and self.service.pid in self.journal.ready
 
+    @property
+    def is_staying(self) -> bool:
+        """Whether it works and was not told to end."""
+        return self._end_by is None and self.is_up
+
     def handles(self, number: signal.Signals) -> bool:
         """Whether its process handles the signal by now; before that, it is ended by it. See proc_pid_status(5)."""
         if not self.is_alive:

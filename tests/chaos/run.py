@@ -112,7 +112,7 @@ def run(
         check = Conservation(stage)
         over = time.monotonic()
         timed("the faults are over; waiting for calm")
-        _wait(lambda: not check.open_work(), CALM_S)
+        _wait(lambda: _all_stay(stage) and not check.open_work(), CALM_S)
         report.lines["calm"] = f"after {time.monotonic() - over:.0f} s"
         timed("calm; ending the supervisors")
         _settle(stage)
@@ -142,19 +142,22 @@ def _wreak(
         time.sleep(TURN_S)
     chaos.end()
     stage.site.calm()
-    for node in stage.nodes:
-        node.come_back()
     stage.pusher.stop()
     stage.pusher.finish()
     report.faults = chaos.struck
 
 
+def _all_stay(stage: Stage) -> bool:
+    """Whether all supervisors work; those that have ended are started."""
+    for node in stage.nodes:
+        node.come_back()
+    return all(node.is_staying for node in stage.nodes)
+
+
 def _settle(stage: Stage) -> None:
     """Let the supervisors tidy up, and end them. One whose trail still names jobs that others ended may try again."""
     for seconds in SWEEPS_S:
-        for node in stage.nodes:
-            node.come_back()
-        _wait(lambda: all(node.is_up for node in stage.nodes), READY_S)
+        _wait(lambda: _all_stay(stage), READY_S)
         _wait(lambda: not leftover_files(stage.downloads), TIDY_S)
         time.sleep(seconds)
         for node in stage.nodes:
