@@ -13,6 +13,7 @@ from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Log
+from dlpool.service.collector import calm_collector
 from dlpool.service.handle import forget_old_stacks
 from dlpool.service.hooks import check_hooks
 from dlpool.service.node import Node
@@ -60,6 +61,7 @@ def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log
     logger.info("service_started", sid=parts.sid, queue=Keys(settings.redis.group).intake,
                 redis=shown_server(effective_url(settings.redis, node.state_dir)),
                 configuration=shown_settings(settings))  # fmt: skip
+    calm_collector()
     Supervisor(settings, load, node, log, parts).run(early)
 
 

@@ -7,7 +7,6 @@ their files unlocked within seconds, whatever state the supervisor is in.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import os
 import queue
 import signal
@@ -23,6 +22,7 @@ from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
 from dlpool.observe.log import Log
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
+from dlpool.service.collector import calm_collector
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
     CancelFrame,
@@ -53,7 +53,6 @@ FROZEN_S = 2.0  # of one such look
 STATUS_S = 1.0
 STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
 ALARM_S = 5
-GC_THRESHOLD = 5000  # objects; the default, 700, is a collection every few small jobs
 STATUS_JOBS = 200  # in one frame
 
 
@@ -91,9 +90,7 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
             hold_worker_lock(settings.state_dir)
-            gc.collect()
-            gc.freeze()  # what is loaded stays
-            gc.set_threshold(GC_THRESHOLD)
+            calm_collector()
             worker.serve()
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=stacks)  # the last words, for the supervisor's log
