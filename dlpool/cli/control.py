@@ -12,14 +12,14 @@ from dlpool.cli.jobs import show_stats
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_lines, show_table
-from dlpool.errors import DlpoolError, NoSuchJob, UsageError
+from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
+from dlpool.jobs.records import CANCELLED
 from dlpool.jobs.steering import Steering
-from dlpool.jobs.views import Views
+from dlpool.jobs.views import Views, unknown_job
 from dlpool.transfer.urls import shown_url
 
-CANCELLED = "the job was cancelled"
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
 CANNOT = {
     "following": "it ends with the job that does the same",
@@ -159,5 +159,5 @@ def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str,
 
 def _problem(verb: str, name: str, reply: str) -> DlpoolError:
     if reply == "NONE":
-        return NoSuchJob(f"no job {name[:80]!r} is known: it ended long ago, or still lies in the intake list")
+        return unknown_job(name)
     return NotPossible(f"cannot {verb} {name}: {CANNOT.get(reply) or f'it is {reply}'}")

@@ -74,7 +74,7 @@ class Top:
         """The running jobs, as rows."""
         nodes = {one.sid: one.info.get("node") for one in self.stats.supervisors} if self.stats else {}
         return [
-            (view.id, nodes.get(view.owner or "") or view.owner, _bar(view), f"{self._rate(view)}",
+            (view.id, nodes.get(view.owner or "") or view.owner, _bar(view), self._rate(view),
              view.progress.get("phase", ""), shown_url(view.url or ""), view.save_path)
             for view in self.running
         ]  # fmt: skip

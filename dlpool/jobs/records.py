@@ -11,6 +11,7 @@ from functools import lru_cache
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob
 
+CANCELLED = "the job was cancelled"  # the message of its record; control.lua notes the same
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 

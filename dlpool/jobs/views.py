@@ -116,7 +116,7 @@ class Views:
             with translated(self._client):
                 fields = self._client.hgetall(self._keys.job(job_id))
         if not fields:
-            raise NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
+            raise unknown_job(job_id)
         return JobView.from_hash(job_id, fields)
 
     def stats(self) -> Stats:
@@ -199,6 +199,11 @@ class Views:
             if passes_ms > now_s * 1000
         ]
         return sum(replies[::2]), tuple(living)
+
+
+def unknown_job(job_id: str) -> NoSuchJob:
+    """What to raise for a job that Redis does not know."""
+    return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:

@@ -19,11 +19,10 @@ from dlpool.errors import (
 )
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
-from dlpool.jobs.records import failure_record, success_record
+from dlpool.jobs.records import CANCELLED, failure_record, success_record
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.service.frames import EndedFrame
 
-CANCELLED = "the job was cancelled"
 _ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
     (LostJob, "lost"),
     (Cancelled, "released"),
