@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,24 @@ def wait_for_state(client: Client, job_id: str, wanted: str, timeout_s: float = 
     wait_until(lambda: state(client, job_id) == wanted, timeout_s)
 
 
+@contextmanager
+def held_job(server: RedisServer, client: Client, folder: Path) -> Iterator[tuple[HeldFile, Origin, Supervisor]]:
+    """A service with one slot, and in it the job "f", of which something is on disk."""
+    settings = {"supervisor": ONE_SLOT}
+    with HeldFile(DATA) as file, Origin(file) as origin, Supervisor(folder, server.url, settings) as service:
+        client.push(f"{origin.url}/f", "f", id="f")
+        wait_for_run(service, "f")
+        wait_for_commit(service.out / "f")
+        yield file, origin, service
+
+
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_running_job_is_cancelled_with_its_record_and_leaves_nothing(
     redis_server: RedisServer, client: Client, call: Call, tmp_path: Path
 ) -> None:
-    with (
-        HeldFile(DATA) as file,
-        Origin(file) as origin,
-        fleet(tmp_path, redis_server.url, "a", supervisor=ONE_SLOT) as (service,),
-    ):
-        client.push(f"{origin.url}/f", "f", id="f")
-        wait_for_run(service, "f")
-        wait_for_commit(service.out / "f")
+    with held_job(redis_server, client, tmp_path) as (file, origin, service):
         ended = call("cancel", "f")
         assert (ended.code, ended.out) == (0, "f\tasked: its supervisor does it within two seconds\n")
         assert client.wait_for_failure(f"{origin.url}/f", SOON_S)["error_message"] == "the job was cancelled"
@@ -89,14 +93,7 @@ def test_a_running_job_is_cancelled_with_its_record_and_leaves_nothing(
 def test_a_paused_job_keeps_its_bytes_and_gives_its_slot_away(
     redis_server: RedisServer, client: Client, call: Call, tmp_path: Path
 ) -> None:
-    with (
-        HeldFile(DATA) as file,
-        Origin(file) as origin,
-        fleet(tmp_path, redis_server.url, "a", supervisor=ONE_SLOT) as (service,),
-    ):
-        client.push(f"{origin.url}/f", "f", id="f")
-        wait_for_run(service, "f")
-        wait_for_commit(service.out / "f")
+    with held_job(redis_server, client, tmp_path) as (file, origin, service):
         assert call("pause", "f").code == 0
         wait_for_state(client, "f", "paused")
         spans = committed(service.out / "f")
@@ -116,10 +113,7 @@ def test_a_paused_job_keeps_its_bytes_and_gives_its_slot_away(
 def test_a_paused_job_outlives_its_supervisor_and_goes_on_elsewhere(
     redis_server: RedisServer, client: Client, call: Call, tmp_path: Path
 ) -> None:
-    with HeldFile(DATA) as file, Origin(file) as origin, Supervisor(tmp_path, redis_server.url) as service:
-        client.push(f"{origin.url}/f", "f", id="f")
-        wait_for_run(service, "f")
-        wait_for_commit(service.out / "f")
+    with held_job(redis_server, client, tmp_path) as (file, origin, service):
         call("pause", "f")
         wait_for_state(client, "f", "paused")
         assert service.stop() == 0
