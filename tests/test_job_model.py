@@ -40,10 +40,11 @@ LATER = 4_000_000_000  # seconds since 1970
 
 @dataclass
 class Supervisor:
-    """What a supervisor remembers: its sid, and the jobs that it believes to hold."""
+    """What a supervisor remembers."""
 
     sid: str
     held: dict[str, Ticket] = field(default_factory=dict)
+    is_unsure: bool = True  # whether it may hold more: it has not asked yet, or a reply was lost
 
 
 @dataclass
@@ -161,16 +162,20 @@ class Fleet:
 
     def claim(self) -> None:
         one, slots = self.one(), self.random.randrange(5)
-        claim = self.queue.claim(one.sid, list(one.held.values()), slots, lease_s=30, order=ORDER)
+        known = list(one.held.values()) if one.is_unsure or self.happens() else None
+        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER)
         if claim is None:
+            one.is_unsure = True
             assert one.sid not in self.see().members("supervisors")
             self.beat_of(one)
             return
-        if self.happens():
+        one.is_unsure = self.happens()
+        if one.is_unsure:
             return  # the reply is lost
         self.take(one, list(claim.jobs))
         seen = self.see()
-        assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
+        if known is not None:
+            assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
         if len(claim.jobs) < slots:
             waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
             assert not waiting, "nothing waits while a slot is free"

@@ -138,16 +138,19 @@ class Transitions:
         ]  # fmt: skip
         return [reply.decode() for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
 
-    def claim(self, sid: str, known: Sequence[Ticket], slots: int, *, lease_s: float, order: str) -> Claim | None:
-        """Jobs for ``slots`` free slots, after those that are ours already and not ``known``.
+    def claim(
+        self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str
+    ) -> Claim | None:
+        """Jobs for ``slots`` free slots, after those that are ours already and not ``known``; None: only new ones.
 
+        What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
         None: the supervisor ``sid`` is not registered, ``beat`` comes first.
         """
         unused = new_id()
         fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
-            "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES, len(known),
-                      *(str(ticket) for ticket in known), *fresh],
+            "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES,
+                      -1 if known is None else len(known), *(str(ticket) for ticket in known or ()), *fresh],
         )  # fmt: skip
         if reply is None:
             return None

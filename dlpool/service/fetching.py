@@ -38,6 +38,7 @@ class Fetcher:
         self._order = order
         self._post = post
         self._has_strays = threading.Event()
+        self._has_strays.set()  # until Redis has told what is ours
         self._handed_over = threading.Event()
         self._handed_over.set()
         self._looked = threading.Event()
@@ -57,6 +58,7 @@ class Fetcher:
                 self._turn()
                 self._backoff.reset()
             except QueueError as error:
+                self._has_strays.set()  # the reply may have brought jobs
                 self._link.lost(error)
                 self._backoff.wait()
 
@@ -82,13 +84,17 @@ class Fetcher:
 
     def _turn(self) -> None:
         self._pace.wait()
-        self._has_strays.clear()
+        known = None
+        if self._has_strays.is_set():
+            self._has_strays.clear()  # first: what is set from now on is for the next turn
+            known = self._ledger.tickets()
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
-            self._sid, self._ledger.tickets(), room, lease_s=self._lease_s, order=self._order()
+            self._sid, known, room, lease_s=self._lease_s, order=self._order()
         )
         if claim is None:
+            self._has_strays.set()
             self._link.registered.clear()
         elif claim.jobs:
             self._handed_over.clear()

@@ -65,13 +65,10 @@ class Client:
 
         By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
         """
-        request = requests.PreparedRequest()
-        request.url = url
-        proxies = self.proxies(url)
-        pool = self._adapter.pool(request, proxies)
+        pool, target = self._adapter.route(url, self.proxies(url))
         return pool.urlopen(
             method,
-            self._adapter.request_url(request, dict(proxies)),
+            target,
             headers=headers,
             redirect=False,
             retries=False,
@@ -102,6 +99,7 @@ class _Adapter(HTTPAdapter):
         self._settings = settings
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
+        self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}
         super().__init__(pool_connections=MAX_HOSTS, pool_maxsize=pool_size)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
@@ -113,12 +111,27 @@ class _Adapter(HTTPAdapter):
         manager.pool_classes_by_scheme = pool_classes(self._settings.network)
         return manager
 
-    def pool(self, request: requests.PreparedRequest, proxies: Mapping[str, str]) -> urllib3.HTTPConnectionPool:
-        """The connections to the host of a request, or to its proxy."""
+    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, str]:
+        """The connections to the host of a URL, or to its proxy, and the target of the request there."""
+        request = requests.PreparedRequest()
+        request.url = url
         if proxies:
-            return self.get_connection_with_tls_context(request, verify=True, proxies=dict(proxies))
-        host, keys = self.build_connection_pool_key_attributes(request, verify=True)
-        return self.poolmanager.connection_from_host(**host, pool_kwargs=keys)
+            pool = self.get_connection_with_tls_context(request, verify=True, proxies=dict(proxies))
+            return pool, self.request_url(request, dict(proxies))
+        target = request.path_url
+        return self._direct(request), "/" + target.lstrip("/") if target.startswith("//") else target
+
+    def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
+        """The pool of the request's own host. Looking one up costs urllib3 as much as all else that a request is."""
+        key = origin(request.url or "")
+        pool = self._pools.get(key)
+        if pool is None or pool.pool is None:  # closed when many other hosts were asked
+            host, keys = self.build_connection_pool_key_attributes(request, verify=True)
+            pool = self.poolmanager.connection_from_host(**host, pool_kwargs=keys)
+            if len(self._pools) >= MAX_HOSTS:
+                self._pools = {}
+            self._pools[key] = pool
+        return pool
 
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None

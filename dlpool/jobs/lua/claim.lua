@@ -1,7 +1,8 @@
--- Hand a supervisor the jobs that it holds without knowing, then new ones for its free slots.
--- A lost reply loses nothing: the next call returns what that one had claimed, as the caller does not name it as known.
+-- Hand a supervisor jobs for its free slots; if it asks for that, first those that it holds without knowing.
+-- A lost reply loses nothing: a call that says what is known returns what that one had claimed.
 -- KEYS  1 intake
--- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes, 7 number of known jobs,
+-- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
+--       7 number of known jobs, or -1 if only new ones are asked for,
 --       then "id.fence" of each known job, then an unused id for each free slot
 -- Returns false if the supervisor is not registered (beat registers it), else
 --         {ms until the next delayed job is due or -1, or -2 while queue or node are paused,
@@ -21,13 +22,18 @@ local function hand_over(id)
   claimed[#claimed + 1] = { id, unpack(values) }
 end
 
-local function take(id)
-  local fence = redis.call('INCR', prefix .. 'fence')
-  redis.call('HSET', job_key(id), 'state', 'running', 'owner', sid, 'fence', fence, 'started', now)
-  redis.call('HINCRBY', job_key(id), 'attempts', 1)
+local fence = tonumber(redis.call('GET', prefix .. 'fence') or 0)
+local function own(id, ...)
+  fence = redis.call('INCR', prefix .. 'fence')
+  redis.call('HSET', job_key(id), 'state', 'running', 'owner', sid, 'fence', fence, 'started', now, ...)
   redis.call('ZADD', prefix .. 'leases', now + lease, id)
   redis.call('SADD', prefix .. 'own:' .. sid, id)
   tell('job_started', id, 'owner', sid)
+end
+
+local function take(id)
+  own(id)
+  redis.call('HINCRBY', job_key(id), 'attempts', 1)
   hand_over(id)
 end
 
@@ -40,13 +46,13 @@ local function given_id(raw)
   return redis.call('EXISTS', job_key(id)) == 0 and id or nil
 end
 
-local fresh = 7 + known_count
+local fresh = 7 + math.max(0, known_count)
 local function adopt(raw)
   fresh = fresh + 1
   local id = given_id(raw) or ARGV[fresh]
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
-  redis.call('HSET', job_key(id), 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now)
-  take(id)
+  own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1)
+  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false }
   return true
 end
 
@@ -87,10 +93,13 @@ local INTAKE_FIRST = { from_inbox, from_intake, from_high, from_normal, from_low
 local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
 -- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
+local is_empty = {}
 local function take_next()
-  local turn = tonumber(redis.call('GET', prefix .. 'fence') or 0) % 20
-  for _, source in ipairs(IN_TURN[turn] or USUAL) do
-    if source() then return true end
+  for _, source in ipairs(IN_TURN[fence % 20] or USUAL) do
+    if not is_empty[source] then
+      if source() then return true end
+      is_empty[source] = true
+    end
   end
   return false
 end
@@ -106,11 +115,12 @@ end
 
 local known = {}
 for index = 8, 7 + known_count do known[ARGV[index]] = true end
-for _, id in ipairs(redis.call('SMEMBERS', prefix .. 'own:' .. sid)) do
-  local owner, fence = unpack(redis.call('HMGET', job_key(id), 'owner', 'fence'))
+local ours = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'own:' .. sid) or {}
+for _, id in ipairs(ours) do
+  local owner, present = unpack(redis.call('HMGET', job_key(id), 'owner', 'fence'))
   if owner ~= sid then
     redis.call('SREM', prefix .. 'own:' .. sid, id)
-  elseif not known[id .. '.' .. fence] then
+  elseif not known[id .. '.' .. present] then
     redis.call('ZADD', prefix .. 'leases', now + lease, id)
     redis.call('HDEL', job_key(id), 'suspect')
     hand_over(id)
