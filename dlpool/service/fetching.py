@@ -90,9 +90,7 @@ class Fetcher:
             known = self._ledger.tickets()
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
-        claim = self._transitions.claim(
-            self._sid, known, room, lease_s=self._lease_s, order=self._order()
-        )
+        claim = self._transitions.claim(self._sid, known, room, lease_s=self._lease_s, order=self._order())
         if claim is None:
             self._has_strays.set()
             self._link.registered.clear()

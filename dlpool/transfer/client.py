@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -20,6 +20,7 @@ from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import pool_classes
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
+from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.ticker import Ticker
 from dlpool.transfer.urls import shown_url
 
@@ -60,13 +61,13 @@ class Client:
             self._proxies[origin(url)] = found
         return found
 
-    def send(self, method: str, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def send(self, method: str, url: str, headers: Mapping[str, str]) -> StrictResponse:
         """Send a request and return the answer with its body unread. Raises what requests and urllib3 raise.
 
         By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
         """
         pool, target = self._adapter.route(url, self.proxies(url))
-        return pool.urlopen(
+        raw: Any = pool.urlopen(
             method,
             target,
             headers=headers,
@@ -77,6 +78,7 @@ class Client:
             preload_content=False,
             decode_content=False,
         )
+        return cast(StrictResponse, raw)
 
     def check(self) -> None:
         """Raise ConfigurationError now if the proxy or the certificates of the settings cannot be used."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
 MAX_IDLE_S = 30.0
+_Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed for a GET
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
@@ -44,13 +46,27 @@ class _Watched(HTTPConnection):
         if exchange is not None:
             exchange.attach(self._breaker)
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def request(  # type: ignore[override]
+        self, method: str, url: str, *, headers: Mapping[str, str], **_: Any
+    ) -> None:
+        """Send a request that has no body; ``headers`` say all but perhaps the Host."""
         exchange = running()
         if exchange is not None:
             exchange.is_reused = self.sock is not None and self.idle_since > 0
             if self._breaker is not None:
                 exchange.attach(self._breaker)
-        super().request(*args, **kwargs)
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+        has_host = any(name.lower() == "host" for name in headers)
+        _Plain.putrequest(self, method, url, skip_host=has_host, skip_accept_encoding=True)
+        for name, value in headers.items():
+            _Plain.putheader(self, name, value)
+        self.endheaders()
+
+    def getresponse(self) -> Any:
+        """The answer itself, which urllib3 would wrap."""
+        self.sock.settimeout(self.timeout)
+        return _Plain.getresponse(self)
 
     def close(self) -> None:
         if self._breaker is not None:

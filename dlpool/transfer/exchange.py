@@ -72,7 +72,6 @@ class Exchange:
         self.is_reused = False
         self.received, self.read_s = before
         self.reading_since: float | None = None
-        self.body: object | None = None  # the answer as http.client has it
         self.verdict: DlpoolError | None = None
         self._lock = threading.Lock()
         self._breaker: Breaker | None = None

@@ -1,8 +1,9 @@
 """http.client's answer, read strictly and past its slow parts.
 
 Strictly: every 1xx but 101 is skipped (http.client returns a 103 as the final answer), and all header fields
-together stay under ``MAX_HEADER_BYTES``. Its parser of header fields is that of e-mail, which costs as much as the rest
-of a small file; so what any sane server sends is split here, and the other goes there.
+together stay under ``MAX_HEADER_BYTES``. Its parser of header fields is that of e-mail, and urllib3 wraps an answer in
+another one; together they cost as much as the rest of a small file. So the header that any sane server sends is taken
+apart here, what is odd goes to http.client, and the answer goes back to its pool by itself.
 """
 
 from __future__ import annotations
@@ -10,38 +11,73 @@ from __future__ import annotations
 import email.parser
 import http.client
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, BinaryIO, cast
-
-from dlpool.transfer.exchange import running
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FIELDS = 100
 MAX_INFORMATIONAL = 32  # 1xx answers before the final one
 
-_FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.MULTILINE)  # RFC 9112 section 5
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")  # RFC 9112 section 4
+_FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.MULTILINE)  # section 5
+_FOLD = re.compile(r"\r?\n[ \t]+")
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
+class Fields(Mapping[str, str]):
+    """Header fields, whatever the case of their names; repeated ones as one list (RFC 9110 section 5.3)."""
+
+    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in fields:
+            self._values.setdefault(name.lower(), []).append(value)
+
+    def __getitem__(self, name: str) -> str:
+        return ", ".join(self._values[name.lower()])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        values = self._values.get(name.lower())
+        return default if values is None else values[0] if len(values) == 1 else ", ".join(values)
+
+    def get_all(self, name: str, default: Any = None) -> Any:
+        """Each value by itself: cookies are no list."""
+        return self._values.get(name.lower(), default)
+
+
 class StrictResponse(http.client.HTTPResponse):
-    """http.client's answer with a bound on its header and all informational answers skipped."""
+    """http.client's answer with a bound on its header and all informational answers skipped.
+
+    It is also what urllib3's pools know of an answer.
+    """
+
+    retries: Any = None
+    version_string = "HTTP/1.1"
+    _pool: Any = None
+    _connection: Any = None
+
+    @property
+    def length_remaining(self) -> int | None:
+        """Bytes of the body that are still to come, None if unknown."""
+        return self.length
+
+    @property
+    def _original_response(self) -> StrictResponse:
+        """Where requests looks for cookies."""
+        return self
 
     def begin(self) -> None:
         """Read up to the body, and tell how that is framed: RFC 9112 section 6.3."""
         if self.headers is not None:
             return
-        body = self.fp
-        self.fp = cast(Any, _HeaderReader(body))
-        try:
-            version, self.status, reason = self._read_status()
-            self.headers = self.msg = read_fields(self.fp)
-        finally:
-            if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
-                self.fp = body
-        if not version.startswith(("HTTP/0.9", "HTTP/1.")):
-            raise http.client.UnknownProtocol(version)
-        self.code, self.reason = self.status, reason.strip()
-        self.version = 10 if version in ("HTTP/0.9", "HTTP/1.0") else 11
+        if not self._read_usual():
+            self._read_odd()
         coding = self.headers.get("Transfer-Encoding")
         self.chunked = coding is not None and coding.lower() == "chunked"
         self.chunk_left = None
@@ -49,9 +85,6 @@ class StrictResponse(http.client.HTTPResponse):
             raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
         self.length = self._body_length()
         self.will_close = self._check_close() or (not self.chunked and self.length is None)
-        exchange = running()
-        if exchange is not None:
-            exchange.body = self
 
     def readinto1(self, buffer: Any) -> int:
         """Read what has arrived into ``buffer``, past http.client's way over new bytes; 0 at the end of the body."""
@@ -68,6 +101,47 @@ class StrictResponse(http.client.HTTPResponse):
         elif self.length is not None:
             self.length -= size
         return size
+
+    def leave(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
+        connection, self._connection = self._connection, None
+        is_read = self.isclosed() or self.length == 0
+        self.close()
+        if connection is not None and is_read:
+            self._pool._put_conn(connection)
+        elif connection is not None:
+            connection.close()
+
+    def _read_usual(self) -> bool:
+        """The header, if it has come as a whole and has nothing odd; else nothing is read."""
+        data = self.fp.peek(1)
+        status, end = _STATUS.match(data), data.find(b"\r\n\r\n")
+        if status is None or end < 0:
+            return False
+        block = data[status.end() : end + 2].decode("iso-8859-1")
+        fields = _FIELD.findall(block)
+        if len(fields) != block.count("\n") or len(fields) > MAX_FIELDS:
+            return False
+        self.fp.read(end + 4)
+        self.version = 10 + int(status[1])
+        self.code = self.status = int(status[2])
+        self.reason = (status[3] or b"").decode("iso-8859-1").strip()
+        self.headers = self.msg = cast(Any, Fields(fields))
+        return True
+
+    def _read_odd(self) -> None:
+        body = self.fp
+        self.fp = cast(Any, _HeaderReader(body))
+        try:
+            version, self.status, reason = self._read_status()
+            self.headers = self.msg = cast(Any, read_fields(self.fp))
+        finally:
+            if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
+                self.fp = body
+        if not version.startswith(("HTTP/0.9", "HTTP/1.")):
+            raise http.client.UnknownProtocol(version)
+        self.code, self.reason = self.status, reason.strip()
+        self.version = 10 if version in ("HTTP/0.9", "HTTP/1.0") else 11
 
     def _body_length(self) -> int | None:
         """Bytes of the body, None where its end is the connection's, or a chunk's."""
@@ -112,8 +186,8 @@ class _HeaderReader:
         self._lines.close()
 
 
-def read_fields(lines: BinaryIO) -> http.client.HTTPMessage:
-    """The header fields up to the empty line. Raises HTTPException for too many."""
+def read_fields(lines: BinaryIO) -> Fields:
+    """The header fields up to the empty line, line by line. Raises HTTPException for too many."""
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n", b""):
         read.append(line)
@@ -122,8 +196,6 @@ def read_fields(lines: BinaryIO) -> http.client.HTTPMessage:
     text = b"".join(read).decode("iso-8859-1")
     fields = _FIELD.findall(text)
     if len(fields) != len(read):  # folded, without a name, with a stray CR
-        return email.parser.Parser(_class=http.client.HTTPMessage).parsestr(text)
-    message = http.client.HTTPMessage()
-    for name, value in fields:
-        message.set_raw(name, value)
-    return message
+        parsed = email.parser.Parser(_class=http.client.HTTPMessage).parsestr(text)
+        fields = [(name, _FOLD.sub(" ", value).rstrip(" \t")) for name, value in parsed.items()]
+    return Fields(fields)

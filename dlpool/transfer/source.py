@@ -10,6 +10,7 @@ import http.client
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -40,16 +41,12 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Reply:
-    """An answer whose body is still to come. Used by one thread.
+    """An answer whose body is still to come. Used by one thread."""
 
-    The body is read from our own response: urllib3's reading costs more than all the rest of a download.
-    """
-
-    def __init__(self, raw: urllib3.BaseHTTPResponse, body: StrictResponse, url: str, exchange: Exchange) -> None:
-        self.status = raw.status
-        self.headers: Mapping[str, str] = raw.headers
+    def __init__(self, body: StrictResponse, url: str, exchange: Exchange) -> None:
+        self.status = body.status
+        self.headers = cast("Mapping[str, str]", body.headers)
         self.url = url
-        self._raw = raw
         self._body = body
         self._exchange = exchange
         self._failure: DlpoolError | None = None
@@ -79,14 +76,9 @@ class Reply:
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
-        body = self._body
         self._exchange.detach()
         with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            is_read = body.isclosed() or body.length == 0
-            body.close()
-            if is_read:
-                self._raw.release_conn()
-            self._raw.close()
+            self._body.leave()
 
     def _read_once(self, view: memoryview) -> int:
         try:
@@ -189,7 +181,7 @@ class Source:
         if client.proxies(url):
             check_literal(url, client.settings.network)
         sent = self._headers_for(url, headers)
-        exchange.asked_at, exchange.answered_at, exchange.body = exchange.clock(), None, None
+        exchange.asked_at, exchange.answered_at = exchange.clock(), None
         try:
             raw = client.send(method, url, sent)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -201,8 +193,7 @@ class Source:
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
         self._keep_cookies(url, raw)
-        assert isinstance(exchange.body, StrictResponse)
-        return Reply(raw, exchange.body, url, exchange)
+        return Reply(raw, url, exchange)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         """What is sent to ``url``, which may be another origin than the one that the headers were given for."""
@@ -219,10 +210,10 @@ class Source:
                 sent["Cookie"] = cookie
         return sent
 
-    def _keep_cookies(self, url: str, raw: urllib3.BaseHTTPResponse) -> None:
+    def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
         if "Set-Cookie" in raw.headers:
             with self._lock:
-                extract_cookies_to_jar(self._cookies, requests.Request("GET", url).prepare(), raw)
+                extract_cookies_to_jar(self._cookies, requests.Request("GET", url).prepare(), cast(Any, raw))
 
 
 def is_expiry(status: int) -> bool:
