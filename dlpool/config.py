@@ -6,6 +6,7 @@ option and its help; the command line, the INI file, their checks and their docu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from dlpool.kinds import (
     COMMAND,
     COUNT,
     DURATION,
+    FREQUENCY,
     GROUP,
     KIB,
     NAME,
@@ -192,15 +194,23 @@ class HookSettings:
     max_running: int = setting(COUNT, "4", "hooks at once", low=1, high=64)
 
 
+@dataclass(frozen=True)
+class LimitSettings:
+    """``[limits]``: what all nodes of a Redis together spare each origin host; ``[host:NAME]`` for one."""
+
+    max_per_host: int | None = setting(COUNT, None, "jobs that ask a host at once", low=1)
+    rate_per_host: float | None = setting(FREQUENCY, None, "how often a job for a host may begin")
+
+
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
-    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings,
+    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "limits": LimitSettings,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All sections of an INI file."""
+    """All sections of an INI file. ``hosts``: its sections ``[host:NAME]``, by name, over ``limits``."""
 
     redis: RedisSettings = RedisSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
@@ -209,3 +219,5 @@ class Settings:
     network: NetworkSettings = NetworkSettings()
     logging: LoggingSettings = LoggingSettings()
     hooks: HookSettings = HookSettings()
+    limits: LimitSettings = LimitSettings()
+    hosts: Mapping[str, LimitSettings] = field(default_factory=dict)

@@ -66,6 +66,18 @@ def parse_count(text: str) -> int:
 _SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 
 
+def parse_frequency(text: str) -> float:
+    """Times a second from ``10``, ``10/s``, ``100/m``, ``5/h``."""
+    count, _, unit = text.strip().partition("/")
+    seconds = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}.get(unit.strip().lower())
+    if seconds is None:
+        raise ValueError(f"in an unknown unit ({unit[:20]!r}; known are /s, /m, /h)")
+    value = parse_count(count)
+    if value == 0:
+        raise ValueError("zero")
+    return value / seconds
+
+
 def parse_switch(text: str) -> bool:
     """``yes`` or ``no`` (also true, on, 1, false, off, 0)."""
     try:
@@ -121,6 +133,7 @@ SIZE = Kind("SIZE", parse_size)
 RATE = Kind("SIZE", parse_size)
 DURATION = Kind("TIME", parse_duration)
 COUNT = Kind("N", parse_count)
+FREQUENCY = Kind("N/s|m|h", parse_frequency)
 SWITCH = Kind("yes|no", parse_switch)
 TEXT = Kind("TEXT", parse_text)
 PATH = Kind("FILE", parse_text)

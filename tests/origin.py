@@ -126,7 +126,8 @@ class Origin:
         self._numbers = 0
         self.port = self._listener.getsockname()[1]
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://localhost:{self.port}" if tls else f"{scheme}://127.0.0.1:{self.port}"
+        name = "localhost" if tls else host if family == socket.AF_INET else "127.0.0.1"
+        self.url = f"{scheme}://{name}:{self.port}"
 
     def __enter__(self) -> Origin:
         threading.Thread(target=self._accept, daemon=True).start()

@@ -17,7 +17,7 @@ def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
     shipped = ROOT / "etc" / "dlpool.ini"
     assert shipped.read_text() == default_ini()
     defaults = {name: kind() for name, kind in SECTIONS.items()}
-    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="embedded")}
+    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="embedded"), "hosts": {}}
 
 
 def test_values_are_parsed_and_the_rest_keeps_its_defaults(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,14 @@ WEIGHTS = {
     "be_taken_over": 1, "restart": 1, "haunt": 3, "let_delays_pass": 1, "control": 4,
 }  # fmt: skip
 NAMES = ["ann", "bob", "cid"]
-OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "pause", "crash"]
+OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "pause", "park", "crash"]
 ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "dead"}
 OPEN = {"queued", "delayed", "running", "paused"}
 ORDER = "fifo"
 WHY = {"failed": "it broke", "cancelled": "the job was cancelled"}
 LATER = 4_000_000_000  # seconds since 1970
+HOSTS = ["", "h1", "h2"]
+MOST_PARKED = 3
 
 
 @dataclass
@@ -72,8 +74,8 @@ class Seen:
     def ready(self) -> set[str]:
         """Those that a claim would take from the lists; what was moved or stopped is passed by there."""
         return {
-            one for priority in PRIORITIES for one in self.lists.get(f"ready:{priority}", ())
-            if self.jobs[one]["state"] == "queued" and self.jobs[one]["at"] == priority
+            one for place in (*PRIORITIES, "limited") for one in self.lists.get(f"ready:{place}", ())
+            if self.jobs[one]["state"] == "queued" and self.jobs[one]["at"] == place
         }  # fmt: skip
 
 
@@ -163,7 +165,7 @@ class Fleet:
     def claim(self) -> None:
         one, slots = self.one(), self.random.randrange(5)
         known = list(one.held.values()) if one.is_unsure or self.happens() else None
-        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER)
+        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER, most_parked=MOST_PARKED)
         if claim is None:
             one.is_unsure = True
             assert one.sid not in self.see().members("supervisors")
@@ -178,7 +180,9 @@ class Fleet:
             assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
         if len(claim.jobs) < slots:
             waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
-            assert not waiting, "nothing waits while a slot is free"
+            assert claim.is_full or not waiting, "nothing waits while a slot is free"
+            assert not seen.members("ready:limited"), "whose turn had come before does not wait"
+        assert claim.is_full or len(seen.lists.get("parked", ())) < MOST_PARKED
 
     def take(self, one: Supervisor, jobs: list[Claimed]) -> None:
         for job in jobs:
@@ -207,8 +211,12 @@ class Fleet:
             return
         ticket, outcome = self.random.choice(list(one.held.values())), self.random.choice(OUTCOMES)
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
-        ending = Finish(ticket, outcome, self.record(ticket, outcome), delay_s=delay_s, priority=priority)
-        self.end(one.sid, ending)
+        ending = Finish(ticket, outcome, self.record(ticket, outcome), delay_s=delay_s, priority=priority,
+                        host=self.random.choice(HOSTS[1:] if outcome == "park" else HOSTS))  # fmt: skip
+        ending = replace(ending, is_for_slot=outcome == "park" and self.happens())
+        waited = self.see().lists.get(f"parked:{ending.host}")
+        if self.end(one.sid, ending) == "OK" and waited and outcome != "park":
+            assert waited[0] not in self.see().lists.get(f"parked:{ending.host}", ()), "the oldest one goes on"
         if not self.happens():
             del one.held[ticket.id]
 
@@ -314,11 +322,14 @@ class Fleet:
             (verdict,) = self.queue.beat(sid, [(ticket, "")], lease_s=30).verdicts
             assert verdict == "LOST" or ticket not in self.spent
         else:
-            self.end(sid, Finish(ticket, outcome, self.record(ticket, outcome)))
+            host = "h1" if outcome == "park" else ""
+            self.end(sid, Finish(ticket, outcome, self.record(ticket, outcome), host=host))
 
     def let_delays_pass(self) -> None:
         for job_id in self.see().members("delayed"):
             self.client.zadd(self.keys.delayed, {job_id: 1})
+        for job_id in self.see().lists.get("parked", ()):
+            self.client.zadd(self.keys.parked, {job_id: 1})
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
@@ -326,7 +337,8 @@ class Fleet:
         names = sorted(name.decode() for name in self.client.keys(f"{self.keys.prefix}*"))
         names = [name.removeprefix(self.keys.prefix) for name in names]
         jobs = [name for name in names if name.startswith("job:")]
-        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "supervisors")]
+        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "supervisors")
+                 or name.startswith("parked")]  # fmt: skip
         sets = [name for name in names if name.startswith("own:")]
         lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
         strings = [name for name in names if name.startswith("dedupe:")]
@@ -368,15 +380,18 @@ class Fleet:
         assert sorted(seen.members("leases")) == running
         owned = [(name[4:], one) for name, members in seen.lists.items() if name.startswith("own:") for one in members]
         assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
-        assert sorted(seen.members("delayed")) == seen.in_state("delayed")
+        parked = seen.lists.get("parked", [])
+        assert sorted([*seen.members("delayed"), *parked]) == seen.in_state("delayed")
+        assert set(seen.members("parked:")) <= set(parked)
         assert sorted(seen.members("paused")) == seen.in_state("paused")
         assert seen.ready() | seen.following() == set(seen.in_state("queued"))
         assert not seen.ready() & seen.following()
         for name in set(ENDED.values()):
             assert sorted(seen.members(name)) == seen.in_state(*(state for state, at in ENDED.items() if at == name))
         assert {job["state"] for job in seen.jobs.values()} <= {*OPEN, *ENDED}
-        for job in seen.jobs.values():
+        for job_id, job in seen.jobs.items():
             assert ("owner" in job) == (job["state"] == "running")
+            assert ("host" in job) == (job_id in parked)
             assert "suspect" not in job or job["state"] == "running"
             assert "flag" not in job or job["state"] not in (*ENDED, "paused")
 

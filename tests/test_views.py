@@ -209,11 +209,23 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
         queue.push(job_id, **own)
     stats = queue.views.stats()
     assert stats.figures() == {
-        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "paused": 0,
+        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "parked": 0,
+        "paused": 0,
         "running": 1, "succeeded": 1, "failed": 0, "failure_records": 1,
     }  # fmt: skip
     assert len(stats.days) == 7
     assert stats.days[0].counters["pushed"] == 6
+
+
+def test_hosts_that_are_waited_for_are_counted(queue: Queue) -> None:
+    for job_id, host, own in (("a", "h1", {"is_for_slot": True}), ("b", "h1", {}), ("c", "h2", {})):
+        queue.end(job_id, "park", host=host, delay_s=60, **own)
+    queue.transitions.hold("h2:81", 30.0)
+    stats = queue.views.stats()
+    assert (stats.parked, stats.waiting_hosts) == (3, {"h1": 2, "h2": 1})
+    assert 28 < stats.held_hosts["h2:81"] <= 31
+    assert sorted(filter(None, queue.ids("delayed"))) == ["a", "b", "c"]
+    assert stats.as_json()["waiting_hosts"] == {"h1": 2, "h2": 1}
 
 
 def test_supervisors_that_live_are_named_and_others_are_not(queue: Queue) -> None:

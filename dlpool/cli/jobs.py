@@ -99,6 +99,7 @@ def _show_figures(stats: Stats) -> None:
     show_pairs(stats.figures().items())
     if stats.is_halted:
         show_lines(["the queue is paused: no other job begins (dlpool queue resume)"])
+    show_lines(host_lines(stats))
     show_lines([""])
     show_table(
         ("SUPERVISOR", *(name.upper() for name in SUPERVISOR_FIELDS)), [_worker(one) for one in stats.supervisors]
@@ -107,6 +108,12 @@ def _show_figures(stats: Stats) -> None:
     others = {name for day in stats.days for name in day.counters} - set(COUNTERS)
     names = [*COUNTERS, *sorted(others)]
     show_table(("DAY", *(name.upper() for name in names)), [_counted(day, names) for day in stats.days])
+
+
+def host_lines(stats: Stats) -> list[str]:
+    """Which hosts are waited for: they have all jobs that they are allowed, or said to ask later."""
+    lines = [f"{count} jobs wait for a slot at {host}" for host, count in stats.waiting_hosts.items()]
+    return lines + [f"{host} is not asked for {seconds:.0f} s" for host, seconds in stats.held_hosts.items()]
 
 
 def _worker(one: SupervisorView) -> tuple[object, ...]:

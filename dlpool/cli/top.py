@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.jobs import progress_text
+from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
 from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
@@ -99,9 +99,15 @@ class Top:
         rate = size_text(round(sum(self._rates.now.values())))
         return (
             f"{'PAUSED  ' if self.stats.is_halted else ''}{waiting} waiting  {figures['delayed']} delayed  "
+            f"{figures['parked']} parked  "
             f"{figures['paused']} paused  {figures['running']} running  {rate}/s  "
             f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} failed"
         )
+
+    def hosts(self) -> list[str]:
+        """Which hosts are waited for."""
+        assert self.stats is not None
+        return host_lines(self.stats)
 
     def _rate(self, view: JobView) -> str:
         rate = self._rates.now.get(view.id or "")
@@ -125,6 +131,7 @@ def _print(top: Top, *, is_json: bool) -> int:
         show_lines([json.dumps(top.as_json())])
         return 0
     show_pairs([("queue", top.headline())])
+    show_lines(top.hosts())
     show_table(("NODE", "STATE", "BUSY", "RATE"), top.nodes())
     show_table(COLUMNS, top.jobs())
     return 0
@@ -145,7 +152,8 @@ def _watch(top: Top) -> int:
             for row in rows:
                 table.add_row(*(Text(clean(cell)) for cell in row))
             tables += [table, Text("")]
-        return Group(Text(top.headline(), style="bold"), Text(""), *tables, Text(problem, style="red"))
+        hosts = [Text(clean(line), style="yellow") for line in top.hosts()]
+        return Group(Text(top.headline(), style="bold"), *hosts, Text(""), *tables, Text(problem, style="red"))
 
     problem = ""
     with Live(drawn(), console=Console(), screen=True, auto_refresh=False) as live:

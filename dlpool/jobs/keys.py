@@ -109,6 +109,16 @@ class Keys:
         return f"{self.prefix}paused"
 
     @property
+    def parked(self) -> str:
+        """Sorted set: ids of jobs that wait until their host may be asked, by the time (ms) at which they try again."""
+        return f"{self.prefix}parked"
+
+    @property
+    def holds(self) -> str:
+        """Sorted set: hosts by the time (ms) until which nobody may ask them."""
+        return f"{self.prefix}holds"
+
+    @property
     def halted(self) -> str:
         """String: while it is there, nobody gets new jobs."""
         return f"{self.prefix}halted"
@@ -117,3 +127,8 @@ class Keys:
     def drained(self) -> str:
         """Set: ids of nodes that get no new jobs."""
         return f"{self.prefix}drained"
+
+
+def limit_keys(host: str) -> list[str]:
+    """Of an origin host, shared by all queues of a Redis: its slots, and when the next job may begin there."""
+    return [f"dlpool:limit:{{{host}}}", f"dlpool:limit:{{{host}}}:next"]

@@ -1,4 +1,4 @@
-"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover, control.
+"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover, control; and hold, for a host.
 
 States: queued -> running -> succeeded | failed | cancelled, with delayed (a retry, or not before its time) and paused
 beside queued. Each
@@ -23,8 +23,6 @@ from dlpool.jobs.outbox import Outbox, entry_of
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.records import Record
 
-PAUSED = -2  # as in claim.lua
-
 
 @dataclass(frozen=True)
 class Ticket:
@@ -41,7 +39,7 @@ class Ticket:
 class Claimed:
     """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut.
 
-    ``flag``: cancel or pause, when an operator has asked for that.
+    ``flag``: cancel or pause, when an operator has asked for that. ``is_paid``: its start at its host is reserved.
     """
 
     ticket: Ticket
@@ -53,34 +51,41 @@ class Claimed:
     created_ms: int
     priority: str
     flag: str | None = None
+    is_paid: bool = False
 
 
 @dataclass(frozen=True)
 class Claim:
     """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits.
 
-    ``is_paused``: there will be no new jobs until an operator says so.
+    ``is_paused``: there will be no new jobs until an operator says so. ``is_full``: nor while so many are parked.
     """
 
     jobs: tuple[Claimed, ...]
     next_due_s: float | None
     is_paused: bool = False
+    is_full: bool = False
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a beat brought: how many jobs are ours that we did not name, and for each named one OK, LOST or a flag."""
+    """What a beat brought: how many jobs are ours that we did not name, and for each named one OK, LOST or a flag.
+
+    ``holds``: hosts that nobody may ask, and for how many seconds.
+    """
 
     strays: int
     verdicts: tuple[str, ...]
+    holds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Finish:
     """How a job leaves its supervisor.
 
-    ``outcome``: success, failed, cancelled, retry, release, pause, crash, follow. ``note`` says why. ``delay_s`` for
-    retry and release.
+    ``outcome``: success, failed, cancelled, retry, release, pause, park, crash, follow. ``note`` says why. ``delay_s``
+    for retry, release and park. ``host``: where it had a slot, or has to wait for one; ``is_paid``: its start there is
+    reserved; ``is_for_slot``: parked until somebody gives one back, or ``delay_s`` has passed.
     ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share.
     """
 
@@ -91,6 +96,9 @@ class Finish:
     delay_s: float = 0.0
     priority: str = ""
     digest: str = ""
+    host: str = ""
+    is_paid: bool = False
+    is_for_slot: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class Transitions:
         self.keys = keys
         cluster = cluster_of(client)
         self.outbox = Outbox(client, keys, cluster) if cluster else None
-        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue")
+        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue", "hold", "host_slot")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
     def __repr__(self) -> str:
@@ -139,8 +147,9 @@ class Transitions:
         return [reply.decode() for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
 
     def claim(
-        self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str
-    ) -> Claim | None:
+        self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str,
+        most_parked: int = 1000,
+    ) -> Claim | None:  # fmt: skip
         """Jobs for ``slots`` free slots, after those that are ours already and not ``known``; None: only new ones.
 
         What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
@@ -150,13 +159,13 @@ class Transitions:
         fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
             "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES,
-                      -1 if known is None else len(known), *(str(ticket) for ticket in known or ()), *fresh],
+                      -1 if known is None else len(known), most_parked, *map(str, known or ()), *fresh],
         )  # fmt: skip
         if reply is None:
             return None
-        due_ms, *rows = reply
+        due_ms, gate, *rows = reply
         next_due_s = None if due_ms < 0 else due_ms / 1000
-        return Claim(tuple(_claimed(row) for row in rows), next_due_s, is_paused=due_ms == PAUSED)
+        return Claim(tuple(_claimed(row) for row in rows), next_due_s, gate == b"paused", gate == b"full")
 
     def beat(
         self,
@@ -173,8 +182,13 @@ class Transitions:
         arguments: list[Any] = [self.keys.prefix, sid, _ms(lease_s), jsontext.dumps(info) if info is not None else ""]
         for ticket, progress in jobs:
             arguments += [ticket.id, ticket.fence, progress]
-        strays, *verdicts = self._run("beat", arguments)
-        return Beat(int(strays), tuple(verdict.decode() for verdict in verdicts))
+        strays, held, *verdicts = self._run("beat", arguments)
+        holds = tuple((host.decode(), float(ms) / 1000) for host, ms in zip(held[::2], held[1::2], strict=True))
+        return Beat(int(strays), tuple(verdict.decode() for verdict in verdicts), holds)
+
+    def hold(self, host: str, seconds: float) -> None:
+        """Have no supervisor ask ``host`` for that long; all hear of it at once."""
+        self._run("hold", [self.keys.prefix, host, _ms(seconds)])
 
     def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
@@ -199,7 +213,8 @@ class Transitions:
         note = jsontext.dumps(ending.note) if ending.note else ""
         return [self.keys.intake, key], [
             self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
-            ending.priority, ending.digest, *visible,
+            ending.priority, ending.digest, *visible, ending.host, int(ending.is_paid),
+            int(ending.is_for_slot),
         ]  # fmt: skip
 
     def _visible(self, ending: Finish) -> list[Any]:
@@ -241,10 +256,11 @@ def _ms(seconds: float) -> int:
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
-    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag = row
+    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid = row
     return Claimed(
         Ticket(job_id.decode(), int(fence)), raw or b"", int(size or 0), int(attempts or 0), int(crashes or 0),
         int(takeovers or 0), int(created or 0), (priority or b"normal").decode(), flag.decode() if flag else None,
+        bool(paid),
     )  # fmt: skip
 
 

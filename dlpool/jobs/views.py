@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -21,6 +22,7 @@ DAYS = 7
 DAY_S = 86_400
 DONE_KEPT_S, DEAD_KEPT_S = DAY_S, 7 * DAY_S  # as in shared.lua: what is older is forgotten
 MAX_SUPERVISORS = 1000
+MAX_PARKED = 1000  # that are counted by host
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Stats:
     ``backlog``: in the list that clients push to. ``reserved``: in supervisors' hands, not yet begun. ``ready`` by
     priority; what was moved or stopped counts there until its old place is passed. ``succeeded`` and ``failed``: that
     are remembered. ``failure_records``: that clients see. ``days``: today first. ``is_halted``: nobody gets new jobs.
+    ``parked``: that wait until their hosts may be asked (``waiting_hosts`` counts the first ones of them by host);
+    ``held_hosts``: for how many seconds nobody asks them.
     """
 
     backlog: int
@@ -66,13 +70,17 @@ class Stats:
     supervisors: tuple[SupervisorView, ...]
     days: tuple[DayView, ...]
     is_halted: bool = False
+    parked: int = 0
+    waiting_hosts: Mapping[str, int] = field(default_factory=dict)
+    held_hosts: Mapping[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, int]:
         """All that is one number, by its name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
             "backlog": self.backlog, "reserved": self.reserved, **ready, "delayed": self.delayed,
-            "paused": self.paused, "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
+            "parked": self.parked, "paused": self.paused,
+            "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
             "failure_records": self.failure_records,
         }  # fmt: skip
 
@@ -80,6 +88,8 @@ class Stats:
         return {
             **self.figures(),
             "is_halted": self.is_halted,
+            "waiting_hosts": dict(self.waiting_hosts),
+            "held_hosts": dict(self.held_hosts),
             "supervisors": [one.as_json() for one in self.supervisors],
             "days": [one.as_json() for one in self.days],
         }
@@ -136,12 +146,26 @@ class Views:
             backlog, delayed, paused, running, is_halted, succeeded, failed, *rest = pipeline.execute()
             records = records_client(self._client, keys).hlen(keys.failed)
             reserved, supervisors = self._supervisors(now_s)
+            parked, waiting_hosts, held_hosts = self._hosts(now_s)
         ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
         return Stats(
             backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, paused, running, succeeded, failed,
             records, supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
-            is_halted=bool(is_halted),
+            is_halted=bool(is_halted), parked=parked, waiting_hosts=waiting_hosts, held_hosts=held_hosts,
         )  # fmt: skip
+
+    def _hosts(self, now_s: int) -> tuple[int, dict[str, int], dict[str, float]]:
+        """How many jobs are parked, for which hosts, and which hosts are held for how long."""
+        keys = self._keys
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.zcard(keys.parked).zrange(keys.parked, 0, MAX_PARKED - 1)
+        pipeline.zrange(keys.holds, now_s * 1000, "+inf", byscore=True, withscores=True)
+        parked, ids, holds = pipeline.execute()
+        for job_id in ids:
+            pipeline.hget(keys.job(job_id.decode()), "host")
+        waiting = Counter(host.decode("utf-8", "replace") for host in (pipeline.execute() if ids else ()) if host)
+        held = {host.decode("utf-8", "replace"): round(until / 1000 - now_s, 3) for host, until in holds}
+        return parked, dict(waiting.most_common()), held
 
     def _of(self, state: str, limit: int) -> list[JobView]:
         if state == "queued":
@@ -150,6 +174,8 @@ class Views:
         key = {"running": keys.leases, "delayed": keys.delayed, "paused": keys.paused, "succeeded": keys.done,
                "failed": keys.dead}[state]  # fmt: skip
         members = self._client.zrange(key, 0, limit - 1, desc=state in ("succeeded", "failed"))
+        if state == "delayed":
+            members = [*self._client.zrange(keys.parked, 0, limit - 1), *members][:limit]
         views = self._known([member.decode() for member in members], state)
         return sorted(views, key=lambda view: view.started_at or 0) if state == "running" else views
 
@@ -167,7 +193,7 @@ class Views:
         """Waiting jobs, as they will be taken."""
         keys = self._keys
         found = [JobView.from_raw(raw) for raw in self._reserved(limit)]
-        for key in (keys.ready("high"), keys.ready("normal"), keys.intake, keys.ready("low")):
+        for key in (keys.ready("limited"), keys.ready("high"), keys.ready("normal"), keys.intake, keys.ready("low")):
             left = limit - len(found)
             members = self._client.lrange(key, -left, -1)[::-1] if left > 0 else []
             if key == keys.intake:

@@ -13,12 +13,13 @@ from dlpool import jsontext
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.facts import check_server
+from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
-from dlpool.service.messages import Asked, Lost, Message, TakenBack
+from dlpool.service.messages import Asked, Hold, Lost, Message, TakenBack
 from dlpool.service.recording import finished, log_refused
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
@@ -37,6 +38,7 @@ class Beater:
         sweeper: Sweeper,
     ) -> None:  # fmt: skip
         self._transitions = transitions
+        self._slots = HostSlots(transitions)
         self._blocking = blocking
         self._sid = sid
         self._ledger = ledger
@@ -117,7 +119,11 @@ class Beater:
         held = [one for one in self._ledger.all() if not one.is_lost]
         jobs = [(one.ticket, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
         beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
+        slots = [(one.host, one.ticket.id) for one in held if one.host and not one.is_at_door]
+        self._slots.keep(slots, lease_s=self._lease_s)
         self._link.beat()
+        for host, seconds in beat.holds:
+            self._post(Hold(host, seconds))
         for one, verdict in zip(held, beat.verdicts, strict=True):
             if one.is_ending or verdict == "OK":
                 continue

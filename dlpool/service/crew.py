@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from typing import Any
+from dataclasses import replace
 
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import PushedJob
@@ -12,6 +11,7 @@ from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.observe.log import Logger
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.dealing import Waiting, deal
+from dlpool.service.doorman import Doorman
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,
@@ -20,6 +20,7 @@ from dlpool.service.frames import (
     FinishingFrame,
     Frame,
     HelloFrame,
+    HoldFrame,
     JobFrame,
     LostFrame,
     PublishFrame,
@@ -28,13 +29,13 @@ from dlpool.service.frames import (
 )
 from dlpool.service.handle import Handle
 from dlpool.service.hooks import Hooks
+from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.messages import Recorded
+from dlpool.service.messages import Placed, Recorded
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
 
-DISOWNED = ("FENCED", "GONE")
 ENDS = ("success", "failed", "cancelled")
 
 
@@ -43,7 +44,7 @@ class Crew:
 
     def __init__(
         self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger,
-        hooks: Hooks,
+        hooks: Hooks, doorman: Doorman,
     ) -> None:  # fmt: skip
         self.judge = judge
         self.fault_until = 0.0
@@ -55,22 +56,31 @@ class Crew:
         self._log = log
         self._cleaner = cleaner
         self._hooks = hooks
+        self._doorman = doorman
 
     # --- in ---
 
     def take_in(self, claimed: Claimed, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
         job, instead = self.judge.admit(claimed)
-        held = Held(claimed, leased_until, job, trace_of(claimed.ticket.id, job), is_ending=instead is not None)
+        held = Held(claimed, leased_until, job, trace_of(claimed.ticket.id, job))
         if not self._ledger.add(held):
             return
         if instead is not None:
-            self._recorder.end(instead)
+            self._end(held, instead)
+        else:
+            self._bring_to_door(held)
         self.has_news = self.has_news or claimed.crashes > 0  # it may want a worker of its own
+
+    def _bring_to_door(self, held: Held) -> None:
+        assert held.job is not None
+        instead = self._doorman.turned_away(held, held.job)
+        if instead is not None:
+            self._end(held, instead)
 
     def deal(self) -> None:
         """Give waiting jobs to workers with free slots."""
-        waiting = [one for one in self._ledger.all() if one.worker is None and not one.is_ending and not one.is_lost]
+        waiting = [one for one in self._ledger.all() if one.worker is None and one.is_idle]
         wanted = [Waiting(str(one.ticket), self.judge.must_run_alone(one.claimed)) for one in waiting]
         for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():
             held, handle = self._ledger.get(ticket), self._pool.workers[pid]
@@ -122,19 +132,24 @@ class Crew:
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress
         elif isinstance(frame, VerifiedFrame):
-            held = self._ledger.get(frame.ticket)
-            if held is None or held.is_lost:
-                handle.send(LostFrame(frame.ticket))
-            else:
-                self._recorder.ask(held.ticket)
+            self._verified(handle, frame.ticket)
         elif isinstance(frame, EndedFrame):
             handle.jobs.discard(frame.ticket)
             handle.finishing.discard(frame.ticket)
             self._ended(frame)
         elif isinstance(frame, FinishingFrame):
             self._finishing(handle, frame.ticket)
+        elif isinstance(frame, HoldFrame):
+            self._doorman.hold(frame.host, frame.seconds, is_ours=True)
         elif isinstance(frame, CleanedFrame):
             self._cleaner.cleaned(handle, frame.job_ids)
+
+    def _verified(self, handle: Handle, ticket: str) -> None:
+        held = self._ledger.get(ticket)
+        if held is None or held.is_lost:
+            handle.send(LostFrame(ticket))
+        else:
+            self._recorder.ask(held.ticket)
 
     def _finishing(self, handle: Handle, ticket: str) -> None:
         held = self._ledger.get(ticket)
@@ -152,17 +167,19 @@ class Crew:
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay
             self.is_probing = self.has_news = True
-            self._log.warning("node_fault", label=frame.label, reason=frame.message, **_about(held))
+            self._log.warning("node_fault", label=frame.label, reason=frame.message, **about(held))
         if frame.ending == "succeeded" and self.is_probing:
             self.is_probing, self.has_news = False, True
         if ending is None:
-            self._log.warning("job_lost", **_about(held))
+            self._log.warning("job_lost", **about(held))
             self._ledger.drop(frame.ticket)
             return
         held.path, held.leaves_state = frame.path, frame.leaves_state
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
+        if held.host and ending.outcome != "park":
+            ending = replace(ending, host=held.host)
         self._ledger.mark_ending(held)
         self._recorder.end(ending)
 
@@ -174,6 +191,14 @@ class Crew:
             self.lose(ticket)
         elif (handle := self._worker_of(ticket)) is not None:
             handle.send(PublishFrame(ticket))
+
+    def placed(self, message: Placed) -> None:
+        """Redis has said whether the host of a job has a slot for it."""
+        held = self._ledger.get(message.ticket)
+        if held is not None and held.is_at_door and not held.is_ending:
+            instead = self._doorman.answered(held, message.place)
+            if instead is not None:
+                self._end(held, instead)
 
     def lose(self, ticket: str) -> None:
         """The job is another's by now: it ends here without a record."""
@@ -207,9 +232,10 @@ class Crew:
             return
         if message.reply == "LEADS":
             self._ledger.mark_ending(held, is_ending=False)
+            self._bring_to_door(held)
             return
         self._ledger.drop(ticket)
-        self._log_end(held, ending, message.reply)
+        log_end(self._log, held, ending, message.reply)
         if message.reply not in DISOWNED:
             self._hooks.ended(held, ending)
         if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":
@@ -241,26 +267,6 @@ class Crew:
         handle = self._pool.workers.get(held.worker)
         return handle if handle is not None and ticket in handle.jobs else None
 
-    def _log_end(self, held: Held, ending: Finish, reply: str) -> None:
-        """The one summary line of a job's run."""
-        fields = _about(held) | {name: value for name, value in ending.note.items() if name not in ("message", "path")}
-        reason = ending.note.get("message")
-        if reply in DISOWNED:
-            self._log.warning("job_disowned", result=ending.outcome, reply=reply, **fields)
-        elif ending.outcome == "success":
-            self._log.info("job_succeeded", outcome="success", **fields)
-        elif ending.outcome == "failed":
-            event = "job_failed" if held.job is not None else "job_malformed"
-            self._log.error(event, outcome="failure", error=reason, **fields)
-        elif ending.outcome in ("cancelled", "pause"):
-            self._log.info("job_cancelled" if ending.outcome == "cancelled" else "job_paused", reply=reply, **fields)
-        elif ending.outcome in ("retry", "crash"):
-            fields["delay_s"] = ending.delay_s
-            self._log.warning("job_retried", result=ending.outcome, reason=reason, **fields)
-        else:
-            fields["delay_s"] = ending.delay_s
-            self._log.info("job_released", result=ending.outcome, reason=reason, reply=reply, **fields)
-
 
 def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
     return Ended(held.ticket.id, job.url, job.save_path, path, has_failed)
@@ -269,23 +275,6 @@ def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool)
 def _is_told(path: str, save_path: str) -> bool:
     """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
     return not save_path.endswith("/") and path.rpartition("/")[2] == save_path.rpartition("/")[2]
-
-
-def trace_of(job_id: str, job: PushedJob | None) -> str:
-    """The trace id that the client gave, else one that follows from the id: the same in each run."""
-    given = job.trace_id if job is not None else None
-    return given or hashlib.sha256(job_id.encode()).hexdigest()[:32]
-
-
-def _about(held: Held) -> dict[str, Any]:
-    job, claimed = held.job, held.claimed
-    about: dict[str, Any] = {"job_id": claimed.ticket.id, "attempt": claimed.attempts,
-                             "trace_id": held.trace_id}  # fmt: skip
-    if job is not None:
-        about |= {"url": job.url, "path": job.save_path}
-        if job.user_id is not None:
-            about["user_id"] = job.user_id
-    return about
 
 
 def _job_frame(held: Held, job: PushedJob) -> JobFrame:

@@ -27,7 +27,7 @@ class Fetcher:
 
     def __init__(
         self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, lease_s: float,
-        order: Callable[[], str], post: Callable[[Message], None],
+        order: Callable[[], str], post: Callable[[Message], None], most_parked: int,
     ) -> None:  # fmt: skip
         self._transitions = transitions
         self._blocking = blocking
@@ -37,6 +37,7 @@ class Fetcher:
         self._lease_s = lease_s
         self._order = order
         self._post = post
+        self._most_parked = most_parked
         self._has_strays = threading.Event()
         self._has_strays.set()  # until Redis has told what is ours
         self._handed_over = threading.Event()
@@ -90,18 +91,22 @@ class Fetcher:
             known = self._ledger.tickets()
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
-        claim = self._transitions.claim(self._sid, known, room, lease_s=self._lease_s, order=self._order())
+        claim = self._transitions.claim(
+            self._sid, known, room, lease_s=self._lease_s, order=self._order(), most_parked=self._most_parked
+        )
         if claim is None:
             self._has_strays.set()
             self._link.registered.clear()
         elif claim.jobs:
             self._handed_over.clear()
             self._post(Claims(claim.jobs, leased_until))
-        elif claim.is_paused:
-            self._looked.wait(BLOCK_S)
-            self._looked.clear()
         elif room:
-            self._wait(BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001))
+            wait_s = BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001)
+            if claim.is_paused or claim.is_full:
+                self._looked.wait(wait_s)
+                self._looked.clear()
+            else:
+                self._wait(wait_s)
 
     def _wait(self, seconds: float) -> None:
         """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""

@@ -106,6 +106,15 @@ class ConfigFrame(Frame):
 
 
 @dataclass(frozen=True)
+class HoldFrame(Frame):
+    """A host does not want to be asked for so many seconds: a worker was told so, or hears of it."""
+
+    kind = "hold"
+    host: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RateFrame(Frame):
     """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs obey it too."""
 
@@ -195,7 +204,7 @@ FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
         JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, RateFrame, PingFrame, RetireFrame,
-        HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
+        HoldFrame, HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
     )
 }  # fmt: skip
 

@@ -30,10 +30,17 @@ class Held:
     path: str | None = None  # where it went, and whether something is to be removed there
     leaves_state: bool = True
     verb: str | None = None  # what an operator wants: cancel, pause
+    host: str = ""  # of which it has, or wants, a slot; is_at_door: it is not known yet whether it has
+    is_at_door: bool = False
 
     @property
     def ticket(self) -> Ticket:
         return self.claimed.ticket
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be given to a worker, as far as it is concerned."""
+        return not (self.is_ending or self.is_lost or self.is_at_door)
 
     @property
     def takes_room(self) -> bool:

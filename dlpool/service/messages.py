@@ -1,4 +1,4 @@
-"""What the threads of a supervisor tell its main thread."""
+"""What the threads of a supervisor tell its main thread, and what that wants of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.jobs.hostslots import HostLimit, Place
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
 from dlpool.service.frames import Ended
 
 
@@ -33,6 +34,31 @@ class Stands:
 
     ticket: str
     is_ours: bool
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A job wants a slot of its host; the answer is Placed."""
+
+    ticket: Ticket
+    limit: HostLimit
+    is_paid: bool
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Whether there is one."""
+
+    ticket: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A host does not want to be asked for so long."""
+
+    host: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ class Swept:
     leftovers: tuple[Ended, ...]
 
 
-Message = Claims | Recorded | Stands | Lost | Asked | Changed | TakenBack | Swept
+Message = Claims | Recorded | Stands | Placed | Hold | Lost | Asked | Changed | TakenBack | Swept
 
 
 class Mailbox:

@@ -24,8 +24,10 @@ from dlpool.observe.log import Log
 from dlpool.service.beating import Beater
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
+from dlpool.service.doorman import Doorman
 from dlpool.service.fetching import Fetcher
 from dlpool.service.hooks import Hooks
+from dlpool.service.hosts import Hosts
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import Link
 from dlpool.service.messages import Changed, Mailbox
@@ -39,6 +41,7 @@ from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
 from dlpool.service.worker import WorkerSettings
 
+PARKED_A_SLOT = 4
 JOIN_S = 6.0  # the longest call of Redis ends before
 
 
@@ -68,9 +71,11 @@ class Parts:
         post, order = self.mailbox.post, self._order
         self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
         self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
-        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks)
+        self.doorman = Doorman(Hosts(settings, time.monotonic), self._recorder, self.pool, self._log)
+        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
+                         self.doorman)  # fmt: skip
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
-                               order, post)  # fmt: skip
+                               order, post, PARKED_A_SLOT * settings.supervisor.max_concurrent_downloads)  # fmt: skip
         self._beater = Beater(
             self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
             lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
@@ -94,6 +99,7 @@ class Parts:
         self._settings = settings
         self.pool.settings = settings.supervisor
         self.hooks.settings = settings.hooks
+        self.doorman.hosts.apply(settings)
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
     def check_threads(self) -> None:

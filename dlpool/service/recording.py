@@ -1,4 +1,4 @@
-"""The record thread: tells Redis how jobs ended, and asks whether fences stand. Nothing is told twice, nothing is lost.
+"""The record thread: tells Redis how jobs ended, asks whether fences stand, and for slots of hosts. Nothing is lost.
 
 While Redis is away final outcomes are spooled; what cannot be told stays in line, in order.
 """
@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
+from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.transitions import Finish, Ticket, Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.link import Backoff, Link, Pace
-from dlpool.service.messages import Message, Recorded, Stands
+from dlpool.service.messages import Hold, Message, Placed, Recorded, Stands, Wish
 from dlpool.service.spool import Spool
 
 AT_ONCE = 64  # in one round trip
@@ -23,8 +24,11 @@ LOOK_S = 0.5
 RETRY_MAX_S = 1.0  # what comes meanwhile is not on disk yet
 
 
+Told = Finish | Ticket | Wish | Hold
+
+
 class Recorder:
-    """``end`` and ``ask`` from the main thread, ``serve`` is the thread."""
+    """``end``, ``ask``, ``wish`` and ``hold`` from the main thread, ``serve`` is the thread."""
 
     def __init__(
         self, transitions: Transitions, sid: str, lease_s: float, spool: Spool, link: Link, log: Logger,
@@ -37,7 +41,8 @@ class Recorder:
         self._link = link
         self._log = log
         self._post = post
-        self._line: queue.SimpleQueue[Finish | Ticket] = queue.SimpleQueue()
+        self._slots = HostSlots(transitions)
+        self._line: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._backoff = Backoff(link.stopping, RETRY_MAX_S)
         self._pace = Pace(APART_S)
 
@@ -49,9 +54,17 @@ class Recorder:
         """Ask whether the job is still ours; the answer comes as Stands."""
         self._line.put(ticket)
 
+    def wish(self, wish: Wish) -> None:
+        """Ask for a slot of a host; the answer comes as Placed."""
+        self._line.put(wish)
+
+    def hold(self, hold: Hold) -> None:
+        """Tell the fleet that a host does not want to be asked."""
+        self._line.put(hold)
+
     def serve(self) -> None:
         """Until all stop; what is in line then is spooled."""
-        pending: list[Finish | Ticket] = []
+        pending: list[Told] = []
         while not self._link.stopping.is_set():
             pending += self._take(wait=not pending)
             try:
@@ -63,8 +76,8 @@ class Recorder:
                 self._backoff.wait()
         self._keep([*pending, *self._take(wait=False)])
 
-    def _take(self, *, wait: bool) -> list[Finish | Ticket]:
-        taken: list[Finish | Ticket] = []
+    def _take(self, *, wait: bool) -> list[Told]:
+        taken: list[Told] = []
         try:
             if wait:
                 taken.append(self._line.get(timeout=LOOK_S))
@@ -75,7 +88,7 @@ class Recorder:
             pass
         return taken
 
-    def _tell(self, pending: list[Finish | Ticket]) -> None:
+    def _tell(self, pending: list[Told]) -> None:
         """Empty ``pending``, as far as Redis answers. Questions first: they hold a finished file back."""
         pending.sort(key=lambda one: isinstance(one, Finish))
         while pending:
@@ -83,7 +96,13 @@ class Recorder:
             self._tell_some(told)
             del pending[: len(told)]
 
-    def _tell_some(self, pending: Sequence[Finish | Ticket]) -> None:
+    def _tell_some(self, pending: Sequence[Told]) -> None:
+        for one in pending:
+            if isinstance(one, Wish):
+                place = self._slots.take(one.limit, one.ticket.id, lease_s=self._lease_s, is_paid=one.is_paid)
+                self._post(Placed(str(one.ticket), place))
+            elif isinstance(one, Hold):
+                self._transitions.hold(one.host, one.seconds)
         tickets = [one for one in pending if isinstance(one, Ticket)]
         if tickets:
             beat = self._transitions.beat(self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s)
@@ -92,11 +111,14 @@ class Recorder:
         endings = [one for one in pending if isinstance(one, Finish)]
         if not endings:
             return
+        for ending in endings:
+            if ending.host and ending.outcome != "park":  # before the end, which lets the next one go on
+                self._slots.free(ending.host, ending.ticket.id)
         for ending, reply in zip(endings, finished(self._transitions, self._sid, endings, self._log), strict=True):
             self._spool.forget(ending.ticket)
             self._post(Recorded(ending, reply))
 
-    def _keep(self, pending: Sequence[Finish | Ticket]) -> None:
+    def _keep(self, pending: Sequence[Told]) -> None:
         for ending in pending:
             if not isinstance(ending, Finish):
                 continue

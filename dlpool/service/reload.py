@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from dlpool.config import Settings
+from dlpool.config import SECTIONS, Settings
 from dlpool.errors import ConfigurationError
 from dlpool.service.hooks import check_hooks
 
@@ -22,6 +22,9 @@ def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]
         return None, str(error).splitlines()
     new, waiting = {}, []
     for section in fields(Settings):
+        if section.name not in SECTIONS:
+            new[section.name] = getattr(wanted, section.name)
+            continue
         old, given = getattr(present, section.name), getattr(wanted, section.name)
         kept: dict[str, Any] = {}
         for declared in fields(old):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import __version__
-from dlpool.config import Settings
+from dlpool.config import SECTIONS, Settings
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
@@ -68,9 +68,9 @@ def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log
 def shown_settings(settings: Settings) -> dict[str, Any]:
     """The effective configuration for the log, without secrets."""
     shown = asdict(settings)
-    for section in fields(settings):
-        for declared in fields(getattr(settings, section.name)):
-            if declared.metadata["is_secret"] and shown[section.name][declared.name] is not None:
-                shown[section.name][declared.name] = "..."
+    for section in SECTIONS:
+        for declared in fields(getattr(settings, section)):
+            if declared.metadata["is_secret"] and shown[section][declared.name] is not None:
+                shown[section][declared.name] = "..."
     shown["redis"]["url"] = shown_server(settings.redis.url)
     return shown

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,18 @@ from dlpool.observe.log import Log
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
-from dlpool.service.messages import Asked, Changed, Claims, Lost, Message, Recorded, Stands, Swept, TakenBack
+from dlpool.service.messages import (
+    Asked,
+    Changed,
+    Claims,
+    Hold,
+    Lost,
+    Placed,
+    Recorded,
+    Stands,
+    Swept,
+    TakenBack,
+)  # fmt: skip
 from dlpool.service.node import Node
 from dlpool.service.notify import ServiceManager
 from dlpool.service.parts import Parts
@@ -51,6 +62,19 @@ class Supervisor:
         self._has_cancelled = False
         self._is_ready = False
         self._compared = self._tended = self._watched = 0.0
+        crew = self._crew
+        self._takers: dict[type, Callable[[Any], object]] = {
+            Claims: self._claimed,
+            Recorded: crew.recorded,
+            Stands: lambda said: crew.stands(said.ticket, is_ours=said.is_ours),
+            Placed: crew.placed,
+            Hold: lambda said: parts.doorman.hold(said.host, said.seconds, is_ours=False),
+            Lost: lambda said: crew.lose(said.ticket),
+            Asked: lambda said: crew.stop(said.ticket, said.verb),
+            TakenBack: lambda said: node.forget(said.sids),
+            Swept: lambda said: parts.cleaner.leave(said.leftovers),
+            Changed: lambda _: parts.check_threads(),
+        }
 
     def __repr__(self) -> str:
         return f"<Supervisor {self._parts.sid}: {self._ledger!r}, {self._pool!r}>"
@@ -110,25 +134,13 @@ class Supervisor:
         capacity = self._pool.capacity()
         return min(1, capacity) if self._crew.is_probing else capacity
 
-    def _take(self, message: Message) -> None:
-        if isinstance(message, Claims):
-            for claimed in message.jobs:
-                self._crew.take_in(claimed, message.leased_until)
-            self._parts.fetcher.handed_over()
-        elif isinstance(message, Recorded):
-            self._crew.recorded(message)
-        elif isinstance(message, Stands):
-            self._crew.stands(message.ticket, is_ours=message.is_ours)
-        elif isinstance(message, Lost):
-            self._crew.lose(message.ticket)
-        elif isinstance(message, Asked):
-            self._crew.stop(message.ticket, message.verb)
-        elif isinstance(message, TakenBack):
-            self._node.forget(message.sids)
-        elif isinstance(message, Swept):
-            self._parts.cleaner.leave(message.leftovers)
-        elif isinstance(message, Changed):
-            self._parts.check_threads()
+    def _take(self, message: Any) -> None:
+        self._takers[type(message)](message)
+
+    def _claimed(self, message: Claims) -> None:
+        for claimed in message.jobs:
+            self._crew.take_in(claimed, message.leased_until)
+        self._parts.fetcher.handed_over()
 
     def _tend(self) -> None:
         now = time.monotonic()

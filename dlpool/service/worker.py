@@ -34,6 +34,7 @@ from dlpool.service.frames import (
     FinishingFrame,
     Frame,
     HelloFrame,
+    HoldFrame,
     JobFrame,
     LostFrame,
     PublishFrame,
@@ -167,6 +168,8 @@ class Worker:
             self._configure(frame)
         elif isinstance(frame, RateFrame):
             self._rate.rate = frame.rate
+        elif isinstance(frame, HoldFrame):
+            self._client.gate.learn(frame.host, frame.seconds)
         elif isinstance(frame, RetireFrame):
             self._is_retiring = True
         elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
@@ -248,7 +251,8 @@ class Worker:
 
     def _make_client(self, network: NetworkSettings) -> Client:
         connections = self._settings.slots * self._transfer.connections
-        return Client(network, connections, HostGate(time.monotonic), NetworkWatch(time.monotonic), self._rate)
+        gate = HostGate(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
+        return Client(network, connections, gate, NetworkWatch(time.monotonic), self._rate)
 
     def _end(self) -> None:
         """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended otherwise."""

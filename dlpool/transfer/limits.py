@@ -72,15 +72,24 @@ class RateLimits:
 
 
 class HostGate:
-    """When each host may be asked again, for all downloads of a process. Thread-safe; the lock guards the holds."""
+    """When each host may be asked again, for all downloads of a process. Thread-safe; the lock guards the holds.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    ``tell`` is called with what a server has said, so that other processes may hold too.
+    """
+
+    def __init__(self, clock: Callable[[], float], tell: Callable[[str, float], object] = lambda *_: None) -> None:
         self._clock = clock
+        self._tell = tell
         self._lock = threading.Lock()
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks ``host`` for that long; a longer hold that stands already stays."""
+        """The server said so: nobody asks ``host`` for that long; a longer hold that stands already stays."""
+        self.learn(host, seconds)
+        self._tell(host, seconds)
+
+    def learn(self, host: str, seconds: float) -> None:
+        """The same, heard from another process."""
         with self._lock:
             now = self._clock()
             self._holds = {name: until for name, until in self._holds.items() if until > now}

@@ -2,11 +2,12 @@
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 what to show of the supervisor (JSON), or '' to ask for the named jobs only,
 --       then for each job: id, fence, progress (JSON) or ''
--- Returns {number of jobs that Redis holds for this supervisor and that it did not name, verdict of each job in turn};
+-- Returns {number of jobs that Redis holds for this supervisor and that it did not name,
+--         {host, ms for which nobody may ask it, ...} (empty if it only asked), verdict of each job in turn};
 --         a verdict is OK, LOST (another fence stands, or it has ended), or the flag that was set (cancel, pause).
 local sid, lease, info = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local own = prefix .. 'own:' .. sid
-local reply = { 0 }
+local reply = { 0, {} }
 local held = 0
 for index = 5, #ARGV, 3 do
   local id, fence, progress = ARGV[index], ARGV[index + 1], ARGV[index + 2]
@@ -28,5 +29,9 @@ if info ~= '' then
   redis.call('SET', prefix .. 'supervisor:' .. sid, info, 'PX', lease)
   redis.call('PEXPIRE', prefix .. 'mail:' .. sid, 60000)
   reply[1] = redis.call('SCARD', own) - held
+  local holds = redis.call('ZRANGEBYSCORE', prefix .. 'holds', now, '+inf', 'WITHSCORES')
+  for index = 1, #holds, 2 do
+    reply[2][index], reply[2][index + 1] = holds[index], holds[index + 1] - now
+  end
 end
 return reply

@@ -2,14 +2,15 @@
 -- A lost reply loses nothing: a call that says what is known returns what that one had claimed.
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
---       7 number of known jobs, or -1 if only new ones are asked for,
+--       7 number of known jobs, or -1 if only new ones are asked for, 8 most jobs that may be parked,
 --       then "id.fence" of each known job, then an unused id for each free slot
 -- Returns false if the supervisor is not registered (beat registers it), else
---         {ms until the next delayed job is due or -1, or -2 while queue or node are paused,
---         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag}, ...}
+--         {ms until the next delayed job is due or -1,
+--         open, paused (queue or node), or full (too many are parked: only they go on),
+--         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag' }
+local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid' }
 local DUE_AT_ONCE = 200
 local PASSED_OVER = 200
 
@@ -35,6 +36,7 @@ local function take(id)
   own(id)
   redis.call('HINCRBY', job_key(id), 'attempts', 1)
   hand_over(id)
+  if claimed[#claimed][11] then redis.call('HDEL', job_key(id), 'paid') end
 end
 
 -- The id that the client gave in its job, if nobody has it. The payload is read, never written anew.
@@ -46,13 +48,13 @@ local function given_id(raw)
   return redis.call('EXISTS', job_key(id)) == 0 and id or nil
 end
 
-local fresh = 7 + math.max(0, known_count)
+local fresh = 8 + math.max(0, known_count)
 local function adopt(raw)
   fresh = fresh + 1
   local id = given_id(raw) or ARGV[fresh]
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
   own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1)
-  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false }
+  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false }
   return true
 end
 
@@ -82,20 +84,22 @@ local function from_ready(priority)
   return false
 end
 
+local function from_limited() return from_ready('limited') end
 local function from_high() return from_ready('high') end
 local function from_normal() return from_ready('normal') end
 local function from_low() return from_ready('low') end
 
-local USUAL = { from_inbox, from_high, from_normal, from_intake, from_low }
-local LOW_FIRST = { from_inbox, from_low, from_high, from_normal, from_intake }
-local NORMAL_FIRST = { from_inbox, from_normal, from_intake, from_high, from_low }
-local INTAKE_FIRST = { from_inbox, from_intake, from_high, from_normal, from_low }
+local ONLY_LIMITED = { from_inbox, from_limited }
+local USUAL = { from_inbox, from_limited, from_high, from_normal, from_intake, from_low }
+local LOW_FIRST = { from_inbox, from_limited, from_low, from_high, from_normal, from_intake }
+local NORMAL_FIRST = { from_inbox, from_limited, from_normal, from_intake, from_high, from_low }
+local INTAKE_FIRST = { from_inbox, from_limited, from_intake, from_high, from_normal, from_low }
 local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
 -- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
-local is_empty = {}
+local is_empty, is_full = {}, false
 local function take_next()
-  for _, source in ipairs(IN_TURN[fence % 20] or USUAL) do
+  for _, source in ipairs(is_full and ONLY_LIMITED or IN_TURN[fence % 20] or USUAL) do
     if not is_empty[source] then
       if source() then return true end
       is_empty[source] = true
@@ -111,10 +115,16 @@ local function make_due_ready()
     local state, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'priority'))
     if state == 'delayed' then enqueue(id, priority, false) end
   end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'parked', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)) do
+    redis.call('ZREM', prefix .. 'parked', id)
+    let_go_on(id)
+  end
 end
 
+local function soonest(set) return tonumber(redis.call('ZRANGE', prefix .. set, 0, 0, 'WITHSCORES')[2] or math.huge) end
+
 local known = {}
-for index = 8, 7 + known_count do known[ARGV[index]] = true end
+for index = 9, 8 + known_count do known[ARGV[index]] = true end
 local ours = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'own:' .. sid) or {}
 for _, id in ipairs(ours) do
   local owner, present = unpack(redis.call('HMGET', job_key(id), 'owner', 'fence'))
@@ -130,12 +140,10 @@ end
 local node = string.sub(sid, 1, -10) -- a sid is its node's id, a hyphen and eight digits
 if redis.call('EXISTS', prefix .. 'halted') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
   empty_inbox(sid, order)
-  table.insert(claimed, 1, -2)
-  return claimed
+  return { -1, 'paused', unpack(claimed) }
 end
 if slots > 0 then make_due_ready() end
+is_full = redis.call('ZCARD', prefix .. 'parked') + redis.call('LLEN', ready_key('limited')) >= tonumber(ARGV[8])
 while slots > 0 and take_next() do slots = slots - 1 end
-local soonest = redis.call('ZRANGE', prefix .. 'delayed', 0, 0, 'WITHSCORES')[2]
-if is_cut_short then soonest = now end
-table.insert(claimed, 1, soonest and math.max(0, soonest - now) or -1)
-return claimed
+local due = is_cut_short and now or math.min(soonest('delayed'), soonest('parked'))
+return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', unpack(claimed) }

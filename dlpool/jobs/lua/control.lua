@@ -19,6 +19,7 @@ local function ask(what)
 end
 
 local function queue(place, is_front)
+  unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('HDEL', job_key(id), 'leader', 'due')
   enqueue(id, place, is_front)
@@ -38,6 +39,7 @@ local can = {}
 function can.cancel()
   if TERMINAL[state] then return state end
   if state == 'running' then return ask('cancel') end
+  unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('ZREM', prefix .. 'paused', id)
   if kind == 'hash' then redis.call('HSET', KEYS[2], field, record) end
@@ -51,6 +53,7 @@ function can.pause()
   if TERMINAL[state] then return state end
   if state == 'running' then return ask('pause') end
   if flag == 'cancel' then return state end -- its supervisor was asked, and died: the next one does it
+  unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   pause(id)
   return 'OK'

@@ -2,16 +2,18 @@
 -- KEYS  1 intake, 2 key of the visible record, or the intake if there is none
 -- ARGV  1 prefix, 2 sid, 3 id, 4 fence,
 --       5 outcome: success, failed, cancelled (ended); retry (delayed); release (delayed, or to the front; the attempt is
---         given back); pause (the same, for one that was asked to pause); crash (to the front, one more death is
+--         given back); pause (the same, for one that was asked to pause); park (the same, until its host may be asked); crash (to the front, one more death is
 --         counted); follow (waits for the job that does the same). What was asked to pause is paused by any but the ends
 --       6 delay in ms, 7 note (JSON), 8 priority to go on with, or '', 9 digest of url and path (follow), or ''
 --       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12),
 --         outbox (in a Cluster, KEYS[2] is the outbox: HSET with field 12, after the time), or ''
 --       11 ttl s, 12 field, 13 value
+--       14 host on which it had a slot, or for which it is parked, or ''; 15 whether its start there is reserved: 1 or 0
+--       16 whether it is parked for a slot: 1 or 0 (the time tells otherwise)
 -- Returns OK, DUP (done by an earlier call), FENCED (another claim or recovery came between), GONE (no such job),
 --         or for follow: FOLLOWS or LEADS (it goes on running). An error changes nothing.
 local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local note, digest = ARGV[7], ARGV[9]
+local note, digest, host = ARGV[7], ARGV[9], ARGV[14]
 local OUTBOX_MAX = 10000 -- records; no job ends while there are as many
 local state, owner, present, priority, dedupe, flag =
   unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe', 'flag'))
@@ -55,6 +57,7 @@ if outcome == 'follow' then
 end
 
 disown(id, sid)
+if host ~= '' and outcome ~= 'park' then slot_is_free(host) end
 if ARGV[8] ~= '' then
   priority = ARGV[8]
   redis.call('HSET', job_key(id), 'priority', priority)
@@ -69,11 +72,17 @@ elseif outcome == 'cancelled' then
   free_followers(id)
 else
   if note ~= '' then redis.call('HSET', job_key(id), 'note', note) end
-  if outcome == 'release' or outcome == 'pause' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
+  if outcome == 'release' or outcome == 'pause' or outcome == 'park' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
   if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
   count(outcome)
   if flag == 'pause' then
     pause(id)
+    return 'OK'
+  end
+  if outcome == 'park' then
+    park(id, host, now + wait, ARGV[16] == '1')
+    if ARGV[15] == '1' then redis.call('HSET', job_key(id), 'paid', 1) end
+    tell('job_requeued', id, 'outcome', outcome, 'host', host)
     return 'OK'
   end
   if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end

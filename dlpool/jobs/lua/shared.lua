@@ -49,6 +49,39 @@ local function delay(id, due)
   redis.call('ZADD', prefix .. 'delayed', due, id)
 end
 
+-- Parked: it waits until its host may be asked. Of those that wait for a slot there the oldest is the first to go on.
+local function park(id, host, due, is_for_slot)
+  redis.call('HSET', job_key(id), 'state', 'delayed', 'due', due, 'host', host)
+  redis.call('ZADD', prefix .. 'parked', due, id)
+  if is_for_slot then redis.call('ZADD', prefix .. 'parked:' .. host, redis.call('HGET', job_key(id), 'created') or now, id) end
+end
+
+local function unpark(id)
+  local host = redis.call('HGET', job_key(id), 'host')
+  if not host then return end
+  redis.call('ZREM', prefix .. 'parked', id)
+  redis.call('ZREM', prefix .. 'parked:' .. host, id)
+  redis.call('HDEL', job_key(id), 'host')
+end
+
+-- What may go on goes before all others: its turn had come before.
+local function let_go_on(id)
+  unpark(id)
+  if redis.call('HGET', job_key(id), 'state') ~= 'delayed' then return false end
+  enqueue(id, 'limited', false)
+  wake()
+  return true
+end
+
+local function slot_is_free(host)
+  for _ = 1, 10 do -- of ids whose jobs are gone
+    local id = redis.call('ZPOPMIN', prefix .. 'parked:' .. host)[1]
+    if not id then return end
+    redis.call('ZREM', prefix .. 'parked', id)
+    if let_go_on(id) then return end
+  end
+end
+
 -- A job that another one does already waits for that one's end. Returns the leader's id, or false: it leads itself.
 local function follow(id, digest)
   local key = prefix .. 'dedupe:' .. digest

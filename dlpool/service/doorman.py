@@ -1,0 +1,63 @@
+"""Lets jobs begin that their hosts have room for; the others are parked, and give their places to others."""
+
+from __future__ import annotations
+
+from dlpool.jobs.hostslots import Place
+from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.transitions import Finish
+from dlpool.observe.log import Logger
+from dlpool.service.frames import HoldFrame
+from dlpool.service.hosts import Hosts, authority_of
+from dlpool.service.ledger import Held
+from dlpool.service.messages import Hold, Wish
+from dlpool.service.pool import WorkerPool
+from dlpool.service.recording import Recorder
+
+PATIENCE_S = 1.0  # a host that may be asked so soon is waited for
+FULL_S = 5.0  # until a parked job tries again by itself: a slot may have become free with nobody to say so
+
+
+class Doorman:
+    """Used by the main thread only."""
+
+    def __init__(self, hosts: Hosts, recorder: Recorder, pool: WorkerPool, log: Logger) -> None:
+        self.hosts = hosts
+        self._recorder = recorder
+        self._pool = pool
+        self._log = log
+
+    def turned_away(self, held: Held, job: PushedJob) -> Finish | None:
+        """What becomes of a new job whose host does not want to be asked; else it may have to wait for a slot."""
+        wait_s = self.hosts.held_s(job.url)
+        if wait_s > PATIENCE_S:
+            return parked(held, authority_of(job.url), wait_s, is_paid=held.claimed.is_paid)
+        limit = self.hosts.limit(job.url)
+        if limit is not None:
+            held.host, held.is_at_door = limit.host, True
+            self._recorder.wish(Wish(held.ticket, limit, held.claimed.is_paid))
+        return None
+
+    def answered(self, held: Held, place: Place) -> Finish | None:
+        """Redis has said whether there is a slot: None, or what becomes of the job instead."""
+        held.is_at_door = False
+        if place.wait_s == 0:
+            return None
+        host, held.host = held.host, ""
+        delay_s = FULL_S if place.wait_s is None else place.wait_s
+        return parked(held, host, delay_s, is_paid=place.is_paid, is_for_slot=place.wait_s is None)
+
+    def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
+        """A host does not want to be asked for a while: all workers hear of it, and if it is ours, all nodes."""
+        if not self.hosts.hold(host, seconds):
+            return
+        self._pool.tell_all(HoldFrame(host, seconds))
+        if is_ours:
+            self._recorder.hold(Hold(host, seconds))
+        self._log.info("host_held", host=host, seconds=seconds, is_ours=is_ours)
+
+
+def parked(held: Held, host: str, delay_s: float, *, is_paid: bool, is_for_slot: bool = False) -> Finish:
+    """The transition for a job that has to wait for its host."""
+    note = {"label": "host_limit", "message": f"{host} has to be asked later"}
+    return Finish(held.ticket, "park", note=note, delay_s=max(0.001, delay_s), host=host, is_paid=is_paid,
+                  is_for_slot=is_for_slot)  # fmt: skip

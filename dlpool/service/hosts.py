@@ -1,0 +1,64 @@
+"""What is known of origin hosts: what each is spared, and until when it does not want to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from dlpool.config import Settings
+from dlpool.jobs.hostslots import HostLimit
+
+NEWS_S = 1.0  # a hold that is longer by less says nothing new
+
+
+class Hosts:
+    """Used by one thread."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._holds: dict[str, float] = {}
+        self.apply(settings)
+
+    def __repr__(self) -> str:
+        return f"<Hosts {len(self._overrides)} with limits of their own, held: {sorted(self._holds)}>"
+
+    def apply(self, settings: Settings) -> None:
+        """Use the limits of these settings from now on."""
+        self._limits, self._overrides = settings.limits, settings.hosts
+        self._is_limited = any(
+            one.max_per_host or one.rate_per_host for one in (self._limits, *self._overrides.values())
+        )
+
+    def limit(self, url: str) -> HostLimit | None:
+        """What the host of a URL is spared, None if nothing. One limit of a host counts for all its ports."""
+        if not self._is_limited:
+            return None
+        name = host = urlsplit(url).hostname or ""
+        authority = authority_of(url)
+        if authority in self._overrides:
+            name = authority
+        limits = self._overrides.get(authority) or self._overrides.get(host) or self._limits
+        if limits.max_per_host is None and limits.rate_per_host is None:
+            return None
+        return HostLimit(name, limits.max_per_host, limits.rate_per_host)
+
+    def hold(self, authority: str, seconds: float) -> bool:
+        """Nobody asks it for that long. Returns whether that is news."""
+        now = self._clock()
+        self._holds = {name: until for name, until in self._holds.items() if until > now}
+        authority = authority.lower()
+        if now + seconds <= self._holds.get(authority, now) + NEWS_S:
+            return False
+        self._holds[authority] = now + seconds
+        return True
+
+    def held_s(self, url: str) -> float:
+        """Seconds until the host of a URL may be asked; 0 is now."""
+        if not self._holds:
+            return 0.0
+        return max(0.0, self._holds.get(authority_of(url), 0.0) - self._clock())
+
+
+def authority_of(url: str) -> str:
+    """Host and port as a URL names them."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
