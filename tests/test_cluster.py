@@ -16,6 +16,7 @@ from dlpool.jobs.connection import connect
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.facts import check_server
 from dlpool.jobs.failures import Failures
+from dlpool.jobs.hostslots import HostLimit, HostSlots
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.outbox import AT_ONCE, Outbox
 from dlpool.jobs.pushed import PushedJob, compose
@@ -87,6 +88,27 @@ def grow_old(queue: Transitions, seconds: int) -> None:
     for ticket, entry in client.hgetall(KEYS.outbox).items():
         put_ms, _, rest = entry.partition(b" ")
         client.hset(KEYS.outbox, ticket, b"%d %b" % (int(put_ms) - seconds * 1000, rest))
+
+
+# --- the slots of hosts -------------------------------------------------------------------------------------------
+
+
+def test_the_slots_of_a_host_are_on_its_own_node_and_the_queue_goes_on_without_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    slots = HostSlots(queue_of(cluster, tmp_path))
+    hosts = [f"h{number}" for number in range(60)]  # some of them on each node
+    for host in hosts:
+        assert [slots.take(HostLimit(host, 1), name, lease_s=30, is_paid=False).wait_s for name in "ab"] == [0, None]
+        slots.free(host, "a")
+        assert slots.take(HostLimit(host, 1), "b", lease_s=30, is_paid=False).wait_s == 0
+    cluster.masters[1].kill()
+    places = [slots.take(HostLimit(host, 1), "b", lease_s=30, is_paid=True) for host in hosts]
+    assert {place.wait_s for place in places} == {0, None}
+    assert all(place.is_paid and place.problem for place in places if place.wait_s is None)
+    slots.keep([(host, "b") for host in hosts], lease_s=30)
+    for host in hosts:
+        slots.free(host, "b")
 
 
 # --- the service --------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from dlpool.errors import QueueError
+from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import limit_keys
 from dlpool.jobs.transitions import Transitions
 
@@ -20,37 +23,59 @@ class HostLimit:
 
 @dataclass(frozen=True)
 class Place:
-    """The answer to a take. ``wait_s``: 0, it has a slot; None, all are taken; else its start is ``is_paid`` then."""
+    """The answer to a take. ``wait_s``: 0, it has a slot; None, all are taken; else its start is ``is_paid`` then.
+
+    ``problem``: why that is not known.
+    """
 
     wait_s: float | None
     is_paid: bool = False
+    problem: str | None = None
 
 
 class HostSlots:
-    """Thread-safe, as ``transitions`` is. A slot is of a job, whoever runs it. Each method raises QueueError."""
+    """Thread-safe, as ``transitions`` is. A slot is of a job, whoever runs it.
+
+    Nothing here raises. In a Cluster a host's keys are on another node than the queue's, which goes on without it:
+    then nobody gets a slot, and slots that are not kept or given back end with their leases.
+    """
 
     def __init__(self, transitions: Transitions) -> None:
         self._transitions = transitions
         self._group = transitions.keys.intake
+        self._cluster = cluster_of(transitions.client)
 
     def take(self, limit: HostLimit, job_id: str, *, lease_s: float, is_paid: bool) -> Place:
-        """A slot for a job, for ``lease_s`` if it is not kept. ``is_paid``: its start was reserved before."""
+        """A slot for a job, for ``lease_s`` if it is not kept. ``is_paid``: its start is reserved."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
-        wait_ms, paid = self._run("take", limit.host, job_id, lease_s, limit.most or 0, apart_ms, int(is_paid))
+        try:
+            wait_ms, paid = self._run("take", limit.host, job_id, lease_s, limit.most or 0, apart_ms, int(is_paid))
+        except QueueError as error:
+            return Place(None, is_paid, str(error))
         return Place(None if wait_ms < 0 else wait_ms / 1000, bool(paid))
 
     def keep(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
         """Renew the slots of jobs: pairs of host and id."""
-        for host, job_id in held:
-            self._run("keep", host, job_id, lease_s)
+        with suppress(QueueError):
+            for host, job_id in held:
+                self._run("keep", host, job_id, lease_s)
 
     def free(self, host: str, job_id: str) -> None:
         """Give a slot back."""
-        self._run("free", host, job_id, 0)
+        with suppress(QueueError):
+            self._run("free", host, job_id, 0)
 
     def _run(self, verb: str, host: str, job_id: str, lease_s: float, *more: float) -> list[int]:
         ticket = f"{self._group} {job_id}"
         most, apart_ms, paid = more or (0, 0, 0)
         arguments = [self._transitions.keys.prefix, verb, ticket, round(lease_s * 1000), most, apart_ms, paid]
-        reply: list[int] = self._transitions.run_many("host_slot", [(limit_keys(host), arguments)])[0]
+        keys = limit_keys(host)
+        try:
+            with translated(self._transitions.client):
+                client = self._cluster.client_of(keys[0]) if self._cluster else None
+            reply: list[int] = self._transitions.run_many("host_slot", [(keys, arguments)], client)[0]
+        except QueueError:
+            if self._cluster:
+                self._cluster.forget()
+            raise
         return reply

@@ -230,25 +230,28 @@ class Transitions:
     def _run(self, name: str, arguments: Sequence[Any]) -> Any:
         return self.run_many(name, [([self.keys.intake], arguments)])[0]
 
-    def run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
-        """The script once for each of ``calls`` (keys and arguments), in one round trip; loaded if need be."""
-        script = self._scripts[name]
-        with translated(self.client):
-            try:
-                return self._evaluate(script.sha, calls)
-            except redis.exceptions.NoScriptError:
-                self.client.script_load(script.script)
-                return self._evaluate(script.sha, calls)
+    def run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]], client: Any = None) -> list[Any]:
+        """The script once for each of ``calls`` (keys and arguments), in one round trip; loaded if need be.
 
-    def _evaluate(self, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
-        client: Any = self.client
-        if len(calls) == 1:
-            keys, arguments = calls[0]
-            return [client.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)]
-        pipeline = client.pipeline(transaction=False)
-        for keys, arguments in calls:
-            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
-        return list(pipeline.execute())
+        ``client``: of the node of a Cluster that has these keys, if they are not the queue's.
+        """
+        script, client = self._scripts[name], client or self.client
+        with translated(client):
+            try:
+                return _evaluate(client, script.sha, calls)
+            except redis.exceptions.NoScriptError:
+                client.script_load(script.script)
+                return _evaluate(client, script.sha, calls)
+
+
+def _evaluate(client: Any, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
+    if len(calls) == 1:
+        keys, arguments = calls[0]
+        return [client.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)]
+    pipeline = client.pipeline(transaction=False)
+    for keys, arguments in calls:
+        pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
+    return list(pipeline.execute())
 
 
 def _ms(seconds: float) -> int:

@@ -40,6 +40,8 @@ class Doorman:
     def answered(self, held: Held, place: Place) -> Finish | None:
         """Redis has said whether there is a slot: None, or what becomes of the job instead."""
         held.is_at_door = False
+        if place.problem is not None:
+            self._log.warning("host_slot_unknown", host=held.host, reason=place.problem)
         if place.wait_s == 0:
             return None
         host, held.host = held.host, ""
