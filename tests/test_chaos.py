@@ -26,7 +26,7 @@ def test_everything_fails_for_a_while_and_nothing_is_lost_doubled_or_left_behind
 def spoil(stage: Stage, chance: random.Random) -> Struck | None:
     """Do three wrongs to finished jobs, once: a file, a record, a second push."""
     jobs = [job for job in stage.jobs.made.values() if job.kind == "checksum" and job.push == "done"]
-    ended = [job for job in jobs if job.id and stage.witness.ends(job.id)]
+    ended = [job for job in jobs if job.id and stage.witness.is_over(job.id)]
     if len(ended) < 3 or "wrongs" in stage.held:
         return None
     with (stage.downloads / ended[0].path).open("ab") as file:
