@@ -93,6 +93,7 @@ class Watched:
         self._folder = folder
         self._set = stack.enter_context(Replicated(folder, silence_ms=SILENCE_MS, **options))
         self._old: RedisServer | None = None  # the master that a failover is about
+        self._is_told = False
 
     @property
     def server(self) -> RedisServer:
@@ -140,9 +141,13 @@ class Watched:
             client.config_set(WANTS, 0)
         return False
 
-    def step_down(self) -> bool:
-        """The Sentinel makes the replica the master; False: it finds that it cannot."""
+    def step_down(self, *, is_told: bool) -> bool:
+        """The Sentinel makes the replica the master; False: it finds that it cannot.
+
+        ``is_told``: the old master is made a replica at once; else the Sentinel does so ten seconds later.
+        """
         assert self._old is not None
+        self._is_told = is_told
         try:
             self._set.sentinel.execute_command("SENTINEL", "FAILOVER", NAME)
         except redis.ResponseError:
@@ -172,6 +177,8 @@ class Watched:
             self._old = None
             return
         with self._old.client() as client:
+            if self._is_told:
+                client.replicaof("127.0.0.1", master.port)
             if client.info("replication")["role"] != "slave":
                 raise NotYet
             client.config_set(WANTS, 0)

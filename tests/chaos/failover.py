@@ -12,10 +12,10 @@ from tests.chaos.stage import Stage
 @fault(weight=5, only="sentinel")
 def master_steps_down(stage: Stage, chance: random.Random) -> Struck | None:
     """SENTINEL FAILOVER, when the replica has all."""
-    backend = _still(stage)
-    if backend is None or not backend.step_down():
+    backend, is_told = _still(stage), chance.random() < 0.6
+    if backend is None or not backend.step_down(is_told=is_told):
         return None
-    return Struck("the replica is promoted", 0.5, backend.settle, "redis")
+    return Struck(f"which it hears {'at once' if is_told else 'late'}", 0.5, backend.settle, "redis")
 
 
 @fault(weight=5, only="sentinel")
