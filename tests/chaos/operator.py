@@ -44,9 +44,14 @@ class Operator:
         self.said: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
 
     @property
-    def calls(self) -> int:
-        """How many there were about jobs."""
-        return sum(count for said in list(self.said.values()) for count in said.values())
+    def calls(self) -> str:
+        """How many there were about jobs, and how many of each verb ran into work."""
+        counts = sum(self.said.values(), Counter[tuple[str, str]]())
+        done = Counter(
+            verb for (verb, reply), count in counts.items() if reply in ("OK", "ASKED") for _ in range(count)
+        )
+        asked = sum(count for (_, reply), count in counts.items() if reply == "ASKED")
+        return f"{counts.total()} calls, done were {dict(done)}, {asked} of them asked of supervisors"
 
     def begin(self, seconds: float) -> None:
         """A storm of calls from now on."""

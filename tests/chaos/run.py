@@ -124,7 +124,7 @@ def run(
         report.ends = check.ends
         report.violations += in_vain(report)
         report.lines["jobs"] = f"{len(stage.jobs.made)} made, {check.in_doubt} pushed with a reply that was lost"
-        report.lines["operator"] = f"{stage.operator.calls} calls, {check.retries} ended jobs retried"
+        report.lines["operator"] = f"{stage.operator.calls}, {check.retries} ended jobs retried"
         report.lines["starts of supervisors"] = str(sum(node.starts for node in stage.nodes))
         report.lines["duration"] = f"{time.monotonic() - began:.0f} s, {seconds:.0f} s of them with faults"
     return report
