@@ -21,7 +21,12 @@ from tests.chaos.witness import Witness
 
 VERBS = {"pause": 20, "resume": 20, "retry": 20, "promote": 12, "priority": 12, "cancel": 12, "switch": 4}
 APART_S = (0.0, 0.03)  # two calls
-RECENT = 80  # of these jobs some wait, some run and some have just ended
+WAITING = ("job_queued", "job_requeued", "job_recovered")
+FIT = {  # the last event of a job with which that can be done
+    "cancel": ("job_started", *WAITING), "pause": ("job_started",), "resume": ("job_paused",),
+    "retry": ("job_failed", "job_cancelled"), "promote": WAITING, "priority": WAITING,
+}  # fmt: skip
+RECENT = 150  # of these jobs some wait, some run and some have just ended
 IN_DOUBT = "in doubt"  # the reply of a call whose reply was lost
 
 
@@ -98,9 +103,7 @@ class Operator:
         heard = list(self._witness.of_job)[-RECENT:]  # also of those without an id of their own
         found = [job.id for job in list(self._jobs.made.values())[-RECENT:] if job.id is not None] + heard
         if self._chance.random() < 0.7:
-            found = [one for one in heard if self._witness.is_over(one) == (verb == "retry")]
-        if verb == "retry":
-            found = [one for one in found if self._witness.last(one) != "job_succeeded"]
+            found = [one for one in heard if self._witness.last(one) in FIT[verb]] or found
         return self._chance.choice(found) if found else None
 
     def _switch(self) -> None:
