@@ -18,6 +18,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.chaos.backends import KINDS  # noqa: E402
 from tests.chaos.run import Report, run  # noqa: E402
 
 
@@ -40,6 +41,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: another one each time)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults; a run takes longer (default 1)")
+    parser.add_argument(
+        "--redis", choices=KINDS, default="", dest="kind",
+        help="one Redis, or a master with a replica and a Sentinel that change roles (default: as the seed decides)",
+    )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="leave the folder, with all logs")
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
@@ -48,14 +53,15 @@ def main() -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was started ends with us
     folder = Path(tempfile.mkdtemp(prefix="dlpool-chaos-"))
     try:
-        report = run(folder, seed, arguments.minutes * 60, lambda text: print(text, flush=True))
+        report = run(folder, seed, arguments.minutes * 60, lambda text: print(text, flush=True), kind=arguments.kind)
     finally:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
     show(report, Console())
     for violation in report.violations:
         print(f"\nVIOLATION: {violation}")
-    again = f"scripts/chaos --seed {seed} --minutes {arguments.minutes:g}"
+    kind = f" --redis {arguments.kind}" if arguments.kind else ""
+    again = f"scripts/chaos --seed {seed} --minutes {arguments.minutes:g}{kind}"
     print(f"\n{len(report.violations)} violations; to repeat it: {again}")
     return 1 if report.violations else 0
 

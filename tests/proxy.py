@@ -184,12 +184,16 @@ class Proxy:
             while data := pair.server.recv(CHUNK):
                 self._hold(pair)
                 if not self._is_lost(pair):
-                    pair.client.sendall(data)
+                    pair.client.sendall(self._edited(data))
                 elif pair.is_armed and not self._is_silent:
                     self._drain(pair)
         with self._changed:
             self._pairs.discard(pair)
         pair.close()
+
+    def _edited(self, data: bytes) -> bytes:
+        """What a client gets of a reply."""
+        return data
 
     def _arm(self, pair: _Pair, data: bytes) -> None:
         with self._changed:

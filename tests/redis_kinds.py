@@ -17,6 +17,7 @@ from tests.conftest import free_port, wait_until
 from tests.redis_server import STOP_S, RedisServer
 
 NAME = "main"
+SILENCE_MS = 500
 _SENTINEL = """
 port {port}
 bind 127.0.0.1
@@ -24,23 +25,29 @@ dir {folder}
 logfile {folder}/sentinel.log
 {more}
 sentinel monitor {name} 127.0.0.1 {master} 1
-sentinel down-after-milliseconds {name} 500
+sentinel down-after-milliseconds {name} {silence}
 sentinel failover-timeout {name} 3000
 """
 
 
 class Replicated:
-    """A master, its replica, and the Sentinel that watches them; a context."""
+    """A master, its replica, and the Sentinel that watches them; a context.
 
-    def __init__(self, folder: Path, password: str | None = None) -> None:
+    ``silence_ms``: after that the Sentinel takes a master for dead. ``options`` are the servers'.
+    """
+
+    def __init__(
+        self, folder: Path, password: str | None = None, *, silence_ms: int = SILENCE_MS, **options: Any
+    ) -> None:
         first, second = free_port(), free_port()
-        options: dict[str, Any] = {"appendonly": True, "repl_diskless_sync_delay": 0}
+        options = {"appendonly": True, "repl_diskless_sync_delay": 0, **options}
         self.servers = [
             RedisServer(folder / "first", port=first, **options),
             RedisServer(folder / "second", port=second, replicaof=f"127.0.0.1 {first}", **options),
         ]
         self.port = free_port()
         self.password = password
+        self._silence_ms = silence_ms
         self._config = folder / "sentinel.conf"
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
@@ -52,6 +59,17 @@ class Replicated:
     @property
     def sentinel(self) -> Any:
         return redis.Redis(port=self.port, password=self.password, socket_timeout=10, protocol=2)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all that runs."""
+        own = [] if self._process is None else [self._process.pid]
+        return own + [server.pid for server in self.servers if server.is_running]
+
+    @property
+    def failovers(self) -> int:
+        """How often the Sentinel has made another one the master."""
+        return (self._config.parent / "sentinel.log").read_text().count("+switch-master")
 
     def master(self) -> RedisServer:
         """Who is the master, as the Sentinel knows."""
@@ -77,7 +95,12 @@ class Replicated:
         more = f"requirepass {self.password}" if self.password else ""
         self._config.write_text(
             _SENTINEL.format(
-                port=self.port, folder=self._config.parent, more=more, name=NAME, master=self.servers[0].port
+                port=self.port,
+                folder=self._config.parent,
+                more=more,
+                name=NAME,
+                master=self.servers[0].port,
+                silence=self._silence_ms,
             )
         )
         binary = shutil.which("redis-server") or shutil.which("valkey-server")

@@ -79,10 +79,11 @@ class RedisServer:
         options = {"password": self.password, "socket_timeout": 30, "retry": Retry(NoBackoff(), 0), **options}
         return redis.Redis(unix_socket_path=str(self.socket), **options)
 
-    def start(self) -> RedisServer:
-        """Start it, and wait until it answers; does nothing while it runs."""
+    def start(self, **options: object) -> RedisServer:
+        """Start it, and wait until it answers; does nothing while it runs. ``options`` count from now on."""
         if self.is_running:
             return self
+        self._settings |= options
         binary = shutil.which("redis-server") or shutil.which("valkey-server")
         assert binary is not None, "redis-server is not installed: scripts/test installs it"
         self.folder.mkdir(parents=True, exist_ok=True)

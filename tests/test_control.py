@@ -26,6 +26,7 @@ from tests.redis_server import RedisServer
 
 DATA = make_data(1024 * 1024)
 ONE_SLOT = {"max_concurrent_downloads": 1, "workers": 1}
+LATE_S = 20.0
 SOON_S = 10.0  # for what takes two seconds at most, on a machine that does other things too
 
 Call = Callable[..., Ended]
@@ -61,9 +62,11 @@ def wait_for_state(client: Client, job_id: str, wanted: str, timeout_s: float = 
 
 
 @contextmanager
-def held_job(server: RedisServer, client: Client, folder: Path) -> Iterator[tuple[HeldFile, Origin, Supervisor]]:
+def held_job(
+    server: RedisServer, client: Client, folder: Path, **more: Any
+) -> Iterator[tuple[HeldFile, Origin, Supervisor]]:
     """A service with one slot, and in it the job "f", of which something is on disk."""
-    settings = {"supervisor": ONE_SLOT}
+    settings = {"supervisor": ONE_SLOT | more}
     with HeldFile(DATA) as file, Origin(file) as origin, Supervisor(folder, server.url, settings) as service:
         client.push(f"{origin.url}/f", "f", id="f")
         wait_for_run(service, "f")
@@ -108,6 +111,23 @@ def test_a_paused_job_keeps_its_bytes_and_gives_its_slot_away(
         assert fetched_again(origin.requests[asked:], spans) == []
         assert client.ends("f") == 1
         check_folder(service.out, DATA, "f", "g")
+
+
+def test_a_job_that_is_retried_as_soon_as_it_is_cancelled_leaves_nothing_when_it_is_cancelled_again(
+    redis_server: RedisServer, client: Client, call: Call, tmp_path: Path
+) -> None:
+    """What the first run left is removed while the second one has begun already."""
+    with held_job(redis_server, client, tmp_path, lease="3s") as (_file, _origin, service):
+        call("cancel", "f")
+        wait_for_state(client, "f", "cancelled")
+        call("retry", "f")
+        wait_for_run(service, "f", 2)
+        wait_for_commit(service.out / "f")
+        time.sleep(1.0)
+        call("pause", "f")
+        wait_for_state(client, "f", "paused")
+        assert call("cancel", "f").out == "f\tdone\n"
+        wait_until(lambda: not list(service.out.iterdir()), LATE_S)
 
 
 def test_a_paused_job_outlives_its_supervisor_and_goes_on_elsewhere(

@@ -167,6 +167,15 @@ def test_queues_share_the_slots_of_a_host_but_not_their_ids(redis_server: RedisS
     assert take(other, "more", most=2).wait_s is None
 
 
+def test_what_a_host_asked_for_is_forgotten_when_its_time_is_over(redis_server: RedisServer) -> None:
+    connection: Any = redis_server.client()
+    transitions = Transitions(connection, Keys())
+    transitions.hold("h", 0.6)
+    transitions.hold("other", 0.2)
+    assert 0.3 < connection.pttl(Keys().holds) / 1000 <= 0.6
+    wait_until(lambda: not connection.exists(Keys().holds))
+
+
 # --- which limit is whose ---
 
 HOSTS = {"example.org": LimitSettings(2, None), "example.org:8443": LimitSettings(1, None), "free.org": LimitSettings()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from redis.retry import Retry
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway, QueueRefused
 from dlpool.jobs.connection import connect, translated
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.transitions import Transitions
 from tests import processes
 from tests.conftest import free_port
 from tests.fleet import Client, Supervisor
@@ -88,6 +91,25 @@ def test_a_replica_that_is_taken_for_the_master_is_left_at_its_first_answer(tmp_
         with translated(client):
             client.lpush("list", "2")
         assert second.client().lrange("list", 0, -1) == [b"2"]
+
+
+def test_a_master_that_was_replaced_and_does_not_know_it_is_left_at_its_first_answer(tmp_path: Path) -> None:
+    """Its replica was promoted, so that it has too few to write to; a Sentinel tells it ten seconds later, if ever."""
+    with Replicated(tmp_path) as redis:
+        client = connect(replace(RedisSettings(), url=redis.url), tmp_path)
+        transitions = Transitions(client, Keys())
+        first, second = redis.servers
+        first.client().config_set("min-replicas-to-write", 2)
+        redis.sentinel.execute_command("SENTINEL", "FAILOVER", NAME)
+        with pytest.raises(QueueAway, match="NOREPLICAS"):
+            transitions.hold("h", 1.0)
+        wait_until(lambda: redis.master() is second)
+        wait_until(lambda: second.client().info("replication")["role"] == "master")
+        assert first.client().info("replication")["role"] == "master"
+        with suppress(QueueAway):
+            transitions.hold("h", 1.0)  # by the connection from before
+        transitions.hold("h", 1.0)
+        assert second.client().exists(Keys().holds)
 
 
 def test_a_service_that_no_sentinel_knows_is_away(tmp_path: Path) -> None:

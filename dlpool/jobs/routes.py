@@ -7,6 +7,7 @@ transitions. As dlpool's own keys share a slot, one node has them all, and a con
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ ANSWER_S = 2.0  # what is asked for where to go answers at once, or the next one
 Host = tuple[str, int]
 
 _SILENT = (errors.ConnectionError, errors.TimeoutError)
+# A script's error has it in its midst. A master that lost its replicas may have lost its office, and not know it yet.
+_ELSEWHERE = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
 _REFUSED = (errors.AuthenticationError, errors.AuthorizationError)  # redis-py counts them as connection errors
 
 
@@ -42,11 +45,11 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """As redis-py's; after an answer that another server is the right one, the next command asks for it."""
+        """As redis-py's; after an answer that another server is (or may be) the right one, the next command asks."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
-            if isinstance(error, errors.ReadOnlyError | errors.MovedError) or "READONLY" in str(error):
+            if isinstance(error, errors.ReadOnlyError | errors.MovedError) or _ELSEWHERE.search(str(error)):
                 self.disconnect()  # type: ignore[no-untyped-call]
             raise
 

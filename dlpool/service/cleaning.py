@@ -39,10 +39,10 @@ class Cleaner:
         """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them, if it is known."""
         self._leftovers.setdefault(pid, []).extend(ended)
 
-    def forget(self, job_ids: Sequence[str]) -> None:
-        """Nothing of these jobs is left."""
+    def forget(self, ended: Iterable[Ended]) -> None:
+        """Nothing of these jobs is left, but for later runs of them."""
         try:
-            self._trail.forget(job_ids)
+            self._trail.forget(ended)
         except LocalFault as error:
             self._log.warning("trail_not_kept", error=error)
 
@@ -61,9 +61,7 @@ class Cleaner:
 
     def cleaned(self, handle: Handle, job_ids: Sequence[str]) -> None:
         """A worker has done it."""
-        for job_id in job_ids:
-            handle.cleaning.pop(job_id, None)
-        self.forget(job_ids)
+        self.forget([handle.cleaning.pop(job_id) for job_id in job_ids if job_id in handle.cleaning])
 
     def bury(self, handle: Handle) -> None:
         """A worker has died: what it has not done is another's to do."""
@@ -79,7 +77,7 @@ class Cleaner:
                 clean(ended, paths)
             except DlpoolError as error:
                 self._log.warning("leftover_not_removed", job_id=ended.job_id, error=error)
-        self.forget([ended.job_id for ended in rest])
+        self.forget(rest)
         try:
             self._trail.tidy()
         except LocalFault as error:

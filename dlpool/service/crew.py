@@ -243,7 +243,7 @@ class Crew:
             if held.leaves_state or ended.has_failed:
                 self._cleaner.leave([ended], held.worker or 0)
             else:
-                self._cleaner.forget([ended.job_id])
+                self._cleaner.forget([ended])
 
     # --- the end ---
 
@@ -269,7 +269,7 @@ class Crew:
 
 
 def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
-    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed)
+    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence)
 
 
 def _is_told(path: str, save_path: str) -> bool:

@@ -85,13 +85,14 @@ class CleanFrame(Frame):
 
 
 class Ended(NamedTuple):
-    """A job that has ended. ``path`` is where it went, None if that was never known."""
+    """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart."""
 
     job_id: str
     url: str
     save_path: str
     path: str | None
     has_failed: bool
+    fence: int = 0
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,13 @@ class Trail:
             self._lines += 1
             os.write(self._descriptor, _line(ended))
 
-    def forget(self, job_ids: Iterable[str]) -> None:
-        """Nothing of them is left."""
+    def forget(self, ended: Iterable[Ended]) -> None:
+        """Nothing of them is left. One that was retried and has begun again meanwhile stays."""
         with self._lock:
-            for job_id in job_ids:
-                self._open.pop(job_id, None)
+            for one in ended:
+                known = self._open.get(one.job_id)
+                if known is not None and known.fence <= one.fence:
+                    del self._open[one.job_id]
             if self._lines > TIDY_LINES + 4 * len(self._open):
                 self._rewrite()
 
@@ -79,7 +81,9 @@ def _line(ended: Ended) -> bytes:
 def _parsed(line: bytes) -> Ended | None:
     """The job of a line; None for one that a kill has cut off."""
     try:
-        job_id, url, save_path, path, has_failed = jsontext.loads(line)
+        job_id, url, save_path, path, has_failed, *fence = jsontext.loads(line)
+        return Ended(
+            str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed), int(*fence)
+        )
     except (ValueError, TypeError):
         return None
-    return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed))

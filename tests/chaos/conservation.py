@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,9 +12,10 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.keys import Keys
 from tests.chaos.disk import unclean_states, wrong_files
 from tests.chaos.jobs import Job
+from tests.chaos.life import Life, outcome_of
 from tests.chaos.stage import Stage
 from tests.conftest import wait_until
 from tests.fleet import Client
@@ -33,6 +35,7 @@ class Conservation:
         self._stage = stage
         self._redis: Any = stage.redis
         self.ends: Counter[str] = Counter()
+        self.retries = 0
 
     @property
     def in_doubt(self) -> int:
@@ -45,16 +48,17 @@ class Conservation:
             found = [name for name, size in self._sizes() if size]
         except redis.RedisError as error:
             return [str(error)]
-        ended = sum(bool(self._stage.witness.ends(job.id)) for job in self._certain if job.id)
+        ended = sum(self._stage.witness.is_over(job.id) for job in self._certain if job.id)
         wanted = sum(bool(job.id) for job in self._certain)
         return found + ([f"{wanted - ended} jobs have not ended"] if ended < wanted else [])
 
     def violations(self) -> list[str]:
         """All that is wrong, each with what is known of it. It empties Redis."""
         found = [*self._of_jobs(), *self._of_strangers(), *self._of_counters(), *self._of_redis()]
-        found += wrong_files(self._stage, self._succeeded, self._doubtful_files)
+        found += wrong_files(self._stage, self._succeeded, self._doubtful)
         found += unclean_states(self._stage)
         found += [problem for node in self._stage.nodes for problem in [*node.problems, *node_errors(node.journal)]]
+        found += self._stage.backend.problems()
         found += [f"process {one.pid} lives: {' '.join(one.cmdline())}" for one in self._stage.ours()]
         return found + list(self._of_memory())
 
@@ -100,7 +104,7 @@ class Conservation:
     def _of_jobs(self) -> Iterator[str]:
         self._known: set[str] = set()
         self._succeeded: list[Job] = []
-        self._doubtful_files: set[str] = set()
+        self._doubtful: list[Job] = []
         for job in self._pushed:
             ids = self._ids_of(job)
             self._known.update(ids)
@@ -113,32 +117,33 @@ class Conservation:
     def _problem_of(self, job: Job, ids: list[str]) -> str | None:
         if len(ids) != 1:
             return f"it is known under {len(ids)} ids: {ids}"
-        ends = self._stage.witness.ends(ids[0])
-        if len(ends) != 1:
-            return f"it has {len(ends)} ends"
-        outcome = ends[0].event.removeprefix("job_")
-        self.ends[outcome] += 1
-        if self._is_poison(ids[0]):
-            self.ends["poison"] += 1
-            self._doubtful_files.add(job.path)
-        elif outcome != job.wanted:
-            return f"it has {outcome}, wanted was {job.wanted}"
+        life = Life.of(self._stage.witness.of_job.get(ids[0], []))
+        self.retries += life.retries
+        if problem := life.problem(job.wanted, self._stage.operator.said.get(ids[0], Counter())):
+            return problem
+        outcome = outcome_of(life.ends[-1])
+        self.ends["failed" if outcome == "poison" else outcome] += 1
+        self.ends["poison"] += outcome == "poison"
         if outcome == "succeeded":
             self._succeeded.append(job)
+        elif job.wanted == "succeeded":
+            self._doubtful.append(job)  # its file may have been there already
+        if outcome == "poison" and job.kind != "twins" and not self._is_due(ids[0]):
+            return f"it was given up too early: {self._hashes.get(ids[0])}"
         return self._problem_of_record(job, outcome)
 
-    def _is_poison(self, job_id: str) -> bool:
+    def _is_due(self, job_id: str) -> bool:
         """Whether it was aboard of as many deaths as a job may be: then it has failed, and that is right."""
         fields = self._hashes.get(job_id, {})
-        is_due = int(fields.get("crashes", 0)) + 1 >= MAX_CRASHES or int(fields.get("takeovers", 0)) > MAX_TAKEOVERS
-        note = json.loads(fields.get("note") or "{}")
-        return fields.get("state") == "failed" and note.get("label") == "poison" and is_due
+        return int(fields.get("crashes", 0)) + 1 >= MAX_CRASHES or int(fields.get("takeovers", 0)) > MAX_TAKEOVERS
 
     def _problem_of_record(self, job: Job, outcome: str) -> str | None:
         """What clients see; a malformed job has no record."""
         if job.kind == "malformed":
             return None
         success, failure = self._redis.get(KEYS.success(job.url)), self._redis.hget(KEYS.failed, job.url)
+        if job.kind == "twins" and outcome != "succeeded" and (success or failure) is not None:
+            return None  # they share records: the other one may have succeeded, or have been retried
         if (success if outcome == "succeeded" else failure) is None:
             return "it has no record"
         if job.kind != "twins" and success is not None and failure is not None:
@@ -146,7 +151,7 @@ class Conservation:
         if outcome == "succeeded":
             right = json.loads(success)["file_size"] == job.size
         else:
-            right = json.loads(failure)["task_data"] == json.loads(job.raw) or job.kind == "twins"
+            right = json.loads(failure)["task_data"] == json.loads(job.raw)
         return None if right else f"its record is wrong: {success or failure!r}"
 
     def _known_of(self, job: Job, ids: list[str]) -> Iterator[str]:
@@ -179,24 +184,38 @@ class Conservation:
             )
             if counted[outcome] != seen:
                 yield f"{counted[outcome]} jobs are counted as {outcome}, {seen} were seen"
+        if counted["retried"] != self.retries:
+            yield f"{counted['retried']} jobs are counted as retried, {self.retries} were seen"
 
     # --- Redis ---
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
         """How much waits or runs, by key."""
         yield KEYS.intake, self._redis.llen(KEYS.intake)
-        yield "delayed", self._redis.zcard(KEYS.delayed)
-        yield "leases", self._redis.zcard(KEYS.leases)
-        yield from ((KEYS.ready(priority), self._redis.llen(KEYS.ready(priority))) for priority in PRIORITIES)
-        for kind, size in (("inbox", self._redis.llen), ("own", self._redis.scard)):
+        for name in (KEYS.delayed, KEYS.leases, KEYS.paused, KEYS.parked):
+            yield name, self._redis.zcard(name)
+        yield KEYS.halted, self._redis.exists(KEYS.halted)
+        yield KEYS.drained, self._redis.scard(KEYS.drained)
+        sizes = {
+            "inbox": self._redis.llen,
+            "own": self._redis.scard,
+            "parked": self._redis.zcard,
+            "ready": self._redis.llen,
+        }
+        for kind, size in sizes.items():
             for name in self._redis.scan_iter(match=KEYS.prefix.replace("{", "\\{") + f"{kind}:*"):
                 yield name.decode(), size(name)
+        for name in self._redis.scan_iter(match="dlpool:limit:*", _type="zset"):
+            yield (
+                name.decode(),
+                self._redis.zcount(name, time.time() * 1000, "+inf"),
+            )  # of others the leases have passed
 
     def _of_redis(self) -> Iterator[str]:
         yield from (f"{name} is not empty: {size}" for name, size in self._sizes() if size)
         yield from (f"key {name.decode()} is left" for name in Client(self._redis).leftovers())
         for job_id, fields in self._hashes.items():
-            if fields.get("state") not in ("succeeded", "failed"):
+            if fields.get("state") not in ("succeeded", "failed", "cancelled"):
                 yield f"job {job_id} is not at its end: {fields}"
 
     def _of_memory(self) -> Iterator[str]:

@@ -23,18 +23,20 @@ def leftover_files(downloads: Path) -> list[str]:
     return [str(path.relative_to(downloads)) for path in _files(downloads) if path.name.endswith(LEFTOVER)]
 
 
-def wrong_files(stage: Stage, succeeded: Sequence[Job], doubtful: set[str]) -> Iterator[str]:
-    """Each file against what was served. ``doubtful`` paths may be there: of jobs that were given up."""
+def wrong_files(stage: Stage, succeeded: Sequence[Job], doubtful: Sequence[Job]) -> Iterator[str]:
+    """Each file against what was served. That of a ``doubtful`` job may be there, and whole: it was published, and
+    cancelled or given up when nobody could say so any more."""
     wanted = {job.path: job for job in succeeded}
+    known = {job.path: job for job in doubtful} | wanted
     found = {str(path.relative_to(stage.downloads)): path for path in _files(stage.downloads)}
     for name in sorted(wanted.keys() - found.keys()):
         yield f"{wanted[name].name}: its file {name} is not there"
-    for name in sorted(found.keys() - wanted.keys() - doubtful):
+    for name in sorted(found.keys() - known.keys()):
         yield f"file {name} should not be there"
-    for name in sorted(wanted.keys() & found.keys()):
+    for name in sorted(known.keys() & found.keys()):
         data = found[name].read_bytes()
-        if sha256(data) not in stage.jobs.versions(wanted[name]):
-            yield f"{wanted[name].name}: {len(data)} bytes of {name} are not the {wanted[name].size} that were served"
+        if sha256(data) not in stage.jobs.versions(known[name]):
+            yield f"{known[name].name}: {len(data)} bytes of {name} are not the {known[name].size} that were served"
     if (stage.downloads.parent / "out of the folder").exists():
         yield "a file has left its folder"
 

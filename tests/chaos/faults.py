@@ -41,21 +41,22 @@ Strike = Callable[[Stage, random.Random], Struck | None]
 
 @dataclass(frozen=True)
 class Fault:
-    """``weight``: how often it is chosen, against the others'."""
+    """``weight``: how often it is chosen, against the others'. ``only``: with that kind of Redis."""
 
     name: str
     weight: int
     strike: Strike
+    only: str = ""
 
 
 FAULTS: list[Fault] = []
 
 
-def fault(weight: int) -> Callable[[Strike], Strike]:
+def fault(weight: int, only: str = "") -> Callable[[Strike], Strike]:
     """Put a function into the table, under its name."""
 
     def add(strike: Strike) -> Strike:
-        FAULTS.append(Fault(strike.__name__, weight, strike))
+        FAULTS.append(Fault(strike.__name__, weight, strike, only))
         return strike
 
     return add
@@ -193,21 +194,23 @@ def network_slow(stage: Stage, chance: random.Random) -> Struck | None:
 # --- Redis ---
 
 
-@fault(weight=4)
+@fault(weight=4, only="single")
 def redis_killed(stage: Stage, chance: random.Random) -> Struck | None:
     """SIGKILL; all that it acknowledged is in its append-only file."""
     if "redis" in stage.held:
         return None
-    stage.server.kill()
+    server = stage.backend.server
+    server.kill()
     seconds = chance.choice([0.0, chance.uniform(0, 8)])
-    return Struck(f"for {seconds:.1f} s", seconds, stage.server.start, "redis")
+    return Struck(f"for {seconds:.1f} s", seconds, server.start, "redis")
 
 
 @fault(weight=3)
 def redis_paused(stage: Stage, chance: random.Random) -> Struck | None:
-    """CLIENT PAUSE."""
+    """CLIENT PAUSE. A single Redis may have any other fault meanwhile; a failover needs its answers."""
     seconds = chance.uniform(0.2, 7)
-    return _ask(stage, f"for {seconds:.1f} s", lambda: stage.redis.client_pause(int(seconds * 1000)))
+    struck = _ask(stage, f"for {seconds:.1f} s", lambda: stage.redis.client_pause(int(seconds * 1000)))
+    return struck and (struck if stage.backend.kind == "single" else Struck(struck.what, seconds, holds="redis"))
 
 
 @fault(weight=3)

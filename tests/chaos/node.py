@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
+from tests.chaos.network import Network
 from tests.fleet import Supervisor
-from tests.proxy import Proxy
 
 AWAY_S = (0.1, 8.0)  # until the next start: shorter or longer than lease and grace
 END_LATEST_S = 60.0  # after SIGTERM
@@ -30,6 +30,9 @@ def settings(downloads: Path, chance: random.Random) -> dict[str, dict[str, Any]
     return {
         "supervisor": fast | chance.choice([{}, {"max_jobs_per_worker": 20}]),
         "network": {"read_timeout": "3s", "network": "any"},
+        "limits": chance.choice(
+            [{}, {}, {"max_per_host": 4}, {"rate_per_host": "40/s"}, {"max_per_host": 5, "rate_per_host": "50/s"}]
+        ),
         "redis": {"order": chance.choice(["fifo", "fifo", "lifo"])},
         "paths": {"download_dir": downloads},
     }
@@ -63,9 +66,9 @@ class Journal:
 class Node:
     """Used by one thread. ``problems`` is what must not have happened."""
 
-    def __init__(self, name: str, folder: Path, redis_socket: Path, given: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, name: str, folder: Path, network: Network, given: dict[str, dict[str, Any]]) -> None:
         self.name = name
-        self.network = Proxy(redis_socket)
+        self.network = network
         given = {**given, "redis": {**given["redis"], "url": self.network.url}}
         self.service = Supervisor(folder, self.network.url, given)
         self.journal = Journal(self.service.log_file)

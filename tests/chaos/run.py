@@ -14,6 +14,9 @@ from pathlib import Path
 
 import redis
 
+from dlpool.errors import QueueError
+from tests.chaos import failover, storm  # noqa: F401 - their faults are in the table, too
+from tests.chaos.backends import NotYet
 from tests.chaos.conservation import Conservation
 from tests.chaos.disk import leftover_files, unclean_states
 from tests.chaos.faults import FAULTS, Fault, Struck
@@ -48,7 +51,7 @@ class Chaos:
         self._chance = random.Random(f"{seed}: faults")
         self._pace = self._chance.choice(PACES)
         self._say = say
-        self._faults = faults
+        self._faults = [one for one in faults if one.only in ("", stage.backend.kind)]
         self._undos: list[tuple[float, int, str, Struck]] = []
         self._number = count()
         self._strike_at = 0.0
@@ -67,7 +70,7 @@ class Chaos:
 
     def end(self) -> None:
         """No fault stands any more."""
-        self._faults = ()
+        self._faults = []
         deadline = time.monotonic() + READY_S
         while self._undos:
             assert time.monotonic() < deadline, "the faults cannot be undone"
@@ -88,23 +91,24 @@ class Chaos:
         _, _, name, struck = heapq.heappop(self._undos)
         try:
             struck.undo()
-        except redis.RedisError:
+        except (redis.RedisError, QueueError, NotYet):
             heapq.heappush(self._undos, (time.monotonic() + 0.5, next(self._number), name, struck))
         else:
             self._stage.held.discard(struck.holds)
 
 
 def run(
-    folder: Path, seed: int, seconds: float, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS
-) -> Report:
-    """A run of ``seconds`` of faults; longer in all. ``say`` gets a line for each fault."""
+    folder: Path, seed: int, seconds: float, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS,
+    kind: str = "",
+) -> Report:  # fmt: skip
+    """A run of ``seconds`` of faults; longer in all. ``say`` gets a line for each fault. ``kind``: see Stage."""
     report, began = Report(seed), time.monotonic()
 
     def timed(text: str) -> None:
         say(f"{time.monotonic() - began:6.1f} s  {text}")
 
     with ExitStack() as stack:
-        stage = Stage(folder, seed, seconds, stack, timed)
+        stage = Stage(folder, seed, seconds, stack, timed, kind)
         report.lines["stage"] = repr(stage)
         if not stage.has_own_disk:
             report.lines["left out"] = "disk_full, as mounting needs root"
@@ -120,6 +124,7 @@ def run(
         report.ends = check.ends
         report.violations += in_vain(report)
         report.lines["jobs"] = f"{len(stage.jobs.made)} made, {check.in_doubt} pushed with a reply that was lost"
+        report.lines["operator"] = f"{stage.operator.calls}, {check.retries} ended jobs retried"
         report.lines["starts of supervisors"] = str(sum(node.starts for node in stage.nodes))
         report.lines["duration"] = f"{time.monotonic() - began:.0f} s, {seconds:.0f} s of them with faults"
     return report

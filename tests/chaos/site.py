@@ -34,12 +34,13 @@ class Site:
             manner = self._manner()
             version = self._version(job)
             share = self._chance.random()
+            busy = self._chance.choice([429, 503]), str(self._chance.randint(1, 3))
         file = File(self._jobs.content(job, version), etag=f'"v{version}"', last_modified=None, block=BLOCK)
         file.serves_ranges = job.kind != "no_ranges" and manner != "whole"
         if manner == "unavailable":
             connection.answer(503)
         elif manner == "busy":
-            connection.answer(429, {"Retry-After": "1"})
+            connection.answer(busy[0], {"Retry-After": busy[1]})
         elif manner == "broken":
             connection.answer(500, body=b"it is broken")
         elif manner == "silent":

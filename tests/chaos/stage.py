@@ -13,24 +13,28 @@ from typing import Any
 
 import psutil
 
+from tests.chaos.backends import KINDS, backend
 from tests.chaos.jobs import Jobs
 from tests.chaos.node import Node, settings
+from tests.chaos.operator import Operator
 from tests.chaos.pusher import Pusher
 from tests.chaos.site import Site
 from tests.chaos.witness import Witness
 from tests.disks import remount, tmpfs
 from tests.origin import Origin
-from tests.redis_server import RedisServer
 
 DISK_SIZE = "4G"
 MARK = "DLPOOL_CHAOS_RUN"  # in the environment of every process that is ours
-PATIENCE_S = 5.0
+KIND_WEIGHTS = (3, 1)
 
 
 class Stage:
     """What faults act on. Used by the main thread only, but for ``jobs``, ``pusher`` and ``witness``."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, stack: ExitStack, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, seed: int, seconds: float, stack: ExitStack, say: Callable[[str], None], kind: str = ""
+    ) -> None:
+        """``kind`` of Redis: one of ``KINDS``, or what the seed decides."""
         self.folder = folder
         self.say = say
         chance = random.Random(f"{seed}: stage")
@@ -38,8 +42,9 @@ class Stage:
         stack.enter_context(marked(self.token))
         self.appendfsync = chance.choice(["always", "no"])  # not everysec: it may keep writes from the kernel for 2 s
         options: dict[str, Any] = {"appendfsync": self.appendfsync, "maxmemory_policy": "noeviction"}
-        self.server = stack.enter_context(RedisServer(folder / "redis", appendonly=True, **options))
-        self.redis: Any = self.server.client(socket_timeout=PATIENCE_S)
+        kind = kind or chance.choices(KINDS, KIND_WEIGHTS)[0]
+        self.backend = backend(kind, folder / "redis", stack, **options)
+        self.redis: Any = self.backend.client()
         self.base_memory = self.memory()
         self.downloads = folder / "downloads"
         self.has_own_disk = _mount(self.downloads, stack)
@@ -49,23 +54,26 @@ class Stage:
         self.jobs.origin = self.origin.url
         names = "abc"[: chance.choice([2, 2, 3])]
         self.settings = settings(self.downloads, chance)
-        self.nodes = [Node(name, folder / name, self.server.socket, self.settings) for name in names]
+        self.nodes = [Node(name, folder / name, self.backend.network(), self.settings) for name in names]
         stack.callback(self._end_all)
-        self.pusher = Pusher(seed, self.jobs, self.server.client(socket_timeout=PATIENCE_S), seconds)
-        self.witness = Witness(self.server.client(socket_timeout=PATIENCE_S))
+        self.pusher = Pusher(seed, self.jobs, self.backend.client(), seconds)
+        self.witness = Witness(self.backend.client())
         stack.callback(self.witness.stop)
+        self.operator = Operator(seed, self.jobs, self.witness, self.backend.client())
         self.held: set[str] = set()  # what a fault has in its hands
 
     def __repr__(self) -> str:
         order, most = self.settings["redis"]["order"], self.settings["supervisor"].get("max_jobs_per_worker", "any")
+        limits = " and ".join(f"{name} {value}" for name, value in self.settings["limits"].items()) or "no limits"
         return (
-            f"<Stage {len(self.nodes)} supervisors, appendfsync {self.appendfsync}, {order}, {most} jobs per worker, "
-            f"{'a' if self.has_own_disk else 'no'} disk of its own>"
+            f"<Stage {len(self.nodes)} supervisors, Redis: {self.backend.kind}, appendfsync {self.appendfsync}, "
+            f"{order}, {most} jobs per worker, {limits} of hosts, {'a' if self.has_own_disk else 'no'} disk of its own>"
         )
 
     def memory(self) -> int:
-        """What Redis uses, in bytes."""
-        return int(self.redis.info("memory")["used_memory"])
+        """What Redis uses, in bytes, but for what its replica has yet to read."""
+        said = self.redis.info("memory")
+        return int(said["used_memory"]) - int(said.get("mem_total_replication_buffers", 0))
 
     def set_disk(self, size: str) -> None:
         """Give the disk of the downloads another size."""
@@ -77,7 +85,7 @@ class Stage:
 
     def ours(self) -> list[psutil.Process]:
         """The processes of this run that live, but for Redis and this one."""
-        others = {os.getpid(), self.server.pid}
+        others = {os.getpid(), *self.backend.pids}
         return [one for one in psutil.process_iter() if one.pid not in others and self._is_ours(one)]
 
     def _is_ours(self, process: psutil.Process) -> bool:

@@ -43,9 +43,14 @@ class Witness:
         while self._look():
             pass
 
-    def ends(self, job_id: str) -> list[Seen]:
-        """The ends of a job: one, if all is well."""
-        return [seen for seen in list(self.of_job.get(job_id, ())) if seen.event in ENDS]
+    def is_over(self, job_id: str) -> bool:
+        """Whether a job has come to its end, and was not retried since."""
+        return self.last(job_id) in ENDS
+
+    def last(self, job_id: str) -> str:
+        """The last event of a job."""
+        events = self.of_job.get(job_id)
+        return events[-1].event if events else ""
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
