@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -44,10 +44,11 @@ class Handle:
         self.started = self.heard = time.monotonic()
         self.is_ready = False
         self.has_ended = False
+        self.resident = 0  # bytes, when it was weighed last
         self.is_retiring = False
         self.killed_for: str | None = None
         self.kill_at: float | None = None
-        self.counters: dict[str, int] = {}
+        self._counted: dict[str, float] = {}
         self.rate: int | None = None  # its share of the node's, as it was told
         self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()
@@ -99,6 +100,13 @@ class Handle:
             while (frame := self.channel.receive()) is not None:
                 self.heard = time.monotonic()
                 yield frame
+
+    def count(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """What is new in the counts of a heartbeat. Two may come in the wrong order: nothing counts twice."""
+        new = {name: count - self._counted.get(name, 0) for name, count in counts.items()}
+        new = {name: amount for name, amount in new.items() if amount > 0}
+        self._counted |= {name: counts[name] for name in new}
+        return new
 
     def memory(self) -> int:
         """Resident memory in bytes, 0 if it is gone."""
