@@ -72,6 +72,7 @@ class Metrics:
         self.log_dropped = self._counter("log_dropped_records", "Log records that could not be written.")
         for outcome in ("success", "failed", "cancelled"):
             self.jobs.labels(outcome, "")  # so that the first one is an increase
+        self.jobs.labels("failed", "poison")
         for how in ("ended", "died", "killed"):
             self.worker_exits.labels(how)
         for kind in ("away", "refused", "other"):

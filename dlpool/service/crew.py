@@ -129,7 +129,7 @@ class Crew:
             self._pool.came_up(handle)
             self.has_news = True
         elif isinstance(frame, StatusFrame):
-            self._meter.counted(handle.count(frame.counters))
+            self._meter.counted(handle.counted.new(frame.counters))
             for ticket, progress in frame.jobs.items():
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress

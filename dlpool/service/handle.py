@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -15,6 +15,7 @@ import psutil
 
 from dlpool.service.channel import Channel
 from dlpool.service.frames import Ended, Frame, RateFrame, encode
+from dlpool.service.tally import Counted
 from dlpool.service.worker import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -48,7 +49,7 @@ class Handle:
         self.is_retiring = False
         self.killed_for: str | None = None
         self.kill_at: float | None = None
-        self._counted: dict[str, float] = {}
+        self.counted = Counted()
         self.rate: int | None = None  # its share of the node's, as it was told
         self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()
@@ -100,13 +101,6 @@ class Handle:
             while (frame := self.channel.receive()) is not None:
                 self.heard = time.monotonic()
                 yield frame
-
-    def count(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """What is new in the counts of a heartbeat. Two may come in the wrong order: nothing counts twice."""
-        new = {name: count - self._counted.get(name, 0) for name, count in counts.items()}
-        new = {name: amount for name, amount in new.items() if amount > 0}
-        self._counted |= {name: counts[name] for name in new}
-        return new
 
     def memory(self) -> int:
         """Resident memory in bytes, 0 if it is gone."""

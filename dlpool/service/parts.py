@@ -88,12 +88,8 @@ class Parts:
             earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
         )  # fmt: skip
         self._failure: BaseException | None = None
-        self._threads = [
-            self._thread(name, work)
-            for name, work in (
-                ("fetch", self.fetcher.serve), ("beat", self._beater.serve), ("record", self._recorder.serve)
-            )
-        ]  # fmt: skip
+        served = {"fetch": self.fetcher.serve, "beat": self._beater.serve, "record": self._recorder.serve}
+        self._threads = [self._thread(name, work) for name, work in served.items()]
 
     def start(self) -> None:
         """Start the threads."""

@@ -43,6 +43,20 @@ class Tally:
             return dict(self._counts)
 
 
+class Counted:
+    """What is known of one worker's tally. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, float] = {}
+
+    def new(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """What a heartbeat counts that is not known yet; two may come in the wrong order."""
+        new = {name: count - self._known.get(name, 0) for name, count in counts.items()}
+        new = {name: amount for name, amount in new.items() if amount > 0}
+        self._known |= {name: counts[name] for name in new}
+        return new
+
+
 def retries_of(counts: Mapping[str, float]) -> dict[str, float]:
     """Ranges that were asked for again, by reason."""
     return {name.removeprefix(_RETRY): count for name, count in counts.items() if name.startswith(_RETRY)}
