@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import sys
 
 from dlpool.config import MetricsSettings
 from dlpool.errors import ConfigurationError, DlpoolError
@@ -22,14 +21,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the checks, and return 0 if all hold. Raises Unhealthy, ConfigurationError."""
     listen = arguments.address or _listen_of(arguments.config)
     status, text = ask(listen, "/livez?verbose" if arguments.live else "/readyz?verbose")
+    if not text.endswith("ok\n"):
+        raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
     if not arguments.quiet:
-        print(text, end="")
-    if status == http.client.OK:
-        return 0
-    sys.stdout.flush()
-    if status == http.client.SERVICE_UNAVAILABLE:
+        print(text, end="", flush=True)
+    if status != http.client.OK:
         raise Unhealthy(f"the supervisor at {listen} is not {'alive' if arguments.live else 'ready'}")
-    raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
+    return 0
 
 
 def ask(listen: str, path: str) -> tuple[int, str]:

@@ -60,8 +60,7 @@ class Parts:
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
         self.server = EmbeddedRedis.start(node.state_dir) if settings.redis.url == EMBEDDED else None
-        self.mailbox = Mailbox()
-        self.selector = selectors.DefaultSelector()
+        self.mailbox, self.selector = Mailbox(), selectors.DefaultSelector()
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
         self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()), metrics.redis_failed)
