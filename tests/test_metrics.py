@@ -148,9 +148,9 @@ def test_while_redis_is_away_the_node_is_alive_and_not_ready_and_says_why(tmp_pa
 
 def exposed() -> dict[str, tuple[str, str]]:
     """Type and help of dlpool's metrics, by the names under which they are asked for."""
-    families = [one for one in Metrics(RANGE_BOUNDS_S).families() if one.name.startswith("dlpool_")]
-    return {f"{one.name}_total" if one.type == "counter" else one.name: (one.type, one.documentation)
-            for one in families}  # fmt: skip
+    text = Metrics(RANGE_BOUNDS_S).exposition("text/plain")[0].decode()
+    helps = dict(re.findall(r"^# HELP (dlpool_\w+) (.*)$", text, re.MULTILINE))
+    return {name: (kind, helps[name]) for name, kind in re.findall(r"^# TYPE (dlpool_\w+) (\w+)$", text, re.MULTILINE)}
 
 
 def test_the_table_of_metrics_is_that_of_the_code(watched: tuple[Watched, Client]) -> None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from dlpool import __version__
 from dlpool.kinds import split_address
@@ -166,13 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.sendall(self.wfile.getvalue())  # type: ignore[attr-defined]
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        route = self.server.routes.get(parts.path)
+        path, _, query = self.path.partition("?")
+        route = self.server.routes.get(path)
         if route is None:
             paths = " ".join(sorted(self.server.routes))
             reply = Reply(f"there is nothing here; there are {paths}\n".encode(), status=HTTPStatus.NOT_FOUND)
         else:
-            options = frozenset(parse_qs(parts.query, keep_blank_values=True))
+            options = frozenset(option.partition("=")[0] for option in query.split("&"))
             reply = route(Request(options, self.headers.get("Accept", "")))
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dlpool import __version__
+from dlpool.errors import FailJob
 
 MIB = 1024 * 1024
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -70,9 +71,9 @@ class Metrics:
         self.worker_starts = self._counter("worker_starts", "Worker processes that were started.")
         self.worker_exits = self._counter("worker_exits", "Worker processes that have ended.", "how")
         self.log_dropped = self._counter("log_dropped_records", "Log records that could not be written.")
-        for outcome in ("success", "failed", "cancelled"):
-            self.jobs.labels(outcome, "")  # so that the first one is an increase
-        self.jobs.labels("failed", "poison")
+        self.jobs.labels("success", "")  # so that the first one is an increase
+        for label in {"poison", *(kind.label for kind in FailJob.__subclasses__())}:
+            self.jobs.labels("failed", label)
         for how in ("ended", "died", "killed"):
             self.worker_exits.labels(how)
         for kind in ("away", "refused", "other"):
@@ -126,10 +127,6 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
-    def families(self) -> Iterator[Metric]:
-        """What is exposed now, and the help of it."""
-        return iter(self._registry.collect())
-
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"dlpool_{name}", help, labels, registry=self._registry)
 
@@ -140,8 +137,8 @@ class Metrics:
         return Histogram(f"dlpool_{name}", help, labels, buckets=bounds, registry=self._registry)
 
 
-def replace_all(gauge: Gauge, values: Mapping[str, float]) -> None:
-    """Set a gauge with one label to these values; those that are not named stay as they are."""
+def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
+    """Set a gauge that has one label, by its values."""
     for label, value in values.items():
         gauge.labels(label).set(value)
 

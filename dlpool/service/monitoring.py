@@ -21,7 +21,7 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.observe.health import Check, Health, report
 from dlpool.observe.listener import Listener, Reply, Request, Route
 from dlpool.observe.log import Log
-from dlpool.observe.metrics import Metrics, replace_all
+from dlpool.observe.metrics import Metrics, set_each
 from dlpool.service.handle import Handle
 from dlpool.service.ledger import Held, Ledger
 from dlpool.service.link import Link
@@ -95,8 +95,8 @@ class Monitor:
         sizes = [one.resident for one in workers]
         metrics.worker_memory.set(sum(sizes))
         metrics.worker_memory_max.set(max(sizes, default=0))
-        replace_all(metrics.workers, dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)))
-        replace_all(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, self._ledger.all())))
+        set_each(metrics.workers, dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)))
+        set_each(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, self._ledger.all())))
         self.meter.log_dropped(self._log.dropped)
 
     def _checks(self, seen: Seen) -> list[Check]:

@@ -16,7 +16,7 @@ from dlpool.errors import QueueError
 from dlpool.jobs.transitions import Oldest, Transitions
 from dlpool.jobs.views import Views
 from dlpool.observe.log import Logger
-from dlpool.observe.metrics import Metrics, replace_all
+from dlpool.observe.metrics import Metrics, set_each
 from dlpool.service.link import Link
 
 SURVEY_S = 5.0
@@ -90,13 +90,13 @@ class QueueSurvey:
     def _read(self) -> None:
         oldest, stats, metrics = self._transitions.oldest(), self._views.stats(), self._metrics
         waited_s = self._oldest.look(oldest, self._clock(), is_fifo=self._order() == "fifo")
-        replace_all(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_s})
+        set_each(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_s})
         ready = {f"ready_{name}": count for name, count in stats.ready.items()}
-        replace_all(metrics.queue_jobs, {
+        set_each(metrics.queue_jobs, {
             "intake": stats.backlog, "reserved": stats.reserved, **ready, "delayed": stats.delayed,
             "parked": stats.parked, "paused": stats.paused, "running": stats.running,
         })  # fmt: skip
-        replace_all(metrics.queue_hosts, {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)})
+        set_each(metrics.queue_hosts, {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)})
         metrics.queue_records.set(stats.failure_records)
         metrics.queue_supervisors.set(len(stats.supervisors))
         metrics.queue_halted.set(stats.is_halted)
