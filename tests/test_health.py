@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from dlpool.observe.listener import MAX_CONNECTIONS, MAX_REQUEST, Listener, Repl
 from dlpool.observe.log import Log
 from dlpool.service.monitoring import folders_of
 from tests.conftest import free_port, wait_until
+from tests.disks import needs_root, tmpfs
 from tests.fleet import Client
 from tests.metrics import PATIENCE_S, Watched, get
 from tests.origin import File, Origin
@@ -191,6 +193,29 @@ def test_a_port_in_use_is_a_warning_and_another_one_comes_by_reload(redis_server
             assert len(service.events("metrics_unheard")) == 1
             status, text = service.get("/version")
             assert (status, json.loads(text)["version"]) == (200, __version__)
+
+
+@needs_root
+def test_a_full_disk_is_told_and_what_the_log_lost_is_counted(redis_server: RedisServer, tmp_path: Path) -> None:
+    client = Client(redis_server.client())
+    with tmpfs(tmp_path / "disk", "4m") as disk, Origin(File(b"x" * 300_000)) as origin:
+        places = {"download_dir": disk, "log_dir": disk / "log"}
+        settings: dict[str, dict[str, Any]] = {"paths": places, "supervisor": {"fault_delay": "500ms"}}
+        service = Watched(tmp_path / "node", redis_server.url, settings)
+        service.log_file = disk / "log" / "dlpool.log"
+        with service:
+            wait_until(lambda: service.get("/readyz")[0] == 200, PATIENCE_S)
+            with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+                while ballast.write(b"x" * 4096) == 4096:
+                    pass
+            client.push(f"{origin.url}/f", "f")
+            wait_until(lambda: "[-]disk failed: full or broken" in service.get("/readyz")[1], PATIENCE_S)
+            wait_until(lambda: service.value("dlpool_log_dropped_records_total") > 0, PATIENCE_S)
+            assert service.value("dlpool_node_fault") == 1
+            assert service.get("/livez")[0] == 200
+            (disk / "ballast").unlink()
+            client.wait_for(f"{origin.url}/f")
+            wait_until(lambda: service.get("/readyz") == (200, "ok\n"), PATIENCE_S)
 
 
 def test_dlpool_health_says_by_its_exit_code_how_the_supervisor_is(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Oldest, Transitions
 from dlpool.observe.metrics import Metrics
-from dlpool.service.surveying import OldestInIntake, room_of
+from dlpool.service.surveying import DiskSurvey, OldestInIntake, room_of
 from dlpool.service.tally import RANGE_BOUNDS_S, Counted, Tally, ranges_of, retries_of
 from tests.conftest import free_port, make_data, wait_for_port, wait_until
 from tests.desk import InTurn, answer
 from tests.fleet import Client
 from tests.held import BLOCK, HeldFile, wait_for_commit, wait_for_run
-from tests.metrics import PATIENCE_S, Watched, get
+from tests.metrics import PATIENCE_S, Watched, get, samples
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT
 from tests.redis_server import RedisServer
@@ -307,6 +307,16 @@ def test_redis_knows_what_waits_longest(redis_server: RedisServer) -> None:
     client.lset(keys.intake, -1, "a" * 2000 + "2")
     assert first.length == 2
     assert first.mark != queue.oldest().mark != ""
+
+
+def test_outcomes_on_disk_are_counted_without_those_that_are_being_written(tmp_path: Path) -> None:
+    for name in ("a.1.json", "b.1.json", "c.1.tmp", "d.1.damaged"):
+        (tmp_path / name).touch()
+    metrics = Metrics(RANGE_BOUNDS_S)
+    DiskSurvey(lambda: [str(tmp_path)], tmp_path, metrics).look()
+    text = metrics.exposition("text/plain")[0].decode()
+    assert samples(text, "dlpool_spooled_outcomes") == [2]
+    assert samples(text, "dlpool_disk_size_bytes", folder=str(tmp_path)) == [room_of(tmp_path)[0]]
 
 
 def test_a_folder_that_is_not_there_yet_has_the_room_of_its_parent(tmp_path: Path) -> None:
