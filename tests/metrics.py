@@ -42,11 +42,11 @@ class Watched(Supervisor):
         wait_until(lambda: self.value(name, **labels) == value, PATIENCE_S)
 
 
-def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+def get(port: int, path: str, method: str = "GET", accept: str = "*/*") -> tuple[int, str]:
     """Status and body of an answer; 0 while nobody listens there."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers={"Accept": accept})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except (ConnectionError, http.client.HTTPException):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dlpool import __version__
+from dlpool.cli.health import Unhealthy, ask
 from dlpool.config import LoggingSettings, MetricsSettings, PathSettings, parse_setting
 from dlpool.observe.health import SILENCE_S, Check, Health, report
 from dlpool.observe.listener import MAX_CONNECTIONS, MAX_REQUEST, Listener, Reply
@@ -139,6 +140,19 @@ def test_another_address_is_taken_while_it_runs(listener: Listener) -> None:
     assert get(before, "/good") == (0, "")
     listener.address = ""
     wait_until(lambda: get(after, "/good") == (0, ""))
+
+
+def test_it_listens_at_an_ipv6_address_and_at_every_one(listener: Listener) -> None:
+    port = free_port()
+
+    def answers() -> bool:
+        with suppress(Unhealthy):
+            return ask(listener.address, "/good") == (200, "good\n")
+        return False
+
+    for address in (f"[::1]:{port}", f":{port}"):
+        listener.address = address
+        wait_until(answers, PATIENCE_S)
 
 
 # --- what probes say ---

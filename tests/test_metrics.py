@@ -97,12 +97,11 @@ def test_the_state_of_the_node_is_shown(watched: tuple[Watched, Client]) -> None
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
 def test_promtool_has_nothing_to_say_against_the_metrics(watched: tuple[Watched, Client], accept: str) -> None:
     service, _ = watched
-    command = ["curl", "-sf", "-H", f"Accept: {accept}", f"http://127.0.0.1:{service.port}/metrics"]
-    text = subprocess.run(command, check=True, capture_output=True).stdout
-    assert text.endswith(b"# EOF\n") == ("openmetrics" in accept)
+    _, text = get(service.port, "/metrics", accept=accept)
+    assert text.endswith("# EOF\n") == ("openmetrics" in accept)
     if "openmetrics" not in accept:
-        ended = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+        ended = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_a_killed_worker_takes_nothing_along_and_nothing_counts_twice(
