@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, field
 from typing import Any
 
 from dlpool.kinds import (
+    ADDRESS,
     COMMAND,
     COUNT,
     DURATION,
@@ -195,6 +196,14 @@ class HookSettings:
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """``[metrics]``: where a supervisor can be asked for metrics and health."""
+
+    listen: str = setting(ADDRESS, "127.0.0.1:9108", "where /metrics, /livez, /readyz and /version are served over "
+                          "HTTP; empty: nowhere")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LimitSettings:
     """``[limits]``: what all nodes of a Redis together spare each origin host; ``[host:NAME]`` for one."""
 
@@ -204,7 +213,8 @@ class LimitSettings:
 
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
-    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "limits": LimitSettings,
+    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
+    "limits": LimitSettings,
 }  # fmt: skip
 
 
@@ -219,5 +229,6 @@ class Settings:
     network: NetworkSettings = NetworkSettings()
     logging: LoggingSettings = LoggingSettings()
     hooks: HookSettings = HookSettings()
+    metrics: MetricsSettings = MetricsSettings()
     limits: LimitSettings = LimitSettings()
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)

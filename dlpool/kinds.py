@@ -118,6 +118,21 @@ def parse_command(text: str) -> str:
     return text
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``, which is every address of this machine."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError("not of the form HOST:PORT")
+    return match[1].strip("[]"), int(match[2])
+
+
+def parse_address(text: str) -> str:
+    """``HOST:PORT`` as it stands, or nothing."""
+    if text:
+        split_address(text)
+    return text
+
+
 def choice(*values: str) -> Kind:
     """One of ``values``."""
 
@@ -139,4 +154,5 @@ TEXT = Kind("TEXT", parse_text)
 PATH = Kind("FILE", parse_text)
 NAME = Kind("NAME", parse_name)
 GROUP = Kind("NAME", parse_group)
+ADDRESS = Kind("HOST:PORT", parse_address)
 COMMAND = Kind("COMMAND", parse_command)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
-from tests.conftest import wait_until
+from tests.conftest import free_port, wait_until
 from tests.origin import File, Origin
 from tests.processes import ROOT, finish, run
 from tests.processes import start as begin
@@ -50,7 +49,9 @@ STEERING = {*VERBS, "priority", "failed", "queue", "nodes"}
 
 def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    shutil.copy(ROOT / "etc" / "dlpool.ini", tmp_path / "etc")
+    shipped = (ROOT / "etc" / "dlpool.ini").read_text()
+    assert shipped.count("127.0.0.1:9108") == 1
+    (tmp_path / "etc" / "dlpool.ini").write_text(shipped.replace(":9108", f":{free_port()}"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     [start] = commands("dlpool-supervisor")
     with Origin(File(DATA)) as origin:
@@ -108,7 +109,7 @@ def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", ROOT / "docs" / "internals.md", ROOT / "CHANGELOG.md"):
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CHANGELOG.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlpool.cli.queue_options import add_output_options, add_queue_options
-from dlpool.kinds import parse_count
+from dlpool.kinds import parse_count, split_address
 
 STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed")
 MAX_LIMIT = 10_000
@@ -33,6 +33,10 @@ _STATS = """\
 Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
 """
 
+_HEALTH = """\
+Ask the supervisor of this machine whether it is ready: what it checks, a line each, and exit 0 if all is well, else 1.
+"""
+
 _EVENTS = """\
 Show what has happened to jobs: the last events of the queue's stream, which keeps about 10,000 of them. With --follow,
 also what happens from now on, until Ctrl-C. Jobs that clients push to the list are seen from their start on.
@@ -40,7 +44,7 @@ also what happens from now on, until Ctrl-C. Jobs that clients push to the list 
 
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job``, ``events`` and ``stats``."""
+    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``health`` and ``stats``."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
@@ -50,6 +54,7 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
     add_shared(parser, "print one JSON object")
     _add_events(commands, exit_codes)
+    _add_health(commands, exit_codes)
     parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
     add_shared(parser, "print one JSON object")
 
@@ -86,6 +91,15 @@ def _add_events(commands: Any, exit_codes: str) -> None:
     parser.set_defaults(limit=MAX_LIMIT)
 
 
+def _add_health(commands: Any, exit_codes: str) -> None:
+    parser = add_command(commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health)
+    parser.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service, for its [metrics] listen "
+                        "(default: no file, and 127.0.0.1:9108)")  # fmt: skip
+    parser.add_argument("--address", metavar="HOST:PORT", type=_address, help="ask there")
+    parser.add_argument("--live", action="store_true", help="whether it is alive, whatever else is wrong")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
 def add_command(
     commands: Any, name: str, summary: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
@@ -111,6 +125,14 @@ def _last(text: str) -> int:
 def _event_id(text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no id of an event, such as 1700000000000-0")
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
     return text
 
 
@@ -147,6 +169,12 @@ def _events(arguments: argparse.Namespace) -> int:
     from dlpool.cli.events import show_events
 
     return show_events(arguments)
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.health import run
+
+    return run(arguments)
 
 
 def _stats(arguments: argparse.Namespace) -> int:

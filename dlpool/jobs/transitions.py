@@ -7,8 +7,9 @@ transition is one atomic step in Redis, by the clock of Redis, and safe to call 
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -109,6 +110,19 @@ class Recovery:
     given_back: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Oldest:
+    """What waits longest.
+
+    ``length`` of the intake; ``mark`` tells its oldest job from others, empty if there is none. ``ready_s``: how long
+    the longest waits of those that are next in the ready lists.
+    """
+
+    length: int
+    mark: str
+    ready_s: float
+
+
 def new_id() -> str:
     """An id for a job: 128 random bits."""
     return uuid.uuid4().hex
@@ -126,12 +140,16 @@ class Transitions:
     ``outbox``: in a Cluster, where ``finish`` puts the records of clients; None where it writes them itself.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, timed: Callable[[str, float], None] = lambda _name, _seconds: None
+    ) -> None:
+        """``timed`` hears how long each call took that was answered."""
         self.client = client
         self.keys = keys
+        self._timed = timed
         cluster = cluster_of(client)
         self.outbox = Outbox(client, keys, cluster) if cluster else None
-        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue", "hold", "host_slot")
+        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue", "hold", "host_slot", "oldest")
         self._scripts = {name: client.register_script(_source(name)) for name in names}
 
     def __repr__(self) -> str:
@@ -190,6 +208,11 @@ class Transitions:
         """Have no supervisor ask ``host`` for that long; all hear of it at once."""
         self._run("hold", [self.keys.prefix, host, _ms(seconds)])
 
+    def oldest(self) -> Oldest:
+        """What waits longest, for figures."""
+        length, mark, waited_ms = self._run("oldest", [self.keys.prefix])
+        return Oldest(int(length), mark.decode(), max(0, int(waited_ms)) / 1000)
+
     def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
         return [reply.decode() for reply in self.run_many("finish", [self._ending(sid, one) for one in endings])]
@@ -236,12 +259,15 @@ class Transitions:
         ``client``: of the node of a Cluster that has these keys, if they are not the queue's.
         """
         script, client = self._scripts[name], client or self.client
+        began = time.monotonic()
         with translated(client):
             try:
-                return _evaluate(client, script.sha, calls)
+                replies = _evaluate(client, script.sha, calls)
             except redis.exceptions.NoScriptError:
                 client.script_load(script.script)
-                return _evaluate(client, script.sha, calls)
+                replies = _evaluate(client, script.sha, calls)
+        self._timed(name, time.monotonic() - began)
+        return replies
 
 
 def _evaluate(client: Any, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:

@@ -19,7 +19,7 @@ from dlpool.observe.log import Logger
 from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
-from dlpool.service.messages import Asked, Hold, Lost, Message, TakenBack
+from dlpool.service.messages import Asked, Hold, Lost, Message, Recorded, TakenBack
 from dlpool.service.recording import finished, log_refused
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
@@ -86,6 +86,7 @@ class Beater:
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
             self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, result=ending.outcome, reply=reply)
+            self._post(Recorded(ending, reply))
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
         if given_back:
             self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)

@@ -32,6 +32,7 @@ from dlpool.service.hooks import Hooks
 from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
 from dlpool.service.ledger import Held, Ledger
 from dlpool.service.messages import Placed, Recorded
+from dlpool.service.meter import Meter
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.verdict import Judge
@@ -44,7 +45,7 @@ class Crew:
 
     def __init__(
         self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger,
-        hooks: Hooks, doorman: Doorman,
+        hooks: Hooks, doorman: Doorman, meter: Meter,
     ) -> None:  # fmt: skip
         self.judge = judge
         self.fault_until = 0.0
@@ -57,6 +58,7 @@ class Crew:
         self._cleaner = cleaner
         self._hooks = hooks
         self._doorman = doorman
+        self._meter = meter
 
     # --- in ---
 
@@ -92,7 +94,7 @@ class Crew:
                 self._end(held, self.judge.failed(held.claimed, held.job.url, "bad_job", message))
                 continue
             self._cleaner.begin(_leftover(held, held.job, None, has_failed=True))
-            held.worker = pid
+            held.worker, held.dealt_at = pid, time.monotonic()
             handle.jobs.add(ticket)
             self._pool.note_taken(handle)
 
@@ -127,7 +129,7 @@ class Crew:
             self._pool.came_up(handle)
             self.has_news = True
         elif isinstance(frame, StatusFrame):
-            handle.counters = frame.counters
+            self._meter.counted(handle.counted.new(frame.counters))
             for ticket, progress in frame.jobs.items():
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress
@@ -161,6 +163,7 @@ class Crew:
         held = self._ledger.get(frame.ticket)
         if held is None or held.job is None or held.is_ending:
             return
+        self._meter.ran(frame, time.monotonic() - held.dealt_at)
         if frame.path is not None and not _is_told(frame.path, held.job.save_path):
             self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
@@ -172,6 +175,7 @@ class Crew:
             self.is_probing, self.has_news = False, True
         if ending is None:
             self._log.warning("job_lost", **about(held))
+            self._meter.lost()
             self._ledger.drop(frame.ticket)
             return
         held.path, held.leaves_state = frame.path, frame.leaves_state
@@ -228,11 +232,12 @@ class Crew:
         """Redis knows how a job ended."""
         ending, ticket = message.ending, str(message.ending.ticket)
         held = self._ledger.get(ticket)
-        if held is None:
-            return
-        if message.reply == "LEADS":
+        if held is not None and message.reply == "LEADS":
             self._ledger.mark_ending(held, is_ending=False)
             self._bring_to_door(held)
+            return
+        self._meter.ended(ending, message.reply)
+        if held is None:  # an earlier start had spooled it
             return
         self._ledger.drop(ticket)
         log_end(self._log, held, ending, message.reply)

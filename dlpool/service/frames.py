@@ -150,11 +150,11 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The heartbeat, once a second: progress of running jobs by ticket, and counters since the start."""
+    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally`` since the start."""
 
     kind = "status"
     jobs: dict[str, dict[str, Any]]
-    counters: dict[str, int]
+    counters: dict[str, float]
 
 
 @dataclass(frozen=True)

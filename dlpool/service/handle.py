@@ -15,6 +15,7 @@ import psutil
 
 from dlpool.service.channel import Channel
 from dlpool.service.frames import Ended, Frame, RateFrame, encode
+from dlpool.service.tally import Counted
 from dlpool.service.worker import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -44,10 +45,11 @@ class Handle:
         self.started = self.heard = time.monotonic()
         self.is_ready = False
         self.has_ended = False
+        self.resident = 0  # bytes, when it was weighed last
         self.is_retiring = False
         self.killed_for: str | None = None
         self.kill_at: float | None = None
-        self.counters: dict[str, int] = {}
+        self.counted = Counted()
         self.rate: int | None = None  # its share of the node's, as it was told
         self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()

@@ -23,6 +23,7 @@ class Held:
     job: PushedJob | None = None
     trace_id: str = ""
     worker: int | None = None
+    dealt_at: float = 0.0  # by the monotonic clock
     is_finishing: bool = False
     is_ending: bool = False
     is_lost: bool = False

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dlpool.errors import QueueError
+from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.observe.log import Logger
 
 BACKOFF_FIRST_S = 0.1
@@ -19,9 +19,11 @@ class Link:
     After an absence everybody waits for the first beat: it renews the leases before anything else is done.
     """
 
-    def __init__(self, log: Logger, on_change: Callable[[], None]) -> None:
+    def __init__(self, log: Logger, on_change: Callable[[], None], failed: Callable[[str], None]) -> None:
+        """``failed`` hears of each call that failed: away, refused or other."""
         self._log = log
         self._on_change = on_change
+        self._failed = failed
         self._lock = threading.Lock()
         self._error: str | None = None
         self.registered = threading.Event()
@@ -37,12 +39,19 @@ class Link:
 
     def lost(self, error: QueueError) -> None:
         """A call has failed."""
+        self.count(error)
         with self._lock:
             is_news, self._error = self._error is None, str(error)
             self.registered.clear()
         if is_news:
             self._log.warning("redis_away", error=error)
             self._on_change()
+
+    def count(self, error: QueueError) -> None:
+        """The same, where it says nothing about the others."""
+        self._failed(
+            "away" if isinstance(error, QueueAway) else "refused" if isinstance(error, QueueRefused) else "other"
+        )
 
     def beat(self) -> None:
         """A beat has come through: we are registered, our leases are renewed."""

@@ -21,6 +21,7 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.records import rfc3339
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
+from dlpool.observe.metrics import Metrics
 from dlpool.service.beating import Beater
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
@@ -31,12 +32,14 @@ from dlpool.service.hosts import Hosts
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import Link
 from dlpool.service.messages import Changed, Mailbox
+from dlpool.service.monitoring import Monitor
 from dlpool.service.node import Node
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.redisserver import EmbeddedRedis
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
+from dlpool.service.tally import RANGE_BOUNDS_S
 from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
 from dlpool.service.worker import WorkerSettings
@@ -57,14 +60,14 @@ class Parts:
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
         self.server = EmbeddedRedis.start(node.state_dir) if settings.redis.url == EMBEDDED else None
-        self.mailbox = Mailbox()
-        self.selector = selectors.DefaultSelector()
+        self.mailbox, self.selector = Mailbox(), selectors.DefaultSelector()
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
-        self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()))
+        metrics = Metrics(RANGE_BOUNDS_S)
+        self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()), metrics.redis_failed)
         self.ledger = Ledger()
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
-        self._transitions = Transitions(client, Keys(settings.redis.group))
-        self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log)
+        self._transitions = Transitions(client, Keys(settings.redis.group), metrics.redis_answered)
+        self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
         judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
         spool, trail, lease_s = Spool(node.state_dir), Trail(node.state_dir), settings.supervisor.lease
         self.cleaner = Cleaner(self.pool, trail, self._log)
@@ -72,8 +75,10 @@ class Parts:
         self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
         self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
         self.doorman = Doorman(Hosts(settings, time.monotonic), self._recorder, self.pool, self._log)
+        self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
+                               self._transitions, order)  # fmt: skip
         self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
-                         self.doorman)  # fmt: skip
+                         self.doorman, self.monitor.meter)  # fmt: skip
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post, PARKED_A_SLOT * settings.supervisor.max_concurrent_downloads)  # fmt: skip
         self._beater = Beater(
@@ -82,23 +87,21 @@ class Parts:
             earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
         )  # fmt: skip
         self._failure: BaseException | None = None
-        self._threads = [
-            self._thread(name, work)
-            for name, work in (
-                ("fetch", self.fetcher.serve), ("beat", self._beater.serve), ("record", self._recorder.serve)
-            )
-        ]  # fmt: skip
+        served = {"fetch": self.fetcher.serve, "beat": self._beater.serve, "record": self._recorder.serve}
+        self._threads = [self._thread(name, work) for name, work in served.items()]
 
     def start(self) -> None:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+        self.monitor.start()
 
     def apply(self, settings: Settings) -> None:
         """Use reloaded settings."""
         self._settings = settings
         self.pool.settings = settings.supervisor
         self.hooks.settings = settings.hooks
+        self.monitor.apply(settings)
         self.doorman.hosts.apply(settings)
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
@@ -113,6 +116,7 @@ class Parts:
     def stop(self, *, is_empty: bool) -> bool:
         """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""
         self.link.stopping.set()
+        self.monitor.stop()
         self._end_waits()
         for thread in self._threads:
             thread.join(JOIN_S)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
+from dlpool.observe.metrics import Metrics
 from dlpool.service import worker
 from dlpool.service.affinity import choose_cpu
 from dlpool.service.channel import Channel
@@ -37,12 +38,14 @@ class WorkerPool:
     """Used by the main thread only, which is also the parent of all workers."""
 
     def __init__(
-        self, settings: SupervisorSettings, given: WorkerSettings, selector: selectors.BaseSelector, log: Logger
-    ) -> None:
+        self, settings: SupervisorSettings, given: WorkerSettings, selector: selectors.BaseSelector, log: Logger,
+        metrics: Metrics,
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.given = given
         self._selector = selector
         self._log = log
+        self._metrics = metrics
         self._context = multiprocessing.get_context("spawn")
         count = settings.workers or min(os.cpu_count() or 1, settings.max_concurrent_downloads)
         self._shares = slots_of(settings.max_concurrent_downloads, count)
@@ -142,8 +145,10 @@ class WorkerPool:
         if stacks and not handle.is_ready:
             how += f": {stacks.splitlines()[0]}"
         if code != 0 or handle.killed_for:
+            self._metrics.worker_exits.labels("killed" if handle.killed_for else "died").inc()
             self._log.warning("worker_died", worker_pid=handle.pid, how=how, running=len(handle.jobs), stacks=stacks)
         else:
+            self._metrics.worker_exits.labels("ended").inc()
             self._log.info("worker_ended", worker_pid=handle.pid, running=len(handle.jobs))
         return how
 
@@ -164,7 +169,7 @@ class WorkerPool:
         self._weighed = now
         soft, hard = self.settings.worker_memory_soft, self.settings.worker_memory_hard
         for handle in self.workers.values():
-            size = handle.memory() if handle.killed_for is None else 0
+            handle.resident = size = handle.memory() if handle.killed_for is None else 0
             if hard is not None and size > hard:
                 handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
             elif soft is not None and size > soft and handle.taken and not handle.is_retiring:
@@ -215,6 +220,7 @@ class WorkerPool:
             target=worker.main, args=(theirs, os.getpid(), given), daemon=True, name="dlpool-worker"
         )
         process.start()
+        self._metrics.worker_starts.inc()
         theirs.close()
         handle = Handle(process, channel, slots, is_alone=is_alone, cpu=cpu)
         self.workers[handle.pid] = handle

@@ -23,6 +23,7 @@ from dlpool.service.frames import (
     VerifiedFrame,
     lease_clock,
 )
+from dlpool.service.tally import Tally
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
@@ -45,13 +46,14 @@ class JobRun:
     """
 
     def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
-                 send: Send, affinity: Affinity) -> None:  # fmt: skip
+                 send: Send, affinity: Affinity, tally: Tally) -> None:  # fmt: skip
         self.frame = frame
         self._settings = wished(transfer, frame)
         self._paths = paths
         self._client = client
         self._send = send
         self._affinity = affinity
+        self._tally = tally
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
                              url=frame.url)  # fmt: skip
@@ -101,6 +103,11 @@ class JobRun:
         now = transfer.progress()
         return {"done": now.done, "size": now.size, "phase": now.phase, "connections": now.connections}
 
+    @property
+    def received(self) -> int:
+        """Bytes of body that came over the network until now."""
+        return self._transfer.received if self._transfer is not None else 0
+
     def log_progress(self) -> None:
         """A line about where it is."""
         self._log.info("download_progress", **self.progress())
@@ -140,6 +147,13 @@ class JobRun:
             if fields["size"] < SMALL:  # type: ignore[operator]
                 self._send(FinishingFrame(self.frame.ticket))
             return
+        if event == "range_fetched":
+            self._tally.range_fetched(fields["seconds"])  # type: ignore[arg-type]
+            return
+        if event == "range_retry":
+            self._tally.retry(str(fields["label"]))
+        elif event == "download_restarted":
+            self._tally.retry("restart")
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ended(self, error: DlpoolError) -> EndedFrame:

@@ -30,6 +30,7 @@ from dlpool.service.messages import (
     Swept,
     TakenBack,
 )  # fmt: skip
+from dlpool.service.monitoring import Seen
 from dlpool.service.node import Node
 from dlpool.service.notify import ServiceManager
 from dlpool.service.parts import Parts
@@ -150,6 +151,7 @@ class Supervisor:
         self._parts.check_threads()
         self._log.tend_writer()
         self._log.tend()
+        self._show()
         if not self._is_ready:
             self._manager.starting(START_MORE_S)
         self._manager.status(self._status())
@@ -162,7 +164,13 @@ class Supervisor:
         if not self._is_ready and self._pool.capacity() and self._parts.link.registered.is_set():
             self._is_ready = True
             self._manager.ready()
+            self._show()
             self._logger.info("service_ready", slots=self._pool.capacity())
+
+    def _show(self) -> None:
+        """Tell who watches us how things are."""
+        crew, fault_s = self._crew, self._crew.fault_until - time.monotonic()
+        self._parts.monitor.look(Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s)))
 
     def _status(self) -> str:
         error = self._parts.link.error
@@ -187,6 +195,7 @@ class Supervisor:
         """The state for people, into the log."""
         return {
             "supervisor": repr(self), "link": repr(self._parts.link), "hooks": repr(self._parts.hooks),
+            "monitor": repr(self._parts.monitor),
             "workers": [repr(one) for one in self._pool.workers.values()],
             "jobs": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
         }  # fmt: skip

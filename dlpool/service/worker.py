@@ -45,6 +45,7 @@ from dlpool.service.frames import (
 from dlpool.service.launch import die_with_parent
 from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
+from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 
@@ -122,7 +123,7 @@ class Worker:
         self._leftovers: queue.SimpleQueue[list[Ended]] = queue.SimpleQueue()
         self._cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
-        self._counters = {"jobs": 0, "received": 0}
+        self._tally = Tally()
         self._stop_reason: str | None = None
         self._is_retiring = False
 
@@ -183,7 +184,7 @@ class Worker:
 
     def _begin(self, frame: JobFrame) -> None:
         run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
-                     self._affinity)  # fmt: skip
+                     self._affinity, self._tally)  # fmt: skip
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)
@@ -195,8 +196,7 @@ class Worker:
             self._say(ended)
             with self._lock:
                 del self._runs[run.frame.ticket]
-                self._counters["jobs"] += 1
-                self._counters["received"] += int(ended.result.get("received", 0))
+                self._tally.add(RECEIVED, run.received)
 
     def _send(self, frame: Frame) -> bool:
         """What a job says; that its slot is as good as free is no news while another one is."""
@@ -212,18 +212,25 @@ class Worker:
         """The heartbeat, and the progress of long jobs in the log."""
         logged = time.monotonic()
         while True:
-            with self._lock:
-                runs = list(self._runs.items())
-                counters = dict(self._counters)
-            for start in range(0, max(1, len(runs)), STATUS_JOBS):
-                jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
-                self._channel.send(StatusFrame(jobs, counters))
+            runs = self._tell_status()
             if time.monotonic() - logged >= self._logging.progress_interval:
                 logged = time.monotonic()
-                for _, run in runs:
+                for run in runs:
                     run.log_progress()
             self._log.tend_writer()
             time.sleep(STATUS_S)
+
+    def _tell_status(self) -> list[JobRun]:
+        """Send the progress of all jobs, and what was counted; returns those jobs."""
+        with self._lock:  # together: what a job has received counts once, as it runs or as it ends
+            runs = list(self._runs.items())
+            counters = self._tally.counts()
+        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(run.received for _, run in runs)
+        counters[LOG_DROPPED] = self._log.dropped
+        for start in range(0, max(1, len(runs)), STATUS_JOBS):
+            jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
+            self._channel.send(StatusFrame(jobs, counters))
+        return [run for _, run in runs]
 
     def _keep_clean(self) -> None:
         while portion := self._leftovers.get():
@@ -269,4 +276,5 @@ class Worker:
             time.sleep(0.01)
         self._leftovers.put([])
         self._cleaner.join(STOP_S)
+        self._tell_status()  # what was counted since the last heartbeat
         self._log.close()

@@ -173,6 +173,8 @@ class Lane:
             context.board.pause(context.rate.spend(size))
         self._misses = self._stale = 0
         self._away_since = None
+        if self._latest is not None and self._latest.asked_at is not None:
+            context.notify("range_fetched", seconds=round(context.clock() - self._latest.asked_at, 6))
 
     def _skip(self, reply: Reply, size: int) -> None:
         while size > 0:

@@ -38,7 +38,8 @@ class Tally:
 class Transfer:
     """A download. ``run`` is called once; ``cancel`` and ``progress`` by any thread.
 
-    ``client`` is shared by the transfers of a process. The lock guards the present round and the wish to cancel.
+    ``client`` is shared by the transfers of a process. The lock guards the present round, whether the tally has it, and
+    the wish to cancel.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Transfer:
         self._cancelled: DlpoolError | None = None
         self._place: Place | None = None
         self._round: Round | None = None
+        self._is_counted = False  # the present round, in the tally
         self._board = Board(time.monotonic)
         self._began = time.monotonic()
 
@@ -113,6 +115,13 @@ class Transfer:
         return Progress(path, self._board.written(), size, active, current.phase)
 
     @property
+    def received(self) -> int:
+        """Bytes of body that came over the network until now, in all rounds."""
+        with self._lock:
+            current = None if self._is_counted else self._round
+            return self._tally.received + (current.received if current is not None else 0)
+
+    @property
     def leaves_state(self) -> bool:
         """Whether a state may be left beside the target. After the end of ``run``."""
         return self._place is None or self._place.leaves_state
@@ -144,7 +153,7 @@ class Transfer:
         with self._lock:
             if self._cancelled is not None:
                 raise self._cancelled
-            self._board, self._round = board, current
+            self._board, self._round, self._is_counted = board, current, False
         return current
 
     def _prepare_restart(self, error: RestartFile) -> float:
@@ -181,8 +190,10 @@ class Transfer:
         return self._place
 
     def _count(self, current: Round) -> None:
-        self._tally.received += current.received
-        self._tally.retries += self._board.retries
+        with self._lock:
+            self._tally.received += current.received
+            self._tally.retries += self._board.retries
+            self._is_counted = True
 
     def _outcome(self, plan: Plan, current: Round) -> Outcome:
         tally = self._tally

@@ -1,0 +1,58 @@
+"""``dlpool health``: asks a supervisor of this machine how it is, for scripts and containers."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+
+from dlpool.config import MetricsSettings
+from dlpool.errors import ConfigurationError, DlpoolError
+from dlpool.kinds import split_address
+
+ANSWER_S = 5.0
+MAX_ANSWER = 64 * 1024  # bytes
+
+
+class Unhealthy(DlpoolError):
+    """The supervisor does not answer, or says that something is wrong."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the checks, and return 0 if all hold. Raises Unhealthy, ConfigurationError."""
+    listen = arguments.address or _listen_of(arguments.config)
+    status, text = ask(listen, "/livez?verbose" if arguments.live else "/readyz?verbose")
+    if not text.endswith("ok\n"):
+        raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
+    if not arguments.quiet:
+        print(text, end="", flush=True)
+    if status != http.client.OK:
+        raise Unhealthy(f"the supervisor at {listen} is not {'alive' if arguments.live else 'ready'}")
+    return 0
+
+
+def ask(listen: str, path: str) -> tuple[int, str]:
+    """Status and body of the answer of a supervisor that listens there. Raises Unhealthy."""
+    host, port = split_address(listen)
+    if host in ("", "0.0.0.0", "::"):  # it listens at every address
+        host = "localhost"
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(MAX_ANSWER).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unhealthy(f"no supervisor answers at {listen}: {reason}") from error
+    finally:
+        connection.close()
+
+
+def _listen_of(config: str | None) -> str:
+    settings = MetricsSettings()
+    if config is not None:
+        from dlpool.cli.ini import load
+
+        settings = load(config)["metrics"]
+    if not settings.listen:
+        raise ConfigurationError(f"{config}: [metrics] listen is empty, so that the supervisor cannot be asked")
+    return settings.listen

@@ -1,0 +1,159 @@
+"""What is shown of a supervisor to programs that watch it: metrics and health, over HTTP.
+
+Once a second the main thread writes down what only it knows (``look``); threads of their own survey the queue and the
+disks, and answer who asks. None of them can end the service, nor make it wait.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from dlpool import __version__, jsontext
+from dlpool.config import PathSettings, Settings
+from dlpool.jobs.transitions import Transitions
+from dlpool.observe.health import Check, Health, report
+from dlpool.observe.listener import Listener, Reply, Request, Route
+from dlpool.observe.log import Log
+from dlpool.observe.metrics import Metrics, set_each
+from dlpool.service.handle import Handle
+from dlpool.service.ledger import Held, Ledger
+from dlpool.service.link import Link
+from dlpool.service.meter import Meter
+from dlpool.service.pool import WorkerPool
+from dlpool.service.surveying import DiskSurvey, QueueSurvey, Surveyor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the main thread alone knows. ``fault_s``: for how long no jobs are taken because of a disk."""
+
+    is_draining: bool
+    is_probing: bool
+    fault_s: float
+
+
+class Monitor:
+    """``look`` and ``apply`` by the main thread; ``start`` starts the threads."""
+
+    def __init__(
+        self, settings: Settings, node_id: str, state_dir: Path, log: Log, metrics: Metrics, ledger: Ledger,
+        pool: WorkerPool, link: Link, transitions: Transitions, order: Callable[[], str],
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._log = log
+        self._metrics = metrics
+        self.meter = Meter(metrics)
+        self._ledger, self._pool, self._link = ledger, pool, link
+        self.health = Health()
+        logger = log.logger("metrics")
+        self._listener = Listener(settings.metrics.listen, routes(metrics, self.health, node_id), logger)
+        surveys = (
+            QueueSurvey(transitions, metrics, link, order, time.monotonic).look,
+            DiskSurvey(self._folders, state_dir / "spool", metrics).look,
+        )
+        surveyors = [Surveyor(look, self._is_heard, link.stopping, logger) for look in surveys]
+        threads = (self._listener.serve, *(one.serve for one in surveyors))
+        self._threads = [
+            threading.Thread(target=serve, name=name, daemon=True)
+            for name, serve in zip(("http", "survey-queue", "survey-disk"), threads, strict=True)
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Monitor {self._listener!r}, {self.health!r}>"
+
+    def start(self) -> None:
+        """Answer who asks."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer nobody any more, soon; nobody waits for that."""
+        self._listener.stop()
+
+    def apply(self, settings: Settings) -> None:
+        """Use reloaded settings."""
+        self._settings = settings
+        self._listener.address = settings.metrics.listen
+
+    def look(self, seen: Seen) -> None:
+        """Write down how things are."""
+        checks = self._checks(seen)
+        self.health.beat(checks)
+        metrics = self._metrics
+        metrics.ready.set(not any(check.problem for check in checks))
+        metrics.redis_up.set(self._link.error is None and self._link.registered.is_set())
+        metrics.node_fault.set(seen.is_probing)
+        metrics.slots.set(self._pool.capacity())
+        workers = list(self._pool.workers.values())
+        sizes = [one.resident for one in workers]
+        metrics.worker_memory.set(sum(sizes))
+        metrics.worker_memory_max.set(max(sizes, default=0))
+        set_each(metrics.workers, dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)))
+        set_each(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, self._ledger.all())))
+        self.meter.log_dropped(self._log.dropped)
+
+    def _checks(self, seen: Seen) -> list[Check]:
+        missing = "" if self._link.registered.is_set() else "this node is not registered there"
+        fault = f"full or broken: no jobs for {seen.fault_s:.0f} s, then one at a time" if seen.is_probing else ""
+        return [
+            Check("redis", self._link.error or missing),
+            Check("workers", "" if self._pool.capacity() else "no worker process is up"),
+            Check("disk", fault),
+            Check("accepting", "the service ends" if seen.is_draining else ""),
+        ]
+
+    def _is_heard(self) -> bool:
+        return self._listener.address != ""
+
+    def _folders(self) -> list[str]:
+        return folders_of(self._settings.paths)
+
+
+WORKER_STATES = ("starting", "idle", "busy", "retiring", "ending")
+HELD_STATES = ("waiting", "running", "recording")
+
+
+def worker_state(handle: Handle) -> str:
+    """One of ``WORKER_STATES``."""
+    if handle.killed_for or handle.has_ended:
+        return "ending"
+    if not handle.is_ready:
+        return "starting"
+    return "retiring" if handle.is_retiring else "busy" if handle.jobs else "idle"
+
+
+def held_state(held: Held) -> str:
+    """One of ``HELD_STATES``: for a worker or its host, in a worker, or until Redis knows how it ended."""
+    return "recording" if held.is_ending else "running" if held.worker is not None else "waiting"
+
+
+def folders_of(paths: PathSettings) -> list[str]:
+    """Where dlpool writes."""
+    roots = paths.allowed_roots.split(":") if paths.allowed_roots else []
+    return sorted({paths.download_dir, paths.state_dir, paths.log_dir, *filter(None, roots)})
+
+
+def routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
+    """What is answered at each path."""
+    version = {"version": __version__, "python": platform.python_version(), "node": node_id}
+
+    def probe(checks: Callable[[], tuple[Check, ...]]) -> Route:
+        def answer(request: Request) -> Reply:
+            is_good, text = report(checks(), is_verbose="verbose" in request.options)
+            return Reply(text.encode(), status=HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
+
+        return answer
+
+    return {
+        "/metrics": lambda request: Reply(*metrics.exposition(request.accept)),
+        "/livez": probe(lambda: (health.live(),)),
+        "/readyz": probe(health.ready),
+        "/version": lambda _: Reply(jsontext.dumps(version) + b"\n", "application/json"),
+    }
