@@ -243,6 +243,29 @@ def test_what_needs_a_restart_is_said(desk: Desk) -> None:
     assert reason == "[supervisor] max_concurrent_downloads takes effect at the next start"
 
 
+def test_a_reload_reads_conf_d_and_keeps_the_environment(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLPOOL_TRANSFER_IF_EXISTS", "fail")
+        with running(tmp_path) as both, desk_of(*both) as desk:
+            service = desk.service
+            more = service.ini.parent / "conf.d" / "more.ini"
+            more.parent.mkdir()
+            more.write_text("[transfer]\nmax_file_size = 10\nconnections = many\n")
+            reload(service, "reload_refused")
+            reason = f"{more}:3: [transfer] connections = many: it is not a whole number"
+            assert [line["dlpool.reason"] for line in service.events("reload_refused")] == [reason]
+            more.write_text("[transfer]\nmax_file_size = 10\nif_exists = overwrite\n[supervisor]\nlease = 40s\n")
+            reload(service, "configuration_reloaded")
+            waits = [line["dlpool.reason"] for line in service.events("reload_incomplete")]
+            assert waits == ["[supervisor] lease takes effect at the next start"]
+            desk.push("new")
+            assert "max_file_size is 10" in desk.client.wait_for_failure(desk.url("new"))["error_message"]
+            desk.folder.mkdir(exist_ok=True)
+            (desk.folder / "old").touch()
+            desk.push("old")
+            assert "exists" in desk.client.wait_for_failure(desk.url("old"))["error_message"]
+
+
 def test_reloads_under_load_lose_nothing(desk: Desk) -> None:
     desk.serve(File(DATA, block=4, pause_s=0.01))
     names = [f"{desk.name}-{number}" for number in range(60)]
