@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dlpool.transfer.state import SavedState
 from tests.conftest import make_data, wait_until
 from tests.desk import DATA, Desk, Gate, desk_of, running
 from tests.fleet import Client, Supervisor
+from tests.manager import Manager
 from tests.origin import File, Origin
 from tests.redis_server import RedisServer
 
@@ -309,25 +309,6 @@ def test_the_state_can_be_dumped_into_the_log(desk: Desk) -> None:
 # --- the service manager ---
 
 
-class Manager:
-    """What a service manager hears on its socket."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.heard: list[dict[str, str]] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def names(self) -> list[str]:
-        return [name for message in self.heard for name in message]
-
-    def _listen(self) -> None:
-        while True:
-            text = self._socket.recv(65536).decode()
-            self.heard.append(dict(line.split("=", 1) for line in text.splitlines()))
-
-
 @pytest.fixture(scope="module", params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
     """One life of the service, with a reload before its end has begun and one after, as its manager heard it."""
@@ -377,3 +358,10 @@ def test_the_manager_hears_nothing_of_reloads_once_the_service_ends(manager: Man
     names = manager.names()
     after = names[names.index("STOPPING") :]
     assert not {"READY", "RELOADING"} & set(after)
+
+
+def test_the_manager_hears_that_a_start_and_an_end_may_take_longer(manager: Manager) -> None:
+    names = manager.names()
+    at = [number for number, name in enumerate(names) if name == "EXTEND_TIMEOUT_USEC"]
+    assert any(number < names.index("READY") for number in at)
+    assert any(number > names.index("STOPPING") for number in at)
