@@ -94,7 +94,7 @@ def test_lines_are_right_with_comments_continuations_and_colons(tmp_path: Path) 
     assert len(problems(path)) == 1
 
 
-def test_a_section_without_keys_for_a_host_has_the_limits_of_all(tmp_path: Path) -> None:
+def test_a_host_has_the_limits_of_all_where_its_own_say_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[limits]\nmax_per_host = 8\n[host:A]\nrate_per_host = 5\n")
     settings = effective(str(path), (), {}).settings
     assert (settings.hosts["a"].max_per_host, settings.hosts["a"].rate_per_host) == (8, 5.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +34,7 @@ class _Parser(configparser.ConfigParser):
 
     def read_text(self, text: str, source: str) -> Iterator[tuple[str, str, str, int]]:
         """Section, key, value and line of each setting. Raises configparser.Error."""
-        self.read_file(self._counted(text.splitlines(keepends=True)), source)
+        self.read_file(self._counted(io.StringIO(text)), source)
         lines, self._noted = self._noted or [], None
         found = [(name, key, value) for name in self.sections() for key, value in self[name].items()]
         return ((*one, line) for one, line in zip(found, lines, strict=True))
@@ -43,7 +44,7 @@ class _Parser(configparser.ConfigParser):
             self._noted.append(self._line)
         return super().optionxform(optionstr)
 
-    def _counted(self, lines: Sequence[str]) -> Iterator[str]:
+    def _counted(self, lines: Iterable[str]) -> Iterator[str]:
         for self._line, line in enumerate(lines, 1):
             yield line
 
