@@ -33,14 +33,17 @@ from dlpool.kinds import (
 def setting(
     kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
     short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
+    not_below: str | None = None, needs: str | None = None, instead_of: str | None = None,
 ) -> Any:  # fmt: skip
     """A field of a settings class; ``default`` is written as a user would write it, None means not set.
 
-    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown.
+    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown. Others of the
+    section: ``not_below`` may not be larger, ``needs`` must be set too, ``instead_of`` must not be.
     """
     value = None if default is None else kind.parse(default)
     meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload,
-            "shipped": shipped, "is_secret": is_secret}  # fmt: skip
+            "shipped": shipped, "is_secret": is_secret, "not_below": not_below, "needs": needs,
+            "instead_of": instead_of}  # fmt: skip
     return field(default=value, metadata=meta)
 
 
@@ -77,7 +80,7 @@ class TransferSettings:
     probe: str = setting(choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
     retries: int = setting(COUNT, "5", "attempts in a row without progress before a range is given up")
     retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter")
-    retry_max_delay: float = setting(DURATION, "60s", "longest backoff")
+    retry_max_delay: float = setting(DURATION, "60s", "longest backoff", not_below="retry_delay")
     max_retry_after: float = setting(DURATION, "15m", "longest Retry-After that is waited for")
     deadline: float | None = setting(DURATION, None, "time limit of a whole download")
     network_wait: float = setting(DURATION, "5m", "how long to wait for our own network to come back")
@@ -103,7 +106,7 @@ class NetworkSettings:
     proxy: str | None = setting(Kind("URL", parse_text), None, "proxy (default: the environment's)", reload=False)
     cacert: str | None = setting(PATH, None, "CA certificates (default: the system's)", reload=False)
     cert: str | None = setting(PATH, None, "client certificate, PEM", reload=False)
-    key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False)
+    key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False, needs="cert")
     insecure: bool = setting(SWITCH, "no", "do not verify the server's certificate", reload=False)
     allow_downgrade: bool = setting(SWITCH, "no", "follow redirects from https to http")
     user_agent: str | None = setting(TEXT, None, "User-Agent header (default: dlpool/VERSION)", short="-A")
@@ -123,15 +126,19 @@ class RedisSettings:
     )  # fmt: skip
     username: str | None = setting(TEXT, None, "ACL user", reload=False)
     password: str | None = setting(TEXT, None, "password; better in password_file", reload=False, is_secret=True)
-    password_file: str | None = setting(PATH, None, "a file that holds the password", reload=False)
+    password_file: str | None = setting(
+        PATH, None, "a file that holds the password", reload=False, instead_of="password"
+    )
     tls_cacert: str | None = setting(PATH, None, "CA certificates for rediss:// (default: the system's)", reload=False)
     tls_cert: str | None = setting(PATH, None, "client certificate for rediss://, PEM", reload=False)
-    tls_key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False)
+    tls_key: str | None = setting(PATH, None, "key of the client certificate, PEM", reload=False, needs="tls_cert")
     sentinel_username: str | None = setting(TEXT, None, "ACL user of the Sentinels", reload=False)
     sentinel_password: str | None = setting(
         TEXT, None, "password of the Sentinels; better in sentinel_password_file", reload=False, is_secret=True
     )
-    sentinel_password_file: str | None = setting(PATH, None, "a file that holds it", reload=False)
+    sentinel_password_file: str | None = setting(
+        PATH, None, "a file that holds it", reload=False, instead_of="sentinel_password"
+    )
     group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
     order: str = setting(choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
 
@@ -151,14 +158,16 @@ class SupervisorSettings:
     grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False)
     max_attempts: int = setting(COUNT, "5", "runs of a job, each with its own retries of ranges", low=1)
     job_retry_delay: float = setting(DURATION, "5s", "first backoff of a job; it doubles, with full jitter")
-    job_retry_max_delay: float = setting(DURATION, "15m", "longest backoff of a job")
+    job_retry_max_delay: float = setting(DURATION, "15m", "longest backoff of a job", not_below="job_retry_delay")
     locked_delay: float = setting(DURATION, "5s", "when a job whose target another one writes is tried again")
     fault_delay: float = setting(DURATION, "30s", "how long this node takes no jobs after a full or broken disk")
     max_crashes: int = setting(COUNT, "3", "worker deaths that a job may be aboard of", low=1)
     max_takeovers: int = setting(COUNT, "10", "supervisor deaths that a job may be aboard of", low=1)
     worker_timeout: float = setting(DURATION, "30s", "a worker that is silent so long is killed", low=2)
     worker_memory_soft: int | None = setting(SIZE, "512M", "a worker above it ends after its jobs and is replaced")
-    worker_memory_hard: int | None = setting(SIZE, "1G", "a worker above it is killed, its jobs are given back")
+    worker_memory_hard: int | None = setting(
+        SIZE, "1G", "a worker above it is killed, its jobs are given back", not_below="worker_memory_soft"
+    )
     max_jobs_per_worker: int | None = setting(COUNT, None, "a worker is replaced after so many jobs", low=1)
 
 
@@ -181,7 +190,8 @@ class LoggingSettings:
     rotate_size: int = setting(SIZE, "100M", "a log larger than this is rotated", low=64 * KIB)
     rotate_daily: bool = setting(SWITCH, "yes", "rotate at midnight, UTC")
     keep_days: int = setting(COUNT, "30", "older logs are removed", low=1)
-    keep_size: int = setting(SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB)
+    keep_size: int = setting(SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB,
+                             not_below="rotate_size")  # fmt: skip
     progress_interval: float = setting(DURATION, "10s", "between two download_progress lines of a job", low=0.1)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 CHUNK = 64 * 1024
+ENDLESS = 1_000_000
+TRICKLE_S = 0.2
 
 
 class _Pair:
@@ -18,6 +21,7 @@ class _Pair:
         self.client = client
         self.server = server
         self.is_armed = False  # the reply that comes next is swallowed
+        self.is_endless = False  # nor does it ever end
         self._tail = b""
 
     def sees(self, data: bytes, marker: bytes) -> bool:
@@ -46,7 +50,7 @@ class Proxy:
         self._changed = threading.Condition()
         self._mode = "pass"
         self._marker: bytes | None = None
-        self._is_silent = False
+        self._is_silent = self._is_endless = False
         self._late_s = 0.0
         self._pairs: set[_Pair] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -70,7 +74,12 @@ class Proxy:
         The reply is waited for, and then the client's connection closes; with ``silent`` it stays open, and deaf.
         """
         with self._changed:
-            self._marker, self._is_silent = marker, silent
+            self._marker, self._is_silent, self._is_endless = marker, silent, False
+
+    def trickle_next(self, marker: bytes) -> None:
+        """As ``swallow_next``, but a reply comes that never ends, a byte now and then: nobody's time limit passes."""
+        with self._changed:
+            self._marker, self._is_endless = marker, True
 
     @property
     def is_armed(self) -> bool:
@@ -185,6 +194,8 @@ class Proxy:
                 self._hold(pair)
                 if not self._is_lost(pair):
                     pair.client.sendall(self._edited(data))
+                elif pair.is_endless:
+                    self._trickle(pair)
                 elif pair.is_armed and not self._is_silent:
                     self._drain(pair)
         with self._changed:
@@ -198,7 +209,7 @@ class Proxy:
     def _arm(self, pair: _Pair, data: bytes) -> None:
         with self._changed:
             if self._marker is not None and pair.sees(data, self._marker):
-                pair.is_armed, self._marker = True, None
+                pair.is_armed, pair.is_endless, self._marker = True, self._is_endless, None
 
     def _is_lost(self, pair: _Pair) -> bool:
         with self._changed:
@@ -212,6 +223,14 @@ class Proxy:
             if self._mode == "slow":
                 self._changed.wait_for(lambda: self._mode != "slow", self._late_s)
             self._changed.wait_for(lambda: self._mode != "hold" or pair.client.fileno() < 0)
+
+    @staticmethod
+    def _trickle(pair: _Pair) -> None:
+        """Until the connection is closed, by its client or by ``drop``."""
+        pair.client.sendall(b"$%d\r\n" % ENDLESS)
+        while True:
+            time.sleep(TRICKLE_S)
+            pair.client.sendall(b"x")
 
     @staticmethod
     def _drain(pair: _Pair) -> None:

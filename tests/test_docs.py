@@ -14,6 +14,7 @@ import pytest
 from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
+from dlpool.cli.reference import generated
 from tests.conftest import free_port, wait_until
 from tests.origin import File, Origin
 from tests.processes import ROOT, finish, run
@@ -45,6 +46,7 @@ def test_every_fetch_of_the_readme_runs(command: str, tmp_path: Path) -> None:
 
 COMMANDS = set(re.findall(r"^    ([a-z]+) ", build_parser().format_help(), re.MULTILINE))
 STEERING = {*VERBS, "priority", "failed", "queue", "nodes"}
+ELSEWHERE = {*STEERING, "setup"}  # test_control.py has jobs in the right states; test_setup.py
 
 
 def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> 
             assert {line.split()[1] for line in wanted} == COMMANDS - {"fetch"}
             pushed = ""
             for line in wanted:
-                if line.split()[1] in STEERING:  # they need jobs in the right states: test_control.py has them
+                if line.split()[1] in ELSEWHERE:
                     continue
                 words = shlex.split(line.replace("https://example.org", origin.url).replace("job ID", f"job {pushed}"))
                 config = [] if "-c" in words else ["-c", "etc/dlpool.ini"]
@@ -106,6 +108,13 @@ def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
     assert leaves <= said
     helped = {int(code) for code in re.findall(r"(?:^|\s)(\d{1,3}) [a-zA-Z4]", EXIT_CODES)}
     assert helped >= leaves - {401, 403, 404}
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    found = generated(ROOT)
+    assert {path.name for path in found} >= {"configuration.md", "dlpool.ini", "dlpool-supervisor@.service"}
+    for path, text in found.items():
+        assert path.read_text() == text, f"{path.name} is old: run scripts/generate"
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:

@@ -21,8 +21,7 @@ import pytest
 from dlpool.cli import queue_commands
 from dlpool.cli.main import main
 from dlpool.cli.push import blocks_of_lines
-from dlpool.cli.queue_options import merged, queue_settings
-from dlpool.config import RedisSettings
+from dlpool.cli.queue_options import queue_settings
 from dlpool.jobs import views
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
@@ -548,9 +547,11 @@ def test_address_and_password_are_taken_from_the_command_line(tmp_path: Path) ->
         ("embedded", "embedded"),
     ],
 )
-def test_a_password_on_the_command_line_replaces_every_other(url: str, left: str) -> None:
-    given = Namespace(redis_url=None, redis_addr=None, redis_password="new", group=None, quiet=True)
-    settings = merged(RedisSettings(url=url, password="old", password_file="/f"), given)
+def test_a_password_on_the_command_line_replaces_every_other(url: str, left: str, tmp_path: Path) -> None:
+    ini = tmp_path / "dlpool.ini"
+    ini.write_text(f"[redis]\nurl = {url}\npassword_file = /f\n")
+    given = Namespace(config=str(ini), redis_url=None, redis_addr=None, redis_password="new", group=None, quiet=True)
+    settings, _ = queue_settings(given)
     assert (settings.url, settings.password, settings.password_file) == (left, "new", None)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dlpool.transfer.state import SavedState
 from tests.conftest import make_data, wait_until
 from tests.desk import DATA, Desk, Gate, desk_of, running
 from tests.fleet import Client, Supervisor
+from tests.manager import Manager
 from tests.origin import File, Origin
 from tests.redis_server import RedisServer
 
@@ -243,6 +243,29 @@ def test_what_needs_a_restart_is_said(desk: Desk) -> None:
     assert reason == "[supervisor] max_concurrent_downloads takes effect at the next start"
 
 
+def test_a_reload_reads_conf_d_and_keeps_the_environment(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLPOOL_TRANSFER_IF_EXISTS", "fail")
+        with running(tmp_path) as both, desk_of(*both) as desk:
+            service = desk.service
+            more = service.ini.parent / "conf.d" / "more.ini"
+            more.parent.mkdir()
+            more.write_text("[transfer]\nmax_file_size = 10\nconnections = many\n")
+            reload(service, "reload_refused")
+            reason = f"{more}:3: [transfer] connections = many: it is not a whole number"
+            assert [line["dlpool.reason"] for line in service.events("reload_refused")] == [reason]
+            more.write_text("[transfer]\nmax_file_size = 10\nif_exists = overwrite\n[supervisor]\nlease = 40s\n")
+            reload(service, "configuration_reloaded")
+            waits = [line["dlpool.reason"] for line in service.events("reload_incomplete")]
+            assert waits == ["[supervisor] lease takes effect at the next start"]
+            desk.push("new")
+            assert "max_file_size is 10" in desk.client.wait_for_failure(desk.url("new"))["error_message"]
+            desk.folder.mkdir(exist_ok=True)
+            (desk.folder / "old").touch()
+            desk.push("old")
+            assert "exists" in desk.client.wait_for_failure(desk.url("old"))["error_message"]
+
+
 def test_reloads_under_load_lose_nothing(desk: Desk) -> None:
     desk.serve(File(DATA, block=4, pause_s=0.01))
     names = [f"{desk.name}-{number}" for number in range(60)]
@@ -284,25 +307,6 @@ def test_the_state_can_be_dumped_into_the_log(desk: Desk) -> None:
 
 
 # --- the service manager ---
-
-
-class Manager:
-    """What a service manager hears on its socket."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.heard: list[dict[str, str]] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def names(self) -> list[str]:
-        return [name for message in self.heard for name in message]
-
-    def _listen(self) -> None:
-        while True:
-            text = self._socket.recv(65536).decode()
-            self.heard.append(dict(line.split("=", 1) for line in text.splitlines()))
 
 
 @pytest.fixture(scope="module", params=["path", "abstract"])
@@ -354,3 +358,10 @@ def test_the_manager_hears_nothing_of_reloads_once_the_service_ends(manager: Man
     names = manager.names()
     after = names[names.index("STOPPING") :]
     assert not {"READY", "RELOADING"} & set(after)
+
+
+def test_the_manager_hears_that_a_start_and_an_end_may_take_longer(manager: Manager) -> None:
+    names = manager.names()
+    at = [number for number, name in enumerate(names) if name == "EXTEND_TIMEOUT_USEC"]
+    assert any(number < names.index("READY") for number in at)
+    assert any(number > names.index("STOPPING") for number in at)

@@ -217,7 +217,7 @@ def test_workers_above_a_memory_limit_are_replaced_or_killed_and_no_job_is_lost(
         client.push(f"{origin.url}/b", "b", id="b")
         assert wait_for_run(service, "b") != first
         assert runs(service, "a") == [first]
-        reload(worker_memory_hard="2M")
+        reload(worker_memory_soft="2M", worker_memory_hard="2M")
         wait_for_run(service, "a", 2)
         wait_for_run(service, "b", 2)
         reload()

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.cli.items import Common, Item, items_from_lines, parse_header, single_item
-from dlpool.cli.options import settings_from
+from dlpool.cli.layers import effective
+from dlpool.cli.options import given_options
 from dlpool.cli.progress import Display, JsonLines, Plain, Silent
 from dlpool.cli.report import Report
 from dlpool.cli.runner import Runner
@@ -73,14 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
-    """The options over the INI file over the defaults."""
-    transfer, network = TransferSettings(), NetworkSettings()
-    if arguments.config is not None:
-        from dlpool.cli.ini import load
-
-        sections = load(arguments.config)
-        transfer, network = sections["transfer"], sections["network"]
-    return settings_from(arguments, transfer), settings_from(arguments, network)
+    options = [*given_options(arguments, "transfer"), *given_options(arguments, "network")]
+    settings = effective(arguments.config, options).settings
+    return settings.transfer, settings.network
 
 
 def _display(kind: str, *, quiet: bool) -> Display:

@@ -1,70 +1,107 @@
-"""The INI file: read, checked by pydantic, and turned into the frozen dataclasses of ``config``."""
+"""INI files: read, checked by pydantic, and written with their defaults."""
 
 from __future__ import annotations
 
 import configparser
+import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
+from dlpool.cli.layers import HOST, Given, effective
 from dlpool.config import SECTIONS, LimitSettings, parse_setting
 from dlpool.errors import ConfigurationError
+from dlpool.observe.redaction import without_secrets
 
-_HOST = "host:"
 _HEAD = """\
 # The settings of dlpool with their defaults. Sizes take K M G T (powers of 1024), times ms s m h.
-# Every key is also an option of the command line, with dashes.
+# What conf.d/*.ini beside this file say goes over it, and variables DLPOOL_SECTION_KEY of the environment over that.
 """
 
 
-def load(path: str) -> dict[str, Any]:
-    """The settings of each section, by its name; what is absent has its default.
+class _Parser(configparser.ConfigParser):
+    """Notes the line of each key: its hook for names is called for each of them, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__(interpolation=None, default_section="")
+        self._line = 0
+        self._noted: list[int] | None = []
+
+    def read_text(self, text: str, source: str) -> Iterator[tuple[str, str, str, int]]:
+        """Section, key, value and line of each setting. Raises configparser.Error."""
+        self.read_file(self._counted(io.StringIO(text)), source)
+        lines, self._noted = self._noted or [], None
+        found = [(name, key, value) for name in self.sections() for key, value in self[name].items()]
+        return ((*one, line) for one, line in zip(found, lines, strict=True))
+
+    def optionxform(self, optionstr: str) -> str:
+        if self._noted is not None:
+            self._noted.append(self._line)
+        return super().optionxform(optionstr)
+
+    def _counted(self, lines: Iterable[str]) -> Iterator[str]:
+        for self._line, line in enumerate(lines, 1):
+            yield line
+
+
+def load(path: str | None) -> dict[str, Any]:
+    """The settings of each section, by its name, from ``path`` and whatever goes over it; see ``layers``.
 
     ``hosts``: those of the sections ``[host:NAME]``, by NAME, over ``[limits]``.
 
     Raises ConfigurationError that names every wrong section and key at once.
     """
-    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    return effective(path).sections()
+
+
+def read(path: str, problems: list[str]) -> list[Given]:
+    """What a file says. Its unknown sections are ``problems``. Raises ConfigurationError if it is no INI file."""
+    parser = _Parser()
     try:
-        parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
+        found = list(parser.read_text(Path(path).read_text(encoding="utf-8"), path))
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no INI file: {error}".replace("\n", " ")) from error
-    hosts = [name for name in parser.sections() if name.startswith(_HOST)]
-    unknown = [name for name in parser.sections() if name not in SECTIONS and name not in hosts]
-    problems = [f"[{name}]: there is no such section" for name in unknown]
-    settings: dict[str, Any] = {}
-    for name, kind in SECTIONS.items():
-        given = dict(parser[name]) if parser.has_section(name) else {}
-        values, wrong = _checked(name, kind, given)
-        settings[name] = kind(**values)
-        problems += wrong
-    settings["hosts"] = {}
-    for section in hosts:
-        values, wrong = _checked(section, LimitSettings, dict(parser[section]))
-        problems += wrong
-        name = section.removeprefix(_HOST).strip().lower()
-        if not re.fullmatch(r"[^\s/@{}]{1,255}", name):
-            problems.append(f"[{section}]: it names no host")
-        settings["hosts"][name] = replace(settings["limits"], **values)
-    if problems:
-        raise ConfigurationError("\n".join(f"{path}: {problem}" for problem in problems))
-    return settings
+    for name in parser.sections():
+        if name.startswith(HOST) and not re.fullmatch(r"[^\s/@{}]{1,255}", _host(name)):
+            problems.append(f"{path}: [{name}]: it names no host")
+        elif name not in SECTIONS and not name.startswith(HOST):
+            problems.append(f"{path}: [{name}]: there is no such section")
+    return [
+        Given(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
+        for section, key, text, line in found
+        if section in SECTIONS or section.startswith(HOST)
+    ]
 
 
-def default_ini() -> str:
-    """An INI file that says every setting, its bounds and its default: what is shipped as ``etc/dlpool.ini``."""
+def checked(layer: Sequence[Given], problems: list[str]) -> list[Given]:
+    """``layer`` with its values; what is wrong with it goes to ``problems``, and is left out."""
+    right = []
+    for section, members in groupby(sorted(layer, key=lambda one: one.section), key=lambda one: one.section):
+        given = {one.name: one for one in members}
+        values, wrong = _values(section, {name: one.text for name, one in given.items()})
+        right += [replace(one, value=values[one.name]) for one in given.values() if one.name in values]
+        problems += [f"{given[name].origin}: [{section}] {sentence}" for name, sentence in wrong]
+    return right
+
+
+def default_ini(instead: Mapping[str, str] | None = None) -> str:
+    """An INI file that says every setting, its bounds and its default: what is shipped as ``etc/dlpool.ini``.
+
+    ``instead`` says other values, by key.
+    """
     lines = [_HEAD]
     for name, kind in SECTIONS.items():
         lines.append(f"[{name}]")
         for declared in fields(kind):
-            text = declared.metadata["shipped"] or declared.metadata["text"]
-            lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{_bounds(declared)})")
+            text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or declared.metadata["text"]
+            lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{bounds(declared)})")
             lines.append(f"{declared.name} = {text}" if text is not None else f"#{declared.name} =")
         if kind is LimitSettings:
             lines += ["# other limits for one host, or for one port of it", "#[host:example.org]", "#max_per_host = 2"]
@@ -72,12 +109,17 @@ def default_ini() -> str:
     return "\n".join(lines)
 
 
-def _checked(name: str, kind: type, given: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """What a section says, and what is wrong with it."""
+def _host(section: str) -> str:
+    return section.removeprefix(HOST).strip().lower()
+
+
+def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What a section says; if something is wrong with it only that, by key."""
     try:
-        return _model(name, kind)(**given).model_dump(exclude_unset=True), []
+        kind = SECTIONS.get(section, LimitSettings)
+        return _model(section, kind)(**texts).model_dump(exclude_unset=True), []
     except ValidationError as error:
-        return {}, [f"[{name}] {_problem(problem)}" for problem in error.errors()]
+        return {}, [_problem(section, problem) for problem in error.errors()]
 
 
 def _model(name: str, kind: type) -> type[BaseModel]:
@@ -93,14 +135,21 @@ def _parser(declared: Field[Any]) -> Callable[[str], Any]:
     return lambda text: parse_setting(declared, text)
 
 
-def _problem(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+def _problem(section: str, problem: Mapping[str, Any]) -> tuple[str, str]:
+    key = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"{key}: there is no such key"
+        return key, f"{key}: there is no such key"
     reason = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {problem['input']}: it is {reason}"
+    kind = SECTIONS.get(section, LimitSettings)
+    is_secret = next(one.metadata["is_secret"] for one in fields(kind) if one.name == key)
+    shown = "..." if is_secret else without_secrets(problem["input"]).replace("\n", " ")
+    return key, f"{key} = {shown}: it is {reason}"
 
 
-def _bounds(declared: Field[Any]) -> str:
-    low, high = declared.metadata["low"], declared.metadata["high"]
-    return (f", at least {low:g}" if low is not None else "") + (f", at most {high:g}" if high is not None else "")
+def bounds(declared: Field[Any]) -> str:
+    """What a value must keep besides its kind, to follow its name."""
+    meta = declared.metadata
+    least, most, other = meta["low"], meta["high"], meta["not_below"]
+    said = [f"at least {least:g}" if least is not None else "", f"at most {most:g}" if most is not None else "",
+            f"not below {other}" if other else ""]  # fmt: skip
+    return "".join(f", {text}" for text in said if text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dlpool import __version__
+from dlpool.cli.admin_commands import add_admin_commands
 from dlpool.cli.control_commands import add_control_commands
 from dlpool.cli.options import add_fetch, joined_negatives
 from dlpool.cli.queue_commands import add_queue_commands
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fetch(commands, _fetch, EXIT_CODES)
     add_queue_commands(commands, EXIT_CODES)
     add_control_commands(commands, EXIT_CODES)
+    add_admin_commands(commands, EXIT_CODES)
     return parser
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, fields
+from typing import Any
 
-from dlpool.config import NetworkSettings, TransferSettings, option_names, parse_setting
+from dlpool.cli.layers import Given
+from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_names, parse_setting
 from dlpool.kinds import parse_count
-
-Settings = TypeVar("Settings", TransferSettings, NetworkSettings)
 
 _EXAMPLES = """\
 examples:
@@ -57,10 +56,14 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
                        help=help_text.replace("%", "%%"), **options)  # fmt: skip
 
 
-def settings_from(arguments: argparse.Namespace, defaults: Settings) -> Settings:
-    """``defaults`` with what was given on the command line."""
-    given = {name: value for name, value in vars(arguments).items() if name in {f.name for f in fields(defaults)}}
-    return replace(defaults, **given)
+def given_options(arguments: argparse.Namespace, section: str, names: Collection[str] | None = None) -> list[Given]:
+    """What the options say of a section; of ``names`` only, if they are given."""
+    values = vars(arguments)
+    return [
+        Given(section, one.name, _text(values[one.name]), f"option {option_names(one)[-1]}", values[one.name])
+        for one in fields(SECTIONS[section])
+        if one.name in values and (names is None or one.name in names)
+    ]
 
 
 def joined_negatives(argv: Sequence[str]) -> list[str]:
@@ -93,6 +96,13 @@ def _add_output_options(group: Any) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     group.add_argument("-v", "--verbose", action="store_true", help="say what happens")
     group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+
+
+def _text(value: object) -> str:
+    """The value of an option as an INI file would have it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _checked(declared: Field[Any]) -> Callable[[str], Any]:

@@ -9,10 +9,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dlpool.cli.layers import Given, effective
 from dlpool.config import PathSettings, RedisSettings
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
@@ -58,27 +59,23 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 
 def queue_settings(arguments: argparse.Namespace) -> tuple[RedisSettings, PathSettings]:
-    """The options over the INI file over the defaults. Raises ConfigurationError."""
-    settings, paths = RedisSettings(), PathSettings()
-    if arguments.config is not None:
-        from dlpool.cli.ini import load
-
-        sections = load(arguments.config)
-        settings, paths = sections["redis"], sections["paths"]
-    return merged(settings, arguments), paths
+    """Which queue, and where the service's folders are. Raises ConfigurationError."""
+    settings = effective(arguments.config, queue_given(arguments)).settings
+    return settings.redis, settings.paths
 
 
-def merged(settings: RedisSettings, arguments: argparse.Namespace) -> RedisSettings:
-    """``settings`` with what was given on the command line; warns of a password there, unless ``--quiet``."""
-    given: dict[str, Any] = {"url": arguments.redis_url or arguments.redis_addr, "group": arguments.group}
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    if arguments.redis_password is None:
-        return settings
-    if not arguments.quiet:
+def queue_given(arguments: argparse.Namespace) -> list[Given]:
+    """What the options say of ``[redis]``; warns of a password there, unless ``--quiet``."""
+    options = (("redis_url", "url"), ("redis_addr", "url"), ("group", "group"), ("redis_password", "password"))
+    if arguments.redis_password is not None and not arguments.quiet:
         print("dlpool: warning: others on this machine can see a password on the command line; "
               "use password_file in the INI", file=sys.stderr)  # fmt: skip
-    url = _without_password(settings.url)  # it would win over the option
-    return replace(settings, url=url, password=arguments.redis_password, password_file=None)
+    given = [(option, name, getattr(arguments, option)) for option, name in options]
+    return [
+        Given("redis", name, value, f"option --{option.replace('_', '-')}", value)
+        for option, name, value in given
+        if value is not None
+    ]
 
 
 @contextmanager
@@ -113,15 +110,6 @@ def _check_supervisor(state_dir: Path, config: str | None) -> None:
         raise QueueAway(f"no supervisor runs for {state_dir.absolute()}: start it with {start}") from error
     except OSError as error:
         raise QueueAway(f"the embedded Redis of {state_dir.absolute()} cannot be reached: {error.strerror}") from error
-
-
-def _without_password(url: str) -> str:
-    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
-    match = re.fullmatch(r"([a-z+]+://)([^/?#]*)@(.*)", url, re.DOTALL)
-    if match is None:
-        return url
-    user = match[2].partition(":")[0]
-    return f"{match[1]}{user}@{match[3]}" if user else f"{match[1]}{match[3]}"
 
 
 def _address(text: str) -> str:

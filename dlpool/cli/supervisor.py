@@ -7,13 +7,14 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from dlpool import __version__
+from dlpool.cli.layers import Effective, effective
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import add_setting
-from dlpool.cli.queue_options import add_queue_options, merged
-from dlpool.config import SECTIONS, Settings, SupervisorSettings
+from dlpool.cli.options import add_setting, given_options
+from dlpool.cli.queue_options import add_queue_options, queue_given
+from dlpool.config import Settings, SupervisorSettings
 from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout")  # further settings with an option of their own
@@ -29,25 +30,28 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
-    add_queue_options(parser)
+    add_service_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    return parser
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say how the service works."""
+    add_queue_options(parser)
     group = parser.add_argument_group("service")
     for declared in fields(SupervisorSettings):
         if declared.name in _NAMED:
             add_setting(group, declared)
-    return parser
+
+
+def effective_of(arguments: argparse.Namespace) -> Effective:
+    """The settings of a service with these options. Raises ConfigurationError."""
+    return effective(arguments.config, [*queue_given(arguments), *given_options(arguments, "supervisor", _NAMED)])
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The options over the INI file over the defaults. Raises ConfigurationError."""
-    sections = {name: kind() for name, kind in SECTIONS.items()}
-    if arguments.config is not None:
-        from dlpool.cli.ini import load
-
-        sections = load(arguments.config)
-    settings = Settings(**sections)
-    given = {name: value for name, value in vars(arguments).items() if name in _NAMED}
-    return replace(settings, redis=merged(settings.redis, arguments), supervisor=replace(settings.supervisor, **given))
+    """The settings of a service with these options. Raises ConfigurationError."""
+    return effective_of(arguments).settings
 
 
 def _queued_signals() -> deque[int]:

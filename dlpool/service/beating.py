@@ -61,7 +61,7 @@ class Beater:
 
     def serve(self) -> None:
         """Until all stop; first what an earlier start left."""
-        while not self._link.stopping.is_set():
+        while self._link.goes_on():
             try:
                 if not self._has_begun.is_set():
                     self._begin()
@@ -85,6 +85,7 @@ class Beater:
         for sid, ending in self._spool.kept():
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
+            self._link.pulse.sign()
             self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, result=ending.outcome, reply=reply)
             self._post(Recorded(ending, reply))
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())

@@ -50,7 +50,7 @@ class Fetcher:
 
     def serve(self) -> None:
         """Until all stop."""
-        while not self._link.stopping.is_set():
+        while self._link.goes_on():
             if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(PAUSE_S):
                 continue
             if not self._has_strays.is_set() and not self._ledger.has_room.wait(PAUSE_S):

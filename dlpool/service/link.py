@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.observe.log import Logger
+from dlpool.service.watchdog import Pulse
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -28,6 +29,7 @@ class Link:
         self._error: str | None = None
         self.registered = threading.Event()
         self.stopping = threading.Event()
+        self.pulse = Pulse()
 
     def __repr__(self) -> str:
         return f"<Link {'away: ' + self._error if self._error else 'there'}>"
@@ -36,6 +38,11 @@ class Link:
     def error(self) -> str | None:
         """Why Redis cannot be used now, None if it can."""
         return self._error
+
+    def goes_on(self) -> bool:
+        """Whether the calling thread shall go round once more, which is its sign of life."""
+        self.pulse.sign()
+        return not self.stopping.is_set()
 
     def lost(self, error: QueueError) -> None:
         """A call has failed."""

@@ -21,13 +21,13 @@ class ServiceManager:
         """The service works from now on."""
         self._send("READY=1")
 
-    def starting(self, more_s: float) -> None:
-        """It needs so much more time to start, from now on."""
-        self._send(f"EXTEND_TIMEOUT_USEC={round(more_s * 1_000_000)}")
+    def need_time(self, more_s: float) -> None:
+        """It needs so much more time to start, or to end, from now on."""
+        self._send(_extension(more_s))
 
-    def stopping(self) -> None:
-        """It has begun to end."""
-        self._send("STOPPING=1")
+    def stopping(self, more_s: float) -> None:
+        """It has begun to end, and needs so much time for that, from now on."""
+        self._send(f"STOPPING=1\n{_extension(more_s)}")
 
     def reloading(self, monotonic_us: int) -> None:
         """It reads its configuration anew; ``ready`` says when that is done."""
@@ -49,6 +49,10 @@ class ServiceManager:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.sendto(text.encode(), self._address)
+
+
+def _extension(more_s: float) -> str:
+    return f"EXTEND_TIMEOUT_USEC={round(more_s * 1_000_000)}"
 
 
 def _watchdog_s(given: dict[str, str]) -> float | None:

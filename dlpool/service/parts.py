@@ -34,6 +34,7 @@ from dlpool.service.link import Link
 from dlpool.service.messages import Changed, Mailbox
 from dlpool.service.monitoring import Monitor
 from dlpool.service.node import Node
+from dlpool.service.notify import ServiceManager
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.redisserver import EmbeddedRedis
@@ -42,6 +43,7 @@ from dlpool.service.sweeping import Sweeper
 from dlpool.service.tally import RANGE_BOUNDS_S
 from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
+from dlpool.service.watchdog import Watchdog
 from dlpool.service.worker import WorkerSettings
 
 PARKED_A_SLOT = 4
@@ -112,6 +114,10 @@ class Parts:
         if self.server is not None and not self.server.is_alive():
             self._log.error("embedded_redis_ended", error="it is started again")
             self.server = EmbeddedRedis.start(self._state_dir)
+
+    def watchdog(self, manager: ServiceManager) -> Watchdog:
+        """The one that watches the threads."""
+        return Watchdog(manager, self.link.pulse, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:
         """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""

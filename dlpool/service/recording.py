@@ -65,7 +65,7 @@ class Recorder:
     def serve(self) -> None:
         """Until all stop; what is in line then is spooled."""
         pending: list[Told] = []
-        while not self._link.stopping.is_set():
+        while self._link.goes_on():
             pending += self._take(wait=not pending)
             try:
                 self._tell(pending)
@@ -94,6 +94,7 @@ class Recorder:
         while pending:
             told = pending[:AT_ONCE]
             self._tell_some(told)
+            self._link.pulse.sign()
             del pending[: len(told)]
 
     def _tell_some(self, pending: Sequence[Told]) -> None:
@@ -122,6 +123,7 @@ class Recorder:
         for ending in pending:
             if not isinstance(ending, Finish):
                 continue
+            self._link.pulse.sign()
             try:
                 self._spool.keep(self._sid, ending)
             except LocalFault as error:

@@ -39,7 +39,7 @@ from dlpool.service.reload import Load, reloaded
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0
 COMPARE_S = 0.05
-START_MORE_S = 30.0  # a service manager must not end us for the absence of Redis
+MORE_S = 60.0  # a service manager must not end us for the absence of Redis, nor for jobs that may finish
 FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
 CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
 OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -58,11 +58,12 @@ class Supervisor:
         self._parts = parts
         self._ledger, self._pool, self._crew = parts.ledger, parts.pool, parts.crew
         self._manager = ServiceManager()
+        self._watchdog = parts.watchdog(self._manager)
         self._signals: deque[int] = deque()
         self._drain_until: float | None = None
         self._has_cancelled = False
         self._is_ready = False
-        self._compared = self._tended = self._watched = 0.0
+        self._compared = self._tended = 0.0
         crew = self._crew
         self._takers: dict[type, Callable[[Any], object]] = {
             Claims: self._claimed,
@@ -93,7 +94,7 @@ class Supervisor:
             while not self._is_drained():
                 self._turn()
         finally:
-            self._manager.stopping()
+            self._manager.stopping(MORE_S)
             self._end()
 
     def _note(self, number: int, _frame: object) -> None:
@@ -152,12 +153,10 @@ class Supervisor:
         self._log.tend_writer()
         self._log.tend()
         self._show()
-        if not self._is_ready:
-            self._manager.starting(START_MORE_S)
+        if not self._is_ready or self._drain_until is not None:
+            self._manager.need_time(MORE_S)
         self._manager.status(self._status())
-        if self._manager.watchdog_s is not None and now - self._watched >= self._manager.watchdog_s:
-            self._watched = now
-            self._manager.watchdog()
+        self._watchdog.tend()
 
     def _look_whether_ready(self) -> None:
         """Workers are there, and Redis knows us; until then a service manager is asked for more time."""
@@ -231,7 +230,7 @@ class Supervisor:
         self._ledger.set_capacity(0)
         self._parts.fetcher.stop()
         self._crew.release_waiting("the supervisor ends")
-        self._manager.stopping()
+        self._manager.stopping(MORE_S)
         self._logger.info("drain_started", running=len(self._ledger), seconds=self._settings.supervisor.drain_timeout)
 
     def _drain(self) -> None:

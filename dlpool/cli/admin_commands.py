@@ -1,0 +1,57 @@
+"""The commands that set a machine up: their options. Imports no library before one of them runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dlpool.cli.queue_commands import add_command
+from dlpool.cli.queue_options import add_output_options
+
+_CONFIG = """\
+Check the settings that dlpool-supervisor would have with these options, here and now, and exit with 78 if it would
+refuse them; or show them all, without secrets. A later place goes over an earlier one: defaults, the INI file, conf.d
+beside it, systemd's credentials, the environment (DLPOOL_SECTION_KEY), options.
+"""
+_SETUP = """\
+Print the systemd unit of the service, or write it below DIR (/ for this machine), with the user and the folders that
+it needs and an INI file. Files that are there and say something else are kept, each with a sentence (exit 13).
+"""
+
+
+def add_admin_commands(commands: Any, exit_codes: str) -> None:
+    """Declare ``dlpool config`` and ``setup``."""
+    from dlpool.cli.supervisor import add_service_options
+
+    parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
+    parser.add_argument("action", metavar="check|show", choices=("check", "show"))
+    parser.add_argument("--origin", action="store_true", help="with show: also say where each was said")
+    add_service_options(parser)
+    add_output_options(parser, "print one JSON object, of show a line for each setting")
+    parser = add_command(commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--print-unit", action="store_true", help="print the unit, and change nothing")
+    what.add_argument("--install", metavar="DIR", help="write the files below DIR")
+    parser.add_argument("--instance", metavar="NAME", type=_instance, help="with --install: an instance of its own, "
+                        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit")  # fmt: skip
+
+
+def _instance(text: str) -> str:
+    from dlpool.kinds import parse_name
+
+    try:
+        return parse_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.configuration import run
+
+    return run(arguments)
+
+
+def _setup(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.setup import run
+
+    return run(arguments)

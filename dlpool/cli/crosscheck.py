@@ -1,0 +1,49 @@
+"""Settings that are right by themselves and wrong together, by what their metadata says of each other. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import Field, fields
+from functools import lru_cache
+from typing import Any
+
+from dlpool.config import SECTIONS, Settings
+from dlpool.jobs.address import without_password
+
+
+@lru_cache(maxsize=1024)
+def rivals(section: str, name: str) -> tuple[str, ...]:
+    """The settings of the same section that say the same in another way."""
+    pairs = [(one.name, one.metadata["instead_of"]) for one in fields(SECTIONS[section])] if section in SECTIONS else []
+    return tuple(b if a == name else a for a, b in pairs if b is not None and name in (a, b))
+
+
+def contradictions(settings: Settings, described: Callable[[str, str], str]) -> list[str]:
+    """A sentence for each contradiction; ``described`` says a setting and its place, by section and name."""
+    problems = []
+    for section, kind in SECTIONS.items():
+        values = vars(getattr(settings, section))
+        for declared in fields(kind):
+            sentence = _contradiction(section, declared, values, described)
+            if sentence:
+                problems.append(f"[{section}] {sentence}")
+    redis = settings.redis
+    if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
+        problems.append("[redis] url holds a password, and another one is given: keep one of them")
+    return problems
+
+
+def _contradiction(
+    section: str, declared: Field[Any], values: dict[str, Any], described: Callable[[str, str], str]
+) -> str:
+    name, value = declared.name, values[declared.name]
+    if value is None:
+        return ""
+    least, other, rival = (declared.metadata[key] for key in ("not_below", "needs", "instead_of"))
+    if least is not None and values[least] is not None and value < values[least]:
+        return f"{described(section, name)} is below {described(section, least)}: raise the one, or lower the other"
+    if other is not None and values[other] is None:
+        return f"{described(section, name)} needs {other}: give both, or none"
+    if rival is not None and values[rival] is not None:
+        return f"{described(section, name)} and {described(section, rival)} are both given: keep one of them"
+    return ""

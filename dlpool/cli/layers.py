@@ -1,0 +1,174 @@
+"""The settings that hold, from all the places that may say them, and where each was said. A later place wins:
+
+defaults, the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options.
+Imports no library where nothing but options was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlpool.cli.crosscheck import contradictions, rivals
+from dlpool.config import SECTIONS, Settings
+from dlpool.errors import ConfigurationError
+from dlpool.jobs.address import without_password
+
+HOST = "host:"
+_PREFIX = "DLPOOL_"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A setting as one place says it; ``section`` may be ``host:NAME``. ``origin`` is that place, for people."""
+
+    section: str
+    name: str
+    text: str
+    origin: str
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The settings, what was given of them by (section, name), and the files that were read, in their order."""
+
+    settings: Settings
+    given: Mapping[tuple[str, str], Given]
+    files: tuple[str, ...] = ()
+
+    def sections(self) -> dict[str, Any]:
+        """The settings of each section, by its name, and ``hosts``."""
+        return {section.name: getattr(self.settings, section.name) for section in fields(Settings)}
+
+
+def effective(
+    config: str | None, options: Sequence[Given] = (), environment: Mapping[str, str] = os.environ
+) -> Effective:
+    """The settings that hold. ``config``: the INI file, if there is one; ``options`` have their values already.
+
+    Raises ConfigurationError that names everything wrong at once, a line each.
+    """
+    files, read, problems = _read_files(config) if config is not None else ((), [], [])
+    texts = [*read, credentials(environment, problems), variables(environment)]
+    layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
+    found = _merged([*layers, options])
+    settings = _settings(found)
+    if not problems:
+        problems += contradictions(settings, lambda section, name: _described(found, section, name))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return Effective(settings, found, files)
+
+
+def text_of(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
+    """A setting as it was written; its default if it was not."""
+    found = given.get((section, name))
+    return (_declared(section, name).metadata["text"] or "") if found is None else found.text
+
+
+def variables(environment: Mapping[str, str]) -> list[Given]:
+    """What ``DLPOOL_SECTION_KEY`` says; variables of no section (as DLPOOL_PASSWORD) are others' business."""
+    return [
+        Given(section, name.removeprefix(prefix).lower(), environment[name], f"environment {name}")
+        for section in SECTIONS
+        for prefix in [f"{_PREFIX}{section.upper()}_"]
+        for name in sorted(environment)
+        if name.startswith(prefix)
+    ]
+
+
+def credentials(environment: Mapping[str, str], problems: list[str]) -> list[Given]:
+    """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see systemd.exec(5)."""
+    folder = environment.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return []
+    found = []
+    for section, kind in SECTIONS.items():
+        for declared in fields(kind):
+            path = Path(folder) / f"{section}_{declared.name}"
+            if not declared.metadata["is_secret"]:
+                continue
+            try:
+                text = path.read_text(encoding="utf-8").strip()
+                found.append(Given(section, declared.name, text, f"credential {path.name}"))
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not UTF-8"
+                problems.append(f"credential {path.name}: cannot read {path}: {reason}")
+    return found
+
+
+def _described(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
+    """A setting and the place that says it; of a secret only that."""
+    declared = _declared(section, name)
+    origin = given[section, name].origin if (section, name) in given else "default"
+    return f"{name}{'' if declared.metadata['is_secret'] else ' = ' + text_of(given, section, name)} ({origin})"
+
+
+def _declared(section: str, name: str) -> Field[Any]:
+    return next(one for one in fields(SECTIONS[section]) if one.name == name)
+
+
+def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[str]]:
+    """The INI file and those beside it, what they say, and why one cannot be read."""
+    from dlpool.cli.ini import read
+
+    folder, problems = Path(config).parent / "conf.d", []
+    names = [config]
+    try:
+        found = sorted(os.listdir(folder)) if folder.exists() else []
+        names += [str(folder / name) for name in found if name.endswith(".ini") and not name.startswith(".")]
+    except OSError as error:
+        problems.append(f"cannot read {folder}: {error.strerror}")
+    layers = []
+    for name in names:
+        try:
+            layers.append(read(name, problems))
+        except ConfigurationError as error:
+            problems.append(str(error))
+    return tuple(names), layers, problems
+
+
+def _checked(layer: Sequence[Given], problems: list[str]) -> list[Given]:
+    """What a place says, with its values, less what is wrong."""
+    from dlpool.cli.ini import checked
+
+    return checked(layer, problems)
+
+
+def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
+    """The last word on each setting. A password also replaces what an earlier place says of it in another way."""
+    found: dict[tuple[str, str], Given] = {}
+    for layer in layers:
+        for given in layer:
+            if given.value is not None:
+                _forget_rivals(found, given)
+        found |= {(given.section, given.name): given for given in layer}
+    return found
+
+
+def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
+    for rival in rivals(given.section, given.name):
+        found.pop((given.section, rival), None)
+    url = found.get(("redis", "url"))
+    if url is not None and given.section == "redis" and given.name in ("password", "password_file"):
+        plain = without_password(url.value)
+        found["redis", "url"] = replace(url, text=plain, value=plain)
+
+
+def _settings(found: Mapping[tuple[str, str], Given]) -> Settings:
+    values: dict[str, dict[str, Any]] = {}
+    for (section, name), given in found.items():
+        values.setdefault(section, {})[name] = given.value
+    sections = {name: kind(**values.get(name, {})) for name, kind in SECTIONS.items()}
+    hosts = {
+        section.removeprefix(HOST): replace(sections["limits"], **own)
+        for section, own in values.items()
+        if section.startswith(HOST)
+    }
+    return Settings(**sections, hosts=hosts)

@@ -1,0 +1,127 @@
+"""``dlpool setup``: the service for systemd: its units, its user, its folders, its INI file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+
+from dlpool.cli.ini import default_ini
+from dlpool.cli.tables import show_lines
+from dlpool.errors import TargetExists
+from dlpool.transfer.files import make_folders, sync_folder, translated
+
+PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
+UNIT = "dlpool-supervisor.service"
+TEMPLATE = "dlpool-supervisor@.service"
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # from the service, by ProtectHome and PrivateTmp
+_NEXT = """\
+next, as root:
+  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload
+  systemctl enable --now {unit}\
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a unit, or install. Raises LocalFault, TargetExists."""
+    program = program_line()
+    if arguments.print_unit:
+        show_lines([unit(program, is_template=arguments.instance is not None).removesuffix("\n")])
+        return 0
+    kept = install(Path(arguments.install), files(program, arguments.instance))
+    if program.lstrip('"').startswith(_HIDDEN):
+        print(f"dlpool: warning: the service will not find {program}: its unit hides that folder from it; install "
+              "dlpool elsewhere, as below /opt", file=sys.stderr)  # fmt: skip
+    if kept:
+        raise TargetExists("\ndlpool: ".join(
+            f"{path} was changed, and is kept: move it away to have it written (of a unit, own settings belong into a "
+            "drop-in, see systemctl edit)" for path in kept
+        ))  # fmt: skip
+    name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
+    show_lines([_NEXT.format(unit=name.removesuffix(".service"))])
+    return 0
+
+
+def files(program: str, instance: str | None) -> dict[str, str]:
+    """What an installation consists of, by path; with the INI file of the service, or that of an instance."""
+    below = f"/{instance}" if instance else ""
+    ini = default_ini({
+        "download_dir": f"/var/lib/dlpool{below}/downloads", "state_dir": f"/var/lib/dlpool{below}/state",
+        "log_dir": f"/var/log/dlpool{below}",
+    })  # fmt: skip
+    return {
+        f"etc/systemd/system/{UNIT}": unit(program, is_template=False),
+        f"etc/systemd/system/{TEMPLATE}": unit(program, is_template=True),
+        "etc/sysusers.d/dlpool.conf": _shipped("sysusers.conf"),
+        "etc/tmpfiles.d/dlpool.conf": _shipped("tmpfiles.conf"),
+        f"etc/dlpool/{instance or 'dlpool'}.ini": ini,
+    }
+
+
+def unit(program: str, *, is_template: bool) -> str:
+    """The unit of the service that starts ``program``, or that of its instances: each has an INI and folders."""
+    text = _shipped(UNIT).replace(PROGRAM, program)
+    if not is_template:
+        return text
+    text = re.sub(r"^(WorkingDirectory|StateDirectory|LogsDirectory)=(\S+)$", r"\1=\2/%i", text, flags=re.MULTILINE)
+    return (
+        text.replace("/dlpool.ini", "/%i.ini")
+        .replace("systemctl edit dlpool-supervisor", "systemctl edit dlpool-supervisor@NAME")
+        .replace("Description=dlpool download service", "Description=dlpool download service %i")
+    )
+
+
+def program_line() -> str:
+    """How to start the service of this installation."""
+    for found in (Path(sys.executable).with_name("dlpool-supervisor"), shutil.which("dlpool-supervisor")):
+        if found and os.access(found, os.X_OK):
+            return _quoted(str(Path(found).absolute()))
+    return f"{_quoted(sys.executable)} -m dlpool.cli.supervisor"
+
+
+def install(root: Path, wanted: dict[str, str]) -> list[Path]:
+    """Write the files below ``root``, each whole or not at all. Returns those that were there and say something else.
+
+    Raises LocalFault.
+    """
+    kept = []
+    for name, text in wanted.items():
+        path = root / name
+        with translated(f"write {path}"):
+            if not os.path.lexists(path):
+                _write(path, text)
+                show_lines([f"written: {path}"])
+            elif path.is_file() and path.read_bytes() == text.encode():
+                show_lines([f"as it should be: {path}"])
+            else:
+                kept.append(path)
+    return kept
+
+
+def _write(path: Path, text: str) -> None:
+    make_folders(path.parent, sync=True)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.chmod(0o644)
+        new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _quoted(path: str) -> str:
+    """A path as a word of a command line in a unit; see systemd.service(5)."""
+    path = path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{path}"' if re.search(r"[^\w./%-]", path) else path
+
+
+def _shipped(name: str) -> str:
+    return (resources.files("dlpool.cli") / "systemd" / name).read_text(encoding="utf-8")

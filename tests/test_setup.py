@@ -1,0 +1,180 @@
+"""``dlpool setup``: what it writes is what systemd wants, and what others wrote stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.cli.ini import load
+from dlpool.cli.setup import PROGRAM, files, unit
+from tests.disks import needs_root, remount, tmpfs
+from tests.processes import ROOT, Ended, run
+
+MAX_EXPOSURE = 20  # tenths, by systemd-analyze
+UNITS = ("dlpool-supervisor.service", "dlpool-supervisor@.service")
+
+
+def setup(*arguments: object, **more: Any) -> Ended:
+    return run("setup", *arguments, **more)
+
+
+def said(*command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; all that it says is its standard output."""
+    words = [str(word) for word in command]
+    return subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, env=env, cwd=ROOT
+    )
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of an installation with an instance."""
+    root = tmp_path_factory.mktemp("installed")
+    assert setup("--install", root).code == 0
+    ended = setup("--install", root, "--instance", "night")
+    assert ended.code == 0
+    assert "systemctl enable --now dlpool-supervisor@night" in ended.out
+    return root
+
+
+# --- what systemd says ---
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_units_are_right_and_keep_the_service_apart(name: str, installed: Path) -> None:
+    path = installed / "etc" / "systemd" / "system" / name
+    verified = said("systemd-analyze", "verify", path)
+    assert (verified.returncode, verified.stdout) == (0, "")
+    secured = said("systemd-analyze", "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", "--no-pager", path)
+    assert secured.returncode == 0, secured.stdout
+    assert "Overall exposure level" in secured.stdout
+
+
+def test_a_unit_that_does_not_keep_it_apart_is_told_from_ours(installed: Path, tmp_path: Path) -> None:
+    text = (installed / "etc" / "systemd" / "system" / UNITS[0]).read_text()
+    loose = tmp_path / UNITS[0]
+    loose.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("Protect", "System"))))
+    checked = said("systemd-analyze", "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", "--no-pager", loose)
+    assert checked.returncode != 0
+
+
+@needs_root
+def test_systemd_makes_the_user_and_the_folders(installed: Path, tmp_path: Path) -> None:
+    for folder in ("sysusers.d", "tmpfiles.d"):
+        (tmp_path / "etc" / folder).mkdir(parents=True)
+        (tmp_path / "etc" / folder / "dlpool.conf").write_text((installed / "etc" / folder / "dlpool.conf").read_text())
+    made = said("systemd-sysusers", f"--root={tmp_path}")
+    assert made.returncode == 0, made.stdout
+    [user] = [line.split(":") for line in (tmp_path / "etc" / "passwd").read_text().splitlines()]
+    assert (user[0], user[5], user[6]) == ("dlpool", "/var/lib/dlpool", "/usr/sbin/nologin")
+    made = said("systemd-tmpfiles", f"--root={tmp_path}", "--create", "dlpool.conf")
+    assert made.returncode == 0, made.stdout
+    for folder in ("var/lib/dlpool", "var/log/dlpool"):
+        found = (tmp_path / folder).stat()
+        assert (found.st_uid, found.st_mode & 0o777) == (int(user[2]), 0o750)
+    assert (tmp_path / "etc/dlpool/conf.d").stat().st_uid == 0
+
+
+# --- the files ---
+
+
+def test_each_instance_has_an_ini_and_folders_of_its_own(installed: Path) -> None:
+    folders = [
+        (ini["paths"].download_dir, ini["paths"].state_dir, ini["paths"].log_dir)
+        for ini in (load(str(installed / "etc" / "dlpool" / name)) for name in ("dlpool.ini", "night.ini"))
+    ]
+    assert len({path for each in folders for path in each}) == 6
+    assert all(path.startswith(("/var/lib/dlpool/", "/var/log/dlpool")) for each in folders for path in each)
+    template = unit(PROGRAM, is_template=True)
+    assert "-c /etc/dlpool/%i.ini\n" in template
+    assert "StateDirectory=dlpool/%i\n" in template and "LogsDirectory=dlpool/%i\n" in template
+
+
+def test_a_program_of_any_name_is_one_word_of_the_unit(tmp_path: Path) -> None:
+    bin_dir = tmp_path / "a b%s"
+    bin_dir.mkdir()
+    (bin_dir / "python").symlink_to(sys.executable)
+    program = bin_dir / "dlpool-supervisor"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
+    printed = said(bin_dir / "python", "-m", "dlpool", "setup", "--print-unit", env=environment)
+    assert f'ExecStart="{str(program).replace("%", "%%")}" -c' in printed.stdout, printed.stdout
+    path = tmp_path / UNITS[0]
+    path.write_text(printed.stdout)
+    assert said("systemd-analyze", "verify", path).stdout == ""
+
+
+def test_printing_a_unit_says_what_would_be_installed(installed: Path) -> None:
+    folder = installed / "etc" / "systemd" / "system"
+    assert setup("--print-unit").out == (folder / UNITS[0]).read_text()
+    assert setup("--print-unit", "--instance", "x").out == (folder / UNITS[1]).read_text()
+
+
+def test_again_changes_nothing_and_what_others_changed_is_kept(tmp_path: Path) -> None:
+    assert setup("--install", tmp_path).code == 0
+    before = contents(tmp_path)
+    again = setup("--install", tmp_path)
+    assert (again.code, contents(tmp_path)) == (0, before)
+    assert again.out.count("as it should be: ") == len(before) == 5
+    ini, user = tmp_path / "etc" / "dlpool" / "dlpool.ini", tmp_path / "etc" / "sysusers.d" / "dlpool.conf"
+    ini.write_text("[redis]\n")
+    user.unlink()
+    refused = setup("--install", tmp_path)
+    assert refused.code == 13
+    [sentence] = [line for line in refused.err.splitlines() if "warning" not in line]
+    assert sentence.startswith(f"dlpool: {ini} was changed, and is kept: move it away")
+    assert contents(tmp_path) == {**before, "etc/dlpool/dlpool.ini": "[redis]\n"}
+
+
+@pytest.mark.parametrize("what", ["folder", "dangling link"])
+def test_what_is_no_file_is_kept_too(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "dlpool" / "dlpool.ini"
+    path.parent.mkdir(parents=True)
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/nowhere/dlpool.ini")
+    assert setup("--install", tmp_path).code == 13
+    assert path.is_dir() or path.is_symlink()
+
+
+@needs_root
+@pytest.mark.parametrize(("trouble", "code"), [("read-only", 3), ("full", 9)])
+def test_a_disk_that_takes_no_file_is_one_sentence(trouble: str, code: int, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "4k") as disk:
+        if trouble == "read-only":
+            remount(disk, "ro")
+        ended = setup("--install", disk)
+        assert ended.code == code
+        [sentence] = [line for line in ended.err.splitlines() if "warning" not in line]
+        assert sentence.startswith(f"dlpool: cannot write {disk}/etc/")
+        assert not [path for path in disk.rglob("*") if path.is_file() and path.name.startswith(".")]
+
+
+def test_the_wheel_has_what_setup_writes(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "dlpool", source / "dlpool", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    built = said(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index",
+                 "-w", tmp_path, source)  # fmt: skip
+    assert built.returncode == 0, built.stdout
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    ended = setup("--install", tmp_path / "out", cwd=tmp_path, env=environment)
+    assert ended.code == 0, ended.err
+    assert sorted(contents(tmp_path / "out")) == sorted(files(PROGRAM, None))
