@@ -8,15 +8,18 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import TypeVar
 
 from dlpool import __version__
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting
 from dlpool.cli.queue_options import add_queue_options, merged
-from dlpool.config import SECTIONS, Settings, SupervisorSettings
+from dlpool.config import SECTIONS, LoggingSettings, Settings, SupervisorSettings
 from dlpool.errors import DlpoolError
 
-_NAMED = ("max_concurrent_downloads", "drain_timeout")  # further settings with an option of their own
+_NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
+
+_Section = TypeVar("_Section", SupervisorSettings, LoggingSettings)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_queue_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     group = parser.add_argument_group("service")
-    for declared in fields(SupervisorSettings):
+    for declared in (*fields(SupervisorSettings), *fields(LoggingSettings)):
         if declared.name in _NAMED:
             add_setting(group, declared)
     return parser
@@ -46,8 +49,16 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
         sections = load(arguments.config)
     settings = Settings(**sections)
-    given = {name: value for name, value in vars(arguments).items() if name in _NAMED}
-    return replace(settings, redis=merged(settings.redis, arguments), supervisor=replace(settings.supervisor, **given))
+    return replace(
+        settings, redis=merged(settings.redis, arguments), supervisor=_over(settings.supervisor, arguments),
+        logging=_over(settings.logging, arguments),
+    )  # fmt: skip
+
+
+def _over(section: _Section, arguments: argparse.Namespace) -> _Section:
+    """``section`` with what the command line says of it."""
+    own = {declared.name for declared in fields(section)}
+    return replace(section, **{name: value for name, value in vars(arguments).items() if name in own & set(_NAMED)})
 
 
 def _queued_signals() -> deque[int]:
