@@ -85,13 +85,14 @@ class CleanFrame(Frame):
 
 
 class Ended(NamedTuple):
-    """A job that has ended. ``path`` is where it went, None if that was never known."""
+    """A job that has ended. ``path`` is where it went, None if that was never known; ``trace_id`` is for the log."""
 
     job_id: str
     url: str
     save_path: str
     path: str | None
     has_failed: bool
+    trace_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def _line(ended: Ended) -> bytes:
 def _parsed(line: bytes) -> Ended | None:
     """The job of a line; None for one that a kill has cut off."""
     try:
-        job_id, url, save_path, path, has_failed = jsontext.loads(line)
+        job_id, url, save_path, path, has_failed, trace_id = jsontext.loads(line)
     except (ValueError, TypeError):
         return None
-    return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed))
+    return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed),
+                 str(trace_id))  # fmt: skip
