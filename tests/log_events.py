@@ -14,16 +14,12 @@ PACKAGE = ROOT / "dlpool"
 NOT_LOGGED = {"body_complete"}  # which run.py keeps for itself
 
 
-def _texts(node: ast.expr, function: ast.AST) -> set[str]:
-    """The texts that an expression can be: a constant, a choice of two, or a name that the function gives one."""
+def _texts(node: ast.expr) -> set[str]:
+    """The texts that an expression can be: a constant, or a choice of two."""
     if isinstance(node, ast.Constant):
         return {str(node.value)}
     if isinstance(node, ast.IfExp):
-        return _texts(node.body, function) | _texts(node.orelse, function)
-    if isinstance(node, ast.Name):
-        values = [one.value for one in ast.walk(function) if isinstance(one, ast.Assign)
-                  and any(isinstance(target, ast.Name) and target.id == node.id for target in one.targets)]  # fmt: skip
-        return set().union(*(_texts(value, function) for value in values))
+        return _texts(node.body) | _texts(node.orelse)
     return set()
 
 
@@ -45,7 +41,7 @@ def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
     for name, call, function in _calls():
         if name not in {*LEVELS, "notify", "_notify", "Warned"} or function.name in {*LEVELS, "_note"}:
             continue
-        events = _texts(call.args[0], function)
+        events = _texts(call.args[0])
         if not events and function.name != "_check":  # it logs what is Warned
             unknown.append(f"{function.name}: {ast.unparse(call)}")
         for event in events - NOT_LOGGED:

@@ -108,7 +108,12 @@ def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", ROOT / "docs" / "internals.md", ROOT / "CHANGELOG.md"):
+    for document in (
+        ROOT / "README.md",
+        ROOT / "docs" / "internals.md",
+        ROOT / "docs" / "logging.md",
+        ROOT / "CHANGELOG.md",
+    ):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 

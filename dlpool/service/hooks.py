@@ -173,7 +173,7 @@ class Hooks:
             if is_due:
                 self._dropped, self._reported = 0, time.monotonic()
         if count:
-            self._log.warning("hooks_dropped", hooks=count)
+            self._log.warning("hooks_dropped", dropped=count)
 
 
 def payload(held: Held, ending: Finish, outcome: str, node_id: str) -> bytes:
