@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -120,12 +121,19 @@ def test_logrotate_takes_the_log_away_and_nothing_is_lost(desk: Desk, tmp_path: 
     ids = [f"{desk.name}-{turn}" for turn in range(3)]
     for job_id in ids:
         desk.client.wait_for(desk.push(job_id, id=job_id))
+        wait_until(lambda: has_lines(service))  # logrotate leaves an empty log alone
         subprocess.run([logrotate, "--force", "--state", tmp_path / "state", tmp_path / "conf"], check=True)
         wait_until(service.log_file.exists)
     names = {path.name for path in service.log_file.parent.iterdir()}
     assert names == {"dlpool.log", "dlpool.log.1", "dlpool.log.2.gz", "dlpool.log.3.gz"}
     lines = "".join(every_line(service.log_file.parent))
     assert all(f'"{job_id}"' in lines for job_id in ids)
+
+
+def has_lines(service: Supervisor) -> bool:
+    """Have the supervisor write something, and say whether it is in the file that has the log's name."""
+    service.signal(signal.SIGUSR2)
+    return service.log_file.stat().st_size > 0
 
 
 def every_line(folder: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -142,8 +142,9 @@ class Rotation:
         found = []
         with os.scandir(self._live.parent) as entries:
             for entry in entries:
-                log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
-                found += [log] if log else []
+                with suppress(FileNotFoundError):  # another thread tidies up
+                    log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+                    found += [log] if log else []
         return sorted(found, key=lambda log: log.ended_at)
 
 

@@ -85,13 +85,8 @@ class Beater:
         for sid, ending in self._spool.kept():
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
-            self._log.info(
-                "spooled_outcome_recorded",
-                job_id=ending.ticket.id,
-                trace_id=ending.trace_id,
-                result=ending.outcome,
-                reply=reply,
-            )
+            self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, trace_id=ending.trace_id,
+                           result=ending.outcome, reply=reply)  # fmt: skip
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
         if given_back:
             self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
