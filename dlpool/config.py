@@ -18,6 +18,8 @@ from dlpool.kinds import (
     FREQUENCY,
     GROUP,
     KIB,
+    LEVELS,
+    LOGGER_LEVELS,
     NAME,
     PATH,
     RATE,
@@ -186,12 +188,26 @@ class PathSettings:
 class LoggingSettings:
     """``[logging]``: the JSON log. Sizes in bytes, times in seconds."""
 
-    level: str = setting(choice("debug", "info", "warning", "error", "critical"), "info", "least level that is logged")
+    level: str = setting(choice(*LEVELS), "info", "least level that is logged")
+    levels: str | None = setting(LOGGER_LEVELS, None, "other levels for single loggers, as jobs=warning, worker=debug")
+    log_format: str = setting(
+        choice("json", "console"), "json", "lines for machines (ECS), or for the eyes", reload=False
+    )
+    traceparent: bool = setting(SWITCH, "no", "send the trace id of a job to its origin (W3C traceparent)")
     rotate_size: int = setting(SIZE, "100M", "a log larger than this is rotated", low=64 * KIB)
     rotate_daily: bool = setting(SWITCH, "yes", "rotate at midnight, UTC")
+    compress_after: float = setting(
+        DURATION, "10m", "a rotated log is compressed when it is this old, read by shippers until then"
+    )
     keep_days: int = setting(COUNT, "30", "older logs are removed", low=1)
     keep_size: int = setting(SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB,
                              not_below="rotate_size")  # fmt: skip
+    keep_files: int | None = setting(COUNT, None, "oldest logs are removed above this number", low=1)
+    archive_command: str | None = setting(
+        COMMAND, None, "runs with each compressed log's path as its last argument, to store it elsewhere"
+    )
+    archive_timeout: float = setting(DURATION, "10m", "an archive_command that takes longer is ended", low=0.1)
+    archive_retry_delay: float = setting(DURATION, "1m", "when one that failed is tried again", low=0.1)
     progress_interval: float = setting(DURATION, "10s", "between two download_progress lines of a job", low=0.1)
 
 

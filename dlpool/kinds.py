@@ -11,6 +11,8 @@ from typing import Any
 
 KIB = 1024
 MAX_DURATION_S = 366 * 86400.0
+LEVELS = ("debug", "info", "warning", "error", "critical")
+LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,27 @@ def parse_address(text: str) -> str:
     return text
 
 
+def parse_levels(text: str) -> str:
+    """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels`` reads."""
+    logger_levels(text)
+    return text
+
+
+def logger_levels(text: str) -> dict[str, str]:
+    """The level of each logger that ``text`` names. Raises ValueError."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        logger, equals, level = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise ValueError(f"not LOGGER=LEVEL with commas between ({part.strip()[:40]!r})")
+        if logger not in LOGGERS:
+            raise ValueError(f"of an unknown logger ({logger[:40]!r}; known are {', '.join(LOGGERS)})")
+        if level not in LEVELS:
+            raise ValueError(f"not one of {', '.join(LEVELS)} ({level[:40]!r})")
+        found[logger] = level
+    return found
+
+
 def choice(*values: str) -> Kind:
     """One of ``values``."""
 
@@ -156,3 +179,4 @@ NAME = Kind("NAME", parse_name)
 GROUP = Kind("NAME", parse_group)
 ADDRESS = Kind("HOST:PORT", parse_address)
 COMMAND = Kind("COMMAND", parse_command)
+LOGGER_LEVELS = Kind("LOGGER=LEVEL,...", parse_levels)

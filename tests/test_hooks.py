@@ -298,7 +298,7 @@ def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monk
     gate.touch()
     bench.hooks.stop()
     assert (tmp_path / "count").read_text() == "x\n" * 7
-    assert sum(line["dlpool.hooks"] for line in bench.lines("hooks_dropped")) == 5
+    assert sum(line["dlpool.dropped"] for line in bench.lines("hooks_dropped")) == 5
     assert repr(bench.hooks) == "<Hooks 0 of 2 running, 0 waiting>"
 
 
@@ -311,7 +311,7 @@ def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch:
     bench.hooks.stop()
     assert time.monotonic() - began < hookprocess.END_S  # SIGTERM was enough
     assert [line["dlpool.reason"] for line in bench.lines("hook_failed")] == ["the supervisor ends"]
-    assert [line["dlpool.hooks"] for line in bench.lines("hooks_dropped")] == [2]
+    assert [line["dlpool.dropped"] for line in bench.lines("hooks_dropped")] == [2]
 
 
 def test_a_program_that_has_gone_since_the_start_is_a_failure_of_the_hook(tmp_path: Path) -> None:

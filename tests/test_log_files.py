@@ -32,7 +32,7 @@ from dlpool.observe.rotation import Rotation
 from tests.conftest import wait_until
 from tests.processes import ROOT
 
-ALL = LoggingSettings(level="debug")
+ALL = LoggingSettings(level="debug", compress_after=0)
 
 
 def make_log(folder: Path, settings: LoggingSettings = ALL, **options: Any) -> Log:
@@ -127,6 +127,19 @@ def test_records_below_the_level_are_not_written(tmp_path: Path) -> None:
     assert [record["message"] for record in records_of(tmp_path)] == ["enough", "now_enough"]
 
 
+def test_a_logger_may_have_a_level_of_its_own(tmp_path: Path) -> None:
+    log = make_log(tmp_path, LoggingSettings(level="info", levels="jobs=warning, worker = debug"))
+    early = log.logger("worker").bind(job_id="1")
+    for name in ("jobs", "worker", "redis"):
+        log.logger(name).debug(f"{name}_debug")
+        log.logger(name).info(f"{name}_info")
+    log.apply(LoggingSettings(levels="redis=debug"))
+    early.debug("no_longer")
+    log.logger("redis").debug("redis_now")
+    shown = [record["message"] for record in records_of(tmp_path)]
+    assert shown == ["worker_debug", "worker_info", "redis_info", "redis_now"]
+
+
 def test_a_log_that_cannot_be_opened_is_a_local_fault(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LocalFault, match=r"^cannot open the log .*/file/log/dlpool\.log: a part of the path is a file"):
@@ -138,6 +151,18 @@ def test_a_log_that_another_program_locks_is_a_local_fault(tmp_path: Path) -> No
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(LocalFault, match="another program has locked it"):
             make_log(tmp_path)
+
+
+def test_a_log_that_is_not_required_is_opened_when_it_can_be(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    log = make_log(tmp_path / "log", is_required=False)
+    log.logger("a").info("lost")
+    assert log.dropped == 1
+    (tmp_path / "log").unlink()
+    log.tend_writer()
+    log.logger("a").info("kept")
+    assert [record["message"] for record in records_of(tmp_path / "log")] == ["kept"]
+    assert log.dropped == 1
 
 
 def test_the_folder_of_the_log_is_made(tmp_path: Path) -> None:
@@ -332,7 +357,7 @@ def kept_rotating(log: Log) -> Iterator[None]:
 
 def test_a_rotated_log_loses_no_line(tmp_path: Path, start: Callable[[str], Writer]) -> None:
     """Four processes write as fast as they can, all the while the log is rotated and compressed under them."""
-    settings = LoggingSettings(rotate_size=20_000)
+    settings = LoggingSettings(rotate_size=20_000, compress_after=0)
     log = make_log(tmp_path, settings)
     writers = [start(f"w{number}") for number in range(4)]
     with kept_rotating(log):
@@ -363,7 +388,7 @@ def test_an_old_log_is_compressed_only_when_all_writers_have_left_it(
     busy, idle = start("busy"), start("idle")
     busy.do("write 3")
     now = datetime.now(timezone.utc)
-    rotation, settings = Rotation(tmp_path / "dlpool.log"), LoggingSettings(rotate_size=1)
+    rotation, settings = Rotation(tmp_path / "dlpool.log"), LoggingSettings(rotate_size=1, compress_after=0)
     assert rotation.rotate_if_due(settings, now)
     for leaver in (busy, idle):
         rotation.tidy(settings, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlpool.config import LoggingSettings, RedisSettings
@@ -74,7 +75,7 @@ def test_a_record_says_what_when_who_and_where(write: Write) -> None:
     assert record.pop("host.name")
     assert record == {
         "@timestamp": "2024-05-06T12:00:00.007Z", "log.level": "info", "message": "job_started",
-        "event.action": "job_started", "event.dataset": "dlpool.log", "ecs.version": "8.11.0",
+        "event.action": "job_started", "event.dataset": "dlpool", "ecs.version": "8.11.0",
         "service.name": "dlpool-worker", "service.version": "1.2", "service.node.name": "node-7",
         "process.pid": os.getpid(), "process.thread.name": threading.current_thread().name, "log.logger": "test",
     }  # fmt: skip
@@ -372,3 +373,46 @@ def test_no_log_call_raises_and_each_is_one_json_object(
     write: Write, event: object, fields: dict[str, object], level: str
 ) -> None:
     assert write(event, level, **fields)["log.level"] == level
+
+
+# --- for the eyes ---
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Callable[..., str]:
+    """Log one event for the eyes, and read what is there."""
+    log = Log(tmp_path, LoggingSettings(level="debug", log_format="console"), service="s", version="1", node_id="n",
+              clock=lambda: NOON)  # fmt: skip
+
+    def told(event: Any, level: str = "info", /, **fields: Any) -> str:
+        before = log.path.stat().st_size
+        getattr(log.logger("worker"), level)(event, **fields)
+        assert log.dropped == 0
+        return log.path.read_bytes()[before:].decode()
+
+    return told
+
+
+def test_the_console_format_is_a_line_for_the_eyes(tell: Callable[..., str]) -> None:
+    shown = tell("job_started", job_id="j1", size=7, url="https://user:s3cret@h/a")
+    time, level, event, logger, *fields = re.sub(r" +\]", "]", shown).split()
+    assert (time, level, event, logger) == ("2024-05-06T12:00:00.007Z", "[info]", "job_started", "[worker]")
+    assert fields == [f"process.pid={os.getpid()}", "dlpool.job.id=j1", "file.size=7", "url.full=https://h/a",
+                      "url.domain=h"]  # fmt: skip
+
+
+def test_a_stack_stands_below_its_line(tell: Callable[..., str]) -> None:
+    first, *stack = tell("job_failed", "error", error=raised(ValueError("odd"))).splitlines()
+    assert "error.message=odd" in first
+    assert (stack[0], stack[-1]) == ("Traceback (most recent call last):", "ValueError: odd")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(event=VALUES, fields=st.dictionaries(NAMES.filter(lambda name: name != "event"), VALUES, max_size=4))
+def test_nothing_ends_a_console_line_or_reaches_the_terminal(
+    tell: Callable[..., str], event: object, fields: dict[str, object]
+) -> None:
+    shown = tell(event, **fields)
+    assert len(shown.encode()) <= MAX_LINE
+    assert shown.endswith("\n")
+    assert shown[:-1].isprintable()

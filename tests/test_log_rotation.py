@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dlpool.config import LoggingSettings
-from dlpool.observe.rotation import OldLog, Rotation, compress, day_begun, is_due, old_name, surplus
+from dlpool.observe.rotation import OldLog, Rotation, compress, day_begun, is_due, is_to_compress, old_name, surplus
 from tests.conftest import wait_until
 from tests.test_log_files import in_child, lines_of, make_log, records_of
 
@@ -22,6 +22,7 @@ NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 LIVE = "dlpool.log"
 ROTATE_ALWAYS = LoggingSettings(rotate_size=1)
+AT_ONCE = LoggingSettings(compress_after=0)
 
 
 # --- decisions ---
@@ -47,6 +48,7 @@ def test_a_log_is_rotated_by_size_and_by_day(size: int, begun: date, is_daily: b
     ("start", "expected"),
     [
         (b'{"@timestamp":"2024-05-05T23:59:59.999Z","log', date(2024, 5, 5)),
+        (b"2024-05-05T23:59:59.999Z [info     ] job_st", date(2024, 5, 5)),
         (b'{"@timestamp":"2024-99-05T', date(2024, 5, 6)),
         (b"torn", date(2024, 5, 6)),
         (b"", date(2024, 5, 6)),
@@ -95,6 +97,18 @@ def test_old_logs_are_kept_by_age_and_by_their_sum(
     logs = [old(age * DAY, size) for age, size in ages_and_sizes]
     found = surplus(logs, live_size, NOW, LoggingSettings(keep_days=3, keep_size=1000))
     assert found == [log for age in removed for log in logs if log.ended_at == NOW - age * DAY]
+
+
+def test_old_logs_are_kept_by_their_number() -> None:
+    logs = [old(age * DAY) for age in (3, 1, 2, 4)]
+    assert surplus(logs, 1, NOW, LoggingSettings(keep_files=2)) == [old(3 * DAY), old(4 * DAY)]
+
+
+@pytest.mark.parametrize(("age_s", "is_due"), [(0, False), (599, False), (600, True), (-5, True)])
+def test_an_old_log_stays_readable_for_a_while(age_s: int, is_due: bool) -> None:
+    """A clock that was set back must not keep it so for ever."""
+    log = OldLog(Path("x"), NOW - timedelta(seconds=age_s), 1, False)
+    assert is_to_compress(log, NOW, LoggingSettings(compress_after=600)) is is_due
 
 
 # --- files ---
@@ -221,10 +235,10 @@ def test_a_crash_at_any_step_of_a_compression_loses_and_doubles_no_line(tmp_path
 
         def work(rotation: Rotation = rotation, number: int = number) -> None:
             die_at(name, when, number)
-            rotation.tidy(LoggingSettings(), NOW)
+            rotation.tidy(AT_ONCE, NOW)
 
         status = in_child(work)
-        rotation.tidy(LoggingSettings(), NOW)
+        rotation.tidy(AT_ONCE, NOW)
         assert list(folder.iterdir()) == [Path(f"{path}.gz")]
         assert b"\n".join(lines_of(folder)) + b"\n" == data
         if status == 0:

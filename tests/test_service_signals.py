@@ -302,7 +302,7 @@ def test_the_state_can_be_dumped_into_the_log(desk: Desk) -> None:
     dump = desk.service.events("state_dumped")[-1]
     assert "Supervisor" in dump["dlpool.supervisor"]
     assert len(dump["dlpool.workers"]) == len(desk.service.workers())
-    assert desk.name in json.dumps(dump["dlpool.jobs"])
+    assert desk.name in json.dumps(dump["dlpool.held"])
     desk.client.wait_for(desk.url())
 
 

@@ -14,10 +14,10 @@ from dlpool.cli.layers import Effective, effective
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options
 from dlpool.cli.queue_options import add_queue_options, queue_given
-from dlpool.config import Settings, SupervisorSettings
+from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.errors import DlpoolError
 
-_NAMED = ("max_concurrent_downloads", "drain_timeout")  # further settings with an option of their own
+_NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,14 +39,15 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that say how the service works."""
     add_queue_options(parser)
     group = parser.add_argument_group("service")
-    for declared in fields(SupervisorSettings):
+    for declared in (*fields(SupervisorSettings), *fields(LoggingSettings)):
         if declared.name in _NAMED:
             add_setting(group, declared)
 
 
 def effective_of(arguments: argparse.Namespace) -> Effective:
     """The settings of a service with these options. Raises ConfigurationError."""
-    return effective(arguments.config, [*queue_given(arguments), *given_options(arguments, "supervisor", _NAMED)])
+    own = [one for section in ("supervisor", "logging") for one in given_options(arguments, section, _NAMED)]
+    return effective(arguments.config, [*queue_given(arguments), *own])
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:

@@ -87,7 +87,7 @@ class Finish:
     ``outcome``: success, failed, cancelled, retry, release, pause, park, crash, follow. ``note`` says why. ``delay_s``
     for retry, release and park. ``host``: where it had a slot, or has to wait for one; ``is_paid``: its start there is
     reserved; ``is_for_slot``: parked until somebody gives one back, or ``delay_s`` has passed.
-    ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share.
+    ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share. ``trace_id``: for the log.
     """
 
     ticket: Ticket
@@ -100,6 +100,7 @@ class Finish:
     host: str = ""
     is_paid: bool = False
     is_for_slot: bool = False
+    trace_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,18 @@ class Origin:
     def as_ecs(self) -> dict[str, Json]:
         """What every record of the process says."""
         return {
-            "event.dataset": "dlpool.log", "ecs.version": ECS_VERSION, "service.name": text(self.service),
+            "event.dataset": "dlpool", "ecs.version": ECS_VERSION, "service.name": text(self.service),
             "service.version": text(self.version), "service.node.name": text(self.node_id),
             "host.name": text(self.host),
         }  # fmt: skip
 
 
-def processors(origin: Origin, clock: Callable[[], datetime]) -> list[Processor]:
-    """The chain whose result is one line, as bytes with their newline. ``clock`` gives the time in UTC."""
+def processors(origin: Origin, clock: Callable[[], datetime], log_format: str = "json") -> list[Processor]:
+    """The chain whose result is one record, as bytes with their newline. ``clock`` gives the time in UTC."""
+    if log_format == "console":
+        from dlpool.observe.console import to_text
+
+        return [to_ecs, _stamp(origin, clock), to_text]
     return [to_ecs, _stamp(origin, clock), to_line]
 
 
@@ -84,7 +88,7 @@ def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
     if not line.isascii():
         line = _encode(record).encode("ascii")
     if len(line) >= MAX_LINE:
-        line = _encode(_shortened(record)).encode("ascii")
+        line = _encode(shortened(record)).encode("ascii")
     return line + b"\n"
 
 
@@ -102,7 +106,7 @@ def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
     return stamped
 
 
-def _shortened(record: EventDict) -> EventDict:
+def shortened(record: EventDict) -> EventDict:
     """The record with long values cut, and without its last fields where it has far too many."""
     shown: dict[str, Any] = {"dlpool.is_cut": True}
     left = MAX_LINE // 2

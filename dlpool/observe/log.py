@@ -7,19 +7,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from structlog import BoundLoggerBase
 
 from dlpool.config import LoggingSettings
+from dlpool.kinds import LEVELS, logger_levels
 from dlpool.observe.chain import Origin, processors
 from dlpool.observe.logfile import LogFile
 from dlpool.observe.rotation import Rotation
 from dlpool.transfer.files import translated
 
 LOG_NAME = "dlpool.log"
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
 _PAUSE_S = 60.0
 
 
@@ -27,12 +29,16 @@ def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-class Sink:
-    """Where records go, from which level on. The lock guards the count of lost ones, and nothing else."""
+def _threshold(logger: str, settings: LoggingSettings) -> int:
+    own = logger_levels(settings.levels) if settings.levels else {}
+    return _LEVELS[own.get(logger, settings.level)]
 
-    def __init__(self, file: LogFile, level: str) -> None:
+
+class Sink:
+    """Where records go. The lock guards the count of lost ones, and nothing else."""
+
+    def __init__(self, file: LogFile) -> None:
         self.file = file
-        self.threshold = _LEVELS[level]
         self.dropped = 0
         self._lock = threading.RLock()  # a signal handler may log while its own thread counts
 
@@ -42,10 +48,18 @@ class Sink:
             self.dropped += 1
 
 
+@dataclass
+class Channel:
+    """What the loggers of one name share: where they write, and from which level on."""
+
+    sink: Sink
+    threshold: int
+
+
 class Logger(BoundLoggerBase):
     """Logs events, with the fields that are bound to it. Its methods raise nothing; ``event`` is no field's name."""
 
-    _logger: Sink
+    _logger: Channel
 
     def bind(self, /, **fields: object) -> Logger:
         """A logger with more fields."""
@@ -72,33 +86,36 @@ class Logger(BoundLoggerBase):
         self._record("critical", event, fields)
 
     def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
-        sink = self._logger
-        if _LEVELS[level] < sink.threshold:
+        channel = self._logger
+        if _LEVELS[level] < channel.threshold:
             return
         try:
             (line,), _ = self._process_event(level, event, fields)
-            sink.file.append(line)
+            channel.sink.file.append(line)
         except Exception:  # noqa: BLE001 - whatever is wrong with a log, the work goes on
-            sink.count_lost()
+            channel.sink.count_lost()
 
 
 class Log:
     """A process's log ``FOLDER/dlpool.log``, which any number of processes may share. Thread-safe.
 
     Every process calls ``tend_writer`` about once a second, and one of them all ``tend`` as well. Raises LocalFault if
-    the log cannot be opened; from then on nothing here raises, and ``dropped`` counts the records that were lost.
+    the log cannot be opened and is ``is_required``; from then on nothing here raises, and ``dropped`` counts the
+    records that were lost.
     """
 
     def __init__(
         self, folder: Path, settings: LoggingSettings, *, service: str, version: str, node_id: str,
-        clock: Callable[[], datetime] = _utc_now,
+        clock: Callable[[], datetime] = _utc_now, is_required: bool = True,
     ) -> None:  # fmt: skip
         self.path = folder / LOG_NAME
         self._settings = settings
         self._clock = clock
         with translated(f"open the log {self.path}"):
-            self._sink = Sink(LogFile(self.path), settings.level)
-        self._chain = processors(Origin(service, version, node_id, socket.gethostname()), clock)
+            self._sink = Sink(LogFile(self.path, is_required=is_required))
+        self._channels: dict[str, Channel] = {}
+        origin = Origin(service, version, node_id, socket.gethostname())
+        self._chain = processors(origin, clock, settings.log_format)
         self._own = self.logger("log")
         self._rotation = Rotation(self.path)
         self._tidier: threading.Thread | None = None
@@ -112,12 +129,14 @@ class Log:
 
     def logger(self, name: str, /, **bound: object) -> Logger:
         """A logger whose records say ``name`` and the ``bound`` fields."""
-        return Logger(self._sink, self._chain, {"logger": name, **bound})
+        channel = self._channels.setdefault(name, Channel(self._sink, _threshold(name, self._settings)))
+        return Logger(channel, self._chain, {"logger": name, **bound})
 
     def apply(self, settings: LoggingSettings) -> None:
         """Use other settings from now on; loggers that exist already follow."""
         self._settings = settings
-        self._sink.threshold = _LEVELS[settings.level]
+        for name, channel in list(self._channels.items()):
+            channel.threshold = _threshold(name, settings)
 
     def reopen(self) -> None:
         """Go over to the file that has the log's name now, as others have renamed or removed ours."""

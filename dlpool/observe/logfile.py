@@ -27,12 +27,13 @@ class LogFile:
     stays, another file is put under it by dup2, and a write under way keeps the file that it began on, and its lock.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, *, is_required: bool = True) -> None:
+        """Raises OSError if it cannot be opened; not ``is_required``: it refuses records until it can be."""
         self.path = path
         self.is_closed = False
         self._clock = clock
         self._next_look = clock() + _LOOK_S
-        self._descriptor = _open_live(path)
+        self._descriptor = _open_live(path) if is_required else _open_live_or_nothing(path)
         self._whole_at = self._torn_at = -1  # sizes of the file at which its end is known
         # Only when nobody can write any more is the number free for another file, which might be a download.
         weakref.finalize(self, os.close, self._descriptor).atexit = False
@@ -100,6 +101,13 @@ def _open_live(path: Path) -> int:
             raise
         os.close(descriptor)
     raise OSError(errno.EAGAIN, "another program has locked it")
+
+
+def _open_live_or_nothing(path: Path) -> int:
+    try:
+        return _open_live(path)
+    except OSError:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # each write fails, and each look tries again
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -22,7 +22,7 @@ from dlpool.transfer.files import sync_folder
 
 _STAMP = "%Y%m%dT%H%M%S"
 _SUFFIX = re.compile(r"\.([0-9]{8}T[0-9]{6})\.([0-9]{3})Z(\.gz)?(\.tmp)?")
-_FIRST_DAY = re.compile(rb'\{"@timestamp":"([0-9]{4}-[0-9]{2}-[0-9]{2})T')
+_FIRST_DAY = re.compile(rb'(?:\{"@timestamp":")?([0-9]{4}-[0-9]{2}-[0-9]{2})T')
 _BLOCK = 1024 * 1024
 
 
@@ -75,13 +75,21 @@ def _day(seconds: float) -> date:
 
 
 def surplus(logs: Iterable[OldLog], live_size: int, now: datetime, settings: LoggingSettings) -> list[OldLog]:
-    """The old logs to remove: those past ``keep_days``, and the oldest ones above ``keep_size`` in all."""
+    """The old logs to remove: those past ``keep_days``, and the oldest above ``keep_files`` or ``keep_size`` in all."""
     found, total = [], live_size
-    for log in sorted(logs, key=lambda log: log.ended_at, reverse=True):
+    for number, log in enumerate(sorted(logs, key=lambda log: log.ended_at, reverse=True), 1):
         total += log.size
-        if total > settings.keep_size or now - log.ended_at > timedelta(days=settings.keep_days):
+        is_one_too_many = settings.keep_files is not None and number > settings.keep_files
+        is_old = now - log.ended_at > timedelta(days=settings.keep_days)
+        if is_one_too_many or is_old or total > settings.keep_size:
             found.append(log)
     return found
+
+
+def is_to_compress(log: OldLog, now: datetime, settings: LoggingSettings) -> bool:
+    """Whether an old log is compressed by now: readers who follow it by its inode had time to come to its end."""
+    age = now - log.ended_at
+    return not log.is_compressed and not timedelta(0) <= age < timedelta(seconds=settings.compress_after)
 
 
 class Rotation:
@@ -107,7 +115,12 @@ class Rotation:
     def is_tidy(self, settings: LoggingSettings, now: datetime) -> bool:
         """Whether nothing is to be compressed or removed."""
         logs = self._old_logs()
-        return all(log.is_compressed and not log.is_unfinished for log in logs) and not self._surplus(settings, now)
+        is_work = any(log.is_unfinished or is_to_compress(log, now, settings) for log in logs)
+        return not is_work and not self._surplus(settings, now)
+
+    def packed(self) -> list[Path]:
+        """The compressed logs, oldest first: nobody changes them any more."""
+        return [log.path for log in self._old_logs() if log.is_compressed and not log.is_unfinished]
 
     def tidy(self, settings: LoggingSettings, now: datetime, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Compress the old logs that all writers have left, and remove the surplus, until not ``is_wanted``."""
@@ -115,7 +128,7 @@ class Rotation:
             for log in self._old_logs():
                 if log.is_unfinished:
                     log.path.unlink(missing_ok=True)
-                elif not log.is_compressed:
+                elif is_to_compress(log, now, settings):
                     compress(log.path, is_wanted)
         finally:  # a full disk hinders the first, and is helped by the second
             for log in self._surplus(settings, now):
@@ -129,8 +142,9 @@ class Rotation:
         found = []
         with os.scandir(self._live.parent) as entries:
             for entry in entries:
-                log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
-                found += [log] if log else []
+                with suppress(FileNotFoundError):  # another thread tidies up
+                    log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+                    found += [log] if log else []
         return sorted(found, key=lambda log: log.ended_at)
 
 

@@ -86,7 +86,8 @@ class Beater:
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
             self._link.pulse.sign()
-            self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, result=ending.outcome, reply=reply)
+            self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, trace_id=ending.trace_id,
+                           result=ending.outcome, reply=reply)  # fmt: skip
             self._post(Recorded(ending, reply))
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
         if given_back:

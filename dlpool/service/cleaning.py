@@ -33,7 +33,7 @@ class Cleaner:
         try:
             self._trail.begin(job)
         except LocalFault as error:
-            self._log.warning("trail_not_kept", job_id=job.job_id, error=error)
+            self._log.warning("trail_not_kept", job_id=job.job_id, trace_id=job.trace_id, error=error)
 
     def leave(self, ended: Iterable[Ended], pid: int = 0) -> None:
         """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them, if it is known."""
@@ -76,7 +76,8 @@ class Cleaner:
             try:
                 clean(ended, paths)
             except DlpoolError as error:
-                self._log.warning("leftover_not_removed", job_id=ended.job_id, error=error)
+                self._log.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id,
+                                  error=error)  # fmt: skip
         self.forget(rest)
         try:
             self._trail.tidy()

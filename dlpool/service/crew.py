@@ -182,8 +182,8 @@ class Crew:
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
-        if held.host and ending.outcome != "park":
-            ending = replace(ending, host=held.host)
+        host = held.host if held.host and ending.outcome != "park" else ending.host
+        ending = replace(ending, host=host, trace_id=held.trace_id)
         self._ledger.mark_ending(held)
         self._recorder.end(ending)
 
@@ -274,7 +274,7 @@ class Crew:
 
 
 def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
-    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence)
+    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence, held.trace_id)
 
 
 def _is_told(path: str, save_path: str) -> bool:

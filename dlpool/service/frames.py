@@ -85,7 +85,10 @@ class CleanFrame(Frame):
 
 
 class Ended(NamedTuple):
-    """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart."""
+    """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart.
+
+    ``trace_id`` is for the log.
+    """
 
     job_id: str
     url: str
@@ -93,6 +96,7 @@ class Ended(NamedTuple):
     path: str | None
     has_failed: bool
     fence: int = 0
+    trace_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def check_hooks(settings: HookSettings) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
+def environment() -> dict[str, str]:
+    """What a command of the operator's gets of our environment."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
 @dataclass(frozen=True)
 class Call:
     """A hook that is to run. ``given``: its standard input."""
@@ -58,8 +63,7 @@ class Call:
 
     def environment(self) -> dict[str, str]:
         """What the command finds in its environment: nothing that may be secret."""
-        ours = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        return ours | {"DLPOOL_JOB_ID": self.job_id, "DLPOOL_OUTCOME": self.outcome}
+        return environment() | {"DLPOOL_JOB_ID": self.job_id, "DLPOOL_OUTCOME": self.outcome}
 
 
 class Hooks:
@@ -130,7 +134,8 @@ class Hooks:
             try:
                 self._run(call)
             except Exception as error:  # noqa: BLE001 - top of a thread
-                self._log.warning("hook_failed", job_id=call.job_id, reason="a defect", error=error)
+                self._log.warning("hook_failed", job_id=call.job_id, trace_id=call.trace_id, reason="a defect",
+                                  error=error)  # fmt: skip
 
     def _next(self) -> Call | None:
         """What to run now; None ends the thread."""
@@ -168,7 +173,7 @@ class Hooks:
             if is_due:
                 self._dropped, self._reported = 0, time.monotonic()
         if count:
-            self._log.warning("hooks_dropped", hooks=count)
+            self._log.warning("hooks_dropped", dropped=count)
 
 
 def payload(held: Held, ending: Finish, outcome: str, node_id: str) -> bytes:

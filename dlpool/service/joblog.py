@@ -22,8 +22,7 @@ def log_end(log: Logger, held: Held, ending: Finish, reply: str) -> None:
     elif ending.outcome == "success":
         log.info("job_succeeded", outcome="success", **fields)
     elif ending.outcome == "failed":
-        event = "job_failed" if held.job is not None else "job_malformed"
-        log.error(event, outcome="failure", error=reason, **fields)
+        log.error("job_failed" if held.job is not None else "job_malformed", outcome="failure", error=reason, **fields)
     elif ending.outcome in ("cancelled", "pause"):
         log.info("job_cancelled" if ending.outcome == "cancelled" else "job_paused", reply=reply, **fields)
     elif ending.outcome in ("retry", "crash"):
@@ -31,8 +30,8 @@ def log_end(log: Logger, held: Held, ending: Finish, reply: str) -> None:
         log.warning("job_retried", result=ending.outcome, reason=reason, **fields)
     else:
         fields["delay_s"] = ending.delay_s
-        event = "job_parked" if ending.outcome == "park" else "job_released"
-        log.info(event, result=ending.outcome, reason=reason, reply=reply, **fields)
+        log.info("job_parked" if ending.outcome == "park" else "job_released", result=ending.outcome, reason=reason,
+                 reply=reply, **fields)  # fmt: skip
 
 
 def trace_of(job_id: str, job: PushedJob | None) -> str:

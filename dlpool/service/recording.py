@@ -127,7 +127,8 @@ class Recorder:
             try:
                 self._spool.keep(self._sid, ending)
             except LocalFault as error:
-                self._log.error("outcome_not_spooled", job_id=ending.ticket.id, error=error)
+                self._log.error("outcome_not_spooled", job_id=ending.ticket.id, trace_id=ending.trace_id,
+                                error=error)  # fmt: skip
 
 
 def finished(transitions: Transitions, sid: str, endings: Sequence[Finish], logger: Logger) -> list[str]:
@@ -159,6 +160,6 @@ def _finished_alone(transitions: Transitions, sid: str, ending: Finish, logger: 
     except (QueueAway, QueueRefused):
         raise
     except QueueError as error:
-        logger.error("record_refused", job_id=ending.ticket.id, error=error)  # noqa: TRY400 - its stack says nothing
+        logger.error("record_refused", job_id=ending.ticket.id, trace_id=ending.trace_id, error=error)  # noqa: TRY400 - its stack says nothing
         note = ending.note | {"record_refused": str(error)}
         return transitions.finish(sid, [replace(ending, record=None, note=note)])[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlpool.config import SECTIONS, Settings
 from dlpool.errors import ConfigurationError
+from dlpool.service.archiving import check_archive_command
 from dlpool.service.hooks import check_hooks
 
 Load = Callable[[], Settings]
@@ -18,6 +19,7 @@ def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]
     try:
         wanted = load()
         check_hooks(wanted.hooks)
+        check_archive_command(wanted.logging)
     except ConfigurationError as error:
         return None, str(error).splitlines()
     new, waiting = {}, []

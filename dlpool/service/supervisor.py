@@ -15,6 +15,7 @@ from typing import Any
 
 from dlpool.config import Settings
 from dlpool.observe.log import Log
+from dlpool.service.archiving import Archiver
 from dlpool.service.confine import Confinement
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
@@ -59,6 +60,7 @@ class Supervisor:
         self._ledger, self._pool, self._crew = parts.ledger, parts.pool, parts.crew
         self._manager = ServiceManager()
         self._watchdog = parts.watchdog(self._manager)
+        self._archiver = Archiver(settings.logging, log.path, log.logger("log"))
         self._signals: deque[int] = deque()
         self._drain_until: float | None = None
         self._has_cancelled = False
@@ -153,6 +155,7 @@ class Supervisor:
         self._log.tend_writer()
         self._log.tend()
         self._show()
+        self._archiver.tend()
         if not self._is_ready or self._drain_until is not None:
             self._manager.need_time(MORE_S)
         self._manager.status(self._status())
@@ -196,7 +199,7 @@ class Supervisor:
             "supervisor": repr(self), "link": repr(self._parts.link), "hooks": repr(self._parts.hooks),
             "monitor": repr(self._parts.monitor),
             "workers": [repr(one) for one in self._pool.workers.values()],
-            "jobs": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
+            "held": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
         }  # fmt: skip
 
     def _reload(self) -> None:
@@ -211,6 +214,7 @@ class Supervisor:
             self._settings = new
             self._parts.apply(new)
             self._log.apply(new.logging)
+            self._archiver.settings = new.logging
             self._pool.tell_all(config_frame(new.transfer, new.network, new.paths, new.logging))
             self._pool.given = replace(self._pool.given, transfer=new.transfer, network=new.network, paths=new.paths,
                                        logging=new.logging)  # fmt: skip
@@ -255,6 +259,7 @@ class Supervisor:
         self._parts.cleaner.clean(now=True)
         self._pool.stop(self._crew.bury)
         self._parts.cleaner.clean_here(Confinement(self._settings.paths))
+        self._archiver.stop()
         self._parts.hooks.stop()  # while Redis is there: a hook may ask it
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:

@@ -81,9 +81,9 @@ def _line(ended: Ended) -> bytes:
 def _parsed(line: bytes) -> Ended | None:
     """The job of a line; None for one that a kill has cut off."""
     try:
-        job_id, url, save_path, path, has_failed, *fence = jsontext.loads(line)
-        return Ended(
-            str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed), int(*fence)
-        )
+        fields = [*jsontext.loads(line), 0, ""]  # older lines have fewer
+        job_id, url, save_path, path, has_failed, fence, trace_id = fields[:7]
+        return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed),
+                     int(fence), str(trace_id))  # fmt: skip
     except (ValueError, TypeError):
         return None

@@ -46,6 +46,7 @@ from dlpool.service.launch import die_with_parent
 from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
 from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
+from dlpool.service.traceparent import with_traceparent
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 
@@ -114,7 +115,7 @@ class Worker:
             sock, receive_s=LISTEN_S, send_s=SILENCE_S
         )  # a stopped supervisor blocks nobody
         self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
-                        node_id=settings.node_id)  # fmt: skip
+                        node_id=settings.node_id, is_required=False)  # fmt: skip
         self._logger = self._log.logger("worker")
         self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
@@ -183,6 +184,8 @@ class Worker:
                 run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
 
     def _begin(self, frame: JobFrame) -> None:
+        if self._logging.traceparent:
+            frame = with_traceparent(frame)
         run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
                      self._affinity, self._tally)  # fmt: skip
         with self._lock:
@@ -193,7 +196,7 @@ class Worker:
         while True:
             run = self._waiting.get()
             ended = run.run()
-            self._say(ended)
+            self._say(ended, run.frame)
             with self._lock:
                 del self._runs[run.frame.ticket]
                 self._tally.add(RECEIVED, run.received)
@@ -204,9 +207,9 @@ class Worker:
             return True
         return self._channel.send(frame)
 
-    def _say(self, ended: EndedFrame) -> None:
+    def _say(self, ended: EndedFrame, job: JobFrame) -> None:
         if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
-            self._logger.warning("outcome_unheard", job_id=ended.ticket, ending=ended.ending)
+            self._logger.warning("outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.ending)
 
     def _report(self) -> None:
         """The heartbeat, and the progress of long jobs in the log."""
@@ -244,7 +247,8 @@ class Worker:
         except (Locked, PolicyRefused):
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:
-            self._logger.warning("leftover_not_removed", job_id=ended.job_id, error=error)
+            self._logger.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id,
+                                 error=error)  # fmt: skip
 
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""

@@ -1,0 +1,51 @@
+"""What the code can write into the log, read from its source: events, their levels, and the fields of each call."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dlpool.kinds import LEVELS
+from dlpool.service import run
+from tests.processes import ROOT
+
+PACKAGE = ROOT / "dlpool"
+NOT_LOGGED = {"body_complete"}  # which run.py keeps for itself
+
+
+def _texts(node: ast.expr) -> set[str]:
+    """The texts that an expression can be: a constant, or a choice of two."""
+    if isinstance(node, ast.Constant):
+        return {str(node.value)}
+    if isinstance(node, ast.IfExp):
+        return _texts(node.body) | _texts(node.orelse)
+    return set()
+
+
+def _calls() -> Iterator[tuple[str, ast.Call, ast.FunctionDef]]:
+    """Each call of a method or function in the package by its last name, within its innermost function."""
+    for module in sorted(PACKAGE.rglob("*.py")):
+        for function in (node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.FunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and node.args:
+                    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                    yield name, node, function
+
+
+def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
+    """Levels and named fields of each event, and the calls whose event cannot be told."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, set[str]] = defaultdict(set)
+    unknown = []
+    for name, call, function in _calls():
+        if name not in {*LEVELS, "notify", "_notify", "Warned"} or function.name in {*LEVELS, "_note"}:
+            continue
+        events = _texts(call.args[0])
+        if not events and function.name != "_check":  # it logs what is Warned
+            unknown.append(f"{function.name}: {ast.unparse(call)}")
+        for event in events - NOT_LOGGED:
+            transfer_level = run._LEVELS.get(event, "info")
+            levels[event].add({"Warned": "warning"}.get(name, transfer_level if "notify" in name else name))
+            fields[event] |= {keyword.arg for keyword in call.keywords if keyword.arg}
+    return levels, fields, unknown

@@ -1,0 +1,175 @@
+"""``archive_command``: real commands on real logs, one at a time, again after a failure, in nobody's way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dlpool.config import LoggingSettings
+from dlpool.observe.log import Log
+from dlpool.observe.rotation import old_name
+from dlpool.service.archiving import Archiver
+from tests.conftest import wait_until
+from tests.desk import desk_of, running
+from tests.test_log_files import make_log
+
+NOW = datetime.now(timezone.utc)
+Make = Callable[..., Archiver]
+
+
+def script(folder: Path, text: str) -> str:
+    """A command that runs ``text`` with a shell, with the log as ``$1``."""
+    path = folder / "archive.sh"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def pack(log: Path, *ages_s: int) -> list[str]:
+    """Closed, compressed logs of these ages; their names."""
+    paths = [Path(f"{old_name(log, NOW - timedelta(seconds=age))}.gz") for age in ages_s]
+    for path in paths:
+        path.write_bytes(gzip.compress(path.name.encode()))
+    return [path.name for path in paths]
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    records = map(json.loads, (folder / "dlpool.log").read_bytes().splitlines())
+    return [record for record in records if record["message"] == name]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    made = make_log(tmp_path / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make(log: Log) -> Iterator[Make]:
+    """Make archivers; they are stopped with the test."""
+    made: list[Archiver] = []
+
+    def one(command: str, **settings: Any) -> Archiver:
+        options = {"archive_retry_delay": 0.01, **settings}
+        made.append(Archiver(LoggingSettings(archive_command=command, **options), log.path, log.logger("log")))
+        return made[-1]
+
+    yield one
+    for archiver in made:
+        archiver.stop()
+
+
+def tended(archiver: Archiver, condition: Callable[[], bool]) -> None:
+    """Call ``tend``, as the supervisor does every second, until ``condition`` holds."""
+
+    def looked() -> bool:
+        archiver.tend()
+        return condition()
+
+    wait_until(looked)
+
+
+def test_each_compressed_log_is_archived_once_oldest_first(tmp_path: Path, log: Log, make: Make) -> None:
+    names = pack(log.path, 30, 20, 10)
+    old_name(log.path, NOW).write_text("not compressed yet\n")
+    command = script(tmp_path, f'basename "$1" >> {tmp_path}/seen; gzip -t "$1" && cp "$1" {tmp_path}')
+    tended(make(command), lambda: len(events(log.path.parent, "log_archived")) == 3)
+    restarted = make(command)
+    names += pack(log.path, 5)
+    tended(restarted, lambda: len(events(log.path.parent, "log_archived")) == 4)
+    assert (tmp_path / "seen").read_text().split() == names
+    assert (tmp_path / names[0]).read_bytes() == (log.path.parent / names[0]).read_bytes()
+    assert (log.path.parent / "dlpool.log.archived").read_text().split() == names
+
+
+def test_a_failure_is_logged_and_tried_again_and_later_logs_wait(tmp_path: Path, log: Log, make: Make) -> None:
+    names = pack(log.path, 20, 10)
+    archiver = make(
+        script(tmp_path, f'basename "$1" >> {tmp_path}/seen; test -e {tmp_path}/there || {{ echo no >&2; exit 3; }}')
+    )
+    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 2)
+    (tmp_path / "there").touch()
+    tended(archiver, lambda: len(events(log.path.parent, "log_archived")) == 2)
+    failed, *_ = events(log.path.parent, "log_not_archived")
+    assert (failed["dlpool.reason"], failed["dlpool.stderr"]) == ("exit code 3", "no")
+    assert failed["file.path"] == str(log.path.parent / names[0])
+    *tries, last = (tmp_path / "seen").read_text().split()
+    assert set(tries) == {names[0]}
+    assert last == names[1]
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path, log: Log, make: Make) -> None:
+    pack(log.path, 10)
+    archiver = make(script(tmp_path, "exec sleep 1000"), archive_timeout=0.2, archive_retry_delay=1000)
+    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 1)
+    (failed,) = events(log.path.parent, "log_not_archived")
+    assert failed["dlpool.reason"] == "it took longer than 0.2 s"
+
+
+def test_the_end_of_the_supervisor_ends_a_command(tmp_path: Path, log: Log, make: Make) -> None:
+    pack(log.path, 10)
+    archiver = make(script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 1000"))
+    tended(archiver, lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+    archiver.stop()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    (failed,) = events(log.path.parent, "log_not_archived")
+    assert failed["dlpool.reason"] == "the supervisor ends"
+    assert not (log.path.parent / "dlpool.log.archived").exists()
+
+
+def test_what_cannot_be_noted_is_archived_again(tmp_path: Path, log: Log, make: Make) -> None:
+    pack(log.path, 10)
+    obstacle = log.path.parent / "dlpool.log.archived.tmp"
+    obstacle.mkdir()
+    archiver = make(script(tmp_path, "exit 0"))
+    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 1)
+    obstacle.rmdir()
+    tended(archiver, lambda: (log.path.parent / "dlpool.log.archived").exists())
+    (failed,) = events(log.path.parent, "log_not_archived")
+    assert failed["error.type"] == "IsADirectoryError"
+
+
+def test_a_log_that_is_gone_hinders_nothing(tmp_path: Path, log: Log, make: Make) -> None:
+    first, second = pack(log.path, 20, 10)
+    archiver = make(
+        script(tmp_path, f'basename "$1" >> {tmp_path}/seen; rm -f {log.path.parent}/{second}; test "$1" = x')
+    )
+    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 1)
+    (log.path.parent / first).unlink()
+    third = pack(log.path, 5)
+    archiver.settings = LoggingSettings(archive_command="true", archive_retry_delay=0.01)
+    tended(archiver, lambda: len(events(log.path.parent, "log_archived")) == 1)
+    assert (tmp_path / "seen").read_text().split() == [first]
+    assert (log.path.parent / "dlpool.log.archived").read_text().split() == third
+
+
+def test_the_service_compresses_and_archives_while_jobs_run(tmp_path: Path) -> None:
+    """A command that never ends delays neither a job nor, beyond its time, the end of the service."""
+    command = script(tmp_path, f'cp "$1" {tmp_path}/cold.gz && exec sleep 1000')
+    settings = {"compress_after": "0", "archive_command": command}
+    with running(tmp_path, logging=settings) as both, desk_of(*both) as desk:
+        service, client = both
+        old_name(service.log_file, NOW).write_bytes(b'{"@timestamp": "x"}\n')
+        wait_until(lambda: (tmp_path / "cold.gz").exists() and (tmp_path / "cold.gz").stat().st_size > 0)
+        client.wait_for(desk.push())
+        assert service.stop() == 0
+        (failed,) = service.events("log_not_archived")
+    assert failed["dlpool.reason"] == "the supervisor ends"
+    assert gzip.decompress((tmp_path / "cold.gz").read_bytes()) == b'{"@timestamp": "x"}\n'
+
+
+def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> None:
+    with running(tmp_path) as (service, _):
+        service.stop()
+        service.configure(service.url, {"logging": {"archive_command": "no-such-program --to x"}})
+        service.start(is_ready=False)
+        assert service.wait() == 78
+        assert "[logging] archive_command = no-such-program --to x: there is no program" in service.errors.read_text()
