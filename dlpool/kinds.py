@@ -12,7 +12,7 @@ from typing import Any
 KIB = 1024
 MAX_DURATION_S = 366 * 86400.0
 LEVELS = ("debug", "info", "warning", "error", "critical")
-LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log")
+LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Listener:
         if reason != self._complaint:
             self._complaint = reason
             self._log.warning("metrics_unheard", listen=self.address, reason=f"cannot listen there: {reason}",
-                              retry_s=RETRY_S)  # fmt: skip
+                              delay_s=RETRY_S)  # fmt: skip
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
