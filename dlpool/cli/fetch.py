@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     transfer, network = _settings(arguments)
     is_list = arguments.input_file is not None
     slots = arguments.jobs if is_list else 1
-    client = Client(network, transfer.connections * slots, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    client = Client(network, transfer.pool_size(slots), HostGate(time.monotonic), NetworkWatch(time.monotonic))
     client.check()
     events: Events | None = queue.SimpleQueue() if arguments.verbose else None
 

@@ -108,7 +108,7 @@ class Transfer:
         path = place.target if place else self._job.target
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
-        active = sum(lane.exchange is not None for lane in current.lanes)
+        active = sum(lane.exchange is not None for lane in current.lanes.all)
         size = current.plan.resource.size if current.plan else None
         return Progress(path, self._board.written(), size, active, current.phase)
 
@@ -189,7 +189,7 @@ class Transfer:
         outcome = Outcome(
             path=plan.place.target, size=self._board.written(), received=tally.received,
             resumed_from=plan.resumed_from, seconds=round(time.monotonic() - self._began, 3),
-            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=len(current.lanes),
+            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=current.lanes.most,
             checksum=str(current.verified) if current.verified else None,
         )  # fmt: skip
         self._notify("job_succeeded", **vars(outcome))
