@@ -161,8 +161,8 @@ class SupervisorSettings:
         COUNT, "64", "with max_concurrent_downloads = auto, the most of them", low=1, high=1024, reload=False
     )
     min_free: int | None = setting(
-        SIZE, None, "no job begins while a file system of targets has less left, that of running jobs reserved "
-        "(default: 1G, or a twentieth of a smaller one); 0: never mind",
+        SIZE, None, "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a "
+        "smaller one)",
     )  # fmt: skip
     workers: int | None = setting(
         COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False

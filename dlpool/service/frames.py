@@ -149,11 +149,15 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The heartbeat, once a second: progress of running jobs by ticket, and counters since the start."""
+    """The heartbeat, once a second: progress of running jobs by ticket, and counters since the start.
+
+    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that is not 0.
+    """
 
     kind = "status"
     jobs: dict[str, dict[str, Any]]
     counters: dict[str, int]
+    missing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

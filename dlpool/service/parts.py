@@ -35,6 +35,8 @@ from dlpool.service.node import Node
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.redisserver import EmbeddedRedis
+from dlpool.service.slots import Slots, most_slots
+from dlpool.service.space import SpaceGuard
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
 from dlpool.service.trail import Trail
@@ -62,6 +64,8 @@ class Parts:
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()))
         self.ledger = Ledger()
+        self.space = SpaceGuard(settings, self.ledger, self._log, lambda: self.mailbox.post(Changed()))
+        self.slots = Slots(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
         self._transitions = Transitions(client, Keys(settings.redis.group))
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log)
@@ -75,19 +79,17 @@ class Parts:
         self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
                          self.doorman)  # fmt: skip
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
-                               order, post, PARKED_A_SLOT * settings.supervisor.max_concurrent_downloads)  # fmt: skip
+                               order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
         self._beater = Beater(
             self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
             lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
             earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
         )  # fmt: skip
         self._failure: BaseException | None = None
-        self._threads = [
-            self._thread(name, work)
-            for name, work in (
-                ("fetch", self.fetcher.serve), ("beat", self._beater.serve), ("record", self._recorder.serve)
-            )
-        ]  # fmt: skip
+        self._threads = [self._thread(name, work) for name, work in (
+            ("fetch", self.fetcher.serve), ("beat", self._beater.serve), ("record", self._recorder.serve),
+            ("space", lambda: self.space.serve(self.link.stopping)),
+        )]  # fmt: skip
 
     def start(self) -> None:
         """Start the threads."""
@@ -99,6 +101,7 @@ class Parts:
         self._settings = settings
         self.pool.settings = settings.supervisor
         self.hooks.settings = settings.hooks
+        self.space.apply(settings)
         self.doorman.hosts.apply(settings)
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
@@ -147,8 +150,8 @@ class Parts:
         """What is shown of this supervisor."""
         return {
             "node": self.node_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
-            "slots": self._settings.supervisor.max_concurrent_downloads, "busy": len(self.ledger),
-            "started_at": self._started_at,
+            "slots": self.slots.level, "busy": len(self.ledger), "started_at": self._started_at,
+            "free": self.space.left, "is_low_on_space": bool(self.space.low),
         }  # fmt: skip
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:

@@ -196,7 +196,7 @@ class Worker:
             with self._lock:
                 del self._runs[run.frame.ticket]
                 self._counters["jobs"] += 1
-                self._counters["received"] += int(ended.result.get("received", 0))
+                self._counters["received"] += run.received
 
     def _send(self, frame: Frame) -> bool:
         """What a job says; that its slot is as good as free is no news while another one is."""
@@ -215,9 +215,11 @@ class Worker:
             with self._lock:
                 runs = list(self._runs.items())
                 counters = dict(self._counters)
+            counters["received"] += sum(run.received for _, run in runs)
             for start in range(0, max(1, len(runs)), STATUS_JOBS):
-                jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
-                self._channel.send(StatusFrame(jobs, counters))
+                some = runs[start : start + STATUS_JOBS]
+                missing = {ticket: size for ticket, run in some if (size := run.missing)}
+                self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing))
             if time.monotonic() - logged >= self._logging.progress_interval:
                 logged = time.monotonic()
                 for _, run in runs:
@@ -250,7 +252,7 @@ class Worker:
             self._client = self._make_client(network)
 
     def _make_client(self, network: NetworkSettings) -> Client:
-        connections = self._settings.slots * self._transfer.connections
+        connections = self._transfer.pool_size(self._settings.slots)
         gate = HostGate(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
         return Client(network, connections, gate, NetworkWatch(time.monotonic), self._rate)
 

@@ -68,6 +68,7 @@ class Transfer:
         self._cancelled: DlpoolError | None = None
         self._place: Place | None = None
         self._round: Round | None = None
+        self._counted: Round | None = None
         self._board = Board(time.monotonic)
         self._began = time.monotonic()
 
@@ -109,8 +110,17 @@ class Transfer:
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
         active = sum(lane.exchange is not None for lane in current.lanes.all)
-        size = current.plan.resource.size if current.plan else None
-        return Progress(path, self._board.written(), size, active, current.phase)
+        plan, done = current.plan, self._board.written()
+        size = plan.resource.size if plan else None
+        has_blocks = plan is None or plan.place.part.has_blocks
+        missing = 0 if has_blocks or size is None else max(0, size - done)
+        return Progress(path, done, size, active, current.phase, missing)
+
+    @property
+    def received(self) -> int:
+        """Bytes of body that have come over the network."""
+        current = self._round
+        return self._tally.received + (0 if current is None or current is self._counted else current.received)
 
     @property
     def leaves_state(self) -> bool:
@@ -182,6 +192,7 @@ class Transfer:
 
     def _count(self, current: Round) -> None:
         self._tally.received += current.received
+        self._counted = current
         self._tally.retries += self._board.retries
 
     def _outcome(self, plan: Plan, current: Round) -> Outcome:
