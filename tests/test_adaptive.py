@@ -54,6 +54,16 @@ def test_connections_that_the_server_refuses_are_given_up(serve: Serve, fetch: F
     assert changes[0] == (2, "server_busy")
 
 
+def test_a_host_is_known_by_the_name_that_was_asked(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    data = make_data(2 * MIB)
+    mirror = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))
+    origin = serve(lambda _request, connection: connection.answer(302, {"Location": f"{mirror.url}/f"}))
+    fetch(f"{origin.url}/f", tmp_path / "f", **AUTO)
+    assert sha256((tmp_path / "f").read_bytes()) == sha256(data)
+    first = fetch.named("connections_changed")[0]
+    assert first == {"host": origin.url.removeprefix("http://"), "connections": 2, "reason": "server_busy"}
+
+
 def test_what_was_learnt_of_a_host_is_there_for_the_next_file(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     data = make_data(MIB)
     origin = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))

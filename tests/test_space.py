@@ -105,6 +105,7 @@ def test_new_jobs_wait_for_space_and_those_that_run_go_on(guarded: tuple[Desk, P
     ballast.unlink()
     desk.client.wait_for(*waiting_urls)
     assert all(sha256((disk / desk.name / str(number)).read_bytes()) == sha256(data) for number in range(3))
+    wait_until(lambda: desk.service.events("disk_space_back") != [])
     [low], [back] = desk.service.events("disk_space_low"), desk.service.events("disk_space_back")
     assert (low["log.level"], low["dlpool.folder"], low["dlpool.min_free"]) == ("warning", str(disk), 4 * MIB)
     assert back["dlpool.folder"] == str(disk)

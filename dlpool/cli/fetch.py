@@ -21,6 +21,7 @@ from dlpool.cli.runner import Runner
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.client import Client
+from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     slots = arguments.jobs if is_list else 1
     client = Client(network, transfer.pool_size(slots), HostGate(time.monotonic), NetworkWatch(time.monotonic))
     client.check()
+    allow_open_files()
     events: Events | None = queue.SimpleQueue() if arguments.verbose else None
 
     def notify(event: str, /, **fields: object) -> None:

@@ -98,7 +98,7 @@ class SpaceGuard:
         reserved = self._reserved(allowed)
         rooms = {}
         for device, folder in {**self._found, **folders}.items():
-            room = _room(folder, reserved[device])
+            room = _room(folder, reserved[device]) if _device(folder) == device else None
             if room is not None:
                 rooms[device] = room
             else:
@@ -115,7 +115,7 @@ class SpaceGuard:
         """What running jobs will yet take, by device."""
         reserved: Counter[int] = Counter()
         for held in self._ledger.all():
-            if held.worker is None or held.job is None:
+            if held.worker is None or held.job is None or held.is_ending:
                 continue
             folder = existing(os.path.join(self._paths.download_dir, held.job.save_path))
             device = _device(folder) if allowed.holds(folder) else None
@@ -132,8 +132,8 @@ class SpaceGuard:
             self._log.warning("disk_space_low", folder=room.folder, free=room.free, reserved=room.reserved,
                               min_free=room.least(self._min_free))  # fmt: skip
         for device in before.keys() - self._low.keys():
-            if device in rooms:
-                self._log.info("disk_space_back", folder=rooms[device].folder, free=rooms[device].free)
+            room = rooms.get(device, before[device])  # it may be gone, and then keeps nobody waiting
+            self._log.info("disk_space_back", folder=room.folder, free=room.free)
 
 
 def existing(path: str) -> str:

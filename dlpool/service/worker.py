@@ -46,6 +46,7 @@ from dlpool.service.launch import die_with_parent
 from dlpool.service.node import hold_worker_lock
 from dlpool.service.run import JobRun, clean, lost
 from dlpool.transfer.client import Client
+from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
@@ -90,6 +91,7 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             worker = Worker(sock, settings, affinity)
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
+            allow_open_files()
             hold_worker_lock(settings.state_dir)
             calm_collector()
             worker.serve()

@@ -48,12 +48,17 @@ class Context:
         """Whether the number of connections is found by trying."""
         return self.settings.connections == AUTO
 
+    @property
+    def host(self) -> str:
+        """The host of the job's URL, wherever that redirects to."""
+        return urlsplit(self.source.url).netloc.lower()
+
     def connections(self) -> int:
         """How many a file that is large enough begins with."""
         fixed = self.settings.connections
         if isinstance(fixed, int):
             return fixed
-        return self.client.hosts.level(self.source.host, self.settings.max_connections)
+        return self.client.hosts.level(self.host, self.settings.max_connections)
 
     def exchange(self, before: Figures) -> Exchange:
         """A new request whose waits end with the download, and whose figures go on from ``before``."""

@@ -151,7 +151,7 @@ class Lane:
             reply.close()
             raise
         if context.is_adaptive and exchange.answer_s is not None:
-            context.client.hosts.answered(context.source.host, exchange.answer_s)
+            context.client.hosts.answered(context.host, exchange.answer_s)
         if asked is None or answer.is_partial:
             return reply, answer
         reply.close()
@@ -228,7 +228,7 @@ class Lane:
             context.notify("network_away", error=str(error))
             return Rest(NETWORK_POLL_S, 0.0)
         if context.is_adaptive and error.is_capacity and self._is_sign(error):
-            context.client.hosts.refused(context.source.host, error.label)
+            context.client.hosts.refused(context.host, error.label)
         failure = context.board.count_failure(chunk, error)
         final = context.policy.verdict(error, failure.attempts)
         if final is not None:

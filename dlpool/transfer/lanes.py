@@ -49,7 +49,7 @@ class Lanes:
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
-            self._share = context.client.hosts.join(context.source.host, most, limit=context.settings.max_connections)
+            self._share = context.client.hosts.join(context.host, most, limit=context.settings.max_connections)
             connections = self._share.wanted
         self._grow(plan, connections)
         self._shown = connections

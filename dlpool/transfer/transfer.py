@@ -191,8 +191,8 @@ class Transfer:
         return self._place
 
     def _count(self, current: Round) -> None:
+        self._counted = current  # first: who looks meanwhile sees less rather than more
         self._tally.received += current.received
-        self._counted = current
         self._tally.retries += self._board.retries
 
     def _outcome(self, plan: Plan, current: Round) -> Outcome:
