@@ -14,6 +14,7 @@ from dlpool.kinds import (
     ADDRESS,
     COMMAND,
     COUNT,
+    COUNT_OR_AUTO,
     DURATION,
     FREQUENCY,
     GROUP,
@@ -58,6 +59,8 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
         return None
     value = declared.metadata["kind"].parse(text)
     low, high = declared.metadata["low"], declared.metadata["high"]
+    if isinstance(value, str):  # bounds are of numbers
+        return value
     if low is not None and value < low:
         raise ValueError(f"below {low:g}")
     if high is not None and value > high:
@@ -77,7 +80,12 @@ def option_names(declared: Field[Any]) -> list[str]:
 class TransferSettings:
     """``[transfer]``: how one URL becomes one file. Sizes in bytes, times in seconds."""
 
-    connections: int = setting(COUNT, "4", "connections for one file", low=1, high=64, short="-c")
+    connections: int | str = setting(
+        COUNT_OR_AUTO, "4", "connections for one file; auto: as many as its host rewards", low=1, high=64, short="-c"
+    )
+    max_connections: int = setting(
+        COUNT, "16", "with connections = auto, the most to one host, of all files of a process", low=1, high=64
+    )
     min_split_size: int = setting(SIZE, "1M", "no range is planned smaller than this", low=64 * KIB)
     probe: str = setting(choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
     retries: int = setting(COUNT, "5", "attempts in a row without progress before a range is given up")
@@ -95,6 +103,11 @@ class TransferSettings:
     )
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
     max_file_size: int | None = setting(SIZE, None, "refuse larger files")
+
+    def pool_size(self, downloads: int) -> int:
+        """Connections that so many downloads at once may have to one host."""
+        fixed = self.connections
+        return fixed * downloads if isinstance(fixed, int) else self.max_connections + downloads
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,17 @@ class SupervisorSettings:
     """``[supervisor]``: jobs, workers, and how they end. Times in seconds, memory in bytes."""
 
     node_id: str | None = setting(NAME, None, "name of this node (default: made once, kept in state_dir)", reload=False)
-    max_concurrent_downloads: int = setting(COUNT, "5", "jobs at once on this node", low=1, high=1024, reload=False)
+    max_concurrent_downloads: int | str = setting(
+        COUNT_OR_AUTO, "5", "jobs at once on this node; auto: as many as bring more bytes a second", low=1, high=1024,
+        reload=False,
+    )  # fmt: skip
+    max_slots: int = setting(
+        COUNT, "64", "with max_concurrent_downloads = auto, the most of them", low=1, high=1024, reload=False
+    )
+    min_free: int | None = setting(
+        SIZE, None, "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a "
+        "smaller one)",
+    )  # fmt: skip
     workers: int | None = setting(
         COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+AUTO = "auto"
 KIB = 1024
 MAX_DURATION_S = 366 * 86400.0
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -63,6 +64,15 @@ def parse_count(text: str) -> int:
     if text.strip().startswith("-"):
         raise ValueError("negative")
     return int(text)
+
+
+def parse_count_or_auto(text: str) -> int | str:
+    """A whole number, or ``auto``: it is found by trying."""
+    if text.strip() == AUTO:
+        return AUTO
+    if not re.search("[0-9]", text):
+        raise ValueError(f"neither a whole number nor {AUTO}")
+    return parse_count(text)
 
 
 _SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
@@ -171,6 +181,7 @@ SIZE = Kind("SIZE", parse_size)
 RATE = Kind("SIZE", parse_size)
 DURATION = Kind("TIME", parse_duration)
 COUNT = Kind("N", parse_count)
+COUNT_OR_AUTO = Kind(f"N|{AUTO}", parse_count_or_auto)
 FREQUENCY = Kind("N/s|m|h", parse_frequency)
 SWITCH = Kind("yes|no", parse_switch)
 TEXT = Kind("TEXT", parse_text)

@@ -11,7 +11,7 @@ from dlpool.service import run
 from tests.processes import ROOT
 
 PACKAGE = ROOT / "dlpool"
-NOT_LOGGED = {"body_complete"}  # which run.py keeps for itself
+NOT_LOGGED = {"body_complete", "range_fetched"}  # which run.py keeps for itself
 
 
 def _texts(node: ast.expr) -> set[str]:

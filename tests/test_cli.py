@@ -63,7 +63,7 @@ def test_help_lists_every_exit_code() -> None:
         (["--retries", "-1", "http://h/"], "'-1' is negative"),
         (["--retry-delay", "5 parsecs", "http://h/"], "known are ms, s, m, h"),
         (["-c", "0", "http://h/"], "'0' is below 1"),
-        (["-c", "many", "http://h/"], "'many' is not a whole number"),
+        (["-c", "many", "http://h/"], "'many' is neither a whole number nor auto"),
         (["--if-exists", "maybe", "http://h/"], "not one of overwrite, skip, fail, rename"),
         (["--network", "some", "http://h/"], "not one of any, no-metadata, public-only"),
         (["--checksum", "crc32:00", "http://h/"], "does not begin with one of md5, sha1, sha256, sha512, blake2b"),

@@ -196,7 +196,8 @@ def test_a_value_within_its_bounds_is_taken(name: str, text: str, expected: obje
     [
         ("connections", "0", "below 1"),
         ("connections", "65", "above 64"),
-        ("connections", "four", "not a whole number"),
+        ("connections", "four", "neither a whole number nor auto"),
+        ("connections", "-4", "negative"),
         ("min_split_size", "65535", "below 65536"),
         ("limit_rate", "1023", "below 1024"),
         ("read_timeout", "0", "below 0.001"),

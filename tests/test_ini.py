@@ -37,7 +37,8 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
     lines = ended.err.splitlines()
     assert len(lines) == 5
     for part in (
-        "[transfer] connections = many: it is not a whole number", "[transfer] conections: there is no such key",
+        "[transfer] connections = many: it is neither a whole number nor auto",
+        "[transfer] conections: there is no such key",
         "[transfer] retries = -1: it is negative", "[netwrk]: there is no such section",
         "[network] insecure = maybe: it is neither yes nor no",
     ):  # fmt: skip

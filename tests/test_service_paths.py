@@ -192,7 +192,7 @@ def small(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
     """A service whose downloads go to a small file system of its own."""
     with (
         tmpfs(tmp_path / "disk", "8m") as disk,
-        running(tmp_path, paths={"download_dir": disk}, supervisor={"fault_delay": "500ms"}) as both,
+        running(tmp_path, paths={"download_dir": disk}, supervisor={"fault_delay": "500ms", "min_free": 0}) as both,
         desk_of(*both) as desk,
     ):
         yield desk, disk

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from dlpool.cli.jobs import show_stats
+from dlpool.cli.jobs import node_state, show_stats
+from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_lines, show_table
@@ -26,7 +28,7 @@ CANNOT = {
     "GONE": "the record is not there any more",
     "EMPTY": "the record holds no job that could be run",
 }
-NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "started_at")
+NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at")
 
 
 class NotPossible(DlpoolError):
@@ -109,11 +111,15 @@ def nodes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_lines(json.dumps(row) for row in rows)
     elif not arguments.quiet:
-        show_table(("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)), [
-            (row["node"], "drained" if row["is_drained"] else "working", *(row.get(name) for name in NODE_FIELDS))
-            for row in rows
-        ])  # fmt: skip
+        show_table(("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)), [_node_row(row) for row in rows])
     return 0
+
+
+def _node_row(row: Mapping[str, Any]) -> list[object]:
+    shown = dict(row)
+    if isinstance(row.get("free"), int):
+        shown["free"] = size_text(row["free"])
+    return [row["node"], node_state(row, is_drained=row["is_drained"]), *(shown.get(name) for name in NODE_FIELDS)]
 
 
 def _list_failed(arguments: argparse.Namespace) -> int:

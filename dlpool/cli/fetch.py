@@ -22,6 +22,7 @@ from dlpool.cli.runner import Runner
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.client import Client
+from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     transfer, network = _settings(arguments)
     is_list = arguments.input_file is not None
     slots = arguments.jobs if is_list else 1
-    client = Client(network, transfer.connections * slots, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    client = Client(network, transfer.pool_size(slots), HostGate(time.monotonic), NetworkWatch(time.monotonic))
     client.check()
+    allow_open_files()
     events: Events | None = queue.SimpleQueue() if arguments.verbose else None
 
     def notify(event: str, /, **fields: object) -> None:

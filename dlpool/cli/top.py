@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.jobs import host_lines, progress_text
+from dlpool.cli.jobs import host_lines, node_state, progress_text
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
 from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
@@ -85,7 +85,7 @@ class Top:
         rows: list[tuple[object, ...]] = []
         for one in self.stats.supervisors:
             rate = sum(self._rates.now.get(view.id or "", 0.0) for view in self.running if view.owner == one.sid)
-            state = "drained" if one.info.get("node") in self.drained else "working"
+            state = node_state(one.info, is_drained=one.info.get("node") in self.drained)
             busy = f"{one.info.get('busy', '?')} of {one.info.get('slots', '?')}"
             rows.append((one.info.get("node") or one.sid, state, busy, f"{size_text(round(rate))}/s"))
         return rows

@@ -40,6 +40,16 @@ class Confinement:
     def __repr__(self) -> str:
         return f"<Confinement to {':'.join(self._roots)}>"
 
+    @property
+    def roots(self) -> list[str]:
+        """The folders that files may go to, resolved."""
+        return list(self._roots)
+
+    def holds(self, folder: str) -> bool:
+        """Whether a folder that is there lies in one of them."""
+        real = os.path.realpath(folder)
+        return any(_is_under(real, root) for root in self._roots)
+
     def target(self, save_path: str) -> Target:
         """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault."""
         shown = f"save_path {save_path[:200]!r}"

@@ -35,6 +35,7 @@ from dlpool.service.messages import Placed, Recorded
 from dlpool.service.meter import Meter
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
+from dlpool.service.slots import is_refusal
 from dlpool.service.verdict import Judge
 
 ENDS = ("success", "failed", "cancelled")
@@ -50,6 +51,7 @@ class Crew:
         self.judge = judge
         self.fault_until = 0.0
         self.has_news = True  # something that pool and capacity depend on
+        self.refused = 0  # jobs that their servers turned away, since the start
         self.is_probing = False  # after a node fault: one job at a time, until one succeeds
         self._ledger = ledger
         self._pool = pool
@@ -133,6 +135,7 @@ class Crew:
             for ticket, progress in frame.jobs.items():
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress
+                    held.missing = frame.missing.get(ticket, 0)
         elif isinstance(frame, VerifiedFrame):
             self._verified(handle, frame.ticket)
         elif isinstance(frame, EndedFrame):
@@ -166,6 +169,7 @@ class Crew:
         self._meter.ran(frame, time.monotonic() - held.dealt_at)
         if frame.path is not None and not _is_told(frame.path, held.job.save_path):
             self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
+        self.refused += is_refusal(frame)
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay

@@ -154,11 +154,15 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally`` since the start."""
+    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally`` since the start.
+
+    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that is not 0.
+    """
 
     kind = "status"
     jobs: dict[str, dict[str, Any]]
     counters: dict[str, float]
+    missing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

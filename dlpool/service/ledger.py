@@ -28,6 +28,7 @@ class Held:
     is_ending: bool = False
     is_lost: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
+    missing: int = 0  # bytes that it will yet take of its disk
     path: str | None = None  # where it went, and whether something is to be removed there
     leaves_state: bool = True
     verb: str | None = None  # what an operator wants: cancel, pause
@@ -93,6 +94,11 @@ class Ledger:
             held = self._held.pop(ticket, None)
             self._count(-1 if held is not None and held.takes_room else 0)
             return held
+
+    @property
+    def busy(self) -> int:
+        """How many jobs take room."""
+        return self._busy
 
     def get(self, ticket: str) -> Held | None:
         return self._held.get(ticket)

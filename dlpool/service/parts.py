@@ -38,6 +38,8 @@ from dlpool.service.notify import ServiceManager
 from dlpool.service.pool import WorkerPool
 from dlpool.service.recording import Recorder
 from dlpool.service.redisserver import EmbeddedRedis
+from dlpool.service.slots import Slots, most_slots
+from dlpool.service.space import SpaceGuard
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
 from dlpool.service.tally import RANGE_BOUNDS_S
@@ -56,9 +58,7 @@ class Parts:
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
         """Raises ConfigurationError, LocalFault, or what the embedded server raises at its start."""
         self._log = log.logger("supervisor")
-        self._started_at = rfc3339()
-        self._settings = settings
-        self._state_dir = node.state_dir
+        self._started_at, self._settings, self._state_dir = rfc3339(), settings, node.state_dir
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
         self.server = EmbeddedRedis.start(node.state_dir) if settings.redis.url == EMBEDDED else None
@@ -67,6 +67,8 @@ class Parts:
         metrics = Metrics(RANGE_BOUNDS_S)
         self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()), metrics.redis_failed)
         self.ledger = Ledger()
+        self.space = SpaceGuard(settings, self.ledger, self._log, lambda: self.mailbox.post(Changed()))
+        self.slots = Slots(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
         self._transitions = Transitions(client, Keys(settings.redis.group), metrics.redis_answered)
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
@@ -82,7 +84,7 @@ class Parts:
         self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
                          self.doorman, self.monitor.meter)  # fmt: skip
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
-                               order, post, PARKED_A_SLOT * settings.supervisor.max_concurrent_downloads)  # fmt: skip
+                               order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
         self._beater = Beater(
             self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
             lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
@@ -96,6 +98,7 @@ class Parts:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+        self._thread("space", lambda: self.space.serve(self.link.stopping)).start()  # a dead mount may hold it for good
         self.monitor.start()
 
     def apply(self, settings: Settings) -> None:
@@ -104,6 +107,7 @@ class Parts:
         self.pool.settings = settings.supervisor
         self.hooks.settings = settings.hooks
         self.monitor.apply(settings)
+        self.space.apply(settings)
         self.doorman.hosts.apply(settings)
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
@@ -157,8 +161,8 @@ class Parts:
         """What is shown of this supervisor."""
         return {
             "node": self.node_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
-            "slots": self._settings.supervisor.max_concurrent_downloads, "busy": len(self.ledger),
-            "started_at": self._started_at,
+            "slots": self.slots.level, "busy": len(self.ledger), "started_at": self._started_at,
+            "free": self.space.left, "is_low_on_space": bool(self.space.low),
         }  # fmt: skip
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:

@@ -20,6 +20,8 @@ from dlpool.service.channel import Channel
 from dlpool.service.dealing import Respawn, Seat, shares_of, slots_of
 from dlpool.service.frames import Frame, PingFrame, RetireFrame
 from dlpool.service.handle import Handle
+from dlpool.service.slots import most_slots
+from dlpool.service.tally import RECEIVED
 from dlpool.service.worker import WorkerSettings
 
 PING_S = 1.0
@@ -47,13 +49,14 @@ class WorkerPool:
         self._log = log
         self._metrics = metrics
         self._context = multiprocessing.get_context("spawn")
-        count = settings.workers or min(os.cpu_count() or 1, settings.max_concurrent_downloads)
-        self._shares = slots_of(settings.max_concurrent_downloads, count)
+        slots = most_slots(settings)
+        self._shares = slots_of(slots, settings.workers or min(os.cpu_count() or 1, slots))
         self._respawn = Respawn()
         self._has_come_up = False
         self._pinged = self._weighed = self._shared = 0.0
         self._looked = time.monotonic()
         self.workers: dict[int, Handle] = {}
+        self.over_memory = 0  # workers that were, since the start
 
     def __repr__(self) -> str:
         busy = sum(len(handle.jobs) for handle in self.workers.values())
@@ -71,6 +74,10 @@ class WorkerPool:
         """How many jobs the workers that are there can have at once."""
         ordinary = [one for one in self.workers.values() if not one.is_alone and one.is_ready]
         return sum(one.slots for one in ordinary if not one.is_retiring and not one.killed_for)
+
+    def received(self) -> dict[int, int]:
+        """Bytes that each worker has received, by its pid, as of its last report."""
+        return {one.pid: int(one.counted.known(RECEIVED)) for one in self.workers.values()}
 
     def tend(self, suspects: int, on_death: Callable[[Handle, str], None]) -> None:
         """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
@@ -171,8 +178,10 @@ class WorkerPool:
         for handle in self.workers.values():
             handle.resident = size = handle.memory() if handle.killed_for is None else 0
             if hard is not None and size > hard:
+                self.over_memory += 1
                 handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
             elif soft is not None and size > soft and handle.taken and not handle.is_retiring:
+                self.over_memory += 1
                 self._retire(handle, f"it used {size} bytes of memory, more than worker_memory_soft")
 
     def _retire(self, handle: Handle, reason: str) -> None:

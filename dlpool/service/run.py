@@ -104,9 +104,16 @@ class JobRun:
         return {"done": now.done, "size": now.size, "phase": now.phase, "connections": now.connections}
 
     @property
+    def missing(self) -> int:
+        """Bytes that it will yet take of its disk, as far as that is known."""
+        transfer = self._transfer
+        return 0 if transfer is None else transfer.progress().missing
+
+    @property
     def received(self) -> int:
-        """Bytes of body that came over the network until now."""
-        return self._transfer.received if self._transfer is not None else 0
+        """Bytes of body that have come over the network."""
+        transfer = self._transfer
+        return 0 if transfer is None else transfer.received
 
     def log_progress(self) -> None:
         """A line about where it is."""

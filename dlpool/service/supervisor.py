@@ -133,9 +133,9 @@ class Supervisor:
 
     def _capacity(self) -> int:
         """How many jobs may be held: none while this node ends or cannot write, few while it may not be able to."""
-        if self._drain_until is not None or time.monotonic() < self._crew.fault_until:
+        if self._drain_until is not None or time.monotonic() < self._crew.fault_until or self._parts.space.is_low:
             return 0
-        capacity = self._pool.capacity()
+        capacity = min(self._pool.capacity(), self._parts.slots.level)
         return min(1, capacity) if self._crew.is_probing else capacity
 
     def _take(self, message: Any) -> None:
@@ -152,6 +152,8 @@ class Supervisor:
             return
         self._tended = now
         self._parts.check_threads()
+        self._parts.slots.look(self._pool.received(), self._ledger.busy, refused=self._crew.refused,
+                               over_memory=self._pool.over_memory)  # fmt: skip
         self._log.tend_writer()
         self._log.tend()
         self._show()
@@ -167,7 +169,7 @@ class Supervisor:
             self._is_ready = True
             self._manager.ready()
             self._show()
-            self._logger.info("service_ready", slots=self._pool.capacity())
+            self._logger.info("service_ready", slots=min(self._pool.capacity(), self._parts.slots.level))
 
     def _show(self) -> None:
         """Tell who watches us how things are."""
@@ -177,6 +179,8 @@ class Supervisor:
     def _status(self) -> str:
         error = self._parts.link.error
         state = "draining" if self._drain_until is not None else "waiting for Redis" if error else "working"
+        if state == "working" and self._parts.space.low:
+            state = "waiting for disk space"
         return f"{state}: {len(self._ledger)} jobs, {len(self._pool.workers)} workers"
 
     # --- signals ---
@@ -198,6 +202,7 @@ class Supervisor:
         return {
             "supervisor": repr(self), "link": repr(self._parts.link), "hooks": repr(self._parts.hooks),
             "monitor": repr(self._parts.monitor),
+            "space": repr(self._parts.space), "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
             "held": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
         }  # fmt: skip

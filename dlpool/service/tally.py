@@ -49,6 +49,10 @@ class Counted:
     def __init__(self) -> None:
         self._known: dict[str, float] = {}
 
+    def known(self, name: str) -> float:
+        """One of its counts, as of its last heartbeat."""
+        return self._known.get(name, 0.0)
+
     def new(self, counts: Mapping[str, float]) -> dict[str, float]:
         """What a heartbeat counts that is not known yet; two may come in the wrong order."""
         new = {name: count - self._known.get(name, 0) for name, count in counts.items()}

@@ -48,6 +48,7 @@ from dlpool.service.run import JobRun, clean, lost
 from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.service.traceparent import with_traceparent
 from dlpool.transfer.client import Client
+from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
@@ -92,6 +93,7 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             worker = Worker(sock, settings, affinity)
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
+            allow_open_files()
             hold_worker_lock(settings.state_dir)
             calm_collector()
             worker.serve()
@@ -231,8 +233,9 @@ class Worker:
         counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(run.received for _, run in runs)
         counters[LOG_DROPPED] = self._log.dropped
         for start in range(0, max(1, len(runs)), STATUS_JOBS):
-            jobs = {ticket: run.progress() for ticket, run in runs[start : start + STATUS_JOBS]}
-            self._channel.send(StatusFrame(jobs, counters))
+            some = runs[start : start + STATUS_JOBS]
+            missing = {ticket: size for ticket, run in some if (size := run.missing)}
+            self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing))
         return [run for _, run in runs]
 
     def _keep_clean(self) -> None:
@@ -261,7 +264,7 @@ class Worker:
             self._client = self._make_client(network)
 
     def _make_client(self, network: NetworkSettings) -> Client:
-        connections = self._settings.slots * self._transfer.connections
+        connections = self._transfer.pool_size(self._settings.slots)
         gate = HostGate(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
         return Client(network, connections, gate, NetworkWatch(time.monotonic), self._rate)
 

@@ -34,6 +34,7 @@ class Board:
         self._is_over = False
         self._is_sealed = False
         self._writing = 0
+        self._dismissed: set[object] = set()
         self._written_at = -RECENT_S
         self.retries = 0
         self.ended_chunks = 0
@@ -51,12 +52,26 @@ class Board:
             self._changed.notify_all()
             return self._take(owner)
 
+    def dismiss(self, owner: object) -> None:
+        """``owner`` gets no more chunks, and should give back the one that it has."""
+        with self._changed:
+            self._dismissed.add(owner)
+            self._changed.notify_all()
+
+    def forget(self, owner: object) -> None:
+        """A dismissed owner has gone."""
+        with self._changed:
+            self._dismissed.discard(owner)
+
     # --- for connection threads ---
 
+    def is_dismissed(self, owner: object) -> bool:
+        return owner in self._dismissed
+
     def take(self, owner: object) -> Chunk | None:
-        """Wait for a chunk: a free one, else half of the one that would finish last. None: it is over."""
+        """Wait for a chunk: a free one, else half of the one that would finish last. None: it is over, or dismissed."""
         with self._changed:
-            while not self._is_over:
+            while not self._is_over and owner not in self._dismissed:
                 chunk = self._take(owner) or self._map.steal(owner)
                 if chunk is not None:
                     return chunk

@@ -18,6 +18,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import pool_classes
+from dlpool.transfer.hostshares import HostShares
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
 from dlpool.transfer.response import StrictResponse
@@ -40,6 +41,7 @@ class Client:
         self.settings = settings
         self.gate = gate
         self.watch = watch
+        self.hosts = HostShares(time.monotonic)
         self.rate = rate or RateLimit(None, time.monotonic)
         self.session = requests.Session()
         self._adapter = _Adapter(settings, pool_size)

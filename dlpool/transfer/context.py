@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from dlpool.config import TransferSettings
 from dlpool.errors import ServerTrouble
+from dlpool.kinds import AUTO
 from dlpool.transfer.answer import Answer, Span, read_answer
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
@@ -42,6 +43,23 @@ class Context:
     def policy(self) -> RetryPolicy:
         return RetryPolicy.of(self.settings)
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the number of connections is found by trying."""
+        return self.settings.connections == AUTO
+
+    @property
+    def host(self) -> str:
+        """The host of the job's URL, wherever that redirects to."""
+        return urlsplit(self.source.url).netloc.lower()
+
+    def connections(self) -> int:
+        """How many a file that is large enough begins with."""
+        fixed = self.settings.connections
+        if isinstance(fixed, int):
+            return fixed
+        return self.client.hosts.level(self.host, self.settings.max_connections)
+
     def exchange(self, before: Figures) -> Exchange:
         """A new request whose waits end with the download, and whose figures go on from ``before``."""
         return Exchange(self.clock, self.board.pause, before)
@@ -65,3 +83,8 @@ class Plan:
     place: Place
     has_ranges: bool
     resumed_from: int
+
+    @property
+    def missing(self) -> int:
+        """Bytes that were still to be fetched when it was made; 0 if the size is not known."""
+        return (self.resource.size or 0) - self.resumed_from

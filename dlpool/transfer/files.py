@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,13 @@ _EXPLAINED = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
 }
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files and connections open as it may at most: each lane needs three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
 
 
 class translated:

@@ -79,13 +79,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown."""
+    """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown.
+
+    ``missing``: bytes that it will yet take of the disk: none where its length is reserved there already.
+    """
 
     path: Path
     done: int
     size: int | None
     connections: int
     phase: str  # "connecting", "downloading", "verifying", "publishing"
+    missing: int = 0
 
 
 class Notify(Protocol):

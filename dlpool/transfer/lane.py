@@ -55,6 +55,11 @@ class Lane:
         latest = self._latest
         return latest.figures() if latest is not None else Figures(0, 0.0)
 
+    @property
+    def is_dismissed(self) -> bool:
+        """Whether its connection is not wanted any more."""
+        return self._context.board.is_dismissed(self)
+
     def answer_s(self) -> float | None:
         """Seconds that its last answer took to come."""
         latest = self._latest
@@ -145,6 +150,8 @@ class Lane:
             context.source.forget_location()
             reply.close()
             raise
+        if context.is_adaptive and exchange.answer_s is not None:
+            context.client.hosts.answered(context.host, exchange.answer_s)
         if asked is None or answer.is_partial:
             return reply, answer
         reply.close()
@@ -161,7 +168,7 @@ class Lane:
             raise BadAnswer(f"the server sent bytes from {answer.start} on, asked was for {chunk.position}")
         self._skip(reply, ahead)
         context = self._context
-        while left > 0 and not chunk.is_done:
+        while left > 0 and not chunk.is_done and not self.is_dismissed:
             size = reply.read(self._space(min(left, chunk.own_share)))
             if not size:
                 if answer.length is not None:
@@ -222,6 +229,8 @@ class Lane:
         if self._is_network_away(error):
             context.notify("network_away", error=str(error))
             return Rest(NETWORK_POLL_S, 0.0)
+        if context.is_adaptive and error.is_capacity and self._is_sign(error):
+            context.client.hosts.refused(context.host, error.label)
         failure = context.board.count_failure(chunk, error)
         final = context.policy.verdict(error, failure.attempts)
         if final is not None:
@@ -233,6 +242,10 @@ class Lane:
             attempt=failure.attempts, delay_s=round(max(rest), 3),
         )  # fmt: skip
         return rest
+
+    def _is_sign(self, error: RetryRange) -> bool:
+        """Whether the server may want fewer connections; a mere comparison says so if there was no answer at all."""
+        return not error.is_comparison or self.answer_s() is None
 
     def _is_network_away(self, error: RetryRange) -> bool:
         """Whether our own network is away, and for less than ``network_wait``."""

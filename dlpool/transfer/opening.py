@@ -193,5 +193,5 @@ class Opening:
         settings = self._context.settings
         wants_hash = self._context.job.checksum is not None or resource.digest is not None
         missing = place.saved.missing if place.saved else [Span(0, resource.size)] if resource.size else []
-        connections = 1 if resource.refuses_ranges else settings.connections
+        connections = 1 if resource.refuses_ranges else self._context.connections()
         return plan(missing, resource.size, connections, settings.min_split_size, PIECE if wants_hash else None)

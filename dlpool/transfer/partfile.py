@@ -37,6 +37,7 @@ class PartFile:
         self.target = target
         self.path = target.with_name(target.name + PART_SUFFIX)
         self._sync = sync
+        self.has_blocks = False  # whether its whole length is reserved on the disk
         self._descriptor = self._open_locked()
 
     def __repr__(self) -> str:
@@ -83,7 +84,7 @@ class PartFile:
                 os.close(descriptor)
                 raise
         os.close(self._descriptor)
-        self._descriptor, self._status = descriptor, os.fstat(descriptor)
+        self._descriptor, self._status, self.has_blocks = descriptor, os.fstat(descriptor), False
 
     def remove_leftovers(self) -> None:
         """Remove what a run left that was killed while it began anew."""
@@ -108,7 +109,10 @@ class PartFile:
         with translated(f"preallocate {size} bytes for {self.path}"):
             if how == "falloc" and size:
                 os.posix_fallocate(self._descriptor, 0, size)
-            elif how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self._fallocate(size)):
+                self.has_blocks = True
+            elif how == "auto" and size >= LEAST_FALLOC:
+                self.has_blocks = self._fallocate(size)
+            if how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self.has_blocks):
                 os.ftruncate(self._descriptor, size)
 
     def writer(self) -> Writer:

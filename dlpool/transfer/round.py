@@ -2,12 +2,11 @@
 
 The thread that calls ``run`` makes the first request and fetches what is small; for anything larger it hands over to
 connection threads (``Lane``), commits checkpoints meanwhile, and in the end verifies and publishes. ``stop`` ends them
-from outside by breaking their sockets. They are daemons, because a name look-up cannot be broken.
+from outside by breaking their sockets.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from dlpool.transfer.checksum import Follower
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.lane import Lane
+from dlpool.transfer.lanes import Lanes
 from dlpool.transfer.opening import Opening
 from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.watch import Watch
@@ -59,7 +59,7 @@ class Round:
         delay_s: float,
     ) -> None:
         self.plan: Plan | None = None
-        self.lanes: list[Lane] = []
+        self.lanes = Lanes(context)
         self.phase = "connecting"
         self.verified: Checksum | None = None
         self._context = context
@@ -68,13 +68,12 @@ class Round:
         self._watch = Watch(context)
         self._follower: Follower | None = None
         self._committed = Committed(context.clock(), 0)
-        self._threads: list[threading.Thread] = []
         self._opening = Opening(context, place, choose_place, is_single=is_single)
 
     @property
     def received(self) -> int:
         """Bytes of body that came over the network."""
-        return sum(lane.figures().received for lane in self.lanes)
+        return self.lanes.received
 
     def run(self) -> Plan:
         """Download, verify and publish. Raises what ended it, after committing what is worth it."""
@@ -87,7 +86,7 @@ class Round:
             raise
         except AlreadyThere:
             self.stop(Cancelled("there is nothing to fetch"))
-            self._join()
+            self.lanes.join(STOP_S)
             raise
         except Exception as error:
             failure = InternalError.of(error)
@@ -101,30 +100,31 @@ class Round:
     def _download(self) -> Plan:
         board = self._context.board
         board.pause(self._delay_s)
-        first = Lane(self._context)
-        self.lanes.append(first)
+        first = self.lanes.add(Lane(self._context))
         opened = first.open(self._opening)
         plan = opened.plan
         self._begin(plan)
-        connections = self._connections(plan)
+        most = self._most_connections(plan)
+        connections = min(most, self._context.connections()) if most > 1 else 1
         if connections == 1 and (plan.resource.size or SMALL) < SMALL:
             first.after_write = lambda: self._checkpoint_if_due(plan)
             first.run(opened, plan.place.part.own_writer())  # not worth a thread
         else:
-            self._spawn(lambda: first.run(opened))
-        for _ in range(1, connections):
-            lane = Lane(self._context, plan)
-            self.lanes.append(lane)
-            self._spawn(lane.run)
-        while not board.wait(LOOK_S):
-            self._checkpoint_if_due(plan)
+            self.lanes.spawn(first, lambda: first.run(opened))
+        try:
+            self.lanes.begin(plan, connections, most)
+            while not board.wait(LOOK_S):
+                self._checkpoint_if_due(plan)
+                self.lanes.adapt(plan)
+        finally:
+            self.lanes.leave()
         board.check()
         return plan
 
     def stop(self, error: DlpoolError) -> None:
         """End it: from now on nobody writes, and blocked reads return."""
         self._context.board.stop(error)
-        for lane in self.lanes:
+        for lane in self.lanes.all:
             exchange = lane.exchange
             if exchange is not None:
                 exchange.abort(error)
@@ -143,24 +143,18 @@ class Round:
         if wanted is not None:
             self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer())
 
-    def _connections(self, plan: Plan) -> int:
-        settings = self._context.settings
+    def _most_connections(self, plan: Plan) -> int:
+        """How many the file is worth."""
         if not plan.has_ranges or plan.resource.refuses_ranges:
             return 1
-        missing = (plan.resource.size or 0) - plan.resumed_from
-        return max(1, min(settings.connections, missing // settings.min_split_size))
-
-    def _spawn(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=f"dlpool-lane-{len(self.lanes)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        return max(1, plan.missing // self._context.settings.min_split_size)
 
     def _tick(self) -> None:
         """Called several times a second, from another thread."""
         try:
             if self._deadline is not None and self._context.clock() >= self._deadline:
                 self.stop(DeadlineExceeded("the download took longer than its deadline"))
-            self._watch.look(self.lanes)
+            self._watch.look(self.lanes.all)
         except Exception as error:  # noqa: BLE001 - the thread is everybody's
             self.stop(InternalError.of(error))
 
@@ -220,7 +214,7 @@ class Round:
     def _end(self, error: DlpoolError) -> None:
         """Commit what a later run can use; the error that ends the round stays the one that is reported."""
         self.stop(error)
-        self._join()
+        self.lanes.join(STOP_S)
         self._context.board.wait_for_writes(STOP_S)
         plan = self.plan
         if plan is None or isinstance(error, RestartFile):
@@ -232,8 +226,3 @@ class Round:
 
     def _has_fresh_bytes(self) -> bool:
         return self._context.board.written() > self._committed.written
-
-    def _join(self) -> None:
-        until = self._context.clock() + STOP_S
-        for thread in self._threads:
-            thread.join(max(0.0, until - self._context.clock()))

@@ -110,9 +110,12 @@ class Transfer:
         path = place.target if place else self._job.target
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
-        active = sum(lane.exchange is not None for lane in current.lanes)
-        size = current.plan.resource.size if current.plan else None
-        return Progress(path, self._board.written(), size, active, current.phase)
+        active = sum(lane.exchange is not None for lane in current.lanes.all)
+        plan, done = current.plan, self._board.written()
+        size = plan.resource.size if plan else None
+        has_blocks = plan is None or plan.place.part.has_blocks
+        missing = 0 if has_blocks or size is None else max(0, size - done)
+        return Progress(path, done, size, active, current.phase, missing)
 
     @property
     def received(self) -> int:
@@ -200,7 +203,7 @@ class Transfer:
         outcome = Outcome(
             path=plan.place.target, size=self._board.written(), received=tally.received,
             resumed_from=plan.resumed_from, seconds=round(time.monotonic() - self._began, 3),
-            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=len(current.lanes),
+            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=current.lanes.most,
             checksum=str(current.verified) if current.verified else None,
         )  # fmt: skip
         self._notify("job_succeeded", **vars(outcome))

@@ -73,8 +73,11 @@ def patience_s(replaced: int) -> float:
 
 
 def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience: float) -> DlpoolError | None:
-    """The error for a connection much slower than the fastest of its siblings, if replacing it is worth it."""
-    best = max((sibling.rate for sibling in siblings), default=0.0)
+    """The error for a connection much slower than the fastest of its siblings, if replacing it is worth it.
+
+    Young siblings prove nothing: some servers give the first seconds of each answer at full speed.
+    """
+    best = max((sibling.rate for sibling in siblings if sibling.waited_s >= LEAST_WAIT_S), default=0.0)
     if gauge.waited_s < patience or gauge.rate * SLOWER >= best:
         return None
     if gauge.rate > 0 and remaining / gauge.rate < LEAST_GAIN_S:
@@ -109,15 +112,17 @@ class Watch:
 
     def look(self, lanes: Sequence[Lane]) -> None:
         """Take a sample of every lane, tell the board their speeds, and abort what is hopeless."""
+        self._gauges = {lane: gauge for lane, gauge in self._gauges.items() if lane in lanes}
         busy = [(lane, exchange) for lane in list(lanes) if (exchange := lane.exchange) is not None]
         for lane, _exchange in busy:
             gauge = self._gauges.setdefault(lane, Gauge())
             gauge.add(lane.figures())
             if (chunk := lane.chunk) is not None:
                 self._context.board.set_rate(chunk, gauge.rate)
+        serving = sum(not lane.is_dismissed for lane in lanes)
         for lane, exchange in busy:
             chunk = lane.chunk
-            error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, busy, len(lanes))
+            error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, busy, serving)
             if error is not None:
                 del self._gauges[lane]
                 if chunk is not None:
@@ -146,6 +151,6 @@ class Watch:
             gauges = [self._gauges[other] for other in others if other in self._gauges]
             return far_behind(self._gauges[lane], gauges, chunk.remaining, patience)
         usual = [answer_s for other in others if (answer_s := other.answer_s()) is not None]
-        if not usual or len(busy) == lanes:  # nobody has nothing to do
+        if not usual or len(busy) >= lanes:  # nobody has nothing to do
             return None
         return outwaited(self._context.clock() - exchange.asked_at, max(usual), patience)

@@ -1,0 +1,159 @@
+"""The disk guard: free space on the file systems of targets, less what running jobs will yet take of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool.config import Settings
+from dlpool.errors import LocalFault
+from dlpool.observe.log import Logger
+from dlpool.service.confine import Confinement
+from dlpool.service.ledger import Ledger
+
+LOOK_S = 1.0
+GIB = 1 << 30
+DEFAULT_PART = 20  # a twentieth of a file system below 20 GiB stays free by default
+RELIEF = 1.05  # times min_free must be left before jobs begin again: else it would go to and fro
+MAX_FOUND = 64  # file systems that only jobs have led to
+
+
+@dataclass(frozen=True)
+class Room:
+    """A file system of targets, by a folder on it. In bytes: ``left`` when all running jobs will be done."""
+
+    folder: str
+    size: int
+    free: int
+    reserved: int
+
+    @property
+    def left(self) -> int:
+        return self.free - self.reserved
+
+    def least(self, min_free: int | None) -> int:
+        """How much is to stay free."""
+        return min(GIB, self.size // DEFAULT_PART) if min_free is None else min_free
+
+    def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
+        """Whether no job should begin."""
+        least = self.least(min_free)
+        return least > 0 and self.left < (least * RELIEF if was_low else least)
+
+
+class SpaceGuard:
+    """``serve`` is the thread: a file system may keep those waiting who ask it. Others read what it saw."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, log: Logger, tell: Callable[[], None]) -> None:
+        """``tell`` is called when ``is_low`` has changed."""
+        self.rooms: tuple[Room, ...] = ()
+        self._ledger = ledger
+        self._log = log
+        self._tell = tell
+        self._has_looked = False
+        self._low: dict[int, Room] = {}  # by device
+        self._found: dict[int, str] = {}  # folders of jobs, by device
+        self.apply(settings)
+
+    def __repr__(self) -> str:
+        return f"<SpaceGuard {len(self.rooms)} file systems, low: {self.low}>"
+
+    def apply(self, settings: Settings) -> None:
+        """Use these settings from now on."""
+        self._min_free, self._paths = settings.supervisor.min_free, settings.paths
+
+    @property
+    def is_low(self) -> bool:
+        """Whether no job should begin now; also before the first look."""
+        return bool(self._low) or not self._has_looked
+
+    @property
+    def low(self) -> list[str]:
+        """Folders on the file systems that have too little left."""
+        return [room.folder for room in self._low.values()]
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that are left where there is least; None if that is not known."""
+        return min((room.left for room in self.rooms), default=None)
+
+    def serve(self, stopping: threading.Event) -> None:
+        """Look again and again."""
+        while not stopping.is_set():
+            self.look()
+            stopping.wait(LOOK_S)
+
+    def look(self) -> None:
+        """Take stock, and say what has changed."""
+        try:
+            allowed = Confinement(self._paths)
+        except LocalFault:  # its workers will say so
+            self._has_looked = True
+            return
+        folders = {device: folder for root in allowed.roots if (device := _device(folder := existing(root)))}
+        reserved = self._reserved(allowed)
+        rooms = {}
+        for device, folder in {**self._found, **folders}.items():
+            room = _room(folder, reserved[device]) if _device(folder) == device else None
+            if room is not None:
+                rooms[device] = room
+            else:
+                self._found.pop(device, None)
+        low = {device: room for device, room in rooms.items()
+               if room.is_low(self._min_free, was_low=device in self._low)}  # fmt: skip
+        was_low, before = self.is_low, self._low
+        self.rooms, self._low, self._has_looked = tuple(rooms.values()), low, True
+        if self.is_low != was_low:
+            self._tell()
+        self._say(rooms, before)
+
+    def _reserved(self, allowed: Confinement) -> Counter[int]:
+        """What running jobs will yet take, by device."""
+        reserved: Counter[int] = Counter()
+        for held in self._ledger.all():
+            if held.worker is None or held.job is None or held.is_ending:
+                continue
+            folder = existing(os.path.join(self._paths.download_dir, held.job.save_path))
+            device = _device(folder) if allowed.holds(folder) else None
+            if device is not None:
+                reserved[device] += held.missing
+                if len(self._found) < MAX_FOUND:
+                    self._found.setdefault(device, folder)
+        return reserved
+
+    def _say(self, rooms: dict[int, Room], before: dict[int, Room]) -> None:
+        """A line for each file system that is low, or is not any more, for the first time."""
+        for device in self._low.keys() - before.keys():
+            room = self._low[device]
+            self._log.warning("disk_space_low", folder=room.folder, free=room.free, reserved=room.reserved,
+                              min_free=room.least(self._min_free))  # fmt: skip
+        for device in before.keys() - self._low.keys():
+            room = rooms.get(device, before[device])  # it may be gone, and then keeps nobody waiting
+            self._log.info("disk_space_back", folder=room.folder, free=room.free)
+
+
+def existing(path: str) -> str:
+    """The folder, or the nearest one above it that is there."""
+    return next((str(folder) for folder in (Path(path), *Path(path).parents) if os.path.isdir(folder)), "/")
+
+
+def _device(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_dev
+    except OSError:
+        return None
+
+
+def _room(folder: str, reserved: int) -> Room | None:
+    """None where the file system has no such figures, or is not there: then its jobs will say so."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    if found.f_blocks == 0:
+        return None
+    return Room(folder, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, reserved)

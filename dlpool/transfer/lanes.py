@@ -1,0 +1,113 @@
+"""The connection threads of a round: wanted and actual."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.hostshares import Share
+from dlpool.transfer.lane import Lane
+
+
+class Lanes:
+    """Used by the thread that runs the round; others read ``all`` and ``received``.
+
+    A thread that has ended stays in ``all``, as what it received counts, unless it was dismissed.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.all: tuple[Lane, ...] = ()
+        self.most = 0  # at once
+        self._context = context
+        self._threads: dict[Lane, threading.Thread] = {}
+        self._received = 0  # by those that were dismissed
+        self._share: Share | None = None
+        self._shown = 0
+
+    @property
+    def received(self) -> int:
+        """Bytes of body that came over the network."""
+        return self._received + sum(lane.figures().received for lane in self.all)
+
+    def add(self, lane: Lane) -> Lane:
+        """One more, whose work its caller begins."""
+        self.all = (*self.all, lane)
+        self.most = max(self.most, len(self._serving()))
+        return lane
+
+    def spawn(self, lane: Lane, work: Callable[[], None]) -> None:
+        """Have a thread do its work. They are daemons, because a name look-up cannot be broken."""
+        thread = threading.Thread(target=work, name=f"dlpool-lane-{len(self.all)}", daemon=True)
+        self._threads[lane] = thread
+        thread.start()
+
+    def begin(self, plan: Plan, connections: int, most: int) -> None:
+        """Add lanes until there are so many; where their number is found by trying, it changes from now on.
+
+        ``most``: connections that the file is worth.
+        """
+        if most > 1 and self._context.is_adaptive:
+            context = self._context
+            self._share = context.client.hosts.join(context.host, most, limit=context.settings.max_connections)
+            connections = self._share.wanted
+        self._grow(plan, connections)
+        self._shown = connections
+
+    def adapt(self, plan: Plan) -> None:
+        """Compare wanted with actual; again and again, while it goes on."""
+        share = self._share
+        if share is None:
+            return
+        self._reap()
+        reason = share.report(self.received, sum(lane.exchange is not None for lane in self._serving()))
+        wanted = share.wanted
+        if wanted != self._shown:
+            self._shown = wanted
+            self._context.notify("connections_changed", host=share.host, connections=wanted, reason=reason)
+        self._grow(plan, wanted)
+        for lane in self._least(len(self._serving()) - wanted):
+            self._context.board.dismiss(lane)
+
+    def leave(self) -> None:
+        """Others may have our connections."""
+        share, self._share = self._share, None
+        if share is not None:
+            share.leave()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads, at most so long in all."""
+        clock = self._context.clock
+        until = clock() + seconds
+        for thread in self._threads.values():
+            thread.join(max(0.0, until - clock()))
+
+    def _grow(self, plan: Plan, wanted: int) -> None:
+        try:
+            while len(self._serving()) < wanted:
+                lane = self.add(Lane(self._context, plan))
+                self.spawn(lane, lane.run)
+        except RuntimeError:  # this machine gives us no more threads
+            if self._share is None:
+                raise
+            self.all, refused = self.all[:-1], self.all[-1]
+            del self._threads[refused]
+            self._context.client.hosts.refused(self._share.host, "no_thread")
+
+    def _serving(self) -> list[Lane]:
+        return [lane for lane in self.all if not lane.is_dismissed]
+
+    def _least(self, count: int) -> list[Lane]:
+        """Those of whose connections the least is lost: first who has none, then the youngest."""
+        oldest_first = sorted(self._serving(), key=lambda lane: lane.exchange is None)
+        return oldest_first[len(oldest_first) - max(0, count) :]
+
+    def _reap(self) -> None:
+        """Forget the dismissed whose threads have ended."""
+        for lane in self.all:
+            if lane.is_dismissed and not self._threads[lane].is_alive():
+                received = lane.figures().received
+                self.all = tuple(one for one in self.all if one is not lane)
+                self._received += received
+                del self._threads[lane]
+                self._context.board.forget(lane)

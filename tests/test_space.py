@@ -1,0 +1,158 @@
+"""The disk guard: jobs wait while a file system of targets has too little left, and those that run go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlpool.service.space import GIB, RELIEF, Room, existing
+from tests.conftest import make_data, sha256, wait_until
+from tests.desk import Desk, Gate, desk_of, running
+from tests.disks import needs_root, remount, tmpfs
+from tests.origin import File
+from tests.processes import run
+
+MIB = 1024 * 1024
+NEWS = {"lease": "3s"}  # a beat a second says what is free
+
+
+# --- what is too little ---
+
+
+@pytest.mark.parametrize(
+    ("size", "given_least", "least"),
+    [(100 * GIB, None, GIB), (10 * GIB, None, GIB // 2), (100 * GIB, 5 * GIB, 5 * GIB), (GIB, 5 * GIB, 5 * GIB)],
+)
+def test_a_gigabyte_or_a_twentieth_stays_free_if_nothing_is_said(size: int, given_least: int, least: int) -> None:
+    assert Room("/", size, 0, 0).least(given_least) == least
+
+
+@given(st.integers(0, 2**50), st.integers(0, 2**50), st.integers(0, 2**40))
+def test_what_running_jobs_will_take_is_not_free_and_a_little_more_ends_it(
+    free: int, reserved: int, least: int
+) -> None:
+    room = Room("/", 2**50, free, reserved)
+    assert room.is_low(least, was_low=False) == (least > 0 and free < reserved + least)
+    assert room.is_low(least, was_low=True) == (least > 0 and free - reserved < least * RELIEF)
+
+
+def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert existing(f"{tmp_path}/a/b/c") == existing(f"{tmp_path}/file") == existing(str(tmp_path)) == str(tmp_path)
+    assert existing("no\0path/a") in (".", "/")
+
+
+# --- a real one ---
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
+    """A service on a small file system, of which 4 MiB stay free."""
+    with (
+        tmpfs(tmp_path / "disk", "16m") as disk,
+        running(tmp_path, paths={"download_dir": disk}, supervisor={**NEWS, "min_free": "4M"}) as both,
+        desk_of(*both) as desk,
+    ):
+        yield desk, disk
+
+
+def node(desk: Desk) -> dict[str, object]:
+    """What ``dlpool nodes`` says of the one that there is."""
+    said = run("nodes", "--json", "--redis-url", desk.service.url)
+    assert said.code == 0, said.err
+    return dict(json.loads(said.out))
+
+
+def wait_until_low(desk: Desk) -> None:
+    """Until no more jobs may be held; what was reserved before goes on."""
+
+    def holds_none() -> bool:
+        desk.service.signal(signal.SIGUSR2)
+        return any(" of 0>" in one["dlpool.supervisor"] for one in desk.service.events("state_dumped"))
+
+    wait_until(holds_none)
+
+
+def fill(disk: Path, size: int) -> Path:
+    ballast = disk / "ballast"
+    ballast.write_bytes(b"x" * size)
+    return ballast
+
+
+@needs_root
+def test_new_jobs_wait_for_space_and_those_that_run_go_on(guarded: tuple[Desk, Path]) -> None:
+    desk, disk = guarded
+    data = make_data(MIB)
+    gate = Gate(File(data))
+    desk.serve(gate)
+    running_url = desk.push("runs")
+    wait_until(lambda: gate.waiting == 1)
+    ballast = fill(disk, 13 * MIB)
+    wait_until_low(desk)
+    waiting_urls = [desk.push(number) for number in range(3)]
+    gate.open()
+    desk.client.wait_for(running_url)
+    assert desk.waiting() >= 2  # one may be reserved
+    wait_until(lambda: bool(node(desk)["is_low_on_space"]))
+    assert set(desk.asked()) == {"runs"}
+    assert run("nodes", "--redis-url", desk.service.url).out.split("\n")[1].split("\t")[1] == "low on space"
+    ballast.unlink()
+    desk.client.wait_for(*waiting_urls)
+    assert all(sha256((disk / desk.name / str(number)).read_bytes()) == sha256(data) for number in range(3))
+    wait_until(lambda: desk.service.events("disk_space_back") != [])
+    [low], [back] = desk.service.events("disk_space_low"), desk.service.events("disk_space_back")
+    assert (low["log.level"], low["dlpool.folder"], low["dlpool.min_free"]) == ("warning", str(disk), 4 * MIB)
+    assert back["dlpool.folder"] == str(disk)
+    assert not desk.service.events("node_fault")
+
+
+@needs_root
+@pytest.mark.parametrize("preallocate", ["auto", "truncate"])
+def test_what_a_running_job_will_take_is_counted_once(preallocate: str, tmp_path: Path) -> None:
+    size = 6 * MIB
+    with (
+        tmpfs(tmp_path / "disk", "16m") as disk,
+        running(
+            tmp_path, paths={"download_dir": disk}, supervisor={**NEWS, "min_free": "8M"},
+            transfer={"preallocate": preallocate, "limit_rate": "256K"},
+        ) as both,
+        desk_of(*both) as desk,
+    ):  # fmt: skip
+        desk.serve(File(make_data(size)))
+        desk.push()
+        wait_until(lambda: desk.service.events("job_started") != [])
+        wait_until(lambda: abs(int(str(node(desk)["free"])) - 10 * MIB) < MIB)
+        assert not node(desk)["is_low_on_space"]
+        remount(disk, "size=12m")
+        wait_until(lambda: bool(node(desk)["is_low_on_space"]))
+        [low] = desk.service.events("disk_space_low")
+        assert (low["dlpool.reserved"] == 0) == (preallocate == "auto")
+
+
+@needs_root
+def test_a_disk_that_only_jobs_lead_to_is_guarded_too(tmp_path: Path) -> None:
+    with (
+        tmpfs(tmp_path / "node" / "out" / "mounted", "8m") as disk,
+        running(tmp_path, supervisor={**NEWS, "min_free": "2M"}) as both,
+        desk_of(*both) as desk,
+    ):
+        gate = Gate(File(make_data(1000)))
+        desk.serve(gate)
+        first = desk.push("a", "mounted/a")
+        wait_until(lambda: gate.waiting == 1)
+        ballast = fill(disk, 7 * MIB)
+        wait_until_low(desk)
+        [low] = desk.service.events("disk_space_low")
+        assert low["dlpool.folder"] == str(disk)
+        second = desk.push("b", "elsewhere")
+        gate.open()
+        desk.client.wait_for(first)
+        assert desk.asked() == ["a"]
+        ballast.unlink()
+        desk.client.wait_for(second)
