@@ -1,0 +1,10 @@
+"""Downloads in a Python program: ``from dlpool import DownloadEngine``."""
+
+from __future__ import annotations
+
+from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.queueing import DownloadQueue
+from dlpool.engine.stats import DownloadStats
+from dlpool.engine.task import DownloadTask
+
+__all__ = ["DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask"]
