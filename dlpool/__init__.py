@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlpool.engine import DownloadEngine, DownloadQueue, DownloadStats, DownloadTask
+    from dlpool.engine import (
+        BatchSummary,
+        DownloadEngine,
+        DownloadQueue,
+        DownloadStats,
+        DownloadTask,
+        download_many,
+    )  # fmt: skip
 
 __version__ = "0.1.0"
-__all__ = ["DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "__version__"]
+__all__ = [
+    "BatchSummary", "DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "__version__", "download_many",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -170,7 +170,7 @@ def test_size_and_eta_are_unknown_where_the_server_says_no_size(engine: Download
             connection.send(b"x" * 10_000)
             time.sleep(0.05)
         go_on.wait(LATE_S)
-        connection.close()
+        connection.hang_up()
 
     with Origin(endless) as origin:
         task = engine.download(f"{origin.url}/x", tmp_path)
@@ -381,7 +381,8 @@ def test_a_session_outlives_a_kill_and_a_cut_line(tmp_path: Path, origin: Origin
         "for number in range(20): engine.download(f'{sys.argv[2]}/{number}', sys.argv[3])\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", program, session, origin.url, tmp_path / "out"], cwd=ROOT, check=False)
+    command: list[str | Path] = [sys.executable, "-c", program, session, origin.url, tmp_path / "out"]
+    killed = subprocess.run(command, cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     with session.open("ab") as file:
         file.write(b'{"begin": {"id": "x", "ur')

@@ -1,4 +1,4 @@
-"""An engine under a random program: pause, resume, cancel, shutdown at any moment; whatever happens, the table holds."""
+"""An engine under a random program: pause, resume, cancel, shutdown at any moment; the table holds."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dlpool.engine.batch import BatchSummary
 from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.many import download_many
 from dlpool.engine.queueing import DownloadQueue
 from dlpool.engine.stats import DownloadStats
 from dlpool.engine.task import DownloadTask
 
-__all__ = ["DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask"]
+__all__ = ["BatchSummary", "DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "download_many"]

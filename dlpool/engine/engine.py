@@ -19,6 +19,7 @@ from dlpool.engine.stats import DownloadStats
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
 from dlpool.engine.task import DownloadTask
 from dlpool.errors import DlpoolError, InternalError, UsageError
+from dlpool.transfer.job import Notify, ignore
 
 
 class DownloadEngine:
@@ -46,8 +47,9 @@ class DownloadEngine:
         transfer: TransferSettings | None = None,
         network: NetworkSettings | None = None,
         keeps_ended: bool = True,
+        notify: Notify = ignore,
     ) -> None:
-        """``keeps_ended``: ended tasks can still be looked up."""
+        """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
         for name, value, low in (("max_workers", max_workers, 1), ("chunk_size", chunk_size, 1),
                                  ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0)):  # fmt: skip
             if value < low:
@@ -58,7 +60,7 @@ class DownloadEngine:
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
         )
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
-        self._maker = Maker(transfer, network, max_workers)
+        self._maker = Maker(transfer, network, max_workers, notify)
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._tasks: dict[str, DownloadTask] = {}

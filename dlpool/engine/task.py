@@ -14,7 +14,7 @@ from typing import Protocol
 from dlpool.engine.gauge import Gauge
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
 from dlpool.errors import Cancelled, DlpoolError, UsageError
-from dlpool.transfer.job import Checksum, Job, Outcome
+from dlpool.transfer.job import Checksum, Job, Outcome, Progress
 from dlpool.transfer.names import safe_name
 from dlpool.transfer.transfer import Transfer
 
@@ -47,12 +47,23 @@ class DownloadTask:
         *,
         checksum: str | None = None,
     ) -> None:
+        self._set_up(_job(url, output_path, filename, headers, checksum), priority, "")
+
+    @classmethod
+    def of(cls, job: Job, *, priority: int = 0, label: str = "") -> DownloadTask:
+        """A task for a job as it stands; ``label`` names it in messages instead of its URL."""
+        task = cls.__new__(cls)
+        task._set_up(job, priority, label)
+        return task
+
+    def _set_up(self, job: Job, priority: int, label: str) -> None:
         self.id = uuid.uuid4().hex
         self.priority = priority
-        self.url = url
+        self.url = job.url
+        self.label = label
+        self.job = job
         self.start_time: float | None = None
         self.end_time: float | None = None
-        self.job = _job(url, output_path, filename, headers, checksum)
         self._changed = threading.Condition()
         self._owner: Owner | None = None
         self._status = PENDING
@@ -124,6 +135,12 @@ class DownloadTask:
     def outcome(self) -> Outcome | None:
         """The figures of a completed download."""
         return self._outcome
+
+    def moment(self) -> Progress:
+        """Where it is, as its transfer sees it."""
+        with self._changed:
+            transfer = self._transfer
+        return Progress(self.job.target, 0, None, 0, "connecting") if transfer is None else transfer.progress()
 
     # --- asking ---
 
