@@ -21,7 +21,6 @@ from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.engine.batch import Batch, Item
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
-from dlpool.engine.many import AHEAD
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.job import Checksum
 
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=notify,
     )  # fmt: skip
     with _items(arguments) as items, _earlier(arguments) as earlier:
-        batch = Batch(engine, items, AHEAD * slots, earlier)
+        batch = Batch(engine, items, earlier)
         shown = _display(arguments.progress, quiet=arguments.quiet)
         report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:

@@ -45,32 +45,30 @@ class View:
 
 
 class Batch:
-    """Feeds ``items`` to ``engine``, which is its own and keeps no ended task. The lock guards everything below it.
+    """What ``engine``, which is its own and keeps no ended task, takes from ``items``, each when a worker is free.
 
-    ``ahead``: how many tasks the engine has at once. ``earlier``: what other runs have done.
+    ``earlier``: what other runs have done. The lock guards everything below it.
     """
 
-    def __init__(
-        self, engine: DownloadEngine, items: Iterator[Item], ahead: int, earlier: DoneList | None = None
-    ) -> None:
+    def __init__(self, engine: DownloadEngine, items: Iterator[Item], earlier: DoneList | None = None) -> None:
         self._engine = engine
         self._items = items
-        self._places = threading.Semaphore(ahead)
+        self._items_lock = threading.Lock()  # reading the list may block; nothing else waits for it
         self._earlier = earlier
         self._lock = threading.Lock()
-        self._open: dict[str, Item] = {}
-        self._numbers: dict[str, int] = {}
+        self._open: dict[str, tuple[int, Item]] = {}  # numbered, by the ids of their tasks
         self._results: list[Result] = []
-        self._done = self._failed = self._ended_bytes = self._skipped = 0
-        self._is_fed = self._is_cancelled = False
-        self._count = 0
+        self._done = self._failed = self._ended_bytes = self._skipped = self._count = 0
+        self._is_read = self._is_cancelled = False
         self.finished = threading.Event()
         self.stopped = threading.Event()  # after cancel: nothing runs any more, though a line may still be waited for
-        engine.register_completion_callback(self._ended)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.view()}>"
 
     def start(self) -> None:
         """Begin."""
-        threading.Thread(target=self._feed, name="dlpool-feeder", daemon=True).start()
+        self._engine.pull(self._next, self._ended)
 
     def cancel(self) -> None:
         """Take no further item, and end those that run, resumably; does not wait for that."""
@@ -78,16 +76,15 @@ class Batch:
             if self._is_cancelled:
                 return
             self._is_cancelled = True
-        self._places.release()
         threading.Thread(target=self._stop, name="dlpool-stopper", daemon=True).start()
 
     def view(self) -> View:
         """Where everything is."""
         with self._lock:
-            numbers = dict(self._numbers)
-            done, failed, ended, earlier = self._done, self._failed, self._ended_bytes, self._skipped
+            numbers = {task_id: number for task_id, (number, _) in self._open.items()}
+            figures = (self._done, self._failed, self._ended_bytes, self._skipped)
         active = {numbers[task.id]: task.moment() for task in self._engine.get_active_tasks() if task.id in numbers}
-        return View(active, done, failed, ended, earlier)
+        return View(active, *figures)
 
     def ended(self) -> list[Result]:
         """What has ended since the last call; nothing is kept, however long the list."""
@@ -95,54 +92,56 @@ class Batch:
             results, self._results = self._results, []
         return results
 
-    def _feed(self) -> None:
+    def _next(self) -> DownloadTask | None:
+        """The task of the next item that is to be fetched."""
+        while (item := self._read()) is not None:
+            if item.job is None:
+                self._record(Result(item, None, item.error))
+            elif self._earlier is not None and self._earlier.has(item.job):
+                self._skip()
+            else:
+                return self._opened(item, item.job)
+        self._look_for_end()
+        return None
+
+    def _skip(self) -> None:
+        with self._lock:
+            self._skipped += 1
+
+    def _opened(self, item: Item, job: Job) -> DownloadTask | None:
+        task = DownloadTask.of(job, label=f"line {item.line}" if item.line else "")
+        with self._lock:
+            if self._is_cancelled:
+                return None
+            self._count += 1
+            self._open[task.id] = self._count, item
+        return task
+
+    def _read(self) -> Item | None:
+        with self._items_lock:
+            item = None if self._is_read or self._is_cancelled else self._read_one()
+            self._is_read = item is None
+            return item
+
+    def _read_one(self) -> Item | None:
         try:
-            for item in self._items:
-                if self._is_cancelled:
-                    break
-                self._submit(item)
+            return next(self._items, None)
         except OSError as error:
             failure = LocalFault(f"the list cannot be read further: {error.strerror}")
             self._record(Result(Item("", None, failure), None, failure))
-        with self._lock:
-            self._is_fed = True
-        self._look_for_end()
-
-    def _submit(self, item: Item) -> None:
-        if item.job is None:
-            self._record(Result(item, None, item.error))
-            return
-        if self._earlier is not None and self._earlier.has(item.job):
-            with self._lock:
-                self._skipped += 1
-            return
-        self._places.acquire()
-        task = DownloadTask.of(item.job, label=f"line {item.line}" if item.line else "")
-        with self._lock:
-            if self._is_cancelled:
-                return
-            self._count += 1
-            self._open[task.id], self._numbers[task.id] = item, self._count
-        try:
-            self._engine.submit(task)
-        except DlpoolError as error:
-            self._close(task, None, error)
+            return None
 
     def _ended(self, task: DownloadTask) -> None:
-        self._close(task, task.outcome, task.failure)
-
-    def _close(self, task: DownloadTask, outcome: Outcome | None, error: DlpoolError | None) -> None:
         with self._lock:
-            item = self._open.pop(task.id, None)
-            self._numbers.pop(task.id, None)
+            _, item = self._open.pop(task.id, (0, None))
         if item is None:
             return
+        outcome, error = task.outcome, task.failure
         if outcome is None and error is None:
             error = Cancelled("the download was cancelled")
         if outcome is not None and self._earlier is not None and item.job is not None:
             self._earlier.add(item.job)
         self._record(Result(item, outcome, error))
-        self._places.release()
         self._look_for_end()
 
     def _record(self, result: Result) -> None:
@@ -154,16 +153,15 @@ class Batch:
 
     def _look_for_end(self) -> None:
         with self._lock:
-            is_over = self._is_fed and not self._open
+            is_over = self._is_read and not self._open
         if is_over:
             self.finished.set()
 
     def _stop(self) -> None:
         self._engine.shutdown(wait=False)
         with self._lock:
-            stopped = list(self._open.values())
+            stopped = [item for _, item in self._open.values()]
             self._open.clear()
-            self._numbers.clear()
         for item in stopped:
             self._record(Result(item, None, Cancelled("the download was cancelled")))
         self.stopped.set()

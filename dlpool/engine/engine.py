@@ -18,8 +18,9 @@ from dlpool.engine.session import Session
 from dlpool.engine.stats import DownloadStats
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
 from dlpool.engine.task import DownloadTask
+from dlpool.engine.workers import Source, Workers
 from dlpool.errors import DlpoolError, InternalError, UsageError
-from dlpool.transfer.job import Notify, ignore
+from dlpool.transfer.job import Notify, Outcome, ignore
 
 
 class DownloadEngine:
@@ -29,7 +30,7 @@ class DownloadEngine:
     ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
     ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds; ``chunk_size``: reads are
     collected to so many bytes, or more, before they are written. ``session``: a file that remembers unfinished tasks.
-    ``transfer`` and ``network`` settle all else. The lock guards the tables of tasks and the number of threads.
+    ``transfer`` and ``network`` settle all else. The lock guards the table of tasks.
     Raises UsageError for values that make no sense, LocalFault if the session cannot be used.
     """
 
@@ -54,7 +55,6 @@ class DownloadEngine:
                                  ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0)):  # fmt: skip
             if value < low:
                 raise UsageError(f"{name} is {value}, less than {low}")
-        self._max_workers = max_workers
         self._keeps_ended = keeps_ended
         transfer = replace(
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
@@ -62,19 +62,19 @@ class DownloadEngine:
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
         self._maker = Maker(transfer, network, max_workers, notify)
         self._pid = os.getpid()
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
-        self._queue = DownloadQueue()
+        self._workers = Workers(max_workers, self._run)
         self._stats = DownloadStats()
-        self._workers = 0
         self._is_closed = self._is_stopping = False
         self._callbacks = Callbacks(self.get_active_tasks, progress_interval)
+        self._tell_end: Callback = self._callbacks.ended
         self._session = Session(Path(session)) if session is not None else None
         for task, is_paused in self._session.unfinished() if self._session else ():
             self._restore(task, is_paused=is_paused)
 
     def __repr__(self) -> str:
-        return f"<DownloadEngine {len(self._tasks)} tasks, {self._workers} of {self._max_workers} workers>"
+        return f"<DownloadEngine {len(self._tasks)} tasks, {self._workers!r}>"
 
     def __enter__(self) -> DownloadEngine:
         return self
@@ -143,7 +143,7 @@ class DownloadEngine:
     @property
     def queue(self) -> DownloadQueue:
         """The tasks that are pending."""
-        return self._queue
+        return self._workers.queue
 
     @property
     def stats(self) -> DownloadStats:
@@ -165,37 +165,45 @@ class DownloadEngine:
 
         What has not ended is paused then; submitted again, or by the next engine with the session, it goes on.
         """
-        with self._lock:
-            self._is_closed = True
-            if wait:
-                self._lock.wait_for(lambda: self._workers == 0 or self._is_stopping)
-            self._is_stopping = True
+        self._is_closed = True
+        if wait:
+            self._workers.wait_until_idle()
+        self._workers.stop()
+        self._is_stopping = True
         for task in self.get_all_tasks():
             task.abandon()
-        self._queue.clear()
-        with self._lock:
-            self._lock.wait_for(lambda: self._workers == 0)
+        self._workers.wait_until_gone()
         self._callbacks.close()
         self._maker.close()
         if self._session is not None:
             self._session.close()
+
+    def pull(self, source: Source, tell_end: Callback) -> None:
+        """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
+
+        ``tell_end`` is called with each task that has ended, by the thread that ran it, instead of the callbacks.
+        """
+
+        def adopted() -> DownloadTask | None:
+            task = source()
+            if task is not None and task.adopt(self):
+                with self._lock:
+                    self._tasks[task.id] = task
+            return task
+
+        self._tell_end = tell_end
+        self._workers.pull(adopted)
 
     # --- what tasks tell (Owner) ---
 
     def waits(self, task: DownloadTask) -> None:
         """It is pending and idle: it belongs into the queue."""
         self._note_pause(task, is_paused=False)
-        with self._lock:
-            if self._is_stopping:
-                return
-            self._queue.add_task(task)
-            if self._workers < self._max_workers and (first := self._next()) is not None:
-                self._workers += 1
-                threading.Thread(target=self._work, args=(first,), name="dlpool-worker", daemon=True).start()
+        self._workers.add(task)
 
     def waits_no_more(self, task: DownloadTask) -> None:
         """It was paused or cancelled while nothing ran for it."""
-        self._queue.remove_task(task.id)
+        self._workers.queue.remove_task(task.id)
         if task.status in FINAL:
             self._ended(task)
         else:
@@ -203,34 +211,19 @@ class DownloadEngine:
 
     # --- the threads ---
 
-    def _next(self) -> DownloadTask | None:
-        """The next task, which is downloading from now on."""
-        while not self._is_stopping and (task := self._queue.get_next_task()) is not None:
-            if task.begin():
-                return task
-        return None
-
-    def _work(self, first: DownloadTask) -> None:
-        task: DownloadTask | None = first
-        while task is not None:
-            self._run(task)
-            with self._lock:
-                task = self._next()
-                if task is None:
-                    self._workers -= 1
-                    self._lock.notify_all()
-
     def _run(self, task: DownloadTask) -> None:
         self._stats.start_task(task.id)
+        outcome: Outcome | None = None
         failure: DlpoolError | None = None
         try:
-            task.run(self._maker.make)
+            outcome = task.run(self._maker.make)
         except DlpoolError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - top of a thread
             failure = InternalError.of(error)
         self._update(task)
-        status = task.end_run(failure)
+        self._workers.release()
+        status = task.end_run(outcome, failure)
         if status in FINAL:
             self._ended(task)
         elif status == PENDING:  # paused and resumed while it ended
@@ -252,7 +245,7 @@ class DownloadEngine:
         if not self._keeps_ended:
             with self._lock:
                 self._tasks.pop(task.id, None)
-        self._callbacks.ended(task)
+        self._tell_end(task)
 
     def _restore(self, task: DownloadTask, *, is_paused: bool) -> None:
         task.adopt(self)
@@ -263,7 +256,7 @@ class DownloadEngine:
             self.waits(task)
 
     def _update(self, task: DownloadTask) -> None:
-        self._stats.update_task_progress(task.id, task.downloaded_size, task.total_size, task.speed)
+        self._stats.update_task_progress(task.id, *task.figures())
 
     def _note_pause(self, task: DownloadTask, *, is_paused: bool) -> None:
         if self._session is not None and not self._is_stopping:

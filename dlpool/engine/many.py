@@ -13,7 +13,6 @@ from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
 
-AHEAD = 4  # tasks a worker, so that none waits for the feeder
 LOOK_S = 0.1
 
 
@@ -36,7 +35,7 @@ def download_many(
     done = DoneList(Path(session)) if session is not None else None
     try:
         with DownloadEngine(max_workers, keeps_ended=False, **options) as engine:
-            batch = Batch(engine, _items(urls, folder), AHEAD * max_workers, done)
+            batch = Batch(engine, _items(urls, folder), done)
             return _run(batch, on_result)
     finally:
         if done is not None:

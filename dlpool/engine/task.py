@@ -7,15 +7,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
 from dlpool.engine.gauge import Gauge
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
-from dlpool.errors import Cancelled, DlpoolError, UsageError
-from dlpool.transfer.job import Checksum, Job, Outcome, Progress
-from dlpool.transfer.names import safe_name
+from dlpool.engine.wish import job_of
+from dlpool.errors import Cancelled, DlpoolError
+from dlpool.transfer.job import Job, Outcome, Progress
 from dlpool.transfer.transfer import Transfer
 
 
@@ -47,7 +47,7 @@ class DownloadTask:
         *,
         checksum: str | None = None,
     ) -> None:
-        self._set_up(_job(url, output_path, filename, headers, checksum), priority, "")
+        self._set_up(job_of(url, output_path, filename, headers, checksum), priority, "")
 
     @classmethod
     def of(cls, job: Job, *, priority: int = 0, label: str = "") -> DownloadTask:
@@ -136,6 +136,11 @@ class DownloadTask:
         """The figures of a completed download."""
         return self._outcome
 
+    def figures(self) -> tuple[int, int | None, float]:
+        """Bytes done, bytes in all, bytes a second."""
+        with self._looking() as gauge:
+            return gauge.done, gauge.total, gauge.speed if self._status == DOWNLOADING else 0.0
+
     def moment(self) -> Progress:
         """Where it is, as its transfer sees it."""
         with self._changed:
@@ -212,24 +217,23 @@ class DownloadTask:
             self._gauge.begin()
             return True
 
-    def run(self, make: Callable[[DownloadTask], Transfer]) -> None:
+    def run(self, make: Callable[[DownloadTask], Transfer]) -> Outcome:
         """Download; called by the thread that has begun it. Raises what ended it without a file."""
         transfer = make(self)
         with self._changed:
             if self._status != DOWNLOADING:
                 raise Cancelled("it was stopped before it began")
             self._transfer = transfer
-        outcome = transfer.run()
-        with self._changed:
-            self._outcome = outcome
-            self._gauge.end(outcome)
-            self._move(COMPLETED)
+        return transfer.run()
 
-    def end_run(self, failure: DlpoolError | None) -> str:
+    def end_run(self, outcome: Outcome | None, failure: DlpoolError | None) -> str:
         """The thread lets go of it; returns its status. What was stopped on demand has not failed."""
-        with self._looking():
+        with self._looking() as gauge:
             self._transfer, self._is_running = None, False
-            if failure is not None and self._status == DOWNLOADING:
+            if outcome is not None and self._move(COMPLETED):
+                self._outcome = outcome
+                gauge.end(outcome)
+            elif failure is not None and self._status == DOWNLOADING:
                 self._failure = failure
                 self._move(FAILED)
             if self._status in FINAL:
@@ -282,16 +286,3 @@ class DownloadTask:
         with self._changed:
             self._gauge.look(self._transfer)
             yield self._gauge
-
-
-def _job(
-    url: str, output_path: str | PathLike[str], filename: str | None, headers: Mapping[str, str] | None,
-    checksum: str | None,
-) -> Job:  # fmt: skip
-    folder = Path(fspath(output_path))
-    if filename is not None and safe_name(filename) != filename:
-        raise UsageError(f"filename {filename[:80]!r} is not the plain name of a file")
-    target = folder if filename is None else folder / filename
-    return Job(
-        url, target, filename is None, dict(headers or {}), checksum=Checksum.parse(checksum) if checksum else None
-    )
