@@ -101,6 +101,7 @@ class TransferSettings:
     preallocate: str = setting(
         choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
     )
+    verify: bool = setting(SWITCH, "yes", "verify the checksum, the given one or the server's digest of the file")
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
     max_file_size: int | None = setting(SIZE, None, "refuse larger files")
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.cli.items import Common, Item, items_from_lines, parse_header, single_item
+from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
+from dlpool.engine.batch import Item
 from dlpool.errors import UsageError
 from dlpool.transfer.job import Checksum, Job
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dlpool.cli.progress import SPEED_WINDOW_S, Speedometer, eta_s, percent, size_text, status_text, time_text
+from dlpool.cli.progress import eta_s, percent, size_text, status_text, time_text
+from dlpool.engine.speed import WINDOW_S, Speedometer
 from dlpool.transfer.job import Progress
 
 KIB = 1024
@@ -58,7 +59,7 @@ def test_a_stall_brings_the_speed_to_nothing() -> None:
     meter = Speedometer()
     meter.add(0.0, 0)
     meter.add(1.0, 10**9)
-    speeds = [meter.add(1.0 + step, 10**9) for step in range(1, int(SPEED_WINDOW_S) + 2)]
+    speeds = [meter.add(1.0 + step, 10**9) for step in range(1, int(WINDOW_S) + 2)]
     assert speeds[-1] == 0.0
     assert speeds == sorted(speeds, reverse=True)
 

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from dlpool.cli.progress import Speedometer, eta_s, percent, size_text, time_text
-from dlpool.cli.runner import View
+from dlpool.cli.progress import eta_s, percent, size_text, time_text
+from dlpool.engine.batch import View
+from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
 
 MAX_LINES = 20  # files shown at once

@@ -13,19 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlpool.cli.items import Common, Item, items_from_lines, parse_header, single_item
+from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
 from dlpool.cli.layers import effective
 from dlpool.cli.options import given_options
 from dlpool.cli.progress import Display, JsonLines, Plain, Silent
 from dlpool.cli.report import Report
-from dlpool.cli.runner import Runner
 from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.engine.batch import Batch, Item
+from dlpool.engine.donelist import DoneList
+from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import LocalFault, UsageError
-from dlpool.transfer.client import Client
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
-from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.transfer import Transfer
 
 DRAW_S = 0.1
 STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name look-up
@@ -52,8 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     transfer, network = _settings(arguments)
     is_list = arguments.input_file is not None
     slots = arguments.jobs if is_list else 1
-    client = Client(network, transfer.pool_size(slots), HostGate(time.monotonic), NetworkWatch(time.monotonic))
-    client.check()
     allow_open_files()
     events: Events | None = queue.SimpleQueue() if arguments.verbose else None
 
@@ -61,15 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
         if events is not None:
             events.put((event, fields))
 
-    with _items(arguments) as items:
-        overwrites = transfer.if_exists == "overwrite"
-        runner = Runner(
-            items, lambda job, admit: Transfer(job, transfer, client, notify, admit if overwrites else None), slots
-        )
+    engine = DownloadEngine(
+        slots, retry_times=transfer.retries, retry_delay=transfer.retry_delay, timeout=network.connect_timeout,
+        verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=notify,
+    )  # fmt: skip
+    with _items(arguments) as items, _earlier(arguments) as earlier:
+        batch = Batch(engine, items, earlier)
         shown = _display(arguments.progress, quiet=arguments.quiet)
         report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:
-            _watch(runner, shown, report, events)
+            _watch(batch, shown, report, events)
         finally:
             shown.close()
     return report.end()
@@ -94,29 +92,44 @@ def _display(kind: str, *, quiet: bool) -> Display:
     return Plain(sys.stderr)
 
 
-def _watch(runner: Runner, shown: Display, report: Report, events: Events | None) -> None:
+@contextmanager
+def _earlier(arguments: argparse.Namespace) -> Iterator[DoneList | None]:
+    """What earlier runs have done, where a session remembers it."""
+    if arguments.session is None:
+        yield None
+        return
+    if arguments.input_file is None:
+        raise UsageError("--session is for a list (-i): one file goes on by itself")
+    done = DoneList(Path(arguments.session))
+    try:
+        yield done
+    finally:
+        done.close()
+
+
+def _watch(batch: Batch, shown: Display, report: Report, events: Events | None) -> None:
     """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
     interruption = Interruption()
-    runner.start()
+    batch.start()
     deadline = float("inf")
     try:
-        while not runner.finished.wait(DRAW_S) and time.monotonic() < deadline:
+        while not batch.finished.wait(DRAW_S) and time.monotonic() < deadline:
             if interruption.signal is not None and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_S
                 report.signal = interruption.signal
-                runner.cancel()
+                batch.cancel()
             _say_events(shown, events)
-            report.add(runner.ended())
-            view = runner.view()
+            report.add(batch.ended())
+            view = batch.view()
             shown.update(view)
-            if report.signal is not None and not view.active:
+            if batch.stopped.is_set():
                 break  # what is left waits for a line of the list
     except BrokenPipeError:  # nobody hears us any more: end as if interrupted
-        runner.cancel()
-        runner.finished.wait(STOP_S)
+        batch.cancel()
+        batch.stopped.wait(STOP_S)
         raise
     _say_events(shown, events)
-    report.add(runner.ended())
+    report.add(batch.ended())
 
 
 def _say_events(shown: Display, events: Events | None) -> None:

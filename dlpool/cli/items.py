@@ -10,22 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlpool.engine.batch import Item
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.urls import check_header, without_user
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _JSON_FIELDS = {"url", "path", "checksum", "headers"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to fetch, or what is wrong with its line. ``line`` is 0 for a URL from the command line."""
-
-    url: str
-    job: Job | None
-    error: DlpoolError | None = None
-    line: int = 0
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ def _add_job_options(group: Any) -> None:
     group.add_argument("-i", "--input-file", metavar="FILE", help="a list, - for standard input: on each line a URL, "
                        'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}')  # fmt: skip
     group.add_argument("-j", "--jobs", metavar="N", type=_jobs, default=5, help="files at once, with -i (default: 5)")
+    group.add_argument(
+        "--session", metavar="FILE", help="with -i: remembers what is done, so that the next run goes on"
+    )
     group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
                        help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
     group.add_argument("--user", metavar="NAME[:PASSWORD]",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from typing import Any, Protocol, TextIO
 
-from dlpool.cli.runner import View
+from dlpool.engine.batch import View
+from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
 
-SPEED_WINDOW_S = 5.0
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
 
@@ -26,23 +25,6 @@ class Display(Protocol):
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-
-
-class Speedometer:
-    """Bytes a second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, total: int) -> float:
-        """Take a sample and return the speed; a total that went back (a restart) begins anew."""
-        if self._samples and total < self._samples[-1][1]:
-            self._samples.clear()
-        self._samples.append((now, total))
-        while len(self._samples) > 2 and now - self._samples[1][0] >= SPEED_WINDOW_S:
-            self._samples.popleft()
-        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
-        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
 
 def size_text(size: float) -> str:

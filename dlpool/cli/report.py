@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.progress import Display, size_text
-from dlpool.cli.runner import Result
+from dlpool.engine.batch import Result
 from dlpool.errors import DlpoolError
 from dlpool.transfer.job import Outcome
 from dlpool.transfer.urls import shown_url

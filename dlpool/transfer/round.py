@@ -207,7 +207,9 @@ class Round:
         self._context.notify("checksum_verified", checksum=str(wanted))
 
     def _wanted_checksum(self, plan: Plan) -> Checksum | None:
-        """The job's, else the one that the server gave for the whole file."""
+        """The job's, else the one that the server gave for the whole file; None if nobody wants to know."""
+        if not self._context.settings.verify:
+            return None
         offered = Checksum(*plan.resource.digest) if plan.resource.digest else None
         return self._context.job.checksum or offered
 

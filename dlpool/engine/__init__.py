@@ -1,0 +1,12 @@
+"""Downloads in a Python program: ``from dlpool import DownloadEngine``."""
+
+from __future__ import annotations
+
+from dlpool.engine.batch import BatchSummary
+from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.many import download_many
+from dlpool.engine.queueing import DownloadQueue
+from dlpool.engine.stats import DownloadStats
+from dlpool.engine.task import DownloadTask
+
+__all__ = ["BatchSummary", "DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "download_many"]

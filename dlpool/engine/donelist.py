@@ -1,0 +1,82 @@
+"""Which items of a list are done: a file that a batch of any length can go on with.
+
+A line an item, in hex: the first 64 bits of a hash of URL and target. What a kill has cut off is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from hashlib import blake2b
+from pathlib import Path
+
+from dlpool.errors import LocalFault
+from dlpool.transfer.files import translated
+from dlpool.transfer.job import Job
+
+HEAD = b"dlpool batch 1\n"
+DIGITS = 16
+
+
+class DoneList:
+    """One batch's file; it holds LOCK_EX on it. Thread-safe: a line is one write, the lock guards the descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalFault, also for a file that another batch has, or that is something else."""
+        self._path = path
+        self._lock = threading.Lock()
+        with translated(f"use the session {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            with translated(f"use the session {path}"):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._done = self._read()
+        except LocalFault as error:
+            self.close()
+            if isinstance(error.__cause__, BlockingIOError):
+                raise LocalFault(f"the session {path} is another batch's") from None
+            raise
+
+    def __repr__(self) -> str:
+        return f"<DoneList {self._path}: {len(self._done)}>"
+
+    def has(self, job: Job) -> bool:
+        """Whether an earlier run has done it."""
+        return _key(job) in self._done
+
+    def add(self, job: Job) -> None:
+        """It is done. Raises LocalFault."""
+        with self._lock, translated(f"write the session {self._path}"):
+            if self._descriptor >= 0:
+                os.write(self._descriptor, b"%016x\n" % _key(job))
+
+    def close(self) -> None:
+        """Let another batch have it."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _read(self) -> set[int]:
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            head = file.readline()
+            if not head:
+                os.write(self._descriptor, HEAD)
+                return set()
+            if head != HEAD:
+                raise LocalFault(f"{self._path} is no session of a batch")
+            done = {int(line, 16) for line in file if len(line) == DIGITS + 1 and line.endswith(b"\n")}
+            if file.tell() and not _ends_line(self._descriptor):
+                os.write(self._descriptor, b"\n")
+            return done
+
+
+def _ends_line(descriptor: int) -> bool:
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == b"\n"
+
+
+def _key(job: Job) -> int:
+    text = f"{job.url}\0{job.target}".encode(errors="surrogateescape")
+    return int.from_bytes(blake2b(text, digest_size=DIGITS // 2).digest(), "big")

@@ -1,0 +1,269 @@
+"""Runs the downloads of a Python program: some at a time, on threads of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+
+from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.engine.callbacks import Callback, Callbacks
+from dlpool.engine.maker import Maker, discard
+from dlpool.engine.queueing import DownloadQueue
+from dlpool.engine.session import Session
+from dlpool.engine.stats import DownloadStats
+from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
+from dlpool.engine.task import DownloadTask
+from dlpool.engine.workers import Source, Workers
+from dlpool.errors import DlpoolError, InternalError, UsageError
+from dlpool.transfer.job import Notify, Outcome, ignore
+
+
+class DownloadEngine:
+    """Downloads files in this process. Thread-safe; make as many as you like.
+
+    Threads only: no signal handlers, no logging set-up, nothing global. After a fork the child must make its own.
+    ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
+    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds; ``chunk_size``: reads are
+    collected to so many bytes, or more, before they are written. ``session``: a file that remembers unfinished tasks.
+    ``transfer`` and ``network`` settle all else. The lock guards the table of tasks.
+    Raises UsageError for values that make no sense, LocalFault if the session cannot be used.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = 3,
+        chunk_size: int = 8192,
+        retry_times: int = 3,
+        retry_delay: float = 5,
+        *,
+        timeout: float = 30,
+        progress_interval: float = 0.5,
+        verify_hash: bool = True,
+        session: str | PathLike[str] | None = None,
+        transfer: TransferSettings | None = None,
+        network: NetworkSettings | None = None,
+        keeps_ended: bool = True,
+        notify: Notify = ignore,
+    ) -> None:
+        """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
+        for name, value, low in (("max_workers", max_workers, 1), ("chunk_size", chunk_size, 1),
+                                 ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0)):  # fmt: skip
+            if value < low:
+                raise UsageError(f"{name} is {value}, less than {low}")
+        self._keeps_ended = keeps_ended
+        transfer = replace(
+            transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
+        )
+        network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
+        self._maker = Maker(transfer, network, max_workers, notify)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._tasks: dict[str, DownloadTask] = {}
+        self._workers = Workers(max_workers, self._run)
+        self._stats = DownloadStats()
+        self._is_closed = self._is_stopping = False
+        self._callbacks = Callbacks(self.get_active_tasks, progress_interval)
+        self._tell_end: Callback = self._callbacks.ended
+        self._session = Session(Path(session)) if session is not None else None
+        for task, is_paused in self._session.unfinished() if self._session else ():
+            self._restore(task, is_paused=is_paused)
+
+    def __repr__(self) -> str:
+        return f"<DownloadEngine {len(self._tasks)} tasks, {self._workers!r}>"
+
+    def __enter__(self) -> DownloadEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown(wait=error is None)
+
+    # --- tasks ---
+
+    def download(
+        self,
+        url: str,
+        output_path: str | PathLike[str],
+        filename: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        *,
+        checksum: str | None = None,
+    ) -> DownloadTask:
+        """Make a task and submit it: with a worker free it is downloading when this returns. Raises UsageError."""
+        return self.submit(DownloadTask(url, output_path, filename, headers, priority, checksum=checksum))
+
+    def submit(self, task: DownloadTask) -> DownloadTask:
+        """Take a task over; one that is ours already stays as it is.
+
+        Raises UsageError for a URL that is none, and after ``shutdown``.
+        """
+        self._check_usable()
+        self._maker.make(task)  # now, as the caller wants to hear what is wrong with it
+        if task.adopt(self):
+            with self._lock:
+                self._tasks[task.id] = task
+            if self._session is not None:
+                self._session.begin(task)
+            self.waits(task)
+        return task
+
+    def cancel_task(self, task_id: str) -> bool:
+        """``DownloadTask.cancel`` by id; False for an unknown one."""
+        return (task := self.get_task(task_id)) is not None and task.cancel()
+
+    def pause_task(self, task_id: str) -> bool:
+        """``DownloadTask.pause`` by id; False for an unknown one."""
+        return (task := self.get_task(task_id)) is not None and task.pause()
+
+    def resume_task(self, task_id: str) -> bool:
+        """``DownloadTask.resume`` by id; False for an unknown one."""
+        return (task := self.get_task(task_id)) is not None and task.resume()
+
+    def get_task(self, task_id: str) -> DownloadTask | None:
+        """The task with that id."""
+        with self._lock:
+            return self._tasks.get(task_id)
+
+    def get_all_tasks(self) -> list[DownloadTask]:
+        """All tasks, as they were submitted."""
+        with self._lock:
+            return list(self._tasks.values())
+
+    def get_active_tasks(self) -> list[DownloadTask]:
+        """The tasks that are downloading."""
+        return [task for task in self.get_all_tasks() if task.status == DOWNLOADING]
+
+    @property
+    def queue(self) -> DownloadQueue:
+        """The tasks that are pending."""
+        return self._workers.queue
+
+    @property
+    def stats(self) -> DownloadStats:
+        """The figures of all tasks, as they are now."""
+        for task in self.get_active_tasks():
+            self._update(task)
+        return self._stats
+
+    def register_progress_callback(self, callback: Callback) -> None:
+        """Call ``callback(task)`` while a task comes further; see README for when and where."""
+        self._callbacks.on_progress(callback)
+
+    def register_completion_callback(self, callback: Callback) -> None:
+        """Call ``callback(task)`` once when a task is completed, failed or cancelled."""
+        self._callbacks.on_completion(callback)
+
+    def shutdown(self, wait: bool = True) -> None:
+        """End: when all tasks have ended (paused ones stay), or now, with what was fetched kept. May be repeated.
+
+        What has not ended is paused then; submitted again, or by the next engine with the session, it goes on.
+        """
+        self._is_closed = True
+        if wait:
+            self._workers.wait_until_idle()
+        self._workers.stop()
+        self._is_stopping = True
+        for task in self.get_all_tasks():
+            task.abandon()
+        self._workers.wait_until_gone()
+        self._callbacks.close()
+        self._maker.close()
+        if self._session is not None:
+            self._session.close()
+
+    def pull(self, source: Source, tell_end: Callback) -> None:
+        """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
+
+        ``tell_end`` is called with each task that has ended, by the thread that ran it, instead of the callbacks.
+        """
+
+        def adopted() -> DownloadTask | None:
+            task = source()
+            if task is not None and task.adopt(self):
+                with self._lock:
+                    self._tasks[task.id] = task
+            return task
+
+        self._tell_end = tell_end
+        self._workers.pull(adopted)
+
+    # --- what tasks tell (Owner) ---
+
+    def waits(self, task: DownloadTask) -> None:
+        """It is pending and idle: it belongs into the queue."""
+        self._note_pause(task, is_paused=False)
+        self._workers.add(task)
+
+    def waits_no_more(self, task: DownloadTask) -> None:
+        """It was paused or cancelled while nothing ran for it."""
+        self._workers.queue.remove_task(task.id)
+        if task.status in FINAL:
+            self._ended(task)
+        else:
+            self._note_pause(task, is_paused=True)
+
+    # --- the threads ---
+
+    def _run(self, task: DownloadTask) -> None:
+        self._stats.start_task(task.id)
+        outcome: Outcome | None = None
+        failure: DlpoolError | None = None
+        try:
+            outcome = task.run(self._maker.make)
+        except DlpoolError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - top of a thread
+            failure = InternalError.of(error)
+        self._update(task)
+        self._workers.release()
+        status = task.end_run(outcome, failure)
+        if status in FINAL:
+            self._ended(task)
+        elif status == PENDING:  # paused and resumed while it ended
+            self.waits(task)
+        else:
+            self._stats.drop_task(task.id)
+            self._note_pause(task, is_paused=not self._is_stopping)
+
+    def _ended(self, task: DownloadTask) -> None:
+        if task.status == COMPLETED:
+            self._stats.complete_task(task.id)
+        elif task.status == FAILED:
+            self._stats.fail_task(task.id, task.error or "")
+        elif task.status == CANCELLED:
+            self._stats.drop_task(task.id)
+            discard(task)
+        if self._session is not None:
+            self._session.end(task.id)
+        if not self._keeps_ended:
+            with self._lock:
+                self._tasks.pop(task.id, None)
+        self._tell_end(task)
+
+    def _restore(self, task: DownloadTask, *, is_paused: bool) -> None:
+        task.adopt(self)
+        self._tasks[task.id] = task
+        if is_paused:
+            task.pause()
+        else:
+            self.waits(task)
+
+    def _update(self, task: DownloadTask) -> None:
+        self._stats.update_task_progress(task.id, *task.figures())
+
+    def _note_pause(self, task: DownloadTask, *, is_paused: bool) -> None:
+        if self._session is not None and not self._is_stopping:
+            self._session.pause(task.id, is_paused=is_paused)
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise UsageError("the engine is shut down: make another one")
+        if os.getpid() != self._pid:
+            raise UsageError("the engine belongs to the process that has forked: make another one")

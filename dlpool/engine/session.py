@@ -1,0 +1,150 @@
+"""The file that remembers unfinished tasks: a line for each change, so that a kill at any moment loses none.
+
+Lines are JSON: ``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"go": ID}``; a line that a kill has cut is
+passed over. The file is written anew, by temporary file and rename, when it is opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from dlpool.engine.task import DownloadTask
+from dlpool.errors import LocalFault, UsageError
+from dlpool.transfer.files import sync_folder, translated
+
+_FIELDS = ("id", "url", "output_path", "filename", "headers", "priority", "checksum")
+
+
+class Session:
+    """One engine's file; it holds LOCK_EX on it. Thread-safe: each line is one write, the lock guards the descriptor.
+
+    Nothing is synced but the names: a power failure may lose the last changes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises LocalFault, also for a file that another engine has, or that is no session."""
+        self._path = path
+        self._lock = threading.Lock()
+        with translated(f"use the session {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            present = _locked(path)
+        try:
+            self._open, self._paused = _read(present, path)
+            with translated(f"write the session {path}"):
+                self._descriptor = self._rewritten()
+        finally:
+            os.close(present)
+
+    def __repr__(self) -> str:
+        return f"<Session {self._path}>"
+
+    def unfinished(self) -> list[tuple[DownloadTask, bool]]:
+        """The tasks that were unfinished when it was opened, and whether each was paused."""
+        return [(_task(fields), task_id in self._paused) for task_id, fields in self._open.items()]
+
+    def begin(self, task: DownloadTask) -> None:
+        """A task was submitted. Raises LocalFault."""
+        self._write({"begin": _fields(task)})
+
+    def end(self, task_id: str) -> None:
+        """It has ended. Raises LocalFault."""
+        self._write({"end": task_id})
+
+    def pause(self, task_id: str, *, is_paused: bool) -> None:
+        """It was paused, or goes on. Raises LocalFault."""
+        self._write({"pause" if is_paused else "go": task_id})
+
+    def close(self) -> None:
+        """Let another engine have it."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _write(self, change: dict[str, Any]) -> None:
+        with self._lock, translated(f"write the session {self._path}"):
+            if self._descriptor >= 0:
+                os.write(self._descriptor, _line(change))
+
+    def _rewritten(self) -> int:
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # before it has the name
+        for fields in self._open.values():
+            os.write(descriptor, _line({"begin": fields}))
+        for task_id in self._paused:
+            os.write(descriptor, _line({"pause": task_id}))
+        os.fsync(descriptor)
+        os.replace(temporary, self._path)
+        sync_folder(self._path.parent)
+        return descriptor
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the file that has the name, with LOCK_EX. Raises OSError."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LocalFault(f"the session {path} is another engine's") from None
+        except FileNotFoundError:
+            pass  # written anew since
+        os.close(descriptor)
+
+
+def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The unfinished tasks, by id, and which of them are paused."""
+    open_tasks: dict[str, dict[str, Any]] = {}
+    paused: set[str] = set()
+    with os.fdopen(os.dup(descriptor), "r", encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            ((verb, what),) = json.loads(line).items()
+        except (ValueError, AttributeError):
+            if number < len(lines):
+                raise LocalFault(f"{path} is no session: line {number} is not understood") from None
+            continue
+        if verb == "begin":
+            open_tasks[what["id"]] = what
+        elif verb == "end":
+            open_tasks.pop(what, None)
+        elif verb == "pause":
+            paused.add(what)
+        else:
+            paused.discard(what)
+    return open_tasks, paused & open_tasks.keys()
+
+
+def _line(change: dict[str, Any]) -> bytes:
+    return json.dumps(change).encode() + b"\n"
+
+
+def _fields(task: DownloadTask) -> dict[str, Any]:
+    job = task.job
+    folder, filename = (job.target, None) if job.is_folder else (job.target.parent, job.target.name)
+    return {
+        "id": task.id, "url": task.url, "output_path": str(folder.absolute()), "filename": filename,
+        "headers": dict(job.headers), "priority": task.priority,
+        "checksum": str(job.checksum) if job.checksum else None,
+    }  # fmt: skip
+
+
+def _task(fields: dict[str, Any]) -> DownloadTask:
+    try:
+        known = {name: fields[name] for name in _FIELDS}
+        task_id, checksum = known.pop("id"), known.pop("checksum")
+        task = DownloadTask(**known, checksum=checksum)
+    except (KeyError, TypeError, UsageError) as error:
+        raise LocalFault(f"a task of the session cannot be used: {error}") from error
+    task.id = str(task_id)
+    return task

@@ -1,0 +1,288 @@
+"""One download of a program: what it may look at, and what it may ask for."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+from dlpool.engine.gauge import Gauge
+from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
+from dlpool.engine.wish import job_of
+from dlpool.errors import Cancelled, DlpoolError
+from dlpool.transfer.job import Job, Outcome, Progress
+from dlpool.transfer.transfer import Transfer
+
+
+class Owner(Protocol):
+    """The engine, as a task sees it; called under no lock."""
+
+    def waits(self, task: DownloadTask) -> None:
+        """It is pending and idle: it belongs into the queue."""
+
+    def waits_no_more(self, task: DownloadTask) -> None:
+        """It was paused or cancelled while nothing ran for it."""
+
+
+class DownloadTask:
+    """One URL to one file. Thread-safe; the lock guards all of it.
+
+    ``output_path`` is a folder, made if it is missing; without ``filename`` the server or the URL names the file.
+    ``headers`` go to the URL's origin only. A smaller ``priority`` is taken sooner. ``checksum`` is ``ALGO:HEX``.
+    Raises UsageError for what could never be downloaded. ``start_time`` and ``end_time`` in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        output_path: str | PathLike[str],
+        filename: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        *,
+        checksum: str | None = None,
+    ) -> None:
+        self._set_up(job_of(url, output_path, filename, headers, checksum), priority, "")
+
+    @classmethod
+    def of(cls, job: Job, *, priority: int = 0, label: str = "") -> DownloadTask:
+        """A task for a job as it stands; ``label`` names it in messages instead of its URL."""
+        task = cls.__new__(cls)
+        task._set_up(job, priority, label)
+        return task
+
+    def _set_up(self, job: Job, priority: int, label: str) -> None:
+        self.id = uuid.uuid4().hex
+        self.priority = priority
+        self.url = job.url
+        self.label = label
+        self.job = job
+        self.start_time: float | None = None
+        self.end_time: float | None = None
+        self._changed = threading.Condition()
+        self._owner: Owner | None = None
+        self._status = PENDING
+        self._is_running = False  # a thread has it, whatever its status is by now
+        self._is_publishing = False
+        self._is_abandoned = False  # the engine is shut down
+        self._transfer: Transfer | None = None
+        self._outcome: Outcome | None = None
+        self._failure: DlpoolError | None = None
+        self._gauge = Gauge(None if self.job.is_folder else self.job.target)
+
+    def __repr__(self) -> str:
+        return f"<DownloadTask {self.id} {self._status} {self.url!r}>"
+
+    # --- looking ---
+
+    @property
+    def status(self) -> str:
+        """pending, downloading, paused, completed, failed or cancelled."""
+        return self._status
+
+    @property
+    def progress(self) -> float:
+        """From 0.0 to 1.0; never backwards but after a restart, which the log of events announces."""
+        with self._looking() as gauge:
+            return 1.0 if self._status == COMPLETED else gauge.share
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second over the last seconds; 0.0 unless it is downloading."""
+        with self._looking() as gauge:
+            return gauge.speed if self._status == DOWNLOADING else 0.0
+
+    @property
+    def downloaded_size(self) -> int:
+        """Bytes that are in the file."""
+        with self._looking() as gauge:
+            return gauge.done
+
+    @property
+    def total_size(self) -> int | None:
+        """Bytes that the file will have; None while unknown."""
+        with self._looking() as gauge:
+            return gauge.total
+
+    @property
+    def eta(self) -> int | None:
+        """Seconds left at the present speed; None if that cannot be told."""
+        with self._looking() as gauge:
+            return gauge.eta_s if self._status == DOWNLOADING else None
+
+    @property
+    def file_path(self) -> Path | None:
+        """Where the file is, or will be; None while its name is unknown."""
+        with self._looking() as gauge:
+            return gauge.path
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed."""
+        return None if self._failure is None else str(self._failure)
+
+    @property
+    def failure(self) -> DlpoolError | None:
+        """The same as an exception, with its label."""
+        return self._failure
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The figures of a completed download."""
+        return self._outcome
+
+    def figures(self) -> tuple[int, int | None, float]:
+        """Bytes done, bytes in all, bytes a second."""
+        with self._looking() as gauge:
+            return gauge.done, gauge.total, gauge.speed if self._status == DOWNLOADING else 0.0
+
+    def moment(self) -> Progress:
+        """Where it is, as its transfer sees it."""
+        with self._changed:
+            transfer = self._transfer
+        return Progress(self.job.target, 0, None, 0, "connecting") if transfer is None else transfer.progress()
+
+    # --- asking ---
+
+    def cancel(self) -> bool:
+        """End it for good, and remove what it has fetched. False if it has ended, or is about to be published."""
+        return self._stop(CANCELLED, "the download was cancelled")
+
+    def pause(self) -> bool:
+        """Give its place to another; what it has fetched stays. False unless it is pending or downloading."""
+        return self._stop(PAUSED, "the download was paused")
+
+    def resume(self) -> bool:
+        """Queue it again, behind those of its priority. False unless it is paused."""
+        with self._changed:
+            owner = self._owner
+            if self._status != PAUSED or owner is None or self._is_abandoned:
+                return False
+            self._move(PENDING)
+            is_idle = not self._is_running  # else its thread sees that when it has ended
+        if is_idle:
+            owner.waits(self)
+        return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, for ``timeout`` seconds at most. False if it has not, or its engine is shut down."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_over or self._is_abandoned, timeout)
+            return self.is_over
+
+    def result(self, timeout: float | None = None) -> Path:
+        """The path of the file, when it is there.
+
+        Raises TimeoutError, Cancelled, or what the download failed with.
+        """
+        if not self.wait(timeout):
+            if self._is_abandoned:
+                raise Cancelled("the engine was shut down before the download ended")
+            raise TimeoutError(f"the download has not ended within {timeout} s")
+        if self._outcome is not None:
+            return self._outcome.path
+        raise self._failure or Cancelled("the download was cancelled")
+
+    def update_progress(self, progress: float) -> None:
+        """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows. Never backwards."""
+        with self._changed:
+            self._gauge.told = max(self._gauge.told, min(1.0, progress))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and nothing runs for it any more."""
+        return self._status in FINAL and not self._is_running
+
+    # --- for the engine ---
+
+    def adopt(self, owner: Owner) -> bool:
+        """Become a task of an engine; False if it is one already."""
+        with self._changed:
+            is_new = self._owner is None
+            self._owner = self._owner or owner
+            return is_new
+
+    def begin(self) -> bool:
+        """A thread takes it; False if it is not pending any more."""
+        with self._changed:
+            if self._is_running or not self._move(DOWNLOADING):
+                return False
+            self._is_running, self._is_publishing = True, False
+            self.start_time = self.start_time or time.time()
+            self._gauge.begin()
+            return True
+
+    def run(self, make: Callable[[DownloadTask], Transfer]) -> Outcome:
+        """Download; called by the thread that has begun it. Raises what ended it without a file."""
+        transfer = make(self)
+        with self._changed:
+            if self._status != DOWNLOADING:
+                raise Cancelled("it was stopped before it began")
+            self._transfer = transfer
+        return transfer.run()
+
+    def end_run(self, outcome: Outcome | None, failure: DlpoolError | None) -> str:
+        """The thread lets go of it; returns its status. What was stopped on demand has not failed."""
+        with self._looking() as gauge:
+            self._transfer, self._is_running = None, False
+            if outcome is not None and self._move(COMPLETED):
+                self._outcome = outcome
+                gauge.end(outcome)
+            elif failure is not None and self._status == DOWNLOADING:
+                self._failure = failure
+                self._move(FAILED)
+            if self._status in FINAL:
+                self.end_time = time.time()
+            self._changed.notify_all()
+            return self._status
+
+    def abandon(self) -> None:
+        """The engine is shut down: what has not ended is paused, and nobody waits for it."""
+        self._stop(PAUSED, "the engine is shut down")
+        with self._changed:
+            self._is_abandoned = True
+            self._changed.notify_all()
+
+    def permit(self) -> None:
+        """May the verified file be published? From now on it is too late to stop it. Raises Cancelled."""
+        with self._changed:
+            if self._status != DOWNLOADING:
+                raise Cancelled("it was stopped before it was published")
+            self._is_publishing = True
+
+    def hear(self, event: str, /, **fields: object) -> None:
+        """What happens in its transfer: a Notify."""
+        with self._changed:
+            self._gauge.hear(event, fields)
+
+    def _stop(self, status: str, reason: str) -> bool:
+        with self._changed:
+            if self._is_publishing or not self._move(status):
+                return False
+            owner, transfer, is_idle = self._owner, self._transfer, not self._is_running
+            if is_idle and status in FINAL:
+                self.end_time = time.time()
+            self._changed.notify_all()
+        if transfer is not None:
+            transfer.cancel(Cancelled(reason))
+        if is_idle and owner is not None:
+            owner.waits_no_more(self)
+        return True
+
+    def _move(self, status: str) -> bool:
+        if status not in MOVES[self._status]:
+            return False
+        self._status = status
+        return True
+
+    @contextmanager
+    def _looking(self) -> Iterator[Gauge]:
+        """The lock, and where it is now."""
+        with self._changed:
+            self._gauge.look(self._transfer)
+            yield self._gauge

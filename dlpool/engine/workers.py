@@ -1,0 +1,124 @@
+"""The threads of an engine: so many at most, started when there is work, ended when there is none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from dlpool.engine.queueing import DownloadQueue
+from dlpool.engine.task import DownloadTask
+
+Source = Callable[[], "DownloadTask | None"]
+
+
+class Workers:
+    """Run the tasks of ``queue``, then those of a source. Thread-safe; the lock guards the numbers.
+
+    A thread that has released its task may still tell of its end; it is not one of the ``most`` then.
+    """
+
+    def __init__(self, most: int, run: Callable[[DownloadTask], None]) -> None:
+        """``run`` runs one task, which is downloading already, calls ``release``, and raises nothing."""
+        self.queue = DownloadQueue()
+        self._most = most
+        self._run = run
+        self._lock = threading.Condition()
+        self._threads = self._busy = self._pulling = 0  # those with a task, and those that wait for the source
+        self._source: Source | None = None
+        self._is_stopping = False
+
+    def __repr__(self) -> str:
+        return f"<Workers {self._threads} of {self._most}>"
+
+    def add(self, task: DownloadTask) -> None:
+        """Queue a task; with a thread free it is downloading when this returns."""
+        with self._lock:
+            if self._is_stopping:
+                return
+            self.queue.add_task(task)
+            if (first := self._next()) is not None:
+                self._threads += 1
+                self._spawn(first)
+
+    def release(self) -> None:
+        """The calling thread's task is about to end: another one may begin."""
+        with self._lock:
+            self._busy -= 1
+
+    def pull(self, source: Source) -> None:
+        """Have all threads take tasks from ``source`` too; it may block, and gives None when there are no more."""
+        with self._lock:
+            new, self._threads, self._source = self._most - self._threads, self._most, source
+        for _ in range(new):
+            self._spawn(None)
+
+    def wait_until_idle(self) -> None:
+        """Until there is nothing to do, or ``stop`` is called."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._threads == 0 or self._is_stopping)
+
+    def stop(self) -> None:
+        """Begin no further task."""
+        with self._lock:
+            self._is_stopping = True
+            self._lock.notify_all()
+
+    def wait_until_gone(self) -> None:
+        """Until no thread runs a task; one that waits for the source is not waited for."""
+        self.queue.clear()
+        with self._lock:
+            self._lock.wait_for(lambda: self._threads == self._pulling)
+
+    def _spawn(self, first: DownloadTask | None) -> None:
+        threading.Thread(target=self._work, args=(first,), name="dlpool-worker", daemon=True).start()
+
+    def _work(self, task: DownloadTask | None) -> None:
+        while task is not None or (task := self._pulled()) is not None:
+            self._run(task)
+            with self._lock:
+                task = self._next()
+                if task is None and self._source is None:
+                    self._leave()
+                    return
+
+    def _next(self) -> DownloadTask | None:
+        """The next task of the queue, which is downloading from now on."""
+        while not self._is_stopping and self._busy < self._most and (task := self.queue.get_next_task()) is not None:
+            if task.begin():
+                self._busy += 1
+                return task
+        return None
+
+    def _pulled(self) -> DownloadTask | None:
+        """The same from the source; without one this thread is none of ours any more."""
+        while (source := self._begin_pull()) is not None:
+            task = None
+            try:
+                task = source()
+            finally:
+                is_wanted = self._end_pull(has_task=task is not None)
+            if is_wanted and task is not None and task.begin():
+                return task
+            self.release()
+        return None
+
+    def _begin_pull(self) -> Source | None:
+        with self._lock:
+            if self._is_stopping or self._source is None:
+                self._leave()
+                return None
+            self._pulling += 1
+            self._busy += 1
+            return self._source
+
+    def _end_pull(self, *, has_task: bool) -> bool:
+        with self._lock:
+            self._pulling -= 1
+            self._lock.notify_all()
+            if not has_task or self._is_stopping:
+                self._source = None
+            return not self._is_stopping
+
+    def _leave(self) -> None:
+        self._threads -= 1
+        self._lock.notify_all()

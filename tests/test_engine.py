@@ -1,0 +1,431 @@
+"""The Python API: what python programs rely on, line by line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dlpool
+from dlpool import DownloadEngine, DownloadTask
+from dlpool.errors import Cancelled, LocalFault, NotFound, UsageError
+from tests.conftest import make_data, wait_until
+from tests.disks import needs_root, tmpfs
+from tests.origin import Connection, File, Origin, Request
+from tests.processes import ROOT
+
+MIB = 1024 * 1024
+LATE_S = 30.0
+
+
+class Slow(File):
+    """A file that comes so slowly that a test can do something meanwhile."""
+
+    def __init__(self, size: int = 2 * MIB, pause_s: float = 0.02) -> None:
+        super().__init__(make_data(size), block=64 * 1024, pause_s=pause_s)
+
+
+class Door:
+    """Lets nobody in before it is open."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.open = threading.Event()
+
+    def __call__(self, request: Request, connection: Connection) -> None:
+        self.open.wait(LATE_S)
+        self.file(request, connection)
+
+
+@pytest.fixture
+def engine() -> Iterator[DownloadEngine]:
+    made = DownloadEngine(retry_times=1, retry_delay=0)
+    yield made
+    made.shutdown(wait=False)
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin(File(make_data(100_000))) as started:
+        yield started
+
+
+# --- one task ---
+
+
+def test_a_download_ends_in_its_file_with_its_figures(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+    task = engine.download(f"{origin.url}/file.bin", str(tmp_path / "new" / "folder"))
+    assert task.status == "downloading"
+    assert task.result(LATE_S) == tmp_path / "new" / "folder" / "file.bin"
+    assert task.file_path is not None
+    assert task.file_path.read_bytes() == make_data(100_000)
+    assert (task.status, task.progress, task.downloaded_size, task.total_size) == ("completed", 1.0, 100_000, 100_000)
+    assert (task.error, task.speed, task.eta) == (None, 0.0, None)
+    assert task.start_time is not None
+    assert task.end_time is not None
+    assert time.time() - 60 < task.start_time <= task.end_time <= time.time()
+
+
+def test_a_given_name_is_used_and_headers_are_sent(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+    task = engine.download(f"{origin.url}/x", tmp_path, "mine.zip", {"X-Key": "value"})
+    assert task.result(LATE_S) == tmp_path / "mine.zip"
+    assert origin.requests[0].headers["x-key"] == "value"
+
+
+def test_the_servers_name_comes_before_that_of_the_url(engine: DownloadEngine, tmp_path: Path) -> None:
+    named = File(b"x", extra={"Content-Disposition": 'attachment; filename="theirs.bin"'})
+    with Origin(named) as origin:
+        assert engine.download(f"{origin.url}/x", tmp_path).result(LATE_S) == tmp_path / "theirs.bin"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda engine, folder: engine.download("ftp://h/x", folder), "http"),
+        (lambda engine, folder: engine.download("http://h/x", folder, "../x"), "plain name"),
+        (lambda engine, folder: engine.download("http://h/x", folder, "a" * 300), "plain name"),
+        (lambda engine, folder: engine.download("http://h/x", folder, checksum="md5:1"), "checksum"),
+        (lambda engine, folder: engine.download("http://h/x", folder, headers={"A": "b\nc"}), "header"),
+        (lambda engine, folder: DownloadEngine(max_workers=0), "max_workers is 0"),
+        (lambda engine, folder: DownloadEngine(chunk_size=-1), "chunk_size is -1"),
+    ],
+)
+def test_what_could_never_work_is_said_at_once(
+    make: Callable[[DownloadEngine, Path], Any], said: str, engine: DownloadEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        make(engine, tmp_path)
+
+
+def test_a_failure_says_why(engine: DownloadEngine, tmp_path: Path) -> None:
+    with Origin(lambda _, connection: connection.answer(404, {}, b"no")) as origin:
+        task = engine.download(f"{origin.url}/x", tmp_path)
+        assert task.wait(LATE_S)
+        assert (task.status, task.file_path) == ("failed", None)
+        assert task.error is not None
+        assert "404" in task.error
+        with pytest.raises(NotFound):
+            task.result()
+        assert engine.stats.errors == {task.id: task.error}
+
+
+def test_network_errors_are_retried(engine: DownloadEngine, tmp_path: Path) -> None:
+    file, asked = File(b"x" * 1000), []
+
+    def flaky(request: Request, connection: Connection) -> None:
+        asked.append(request)
+        if len(asked) == 1:
+            connection.reset()
+        else:
+            file(request, connection)
+
+    with Origin(flaky) as origin:
+        assert engine.download(f"{origin.url}/x", tmp_path).result(LATE_S).read_bytes() == file.data
+    assert len(asked) == 2
+
+
+@needs_root
+def test_a_full_disk_fails_at_once(tmp_path: Path, origin: Origin) -> None:
+    with tmpfs(tmp_path / "disk", "1m") as disk, Origin(File(make_data(8 * MIB))) as large:
+        with DownloadEngine() as engine:
+            task = engine.download(f"{large.url}/x", disk)
+            with pytest.raises(LocalFault, match="full"):
+                task.result(LATE_S)
+        assert len(large.requests) == 1
+
+
+def test_a_checksum_is_verified_unless_nobody_wants_that(origin: Origin, tmp_path: Path) -> None:
+    right, wrong = f"sha256:{sha256(make_data(100_000)).hexdigest()}", f"sha256:{'0' * 64}"
+    with DownloadEngine() as engine, DownloadEngine(verify_hash=False) as careless:
+        assert engine.download(f"{origin.url}/a", tmp_path, checksum=right).wait(LATE_S)
+        bad = engine.download(f"{origin.url}/b", tmp_path, checksum=wrong)
+        assert bad.wait(LATE_S)
+        assert bad.status == "failed"
+        assert careless.download(f"{origin.url}/c", tmp_path, checksum=wrong).result(LATE_S)
+
+
+def test_two_urls_do_not_become_one_file(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+    first = engine.download(f"{origin.url}/1/same", tmp_path)
+    first.result(LATE_S)
+    second = engine.download(f"{origin.url}/2/same", tmp_path)
+    assert second.wait(LATE_S)
+    assert "overwrite" in (second.error or "")
+
+
+def test_size_and_eta_are_unknown_where_the_server_says_no_size(engine: DownloadEngine, tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def endless(request: Request, connection: Connection) -> None:
+        connection.answer(200, {}, length=False)
+        for _ in range(5):
+            connection.send(b"x" * 10_000)
+            time.sleep(0.05)
+        go_on.wait(LATE_S)
+        connection.hang_up()
+
+    with Origin(endless) as origin:
+        task = engine.download(f"{origin.url}/x", tmp_path)
+        wait_until(lambda: task.downloaded_size >= 40_000, LATE_S)
+        assert (task.total_size, task.eta, task.progress) == (None, None, 0.0)
+        task.update_progress(0.5)
+        task.update_progress(0.2)
+        assert task.progress == 0.5
+        go_on.set()
+        task.wait(LATE_S)
+
+
+# --- many tasks ---
+
+
+def test_no_more_than_max_workers_run_and_smaller_priorities_first(tmp_path: Path) -> None:
+    door = Door(File(b"x"))
+    with Origin(door) as origin, DownloadEngine(max_workers=2) as engine:
+        running = [engine.download(f"{origin.url}/r{number}", tmp_path) for number in range(2)]
+        waiting = [engine.download(f"{origin.url}/p{priority}", tmp_path, priority=priority) for priority in (3, 1, 2)]
+        assert [task.status for task in (*running, *waiting)] == ["downloading"] * 2 + ["pending"] * 3
+        assert [task.priority for task in engine.queue.get_all_tasks()] == [1, 2, 3]
+        assert engine.get_active_tasks() == running
+        assert engine.get_all_tasks() == running + waiting
+        door.open.set()
+    assert [task.status for task in (*running, *waiting)] == ["completed"] * 5
+    begun = sorted(waiting, key=lambda task: task.start_time or 0)
+    assert [task.priority for task in begun] == [1, 2, 3]
+
+
+def test_a_paused_task_gives_its_slot_away_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    with Origin(Slow()) as origin, DownloadEngine(max_workers=1) as engine:
+        first, second = (engine.download(f"{origin.url}/{name}", tmp_path) for name in "ab")
+        wait_until(lambda: first.downloaded_size >= 300_000, LATE_S)
+        assert engine.pause_task(first.id)
+        assert not engine.pause_task(first.id)
+        wait_until(lambda: second.status == "downloading", LATE_S)
+        done = first.downloaded_size
+        assert done >= 300_000
+        assert engine.resume_task(first.id)
+        assert first.status == "pending"
+        assert first.progress > 0.1, "what is done stays done"
+        first.result(LATE_S)
+        assert first.outcome is not None
+        assert first.outcome.resumed_from >= 64 * 1024
+        assert first.file_path is not None
+        assert first.file_path.read_bytes() == Slow().data
+
+
+def test_a_cancelled_task_leaves_nothing(engine: DownloadEngine, tmp_path: Path) -> None:
+    with Origin(Slow()) as origin:
+        task = engine.download(f"{origin.url}/a", tmp_path)
+        wait_until(lambda: task.downloaded_size > 0, LATE_S)
+        assert engine.cancel_task(task.id)
+        assert task.status == "cancelled"
+        assert not task.resume()
+        assert not task.cancel()
+        assert task.wait(LATE_S)
+        with pytest.raises(Cancelled):
+            task.result()
+        wait_until(lambda: not list(tmp_path.iterdir()), LATE_S)
+
+
+def test_unknown_ids_are_no_errors(engine: DownloadEngine) -> None:
+    assert engine.get_task("none") is None
+    assert not (engine.cancel_task("none") or engine.pause_task("none") or engine.resume_task("none"))
+
+
+def test_five_hundred_tasks_on_three_workers(origin: Origin, tmp_path: Path) -> None:
+    with DownloadEngine() as engine:
+        tasks = [engine.download(f"{origin.url}/{number}", tmp_path) for number in range(500)]
+    assert {task.status for task in tasks} == {"completed"}
+    assert len(list(tmp_path.iterdir())) == 500
+    assert engine.stats.completed == 500
+    assert engine.stats.get_completed_bytes() == engine.stats.get_total_bytes() == 500 * 100_000
+    assert engine.stats.get_overall_progress() == 1.0
+
+
+# --- callbacks ---
+
+
+def test_completion_is_called_once_for_each_end_on_one_thread(tmp_path: Path) -> None:
+    ended: list[tuple[str, str, int]] = []
+    slow = Slow()
+
+    def answer(request: Request, connection: Connection) -> None:
+        if request.path == "/bad":
+            connection.answer(404, {}, b"")
+        else:
+            (slow if request.path == "/slow" else File(b"x"))(request, connection)
+
+    with Origin(answer) as origin, DownloadEngine() as engine:
+        engine.register_completion_callback(lambda task: ended.append((task.id, task.status, threading.get_ident())))
+        tasks = [engine.download(f"{origin.url}/{name}", tmp_path) for name in ("good", "bad", "slow")]
+        wait_until(lambda: tasks[2].downloaded_size > 0, LATE_S)
+        tasks[2].cancel()
+    assert sorted(one[:2] for one in ended) == sorted(
+        [(tasks[0].id, "completed"), (tasks[1].id, "failed"), (tasks[2].id, "cancelled")]
+    )
+    assert len({thread for _, _, thread in ended}) == 1
+    assert threading.get_ident() not in {thread for _, _, thread in ended}
+
+
+def test_progress_is_called_now_and_then_and_never_goes_back(tmp_path: Path) -> None:
+    seen: list[float] = []
+    with Origin(Slow()) as origin, DownloadEngine(progress_interval=0.05) as engine:
+        engine.register_progress_callback(lambda task: seen.append(task.progress))
+        engine.download(f"{origin.url}/a", tmp_path).result(LATE_S)
+    assert len(seen) >= 3
+    assert seen == sorted(seen)
+    assert all(0 <= share <= 1 for share in seen)
+
+
+def test_callbacks_that_raise_or_call_back_harm_nothing(
+    tmp_path: Path, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    more: list[DownloadTask] = []
+
+    def raises(_task: DownloadTask) -> None:
+        raise RuntimeError("ours")
+
+    with DownloadEngine() as engine:
+
+        def downloads_more(task: DownloadTask) -> None:
+            assert engine.get_task(task.id) is task
+            if len(more) < 3:
+                more.append(engine.download(f"{origin.url}/more{len(more)}", tmp_path))
+
+        engine.register_completion_callback(raises)
+        engine.register_completion_callback(downloads_more)
+        engine.download(f"{origin.url}/first", tmp_path).result(LATE_S)
+        wait_until(lambda: len(more) == 3, LATE_S)
+    assert [task.status for task in more] == ["completed"] * 3
+    assert "a callback of dlpool has raised" in caplog.text
+
+
+def test_a_callback_may_shut_the_engine_down(tmp_path: Path, origin: Origin) -> None:
+    engine, ended = DownloadEngine(), threading.Event()
+
+    def shut_down(_task: DownloadTask) -> None:
+        engine.shutdown()
+        ended.set()
+
+    engine.register_completion_callback(shut_down)
+    engine.download(f"{origin.url}/x", tmp_path)
+    assert ended.wait(LATE_S)
+
+
+# --- the end ---
+
+
+def test_shutdown_now_keeps_what_was_fetched_and_pauses_the_rest(tmp_path: Path) -> None:
+    with Origin(Slow()) as origin:
+        engine = DownloadEngine(max_workers=1)
+        running, waiting = (engine.download(f"{origin.url}/{name}", tmp_path) for name in "ab")
+        wait_until(lambda: running.downloaded_size >= 300_000, LATE_S)
+        waiter = threading.Thread(target=waiting.wait)
+        waiter.start()
+        engine.shutdown(wait=False)
+        engine.shutdown()
+        waiter.join(LATE_S)
+        assert not waiter.is_alive(), "nobody waits for what nobody runs"
+        assert (running.status, waiting.status) == ("paused", "paused")
+        assert not running.resume()
+        with pytest.raises(Cancelled, match="shut down"):
+            running.result()
+        with pytest.raises(UsageError, match="shut down"):
+            engine.download(f"{origin.url}/c", tmp_path)
+        with DownloadEngine() as other:
+            again = other.download(f"{origin.url}/a", tmp_path)
+            again.result(LATE_S)
+            assert again.outcome is not None
+            assert again.outcome.resumed_from >= 64 * 1024
+
+
+def test_a_session_brings_unfinished_tasks_back(tmp_path: Path) -> None:
+    session = tmp_path / "state" / "session"
+    with Origin(Slow()) as origin:
+        engine = DownloadEngine(max_workers=1, session=session)
+        engine.download(f"{origin.url}/done", tmp_path / "out").result(LATE_S)
+        running = engine.download(f"{origin.url}/a", tmp_path / "out", headers={"X-A": "1"}, priority=7)
+        paused = engine.download(f"{origin.url}/b", tmp_path / "out", "named")
+        assert paused.pause()
+        wait_until(lambda: running.downloaded_size >= 300_000, LATE_S)
+        with pytest.raises(LocalFault, match="another engine's"):
+            DownloadEngine(session=session)
+        engine.shutdown(wait=False)
+        with DownloadEngine(session=session) as other:
+            tasks = {task.id: task for task in other.get_all_tasks()}
+            assert tasks.keys() == {running.id, paused.id}
+            again = tasks[running.id]
+            assert (again.priority, again.job.headers) == (7, {"X-A": "1"})
+            assert again.result(LATE_S).read_bytes() == Slow().data
+            assert again.outcome is not None
+            assert again.outcome.resumed_from >= 64 * 1024
+            assert tasks[paused.id].status == "paused"
+            assert other.resume_task(paused.id)
+        assert (tmp_path / "out" / "named").read_bytes() == Slow().data
+        with DownloadEngine(session=session) as last:
+            assert last.get_all_tasks() == []
+
+
+def test_a_session_outlives_a_kill_and_a_cut_line(tmp_path: Path, origin: Origin) -> None:
+    session = tmp_path / "session"
+    program = (
+        "import os, signal, sys; from dlpool import DownloadEngine\n"
+        "engine = DownloadEngine(max_workers=1, session=sys.argv[1])\n"
+        "for number in range(20): engine.download(f'{sys.argv[2]}/{number}', sys.argv[3])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command: list[str | Path] = [sys.executable, "-c", program, session, origin.url, tmp_path / "out"]
+    killed = subprocess.run(command, cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with session.open("ab") as file:
+        file.write(b'{"begin": {"id": "x", "ur')
+    with DownloadEngine(session=session):
+        pass
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(map(str, range(20)))
+
+
+def test_what_is_no_session_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("not\na session\n")
+    with pytest.raises(LocalFault, match="no session"):
+        DownloadEngine(session=tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "not\na session\n"
+
+
+def test_a_forked_child_is_told_to_make_its_own(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            engine.download(f"{origin.url}/x", tmp_path)
+        except UsageError as error:
+            code = 0 if "forked" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_nothing_global_is_touched_by_import_and_use(tmp_path: Path, origin: Origin) -> None:
+    program = (
+        "import logging, signal, sys, threading\n"
+        "before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]\n"
+        "from dlpool import DownloadEngine\n"
+        "with DownloadEngine() as engine: engine.download(sys.argv[1], sys.argv[2]).result(30)\n"
+        "assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]\n"
+        "assert logging.getLogger().handlers == [] and 'structlog' not in sys.modules and 'redis' not in sys.modules\n"
+        "left = [thread.name for thread in threading.enumerate() if thread.name.startswith('dlpool-worker')]\n"
+        "assert not left, left\n"
+    )
+    subprocess.run([sys.executable, "-c", program, f"{origin.url}/x", tmp_path], cwd=ROOT, check=True)
+
+
+def test_the_package_names_what_it_has() -> None:
+    assert all(hasattr(dlpool, name) for name in dlpool.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        dlpool.nothing  # noqa: B018
