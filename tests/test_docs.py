@@ -16,6 +16,7 @@ from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
 from dlpool.cli.reference import generated
 from tests.conftest import free_port, wait_until
+from scripts.api_doc import render
 from tests.origin import File, Origin
 from tests.processes import ROOT, finish, run
 from tests.processes import start as begin
@@ -126,8 +127,12 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
 def test_the_internals_name_modules_that_exist() -> None:
     text = (ROOT / "docs" / "internals.md").read_text()
     for name in re.findall(r"`((?:[a-z]+/)?[a-z]+\.(?:py|lua))`", text):
-        rooms = ("", "transfer", "jobs", "jobs/lua", "service", "observe")
+        rooms = ("", "engine", "transfer", "jobs", "jobs/lua", "service", "observe")
         assert any((ROOT / "dlpool" / room / name).exists() for room in rooms), name
+
+
+def test_the_documented_api_is_that_of_the_docstrings() -> None:
+    assert (ROOT / "docs" / "api.md").read_text() == render(), "run scripts/api_doc.py"
 
 
 def test_every_dependency_has_its_line_in_the_internals() -> None:

@@ -64,13 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     with _items(arguments) as items, _earlier(arguments) as earlier:
         batch = Batch(engine, items, earlier)
+        began = time.monotonic()
         shown = _display(arguments.progress, quiet=arguments.quiet)
         report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:
             _watch(batch, shown, report, events)
         finally:
             shown.close()
-    return report.end()
+        return report.end(batch.view(), time.monotonic() - began)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.progress import Display, size_text
-from dlpool.engine.batch import Result
+from dlpool.engine.batch import Result, View
 from dlpool.errors import DlpoolError
 from dlpool.transfer.job import Outcome
 from dlpool.transfer.urls import shown_url
@@ -44,18 +44,33 @@ class Report:
                 self._objects.append(as_json(result))
             self._say(result, is_cancelled=is_cancelled)
 
-    def end(self) -> int:
-        """Say the summary, print the JSON, and return the exit code."""
+    def end(self, view: View, seconds: float) -> int:
+        """Say the summary, print the JSON, and return the exit code. ``view``: the last one."""
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
             self._shown.say("dlpool: interrupted; run the same command again to go on")
         elif not self._quiet and self._is_list:
-            total = self._done + self._failed
-            self._shown.say(f"{self._done} of {total} files done, {self._failed} failed")
+            self._shown.say(self._summary(view, seconds))
         if self._keeps:
             single = {**self._objects[0], "exit_code": code} if self._objects else {"exit_code": code}
-            print(json.dumps({"exit_code": code, "files": self._objects} if self._is_list else single))
+            print(json.dumps(self._as_json(code, view, seconds) if self._is_list else single))
         return code
+
+    def _summary(self, view: View, seconds: float) -> str:
+        total = self._done + self._failed + view.earlier
+        earlier = f", {view.earlier} in earlier runs" if view.earlier else ""
+        size, speed = size_text(view.ended_bytes), size_text(_speed(view, seconds))
+        return (
+            f"{self._done + view.earlier} of {total} files done{earlier}, {self._failed} failed: "
+            f"{size} in {seconds:.1f} s ({speed}/s)"
+        )
+
+    def _as_json(self, code: int, view: View, seconds: float) -> dict[str, Any]:
+        return {
+            "exit_code": code, "done": self._done, "failed": self._failed, "earlier": view.earlier,
+            "size": view.ended_bytes, "seconds": round(seconds, 3), "bytes_per_second": round(_speed(view, seconds)),
+            "files": self._objects,
+        }  # fmt: skip
 
     def _exit_code(self) -> int:
         if self.signal is not None and (self._cancelled or self._is_list or self._done + self._failed == 0):
@@ -70,6 +85,10 @@ class Report:
         elif result.error is not None and not is_cancelled:
             where = f"{shown_url(result.item.url)}: " if result.item.url else ""
             self._shown.say(f"dlpool: {where}{result.error}")
+
+
+def _speed(view: View, seconds: float) -> float:
+    return view.ended_bytes / seconds if seconds > 0 else 0.0
 
 
 def success_text(outcome: Outcome) -> str:

@@ -59,6 +59,7 @@ class Batch:
         self._open: dict[str, tuple[int, Item]] = {}  # numbered, by the ids of their tasks
         self._results: list[Result] = []
         self._done = self._failed = self._ended_bytes = self._skipped = self._count = 0
+        self._unsettled = 0  # items that were read, and of which it is not known yet how they end
         self._is_read = self._is_cancelled = False
         self.finished = threading.Event()
         self.stopped = threading.Event()  # after cancel: nothing runs any more, though a line may still be waited for
@@ -107,20 +108,24 @@ class Batch:
     def _skip(self) -> None:
         with self._lock:
             self._skipped += 1
+            self._unsettled -= 1
 
     def _opened(self, item: Item, job: Job) -> DownloadTask | None:
         task = DownloadTask.of(job, label=f"line {item.line}" if item.line else "")
         with self._lock:
-            if self._is_cancelled:
-                return None
-            self._count += 1
-            self._open[task.id] = self._count, item
-        return task
+            if not self._is_cancelled:
+                self._count += 1
+                self._open[task.id] = self._count, item
+                return task
+        self._record(Result(item, None, Cancelled("the download was cancelled")))
+        return None
 
     def _read(self) -> Item | None:
         with self._items_lock:
             item = None if self._is_read or self._is_cancelled else self._read_one()
-            self._is_read = item is None
+            with self._lock:
+                self._is_read = item is None
+                self._unsettled += item is not None
             return item
 
     def _read_one(self) -> Item | None:
@@ -128,8 +133,7 @@ class Batch:
             return next(self._items, None)
         except OSError as error:
             failure = LocalFault(f"the list cannot be read further: {error.strerror}")
-            self._record(Result(Item("", None, failure), None, failure))
-            return None
+            return Item("", None, failure)
 
     def _ended(self, task: DownloadTask) -> None:
         with self._lock:
@@ -147,13 +151,14 @@ class Batch:
     def _record(self, result: Result) -> None:
         with self._lock:
             self._results.append(result)
+            self._unsettled -= 1
             self._done += result.error is None
             self._failed += result.error is not None
             self._ended_bytes += result.outcome.size if result.outcome else 0
 
     def _look_for_end(self) -> None:
         with self._lock:
-            is_over = self._is_read and not self._open
+            is_over = self._is_read and not self._unsettled
         if is_over:
             self.finished.set()
 

@@ -153,11 +153,15 @@ class DownloadEngine:
         return self._stats
 
     def register_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` while a task comes further; see README for when and where."""
+        """Call ``callback(task)`` while a task comes further, every ``progress_interval`` seconds at most.
+
+        All callbacks are called on one thread of their own, in order, under no lock, so they may use the engine. What
+        one raises is logged by the logger ``dlpool``.
+        """
         self._callbacks.on_progress(callback)
 
     def register_completion_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` once when a task is completed, failed or cancelled."""
+        """Call ``callback(task)`` once when a task is completed, failed or cancelled; where, as for progress."""
         self._callbacks.on_completion(callback)
 
     def shutdown(self, wait: bool = True) -> None:
