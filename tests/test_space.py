@@ -127,7 +127,7 @@ def test_what_a_running_job_will_take_is_counted_once(preallocate: str, tmp_path
         desk.serve(File(make_data(size)))
         desk.push()
         wait_until(lambda: desk.service.events("job_started") != [])
-        wait_until(lambda: abs(int(str(node(desk)["free"])) - 10 * MIB) < MIB)
+        wait_until(lambda: abs(int(str(node(desk)["free"] or 0)) - 10 * MIB) < MIB)  # None before the first look
         assert not node(desk)["is_low_on_space"]
         remount(disk, "size=12m")
         wait_until(lambda: bool(node(desk)["is_low_on_space"]))
