@@ -15,8 +15,8 @@ from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
 from dlpool.cli.reference import generated
-from tests.conftest import free_port, wait_until
 from scripts.api_doc import render
+from tests.conftest import free_port, wait_until
 from tests.origin import File, Origin
 from tests.processes import ROOT, finish, run
 from tests.processes import start as begin
