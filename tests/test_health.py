@@ -237,7 +237,7 @@ def test_dlpool_health_says_by_its_exit_code_how_the_supervisor_is(redis_server:
         ended = run("health", "-c", service.ini)
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines() == [
-            "[+]loop ok", "[+]redis ok", "[+]workers ok", "[+]disk ok", "[+]accepting ok", "ok"
+            "[+]loop ok", "[+]redis ok", "[+]workers ok", "[+]disk ok", "[+]space ok", "[+]accepting ok", "ok"
         ]  # fmt: skip
         ended = run("health", "--live", "-q", "--address", f"127.0.0.1:{service.port}")
         assert (ended.code, ended.out, ended.err) == (0, "", "")

@@ -15,8 +15,11 @@ from dlpool.service.space import GIB, RELIEF, Room, existing
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
 from tests.disks import needs_root, remount, tmpfs
-from tests.origin import File
+from tests.fleet import Client
+from tests.metrics import Watched
+from tests.origin import File, Origin
 from tests.processes import run
+from tests.redis_server import RedisServer
 
 MIB = 1024 * 1024
 NEWS = {"lease": "3s"}  # a beat a second says what is free
@@ -156,3 +159,20 @@ def test_a_disk_that_only_jobs_lead_to_is_guarded_too(tmp_path: Path) -> None:
         assert desk.asked() == ["a"]
         ballast.unlink()
         desk.client.wait_for(second)
+
+
+def test_a_node_without_space_is_not_ready_until_there_is(tmp_path: Path, redis_server: RedisServer) -> None:
+    client = Client(redis_server.client())
+    settings = {"supervisor": {"min_free": "1000000T"}}
+    with Origin(File(b"x")) as origin, Watched(tmp_path, redis_server.url, settings) as service:
+        service.wait_for("dlpool_low_on_space", 1)
+        status, text = service.get("/readyz?verbose")
+        assert (status, "[-]space failed: less than min_free is left" in text) == (503, True)
+        assert service.get("/livez")[0] == 200
+        client.push(f"{origin.url}/x", "x")
+        listen = f"127.0.0.1:{service.port}"
+        service.configure(redis_server.url, {"supervisor": {"min_free": "0"}, "metrics": {"listen": listen}})
+        service.signal(signal.SIGHUP)
+        client.wait_for(f"{origin.url}/x")
+        service.wait_for("dlpool_low_on_space", 0)
+        wait_until(lambda: service.get("/readyz")[0] == 200)

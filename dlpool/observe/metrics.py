@@ -82,6 +82,7 @@ class Metrics:
     def _declare_node(self) -> None:
         self.ready = self._gauge("ready", "1 while this node takes jobs, as /readyz says.")
         self.redis_up = self._gauge("redis_up", "1 while Redis answers.")
+        self.low_on_space = self._gauge("low_on_space", "1 while jobs wait for disk space (min_free).")
         self.node_fault = self._gauge("node_fault", "1 while no jobs are taken because of a full or broken disk.")
         self.slots = self._gauge("slots", "Jobs that the workers can run at once.")
         self.held = self._gauge("held_jobs", "Jobs of this node.", "state")

@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -32,11 +32,16 @@ from dlpool.service.surveying import DiskSurvey, QueueSurvey, Surveyor
 
 @dataclass(frozen=True)
 class Seen:
-    """What the main thread alone knows. ``fault_s``: for how long no jobs are taken because of a disk."""
+    """What the main thread alone knows. ``fault_s``: for how long no jobs are taken because of a disk.
+
+    ``low``: folders on file systems that have less left than ``min_free``. ``slots``: how many jobs it would take.
+    """
 
     is_draining: bool
     is_probing: bool
     fault_s: float
+    low: Sequence[str]
+    slots: int
 
 
 class Monitor:
@@ -90,7 +95,8 @@ class Monitor:
         metrics.ready.set(not any(check.problem for check in checks))
         metrics.redis_up.set(self._link.error is None and self._link.registered.is_set())
         metrics.node_fault.set(seen.is_probing)
-        metrics.slots.set(self._pool.capacity())
+        metrics.slots.set(seen.slots)
+        metrics.low_on_space.set(bool(seen.low))
         workers = list(self._pool.workers.values())
         sizes = [one.resident for one in workers]
         metrics.worker_memory.set(sum(sizes))
@@ -106,6 +112,7 @@ class Monitor:
             Check("redis", self._link.error or missing),
             Check("workers", "" if self._pool.capacity() else "no worker process is up"),
             Check("disk", fault),
+            Check("space", f"less than min_free is left for {', '.join(seen.low)}" if seen.low else ""),
             Check("accepting", "the service ends" if seen.is_draining else ""),
         ]
 

@@ -174,7 +174,9 @@ class Supervisor:
     def _show(self) -> None:
         """Tell who watches us how things are."""
         crew, fault_s = self._crew, self._crew.fault_until - time.monotonic()
-        self._parts.monitor.look(Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s)))
+        slots = min(self._pool.capacity(), self._parts.slots.level)
+        low = self._parts.space.low
+        self._parts.monitor.look(Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s), low, slots))
 
     def _status(self) -> str:
         error = self._parts.link.error
