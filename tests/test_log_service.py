@@ -32,7 +32,13 @@ Service = tuple[Supervisor, Client]
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    logging = {"traceparent": "yes", "levels": "jobs=error, worker=debug", "rotate_daily": "no", "rotate_size": "1T"}
+    logging = {
+        "traceparent": "yes",
+        "levels": "jobs=error, worker=debug",
+        "rotate_daily": "no",
+        "rotate_size": "1T",
+        "keep_size": "1T",
+    }
     with running(tmp_path_factory.mktemp("shared"), logging=logging) as both:
         yield both
 

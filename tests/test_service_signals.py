@@ -252,7 +252,7 @@ def test_a_reload_reads_conf_d_and_keeps_the_environment(tmp_path: Path) -> None
             more.parent.mkdir()
             more.write_text("[transfer]\nmax_file_size = 10\nconnections = many\n")
             reload(service, "reload_refused")
-            reason = f"{more}:3: [transfer] connections = many: it is not a whole number"
+            reason = f"{more}:3: [transfer] connections = many: it is neither a whole number nor auto"
             assert [line["dlpool.reason"] for line in service.events("reload_refused")] == [reason]
             more.write_text("[transfer]\nmax_file_size = 10\nif_exists = overwrite\n[supervisor]\nlease = 40s\n")
             reload(service, "configuration_reloaded")
