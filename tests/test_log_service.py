@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -130,6 +131,7 @@ def test_logrotate_takes_the_log_away_and_nothing_is_lost(desk: Desk, tmp_path: 
         wait_until(lambda: has_lines(service))  # logrotate leaves an empty log alone
         subprocess.run([logrotate, "--force", "--state", tmp_path / "state", tmp_path / "conf"], check=True)
         wait_until(service.log_file.exists)
+        time.sleep(0.5)  # within which all writers follow; logrotate's next turn comes much later
     names = {path.name for path in service.log_file.parent.iterdir()}
     assert names == {"dlpool.log", "dlpool.log.1", "dlpool.log.2.gz", "dlpool.log.3.gz"}
     lines = "".join(every_line(service.log_file.parent))
