@@ -29,6 +29,7 @@ SAMPLE = 4 * MIB  # bytes that the speed is measured by
 SAMPLE_S = 5.0  # for how long at most
 LIMIT_S = 10.0  # of one request with what is read of its body
 MAX_CONNECTIONS = 8  # that are tried at once
+SETTLE_S = 0.5  # until a server has seen that we closed a connection, and counts it no more
 _OTHER_VERSION = {True: '"not-the-version-of-this-file"', False: "Thu, 01 Jan 1970 00:00:00 GMT"}  # ETag, or date
 
 
@@ -79,13 +80,14 @@ class Inspection:
         try:
             head = self._head()
             first, answer_s, received, seconds, offset = self._sample()
-            tried = 1
+            if_range, size = self._if_range(first), first.resource.size or 0
+            tried = max(1, min(connections, MAX_CONNECTIONS, size // MIB)) if first.is_partial else 1
             refusals: tuple[str, ...] = ()
-            if first.is_partial and first.resource.size:
-                tried = max(1, min(connections, MAX_CONNECTIONS, first.resource.size // MIB))
-                refusals = self._refusals(tried, first.resource.size // tried) if tried > 1 else ()
+            if tried > 1:
+                time.sleep(SETTLE_S)
+                refusals = self._refusals(tried, size // tried)
             return Inspected(head, first.resource, self._source.host, first.is_partial, answer_s, received, seconds,
-                             offset, self._if_range(first), tried, refusals)  # fmt: skip
+                             offset, if_range, tried, refusals)  # fmt: skip
         finally:
             self._client.close()
 
