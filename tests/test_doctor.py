@@ -359,6 +359,7 @@ def test_a_server_that_admits_two_connections_is_found_out(doctor: Doctor, serve
     assert (code, found["connections"]["state"]) == (0, WARNING)
     assert found["connections"]["found"].endswith("of 4 at once answered; else: the server answered 429")
     assert "connections = auto" in found["connections"]["advice"]
+    assert "are admitted" in found["plan"]["found"]
 
 
 def test_a_server_that_refuses_head_is_no_worse(doctor: Doctor, serve: Callable[..., Origin]) -> None:

@@ -115,7 +115,8 @@ def plan_of(seen: Inspected, settings: Settings) -> str:
     how = f"up to {number}, as many as it rewards" if transfer.connections == AUTO and number > 1 else str(number)
     validator = "strong ETag" if resource.strong_etag else "Last-Modified" if resource.last_modified else ""
     later = f"resumable in a later run, by its {validator}" if validator else "not resumable in a later run"
-    return f"{how} connection{'s' * (number > 1)}, ranges retried one by one, {later}"
+    admitted = f" ({seen.connections} are admitted, the others' ranges go to them)" if seen.refusals else ""
+    return f"{how} connection{'s' * (number > 1)}{admitted}, ranges retried one by one, {later}"
 
 
 def _head(seen: Inspected, settings: Settings) -> Finding:
