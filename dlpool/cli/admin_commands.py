@@ -18,9 +18,16 @@ Print the systemd unit of the service, or write it below DIR (/ for this machine
 it needs and an INI file. Files that are there and say something else are kept, each with a sentence (exit 13).
 """
 
+_DOCTOR = """\
+Try out what dlpool-supervisor would live on with these options, here and now: settings, Redis, folders, file system,
+open files, clocks. Run it as the user of the service. With a URL also its server: ranges, validators, connections,
+speed, and what dlpool would do with it. A line for each check: ok, warning, failed, and what to do about it. Exits with
+1 if one failed, with 78 if it was the settings. A temporary file in download_dir is removed; nothing else is changed.
+"""
+
 
 def add_admin_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool config`` and ``setup``."""
+    """Declare ``dlpool config``, ``doctor`` and ``setup``."""
     from dlpool.cli.supervisor import add_service_options
 
     parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
@@ -28,6 +35,10 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     parser.add_argument("--origin", action="store_true", help="with show: also say where each was said")
     add_service_options(parser)
     add_output_options(parser, "print one JSON object, of show a line for each setting")
+    parser = add_command(commands, "doctor", "try out what the service lives on", _DOCTOR, exit_codes, _doctor)
+    parser.add_argument("url", metavar="URL", nargs="?", help="http or https: also try out its server")
+    add_service_options(parser)
+    add_output_options(parser, "print one JSON object")
     parser = add_command(commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--print-unit", action="store_true", help="print the unit, and change nothing")
@@ -47,6 +58,12 @@ def _instance(text: str) -> str:
 
 def _config(arguments: argparse.Namespace) -> int:
     from dlpool.cli.configuration import run
+
+    return run(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.doctor import run
 
     return run(arguments)
 

@@ -23,18 +23,32 @@ class Warned:
     reason: str
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a server says: ``INFO``, and when it writes its data to disk; None where it does not tell us."""
+
+    info: Mapping[str, Any] | None
+    save: str | None = None
+
+
+def ask_server(client: redis.Redis) -> Said:
+    """What the server says of itself. Raises QueueRefused if dlpool cannot work with it, or QueueError."""
+    info = _asked(client, lambda: client.info())
+    if info is None:
+        return Said(None)
+    if reason := unfit(info, is_cluster=cluster_of(client) is not None):
+        raise QueueRefused(reason)
+    saving = _asked(client, lambda: client.config_get("save"))
+    return Said(info, None if saving is None else str(saving.get("save", "")))
+
+
 def check_server(client: redis.Redis) -> tuple[Warned, ...]:
     """What may cost jobs on this server. Raises QueueRefused if dlpool cannot work with it, or QueueError.
 
     What the server does not let us see (a managed one, an ACL) is taken for good.
     """
-    info = _asked(client, lambda: client.info())
-    if info is None:
-        return ()
-    if reason := unfit(info, is_cluster=cluster_of(client) is not None):
-        raise QueueRefused(reason)
-    saving = _asked(client, lambda: client.config_get("save"))
-    return warnings(info, None if saving is None else str(saving.get("save", "")))
+    said = ask_server(client)
+    return () if said.info is None else warnings(said.info, said.save)
 
 
 def unfit(info: Mapping[str, Any], *, is_cluster: bool) -> str:

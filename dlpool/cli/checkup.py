@@ -1,0 +1,191 @@
+"""The checks of ``dlpool doctor`` on this machine and its Redis. Nothing stays that they have made."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from dlpool.cli.findings import FAILED, OK, WARNING, Finding, files_needed, judged_clock, judged_files, judged_latency
+from dlpool.cli.progress import size_text
+from dlpool.config import Settings
+from dlpool.errors import LocalFault, Locked, QueueError
+from dlpool.jobs.connection import EMBEDDED, connect, translated
+from dlpool.jobs.embedded import folder as embedded_folder
+from dlpool.jobs.facts import Said, ask_server, warnings
+from dlpool.service.redisserver import find_server
+from dlpool.service.space import Room
+from dlpool.transfer import files
+from dlpool.transfer.partfile import LEAST_FALLOC, PartFile
+
+PINGS = 20
+_CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}
+
+
+def check_redis(settings: Settings) -> Iterator[Finding]:
+    """Whether the queue's server is there and fit, how fast it answers, and its clock. Raises ConfigurationError."""
+    state_dir = Path(settings.paths.state_dir).absolute()
+    if settings.redis.url == EMBEDDED:
+        find_server()
+        if not os.path.lexists(embedded_folder(state_dir)):
+            yield Finding("redis", OK, "embedded: the supervisor starts it, and has not yet")
+            return
+    client = connect(settings.redis, state_dir, name="dlpool-cli")
+    try:
+        yield from _server(client)
+    except QueueError as error:
+        is_ours = settings.redis.url == EMBEDDED
+        advice = "start dlpool-supervisor, which starts it" if is_ours else "see [redis], the server and the network"
+        yield Finding("redis", WARNING if is_ours else FAILED, str(error), advice)
+    finally:
+        client.close()
+
+
+def check_folders(settings: Settings) -> Iterator[Finding]:
+    """Whether the service can write where it must."""
+    paths = settings.paths
+    roots = [(f"allowed_roots {root}", root) for root in (paths.allowed_roots or "").split(":") if root]
+    named = [("download_dir", paths.download_dir), ("state_dir", paths.state_dir), ("log_dir", paths.log_dir)]
+    for name, folder in (*named, *roots):
+        yield _folder(name.partition(" ")[0], Path(folder).absolute())
+
+
+def check_file_system(settings: Settings) -> Iterator[Finding]:
+    """Whether that of ``download_dir`` can do what a download needs, and how much is free there."""
+    folder = _nearest(Path(settings.paths.download_dir).absolute())
+    try:
+        with files.translated(f"use {folder}"):
+            status = os.statvfs(folder)
+            room = Room(str(folder), status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, 0)
+        yield _space(room, settings.supervisor.min_free)
+        with files.translated(f"make a temporary folder in {folder}"):
+            scratch = tempfile.TemporaryDirectory(prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True)
+        with scratch, files.translated(f"try out {folder}"):
+            yield from _download_like(Path(scratch.name) / "file", settings.transfer.preallocate)
+    except LocalFault as error:
+        yield Finding("file system", FAILED, str(error), "free space there, or set another download_dir in [paths]")
+
+
+def check_limits(settings: Settings) -> Iterator[Finding]:
+    """Whether a worker may open as many files as it may need."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield judged_files(files_needed(settings, os.cpu_count() or 1), None if hard == resource.RLIM_INFINITY else hard)
+
+
+def _server(client: redis.Redis) -> Iterator[Finding]:
+    said = ask_server(client)
+    yield Finding("redis", OK, f"version {_version(said)}")
+    yield from _risks(said)
+    waits = []
+    with translated(client):
+        for _ in range(PINGS):
+            began = time.monotonic()
+            client.ping()
+            waits.append(time.monotonic() - began)
+        asked = time.time()
+        seconds, microseconds = client.time()
+        ours = (asked + time.time()) / 2
+    yield judged_latency(statistics.median(waits))
+    yield judged_clock("redis clock", seconds + microseconds / 1e6 - ours)
+
+
+def _version(said: Said) -> str:
+    if said.info is None:
+        return "not told"
+    valkey = said.info.get("valkey_version")
+    return f"Valkey {valkey}" if valkey else str(said.info.get("redis_version", "not told"))
+
+
+def _risks(said: Said) -> Iterator[Finding]:
+    """Eviction and persistence."""
+    found = {} if said.info is None else {one.event: one.reason for one in warnings(said.info, said.save)}
+    is_told = {"redis_may_evict": said.info is not None, "redis_not_persistent": said.save is not None}
+    for event, check in _CONSEQUENCE.items():
+        if event in found:
+            reason, _, advice = found[event].rpartition("; ")
+            yield Finding(check, WARNING, reason, advice)
+        else:
+            yield Finding(check, OK, "jobs are kept" if is_told[event] else "the server does not tell this user")
+
+
+def _folder(name: str, folder: Path) -> Finding:
+    there = _nearest(folder)
+    try:
+        owner, is_folder = there.stat().st_uid, there.is_dir()
+    except OSError as error:
+        return Finding(name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]")
+    if not is_folder:
+        return Finding(name, FAILED, f"{there} is no folder", f"move it away, or set another {name} in [paths]")
+    if not os.access(there, os.W_OK | os.X_OK):
+        advice = f"make it writable for {_user(os.geteuid())}, who runs this, or mount it writable"
+        return Finding(name, FAILED, f"{there} cannot be written to; it is {_user(owner)}'s", advice)
+    if there != folder:
+        return Finding(name, OK, f"{folder} is not there yet, and can be made")
+    if owner != os.geteuid():
+        advice = f"if the service runs as {_user(owner)}: run doctor as that user, or it tells another's rights"
+        return Finding(name, WARNING, f"{folder} is {_user(owner)}'s, this runs as {_user(os.geteuid())}", advice)
+    return Finding(name, OK, f"{folder}, writable, {_user(owner)}'s")
+
+
+def _space(room: Room, min_free: int | None) -> Finding:
+    found = f"{size_text(room.free)} of {size_text(room.size)} free on that of {room.folder}"
+    if not room.is_low(min_free, was_low=False):
+        return Finding("free space", OK, found)
+    advice = "no job begins: free space, or lower min_free in [supervisor]"
+    return Finding("free space", FAILED, f"{found}; {size_text(room.least(min_free))} must stay free", advice)
+
+
+def _download_like(target: Path, preallocate: str) -> Iterator[Finding]:
+    """Take the steps of a download with a file of our own. Raises LocalFault."""
+    part = PartFile(target, sync=True)
+    try:
+        yield _lock(target)
+        part.preallocate(LEAST_FALLOC, preallocate)
+        yield _preallocation(preallocate, has_blocks=part.has_blocks)
+        began = time.monotonic()
+        part.own_writer().write(0, memoryview(bytes(LEAST_FALLOC)))
+        part.sync_data()
+        yield Finding("sync", OK, f"{size_text(LEAST_FALLOC)} on disk in {(time.monotonic() - began) * 1000:.0f} ms")
+        part.publish(overwrite=True)
+        yield Finding("rename", OK, "in one step, and on disk")
+    finally:
+        part.close()
+
+
+def _preallocation(how: str, *, has_blocks: bool) -> Finding:
+    if has_blocks:
+        return Finding("preallocation", OK, "blocks are reserved")
+    if how in ("truncate", "none"):
+        return Finding("preallocation", OK, f"not wanted: preallocate = {how}")
+    advice = "nothing is lost by it, but a full disk shows only under way"
+    return Finding("preallocation", WARNING, "the file system cannot reserve blocks", advice)
+
+
+def _lock(target: Path) -> Finding:
+    """A second lock of a file that is locked must be refused."""
+    try:
+        PartFile(target, sync=False).close()
+    except Locked:
+        return Finding("lock", OK, "a second writer is kept out")
+    return Finding("lock", FAILED, "a second writer is let in", "put download_dir on a file system with flock")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

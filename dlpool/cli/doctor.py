@@ -1,0 +1,82 @@
+"""``dlpool doctor``: tries out all that the service lives on, and says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+from dlpool import jsontext
+from dlpool.cli.checkup import check_file_system, check_folders, check_limits, check_redis
+from dlpool.cli.configuration import unusable
+from dlpool.cli.findings import CONFIGURATION, FAILED, OK, Finding, exit_code, judged_origin, verdict
+from dlpool.cli.supervisor import effective_of
+from dlpool.cli.tables import show_lines, show_table
+from dlpool.config import Settings
+from dlpool.errors import ConfigurationError, DlpoolError
+from dlpool.kinds import AUTO
+from dlpool.transfer.inspection import Inspection
+from dlpool.transfer.urls import shown_url, without_user
+
+COLUMNS = ("check", "state", "found", "what to do")
+_SIGTERM_CODE = 143
+_CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    check_redis, check_folders, check_file_system, check_limits,
+)  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line for each check, and the verdict; return the exit code. Raises UsageError for a URL that is none."""
+    if arguments.url is not None:
+        without_user(arguments.url)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE))  # so that the temporary file goes
+    found = list(examine(arguments))
+    if arguments.json:
+        report = {"verdict": verdict(found), "exit_code": exit_code(found), "checks": [one.as_json() for one in found]}
+        show_lines([jsontext.dumps(report).decode()])
+    else:
+        shown = [one for one in found if one.state == FAILED] if arguments.quiet else found
+        if shown:
+            show_table(COLUMNS, [(one.check, one.state, one.found, one.advice) for one in shown])
+        if not arguments.quiet:
+            show_lines([f"verdict: {verdict(found)}"])
+    return exit_code(found)
+
+
+def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
+    """All findings. With settings that cannot be read there are no others; what else is wrong with them is one."""
+    try:
+        read = effective_of(arguments)
+    except ConfigurationError as error:
+        yield from _unusable(str(error).splitlines())
+        return
+    settings, problems = read.settings, unusable(read.settings)
+    yield from _unusable(problems)
+    if not problems:
+        yield Finding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
+    for check in _CHECKS:
+        try:
+            yield from check(settings)
+        except ConfigurationError as error:
+            if str(error) not in problems:
+                yield from _unusable(str(error).splitlines())
+    if arguments.url is not None:
+        yield from _check_origin(arguments.url, settings)
+
+
+def _check_origin(url: str, settings: Settings) -> Iterator[Finding]:
+    """What the server of a URL does, and what dlpool would do with it."""
+    fixed = settings.transfer.connections
+    most = settings.transfer.max_connections if fixed == AUTO else int(fixed)
+    try:
+        seen = Inspection(url, settings.network).run(most)
+    except DlpoolError as error:
+        yield Finding("url", FAILED, f"{shown_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes")
+        return
+    yield from judged_origin(seen, settings)
+
+
+def _unusable(problems: list[str]) -> Iterator[Finding]:
+    for problem in problems:
+        yield Finding(CONFIGURATION, FAILED, problem, "see docs/configuration.md")
