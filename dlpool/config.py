@@ -12,6 +12,7 @@ from typing import Any
 
 from dlpool.kinds import (
     ADDRESS,
+    BASE_URL,
     COMMAND,
     COUNT,
     COUNT_OR_AUTO,
@@ -24,6 +25,7 @@ from dlpool.kinds import (
     NAME,
     PATH,
     RATE,
+    RATIO,
     SIZE,
     SWITCH,
     TEXT,
@@ -254,6 +256,18 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class OtelSettings:
+    """``[otel]``: traces, sent to a collector of OpenTelemetry; needs the extra ``otel``."""
+
+    endpoint: str = setting(
+        BASE_URL, "", "a collector's OTLP/HTTP address, as http://localhost:4318 (/v1/traces is added); empty: off",
+        reload=False,
+    )  # fmt: skip
+    service_name: str = setting(NAME, "dlpool", "service.name of the traces", reload=False)
+    sample_ratio: float = setting(RATIO, "1", "the share of jobs that are traced, by trace id", reload=False)
+
+
+@dataclass(frozen=True)
 class LimitSettings:
     """``[limits]``: what all nodes of a Redis together spare each origin host; ``[host:NAME]`` for one."""
 
@@ -264,7 +278,7 @@ class LimitSettings:
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
     "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
-    "limits": LimitSettings,
+    "otel": OtelSettings, "limits": LimitSettings,
 }  # fmt: skip
 
 
@@ -280,5 +294,6 @@ class Settings:
     logging: LoggingSettings = LoggingSettings()
     hooks: HookSettings = HookSettings()
     metrics: MetricsSettings = MetricsSettings()
+    otel: OtelSettings = OtelSettings()
     limits: LimitSettings = LimitSettings()
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)

@@ -105,6 +105,20 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_ratio(text: str) -> float:
+    """A number from 0 to 1."""
+    if not re.fullmatch(r"0|1|[01]?\.[0-9]{1,9}", text) or float(text) > 1:
+        raise ValueError("not a number from 0 to 1")
+    return float(text)
+
+
+def parse_base_url(text: str) -> str:
+    """An http or https URL without user info, query and fragment, or nothing."""
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError("not an http or https URL without user, query and fragment")
+    return text
+
+
 def parse_name(text: str) -> str:
     """1 to 64 of ``A-Za-z0-9_.-``."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
@@ -185,6 +199,8 @@ COUNT_OR_AUTO = Kind(f"N|{AUTO}", parse_count_or_auto)
 FREQUENCY = Kind("N/s|m|h", parse_frequency)
 SWITCH = Kind("yes|no", parse_switch)
 TEXT = Kind("TEXT", parse_text)
+RATIO = Kind("0..1", parse_ratio)
+BASE_URL = Kind("URL", parse_base_url)
 PATH = Kind("FILE", parse_text)
 NAME = Kind("NAME", parse_name)
 GROUP = Kind("NAME", parse_group)

@@ -30,6 +30,7 @@ ONLY_IN = {
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
     "pydantic": {"cli/ini.py"},
     "prometheus_client": {"observe/metrics.py"},
+    "opentelemetry": {"observe/spans.py"},
 }
 FORBIDDEN = {"asyncio", "gevent"}
 MAX_MODULE_LINES = 300

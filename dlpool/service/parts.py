@@ -180,5 +180,5 @@ class Parts:
 def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
     return WorkerSettings(
         node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
-        settings.paths, settings.logging,
+        settings.paths, settings.logging, settings.otel,
     )  # fmt: skip

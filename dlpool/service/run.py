@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
@@ -24,11 +24,15 @@ from dlpool.service.frames import (
     lease_clock,
 )
 from dlpool.service.tally import Tally
+from dlpool.service.traceparent import span_id
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
 from dlpool.transfer.transfer import Transfer
+
+if TYPE_CHECKING:
+    from dlpool.observe.spans import JobSpan, Traces
 
 Send = Callable[[Frame], object]
 _LEVELS: Mapping[str, str] = {
@@ -46,7 +50,7 @@ class JobRun:
     """
 
     def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
-                 send: Send, affinity: Affinity, tally: Tally) -> None:  # fmt: skip
+                 send: Send, affinity: Affinity, tally: Tally, traces: Traces | None = None) -> None:  # fmt: skip
         self.frame = frame
         self._settings = wished(transfer, frame)
         self._paths = paths
@@ -54,6 +58,8 @@ class JobRun:
         self._send = send
         self._affinity = affinity
         self._tally = tally
+        self._traces = traces
+        self._span: JobSpan | None = None
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
                              url=frame.url)  # fmt: skip
@@ -68,6 +74,16 @@ class JobRun:
 
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
+        frame = self.frame
+        if self._traces is not None:
+            self._span = self._traces.begin(frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id,
+                                            frame.attempt)  # fmt: skip
+        ended = self._run()
+        if self._span is not None:
+            self._span.end(ended.ending, ended.path, ended.result, ended.label, ended.message)
+        return ended
+
+    def _run(self) -> EndedFrame:
         ticket = self.frame.ticket
         self._affinity.settle()
         try:
@@ -154,6 +170,8 @@ class JobRun:
             if fields["size"] < SMALL:  # type: ignore[operator]
                 self._send(FinishingFrame(self.frame.ticket))
             return
+        if self._span is not None and event in ("range_fetched", "range_retry"):
+            self._span.add_range(fields)
         if event == "range_fetched":
             self._tally.range_fetched(fields["seconds"])  # type: ignore[arg-type]
             return

@@ -13,6 +13,7 @@ from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Log
+from dlpool.observe.tracing import check_traces
 from dlpool.service.archiving import check_archive_command
 from dlpool.service.collector import calm_collector
 from dlpool.service.handle import forget_old_stacks
@@ -35,6 +36,7 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = ()) -> None:
     Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
     check_hooks(settings.hooks)
     check_archive_command(settings.logging)
+    check_traces(settings.otel)
     node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
     try:
         log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,

@@ -20,5 +20,9 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
     has_own = any(name.lower() == _HEADER for name in frame.headers)
     if has_own or _TRACE_ID.fullmatch(frame.trace_id) is None:
         return frame
-    parent_id = hashlib.sha256(frame.ticket.encode()).hexdigest()[:16]
-    return replace(frame, headers={**frame.headers, _HEADER: f"00-{frame.trace_id}-{parent_id}-01"})
+    return replace(frame, headers={**frame.headers, _HEADER: f"00-{frame.trace_id}-{span_id(frame)}-01"})
+
+
+def span_id(frame: JobFrame) -> str:
+    """The id of a run of a job, 16 hex digits: the origin's spans, told by the header, are children of ours."""
+    return hashlib.sha256(frame.ticket.encode()).hexdigest()[:16]

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import __version__
-from dlpool.config import LoggingSettings, NetworkSettings, PathSettings, TransferSettings
+from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, TransferSettings
 from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
 from dlpool.observe.log import Log
+from dlpool.observe.tracing import open_traces
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
 from dlpool.service.collector import calm_collector
@@ -72,6 +73,7 @@ class WorkerSettings:
     network: NetworkSettings
     paths: PathSettings
     logging: LoggingSettings
+    otel: OtelSettings
     cpu: int | None = None
 
 
@@ -119,6 +121,7 @@ class Worker:
         self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
                         node_id=settings.node_id, is_required=False)  # fmt: skip
         self._logger = self._log.logger("worker")
+        self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
@@ -189,7 +192,7 @@ class Worker:
         if self._logging.traceparent:
             frame = with_traceparent(frame)
         run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
-                     self._affinity, self._tally)  # fmt: skip
+                     self._affinity, self._tally, self._traces)  # fmt: skip
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)
@@ -284,4 +287,6 @@ class Worker:
         self._leftovers.put([])
         self._cleaner.join(STOP_S)
         self._tell_status()  # what was counted since the last heartbeat
+        if self._traces is not None:
+            self._traces.close(deadline - time.monotonic())
         self._log.close()

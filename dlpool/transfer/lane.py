@@ -167,7 +167,7 @@ class Lane:
         if left <= 0 or ahead > MAX_SKIP:
             raise BadAnswer(f"the server sent bytes from {answer.start} on, asked was for {chunk.position}")
         self._skip(reply, ahead)
-        context = self._context
+        context, begin = self._context, chunk.position
         while left > 0 and not chunk.is_done and not self.is_dismissed:
             size = reply.read(self._space(min(left, chunk.own_share)))
             if not size:
@@ -181,7 +181,14 @@ class Lane:
         self._misses = self._stale = 0
         self._away_since = None
         if self._latest is not None and self._latest.asked_at is not None:
-            context.notify("range_fetched", seconds=round(context.clock() - self._latest.asked_at, 6))
+            context.notify(
+                "range_fetched", seconds=self._asked_s(), start=begin, end=chunk.position, status=reply.status
+            )
+
+    def _asked_s(self) -> float:
+        """Seconds since the latest request was sent; 0 if it never was."""
+        asked_at = self._latest.asked_at if self._latest is not None else None
+        return 0.0 if asked_at is None else round(self._context.clock() - asked_at, 6)
 
     def _skip(self, reply: Reply, size: int) -> None:
         while size > 0:
@@ -239,7 +246,7 @@ class Lane:
         rest = context.policy.rest(error, failure, self._misses, context.chance())
         context.notify(
             "range_retry", label=error.label, error=str(error), start=chunk.position, end=chunk.end,
-            attempt=failure.attempts, delay_s=round(max(rest), 3),
+            attempt=failure.attempts, delay_s=round(max(rest), 3), seconds=self._asked_s(),
         )  # fmt: skip
         return rest
 

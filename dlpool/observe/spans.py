@@ -1,0 +1,213 @@
+"""Spans of jobs and of their ranges, sent over OTLP/HTTP by a thread of the process; the only module that knows
+OpenTelemetry. Names are those of its semantic conventions, our own begin with ``dlpool.``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+
+from dlpool import __version__
+from dlpool.config import OtelSettings
+from dlpool.observe.log import Logger
+from dlpool.observe.values import text
+from dlpool.transfer.urls import shown_url
+
+QUEUE = 2048  # spans that wait; later ones are dropped
+BATCH = 512
+DELAY_S = 1.0  # between two batches
+TIMEOUT_S = 3.0  # of sending one, its retries included
+FLUSH_S = 1.5  # at the end of the process
+_FAILED = ("failed", "retry", "node_fault")  # other endings are no fault of the job
+_FIGURES = {
+    "size": "file.size", "received": "dlpool.received", "resumed_from": "dlpool.resumed_from",
+    "retries": "dlpool.retries", "connections": "dlpool.connections",
+}  # fmt: skip
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-fA-F]{32}")
+
+
+class Traces:
+    """The traces of this process. ``begin`` by any thread, and never waits; the lock guards the two counts."""
+
+    def __init__(self, settings: OtelSettings, node_id: str, log: Logger) -> None:
+        _silence()
+        self._log = log
+        self._lock = threading.Lock()
+        self._ended = self._sent = 0
+        self._has_failed = False
+        self._ids = _Ids()
+        resource = Resource({"service.name": settings.service_name, "service.version": __version__,
+                             "service.instance.id": node_id, "host.name": socket.gethostname(),
+                             "process.pid": os.getpid()})  # fmt: skip
+        self._provider = TracerProvider(
+            sampler=TraceIdRatioBased(settings.sample_ratio), resource=resource, shutdown_on_exit=False,
+            id_generator=self._ids,
+        )  # fmt: skip
+        url = settings.endpoint.rstrip("/") + "/v1/traces"
+        exporter = _Exporter(OTLPSpanExporter(url, timeout=TIMEOUT_S), self)
+        self._provider.add_span_processor(_Processor(exporter, self))
+        self._tracer = self._provider.get_tracer("dlpool", __version__)
+
+    def begin(self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int) -> JobSpan:
+        """The span of one run of a job, on the thread that runs it; ``span_id`` in hex digits."""
+        self._ids.next = (trace_number(trace_id), int(span_id, 16))
+        known: dict[str, Any] = {
+            "url.full": text(shown_url(url)),
+            "dlpool.job.id": text(job_id),
+            "dlpool.attempt": attempt,
+        }
+        if user_id is not None:
+            known["user.id"] = text(user_id)
+        span = self._tracer.start_span("download", Context(), attributes=known)
+        return JobSpan(self._tracer, span, known["url.full"])
+
+    def close(self, left_s: float) -> None:
+        """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left then is lost, and said so."""
+        flush = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        flush.start()
+        flush.join(max(0.1, min(left_s, FLUSH_S)))
+        with self._lock:
+            lost = self._ended - self._sent
+        if lost:
+            self._log.warning("traces_lost", error="the collector did not take them in time", spans=lost)
+
+    def note_ended(self) -> None:
+        """A span waits to be sent."""
+        with self._lock:
+            self._ended += 1
+
+    def note_export(self, spans: int, *, is_sent: bool) -> None:
+        """A batch was sent, or could not be."""
+        with self._lock:
+            self._sent += spans if is_sent else 0
+            is_news = not is_sent and not self._has_failed
+            self._has_failed = self._has_failed or not is_sent
+        if is_news:
+            self._log.warning("traces_lost", error="the collector of [otel] endpoint is away or refuses spans: "
+                              "downloads go on without", spans=spans)  # fmt: skip
+
+
+class JobSpan:
+    """The span of a run of a job. ``add_range`` by any thread."""
+
+    def __init__(self, tracer: Tracer, span: Span, url: str) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._request: dict[str, Any] = {"http.request.method": "GET", "url.full": url}
+        with suppress(ValueError):
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            self._request |= {"server.address": parts.hostname or "", "server.port": port}
+
+    def add_range(self, fields: Mapping[str, Any]) -> None:
+        """A request has ended. Of ``range_fetched`` or ``range_retry`` the fields: seconds, bytes, status or error."""
+        now = time.time_ns()
+        end = fields["end"]
+        known = self._request | {"dlpool.range.start": fields["start"]}
+        if end is not None:
+            known["dlpool.range.end"] = end
+        if "status" in fields:
+            known["http.response.status_code"] = fields["status"]
+        if "label" in fields:
+            known |= {"error.type": fields["label"], "dlpool.range.attempt": fields["attempt"]}
+        span = self._tracer.start_span("GET", set_span_in_context(self._span, Context()), SpanKind.CLIENT, known,
+                                       start_time=now - round(fields["seconds"] * 1e9))  # fmt: skip
+        if "label" in fields:
+            span.set_status(Status(StatusCode.ERROR, text(fields["error"])))
+        span.end(now)
+
+    def end(self, ending: str, path: str | None, result: Mapping[str, Any], label: str, message: str) -> None:
+        """The run has ended, as its ``EndedFrame`` says."""
+        self._span.set_attribute("dlpool.ending", ending)
+        if path is not None:
+            self._span.set_attribute("file.path", text(path))
+        for key, name in _FIGURES.items():
+            if result.get(key) is not None:
+                self._span.set_attribute(name, result[key])
+        if ending in _FAILED:
+            self._span.set_attribute("error.type", label)
+            self._span.set_status(Status(StatusCode.ERROR, text(message)))
+        self._span.end()
+
+
+def trace_number(trace_id: str) -> int:
+    """A job's trace id as OpenTelemetry has it; of one that is not 32 hex digits a number that follows from it."""
+    if _TRACE_ID.fullmatch(trace_id) is None:
+        trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[:32]
+    return int(trace_id, 16)
+
+
+class _Ids(RandomIdGenerator):
+    """Random ids, but for the next span without a parent that a thread begins: its are in ``next``."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    @property
+    def next(self) -> tuple[int, int] | None:
+        """Trace id and span id."""
+        return getattr(self._local, "next", None)
+
+    @next.setter
+    def next(self, ids: tuple[int, int] | None) -> None:
+        self._local.next = ids
+
+    def generate_trace_id(self) -> int:
+        return self.next[0] if self.next is not None else super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        ids, self.next = self.next, None
+        return ids[1] if ids is not None else super().generate_span_id()
+
+
+class _Processor(BatchSpanProcessor):
+    """Batches that are counted: the queue drops the oldest span without a word."""
+
+    def __init__(self, exporter: SpanExporter, traces: Traces) -> None:
+        super().__init__(exporter, QUEUE, DELAY_S * 1000, BATCH, TIMEOUT_S * 1000)
+        self._traces = traces
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._traces.note_ended()
+        super().on_end(span)
+
+
+class _Exporter(SpanExporter):
+    """The library's, with a word to ``Traces`` about each batch."""
+
+    def __init__(self, exporter: OTLPSpanExporter, traces: Traces) -> None:
+        self._exporter = exporter
+        self._traces = traces
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        self._traces.note_export(len(spans), is_sent=result is SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _silence() -> None:
+    """What the library says of its failures would go to standard error; our log says it once."""
+    logger = logging.getLogger("opentelemetry")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
