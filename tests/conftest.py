@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import settings as hypothesis_settings
 
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.transfer.client import Client
@@ -32,6 +33,9 @@ FAST = TransferSettings(
     min_split_size=64 * 1024, retries=3, retry_delay=0.01, retry_max_delay=0.1, max_retry_after=5.0, sync=False
 )
 PATIENT = NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any")
+
+hypothesis_settings.register_profile("dlpool", deadline=None)  # a loaded machine is no defect
+hypothesis_settings.load_profile("dlpool")
 
 
 IN_FLIGHT = 256 * 1024  # bytes: one read, in vain where its range was stolen twice while it waited

@@ -169,6 +169,7 @@ def test_a_hook_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
 def test_a_reload_changes_the_hooks_and_refuses_a_program_that_is_not_there(tmp_path: Path) -> None:
     with desk(tmp_path) as one:
         one.client.wait_for(one.push(1, id="before"))
+        wait_until(lambda: len(one.service.events("job_succeeded")) == 1)  # its hooks would have begun
         one.service.configure(one.service.url, {"hooks": {"on_success": kept(tmp_path / "hooks")}})
         one.service.signal(signal.SIGHUP)
         wait_until(lambda: len(one.service.events("configuration_reloaded")) == 1)
