@@ -17,7 +17,7 @@ from dlpool.jobs.controls import Controls
 from dlpool.jobs.facts import check_server
 from dlpool.jobs.failures import Failures
 from dlpool.jobs.hostslots import HostLimit, HostSlots
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import Keys, limit_keys
 from dlpool.jobs.outbox import AT_ONCE, Outbox
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
@@ -106,7 +106,10 @@ def test_the_slots_of_a_host_are_on_its_own_node_and_the_queue_goes_on_without_i
     places = [slots.take(HostLimit(host, 1), "b", lease_s=30, is_paid=True) for host in hosts]
     assert {place.wait_s for place in places} == {0, None}
     assert all(place.is_paid and place.problem for place in places if place.wait_s is None)
-    slots.keep([(host, "b") for host in hosts], lease_s=30)
+    slots.keep([(host, "b") for host in hosts], lease_s=3000)
+    for host in (host for host, place in zip(hosts, places, strict=True) if place.wait_s == 0):
+        (key, _), master = limit_keys(host), cluster.masters[0]
+        assert master.client().pttl(key) > 3_000_000, "a node that is away keeps no other slot from being renewed"
     for host in hosts:
         slots.free(host, "b")
 

@@ -219,9 +219,10 @@ def test_a_full_disk_is_told_and_what_the_log_lost_is_counted(redis_server: Redi
         service.log_file = disk / "log" / "dlpool.log"
         with service:
             wait_until(lambda: service.get("/readyz")[0] == 200, PATIENCE_S)
-            with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
-                while ballast.write(b"x" * 4096) == 4096:
-                    pass
+            for path, size in (disk / "ballast", 4096), (service.log_file, 1):  # the log's last page, too
+                with suppress(OSError), path.open("ab", buffering=0) as ballast:
+                    while ballast.write(b" " * size) == size:
+                        pass
             client.push(f"{origin.url}/f", "f")
             wait_until(lambda: "[-]disk failed: full or broken" in service.get("/readyz")[1], PATIENCE_S)
             wait_until(lambda: service.value("dlpool_log_dropped_records_total") > 0, PATIENCE_S)

@@ -28,8 +28,9 @@ class DownloadEngine:
 
     Threads only: no signal handlers, no logging set-up, nothing global. After a fork the child must make its own.
     ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
-    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds; ``chunk_size``: reads are
-    collected to so many bytes, or more, before they are written. ``session``: a file that remembers unfinished tasks.
+    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size`` is
+    checked and changes nothing: a write collects up to 128 KiB of what comes within 20 ms. ``session``: a file that
+    remembers unfinished tasks.
     ``transfer`` and ``network`` settle all else. The lock guards the table of tasks.
     Raises UsageError for values that make no sense, LocalFault if the session cannot be used.
     """

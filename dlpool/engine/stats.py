@@ -77,19 +77,24 @@ class DownloadStats:
     def get_completed_bytes(self) -> int:
         """Bytes that are there, of active and of completed tasks."""
         with self._lock:
-            return self._completed_bytes + sum(figures.done for figures in self._active.values())
+            return self._done()
 
     def get_total_bytes(self) -> int:
         """Bytes that active and completed tasks will have, as far as it is known; of unknown ones what is there."""
         with self._lock:
-            return self._completed_bytes + sum(_total(figures) for figures in self._active.values())
+            return self._total()
 
     def get_overall_progress(self) -> float:
         """From 0.0 to 1.0, by bytes; 0.0 while there is nothing."""
         with self._lock:
-            total = self._completed_bytes + sum(_total(figures) for figures in self._active.values())
-            done = self._completed_bytes + sum(figures.done for figures in self._active.values())
+            done, total = self._done(), self._total()
         return min(1.0, done / total) if total else 0.0
+
+    def _done(self) -> int:
+        return self._completed_bytes + sum(figures.done for figures in self._active.values())
+
+    def _total(self) -> int:
+        return self._completed_bytes + sum(_total(figures) for figures in self._active.values())
 
 
 def _total(figures: _Figures) -> int:

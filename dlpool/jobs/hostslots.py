@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import cluster_of, translated
@@ -49,33 +50,34 @@ class HostSlots:
         """A slot for a job, for ``lease_s`` if it is not kept. ``is_paid``: its start is reserved."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
         try:
-            wait_ms, paid = self._run("take", limit.host, job_id, lease_s, limit.most or 0, apart_ms, int(is_paid))
+            reply = self._run("take", limit.host, [job_id], lease_s, limit.most or 0, apart_ms, int(is_paid))
         except QueueError as error:
             return Place(None, is_paid, str(error))
+        wait_ms, paid = reply[0]
         return Place(None if wait_ms < 0 else wait_ms / 1000, bool(paid))
 
     def keep(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
-        """Renew the slots of jobs: pairs of host and id."""
-        with suppress(QueueError):
-            for host, job_id in held:
-                self._run("keep", host, job_id, lease_s)
+        """Renew the slots of jobs: pairs of host and id; one round trip a host, whose node may be away by itself."""
+        of_hosts: dict[str, list[str]] = {}
+        for host, job_id in held:
+            of_hosts.setdefault(host, []).append(job_id)
+        for host, job_ids in of_hosts.items():
+            with suppress(QueueError):
+                self._run("keep", host, job_ids, lease_s)
 
     def free(self, host: str, job_id: str) -> None:
         """Give a slot back."""
         with suppress(QueueError):
-            self._run("free", host, job_id, 0)
+            self._run("free", host, [job_id], 0)
 
-    def _run(self, verb: str, host: str, job_id: str, lease_s: float, *more: float) -> list[int]:
-        ticket = f"{self._group} {job_id}"
-        most, apart_ms, paid = more or (0, 0, 0)
-        arguments = [self._transitions.keys.prefix, verb, ticket, round(lease_s * 1000), most, apart_ms, paid]
-        keys = limit_keys(host)
+    def _run(self, verb: str, host: str, job_ids: Sequence[str], lease_s: float, *more: float) -> list[Any]:
+        keys, prefix, lease_ms = limit_keys(host), self._transitions.keys.prefix, round(lease_s * 1000)
+        calls = [(keys, [prefix, verb, f"{self._group} {one}", lease_ms, *(more or (0, 0, 0))]) for one in job_ids]
         try:
             with translated(self._transitions.client):
                 client = self._cluster.client_of(keys[0]) if self._cluster else None
-            reply: list[int] = self._transitions.run_many("host_slot", [(keys, arguments)], client)[0]
+            return self._transitions.run_many("host_slot", calls, client)
         except QueueError:
             if self._cluster:
                 self._cluster.forget()
             raise
-        return reply

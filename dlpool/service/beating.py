@@ -122,7 +122,7 @@ class Beater:
         held = [one for one in self._ledger.all() if not one.is_lost]
         jobs = [(one.ticket, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
         beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
-        slots = [(one.host, one.ticket.id) for one in held if one.host and not one.is_at_door]
+        slots = [(one.host, one.ticket.id) for one in held if one.host and not (one.is_at_door or one.is_ending)]
         self._slots.keep(slots, lease_s=self._lease_s)
         self._link.beat()
         for host, seconds in beat.holds:

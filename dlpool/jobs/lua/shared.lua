@@ -91,7 +91,7 @@ local function follow(id, digest)
     local state = redis.call('HGET', job_key(leader), 'state')
     if state and not TERMINAL[state] then
       redis.call('RPUSH', followers, id)
-      redis.call('HSET', job_key(id), 'state', 'queued', 'leader', leader)
+      redis.call('HSET', job_key(id), 'state', 'queued', 'leader', leader, 'at', 'followers')
       return leader
     end
   end
