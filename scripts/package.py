@@ -15,10 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("dlpool", "docs", "etc", "share", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml",
            "setup.cfg", "setup.py")  # fmt: skip
+PYTHON = f"/usr/bin/env python{sys.version_info[0]}.{sys.version_info[1]}"  # no other can load what is compiled
 
 
 def package(dist: Path) -> None:
-    """Build all three; they come into ``dist`` when all are whole. Raises CalledProcessError, OSError."""
+    """Build all three; they come into ``dist`` when all are whole. Raises OSError; a builder that fails ends it."""
     with tempfile.TemporaryDirectory(prefix="dlpool-package-") as temporary:
         source, built = Path(temporary, "source"), Path(temporary, "built")
         for name in SOURCES:
@@ -26,12 +27,16 @@ def package(dist: Path) -> None:
         _run("build", "--no-isolation", "--outdir", built, source)
         (wheel,) = built.glob("*.whl")
         _run("shiv", "--quiet", "--disable-pip-version-check", "--compressed", "--reproducible", "-p",
-             "/usr/bin/env python3", "-e", "dlpool.cli.single:main", "-o", built / "dlpool.pyz", wheel)  # fmt: skip
+             PYTHON, "-e", "dlpool.cli.single:main", "-o", built / "dlpool.pyz", wheel)  # fmt: skip
         dist.mkdir(parents=True, exist_ok=True)
         for path in sorted(built.iterdir()):
             new = dist / f".{path.name}.new"
-            shutil.copy(path, new)
-            print(f"{new.replace(dist / path.name)}  {path.stat().st_size:,} bytes")
+            try:
+                shutil.copy(path, new)
+                new.replace(dist / path.name)
+            finally:
+                new.unlink(missing_ok=True)
+            print(f"{dist / path.name}  {path.stat().st_size:,} bytes")
 
 
 def _copy(path: Path, copy: Path) -> None:

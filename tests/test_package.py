@@ -70,6 +70,7 @@ def test_each_artefact_runs_by_itself(tmp_path: Path) -> None:
         options = {"SHIV_ROOT": str(tmp_path / "shiv")}
         check([python, single], [python, link], f"{origin.url}/f", tmp_path / "single", **options)
         check_service([str(python), str(link)], origin, tmp_path, **options)
+    assert single.read_bytes().startswith(b"#!/usr/bin/env python%d.%d\n" % sys.version_info[:2])
     with zipfile.ZipFile(single) as archive:
         assert not [one for one in archive.namelist() if one.startswith("site-packages/pytest")]
 
