@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dlpool import BatchSummary, download_many
@@ -16,7 +18,7 @@ from dlpool.engine.batch import Result
 from dlpool.engine.donelist import DoneList
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.job import Job
-from tests.conftest import make_data, wait_until
+from tests.conftest import Nginx, make_data, wait_until
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import finish, run, start
 
@@ -161,6 +163,25 @@ def test_a_list_that_is_stopped_goes_on_with_its_session(tmp_path: Path) -> None
         assert ended.json["earlier"] == count // 2
         assert len(origin.requests) - asked == count - count // 2
     assert sorted(int(path.name) for path in (tmp_path / "out").iterdir()) == list(range(count))
+
+
+def test_memory_stays_flat_however_long_the_list(nginx: Nginx, tmp_path: Path) -> None:
+    """What a list of 100,000 would take, from what a longer one takes more than a shorter one."""
+    (nginx.root / "one").write_bytes(b"x")
+    out, first, more = tmp_path / "out", 1000, 6000
+    options = ["-j", "4", "-q", "--no-sync", "--session", tmp_path / "session"]
+    process = start("fetch", "-i", "-", out, *options, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    sizes = []
+    for numbers in range(first), range(first, first + more):
+        lines = [f"{nginx.url}/one?of=a-longer-name&number={number:06d} file-{number:06d}\n" for number in numbers]
+        process.stdin.write("".join(lines))
+        process.stdin.flush()
+        wait_until((out / f"file-{numbers[-1]:06d}").exists, 2 * LATE_S)
+        sizes.append(psutil.Process(process.pid).memory_info().rss)
+    assert finish(process).code == 0
+    assert len(list(out.iterdir())) == first + more
+    assert sizes[0] + (sizes[1] - sizes[0]) / more * 100_000 < 120 * 1024 * 1024, sizes
 
 
 def test_the_summary_says_bytes_time_and_speed(origin: Origin, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 
 from dlpool import __version__
 from dlpool.cli import main, supervisor
-from dlpool.cli.ini import load
+from dlpool.config.ini import load
 from dlpool.jobs.keys import Keys
 from dlpool.kinds import DURATION, split_address
 from tests.conftest import free_port, wait_until

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import signal
 import subprocess
@@ -17,13 +19,19 @@ import pytest
 
 import dlpool
 from dlpool import DownloadEngine, DownloadTask
-from dlpool.errors import Cancelled, LocalFault, NotFound, UsageError
-from tests.conftest import make_data, wait_until
+from dlpool.config import DownloaderSettings, NetworkSettings
+from dlpool.errors import Cancelled, ConfigurationError, LocalFault, NotFound, PolicyRefused, UsageError
+from dlpool.transfer.client import Client
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.source import Source
+from tests.conftest import Authority, make_data, wait_until
 from tests.disks import needs_root, tmpfs
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 LATE_S = 30.0
 
 
@@ -151,6 +159,67 @@ def test_a_checksum_is_verified_unless_nobody_wants_that(origin: Origin, tmp_pat
         assert bad.wait(LATE_S)
         assert bad.status == "failed"
         assert careless.download(f"{origin.url}/c", tmp_path, checksum=wrong).result(LATE_S)
+
+
+def test_an_ini_file_says_how_an_engine_is(tmp_path: Path) -> None:
+    ini = tmp_path / "dlpool.ini"
+    ini.write_text(
+        "[downloader]\nmax_workers = 2\nretry_times = 0\nverify_hash = no\n[network]\nuser_agent = teapot/1\n"
+    )
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10-own.ini").write_text("[transfer]\nmax_file_size = 1000\n")
+    door = Door(File(b"x" * 100))
+    with Origin(door) as origin, DownloadEngine.from_config(ini, session=tmp_path / "session") as engine:
+        tasks = [engine.download(f"{origin.url}/{name}", tmp_path, checksum=f"md5:{'0' * 32}") for name in "abc"]
+        assert [task.status for task in tasks] == ["downloading", "downloading", "pending"]
+        door.open.set()
+        assert [task.result(LATE_S).stat().st_size for task in tasks] == [100] * 3
+        assert {request.headers["user-agent"] for request in origin.requests} == {"teapot/1"}
+        door.file = File(b"x" * 2000)
+        with pytest.raises(PolicyRefused, match="max_file_size"):
+            engine.download(f"{origin.url}/large", tmp_path).result(LATE_S)
+    with (
+        Origin(lambda _, connection: connection.answer(503, {}, b"")) as broken,
+        DownloadEngine.from_config(ini) as two,
+    ):
+        assert two.download(f"{broken.url}/d", tmp_path).wait(LATE_S)
+        assert len(broken.requests) == 1, "retry_times = 0"
+
+
+def test_an_ini_file_that_says_nothing_means_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.ini").write_text("")
+    names = inspect.signature(DownloadEngine).parameters
+    declared = {one.name: one.default for one in dataclasses.fields(DownloaderSettings)}
+    assert declared == {name: names[name].default for name in declared}
+    with DownloadEngine.from_config(str(tmp_path / "empty.ini")) as engine:
+        assert engine.get_all_tasks() == []
+
+
+def test_all_that_is_wrong_in_an_ini_file_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.ini").write_text("[downloader]\nmax_workers = none\ntimeout = -1\ncolour = red\n")
+    with pytest.raises(ConfigurationError) as caught:
+        DownloadEngine.from_config(tmp_path / "bad.ini")
+    lines = str(caught.value).splitlines()
+    assert [line.partition("[downloader] ")[2].split()[0] for line in lines] == ["max_workers", "timeout", "colour:"]
+    with pytest.raises(ConfigurationError, match="cannot read "):
+        DownloadEngine.from_config(tmp_path / "absent.ini")
+
+
+@pytest.mark.parametrize(("collect", "least"), [(0, 128 * KIB), (MIB, MIB)])
+def test_one_read_collects_as_much_as_it_shall(authority: Authority, collect: int, least: int) -> None:
+    network = NetworkSettings(network="any", cacert=str(authority.ca_file))
+    gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
+    client = Client(network, 1, gate, watch, collect=collect)
+    view = memoryview(bytearray(4 * MIB))
+    with (
+        Origin(File(make_data(8 * MIB)), tls=authority.server_context()) as origin,
+        Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange,
+    ):
+        reply = Source(client, f"{origin.url}/a", {}).get(exchange, None)
+        sizes = list(iter(lambda: reply.read(view), 0))
+    client.close()
+    assert sum(sizes) == 8 * MIB
+    assert least <= max(sizes) <= least + 16 * KIB, "TLS brings 16 KiB at a time"
 
 
 def test_two_urls_do_not_become_one_file(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:

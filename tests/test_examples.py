@@ -62,6 +62,17 @@ def test_batch(site: str, tmp_path: Path) -> None:
     assert run("batch.py", tmp_path, *urls).startswith("0 done, 1 earlier, 0 bytes")
 
 
+def test_tour(site: str, tmp_path: Path) -> None:
+    said = run("tour.py", tmp_path, f"{site}/b.bin", f"{site}/a.bin", f"{site}/none").splitlines()
+    assert "downloads/my-download.zip" in said
+    ends = sorted(line.split(" ", 1)[1] for line in said if " completed " in line or " failed " in line)
+    assert ends[:2] == ["completed downloads/a.bin", "completed downloads/b.bin"]
+    assert any(end.startswith("failed the server answered 404") for end in ends)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "downloads").iterdir()} == {
+        "a.bin": PAGES["a.bin"], "b.bin": PAGES["b.bin"], "my-download.zip": PAGES["b.bin"]
+    }  # fmt: skip
+
+
 def test_every_example_is_run_here() -> None:
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests

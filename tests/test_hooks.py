@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from dlpool.cli.ini import load
 from dlpool.config import HookSettings, LoggingSettings
+from dlpool.config.ini import load
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Claimed, Finish, Ticket

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.cli.ini import default_ini, load
 from dlpool.config import SECTIONS, NetworkSettings, RedisSettings, TransferSettings
+from dlpool.config.ini import default_ini, load
 from dlpool.errors import ConfigurationError
 from tests.origin import File, Origin
 from tests.processes import ROOT, run

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dlpool.cli.ini import read
-from dlpool.cli.layers import Given, effective
 from dlpool.config import SECTIONS, Settings
+from dlpool.config.ini import read
+from dlpool.config.layers import Given, effective
 from dlpool.errors import ConfigurationError
 from tests.processes import Ended, run
 

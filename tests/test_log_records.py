@@ -21,8 +21,8 @@ from dlpool.config import LoggingSettings, RedisSettings
 from dlpool.errors import ChecksumMismatch
 from dlpool.observe.chain import MAX_LINE
 from dlpool.observe.log import Log
-from dlpool.observe.redaction import is_secret, without_secrets
 from dlpool.observe.values import MAX_TEXT, plain
+from dlpool.redaction import is_secret, without_secrets
 
 NOON = datetime(2024, 5, 6, 12, 0, 0, 7999, tzinfo=timezone.utc)
 Write = Callable[..., dict[str, Any]]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.cli.layers import HOST, Effective, text_of
 from dlpool.cli.supervisor import effective_of
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.config import SECTIONS, LimitSettings, Settings
+from dlpool.config.layers import HOST, Effective, text_of
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.jobs.connection import connect, shown_server
-from dlpool.observe.redaction import without_secrets
+from dlpool.redaction import without_secrets
 from dlpool.service.hooks import check_hooks
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
-from dlpool.cli.layers import effective
 from dlpool.cli.options import given_options
 from dlpool.cli.progress import Display, JsonLines, Plain, Silent
 from dlpool.cli.report import Report
 from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config.layers import effective
 from dlpool.engine.batch import Batch, Item
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine

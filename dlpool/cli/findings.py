@@ -10,7 +10,7 @@ from dlpool.cli.progress import size_text
 from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import AUTO
-from dlpool.observe.redaction import without_secrets
+from dlpool.redaction import without_secrets
 from dlpool.service.dealing import slots_of
 from dlpool.transfer.inspection import IfRange, Inspected
 

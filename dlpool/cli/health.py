@@ -50,7 +50,7 @@ def ask(listen: str, path: str) -> tuple[int, str]:
 def _listen_of(config: str | None) -> str:
     settings = MetricsSettings()
     if config is not None:
-        from dlpool.cli.ini import load
+        from dlpool.config.ini import load
 
         settings = load(config)["metrics"]
     if not settings.listen:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from dlpool.cli.layers import Given
 from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_names, parse_setting
+from dlpool.config.layers import Given
 from dlpool.kinds import parse_count
 
 _EXAMPLES = """\

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlpool.cli.layers import Given, effective
 from dlpool.config import PathSettings, RedisSettings
+from dlpool.config.layers import Given, effective
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
 

@@ -6,9 +6,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from dlpool.cli.ini import bounds, default_ini
 from dlpool.cli.setup import PROGRAM, files
 from dlpool.config import SECTIONS, option_names
+from dlpool.config.ini import bounds, default_ini
 
 MARK = "<!-- What follows is written by scripts/generate. -->\n"
 _FETCHED = ("transfer", "network")  # all of whose settings are options of dlpool fetch

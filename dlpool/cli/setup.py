@@ -10,8 +10,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from dlpool.cli.ini import default_ini
 from dlpool.cli.tables import show_lines
+from dlpool.config.ini import default_ini
 from dlpool.errors import TargetExists
 from dlpool.transfer.files import make_folders, sync_folder, translated
 

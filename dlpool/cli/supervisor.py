@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from dlpool import __version__
-from dlpool.cli.layers import Effective, effective
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
+from dlpool.config.layers import Effective, effective
 from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own

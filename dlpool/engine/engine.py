@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config.layers import effective
 from dlpool.engine.callbacks import Callback, Callbacks
 from dlpool.engine.maker import Maker, discard
 from dlpool.engine.queueing import DownloadQueue
@@ -28,10 +29,10 @@ class DownloadEngine:
 
     Threads only: no signal handlers, no logging set-up, nothing global. After a fork the child must make its own.
     ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
-    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size`` is
-    checked and changes nothing: a write collects up to 128 KiB of what comes within 20 ms. ``session``: a file that
-    remembers unfinished tasks.
-    ``transfer`` and ``network`` settle all else. The lock guards the table of tasks.
+    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size``:
+    the least bytes that one write collects, of what comes within 20 ms; less than 128 KiB means 128 KiB.
+    ``session``: a file that remembers unfinished tasks. ``transfer`` and ``network`` settle all else.
+    The lock guards the table of tasks.
     Raises UsageError for values that make no sense, LocalFault if the session cannot be used.
     """
 
@@ -61,7 +62,7 @@ class DownloadEngine:
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
         )
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
-        self._maker = Maker(transfer, network, max_workers, notify)
+        self._maker = Maker(transfer, network, max_workers, chunk_size, notify)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
@@ -84,6 +85,17 @@ class DownloadEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown(wait=error is None)
+
+    @classmethod
+    def from_config(cls, path: str | PathLike[str], *, session: str | PathLike[str] | None = None) -> DownloadEngine:
+        """An engine as an INI file says: ``[downloader]``, and ``[transfer]`` and ``[network]`` for all else.
+
+        What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes over that, as in the service.
+        Raises ConfigurationError that names everything wrong at once.
+        """
+        settings = effective(os.fspath(path)).settings
+        own = vars(settings.downloader)
+        return cls(**own, session=session, transfer=settings.transfer, network=settings.network)
 
     # --- tasks ---
 

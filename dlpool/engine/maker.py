@@ -23,11 +23,13 @@ from dlpool.transfer.transfer import Transfer
 class Maker:
     """Thread-safe; the lock guards which task has which target."""
 
-    def __init__(self, transfer: TransferSettings, network: NetworkSettings, max_workers: int, notify: Notify) -> None:
+    def __init__(
+        self, transfer: TransferSettings, network: NetworkSettings, max_workers: int, chunk_size: int, notify: Notify
+    ) -> None:
         """``notify`` hears what happens in all of them. Raises ConfigurationError."""
         self._settings = transfer
         gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
-        self._client = Client(network, transfer.pool_size(max_workers), gate, watch)
+        self._client = Client(network, transfer.pool_size(max_workers), gate, watch, collect=chunk_size)
         self._client.check()
         self._lock = threading.Lock()
         self._notify = notify

@@ -47,16 +47,6 @@ class Address:
         return cls(kind, plain, hosts, service)
 
 
-def without_password(url: str) -> str:
-    """The URL of a Redis less its password."""
-    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
-    match = re.fullmatch(r"([a-z+]+://)([^/?#]*)@(.*)", url, re.DOTALL)
-    if match is None:
-        return url
-    user = match[2].partition(":")[0]
-    return f"{match[1]}{user}@{match[3]}" if user else f"{match[1]}{match[3]}"
-
-
 def _host(text: str, port: int) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     number = int(match[2] or port) if match else 0

@@ -17,8 +17,8 @@ import orjson
 from structlog.typing import EventDict, Processor
 
 from dlpool.errors import DlpoolError
-from dlpool.observe.redaction import REDACTED, is_secret, without_secrets
 from dlpool.observe.values import CUT, MAX_TEXT, Json, name, plain, text
+from dlpool.redaction import REDACTED, is_secret, without_secrets
 from dlpool.transfer.urls import shown_url
 
 ECS_VERSION = "8.11.0"

@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, TypeAlias
 
-from dlpool.observe.redaction import REDACTED, is_secret, without_secrets
+from dlpool.redaction import REDACTED, is_secret, without_secrets
 
 MAX_TEXT = 8 * 1024
 _MAX_NAME = 100

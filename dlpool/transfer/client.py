@@ -25,6 +25,7 @@ from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.ticker import Ticker
 from dlpool.transfer.urls import shown_url
 
+ENOUGH = 128 * 1024  # bytes that one read collects
 MAX_HOSTS = 64  # whose idle connections are kept
 
 
@@ -36,13 +37,15 @@ class Client:
 
     def __init__(
         self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch,
-        rate: RateLimit | None = None,
+        rate: RateLimit | None = None, collect: int = 0,
     ) -> None:  # fmt: skip
+        """``collect``: the least that one read collects of what comes without delay, if more than usual."""
         self.settings = settings
         self.gate = gate
         self.watch = watch
         self.hosts = HostShares(time.monotonic)
         self.rate = rate or RateLimit(None, time.monotonic)
+        self.collect = max(collect, ENOUGH)
         self.session = requests.Session()
         self._adapter = _Adapter(settings, pool_size)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout)

@@ -199,7 +199,7 @@ class Lane:
 
     def _space(self, size: int) -> memoryview:
         """Room for one read: as much as is wanted, up to a buffer, and to what the rate limits allow."""
-        size = min(size, self._context.rate.most(BUFFER))
+        size = min(size, self._context.rate.most(max(BUFFER, self._context.client.collect)))
         if len(self._view) < size:
             self._view = memoryview(bytearray(size))
         return self._view[:size]

@@ -35,20 +35,20 @@ from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.urls import basic_auth, check_literal, own_and_given, without_user
 
 MAX_REDIRECTS = 10
-ENOUGH = 128 * 1024  # bytes that one read collects
-COLLECT_S = 0.02  # for how long
+COLLECT_S = 0.02  # for so long one read collects
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Reply:
     """An answer whose body is still to come. Used by one thread."""
 
-    def __init__(self, body: StrictResponse, url: str, exchange: Exchange) -> None:
+    def __init__(self, body: StrictResponse, url: str, exchange: Exchange, enough: int) -> None:
         self.status = body.status
         self.headers = cast("Mapping[str, str]", body.headers)
         self.url = url
         self._body = body
         self._exchange = exchange
+        self._enough = enough
         self._failure: DlpoolError | None = None
 
     def read(self, view: memoryview) -> int:
@@ -61,7 +61,7 @@ class Reply:
         began = exchange.clock()
         exchange.reading_since = began
         filled = 0
-        while self._failure is None and filled < min(len(view), ENOUGH):
+        while self._failure is None and filled < min(len(view), self._enough):
             size = self._read_once(view[filled:])
             filled += size
             if not size or exchange.clock() - began > COLLECT_S:
@@ -193,7 +193,7 @@ class Source:
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
         self._keep_cookies(url, raw)
-        return Reply(raw, url, exchange)
+        return Reply(raw, url, exchange, client.collect)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         """What is sent to ``url``, which may be another origin than the one that the headers were given for."""

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from dlpool.cli.layers import HOST, Given, effective
-from dlpool.config import SECTIONS, LimitSettings, parse_setting
+from dlpool.config.declaring import parse_setting
+from dlpool.config.layers import HOST, Given, effective
+from dlpool.config.sections import SECTIONS, LimitSettings
 from dlpool.errors import ConfigurationError
-from dlpool.observe.redaction import without_secrets
+from dlpool.redaction import without_secrets
 
 _HEAD = """\
 # The settings of dlpool with their defaults. Sizes take K M G T (powers of 1024), times ms s m h.

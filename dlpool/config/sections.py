@@ -1,15 +1,11 @@
-"""Settings: frozen dataclasses, one field in one place.
-
-Each field's metadata says its kind (how text becomes a value), its bounds, whether a reload may change it, its
-option and its help; the command line, the INI file, their checks and their documentation are derived from it.
-"""
+"""All settings: a class a section of the INI file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
+from dlpool.config.declaring import setting
 from dlpool.kinds import (
     ADDRESS,
     BASE_URL,
@@ -33,49 +29,6 @@ from dlpool.kinds import (
     choice,
     parse_text,
 )  # fmt: skip
-
-
-def setting(
-    kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
-    short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
-    not_below: str | None = None, needs: str | None = None, instead_of: str | None = None,
-) -> Any:  # fmt: skip
-    """A field of a settings class; ``default`` is written as a user would write it, None means not set.
-
-    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown. Others of the
-    section: ``not_below`` may not be larger, ``needs`` must be set too, ``instead_of`` must not be.
-    """
-    value = None if default is None else kind.parse(default)
-    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload,
-            "shipped": shipped, "is_secret": is_secret, "not_below": not_below, "needs": needs,
-            "instead_of": instead_of}  # fmt: skip
-    return field(default=value, metadata=meta)
-
-
-def parse_setting(declared: Field[Any], text: str) -> Any:
-    """The value of a setting from its text; an empty one leaves unset what has no default.
-
-    Raises ValueError whose message continues "NAME is '...': it is ...".
-    """
-    if text == "" and declared.default is None:
-        return None
-    value = declared.metadata["kind"].parse(text)
-    low, high = declared.metadata["low"], declared.metadata["high"]
-    if isinstance(value, str):  # bounds are of numbers
-        return value
-    if low is not None and value < low:
-        raise ValueError(f"below {low:g}")
-    if high is not None and value > high:
-        raise ValueError(f"above {high:g}")
-    return value
-
-
-def option_names(declared: Field[Any]) -> list[str]:
-    """The command-line options of a setting; a switch that is on by default is turned off by ``--no-NAME``."""
-    name = declared.name.replace("_", "-")
-    long = f"--no-{name}" if declared.default is True else f"--{name}"
-    short = declared.metadata["short"]
-    return [short, long] if short else [long]
 
 
 @dataclass(frozen=True)
@@ -268,6 +221,20 @@ class OtelSettings:
 
 
 @dataclass(frozen=True)
+class DownloaderSettings:
+    """``[downloader]``: a ``DownloadEngine`` that is made by ``from_config``. Sizes in bytes, times in seconds."""
+
+    max_workers: int = setting(COUNT, "3", "files at once", low=1, high=1024)
+    chunk_size: int = setting(SIZE, "8192", "the least that one write collects, of what comes within 20 ms; less "
+                              "than 128K means 128K", low=1)  # fmt: skip
+    retry_times: int = setting(COUNT, "3", "attempts in a row without progress; instead of retries in [transfer]")
+    retry_delay: float = setting(DURATION, "5s", "first backoff; instead of the one in [transfer]")
+    timeout: float = setting(DURATION, "30s", "limit of connecting; instead of connect_timeout in [network]", low=0.001)
+    progress_interval: float = setting(DURATION, "500ms", "between two calls of progress callbacks", low=0.001)
+    verify_hash: bool = setting(SWITCH, "yes", "verify the task's checksum, or the server's digest of the file")
+
+
+@dataclass(frozen=True)
 class LimitSettings:
     """``[limits]``: what all nodes of a Redis together spare each origin host; ``[host:NAME]`` for one."""
 
@@ -278,7 +245,7 @@ class LimitSettings:
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
     "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
-    "otel": OtelSettings, "limits": LimitSettings,
+    "otel": OtelSettings, "limits": LimitSettings, "downloader": DownloaderSettings,
 }  # fmt: skip
 
 
@@ -296,4 +263,5 @@ class Settings:
     metrics: MetricsSettings = MetricsSettings()
     otel: OtelSettings = OtelSettings()
     limits: LimitSettings = LimitSettings()
+    downloader: DownloaderSettings = DownloaderSettings()
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)

@@ -38,6 +38,16 @@ def without_secrets(text: str) -> str:
     return _HEADER.sub(rf"\1 {REDACTED}", text) if "cookie" in lowered or "authorization" in lowered else text
 
 
+def without_password(url: str) -> str:
+    """The URL of a Redis less its password."""
+    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
+    match = re.fullmatch(r"([a-z+]+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    if match is None:
+        return url
+    user = match[2].partition(":")[0]
+    return f"{match[1]}{user}@{match[3]}" if user else f"{match[1]}{match[3]}"
+
+
 def _address(url: str) -> str:
     """Host and path of a URL that has lost its scheme."""
     authority, slash, path = re.split(r"[?#]", url, maxsplit=1)[0].partition("/")

@@ -12,10 +12,10 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dlpool.cli.crosscheck import contradictions, rivals
-from dlpool.config import SECTIONS, Settings
+from dlpool.config.crosscheck import contradictions, rivals
+from dlpool.config.sections import SECTIONS, Settings
 from dlpool.errors import ConfigurationError
-from dlpool.jobs.address import without_password
+from dlpool.redaction import without_password
 
 HOST = "host:"
 _PREFIX = "DLPOOL_"
@@ -116,7 +116,7 @@ def _declared(section: str, name: str) -> Field[Any]:
 
 def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[str]]:
     """The INI file and those beside it, what they say, and why one cannot be read."""
-    from dlpool.cli.ini import read
+    from dlpool.config.ini import read
 
     folder, problems = Path(config).parent / "conf.d", []
     names = [config]
@@ -136,7 +136,7 @@ def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[s
 
 def _checked(layer: Sequence[Given], problems: list[str]) -> list[Given]:
     """What a place says, with its values, less what is wrong."""
-    from dlpool.cli.ini import checked
+    from dlpool.config.ini import checked
 
     return checked(layer, problems)
 

@@ -7,8 +7,8 @@ from dataclasses import Field, fields
 from functools import lru_cache
 from typing import Any
 
-from dlpool.config import SECTIONS, Settings
-from dlpool.jobs.address import without_password
+from dlpool.config.sections import SECTIONS, Settings
+from dlpool.redaction import without_password
 
 
 @lru_cache(maxsize=1024)

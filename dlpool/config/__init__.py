@@ -1,0 +1,41 @@
+"""Settings: frozen dataclasses, one field in one place.
+
+Each field's metadata says its kind (how text becomes a value), its bounds, whether a reload may change it, its
+option and its help; the command line, the INI file, their checks and their documentation are derived from it.
+"""
+
+from dlpool.config.declaring import option_names, parse_setting, setting
+from dlpool.config.sections import (
+    SECTIONS,
+    DownloaderSettings,
+    HookSettings,
+    LimitSettings,
+    LoggingSettings,
+    MetricsSettings,
+    NetworkSettings,
+    OtelSettings,
+    PathSettings,
+    RedisSettings,
+    Settings,
+    SupervisorSettings,
+    TransferSettings,
+)
+
+__all__ = [
+    "SECTIONS",
+    "DownloaderSettings",
+    "HookSettings",
+    "LimitSettings",
+    "LoggingSettings",
+    "MetricsSettings",
+    "NetworkSettings",
+    "OtelSettings",
+    "PathSettings",
+    "RedisSettings",
+    "Settings",
+    "SupervisorSettings",
+    "TransferSettings",
+    "option_names",
+    "parse_setting",
+    "setting",
+]

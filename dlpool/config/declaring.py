@@ -1,0 +1,51 @@
+"""How a setting is declared: a field whose metadata says all that there is to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import Field, field
+from typing import Any
+
+from dlpool.kinds import Kind
+
+
+def setting(
+    kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
+    short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
+    not_below: str | None = None, needs: str | None = None, instead_of: str | None = None,
+) -> Any:  # fmt: skip
+    """A field of a settings class; ``default`` is written as a user would write it, None means not set.
+
+    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown. Others of the
+    section: ``not_below`` may not be larger, ``needs`` must be set too, ``instead_of`` must not be.
+    """
+    value = None if default is None else kind.parse(default)
+    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload,
+            "shipped": shipped, "is_secret": is_secret, "not_below": not_below, "needs": needs,
+            "instead_of": instead_of}  # fmt: skip
+    return field(default=value, metadata=meta)
+
+
+def parse_setting(declared: Field[Any], text: str) -> Any:
+    """The value of a setting from its text; an empty one leaves unset what has no default.
+
+    Raises ValueError whose message continues "NAME is '...': it is ...".
+    """
+    if text == "" and declared.default is None:
+        return None
+    value = declared.metadata["kind"].parse(text)
+    low, high = declared.metadata["low"], declared.metadata["high"]
+    if isinstance(value, str):  # bounds are of numbers
+        return value
+    if low is not None and value < low:
+        raise ValueError(f"below {low:g}")
+    if high is not None and value > high:
+        raise ValueError(f"above {high:g}")
+    return value
+
+
+def option_names(declared: Field[Any]) -> list[str]:
+    """The command-line options of a setting; a switch that is on by default is turned off by ``--no-NAME``."""
+    name = declared.name.replace("_", "-")
+    long = f"--no-{name}" if declared.default is True else f"--{name}"
+    short = declared.metadata["short"]
+    return [short, long] if short else [long]
