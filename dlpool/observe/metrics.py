@@ -85,6 +85,9 @@ class Metrics:
         self.low_on_space = self._gauge("low_on_space", "1 while jobs wait for disk space (min_free).")
         self.node_fault = self._gauge("node_fault", "1 while no jobs are taken because of a full or broken disk.")
         self.slots = self._gauge("slots", "Jobs that the workers can run at once.")
+        self.limited_hosts = self._gauge(
+            "limited_hosts", "Origin hosts that get fewer jobs at once, as they turned some away."
+        )
         self.held = self._gauge("held_jobs", "Jobs of this node.", "state")
         self.workers = self._gauge("workers", "Worker processes.", "state")
         self.worker_memory = self._gauge("workers_resident_bytes", "Resident memory of all workers together.")

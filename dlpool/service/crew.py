@@ -51,7 +51,6 @@ class Crew:
         self.judge = judge
         self.fault_until = 0.0
         self.has_news = True  # something that pool and capacity depend on
-        self.refused = 0  # jobs that their servers turned away, since the start
         self.is_probing = False  # after a node fault: one job at a time, until one succeeds
         self._ledger = ledger
         self._pool = pool
@@ -78,7 +77,7 @@ class Crew:
 
     def _bring_to_door(self, held: Held) -> None:
         assert held.job is not None
-        instead = self._doorman.turned_away(held, held.job)
+        instead = self._doorman.turned_away(held, held.job, self._ledger.all())
         if instead is not None:
             self._end(held, instead)
 
@@ -169,7 +168,8 @@ class Crew:
         self._meter.ran(frame, time.monotonic() - held.dealt_at)
         if frame.path is not None and not _is_told(frame.path, held.job.save_path):
             self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
-        self.refused += is_refusal(frame)
+        if is_refusal(frame):
+            self._doorman.refused(held.job, self._ledger.all())
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay
@@ -186,7 +186,7 @@ class Crew:
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
-        host = held.host if held.host and ending.outcome != "park" else ending.host
+        host = ending.host if ending.outcome == "park" else self._doorman.left(held)
         ending = replace(ending, host=host, trace_id=held.trace_id)
         self._ledger.mark_ending(held)
         self._recorder.end(ending)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dlpool.jobs.hostslots import Place
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.log import Logger
 from dlpool.service.frames import HoldFrame
+from dlpool.service.hostjobs import HostJobs
 from dlpool.service.hosts import Hosts, authority_of
 from dlpool.service.ledger import Held
 from dlpool.service.messages import Hold, Wish
@@ -20,22 +23,38 @@ FULL_S = 5.0  # until a parked job tries again by itself: a slot may have become
 class Doorman:
     """Used by the main thread only."""
 
-    def __init__(self, hosts: Hosts, recorder: Recorder, pool: WorkerPool, log: Logger) -> None:
+    def __init__(self, hosts: Hosts, of_hosts: HostJobs, recorder: Recorder, pool: WorkerPool, log: Logger) -> None:
         self.hosts = hosts
+        self.of_hosts = of_hosts
         self._recorder = recorder
         self._pool = pool
         self._log = log
 
-    def turned_away(self, held: Held, job: PushedJob) -> Finish | None:
+    def turned_away(self, held: Held, job: PushedJob, all_held: Iterable[Held]) -> Finish | None:
         """What becomes of a new job whose host does not want to be asked; else it may have to wait for a slot."""
         wait_s = self.hosts.held_s(job.url)
         if wait_s > PATIENCE_S:
             return parked(held, authority_of(job.url), wait_s, is_paid=held.claimed.is_paid)
+        host = authority_of(job.url)
+        if not self.of_hosts.has_room(host, lambda: _at(host, all_held) - 1):
+            return parked(held, host, FULL_S, is_paid=held.claimed.is_paid, is_for_slot=True)
         limit = self.hosts.limit(job.url)
         if limit is not None:
             held.host, held.is_at_door = limit.host, True
             self._recorder.wish(Wish(held.ticket, limit, held.claimed.is_paid))
         return None
+
+    def refused(self, job: PushedJob, all_held: Iterable[Held]) -> None:
+        """A host has turned a job of ours away, or could not be reached."""
+        host = authority_of(job.url)
+        self.of_hosts.refused(host, lambda: _at(host, all_held))
+
+    def left(self, held: Held) -> str:
+        """The host for which others may wait in vain no longer when this job has ended, or ''."""
+        if held.host or held.job is None:
+            return held.host
+        host = authority_of(held.job.url)
+        return host if self.of_hosts.is_limited(host) else ""
 
     def answered(self, held: Held, place: Place) -> Finish | None:
         """Redis has said whether there is a slot: None, or what becomes of the job instead."""
@@ -56,6 +75,11 @@ class Doorman:
         if is_ours:
             self._recorder.hold(Hold(host, seconds))
         self._log.info("host_held", host=host, seconds=seconds, is_ours=is_ours)
+
+
+def _at(host: str, all_held: Iterable[Held]) -> int:
+    """How many jobs of a host are held and have not ended."""
+    return sum(not one.is_ending and one.job is not None and authority_of(one.job.url) == host for one in all_held)
 
 
 def parked(held: Held, host: str, delay_s: float, *, is_paid: bool, is_for_slot: bool = False) -> Finish:

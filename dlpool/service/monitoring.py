@@ -35,6 +35,7 @@ class Seen:
     """What the main thread alone knows. ``fault_s``: for how long no jobs are taken because of a disk.
 
     ``low``: folders on file systems that have less left than ``min_free``. ``slots``: how many jobs it would take.
+    ``limited_hosts``: how many hosts get fewer.
     """
 
     is_draining: bool
@@ -42,6 +43,7 @@ class Seen:
     fault_s: float
     low: Sequence[str]
     slots: int
+    limited_hosts: int
 
 
 class Monitor:
@@ -96,6 +98,7 @@ class Monitor:
         metrics.redis_up.set(self._link.error is None and self._link.registered.is_set())
         metrics.node_fault.set(seen.is_probing)
         metrics.slots.set(seen.slots)
+        metrics.limited_hosts.set(seen.limited_hosts)
         metrics.low_on_space.set(bool(seen.low))
         workers = list(self._pool.workers.values())
         sizes = [one.resident for one in workers]

@@ -78,7 +78,9 @@ class Parts:
         post, order = self.mailbox.post, self._order
         self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
         self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
-        self.doorman = Doorman(Hosts(settings, time.monotonic), self._recorder, self.pool, self._log)
+        self.doorman = Doorman(
+            Hosts(settings, time.monotonic), self.slots.of_hosts, self._recorder, self.pool, self._log
+        )
         self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
                                self._transitions, order)  # fmt: skip
         self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,

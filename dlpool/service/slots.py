@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dlpool.config import SupervisorSettings
 from dlpool.observe.log import Logger
 from dlpool.service.frames import EndedFrame
+from dlpool.service.hostjobs import HostJobs
 from dlpool.transfer.aimd import Aimd, Tempo
 
 START = 5  # jobs: the default of a fixed number
 TEMPO = Tempo(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)  # workers report once a second
-REFUSED_PART = 4  # a quarter of the jobs that run at once, turned away within a measure, is a bad sign
 _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 
@@ -37,19 +37,19 @@ class Slots:
         if not isinstance(settings.max_concurrent_downloads, int):
             self._control = Aimd(1, settings.max_slots, START, TEMPO)
             self.level = self._control.level
+        is_auto = self._control is not None
+        self.of_hosts = HostJobs(most_slots(settings), is_auto=is_auto, log=log, clock=clock)
         self._received = 0  # bytes
         self._counted: dict[int, int] = {}  # of them, by worker
         self._over_memory = 0
-        self._refused = 0
-        self._refused_since = clock()
 
     def __repr__(self) -> str:
         return f"<Slots {self._control or self.level}>"
 
-    def look(self, received: Mapping[int, int], busy: int, *, refused: int, over_memory: int) -> None:
+    def look(self, received: Mapping[int, int], busy: int, *, over_memory: int) -> None:
         """Once a second: bytes received by each worker, by pid, and how many jobs run.
 
-        ``refused`` jobs, and workers ``over_memory``, are counted since the start.
+        Workers ``over_memory`` are counted since the start.
         """
         if self._control is None:
             return
@@ -58,11 +58,6 @@ class Slots:
         if over_memory > self._over_memory:
             self._over_memory = over_memory
             self._control.refused(now, "memory")
-        if (refused - self._refused) * REFUSED_PART >= self.level:
-            self._control.refused(now, "refused")
-            self._refused, self._refused_since = refused, now
-        elif now - self._refused_since >= TEMPO.measure_s:
-            self._refused, self._refused_since = refused, now
         self._control.sample(now, self._received, busy)
         if self._control.level != self.level:
             self.level = self._control.level

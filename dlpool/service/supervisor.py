@@ -152,8 +152,8 @@ class Supervisor:
             return
         self._tended = now
         self._parts.check_threads()
-        self._parts.slots.look(self._pool.received(), self._ledger.busy, refused=self._crew.refused,
-                               over_memory=self._pool.over_memory)  # fmt: skip
+        self._parts.slots.look(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
+        self._parts.slots.of_hosts.tend()
         self._log.tend_writer()
         self._log.tend()
         self._show()
@@ -176,7 +176,9 @@ class Supervisor:
         crew, fault_s = self._crew, self._crew.fault_until - time.monotonic()
         slots = min(self._pool.capacity(), self._parts.slots.level)
         low = self._parts.space.low
-        self._parts.monitor.look(Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s), low, slots))
+        limited = self._parts.slots.of_hosts.limited
+        seen = Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s), low, slots, limited)
+        self._parts.monitor.look(seen)
 
     def _status(self) -> str:
         error = self._parts.link.error
