@@ -209,7 +209,8 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
         queue.push(job_id, **own)
     stats = queue.views.stats()
     assert stats.figures() == {
-        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1, "delayed": 1, "parked": 0,
+        "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1,
+        "ready_limited": 0, "delayed": 1, "parked": 0,
         "paused": 0,
         "running": 1, "succeeded": 1, "failed": 0, "failure_records": 1,
     }  # fmt: skip

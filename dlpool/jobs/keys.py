@@ -7,6 +7,7 @@ from dataclasses import dataclass
 INTAKE = "go_download_urls"
 FAILED = "go_download_failed_tasks"
 PRIORITIES = ("high", "normal", "low")
+READY = (*PRIORITIES, "limited")  # the last: was parked, and is before all others now
 SUCCESS_TTL_S = 86_400
 
 

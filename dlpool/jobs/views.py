@@ -14,7 +14,7 @@ from dlpool.errors import NoSuchJob
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
 from dlpool.jobs.jobview import JobView, json_object, number
-from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.keys import READY, Keys
 from dlpool.jobs.records import rfc3339
 
 STATES = ("running", "queued", "delayed", "paused", "failed", "succeeded")  # in the order in which they are listed
@@ -139,7 +139,7 @@ class Views:
             pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases).exists(keys.halted)
             pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
             pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
-            for priority in PRIORITIES:
+            for priority in READY:
                 pipeline.llen(keys.ready(priority))
             for day in days:
                 pipeline.hgetall(keys.stats(day))
@@ -147,9 +147,9 @@ class Views:
             records = records_client(self._client, keys).hlen(keys.failed)
             reserved, supervisors = self._supervisors(now_s)
             parked, waiting_hosts, held_hosts = self._hosts(now_s)
-        ready, counted = rest[: len(PRIORITIES)], rest[len(PRIORITIES) :]
+        ready, counted = rest[: len(READY)], rest[len(READY) :]
         return Stats(
-            backlog, reserved, dict(zip(PRIORITIES, ready, strict=True)), delayed, paused, running, succeeded, failed,
+            backlog, reserved, dict(zip(READY, ready, strict=True)), delayed, paused, running, succeeded, failed,
             records, supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
             is_halted=bool(is_halted), parked=parked, waiting_hosts=waiting_hosts, held_hosts=held_hosts,
         )  # fmt: skip
