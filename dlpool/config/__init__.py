@@ -20,6 +20,7 @@ from dlpool.config.sections import (
     SupervisorSettings,
     TransferSettings,
 )
+from dlpool.config.web import UploadSettings, WebSettings
 
 __all__ = [
     "SECTIONS",
@@ -35,6 +36,8 @@ __all__ = [
     "Settings",
     "SupervisorSettings",
     "TransferSettings",
+    "UploadSettings",
+    "WebSettings",
     "option_names",
     "parse_setting",
     "setting",

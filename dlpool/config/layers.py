@@ -1,6 +1,7 @@
 """The settings that hold, from all the places that may say them, and where each was said. A later place wins:
 
-defaults, the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options.
+defaults (of uploads: those of their profile), the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the
+environment, options.
 Imports no library where nothing but options was given.
 """
 
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.config.crosscheck import contradictions, rivals
+from dlpool.config.declaring import parse_setting
 from dlpool.config.sections import SECTIONS, Settings
+from dlpool.config.web import PROFILES
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
 
@@ -56,6 +59,7 @@ def effective(
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
     found = _merged([*layers, options])
+    found = _preset(found) | found
     settings = _settings(found)
     if not problems:
         problems += contradictions(settings, lambda section, name: _described(found, section, name))
@@ -150,6 +154,18 @@ def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
                 _forget_rivals(found, given)
         found |= {(given.section, given.name): given for given in layer}
     return found
+
+
+def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:
+    """What the profile of uploads says instead of the defaults."""
+    profile = given.get(("upload", "profile"))
+    if profile is None:
+        return {}
+    values = {name: parse_setting(_declared("upload", name), text) for name, text in PROFILES[profile.value].items()}
+    return {
+        ("upload", name): Given("upload", name, PROFILES[profile.value][name], f"profile {profile.text}", value)
+        for name, value in values.items()
+    }
 
 
 def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dlpool.config.declaring import setting
+from dlpool.config.web import UploadSettings, WebSettings
 from dlpool.kinds import (
     ADDRESS,
     BASE_URL,
@@ -246,6 +247,7 @@ SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
     "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
     "otel": OtelSettings, "limits": LimitSettings, "downloader": DownloaderSettings,
+    "upload": UploadSettings, "web": WebSettings,
 }  # fmt: skip
 
 
@@ -264,4 +266,6 @@ class Settings:
     otel: OtelSettings = OtelSettings()
     limits: LimitSettings = LimitSettings()
     downloader: DownloaderSettings = DownloaderSettings()
+    upload: UploadSettings = field(default_factory=UploadSettings)
+    web: WebSettings = field(default_factory=WebSettings)
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)
