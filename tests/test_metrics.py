@@ -112,6 +112,7 @@ def test_a_killed_worker_takes_nothing_along_and_nothing_counts_twice(
         client.push(f"{origin.url}/a", "a", id="a")
         wait_for_commit(service.out / "a")
         service.wait_for("dlpool_received_bytes_total", BLOCK)
+        wait_until(lambda: 1 <= service.value("dlpool_connections") <= 16, PATIENCE_S)
         os.kill(wait_for_run(service, "a"), signal.SIGKILL)
         wait_for_run(service, "a", 2)
         assert service.value("dlpool_received_bytes_total") >= BLOCK
@@ -119,6 +120,7 @@ def test_a_killed_worker_takes_nothing_along_and_nothing_counts_twice(
         client.wait_for(f"{origin.url}/a")
         service.wait_for("dlpool_received_bytes_total", len(DATA))
         service.wait_for("dlpool_jobs_total", 1, outcome="success")
+        service.wait_for("dlpool_connections", 0)
         assert service.value("dlpool_requeued_jobs_total", outcome="crash", label="worker_died") == 1
         assert service.value("dlpool_worker_exits_total", how="died") == 1
         assert service.value("dlpool_worker_starts_total") == 2

@@ -374,19 +374,27 @@ def test_a_network_that_goes_away_uses_up_no_attempts_but_is_not_waited_for_with
     monkeypatch.setattr("dlpool.transfer.lane.NETWORK_POLL_S", 0.1)
     lost = threading.Event()
     lose_the_network(monkeypatch, lost)
-    file = File(DATA)
+    file, begun = File(DATA), threading.Event()
 
     def come_back() -> None:
         wait_until(lambda: bool(fetch.named("network_away")))
         lost.clear()
 
     def handle(request: Request, connection: Connection) -> None:
-        if request.number == 2 and not lost.is_set():
-            lost.set()
-            if comes_back:
-                threading.Thread(target=come_back, daemon=True).start()
-            connection.reset()
-        file(request, connection)
+        """Half of what the first one asks for, then the network goes; whoever has a connection yet loses it, too."""
+        if request.number > 1:
+            begun.wait(20)
+            if lost.is_set():
+                connection.reset()
+            file(request, connection)
+            return
+        head = {"Content-Length": str(SIZE), "Content-Range": f"bytes 0-{SIZE - 1}/{SIZE}", **file.headers()}
+        connection.answer(206, head, DATA[: SIZE // 16], length=False)
+        lost.set()
+        begun.set()
+        if comes_back:
+            threading.Thread(target=come_back, daemon=True).start()
+        connection.reset()
 
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", retries=1, network_wait=20 if comes_back else 1)
     if comes_back:

@@ -88,6 +88,7 @@ class Metrics:
         self.limited_hosts = self._gauge(
             "limited_hosts", "Origin hosts that get fewer jobs at once, as they turned some away."
         )
+        self.connections = self._gauge("connections", "Connections of all running jobs to their servers.")
         self.held = self._gauge("held_jobs", "Jobs of this node.", "state")
         self.workers = self._gauge("workers", "Worker processes.", "state")
         self.worker_memory = self._gauge("workers_resident_bytes", "Resident memory of all workers together.")

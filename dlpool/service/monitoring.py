@@ -105,7 +105,9 @@ class Monitor:
         metrics.worker_memory.set(sum(sizes))
         metrics.worker_memory_max.set(max(sizes, default=0))
         set_each(metrics.workers, dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)))
-        set_each(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, self._ledger.all())))
+        held = self._ledger.all()
+        set_each(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, held)))
+        metrics.connections.set(sum(one.progress.get("connections", 0) for one in held if held_state(one) == "running"))
         self.meter.log_dropped(self._log.dropped)
 
     def _checks(self, seen: Seen) -> list[Check]:
