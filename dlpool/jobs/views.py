@@ -10,12 +10,12 @@ from typing import Any
 
 import redis
 
-from dlpool.errors import NoSuchJob
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
 from dlpool.jobs.jobview import JobView, json_object, number
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.records import rfc3339
+from dlpool.jobs.replies import unknown_job
 
 STATES = ("running", "queued", "delayed", "paused", "failed", "succeeded")  # in the order in which they are listed
 DAYS = 7
@@ -225,11 +225,6 @@ class Views:
             if passes_ms > now_s * 1000
         ]
         return sum(replies[::2]), tuple(living)
-
-
-def unknown_job(job_id: str) -> NoSuchJob:
-    """What to raise for a job that Redis does not know."""
-    return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:
