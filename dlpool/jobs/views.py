@@ -112,11 +112,13 @@ class Views:
         among the failed). Jobs that only wait for the end of an equal one are not listed.
         """
         found: list[JobView] = []
+        shown: set[str] = set()  # one may have moved since, or have an old place in a list beside its new one
         with translated(self._client):
             for name in STATES if state is None else (state,):
-                shown = {view.id for view in found if view.id}  # one may have moved since
-                rows = self._of(name, limit - len(found)) if len(found) < limit else []
-                found += [view for view in rows if view.id not in shown]
+                for view in self._of(name, limit - len(found)) if len(found) < limit else []:
+                    if view.id is None or view.id not in shown:
+                        found.append(view)
+                        shown.add(view.id or "")
         return found
 
     def job(self, job_id: str) -> JobView:

@@ -18,6 +18,12 @@ REFUSALS = {
     409: "Not in a state that allows it", 413: "Too large", 415: "Not application/json",
     429: "Too many requests", 503: "Redis is away: try again after Retry-After seconds",
 }  # fmt: skip
+_FOLLOWERS = {
+    "listJobs": (("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob",
+              "retryJob"), "id", "/jobs/0/id"),
+    "listNodes": (("drainNode", "resumeNode"), "id", "/nodes/0/node"),
+    "listFailures": (("retryFailure", "removeFailure"), "record", "/failures/0/id"),
+}  # fmt: skip
 _ALWAYS = (401, 403, 429, 503)
 
 
@@ -50,7 +56,7 @@ def _operation(one: Operation) -> dict[str, Any]:
     made: dict[str, Any] = {
         "operationId": one.name, "summary": one.summary,
         "responses": {
-            "200": {"description": "Done", "content": _json(one.answer)},
+            "200": {"description": "Done", "content": _json(one.answer), **_links(one.name)},
             **{str(status): _refusal(status) for status in sorted(statuses)},
         },
     }  # fmt: skip
@@ -59,6 +65,15 @@ def _operation(one: Operation) -> dict[str, Any]:
     if one.body is not None:
         made["requestBody"] = {"required": True, "content": _json(one.body)}
     return made
+
+
+def _links(name: str) -> dict[str, Any]:
+    """Which operations go on with what this one has answered."""
+    if name not in _FOLLOWERS:
+        return {}
+    followers, parameter, place = _FOLLOWERS[name]
+    return {"links": {one: {"operationId": one, "parameters": {parameter: f"$response.body#{place}"}}
+                      for one in followers}}  # fmt: skip
 
 
 def _names(path: str) -> list[dict[str, Any]]:

@@ -56,16 +56,23 @@ LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default
 EMPTY: Schema = record({})
 PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
 
+_MOMENT_FORM = (
+    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    "|[0-9]{1,12}([.][0-9]+)?)$"
+)
 OWN = record({}, {
     "id": {**ID, "description": "pushed again under the same id, nothing happens"},
     "priority": {"anyOf": [PRIORITY, {"type": "integer"}], "description": "of integers, those below 0 are high"},
-    "not_before": {"anyOf": [MOMENT, {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40}],
+    "not_before": {"anyOf": [{"type": "string", "pattern": _MOMENT_FORM},
+                             {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40}],
                    "description": "RFC 3339, or seconds since 1970"},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
-    "checksum": {"type": "string", "description": "ALGO:HEX of the file: md5, sha1, sha256, sha512 or blake2b"},
+    "checksum": {"type": "string", "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
+                 "description": "md5, sha1, sha256, sha512 or blake2b"},
     "headers": {**_values(TEXT), "description": "for the URL's own origin"},
     "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
-    "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, TEXT], "description": 'bytes a second, or "1.5M"'},
+    "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
+                   "description": 'bytes a second, or a text as "1.5M"'},
     "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
