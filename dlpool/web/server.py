@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -110,11 +111,9 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        try:
+        with suppress(OSError):  # the client is gone
             client.settimeout(self.settings.body_timeout)
             client.sendall(head.encode() + body)
-        except OSError:
-            self.log.debug("the client is gone")
 
     def _close(self, conn: Any, graceful: bool = False) -> None:
         """Instead of gunicorn's, which keeps the main loop waiting for clients that go on sending."""
@@ -150,30 +149,37 @@ class ServerLog(GunicornLogger):  # type: ignore[misc]
 
     def critical(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What ends the server."""
-        self._logger.error("server_failed", reason=_text(msg, args))
+        self._fail(_text(msg, args))
 
     def error(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What a worker did not survive."""
-        self._logger.error("server_failed", reason=_text(msg, args))
+        self._fail(_text(msg, args))
 
     def exception(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """The same, with what was raised."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):  # a client that does not take its answer
-            self._logger.debug("server_said", reason=_text(msg, args), error=error)
-        else:
-            self._logger.error("server_failed", reason=_text(msg, args), error=error)
+        if not isinstance(error, OSError):  # else a client that does not take its answer
+            self._fail(_text(msg, args), error)
 
     def warning(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What goes on."""
-        self._logger.warning("server_warned", reason=_text(msg, args))
+        self._warn(_text(msg, args))
 
     def info(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """The course of its processes."""
-        self._logger.debug("server_said", reason=_text(msg, args))
+        self._say(_text(msg, args))
 
     def debug(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """Nothing."""
+
+    def _fail(self, text: str, error: BaseException | None = None) -> None:
+        self._logger.error("server_failed", reason=text, error=error)
+
+    def _warn(self, text: str) -> None:
+        self._logger.warning("server_warned", reason=text)
+
+    def _say(self, text: str) -> None:
+        self._logger.debug("server_said", reason=text)
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         """Nothing: see ``gate``."""
