@@ -31,8 +31,10 @@ ONLY_IN = {
     "pydantic": {"cli/ini.py"},
     "prometheus_client": {"observe/metrics.py", "web/exposition.py"},
     "opentelemetry": {"observe/spans.py"},
-    "falcon": {f"web/{name}.py" for name in ("app", "dashboard", "errors", "files", "gate", "jobs_api", "ops", "parts",
-                                             "uploads")},  # fmt: skip
+    "falcon": {
+        f"web/{name}.py"
+        for name in ("app", "dashboard", "errors", "files", "gate", "jobs_api", "ops", "parts", "uploads")
+    },
     "gunicorn": {"web/server.py"},
     "jwt": {"web/auth.py"},
     "cryptography": {"web/auth.py"},

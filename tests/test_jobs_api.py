@@ -96,12 +96,13 @@ def test_a_job_is_pushed_listed_and_shown(api: Api) -> None:
 
 
 def test_what_push_refuses_is_refused_and_named(api: Api) -> None:
-    good = {"url": URL, "save_path": "a"}
-    for wrong in (
+    good: dict[str, Any] = {"url": URL, "save_path": "a"}
+    wrongs: list[Any] = [
         {"save_path": "a"}, {"url": "ftp://x/a", "save_path": "a"}, {"url": URL, "save_path": ""},
         good | {"more": 1}, good | {"dlpool": {"prioritty": "high"}}, good | {"dlpool": {"checksum": "md5:12"}},
         good | {"dlpool": {"headers": {"Range": "bytes=0-"}}}, [], "text", {"jobs": []}, {"jobs": [good] * 501},
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for wrong in wrongs:
         assert api.refused(400, "POST", "/jobs", wrong) == "usage", wrong
     for path in ("../out-of-it", "/etc/passwd", "a/../../b", "a\nb"):
         assert api.refused(400, "POST", "/jobs", {"url": URL, "save_path": path}) == "policy", path

@@ -1,9 +1,11 @@
 // What this page remembers of uploads over a reload: their notes in localStorage, their files in IndexedDB.
-// A file that the browser lets us open again (a FileSystemFileHandle) is kept as that; of others the browser keeps a copy.
+// The browser makes a copy of a file that it keeps. For large ones a handle is better, where it gives one; but then it
+// wants a click before it reads on.
 
 const NOTES = "dlpool.uploads";
 const STORE = "files";
-export const CHUNK = 4 * 2 ** 20;
+const CHUNK = 4 * 2 ** 20;
+const COPIED = 4 * 2 ** 30;
 
 /** The notes of all uploads: [{id, name, size, mtime, chunk, isPaused, isDone, path}]. */
 export function notes() {
@@ -39,9 +41,9 @@ export function newNote(file) {
 
 /** Keep a file (or its handle) for after a reload; if the browser has no room, it must be dropped again then. */
 export async function keepFile(id, file, handle) {
-  const keep = (value) => change("readwrite", (store) => store.put(value, id));
-  if (handle && (await keep(handle))) return;
-  await keep(file);
+  for (const value of file.size <= COPIED ? [file, handle] : [handle, file]) {
+    if (value && (await change("readwrite", (store) => store.put(value, id)))) return;
+  }
 }
 
 /** The file of a note: null if there is none (any more), "ask" if the browser wants a click before. */

@@ -72,6 +72,17 @@ export class Upload {
     }
   }
 
+  /** Show how much the server has of it, without sending more. */
+  async look() {
+    try {
+      const { uploaded_chunks: there } = await ask(`${this.#base}/upload_status?file_id=${encodeURIComponent(this.note.id)}`);
+      this.#stored = there.reduce((sum, index) => sum + this.#sizeOf(index), 0);
+      this.#tell();
+    } catch {
+      // it is only for show
+    }
+  }
+
   async #once() {
     const signal = this.#abort.signal;
     const status = await ask(`${this.#base}/upload_status?file_id=${encodeURIComponent(this.note.id)}`, { signal });
@@ -82,7 +93,7 @@ export class Upload {
 
   async #send(there) {
     const missing = Array.from({ length: this.chunks }, (_, index) => index).filter((index) => !there.has(index));
-    this.#stored = [...there].reduce((sum, index) => sum + this.#blob(index).size, 0);
+    this.#stored = [...there].reduce((sum, index) => sum + this.#sizeOf(index), 0);
     this.#set("uploading", "");
     let hasMoved = false;
     const lane = async () => {
@@ -118,6 +129,10 @@ export class Upload {
     this.#stored += blob.size;
     this.#moving.delete(index);
     this.#tell();
+  }
+
+  #sizeOf(index) {
+    return Math.min(this.note.chunk, this.note.size - index * this.note.chunk);
   }
 
   #blob(index) {

@@ -51,6 +51,7 @@ function add(note, file, { isPaused = false } = {}) {
   } else if (!file) upload.state = "lost";
   else if (isPaused) upload.state = "paused";
   else begin(upload);
+  if (["lost", "paused"].includes(upload.state)) upload.look();
   changed(upload);
   return upload;
 }
