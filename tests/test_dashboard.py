@@ -262,7 +262,7 @@ def test_a_page_asks_once_for_the_secret_and_waits_for_redis(locked: tuple[Page,
     page.sees("#uploads", "done")
     redis.stop()
     page.sees("#banner", "cannot be reached")
-    assert page.text("#health") == "Waiting"
+    assert page.text("#health") == "Offline"
     redis.start()
     page.sees("#health", "Live")
     assert page.text("#banner") == ""

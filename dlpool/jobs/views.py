@@ -115,10 +115,8 @@ class Views:
         shown: set[str] = set()  # one may have moved since, or have an old place in a list beside its new one
         with translated(self._client):
             for name in STATES if state is None else (state,):
-                for view in self._of(name, limit - len(found)) if len(found) < limit else []:
-                    if view.id is None or view.id not in shown:
-                        found.append(view)
-                        shown.add(view.id or "")
+                rows = self._of(name, limit - len(found)) if len(found) < limit else []
+                found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
         return found
 
     def job(self, job_id: str) -> JobView:
@@ -227,6 +225,13 @@ class Views:
             if passes_ms > now_s * 1000
         ]
         return sum(replies[::2]), tuple(living)
+
+
+def _is_first(job_id: str, shown: set[str]) -> bool:
+    """Whether it is not among those yet; then it is from now on."""
+    is_first = job_id not in shown
+    shown.add(job_id)
+    return is_first
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:

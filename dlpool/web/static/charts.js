@@ -29,7 +29,7 @@ export function draw(element, samples, series, text, isBytes = false) {
   const now = samples.length ? samples[samples.length - 1].at : Date.now() / 1000;
   const shown = samples.filter((one) => one.at > now - SPAN_S);
   const span = Math.max(SHORTEST_S, shown.length ? now - shown[0].at : 0);
-  const top = roundUp(Math.max(...shown.flatMap((one) => series.map((name) => one[name])), 0), isBytes);
+  const top = roundUp(Math.max(...shown.flatMap((one) => series.map((name) => one[name] ?? 0)), 0), isBytes);
   const x = (at) => LEFT + (WIDTH - LEFT - 4) * (1 - (now - at) / span);
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
   element.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
@@ -43,7 +43,7 @@ export function draw(element, samples, series, text, isBytes = false) {
     parts.push(svg("text", { class: "axis", x: x(at), y: HEIGHT - 4, "text-anchor": anchor }, label));
   }
   for (const name of series) {
-    for (const run of runs(shown)) {
+    for (const run of runs(shown.filter((one) => Number.isFinite(one[name])))) {
       const line = run.map((one) => `${x(one.at).toFixed(1)},${y(one[name]).toFixed(1)}`);
       const floor = y(0).toFixed(1);
       const area = [`${x(run[0].at).toFixed(1)},${floor}`, ...line, `${x(run[run.length - 1].at).toFixed(1)},${floor}`];

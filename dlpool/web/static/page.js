@@ -55,7 +55,7 @@ function lookSoon() {
 function troubled(text) {
   const isHalted = overview?.is_halted ?? false;
   byId("health").dataset.state = text ? "bad" : isHalted ? "wait" : "good";
-  say(byId("health"), text ? "Waiting" : isHalted ? "Paused" : "Live");
+  say(byId("health"), text ? "Offline" : isHalted ? "Paused" : "Live");
   show(byId("banner"), Boolean(text));
   say(byId("banner"), text ? `${text[0].toUpperCase()}${text.slice(1)}. This page goes on by itself.` : "");
   document.body.classList.toggle("stale", Boolean(text));
@@ -94,7 +94,7 @@ function drawAll() {
     ["Waiting", waiting], ["Running", figures.running], ["Delayed", figures.delayed + figures.parked], ["Paused", figures.paused],
     ["Done today", today.succeeded ?? 0], ["Failed today", today.failed ?? 0, (today.failed ?? 0) > 0 ? "bad" : ""],
   ]);
-  if (performance.now() > RATE_S * 1000 || !history.length) remember({ at: now, waiting, running: figures.running, rate });
+  remember({ at: now, waiting, running: figures.running, rate: performance.now() > RATE_S * 1000 ? rate : null });
   draw(byId("depth"), history, ["waiting", "running"], (value) => countText(value));
   draw(byId("rate"), history, ["rate"], (value) => `${sizeText(value)}/s`.replace("0 B/s", "0"), true);
   say(byId("depth-now"), `${countText(waiting)} waiting, ${countText(figures.running)} running`);
@@ -151,7 +151,7 @@ function remember(sample) {
 function readHistory() {
   try {
     const found = JSON.parse(sessionStorage.getItem(HISTORY) ?? "[]");
-    return found.filter((one) => ["at", "waiting", "running", "rate"].every((name) => Number.isFinite(one[name])));
+    return found.filter((one) => ["at", "waiting", "running"].every((name) => Number.isFinite(one[name])));
   } catch {
     return [];
   }
