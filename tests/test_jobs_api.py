@@ -294,6 +294,12 @@ def test_the_document_names_only_what_it_has() -> None:
     assert "429" in made["paths"]["/go-uploader/upload_chunk"]["post"]["responses"]
 
 
+def test_every_path_of_the_document_is_a_route_with_its_methods(api: Api) -> None:
+    for path, methods in api.good("GET", "/openapi.json")["paths"].items():
+        asked = requests.options(api.server.root + re.sub("{[a-z_]+}", "x", path), timeout=20)
+        assert {method.upper() for method in methods} <= set(re.split(", *", asked.headers["Allow"])), path
+
+
 def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
     for number in range(3):
         api.push(f"{number}", id=f"known-{number}")

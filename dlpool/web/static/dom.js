@@ -33,11 +33,11 @@ export function reconcile(list, items, key, make, update) {
       row = make(item);
       row.dataset.key = name;
     }
-    known.delete(name);
+    known.delete(name); // another one of the same key gets a row of its own
     update(row, item);
     if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
   });
-  for (const row of known.values()) row.remove();
+  while (list.children.length > items.length) list.lastChild.remove();
   list.classList.toggle("empty", items.length === 0);
 }
 

@@ -6,6 +6,7 @@ const NOTES = "dlpool.uploads";
 const STORE = "files";
 const CHUNK = 4 * 2 ** 20;
 const COPIED = 4 * 2 ** 30;
+const DONE_KEPT = 20;
 
 /** The notes of all uploads: [{id, name, size, mtime, chunk, isPaused, isDone, path}]. */
 export function notes() {
@@ -67,8 +68,9 @@ function isSame(file, note) {
 }
 
 function write(list) {
+  const done = list.filter((one) => one.isDone).slice(-DONE_KEPT);
   try {
-    localStorage.setItem(NOTES, JSON.stringify(list));
+    localStorage.setItem(NOTES, JSON.stringify(list.filter((one) => !one.isDone || done.includes(one))));
   } catch {
     // no room: the upload goes on, and only a reload would forget it
   }

@@ -34,7 +34,7 @@ async function look() {
     troubled("");
     drawAll();
   } catch (error) {
-    if (error.status === 401 || error.status === 403) return signIn(error);
+    if (error.status === 401) return signIn(error);
     failures += 1;
     etag = "";
     wait = Math.max(wait, (error.retryAfter ?? 0) * 1000, Math.min(LONGEST_WAIT_MS, 1000 * 2 ** failures));

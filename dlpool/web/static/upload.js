@@ -193,15 +193,18 @@ export class Upload {
     }
   }
 
+  /** Wait, but not for what has come: a stop, or the network. */
   #wait(seconds) {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, seconds * 1000);
       const wake = () => {
         clearTimeout(timer);
+        this.#abort.signal.removeEventListener("abort", wake);
+        window.removeEventListener("online", wake);
         resolve();
       };
-      this.#abort.signal.addEventListener("abort", wake, { once: true });
-      window.addEventListener("online", wake, { once: true });
+      const timer = setTimeout(wake, seconds * 1000);
+      this.#abort.signal.addEventListener("abort", wake);
+      window.addEventListener("online", wake);
     });
   }
 

@@ -12,6 +12,7 @@ const RATE_MS = 5000;
 
 const base = document.body.dataset.uploads;
 const uploads = new Map();
+const runs = new Map(); // promises, by id
 let isDrawing = false;
 
 function changed(upload) {
@@ -30,15 +31,27 @@ function changed(upload) {
   }, 100);
 }
 
-/** Run it in this tab only; another tab of the same page may have it. */
-function begin(upload) {
-  if (!navigator.locks) return void upload.run();
-  navigator.locks.request(`dlpool.upload.${upload.note.id}`, { ifAvailable: true }, async (lock) => {
-    if (lock) return upload.run();
-    upload.state = "waiting";
+/** Run it once what ran it before has stopped; another tab of the same page may have it, and is waited for. */
+async function begin(upload) {
+  const { id } = upload.note;
+  const before = runs.get(id);
+  Object.assign(upload, { state: "waiting", said: "" });
+  changed(upload);
+  const run = () => (upload.state === "waiting" ? upload.run() : undefined);
+  const alone = async () => {
+    await before;
+    const name = `dlpool.upload.${id}`;
+    if (!navigator.locks) return run();
+    const isOurs = await navigator.locks.request(name, { ifAvailable: true }, async (lock) => {
+      if (lock) await run();
+      return lock !== null;
+    });
+    if (isOurs || upload.state !== "waiting") return undefined;
     upload.said = "another tab uploads it";
-    return changed(upload);
-  });
+    changed(upload);
+    return navigator.locks.request(name, run);
+  };
+  runs.set(id, alone());
 }
 
 function add(note, file, { isPaused = false } = {}) {
