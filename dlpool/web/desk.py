@@ -70,7 +70,10 @@ class Desk:
                 continue
             good.append((found, found.id or new_id()))
             answers.append({"id": good[-1][1]})
-        results = iter(self._transitions.push(good) if good else [])
+        try:
+            results = iter(self._transitions.push(good) if good else [])
+        except QueueAway as error:
+            raise QueueAway(f"{error} (some of the jobs may be queued: what has an id can be pushed again)") from error
         return {"results": [one | {"result": next(results)} if "id" in one else one for one in answers]}
 
     def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:

@@ -25,19 +25,20 @@ export function show(element, isShown) {
 
 /** Make the children of a list those of the items: kept by key, so that focus and selection survive. */
 export function reconcile(list, items, key, make, update) {
-  const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  const names = items.map((item) => String(key(item)));
+  const known = new Map();
+  for (const row of [...list.children]) {
+    const name = row.dataset.key;
+    if (names.includes(name) && !known.has(name)) known.set(name, row);
+    else row.remove(); // first of all: a row that is moved would lose the focus
+  }
   items.forEach((item, place) => {
-    const name = String(key(item));
-    let row = known.get(name);
-    if (row === undefined) {
-      row = make(item);
-      row.dataset.key = name;
-    }
-    known.delete(name); // another one of the same key gets a row of its own
+    const row = known.get(names[place]) ?? make(item);
+    known.delete(names[place]); // another one of the same key gets a row of its own
+    row.dataset.key = names[place];
     update(row, item);
     if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
   });
-  while (list.children.length > items.length) list.lastChild.remove();
   list.classList.toggle("empty", items.length === 0);
 }
 

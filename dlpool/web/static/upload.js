@@ -7,7 +7,7 @@ import { md5OfBlob } from "./md5.js";
 const AT_ONCE = 4;
 const RESENDS = 5; // of a chunk that came with another md5
 const PASSING = ["md5_mismatch", "task_merging"]; // refusals that pass
-const LONGEST_WAIT_S = 15;
+const LONGEST_WAIT_S = 8;
 const SILENCE_MS = 30_000; // of a request that should move
 
 class Stopped extends Error {}
