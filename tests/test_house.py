@@ -19,7 +19,7 @@ FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
     {"web", "service"},
-    {"engine", "jobs", "observe"},
+    {"engine", "upload", "jobs", "observe"},
     {"transfer"},
     {"config", "errors", "jsontext"},
     {"kinds"},
