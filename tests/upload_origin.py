@@ -1,4 +1,4 @@
-"""A server of the upload API in memory, for faults that must come exactly then: see the rules of ``Fault``."""
+"""A server of the upload API in memory, for faults that must come exactly then: see ``Fault``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tests.origin import Connection, Origin, Request
 
-# Called with the name of each call ("status", "chunk", "merge", "task"), its fields, its number among those of that name
-# (from 1), and the connection; what it returns is the answer (status and JSON) instead of the right one.
+# Called with the name of each call ("status", "chunk", "merge", "task"), its fields, its number among those of its name
+# from 1 on, and the connection; what it returns is the answer, status and JSON, instead of the right one.
 Fault = Callable[[str, Mapping[str, str], int, Connection], "tuple[int, dict[str, Any]] | None"]
 
 
@@ -33,6 +33,10 @@ class UploadOrigin(Origin):
         self.calls: list[tuple[str, dict[str, str]]] = []
         self._counts: Counter[str] = Counter()
         self._calls_lock = threading.Lock()
+
+    def __enter__(self) -> UploadOrigin:
+        super().__enter__()
+        return self
 
     @property
     def api(self) -> str:
