@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlpool.cli import sections
 from dlpool.config import (
     SECTIONS,
     NetworkSettings,
@@ -21,7 +22,11 @@ from dlpool.kinds import parse_count, parse_duration, parse_size, parse_switch, 
 KIB = 1024
 DECLARED = [(section, declared) for section, settings in SECTIONS.items() for declared in fields(settings)]
 BY_NAME = {declared.name: declared for _, declared in DECLARED}
-FIELDS = [pytest.param(declared, id=f"{section}.{declared.name}") for section, declared in DECLARED]
+FIELDS = [
+    pytest.param(declared, id=f"{section}.{declared.name}")
+    for section, kind in sections.SECTIONS.items()
+    for declared in fields(kind)
+]
 
 
 # --- parsers ---

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dlpool.cli.ini import default_ini, load
-from dlpool.config import SECTIONS, NetworkSettings, RedisSettings, TransferSettings
+from dlpool.cli.sections import SECTIONS
+from dlpool.config import NetworkSettings, RedisSettings, TransferSettings
 from dlpool.errors import ConfigurationError
 from tests.origin import File, Origin
 from tests.processes import ROOT, run

@@ -12,8 +12,10 @@ import pytest
 
 from dlpool.cli.ini import read
 from dlpool.cli.layers import Given, effective
-from dlpool.config import SECTIONS, Settings
+from dlpool.cli.sections import SECTIONS
+from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
+from dlpool.web.settings import AllSettings
 from tests.processes import Ended, run
 
 SECRET = "hunter2-s3cr3t"
@@ -107,7 +109,7 @@ def test_an_empty_variable_unsets_what_has_no_default(tmp_path: Path) -> None:
 
 def test_variables_of_no_section_are_others_business() -> None:
     others = {"DLPOOL_PASSWORD": "x", "DLPOOL_JOB_ID": "1", "DLPOOL_TRANSFER": "y", "dlpool_transfer_retries": "7"}
-    assert effective(None, (), others).settings == Settings()
+    assert effective(None, (), others).settings == AllSettings()
 
 
 @pytest.mark.parametrize("name", ["password", "password_file"])

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from dlpool.cli.main import build_parser
-from dlpool.config import SECTIONS
+from dlpool.cli.sections import SECTIONS
 from tests.processes import ROOT
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -11,9 +11,10 @@ from typing import Any
 
 from dlpool import jsontext
 from dlpool.cli.layers import HOST, Effective, text_of
+from dlpool.cli.sections import SECTIONS
 from dlpool.cli.supervisor import effective_of
 from dlpool.cli.tables import show_lines, show_table
-from dlpool.config import SECTIONS, LimitSettings, Settings
+from dlpool.config import LimitSettings, Settings
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.redaction import without_secrets

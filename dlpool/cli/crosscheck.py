@@ -7,8 +7,9 @@ from dataclasses import Field, fields
 from functools import lru_cache
 from typing import Any
 
-from dlpool.config import SECTIONS, Settings
+from dlpool.cli.sections import SECTIONS
 from dlpool.jobs.address import without_password
+from dlpool.web.settings import AllSettings
 
 
 @lru_cache(maxsize=1024)
@@ -18,7 +19,7 @@ def rivals(section: str, name: str) -> tuple[str, ...]:
     return tuple(b if a == name else a for a, b in pairs if b is not None and name in (a, b))
 
 
-def contradictions(settings: Settings, described: Callable[[str, str], str]) -> list[str]:
+def contradictions(settings: AllSettings, described: Callable[[str, str], str]) -> list[str]:
     """A sentence for each contradiction; ``described`` says a setting and its place, by section and name."""
     problems = []
     for section, kind in SECTIONS.items():

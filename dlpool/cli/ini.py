@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from dlpool.cli.layers import HOST, Given, effective
-from dlpool.config import SECTIONS, LimitSettings, parse_setting
+from dlpool.cli.sections import SECTIONS, preset
+from dlpool.config import LimitSettings, parse_setting
 from dlpool.errors import ConfigurationError
 from dlpool.observe.redaction import without_secrets
 
@@ -101,8 +102,9 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
         lines.append(f"[{name}]")
         for declared in fields(kind):
             text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or declared.metadata["text"]
-            lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{bounds(declared)})")
-            lines.append(f"{declared.name} = {text}" if text is not None else f"#{declared.name} =")
+            lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{bounds(declared, name)})")
+            is_shown = text is not None and not preset(name, declared.name)
+            lines.append(f"{declared.name} = {text}" if is_shown else f"#{declared.name} = {text or ''}".rstrip())
         if kind is LimitSettings:
             lines += ["# other limits for one host, or for one port of it", "#[host:example.org]", "#max_per_host = 2"]
         lines.append("")
@@ -146,10 +148,10 @@ def _problem(section: str, problem: Mapping[str, Any]) -> tuple[str, str]:
     return key, f"{key} = {shown}: it is {reason}"
 
 
-def bounds(declared: Field[Any]) -> str:
+def bounds(declared: Field[Any], section: str) -> str:
     """What a value must keep besides its kind, to follow its name."""
     meta = declared.metadata
     least, most, other = meta["low"], meta["high"], meta["not_below"]
     said = [f"at least {least:g}" if least is not None else "", f"at most {most:g}" if most is not None else "",
-            f"not below {other}" if other else ""]  # fmt: skip
+            f"not below {other}" if other else "", "by profile" if preset(section, declared.name) else ""]  # fmt: skip
     return "".join(f", {text}" for text in said if text)

@@ -1,6 +1,6 @@
 """The settings that hold, from all the places that may say them, and where each was said. A later place wins:
 
-defaults, the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options.
+defaults (of uploads: those of their profile), the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options.
 Imports no library where nothing but options was given.
 """
 
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.cli.crosscheck import contradictions, rivals
-from dlpool.config import SECTIONS, Settings
+from dlpool.cli.sections import SECTIONS, presets
+from dlpool.config import parse_setting
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.address import without_password
+from dlpool.web.settings import AllSettings
 
 HOST = "host:"
 _PREFIX = "DLPOOL_"
@@ -36,13 +38,13 @@ class Given:
 class Effective:
     """The settings, what was given of them by (section, name), and the files that were read, in their order."""
 
-    settings: Settings
+    settings: AllSettings
     given: Mapping[tuple[str, str], Given]
     files: tuple[str, ...] = ()
 
     def sections(self) -> dict[str, Any]:
         """The settings of each section, by its name, and ``hosts``."""
-        return {section.name: getattr(self.settings, section.name) for section in fields(Settings)}
+        return {section.name: getattr(self.settings, section.name) for section in fields(AllSettings)}
 
 
 def effective(
@@ -56,6 +58,7 @@ def effective(
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
     found = _merged([*layers, options])
+    found = _preset(found) | found
     settings = _settings(found)
     if not problems:
         problems += contradictions(settings, lambda section, name: _described(found, section, name))
@@ -152,6 +155,16 @@ def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
     return found
 
 
+def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:
+    """What the profile of uploads says instead of the defaults."""
+    profile = given.get(("upload", "profile"))
+    return {
+        ("upload", name): Given("upload", name, text, f"profile {profile.text}", value)
+        for name, text in (presets(profile.value).items() if profile is not None else ())
+        for value in [parse_setting(_declared("upload", name), text)]
+    }
+
+
 def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
     for rival in rivals(given.section, given.name):
         found.pop((given.section, rival), None)
@@ -161,7 +174,7 @@ def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
         found["redis", "url"] = replace(url, text=plain, value=plain)
 
 
-def _settings(found: Mapping[tuple[str, str], Given]) -> Settings:
+def _settings(found: Mapping[tuple[str, str], Given]) -> AllSettings:
     values: dict[str, dict[str, Any]] = {}
     for (section, name), given in found.items():
         values.setdefault(section, {})[name] = given.value
@@ -171,4 +184,4 @@ def _settings(found: Mapping[tuple[str, str], Given]) -> Settings:
         for section, own in values.items()
         if section.startswith(HOST)
     }
-    return Settings(**sections, hosts=hosts)
+    return AllSettings(**sections, hosts=hosts)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.cli.ini import bounds, default_ini
+from dlpool.cli.sections import SECTIONS
 from dlpool.cli.setup import PROGRAM, files
-from dlpool.config import SECTIONS, option_names
+from dlpool.config import option_names
 
 MARK = "<!-- What follows is written by scripts/generate. -->\n"
 _FETCHED = ("transfer", "network")  # all of whose settings are options of dlpool fetch
@@ -41,7 +42,7 @@ def _row(section: str, declared: Field[Any]) -> str:
     meta = declared.metadata
     option = f"; `{'`, `'.join(option_names(declared))}`" if section in _FETCHED else ""
     default = f"`{meta['text']}`" if meta["text"] is not None else ""
-    cells = (f"`{declared.name}`", meta["kind"].metavar + bounds(declared), default,
+    cells = (f"`{declared.name}`", meta["kind"].metavar + bounds(declared, section), default,
              "yes" if meta["reload"] else "restart", meta["help"] + _others(meta) + option)  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

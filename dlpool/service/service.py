@@ -71,7 +71,7 @@ def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log
 
 def shown_settings(settings: Settings) -> dict[str, Any]:
     """The effective configuration for the log, without secrets."""
-    shown = asdict(settings)
+    shown = {name: value for name, value in asdict(settings).items() if name in SECTIONS or name == "hosts"}
     for section in SECTIONS:
         for declared in fields(getattr(settings, section)):
             if declared.metadata["is_secret"] and shown[section][declared.name] is not None:

@@ -1,0 +1,170 @@
+"""Settings of the HTTP side: frozen dataclasses as those of ``dlpool.config``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dlpool.config import Settings, setting
+from dlpool.kinds import (
+    COUNT,
+    DURATION,
+    FREQUENCY,
+    KIB,
+    PATH,
+    RATE,
+    RATIO,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Kind,
+    choice,
+    parse_text,
+)  # fmt: skip
+
+ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512")
+PROFILES: dict[str, Mapping[str, str]] = {
+    "default": {},
+    "production": {
+        "max_file_size": "10G", "max_chunk_size": "100M", "cleanup_interval": "1h", "retry_max_attempts": "5",
+        "retry_initial_delay": "2s", "concurrent_uploads": "3", "enable_integrity_check": "yes",
+        "enable_atomic_operations": "yes",
+    },
+    "throughput": {
+        "max_chunk_size": "200M", "concurrent_uploads": "8", "retry_initial_delay": "500ms", "cleanup_interval": "30m",
+    },
+    "poor-network": {
+        "max_chunk_size": "50M", "concurrent_uploads": "1", "retry_max_attempts": "10", "retry_initial_delay": "5s",
+    },
+}  # fmt: skip
+PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
+
+
+def _parse_words(text: str) -> str:
+    """Words with commas between; it stays one text, which ``words`` reads."""
+    if text and not all(words(text)):
+        raise ValueError("not a list with commas between")
+    return parse_text(text)
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """The words of a list with commas between."""
+    return tuple(word.strip() for word in text.split(",")) if text else ()
+
+
+def _parse_algorithms(text: str) -> str:
+    for word in words(text):
+        if word not in ALGORITHMS:
+            raise ValueError(f"not a list of {', '.join(ALGORITHMS)}")
+    kinds = {word[:2] for word in words(text)}
+    if len(kinds) != 1:
+        raise ValueError("not of one kind: either HS or RS (a public key must not be taken for a shared secret)")
+    return text
+
+
+def _parse_prefix(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)*", text) or re.search(r"/\.\.?(/|$)", text):
+        raise ValueError("not a path as /go-uploader")
+    return text
+
+
+def _parse_bind(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", text):
+        raise ValueError("not a host name or an address without a port")
+    return text
+
+
+WORDS = Kind("WORD,...", _parse_words)
+ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
+PREFIX = Kind("PATH", _parse_prefix)
+HOST = Kind("HOST", _parse_bind)
+
+
+@dataclass(frozen=True)
+class UploadSettings:
+    """``[upload]``: files that clients send in chunks. Sizes in bytes, times in seconds."""
+
+    profile: str = setting(choice(*PROFILES), "default", "other defaults for the settings that say so", reload=False)
+    upload_dir: str = setting(PATH, "./upload", "where chunks wait for their merge", reload=False)
+    merged_dir: str = setting(PATH, "./merged", "where whole files go", reload=False)
+    port: int = setting(COUNT, "18101", "TCP port of dlpool-web", low=1, high=65535, reload=False)
+    max_file_size: int = setting(SIZE, "10G", "larger files are refused", low=1, reload=False)
+    max_chunk_size: int = setting(SIZE, "100M", "larger chunks are refused", low=1, reload=False)
+    cleanup_interval: float = setting(DURATION, "1h", "between two removals of expired tasks", low=0.1, reload=False)
+    task_expiry: float = setting(
+        DURATION, "168h", "a task that got nothing for so long is removed, with its chunks", low=1, reload=False
+    )
+    retry_max_attempts: int = setting(COUNT, "3", "attempts of a client to send a chunk", low=1, reload=False)
+    retry_initial_delay: float = setting(DURATION, "1s", "a client's first backoff; it doubles", reload=False)
+    concurrent_uploads: int = setting(COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False)
+    enable_integrity_check: bool = setting(SWITCH, "yes", "compare the md5 that clients send", reload=False)
+    enable_atomic_operations: bool = setting(SWITCH, "yes", "wait until bytes are on the disk", reload=False)
+    disk_warn: float = setting(RATIO, "0.85", "from this use of a disk on its health is a warning", reload=False)
+    disk_refuse: float = setting(
+        RATIO, "0.95", "from this use of a disk on no new tasks are taken", reload=False, not_below="disk_warn"
+    )
+    allowed_extensions: str | None = setting(
+        WORDS, None, "endings of file names that are taken, as .zip,.bin (default: any)", reload=False
+    )
+    allowed_content_types: str | None = setting(
+        WORDS, None, "kinds of content that are taken, as image/png,application/zip, by the first bytes (default: any)",
+        reload=False,
+    )  # fmt: skip
+    merge_conflict: str = setting(
+        choice("refuse", "suffix"), "refuse", "when another task's file has that name: 409, or NAME-1", reload=False
+    )
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """``[web]``: how dlpool-web serves, whom, and how much of it. Sizes in bytes, times in seconds."""
+
+    bind: str = setting(HOST, "127.0.0.1", "address to listen at; any but loopback needs a key", reload=False)
+    prefix: str = setting(PREFIX, "/go-uploader", "where the upload API begins", reload=False)
+    processes: int | None = setting(
+        COUNT, None, "worker processes (default: one a core, 2 to 4)", low=1, high=64, reload=False
+    )
+    threads: int = setting(COUNT, "32", "requests at once of each process", low=4, high=512, reload=False)
+    auth: str = setting(
+        choice("auto", "on", "off"), "auto", "whether a token is asked for; auto: but not on loopback", reload=False
+    )
+    jwt_key: str | None = setting(
+        TEXT, None, "the secret (HS) or public key (RS) of JSON web tokens; better in jwt_key_file", reload=False,
+        is_secret=True,
+    )  # fmt: skip
+    jwt_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="jwt_key")
+    jwt_algorithms: str = setting(ALGORITHM_LIST, "HS256", "algorithms of tokens that are taken", reload=False)
+    secret_key: str | None = setting(
+        TEXT, None, "what clients may say in X-Secret-Key instead; better in secret_key_file", reload=False,
+        is_secret=True,
+    )  # fmt: skip
+    secret_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="secret_key")
+    scrape_from: str = setting(
+        WORDS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
+    )
+    trusted_proxies: str = setting(
+        WORDS, "127.0.0.1,::1", "addresses or networks whose X-Forwarded-For is believed", reload=False
+    )
+    request_rate: float | None = setting(FREQUENCY, "100/s", "requests of one client", reload=False)
+    request_burst: int = setting(COUNT, "500", "how many of them may come at once", low=1, reload=False)
+    client_uploads: int = setting(COUNT, "32", "bodies that are received from one client at once", low=1, reload=False)
+    body_timeout: float = setting(DURATION, "30s", "longest silence of a client within a body", low=0.1, reload=False)
+    body_rate: int = setting(RATE, "1K", "bytes a second below which a body is too slow; 0: never", reload=False)
+    body_rate_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=0.1, reload=False)
+    head_timeout: float = setting(DURATION, "10s", "for a client to send the head of a request", low=0.1, reload=False)
+    field_size: int = setting(SIZE, "64K", "forms and JSON are not longer", low=KIB, reload=False)
+    accel_prefix: str | None = setting(
+        PREFIX, None, "X-Accel-Redirect: nginx sends merged files from this internal location", reload=False
+    )
+
+
+@dataclass(frozen=True)
+class AllSettings(Settings):
+    """What an INI file says to every program of dlpool."""
+
+    upload: UploadSettings = UploadSettings()
+    web: WebSettings = WebSettings()
+
+
+SECTIONS: dict[str, type] = {"upload": UploadSettings, "web": WebSettings}

@@ -1,0 +1,72 @@
+"""What goes: tasks that are deleted, old or expired, and what killed processes left. Several processes may clean."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
+from dlpool.web.store import states
+from dlpool.web.store.faults import stored
+from dlpool.web.store.layout import Layout, remove_dead
+from dlpool.web.store.record import Identity
+from dlpool.web.store.settling import settle
+from dlpool.web.store.task import Task
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Removes tasks, never a merged file."""
+
+    layout: Layout
+    settings: UploadSettings
+
+    def delete(self, file_id: str, owner: str | None) -> None:
+        """Remove a task and its chunks. Raises Refusal: 404, 403, 409 while it is merged."""
+        with self.layout.task(file_id) as task:
+            task.owned(owner)
+            if settle(self.settings, task).status == states.MERGING:
+                raise states.wrong_state(states.MERGING)
+            place = self.layout.trash(task)
+        remove_dead(place)
+
+    def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
+        """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
+        return sum(self._remove_if(file_id, owner, wanted, age_s) for file_id in self.layout.ids())
+
+    def sweep(self) -> int:
+        """Remove temporaries of the dead and expired tasks, end what dead merges began; how many went."""
+        removed = self.layout.sweep()
+        for file_id in self.layout.ids():
+            with suppress(Refusal):  # busy, or its disk fails: another sweep comes
+                self._settle(file_id)
+        return removed + self.remove_old(None, frozenset(states.STATES), self.settings.task_expiry)
+
+    def _settle(self, file_id: str) -> None:
+        with self.layout.task(file_id) as task:
+            if task.identity() is not None:
+                settle(self.settings, task)
+
+    def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
+        with stored("clean the upload folder"), self.layout.task(file_id) as task:
+            identity = task.identity()
+            if identity is None or not _is_of(identity, owner) or not self._is_old(task, wanted, age_s):
+                return False
+            settle(self.settings, task)
+            place = self.layout.trash(task)
+        remove_dead(place)
+        return True
+
+    def _is_old(self, task: Task, wanted: frozenset[str], age_s: float) -> bool:
+        record = task.record()
+        is_busy = record.status == states.MERGING or task.is_receiving()
+        last = max(record.updated_at, task.folder.stat().st_mtime)
+        return record.status in wanted and not is_busy and time.time() - last >= age_s
+
+
+def _is_of(identity: Identity, owner: str | None) -> bool:
+    return owner is None or identity.owner in (owner, None)

@@ -1,0 +1,128 @@
+"""Chunks become one file: the bytes are copied by the kernel while they are hashed beside it.
+
+The whole file's md5 needs a thread that goes through all bytes in their order; it takes longer than the copy, which
+runs meanwhile. Where the client said what the md5 is to be and it is, the chunks are right, too; otherwise each
+is compared with its own, by another thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
+
+_BUFFER = 256 * 1024
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}
+
+
+class ChunksBad(Exception):
+    """Chunks that are gone, cut or changed, by index."""
+
+    def __init__(self, indexes: Iterable[int]) -> None:
+        super().__init__(f"bad chunks {sorted(indexes)}")
+        self.indexes = frozenset(indexes)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The chunks of one file, in their order, in one folder."""
+
+    folder: Path
+    chunks: Sequence[Chunk]
+
+    def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
+        """Copy all to the open file ``target`` and return their md5. Raises ChunksBad, OSError.
+
+        ``is_checked``: unless the md5 is the expected one, each chunk is compared with its own.
+        """
+        if len(self.chunks) == 1:  # its md5 is the file's
+            is_checked, expected_md5 = is_checked and expected_md5 != self.chunks[0].md5, expected_md5
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(self._whole_md5)
+            bad = pool.submit(self._bad) if is_checked and expected_md5 is None else None
+            self._copy(target)
+            md5 = whole.result()
+            indexes = bad.result() if bad else ()
+        if is_checked and expected_md5 is not None and md5 != expected_md5:
+            indexes = self._bad()
+        if indexes:
+            raise ChunksBad(indexes)
+        return md5
+
+    def _whole_md5(self) -> str:
+        found = hashlib.md5(usedforsecurity=False)
+        for chunk in self.chunks:
+            self._hash(chunk, found)
+        return found.hexdigest()
+
+    def _bad(self) -> tuple[int, ...]:
+        return tuple(chunk.index for chunk in self.chunks if not self._is_right(chunk))
+
+    def _is_right(self, chunk: Chunk) -> bool:
+        found = hashlib.md5(usedforsecurity=False)
+        try:
+            self._hash(chunk, found)
+        except ChunksBad:
+            return False
+        return found.hexdigest() == chunk.md5
+
+    def _hash(self, chunk: Chunk, found: hashlib._Hash) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        descriptor, left = self._open(chunk), chunk.size
+        try:
+            while left:
+                count = os.readv(descriptor, [buffer[: min(left, _BUFFER)]])
+                if count == 0:
+                    raise ChunksBad([chunk.index])
+                found.update(buffer[:count])
+                left -= count
+        finally:
+            os.close(descriptor)
+
+    def _copy(self, target: int) -> None:
+        for chunk in self.chunks:
+            descriptor = self._open(chunk)
+            try:
+                _copy_bytes(descriptor, target, chunk)
+            finally:
+                os.close(descriptor)
+
+    def _open(self, chunk: Chunk) -> int:
+        """A descriptor of the chunk, which has its length. Raises ChunksBad."""
+        try:
+            descriptor = os.open(chunk_path(self.folder, chunk.index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ChunksBad([chunk.index]) from error
+        if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
+            os.close(descriptor)
+            raise ChunksBad([chunk.index])
+        return descriptor
+
+
+def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
+    """Append a chunk's bytes to the target, by copy_file_range(2) where the file systems can."""
+    left = chunk.size
+    while left:
+        try:
+            count = os.copy_file_range(source, target, left)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            count = _copy_some(source, target, left)
+        if count == 0:
+            raise ChunksBad([chunk.index])
+        left -= count
+
+
+def _copy_some(source: int, target: int, left: int) -> int:
+    data = memoryview(os.read(source, min(left, _BUFFER)))
+    count = len(data)
+    while data:
+        data = data[os.write(target, data) :]
+    return count

@@ -1,0 +1,130 @@
+"""Where things are below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is not whole yet or no more, ``locks/``.
+
+A task's folder comes and goes by one rename. Locks are a fixed number of files that are never removed, each for many
+tasks, so that nobody can wait for a lock that is about to vanish.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from dlpool.web.store import reception
+from dlpool.web.store.faults import stored
+from dlpool.web.store.locks import has_locked, locked
+from dlpool.web.store.names import flat_name
+from dlpool.web.store.record import Identity, save_identity, sync_folder
+from dlpool.web.store.task import Task
+
+_TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
+
+
+class Layout:
+    """The folders of one store. Immutable; processes and threads share what is on the disk."""
+
+    def __init__(self, root: str, *, sync: bool) -> None:
+        self.root = Path(root).absolute()
+        self.sync = sync
+
+    def __repr__(self) -> str:
+        return f"<Layout of {self.root}>"
+
+    def make(self) -> None:
+        """Make the folders that are missing. Raises Refusal."""
+        with stored("make the upload folder"):
+            for name in (_TASKS, _TMP, _LOCKS):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def begin(self, max_size: int) -> reception.Reception:
+        """Somewhere to receive a chunk. Raises Refusal."""
+        with stored("begin a chunk"):
+            try:
+                return reception.begin(self.root / _TMP, max_size=max_size, sync=self.sync)
+            except FileNotFoundError:  # somebody removed the folder
+                self.make()
+                return reception.begin(self.root / _TMP, max_size=max_size, sync=self.sync)
+
+    @contextmanager
+    def task(self, file_id: str) -> Iterator[Task]:
+        """The task of an id, which may not be there, with its lock held. Raises Refusal, OSError becomes one."""
+        name = flat_name(file_id)
+        with stored("write to the upload folder"):
+            if not (self.root / _LOCKS).is_dir():
+                self.make()
+            with locked(self.root / _LOCKS / name[:2]):
+                yield Task(self._folder(name), sync=self.sync)
+
+    @contextmanager
+    def seen(self, file_id: str) -> Iterator[Task]:
+        """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
+        name = flat_name(file_id)
+        lock = self.root / _LOCKS / name[:2]
+        with stored("read the upload folder"), locked(lock) if lock.exists() else nullcontext():
+            yield Task(self._folder(name), sync=self.sync)
+
+    def ids(self) -> list[str]:
+        """The ids of all tasks, sorted. Raises Refusal."""
+        with stored("read the upload folder"):
+            try:
+                names = os.listdir(self.root / _TASKS)
+            except FileNotFoundError:
+                return []
+            found = (Task(self._folder(name), sync=self.sync).identity() for name in names)
+            return sorted(identity.file_id for identity in found if identity is not None)
+
+    def create(self, task: Task, identity: Identity) -> None:
+        """Make the folder of a task whose lock is held, with its identity in it, by one rename. Raises OSError."""
+        fresh = self.root / _TMP / f"{secrets.token_hex(16)}.new"
+        os.mkdir(fresh)
+        lock = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # so that no sweep takes it
+        try:
+            has_locked(lock)
+            save_identity(fresh, identity, sync=self.sync)
+            with suppress(FileNotFoundError):
+                self.trash(task)  # what has no identity is of no use
+            os.replace(fresh, task.folder)
+        finally:
+            os.close(lock)
+        if self.sync:
+            sync_folder(self.root / _TASKS)
+
+    def trash(self, task: Task) -> Path:
+        """Take the folder out of the tasks by one rename; ``empty`` removes it, later or never. Raises OSError."""
+        place = self.root / _TMP / f"{secrets.token_hex(16)}.trash"
+        os.replace(task.folder, place)
+        return place
+
+    def sweep(self) -> int:
+        """Remove what the dead left in ``tmp``, and return how many. Raises Refusal."""
+        with stored("clean the upload folder"):
+            try:
+                names = os.listdir(self.root / _TMP)
+            except FileNotFoundError:
+                return 0
+            return sum(remove_dead(self.root / _TMP / name) for name in names)
+
+    def _folder(self, name: str) -> Path:
+        return self.root / _TASKS / name
+
+
+def remove_dead(path: Path) -> bool:
+    """Remove a file or folder that no living process has locked; whether it did."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # gone, or no file of ours
+        return False
+    try:
+        if not has_locked(descriptor):
+            return False
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    finally:
+        os.close(descriptor)
+    return not os.path.lexists(path)

@@ -1,0 +1,69 @@
+"""Locks between processes and threads: flock(2) on files; the kernel frees those of the dead."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlpool.web.refusal import Refusal
+
+PATIENCE_S = 30.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
+_FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which is never removed.
+
+    Raises Refusal (503) where somebody holds it for half a minute: what is done under it takes milliseconds.
+    """
+    descriptor = os.open(path, _FLAGS, 0o666)
+    try:
+        _wait_for(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int) -> None:
+    deadline, wait_s = time.monotonic() + PATIENCE_S, _FIRST_WAIT_S
+    while not has_locked(descriptor):
+        if time.monotonic() > deadline:
+            raise Refusal(503, "busy", "The task is busy: try again later.", headers={"Retry-After": "5"})
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def has_locked(descriptor: int) -> bool:
+    """Lock the open file, if nobody has it; whether we have it now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def held(path: Path) -> int | None:
+    """A descriptor of ``path`` that has its lock until it is closed; None if another one has it."""
+    descriptor = os.open(path, _FLAGS, 0o666)
+    if has_locked(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not has_locked(descriptor)
+    finally:
+        os.close(descriptor)

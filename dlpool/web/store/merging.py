@@ -1,0 +1,191 @@
+"""A task's chunks are merged: begun under its lock, done without it, ended under it."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
+from dlpool.web.store import states
+from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.content import check_head
+from dlpool.web.store.faults import stored
+from dlpool.web.store.joining import ChunksBad, Joint
+from dlpool.web.store.layout import Layout
+from dlpool.web.store.names import folders
+from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
+from dlpool.web.store.reception import HEAD_SIZE
+from dlpool.web.store.record import Publishing, Record
+from dlpool.web.store.results import MergeResult
+from dlpool.web.store.settling import complete, settle
+from dlpool.web.store.task import Task
+from dlpool.web.store.wishes import MergeWish, check_size
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A merge that this process alone does, as long as ``hold`` is open."""
+
+    task: Task
+    record: Record
+    chunks: tuple[Chunk, ...]
+    hold: int
+
+
+def merge(layout: Layout, settings: UploadSettings, wish: MergeWish) -> MergeResult:
+    """Publish the file of a task. Raises Refusal; a second merge gets the first one's result."""
+    wish.check(settings)
+    started_ns = time.monotonic_ns()
+    with layout.task(wish.file_id) as task:
+        begun = _begin(task, settings, wish)
+    if isinstance(begun, MergeResult):
+        return begun
+    try:
+        return _Merge(layout, settings, wish, begun).run(started_ns)
+    finally:
+        os.close(begun.hold)
+
+
+def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
+    """Check everything that needs no reading of the bytes, and record the merge."""
+    task.owned(wish.owner)
+    record = settle(settings, task)
+    if record.status == states.COMPLETED and record.result:
+        return _same(record, record.result, wish)
+    if record.status in (states.MERGING, states.PAUSED):
+        raise states.wrong_state(record.status)
+    if record.total_chunks not in (0, wish.total_chunks):
+        raise Refusal(409, "conflict", f"The task has {record.total_chunks} chunks, not {wish.total_chunks}.",
+                      total_chunks=record.total_chunks)  # fmt: skip
+    chunks = list_chunks(task.folder)
+    _check_whole(settings, record, chunks, wish)
+    hold = task.hold_merge()
+    if hold is None:
+        raise states.wrong_state(states.MERGING)
+    try:
+        record = task.save(
+            record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks, failure="",
+            relative_path=record.relative_path if wish.relative_path is None else wish.relative_path, publishing=None,
+        )  # fmt: skip
+    except BaseException:
+        os.close(hold)
+        raise
+    return _Begun(task, record, tuple(chunks.values()), hold)
+
+
+def _same(record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
+    wanted = record.relative_path if wish.relative_path is None else wish.relative_path
+    if (wish.filename, wanted) != (record.filename, record.relative_path):
+        raise Refusal(409, "task_completed", f"The task has been merged already, as {result.path!r}.")
+    return result
+
+
+def _check_whole(settings: UploadSettings, record: Record, chunks: dict[int, Chunk], wish: MergeWish) -> None:
+    """Raise Refusal unless all chunks are there, and as many bytes as were announced."""
+    if sorted(chunks) != list(range(wish.total_chunks)):
+        if max(chunks, default=0) >= wish.total_chunks:
+            raise Refusal(409, "conflict", f"There is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}.")
+        raise missing(chunks, wish.total_chunks)
+    size = sum(chunk.size for chunk in chunks.values())
+    check_size(settings, size)
+    if record.file_size not in (-1, size):
+        text = f"The chunks have {size} bytes together, the file was to have {record.file_size}: send them again."
+        raise Refusal(400, "size_mismatch", text, size=size, file_size=record.file_size)
+
+
+def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
+    """That not all chunks are there."""
+    lacking = total_chunks - len(chunks)
+    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them.",
+                   uploaded=len(chunks), total_required=total_chunks, uploaded_chunks=sorted(chunks))  # fmt: skip
+
+
+class _Merge:
+    """The part of a merge that takes its time."""
+
+    def __init__(self, layout: Layout, settings: UploadSettings, wish: MergeWish, begun: _Begun) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._wish = wish
+        self._begun = begun
+
+    def run(self, started_ns: int) -> MergeResult:
+        """Raises Refusal; then the task has failed, and may be sent to or merged again."""
+        record = self._begun.record
+        try:
+            with stored("merge the file"):
+                place = self._place(record)
+                try:
+                    return self._publish(place, *self._written(place), started_ns)
+                finally:
+                    place.close()
+        except ChunksBad as error:
+            raise self._failed(self._without(error.indexes)) from error
+        except Refusal as refusal:
+            raise self._failed(refusal) from None
+
+    def _place(self, record: Record) -> Place:
+        parts = folders(record.relative_path)
+        with self._layout.task(self._wish.file_id) as task:
+            self._begun = _Begun(task, task.save(record, temporary=parts), self._begun.chunks, self._begun.hold)
+        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True)
+        if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
+            place.close()
+            raise name_taken(self._wish.filename)
+        return place
+
+    def _written(self, place: Place) -> tuple[os.stat_result, str]:
+        """The temporary file, whole and right, and its md5."""
+        expected = self._wish.expected_md5.lower() if self._wish.expected_md5 else None
+        is_checked = self._settings.enable_integrity_check
+        descriptor = place.create()
+        try:
+            md5 = Joint(self._begun.task.folder, self._begun.chunks).write(
+                descriptor, expected_md5=expected, is_checked=is_checked
+            )
+            check_head(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
+            if self._layout.sync:
+                os.fdatasync(descriptor)
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        size = sum(chunk.size for chunk in self._begun.chunks)
+        if status.st_size != size:
+            raise Refusal(507, "storage", f"The merged file has {status.st_size} bytes instead of {size}: merge again.")
+        if is_checked and expected and md5 != expected:
+            raise Refusal(400, "file_md5_mismatch", "The whole file has another md5 than expected_md5.", md5=md5)
+        return status, md5
+
+    def _publish(self, place: Place, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:
+        """Record which file is about to get its name, then give it that, then record that it has it."""
+        names = candidates(self._wish.filename, has_suffix=self._settings.merge_conflict == "suffix")
+        for name in names:
+            if place.has(name):
+                continue
+            publishing = Publishing(place.parts, name, status.st_ino, status.st_size, status.st_mtime_ns, md5,
+                                    time.monotonic_ns() - started_ns)  # fmt: skip
+            with self._layout.task(self._wish.file_id) as task:
+                task.owned(None)  # 404 if it was removed meanwhile
+                record = task.save(self._begun.record, publishing=publishing)
+                if place.publish(name):
+                    return complete(self._settings, task, record, place, self._begun.chunks)
+        raise name_taken(self._wish.filename)
+
+    def _without(self, indexes: frozenset[int]) -> Refusal:
+        """Remove chunks that are not what they were; what the merge lacks."""
+        for index in indexes:
+            with suppress(FileNotFoundError):
+                os.unlink(chunk_path(self._begun.task.folder, index))
+        return missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
+
+    def _failed(self, refusal: Refusal) -> Refusal:
+        with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
+            if task.identity() is not None:
+                record = self._begun.record
+                record = task.save(record, status=states.FAILED, failure=refusal.text, publishing=None,
+                                   failed_merges=record.failed_merges + 1)  # fmt: skip
+                settle(self._settings, task)
+        return refusal

@@ -1,0 +1,118 @@
+"""Names that clients chose: ids become flat names, paths stay below their folder. Only ``open_below`` touches the disk.
+
+A path is opened folder by folder, each relative to the one before and never through a symbolic link (openat(2),
+O_NOFOLLOW): neither a link that somebody planted nor one that is planted meanwhile leads out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+
+from dlpool.web.refusal import Refusal
+
+MAX_ID_BYTES = 1024
+MAX_NAME_BYTES = 240  # of NAME_MAX, with room for a suffix
+MAX_PATH_BYTES = 1024
+RESERVED = ".dlpool-"  # names in merged_dir that begin so are ours
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def flat_name(file_id: str) -> str:
+    """The name of a task's folder: whatever the id says, 64 of ``0-9a-f``, and no two ids share one.
+
+    Raises Refusal for an id that is empty, too long or has control characters.
+    """
+    if not file_id or _CONTROL.search(file_id) or len(file_id.encode()) > MAX_ID_BYTES:
+        raise Refusal(400, "bad_file_id", f"file_id is not a text of 1 to {MAX_ID_BYTES} bytes: choose another one.")
+    return hashlib.sha256(file_id.encode()).hexdigest()
+
+
+def file_name(name: str) -> str:
+    """``name`` if it can be one file's, else Refusal."""
+    if name in ("", ".", "..") or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
+        raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one.")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise Refusal(400, "bad_filename", f"The file name is longer than {MAX_NAME_BYTES} bytes: shorten it.")
+    return name
+
+
+def folders(relative_path: str) -> tuple[str, ...]:
+    """The folders of ``relative_path``, none for an empty one. Raises Refusal for what could lead out."""
+    text = relative_path.removesuffix("/") if relative_path != "/" else relative_path
+    if not text:
+        return ()
+    parts = tuple(text.split("/"))
+    if len(text.encode(errors="replace")) > MAX_PATH_BYTES:
+        raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it.")
+    for part in parts:
+        if part in ("", ".", "..") or _UNSAFE.search(part) or part.startswith(RESERVED) or len(part.encode()) > 255:
+            raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others.")
+    return parts
+
+
+def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
+    """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing.
+
+    Raises Refusal where one is a link or no folder, FileNotFoundError, OSError.
+    """
+    if make:
+        os.makedirs(root, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts:
+        try:
+            inner = _open_one(folder, part, make=make)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path.") from error
+            raise
+        finally:
+            os.close(folder)
+        folder = inner
+    return folder
+
+
+def _open_one(folder: int, name: str, *, make: bool) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        if not make:
+            raise
+    try:
+        os.mkdir(name, dir_fd=folder)
+        os.fsync(folder)
+    except FileExistsError:
+        pass  # another merge made it
+    return os.open(name, _FOLDER, dir_fd=folder)
+
+
+def open_file(root: str, path: str) -> int:
+    """A descriptor, for reading, of the regular file at ``path`` below ``root``; no link is followed.
+
+    Raises Refusal for a path that could lead out or has no file.
+    """
+    head, _, name = path.rpartition("/")
+    try:
+        folder = open_below(root, folders(head), make=False)
+        try:
+            descriptor = os.open(file_name(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+        raise
+    if not _is_regular(descriptor):
+        os.close(descriptor)
+        raise Refusal(404, "not_found", f"{path[:100]!r} is no file.")
+    return descriptor
+
+
+def _is_regular(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_mode & 0o170000 == 0o100000

@@ -1,0 +1,102 @@
+"""A chunk that was received becomes part of its task."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
+from dlpool.web.store import states
+from dlpool.web.store.chunkfile import TRAILER_SIZE, list_chunks
+from dlpool.web.store.content import check_head
+from dlpool.web.store.faults import stored
+from dlpool.web.store.layout import Layout
+from dlpool.web.store.reception import Reception
+from dlpool.web.store.record import Identity, Record, sync_folder
+from dlpool.web.store.results import ChunkResult
+from dlpool.web.store.room import check_room
+from dlpool.web.store.settling import settle
+from dlpool.web.store.task import Task
+from dlpool.web.store.wishes import ChunkWish, check_size
+
+
+def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> None:
+    """Raise the Refusal that a chunk will meet anyway, before it is received."""
+    wish.check(settings)
+    with layout.seen(wish.file_id) as task:
+        _agreed(task, settings, wish)
+
+
+def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish: ChunkWish) -> ChunkResult:
+    """Store a chunk in place of an earlier one. Raises Refusal, and then the earlier one stays."""
+    wish.check(settings)
+    is_checked = wish.md5 is not None and settings.enable_integrity_check
+    if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
+        _note_mismatch(layout, wish)
+        raise Refusal(400, "md5_mismatch", f"Chunk {wish.index} came with another md5 than its own: send it again.",
+                      chunk_index=wish.index, md5=reception.md5)  # fmt: skip
+    if wish.index == 0:
+        check_head(settings, reception.head)
+    reception.seal()
+    with layout.task(wish.file_id) as task:
+        is_new = task.identity() is None
+        if not is_new:
+            settle(settings, task)
+        record = _agreed(task, settings, wish)
+        if is_new:
+            layout.create(task, Identity(wish.file_id, wish.owner, time.time()))
+            record = task.save(record)
+        record = _placed(task, settings, record, reception, wish)
+    if layout.sync:
+        with stored("store the chunk"):
+            sync_folder(task.folder)
+    return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
+
+
+def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
+    """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
+    if task.identity() is None:
+        check_room(settings, -1 if wish.file_size is None else wish.file_size)
+        return wish.fits(Record())
+    task.owned(wish.owner)
+    record = task.record()
+    states.receiving(record.status)
+    return wish.fits(record)
+
+
+def _placed(task: Task, settings: UploadSettings, record: Record, reception: Reception, wish: ChunkWish) -> Record:
+    """Give the chunk its name and note it; a failure to note it loses nothing."""
+    path, key = task.chunk_path(wish.index), str(wish.index)
+    earlier = _size_of(path)
+    received = record.received + reception.size - (earlier or 0)
+    if received > settings.max_file_size:  # the record is only a cache: count
+        chunks = [chunk.size for chunk in list_chunks(task.folder).values() if chunk.index != wish.index]
+        received = sum(chunks) + reception.size
+        check_size(settings, received)
+    retries = {**record.retries, key: record.retries.get(key, 0) + 1} if earlier is not None else record.retries
+    sent = record.sent
+    if wish.md5 and not settings.enable_integrity_check:
+        sent = {**sent, key: wish.md5.lower()}
+    is_begun = record.status == states.UPLOADING
+    reception.move(path)
+    return task.save(record, sync=task.sync and not is_begun, status=states.receiving(record.status),
+                     received=received, retries=retries, sent=sent, publishing=None)  # fmt: skip
+
+
+def _note_mismatch(layout: Layout, wish: ChunkWish) -> None:
+    """Count a chunk that was refused for its md5, where there is a task that takes it."""
+    key = str(wish.index)
+    with layout.task(wish.file_id) as task:
+        if task.identity() is None:
+            return
+        task.owned(wish.owner)
+        record = task.record()
+        task.save(record, sync=False, retries={**record.retries, key: record.retries.get(key, 0) + 1})
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return max(0, path.lstat().st_size - TRAILER_SIZE)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,104 @@
+"""A body that is being received: a temporary file, hashed as it comes.
+
+The file is locked by its writer for as long as it lives, so that a sweep takes only what the dead left. That lock is on
+nothing that another request wants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store.chunkfile import trailer
+from dlpool.web.store.faults import stored
+from dlpool.web.store.locks import has_locked
+
+HEAD_SIZE = 4096  # bytes that the kind of content is known by
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Reception:
+    """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it."""
+
+    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: bool) -> None:
+        """``path`` is the open, locked and empty file ``descriptor``; more than ``max_size`` bytes are refused."""
+        self.path = path
+        self.size = 0
+        self.head = b""
+        self._descriptor = descriptor
+        self._max_size = max_size
+        self._sync = sync
+        self._hash = hashlib.md5(usedforsecurity=False)
+        self._is_open = True
+
+    def __repr__(self) -> str:
+        return f"<Reception {self.path}: {self.size} bytes>"
+
+    @property
+    def md5(self) -> str:
+        """Of what has come so far, hexadecimal."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
+        if self.size + len(data) > self._max_size:
+            raise Refusal(413, "chunk_too_large", f"A chunk has at most {self._max_size} bytes: send smaller ones.",
+                          max_chunk_size=self._max_size)  # fmt: skip
+        if len(self.head) < HEAD_SIZE:
+            self.head += bytes(data[: HEAD_SIZE - len(self.head)])
+        with stored("store the chunk"):
+            self._write(data)
+        self.size += len(data)
+        self._hash.update(data)
+
+    def seal(self) -> None:
+        """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
+        with stored("store the chunk"):
+            self._write(trailer(self.size, self._hash.digest()))
+            if self._sync:
+                os.fdatasync(self._descriptor)
+
+    def move(self, target: Path) -> None:
+        """Give the sealed file its name, in place of an earlier one, and end. Raises OSError."""
+        os.replace(self.path, target)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove what has come; nothing happens after ``move``."""
+        if self._is_open:
+            with suppress(OSError):
+                os.unlink(self.path)
+            self._close()
+
+    def __enter__(self) -> Reception:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:  # a signal or a full disk may shorten a write; the next one tells which
+            view = view[os.write(self._descriptor, view) :]
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self._descriptor)
+
+
+def begin(folder: Path, *, max_size: int, sync: bool) -> Reception:
+    """A reception in ``folder``. Raises OSError."""
+    while True:
+        path = folder / f"{secrets.token_hex(16)}.tmp"
+        descriptor = os.open(path, _FLAGS, 0o666)
+        if has_locked(descriptor) and os.path.lexists(path):
+            return Reception(path, descriptor, max_size=max_size, sync=sync)
+        os.close(descriptor)  # a sweep came between open and lock

@@ -1,0 +1,152 @@
+"""What is noted of a task: its ``Identity``, once, with the folder; its ``Record``, a cache beside the chunks.
+
+Both are JSON, written to a temporary file that is renamed, under the task's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlpool import jsontext
+from dlpool.web.store.results import MergeResult
+from dlpool.web.store.states import PENDING, STATES
+
+CHUNKED, TUS = "chunked", "tus"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What of a task never changes. ``owner``: None if it was begun without authentication."""
+
+    file_id: str
+    owner: str | None
+    created_at: float
+    protocol: str = CHUNKED
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """The file that was about to get its name: where, and what the file system says of it."""
+
+    folder: tuple[str, ...]
+    name: str
+    inode: int
+    size: int
+    modified_ns: int
+    md5: str
+    merge_time: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What changes. ``retries``: how often a chunk came again, or was refused for its md5, by index.
+
+    ``temporary``: folders below merged_dir, where a merge may have left its file; ``chunks`` are those of a completed
+    task, ``[index, size, md5, stored_at]``; ``sent``: md5s that were sent and not compared, by index.
+    """
+
+    status: str = PENDING
+    updated_at: float = 0.0
+    filename: str = ""
+    relative_path: str = ""
+    total_chunks: int = 0
+    file_size: int = -1
+    received: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, str] = field(default_factory=dict)
+    failed_merges: int = 0
+    failure: str = ""
+    temporary: tuple[str, ...] | None = None
+    publishing: Publishing | None = None
+    result: MergeResult | None = None
+    chunks: tuple[tuple[int, int, str, float], ...] = ()
+    tus: dict[str, Any] = field(default_factory=dict)
+
+    def learnt(self, total_chunks: int | None, file_size: int | None, relative_path: str | None) -> Record:
+        """With what was not known yet; None: not said."""
+        return replace(
+            self,
+            total_chunks=self.total_chunks or total_chunks or 0,
+            file_size=self.file_size if self.file_size >= 0 or file_size is None else file_size,
+            relative_path=self.relative_path or relative_path or "",
+        )
+
+
+def load_identity(folder: Path) -> Identity | None:
+    """None where there is none that can be read. Raises OSError."""
+    found = _read(folder / "identity.json")
+    try:
+        return Identity(**found) if found is not None and isinstance(found.get("file_id"), str) else None
+    except TypeError:
+        return None
+
+
+def load_record(folder: Path) -> Record | None:
+    """None where there is none that can be read: the chunks tell enough to go on. Raises OSError."""
+    found = _read(folder / "record.json")
+    try:
+        return _record(found) if found is not None else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _record(found: dict[str, Any]) -> Record:
+    known = {each.name for each in fields(Record)}
+    values = {name: value for name, value in found.items() if name in known}
+    if values["status"] not in STATES:
+        raise ValueError(values["status"])
+    if values.get("publishing"):
+        values["publishing"]["folder"] = tuple(values["publishing"]["folder"])
+        values["publishing"] = Publishing(**values["publishing"])
+    if values.get("result"):
+        values["result"] = MergeResult(**values["result"])
+    if values.get("temporary") is not None:
+        values["temporary"] = tuple(values["temporary"])
+    values["chunks"] = tuple((int(i), int(size), str(md5), float(at)) for i, size, md5, at in values.get("chunks", ()))
+    return Record(**values)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = jsontext.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def save_identity(folder: Path, identity: Identity, *, sync: bool) -> None:
+    """Note it in a folder that has no name yet that counts. Raises OSError."""
+    _write(folder / "identity.json", asdict(identity), sync=sync)
+
+
+def save_record(folder: Path, record: Record, *, sync: bool) -> None:
+    """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
+    _write(folder / "record.json", asdict(record), sync=sync)
+
+
+def _write(path: Path, value: dict[str, Any], *, sync: bool) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(jsontext.dumps(value))
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""What a merge left is brought to its end: by itself, or by whoever comes after one that was killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import astuple
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
+from dlpool.web.store import states
+from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.publishing import Place, open_place
+from dlpool.web.store.record import Publishing, Record, load_record
+from dlpool.web.store.results import MergeResult
+from dlpool.web.store.task import Task
+
+
+def settle(settings: UploadSettings, task: Task) -> Record:
+    """The record of a task whose lock is held, after what a dead or failed merge left is done or removed.
+
+    Raises OSError.
+    """
+    noted, record = load_record(task.folder), task.record()
+    if record.status == states.MERGING or (noted is None or noted.temporary is None):
+        return record
+    place = _place_of(settings, task, noted)
+    if place is None:
+        return record
+    try:
+        if noted.publishing is not None and place.has_published(noted.publishing):
+            complete(settings, task, noted, place, list_chunks(task.folder).values())
+            return task.record()
+        place.remove_temporary()
+    finally:
+        place.close()
+    _remove_chunks(task, record)
+    return task.save(record, temporary=None, publishing=None)
+
+
+def complete(
+    settings: UploadSettings, task: Task, record: Record, place: Place, chunks: Iterable[Chunk]
+) -> MergeResult:
+    """Record that the file has been published, then remove what it was made of. Raises OSError."""
+    published = record.publishing
+    assert published is not None
+    if task.sync:
+        os.fsync(place.descriptor)
+    result = _result(settings, record, published)
+    entries = tuple(astuple(chunk) for chunk in chunks)
+    record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries)
+    with suppress(OSError):  # the file is there; the rest is a sweep's
+        place.remove_temporary()
+        _remove_chunks(task, record)
+        task.save(record, sync=False, temporary=None)
+    return result
+
+
+def _result(settings: UploadSettings, record: Record, published: Publishing) -> MergeResult:
+    path = os.path.join(settings.merged_dir, *published.folder, published.name)
+    return MergeResult(path, published.md5, record.relative_path, published.size, published.merge_time)
+
+
+def _remove_chunks(task: Task, record: Record) -> None:
+    if record.status == states.COMPLETED:
+        for index, *_ in record.chunks:
+            with suppress(FileNotFoundError):
+                os.unlink(chunk_path(task.folder, index))
+
+
+def _place_of(settings: UploadSettings, task: Task, record: Record) -> Place | None:
+    """Where a merge may have left its temporary file; None if that is not there any more."""
+    try:
+        return open_place(settings.merged_dir, record.temporary or (), task.folder.name, make=False)
+    except (FileNotFoundError, Refusal):
+        return None

@@ -1,0 +1,139 @@
+"""The store: what the HTTP side asks of uploads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
+from dlpool.web.store import merging, names, receiving, states
+from dlpool.web.store.cleaning import DAY_S, Cleaner
+from dlpool.web.store.faults import stored
+from dlpool.web.store.layout import Layout
+from dlpool.web.store.reception import Reception
+from dlpool.web.store.results import ChunkResult, MergeResult
+from dlpool.web.store.settling import settle
+from dlpool.web.store.views import NOT_FOUND, detail_view, status_view, summary_view
+from dlpool.web.store.wishes import ChunkWish, MergeWish
+
+
+class UploadStore:
+    """Uploads in ``upload_dir`` and ``merged_dir``. All methods raise Refusal, and nothing else for what may happen.
+
+    Nothing is kept in memory: threads and processes may each have their own, or share one. ``owner``: who asks; None
+    where nobody is asked who he is, who then sees all tasks.
+    """
+
+    def __init__(self, settings: UploadSettings) -> None:
+        self.settings = settings
+        self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations)
+        self._cleaner = Cleaner(self.layout, settings)
+
+    def __repr__(self) -> str:
+        return f"<UploadStore {self.layout.root} -> {self.settings.merged_dir}>"
+
+    def begin(self) -> Reception:
+        """Somewhere to write a chunk to; it holds no lock that another request wants."""
+        return self.layout.begin(self.settings.max_chunk_size)
+
+    def check_chunk(
+        self, *, file_id: str, index: int, owner: str | None, md5: str | None = None, total_chunks: int | None = None,
+        file_size: int | None = None, relative_path: str | None = None,
+    ) -> None:  # fmt: skip
+        """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body."""
+        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path)
+        receiving.foresee(self.layout, self.settings, wish)
+
+    def commit_chunk(
+        self, reception: Reception, *, file_id: str, index: int, owner: str | None, md5: str | None = None,
+        total_chunks: int | None = None, file_size: int | None = None, relative_path: str | None = None,
+    ) -> ChunkResult:  # fmt: skip
+        """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
+        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path)
+        return receiving.commit(self.layout, self.settings, reception, wish)
+
+    def merge(
+        self, *, file_id: str, filename: str, total_chunks: int, owner: str | None, relative_path: str | None = None,
+        expected_md5: str | None = None,
+    ) -> MergeResult:  # fmt: skip
+        """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir."""
+        wish = MergeWish(file_id, filename, total_chunks, owner, relative_path, expected_md5)
+        return merging.merge(self.layout, self.settings, wish)
+
+    def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
+        """What ``/upload_status`` says, also of an unknown id."""
+        with self.layout.seen(file_id) as task:
+            if task.identity() is None:
+                return {**NOT_FOUND, "uploaded_chunks": []}
+            return status_view(task.owned(owner), task.record(), task.chunks())
+
+    def task(self, file_id: str, owner: str | None) -> dict[str, Any]:
+        """What ``/tasks/ID`` says."""
+        with self.layout.seen(file_id) as task:
+            return detail_view(task.owned(owner), task.record(), task.chunks())
+
+    def tasks(self, owner: str | None) -> dict[str, Any]:
+        """What ``/tasks`` says, by id."""
+        found = [view for file_id in self.layout.ids() if (view := self._summary(file_id, owner)) is not None]
+        return {"tasks": found, "total": len(found)}
+
+    def _summary(self, file_id: str, owner: str | None) -> dict[str, Any] | None:
+        with self.layout.seen(file_id) as task:
+            identity = task.identity()
+            if identity is None or (owner is not None and identity.owner not in (owner, None)):
+                return None
+            return summary_view(identity, task.record(), task.chunks())
+
+    def pause(self, file_id: str, owner: str | None) -> dict[str, Any]:
+        """Take no chunks until ``resume``; what ``/tasks/ID`` says then."""
+        return self._move(file_id, owner, states.PAUSED)
+
+    def resume(self, file_id: str, owner: str | None) -> dict[str, Any]:
+        """Take chunks again."""
+        return self._move(file_id, owner, states.UPLOADING)
+
+    def _move(self, file_id: str, owner: str | None, wanted: str) -> dict[str, Any]:
+        with self.layout.task(file_id) as task:
+            identity = task.owned(owner)
+            record = settle(self.settings, task)
+            record = task.save(record, status=states.moved(record.status, wanted))
+            return detail_view(identity, record, task.chunks())
+
+    def delete(self, file_id: str, owner: str | None) -> None:
+        """Remove a task and its chunks, not the merged file."""
+        self._cleaner.delete(file_id, owner)
+
+    def batch(self, action: str, file_ids: Sequence[str], owner: str | None) -> list[dict[str, Any]]:
+        """``pause``, ``resume`` or ``delete`` each; one result an id, by id."""
+        verbs = {"pause": self.pause, "resume": self.resume, "delete": self.delete}
+        if action not in verbs:
+            raise Refusal(400, "bad_action", f"The action is {action[:40]!r}: it is to be pause, resume or delete.")
+        return [self._one(verbs[action], file_id, owner) for file_id in sorted(set(file_ids))]
+
+    def _one(self, verb: Any, file_id: str, owner: str | None) -> dict[str, Any]:
+        try:
+            verb(file_id, owner)
+        except Refusal as refusal:
+            return {"id": file_id, "status": "error", **refusal.as_json()}
+        return {"id": file_id, "status": "ok"}
+
+    def cleanup(
+        self, owner: str | None, status: Sequence[str] = (states.FAILED, states.PAUSED), older_than_days: float = 7
+    ) -> int:
+        """Remove tasks in these states that nothing happened to for so many days; how many."""
+        unknown = set(status) - set(states.STATES)
+        if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
+            raise Refusal(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days.")
+        return self._cleaner.remove_old(owner, frozenset(status), older_than_days * DAY_S)
+
+    def sweep(self) -> int:
+        """Remove what the dead left and what has expired, end what dead merges began; how many files and tasks went."""
+        self.layout.make()
+        return self._cleaner.sweep()
+
+    def open_merged(self, path: str) -> int:
+        """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it."""
+        with stored("read the file"):
+            return names.open_file(self.settings.merged_dir, path)

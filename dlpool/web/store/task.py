@@ -1,0 +1,74 @@
+"""One task's folder: what its chunks, its record and its locks say together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import states
+from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.locks import held, is_held
+from dlpool.web.store.record import Identity, Record, load_identity, load_record, save_record
+
+
+@dataclass(frozen=True)
+class Task:
+    """A folder that may be there. Methods raise OSError; who changes something holds the task's lock."""
+
+    folder: Path
+    sync: bool
+
+    def identity(self) -> Identity | None:
+        """None if there is no such task."""
+        return load_identity(self.folder)
+
+    def owned(self, owner: str | None) -> Identity:
+        """The identity, for its owner; ``owner`` None: nobody is asked who he is. Raises Refusal: 404, 403."""
+        identity = self.identity()
+        if identity is None:
+            raise Refusal(404, "no_such_task", "There is no such task: send its first chunk.")
+        if owner is not None and identity.owner not in (owner, None):
+            raise Refusal(403, "not_owner", "The task belongs to somebody else: choose another file_id.")
+        return identity
+
+    def chunks(self) -> dict[int, Chunk]:
+        """The whole chunks, by index; for a completed task those that it was merged from."""
+        record = load_record(self.folder)
+        if record is not None and record.status == states.COMPLETED:
+            return {entry[0]: Chunk(*entry) for entry in record.chunks}
+        return list_chunks(self.folder)
+
+    def record(self) -> Record:
+        """The record, with the state that chunks and locks say it has; made anew where it is lost."""
+        record = load_record(self.folder) or self._rebuilt()
+        has_chunks = record.status in (states.PENDING, states.MERGING) and bool(list_chunks(self.folder))
+        status = states.effective(record.status, has_chunks=has_chunks, is_merging=self.is_merging())
+        return replace(record, status=status)
+
+    def save(self, record: Record, *, sync: bool | None = None, **changed: Any) -> Record:
+        """Write the record with what changed, and the time; ``sync`` False: it may be lost with the machine."""
+        record = replace(record, **changed, updated_at=time.time())
+        save_record(self.folder, record, sync=self.sync if sync is None else sync)
+        return record
+
+    def chunk_path(self, index: int) -> Path:
+        return chunk_path(self.folder, index)
+
+    def hold_merge(self) -> int | None:
+        """A descriptor with which this process merges until it is closed; None if another one does."""
+        return held(self.folder / "merge.lock")
+
+    def is_merging(self) -> bool:
+        """Whether a living process merges it."""
+        return is_held(self.folder / "merge.lock")
+
+    def is_receiving(self) -> bool:
+        """Whether a living process has the lock of its bodies, which tus alone takes."""
+        return is_held(self.folder / "patch.lock")
+
+    def _rebuilt(self) -> Record:
+        times = [chunk.stored_at for chunk in list_chunks(self.folder).values()]
+        return Record(updated_at=max(times, default=self.folder.stat().st_mtime))

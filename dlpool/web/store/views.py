@@ -1,0 +1,72 @@
+"""Tasks as clients see them: no value is null, lists are sorted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from dlpool.web.store.chunkfile import Chunk
+from dlpool.web.store.record import Identity, Record
+from dlpool.web.store.states import completion_rate
+
+Chunks = Mapping[int, Chunk]
+NOT_FOUND: dict[str, Any] = {
+    "uploaded_chunks": [], "total_chunks": 0, "file_size": 0, "status": "not_found", "created_at": "", "updated_at": "",
+    "completion_rate": 0.0,
+}  # fmt: skip
+
+
+def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+    """What ``/upload_status`` says."""
+    size = sum(chunk.size for chunk in chunks.values())
+    return {
+        "uploaded_chunks": sorted(chunks),
+        "total_chunks": record.total_chunks,
+        "file_size": max(record.file_size, 0),
+        "status": record.status,
+        "created_at": as_text(identity.created_at),
+        "updated_at": as_text(record.updated_at),
+        "completion_rate": completion_rate(record.status, len(chunks), record.total_chunks, size, record.file_size),
+    }
+
+
+def summary_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+    """An entry of ``/tasks``. ``retry_count``: merges that failed, so far."""
+    return {
+        **status_view(identity, record, chunks),
+        "task_id": identity.file_id,
+        "task_type": "file",
+        "filename": record.filename,
+        "relative_path": record.relative_path,
+        "uploaded_chunks": len(chunks),
+        "retry_count": record.failed_merges,
+    }
+
+
+def detail_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+    """What ``/tasks/ID`` says."""
+    return {
+        **summary_view(identity, record, chunks),
+        "uploaded_chunks": sorted(chunks),
+        "file_md5": record.result.md5 if record.result else "",
+        "failure": record.failure,
+        "chunks": [_chunk_view(chunk, record) for chunk in chunks.values()],
+    }
+
+
+def _chunk_view(chunk: Chunk, record: Record) -> dict[str, Any]:
+    """``retry_count``: how often it came again after the first time, or came with a wrong md5."""
+    return {
+        "index": chunk.index,
+        "size": chunk.size,
+        "md5": record.sent.get(str(chunk.index), chunk.md5),
+        "status": "completed",
+        "uploaded_at": as_text(chunk.stored_at),
+        "retry_count": record.retries.get(str(chunk.index), 0),
+    }
+
+
+def as_text(seconds: float) -> str:
+    """A time as RFC 3339 has it, UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
