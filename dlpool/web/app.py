@@ -1,0 +1,25 @@
+"""The WSGI application: its middleware, its routes, and the one shape of its errors."""
+
+from __future__ import annotations
+
+import falcon
+
+from dlpool.web import ops
+from dlpool.web.errors import add_error_handlers
+from dlpool.web.gate import Gate
+from dlpool.web.parts import WebParts
+from dlpool.web.settings import AllSettings
+
+
+def create_app(settings: AllSettings) -> falcon.App:
+    """The application with these settings; any WSGI server with threads can serve it, in several processes.
+
+    Raises ConfigurationError, LocalFault.
+    """
+    parts = WebParts(settings)
+    app: falcon.App = falcon.App(middleware=[Gate(parts)])
+    app.req_options.strip_url_path_trailing_slash = True
+    add_error_handlers(app, parts.log)
+    for routes in (ops.add_routes,):
+        routes(app, parts)
+    return app
