@@ -205,7 +205,7 @@ def test_a_chunk_that_went_bad_at_the_server_is_found_and_sent_again(serve: Serv
 
 
 def test_a_server_that_never_makes_the_file_is_given_up(serve: Serve, file: Path) -> None:
-    origin = serve(always("merge", 400, error="the file has another md5", code="md5_mismatch"))
+    origin = serve(always("merge", 400, error="the file has another md5", code="file_md5_mismatch"))
     ended = upload(file, origin.api)
     assert ended.code == 11
     assert "has all of its chunks" in ended.err

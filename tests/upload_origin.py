@@ -83,8 +83,8 @@ class UploadOrigin(Origin):
         data = b"".join(self.stored[index] for index in range(total))
         digest = md5(data).hexdigest()
         if digest != fields["expected_md5"]:
-            return 400, {"error": "the file has another md5", "code": "md5_mismatch"}
+            return 400, {"error": "the file has another md5", "code": "file_md5_mismatch"}
         path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
         self.merged[path] = data
         self.state = "completed"
-        return 200, {"status": "ok", "filePath": path, "md5": digest, "relative_path": path, "size": len(data)}
+        return 200, {"status": "ok", "filePath": path, "md5": digest, "relative_path": "", "size": len(data)}

@@ -27,6 +27,8 @@ from dlpool.transfer.source import Reply, Source
 MAX_ANSWER = 16 * 1024 * 1024  # bytes: the chunks of a task in a list
 _JSON = {"Content-Type": "application/json"}
 _BYTES = {"Content-Type": "application/octet-stream"}
+# The server has other bytes than it was sent, in a chunk, or in what it made of them.
+_GARBLED = {"md5_mismatch", "file_md5_mismatch", "size_mismatch"}
 _OWN: dict[int, type[DlpoolError]] = {409: Conflict, 413: PolicyRefused, 415: PolicyRefused, 507: RemoteFull}
 
 
@@ -49,7 +51,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Merged:
-    """The whole file at the server. ``path`` is relative to its folder of merged files, ``md5`` in hex."""
+    """The whole file at the server. ``path`` is below its folder of merged files, ``md5`` in hex."""
 
     path: str
     size: int
@@ -110,7 +112,7 @@ class Server:
         _check(reply, said)
         if not isinstance(said.get("size"), int):
             raise BadAnswer("the server's answer to the merge has no size")
-        return Merged(_text(said, "relative_path"), said["size"], _text(said, "md5"))
+        return Merged(_text(said, "filePath"), said["size"], _text(said, "md5"))
 
     def _ask(
         self, exchange: Exchange, path: str, query: Mapping[str, object] | None = None,
@@ -163,7 +165,7 @@ def refusal(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) ->
     text = f"the server answered {status}"
     if isinstance(said.get("error"), str):
         text += ": " + " ".join(said["error"].split())[:300]
-    if said.get("code") == "md5_mismatch":
+    if said.get("code") in _GARBLED:
         return Garbled(text)
     if status in _OWN:
         return _OWN[status](text)

@@ -163,15 +163,17 @@ class Upload:
         def merge(exchange: Exchange) -> Merged | Incomplete:
             return context.server.merge(exchange, context.target, context.plan.count, md5)
 
+        was_completed = False
         while True:
             try:
                 return self._asked(merge, is_final=lambda error: isinstance(error, Garbled))
             except Garbled:
                 return Incomplete(self._right_chunks())
             except Conflict:
-                status = self._asked(lambda exchange: context.server.status(exchange, context.target))
-                if status.state not in ("merging", "completed"):
+                state = self._asked(lambda exchange: context.server.status(exchange, context.target)).state
+                if state not in ("merging", "completed") or was_completed:
                     raise
+                was_completed = state == "completed"  # asked once more, it gives the result
             context.board.pause(MERGE_POLL_S)
 
     def _right_chunks(self) -> tuple[int, ...]:
