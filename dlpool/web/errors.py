@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import falcon
 from falcon.util import http_status_to_code
 
@@ -17,8 +19,10 @@ _LABELS = {
     503: "unavailable", 507: "no_space",
 }  # fmt: skip
 
+_TEXTS = {404: "there is nothing at this address", 405: "this address does not know that method"}
 
-def add_error_handlers(app: falcon.App, log: Logger) -> None:
+
+def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     """Let everything that is raised end in that shape."""
 
     def unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
@@ -57,5 +61,5 @@ def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _par
 
 def _http_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: object) -> None:
     status = http_status_to_code(error.status)
-    text = error.description or error.title or _LABELS.get(status, "error").replace("_", " ")
+    text = error.description or _TEXTS.get(status) or error.title
     answer(resp, Refusal(status, _LABELS.get(status, "error"), text, headers=dict(error.headers or {})))

@@ -10,7 +10,6 @@ import falcon
 
 from dlpool.web.auth import networks
 from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
 
 
 class Gate:
@@ -52,6 +51,7 @@ class Gate:
         """It is answered, but for the body."""
         seconds = time.monotonic() - req.context.begun
         status = int(str(resp.status).partition(" ")[0])
+        self._parts.figures.served(seconds, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
         log = self._parts.log.info if status < 500 else self._parts.log.warning
@@ -80,5 +80,3 @@ def owner_of(req: falcon.Request) -> str | None:
     """Whose request it is; None where nobody is asked, and for who knows the secret."""
     owner: str | None = req.context.owner
     return owner
-
-

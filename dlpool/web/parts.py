@@ -13,8 +13,10 @@ from dlpool.observe.log import Log
 from dlpool.web.admission import Admission
 from dlpool.web.auth import Keys
 from dlpool.web.body import Body
+from dlpool.web.figures import Figures
 from dlpool.web.refusal import Refusal
 from dlpool.web.settings import AllSettings
+from dlpool.web.store import UploadStore
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
 
@@ -33,7 +35,10 @@ class WebParts:
         self.keys = Keys(settings.web)
         self.log_file = open_log(settings)
         self.log = self.log_file.logger("web")
-        self.admission = Admission(Path(settings.paths.state_dir).absolute() / "web", settings.web)
+        self.folder = Path(settings.paths.state_dir).absolute() / "web"
+        self.admission = Admission(self.folder, settings.web)
+        self.figures = Figures(self.folder)
+        self.store = UploadStore(settings.upload)
 
     @contextmanager
     def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:
