@@ -78,6 +78,7 @@ def test_a_file_is_sent_in_chunks_and_merged(serve: Serve, file: Path) -> None:
         0,
     )
     assert (result["md5"], result["path"]) == (md5(DATA).hexdigest(), "models/new/model.bin")
+    assert result["location"] == f"{origin.api}/files/models/new/model.bin"
     chunk = next(fields for call, fields in origin.calls if call == "chunk")
     assert (chunk["total_chunks"], chunk["file_size"], chunk["relative_path"]) == ("6", str(len(DATA)), "models/new")
     assert origin.calls[0][0] == "status"

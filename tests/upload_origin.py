@@ -87,4 +87,10 @@ class UploadOrigin(Origin):
         path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
         self.merged[path] = data
         self.state = "completed"
-        return 200, {"status": "ok", "filePath": path, "md5": digest, "relative_path": "", "size": len(data)}
+        return 200, {
+            "status": "ok",
+            "filePath": f"/srv/{path}",
+            "md5": digest,
+            "relative_path": path.rpartition("/")[0],
+            "size": len(data),
+        }

@@ -151,7 +151,7 @@ def success_text(outcome: Outcome) -> str:
     speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
     resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
     took = f"{size_text(outcome.size)} in {outcome.seconds:.1f} s ({speed}/s)"
-    return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.path}"
+    return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.location}"
 
 
 def as_json(path: Path, url: str, result: Outcome | DlpoolError) -> dict[str, Any]:

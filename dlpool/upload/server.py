@@ -51,9 +51,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Merged:
-    """The whole file at the server. ``path`` is below its folder of merged files, ``md5`` in hex."""
+    """The whole file at the server: ``path`` below its folder of files, ``location`` to fetch it from, md5 in hex."""
 
     path: str
+    location: str
     size: int
     md5: str
 
@@ -112,7 +113,9 @@ class Server:
         _check(reply, said)
         if not isinstance(said.get("size"), int):
             raise BadAnswer("the server's answer to the merge has no size")
-        return Merged(_text(said, "filePath"), said["size"], _text(said, "md5"))
+        name = _text(said, "filePath").rpartition("/")[2]  # it may not be the one that was asked for
+        path = f"{_text(said, 'relative_path')}/{name}".lstrip("/")
+        return Merged(path, f"{self._source.url}/files/{quote(path)}", said["size"], _text(said, "md5"))
 
     def _ask(
         self, exchange: Exchange, path: str, query: Mapping[str, object] | None = None,

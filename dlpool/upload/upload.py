@@ -41,10 +41,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from`` were there before."""
+    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from`` were there before.
+
+    ``path`` is below the server's folder of files, ``location`` the URL to fetch it from.
+    """
 
     file: Path
     path: str
+    location: str
     size: int
     sent: int
     resumed_from: int
@@ -111,7 +115,7 @@ class Upload:
         merged = self._merged(whole)
         context.file.check_unchanged()
         return Outcome(
-            context.file.path, merged.path, merged.size, context.board.accepted, resumed_from,
+            context.file.path, merged.path, merged.location, merged.size, context.board.accepted, resumed_from,
             time.monotonic() - began, context.board.retries, len(self._lanes), context.plan.chunk_size, merged.md5,
             context.target.file_id,
         )  # fmt: skip
