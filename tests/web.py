@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,51 @@ class WebServer:
         """What it wrote to standard error, and the end of its log."""
         log = self.log_file.read_text()[-3000:] if self.log_file.exists() else ""
         return self.errors.read_text() + log
+
+
+class RawClient:
+    """A connection that says exactly what it is told; a context."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=END_S)
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def say(self, *parts: bytes | str) -> RawClient:
+        """Send it."""
+        self.sock.sendall(b"".join(part.encode() if isinstance(part, str) else part for part in parts))
+        return self
+
+    def post(self, path: str, *headers: str, body: bytes = b"", method: str = "POST") -> RawClient:
+        """Send the head of a request, and ``body``."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
+        return self.say("\r\n".join(lines), body)
+
+    def end(self) -> RawClient:
+        """Say no more."""
+        self.sock.shutdown(socket.SHUT_WR)
+        return self
+
+    def answer(self) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of the next final answer; (0, {}) if the connection ends without one."""
+        answer = http.client.HTTPResponse(self.sock)
+        try:
+            answer.begin()
+            text = answer.read()
+        except (ConnectionError, http.client.HTTPException):
+            return 0, {}
+        return answer.status, json.loads(text) if text else {}
+
+
+def multipart(fields: dict[str, object], chunk: bytes | None, boundary: str = "xXx") -> tuple[str, bytes]:
+    """The Content-Type and the body of a form."""
+    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+             for name, value in fields.items()]  # fmt: skip
+    if chunk is not None:
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="chunk"; filename="c"\r\n\r\n'
+        parts.append(head.encode() + chunk + b"\r\n")
+    return f"multipart/form-data; boundary={boundary}", b"".join(parts) + f"--{boundary}--\r\n".encode()

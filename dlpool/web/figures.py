@@ -31,7 +31,7 @@ class Figures:
         with suppress(OSError):
             make_folders(folder, sync=False)
             self._claim()
-        self._counts = _read(self._row) if self._row is not None else {}
+        self._counts: dict[str, float] = _read(self._row) if self._row is not None else {}
 
     def add(self, key: str, amount: float = 1) -> None:
         """Count. ``key``: ``chunks``, ``bytes``, ``error LABEL``, ..."""

@@ -54,9 +54,13 @@ class Gate:
         self._parts.figures.served(seconds, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
-        log = self._parts.log.info if status < 500 else self._parts.log.warning
-        log("request_served", method=req.method, location=req.path, status=status, seconds=seconds,
-            label=resp.context.code or None, client=req.context.address, user_id=req.context.owner)  # fmt: skip
+        log = self._parts.log
+        fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
+                  "client": req.context.address, "user_id": req.context.owner}  # fmt: skip
+        if status < 500:
+            log.info("request_served", method=req.method, **fields)
+        else:
+            log.warning("request_served", method=req.method, **fields)
 
     def _address(self, req: falcon.Request) -> str:
         """The client's; behind a trusted proxy what that says, from the right."""
