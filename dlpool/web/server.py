@@ -124,17 +124,15 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
 
     def _expect_head(self, conn: Any) -> None:
         patience_s = self.settings.head_timeout if self._waiting <= self.cfg.threads // 2 else HURRIED_S
-        if not conn.initialized:
-            init = conn.init
 
-            def paced_init() -> None:
-                init()
-                conn.parser.unreader.sock = PacedSocket(conn.parser.unreader.sock)
-                conn.parser.unreader.sock.expect_head(patience_s)
+        def paced_init() -> None:  # gunicorn calls it for each request of a connection
+            type(conn).init(conn)
+            unreader = conn.parser.unreader
+            if not isinstance(unreader.sock, PacedSocket):
+                unreader.sock = PacedSocket(unreader.sock)
+            unreader.sock.expect_head(patience_s)
 
-            conn.init = paced_init
-        elif isinstance(conn.parser.unreader.sock, PacedSocket):
-            conn.parser.unreader.sock.expect_head(patience_s)
+        conn.init = paced_init
 
 
 class ServerLog(GunicornLogger):  # type: ignore[misc]
