@@ -195,7 +195,7 @@ def main() -> None:
             print(f"peak memory of a worker: {bench.memory:.0f} MB (goal: under {MEMORY_GOAL:.0f} MB)", flush=True)
             with WebServer(folder / "safe", {"web": rates}) as bench.web:
                 bench.compare("chunks as bytes, synced to disk / curl -T", bench.post, arguments.runs, None)
-        with WebServer(folder / "default") as web:
+        with WebServer(folder / "default", {"web": {"threads": 32}}) as web:
             health("default settings", web)
         many = {"threads": 160, "client_uploads": 256, "request_rate": "100000/s", "request_burst": 100_000}
         with WebServer(folder / "many", {"web": many}) as web:

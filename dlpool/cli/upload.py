@@ -38,13 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     client.check()
     server = Server(client, arguments.url, _headers(arguments))
     shown = display(arguments.progress, quiet=arguments.quiet)
-    run = Run(arguments, settings, client, server, shown)
+    uploads = Run(arguments, settings, client, server, shown)
     try:
         for path in arguments.files:
-            run.upload(Path(path))
+            uploads.upload(Path(path))
     finally:
         shown.close()
-    return run.end()
+    return uploads.end()
 
 
 class Run:

@@ -82,6 +82,7 @@ class Upload:
         self._lanes = [Lane(self._context) for _ in range(min(wish.connections, cut.count))]
         self._patience = Patience(self._context)
         self._exchange: Exchange | None = None
+        self._whole: WholeHash | None = None
         self._phase = "connecting"
         self._repairs = 0
 
@@ -102,6 +103,8 @@ class Upload:
             self._stop(error if isinstance(error, DlpoolError) else Cancelled("the upload was interrupted"))
             raise
         finally:
+            if self._whole is not None:
+                self._whole.join()  # it reads the file, too
             self._context.file.close()
 
     def _run(self) -> Outcome:
@@ -110,10 +113,9 @@ class Upload:
         resumed_from = context.board.stored
         context.notify("upload_started", file_id=context.target.file_id, size=context.plan.size,
                        chunks=context.plan.count, resumed_from=resumed_from)  # fmt: skip
-        whole = WholeHash(context)
+        whole = self._whole = WholeHash(context)
         self._send()
         merged = self._merged(whole)
-        context.file.check_unchanged()
         return Outcome(
             context.file.path, merged.path, merged.location, merged.size, context.board.accepted, resumed_from,
             time.monotonic() - began, context.board.retries, len(self._lanes), context.plan.chunk_size, merged.md5,

@@ -20,9 +20,13 @@ class WholeHash:
 
     def hexdigest(self) -> str:
         """The md5 in hex, when all chunks have been begun. Raises what ended the upload."""
-        self._thread.join()
+        self.join()
         self._context.board.check()
         return str(self._md5.hexdigest())
+
+    def join(self) -> None:
+        """Wait until it reads no more: at the end, or soon after the upload was stopped."""
+        self._thread.join()
 
     def _run(self) -> None:
         context, buffer = self._context, new_buffer()
