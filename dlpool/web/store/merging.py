@@ -131,7 +131,7 @@ class _Merge:
         parts = folders(record.relative_path)
         with self._layout.task(self._wish.file_id) as task:
             self._begun = _Begun(task, task.save(record, temporary=parts), self._begun.chunks, self._begun.hold)
-        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True)
+        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
         if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
             place.close()
             raise name_taken(self._wish.filename)

@@ -55,8 +55,9 @@ def folders(relative_path: str) -> tuple[str, ...]:
     return parts
 
 
-def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
-    """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing.
+def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: bool = False) -> int:
+    """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing, durably
+    if ``sync``.
 
     Raises Refusal where one is a link or no folder, FileNotFoundError, OSError.
     """
@@ -65,7 +66,7 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in parts:
         try:
-            inner = _open_one(folder, part, make=make)
+            inner = _open_one(folder, part, make=make, sync=sync)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path.") from error
@@ -76,7 +77,7 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
     return folder
 
 
-def _open_one(folder: int, name: str, *, make: bool) -> int:
+def _open_one(folder: int, name: str, *, make: bool, sync: bool) -> int:
     try:
         return os.open(name, _FOLDER, dir_fd=folder)
     except FileNotFoundError:
@@ -84,7 +85,8 @@ def _open_one(folder: int, name: str, *, make: bool) -> int:
             raise
     try:
         os.mkdir(name, dir_fd=folder)
-        os.fsync(folder)
+        if sync:
+            os.fsync(folder)
     except FileExistsError:
         pass  # another merge made it
     return os.open(name, _FOLDER, dir_fd=folder)
