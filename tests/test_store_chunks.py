@@ -28,8 +28,8 @@ def chunk_file(store: UploadStore, index: int) -> Path:
 
 def test_chunks_in_any_order_become_the_file(store: UploadStore) -> None:
     for index in (2, 0, 1):
-        result = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
-        assert result.as_json() == {"status": "ok", "chunk_index": index, "md5_checked": True, "relative_path": "a/b",
+        stored = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
+        assert stored.as_json() == {"status": "ok", "chunk_index": index, "md5_checked": True, "relative_path": "a/b",
                                     "size": len(DATA[index])}  # fmt: skip
     result = merge(store, 3, expected_md5=md5(b"".join(DATA)))
     assert Path(result.path).read_bytes() == b"".join(DATA)

@@ -94,7 +94,8 @@ def test_a_read_only_disk_can_still_be_asked(tmp_path: Path) -> None:
 def test_no_new_task_begins_on_a_disk_above_the_threshold(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "8M") as folder:
         store = store_in(folder, disk_warn=0.3, disk_refuse=0.5)
-        send(store, 0, b"a" * 5 * MIB, total_chunks=2)
+        send(store, 0, b"a" * 3 * MIB, total_chunks=2)
+        (folder / "ballast").write_bytes(bytes(2 * MIB))
         assert room.level(room.room_of(str(folder)), store.settings) == room.UNHEALTHY
         with refused(507, "disk_full"):
             store.check_chunk(file_id="new", index=0, owner=None)
@@ -111,7 +112,7 @@ def test_the_levels_of_a_disk(tmp_path: Path) -> None:
         levels = []
         for _ in range(3):
             levels.append(room.level(room.room_of(str(folder / "not" / "yet")), settings))
-            (folder / f"{len(levels)}").write_bytes(bytes(3 * MIB))
+            (folder / f"{len(levels)}").write_bytes(bytes(5 * MIB // 2))
         assert levels == ["healthy", "warning", "unhealthy"]
 
 
@@ -190,7 +191,8 @@ def test_a_planted_link_leads_nowhere(store: UploadStore, tmp_path: Path) -> Non
         merge(store, 1, relative_path="")
     assert [path.name for path in outside.iterdir()] == ["secret"]
     assert (outside / "secret").read_text() == "secret"
-    for path, status, code in (("secret", 404, "not_found"), ("out/secret", 400, "bad_path"), ("real", 404, "not_found"),
+    for path, status, code in (("secret", 404, "not_found"), ("out/secret", 400, "bad_path"),
+                               ("real", 404, "not_found"),
                                ("none", 404, "not_found"), ("../outside/secret", 400, "bad_path")):  # fmt: skip
         with refused(status, code):
             store.open_merged(path)

@@ -29,7 +29,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_at_any_line(scenario: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.upload_kills", scenario, tmp_path]
+    command = [sys.executable, "-m", "tests.upload_kills", scenario, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > LEAST
@@ -37,7 +37,7 @@ def test_killed_at_any_line(scenario: str, tmp_path: Path) -> None:
 
 def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
     store = store_in(tmp_path)
-    command = [sys.executable, "-c", RECEIVE, tmp_path]
+    command = [sys.executable, "-c", RECEIVE, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"\n"
         with store.begin() as reception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,7 @@ def _send_one(folder: Path, number: int) -> str:
 
 
 def _merge_one(folder: Path, number: int) -> str:
-    try:
-        return merge(store_in(folder), 2).md5
-    except Refusal as refusal:
-        return refusal.code
+    return merge(store_in(folder), 2).md5
 
 
 def _upload_and_clean(folder: Path, number: int) -> str:
@@ -46,7 +44,14 @@ def _upload_and_clean(folder: Path, number: int) -> str:
 
 def _in_threads(work: Callable[[Path, int], str], folder: Path, first: int) -> list[str]:
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(work, [folder] * THREADS, range(first, first + THREADS)))
+        return list(threads.map(partial(_heard, work, folder), range(first, first + THREADS)))
+
+
+def _heard(work: Callable[[Path, int], str], folder: Path, number: int) -> str:
+    try:
+        return work(folder, number)
+    except Refusal as refusal:
+        return refusal.code
 
 
 def at_once(work: Callable[[Path, int], str], folder: Path) -> list[str]:

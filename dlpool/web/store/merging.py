@@ -18,7 +18,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
 from dlpool.web.store.reception import HEAD_SIZE
-from dlpool.web.store.record import Publishing, Record
+from dlpool.web.store.record import Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.settling import complete, settle
 from dlpool.web.store.task import Task
@@ -120,6 +120,9 @@ class _Merge:
                 place = self._place(record)
                 try:
                     return self._publish(place, *self._written(place), started_ns)
+                except BaseException:
+                    place.remove_temporary()  # first of all, as the disk may be full of it
+                    raise
                 finally:
                     place.close()
         except ChunksBad as error:
@@ -183,9 +186,10 @@ class _Merge:
 
     def _failed(self, refusal: Refusal) -> Refusal:
         with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
-            if task.identity() is not None:
-                record = self._begun.record
-                record = task.save(record, status=states.FAILED, failure=refusal.text, publishing=None,
-                                   failed_merges=record.failed_merges + 1)  # fmt: skip
-                settle(self._settings, task)
+            record = load_record(task.folder)
+            if (
+                record is not None and record.publishing is None
+            ):  # else whoever comes next looks whether it has its name
+                task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
+                          failed_merges=record.failed_merges + 1)  # fmt: skip
         return refusal
