@@ -13,7 +13,7 @@ AUTO = "auto"
 KIB = 1024
 MAX_DURATION_S = 366 * 86400.0
 LEVELS = ("debug", "info", "warning", "error", "critical")
-LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics")
+LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics", "web")
 
 
 @dataclass(frozen=True)

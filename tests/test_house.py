@@ -29,8 +29,13 @@ ONLY_IN = {
     "urllib3": {f"transfer/{name}.py" for name in ("client", "source", "connection", "neterrors", "urls")},
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
     "pydantic": {"cli/ini.py"},
-    "prometheus_client": {"observe/metrics.py"},
+    "prometheus_client": {"observe/metrics.py", "web/exposition.py"},
     "opentelemetry": {"observe/spans.py"},
+    "falcon": {f"web/{name}.py" for name in ("app", "errors", "files", "gate", "ops", "parts", "uploads")},
+    "gunicorn": {"web/server.py"},
+    "jwt": {"web/auth.py"},
+    "cryptography": {"web/auth.py"},
+    "multipart": {"web/forms.py"},
 }
 FORBIDDEN = {"asyncio", "gevent"}
 MAX_MODULE_LINES = 300

@@ -13,7 +13,6 @@ import pytest
 from dlpool.cli.ini import read
 from dlpool.cli.layers import Given, effective
 from dlpool.cli.sections import SECTIONS
-from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
 from dlpool.web.settings import AllSettings
 from tests.processes import Ended, run

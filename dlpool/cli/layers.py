@@ -1,6 +1,7 @@
 """The settings that hold, from all the places that may say them, and where each was said. A later place wins:
 
-defaults (of uploads: those of their profile), the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options.
+defaults (of uploads: their profile's), the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the
+environment, options.
 Imports no library where nothing but options was given.
 """
 
@@ -158,9 +159,11 @@ def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
 def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:
     """What the profile of uploads says instead of the defaults."""
     profile = given.get(("upload", "profile"))
+    if profile is None:
+        return {}
     return {
         ("upload", name): Given("upload", name, text, f"profile {profile.text}", value)
-        for name, text in (presets(profile.value).items() if profile is not None else ())
+        for name, text in presets(profile.value).items()
         for value in [parse_setting(_declared("upload", name), text)]
     }
 

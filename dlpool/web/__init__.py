@@ -1,1 +1,1 @@
-"""The HTTP side: chunked uploads, tus, the job API and the dashboard, as one WSGI application. Needs the extra ``web``."""
+"""The HTTP side: chunked uploads, tus, the job API and the dashboard, as one WSGI application (extra ``web``)."""

@@ -1,0 +1,107 @@
+"""``dlpool-web``: the HTTP side, from its options and its INI file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlpool import __version__
+from dlpool.cli.layers import effective
+from dlpool.cli.main import EXIT_CODES, Parser
+from dlpool.errors import ConfigurationError, DlpoolError
+from dlpool.transfer.files import make_folders, translated
+from dlpool.web.settings import AllSettings
+
+DEFER_S = 5  # for which the kernel keeps a connection that says nothing
+_MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the HTTP side; all else is in the INI file."""
+    parser = Parser(
+        prog="dlpool-web",
+        description="Takes uploads over HTTP, and shows and steers the queue, until it is told to end.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
+    parser.add_argument("-c", "--config", metavar="FILE", help="INI file with the settings")
+    return parser
+
+
+def application() -> Any:
+    """The application for another WSGI server, with the INI file that ``DLPOOL_INI`` names: it needs threads.
+
+    Raises DlpoolError.
+    """
+    from dlpool.web.app import create_app
+
+    settings = effective(os.environ.get("DLPOOL_INI")).settings
+    _make_folders(settings)
+    return create_app(settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve, and return the exit code. No traceback reaches the user."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _serve(effective(arguments.config).settings)
+    except DlpoolError as error:
+        print(f"dlpool-web: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _serve(settings: AllSettings) -> int:
+    try:
+        from dlpool.web.app import create_app
+        from dlpool.web.auth import Keys
+        from dlpool.web.parts import open_log
+        from dlpool.web.server import Server
+    except ImportError as error:
+        raise ConfigurationError(_MISSING.format(error.name)) from error
+    Keys(settings.web)
+    _make_folders(settings)
+    log = open_log(settings)
+    listener = _listener(settings)
+    host, port = listener.getsockname()[:2]
+    log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
+    print(f"dlpool-web: http://{_shown(host)}:{port}{settings.web.prefix}; the log is {log.path}", file=sys.stderr)
+    server = Server(listener.detach(), settings.web, log, _processes(settings), lambda: create_app(settings))
+    server.run()  # it ends by sys.exit
+    return 0
+
+
+def _listener(settings: AllSettings) -> socket.socket:
+    """The socket that all workers accept from. Raises LocalFault."""
+    host, port = settings.web.bind, settings.upload.port
+    with translated(f"listen at {_shown(host)}:{port}"):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
+    listener.set_inheritable(True)
+    return listener
+
+
+def _make_folders(settings: AllSettings) -> None:
+    """Raises LocalFault."""
+    for name in (settings.upload.upload_dir, settings.upload.merged_dir):
+        with translated(f"make the folder {name}"):
+            make_folders(Path(name).absolute(), sync=False)
+
+
+def _processes(settings: AllSettings) -> int:
+    return settings.web.processes or max(2, min(4, len(os.sched_getaffinity(0))))
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""How much one client may ask for, counted for all worker processes together, and how many bodies a process receives.
+
+Nothing is counted that a killed process could leave wrong: places are locks, which end with their holder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from dlpool.transfer.files import make_folders
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import WebSettings
+
+_ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
+_SPREAD = 1 << 40  # of the clients over the file of places
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
+BUSY_S = 1
+
+
+class Admission:
+    """Its files are in ``folder``; where that cannot be written each process counts for itself. Thread-safe.
+
+    The lock guards a row of the table of rates within this process; between processes a record lock does.
+    """
+
+    def __init__(self, folder: Path, settings: WebSettings, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bodies = threading.BoundedSemaphore(settings.threads - max(2, settings.threads // 4))
+        self._places = folder / "places"
+        self._own: dict[int, float] = {}
+        self._rates = -1
+        with suppress(OSError):
+            make_folders(folder, sync=False)
+            self._rates = os.open(folder / "rates", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def count(self, client: str) -> None:
+        """One more request of ``client``. Raises Refusal (429) if it asks too often."""
+        if self._settings.request_rate is None:
+            return
+        wait_s = self._wait_s(_number(client) % _ROWS, 1 / self._settings.request_rate)
+        if wait_s > 0:
+            raise _too_many("you ask too often", wait_s)
+
+    @contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """A place among those whose body is received or sent. Raises Refusal (429, 503) if there is none."""
+        with ExitStack() as stack:
+            self.enter(client, stack)
+            yield
+
+    def enter(self, client: str, stack: ExitStack) -> None:
+        """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
+        if not self._bodies.acquire(blocking=False):
+            raise Refusal(503, "busy", "too much is going on just now, try again", headers={"Retry-After": str(BUSY_S)})
+        stack.callback(self._bodies.release)
+        with suppress(OSError):
+            descriptor = os.open(self._places, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
+            if not self._has_place(descriptor, _number(client) % _SPREAD):
+                raise _too_many(f"{self._settings.client_uploads} transfers of yours are under way", BUSY_S)
+
+    def _has_place(self, descriptor: int, row: int) -> bool:
+        """Lock one of the client's bytes; the lock belongs to the descriptor (F_OFD_SETLK, fcntl(2))."""
+        for number in range(self._settings.client_uploads):
+            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, row * 4096 + number, 1, 0)
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+            except (BlockingIOError, PermissionError):
+                continue
+            return True
+        return False
+
+    def _wait_s(self, row: int, interval_s: float) -> float:
+        """The generic cell rate algorithm: a row is the time at which its client has used up nothing."""
+        with self._lock:
+            if self._rates < 0:
+                self._own[row], wait_s = _next(self._own.get(row, 0.0), self._clock(), interval_s, self._burst_s())
+                return wait_s
+            try:
+                fcntl.lockf(self._rates, fcntl.LOCK_EX, 8, row * 8)
+                try:
+                    found = os.pread(self._rates, 8, row * 8)
+                    due = struct.unpack("d", found)[0] if len(found) == 8 else 0.0
+                    due, wait_s = _next(due, self._clock(), interval_s, self._burst_s())
+                    os.pwrite(self._rates, struct.pack("d", due), row * 8)
+                    return wait_s
+                finally:
+                    fcntl.lockf(self._rates, fcntl.LOCK_UN, 8, row * 8)
+            except OSError:  # a full disk
+                return 0.0
+
+    def _burst_s(self) -> float:
+        return self._settings.request_burst / (self._settings.request_rate or math.inf)
+
+
+def _next(due: float, now: float, interval_s: float, burst_s: float) -> tuple[float, float]:
+    """The row after a request, and how long that should have waited. A row of the far future is of another clock."""
+    due = max(due, now) if due <= now + 2 * burst_s + interval_s else now
+    wait_s = due + interval_s - now - burst_s
+    return (due, wait_s) if wait_s > 0 else (due + interval_s, 0.0)
+
+
+def _number(client: str) -> int:
+    return int.from_bytes(hashlib.blake2b(client.encode(), digest_size=8).digest(), "big")
+
+
+def _too_many(text: str, wait_s: float) -> Refusal:
+    return Refusal(429, "too_many", text, headers={"Retry-After": str(math.ceil(wait_s))})

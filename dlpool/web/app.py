@@ -1,0 +1,29 @@
+"""The WSGI application: its middleware, its routes, and the one shape of its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from dlpool.web import files, ops, uploads
+from dlpool.web.errors import add_error_handlers
+from dlpool.web.gate import Gate
+from dlpool.web.keeper import Keeper
+from dlpool.web.parts import WebParts
+from dlpool.web.settings import AllSettings
+
+
+def create_app(settings: AllSettings) -> falcon.App[Any, Any]:
+    """The application with these settings; any WSGI server with threads can serve it, in several processes.
+
+    Raises ConfigurationError, LocalFault.
+    """
+    parts = WebParts(settings)
+    app: falcon.App[Any, Any] = falcon.App(middleware=[Gate(parts)])
+    app.req_options.strip_url_path_trailing_slash = True
+    add_error_handlers(app, parts.log)
+    for routes in (ops.add_routes, uploads.add_routes, files.add_routes):
+        routes(app, parts)
+    Keeper(parts).start()
+    return app

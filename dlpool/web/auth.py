@@ -1,0 +1,122 @@
+"""Who asks: JSON web tokens (RFC 7519) in ``Authorization: Bearer`` (RFC 6750), or the secret in ``X-Secret-Key``."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from dlpool.errors import ConfigurationError
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import WebSettings, words
+
+MIN_SECRET = 32  # bytes: RFC 7518, section 3.2, of HS256
+LEEWAY_S = 10
+_NO_KEY = (
+    "[web] bind = {bind} can be reached by others, and no key is given: set jwt_key_file or secret_key_file (or bind = "
+    "127.0.0.1, behind a proxy)"
+)
+
+
+class Keys:
+    """What tokens are checked with. ``is_required``: whether anybody is asked for one.
+
+    Raises ConfigurationError for keys that cannot be used, and where some are needed and none is there. Thread-safe.
+    """
+
+    def __init__(self, settings: WebSettings) -> None:
+        secret = _text(settings.secret_key, settings.secret_key_file, "secret_key_file")
+        self._secret = secret.encode() if secret else None
+        self._algorithms = list(words(settings.jwt_algorithms))
+        self._key = _jwt_key(settings)
+        is_open_to_others = not is_loopback(settings.bind)
+        has_key = self._key is not None or self._secret is not None
+        self.is_required = settings.auth == "on" or (settings.auth == "auto" and (is_open_to_others or has_key))
+        if is_open_to_others and settings.auth == "off":
+            raise ConfigurationError(f"[web] auth = off, and bind = {settings.bind} can be reached by others: "
+                                     "set auth = auto and a key, or bind = 127.0.0.1")  # fmt: skip
+        if self.is_required and not has_key:
+            raise ConfigurationError(_NO_KEY.format(bind=settings.bind))
+
+    def owner(self, authorization: str | None, secret: str | None) -> str | None:
+        """Whose request it is: a token's ``sub``; None for who knows the secret, or where nobody is asked.
+
+        Raises Refusal (401).
+        """
+        if not self.is_required:
+            return None
+        if secret is not None and self._secret is not None:
+            if hmac.compare_digest(secret.encode(), self._secret):
+                return None
+            raise _unauthorized("X-Secret-Key is not the secret")
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token or self._key is None:
+            raise _unauthorized("a token is needed: Authorization: Bearer TOKEN" + (
+                ", or X-Secret-Key" if self._secret is not None else ""))  # fmt: skip
+        return self._subject(token.strip())
+
+    def _subject(self, token: str) -> str:
+        try:
+            claims = jwt.decode(token, self._key or "", algorithms=self._algorithms, leeway=LEEWAY_S,
+                                options={"require": ["exp", "sub"], "verify_aud": False})  # fmt: skip
+        except jwt.PyJWTError as error:
+            raise _unauthorized(f"the token is not good: {error}") from error
+        subject = claims["sub"]
+        if not isinstance(subject, str) or not subject or len(subject) > 255 or not subject.isprintable():
+            raise _unauthorized("the token is not good: its sub is no name")
+        return subject
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def networks(text: str, key: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The networks that a setting lists. Raises ConfigurationError."""
+    try:
+        return [ipaddress.ip_network(word, strict=False) for word in words(text)]
+    except ValueError as error:
+        raise ConfigurationError(f"[web] {key} = {text}: {error}") from error
+
+
+def _jwt_key(settings: WebSettings) -> str | RSAPublicKey | None:
+    text = _text(settings.jwt_key, settings.jwt_key_file, "jwt_key_file")
+    if not text:
+        return None
+    if words(settings.jwt_algorithms)[0].startswith("HS"):
+        if len(text.encode()) < MIN_SECRET:
+            raise ConfigurationError(f"[web] jwt_key has fewer than {MIN_SECRET} bytes: take a longer secret")
+        return text
+    try:
+        key = load_pem_public_key(text.encode())
+    except ValueError as error:
+        raise ConfigurationError("[web] jwt_key is no public key in PEM, which RS algorithms need") from error
+    if not isinstance(key, RSAPublicKey):
+        raise ConfigurationError("[web] jwt_key is no RSA key, which RS algorithms need")
+    return key
+
+
+def _text(given: str | None, file: str | None, key: str) -> str | None:
+    if file is None:
+        return given
+    try:
+        text = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigurationError(f"[web] {key} = {file}: {reason}") from error
+    if not text:
+        raise ConfigurationError(f"[web] {key} = {file}: it is empty")
+    return text
+
+
+def _unauthorized(text: str) -> Refusal:
+    return Refusal(401, "unauthorized", text, headers={"WWW-Authenticate": 'Bearer realm="dlpool"'})

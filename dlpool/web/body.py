@@ -1,0 +1,63 @@
+"""The body of a request: read as it comes, counted, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from dlpool.web.refusal import Refusal
+
+PIECE = 256 * 1024  # bytes
+
+
+class BrokenBody(Exception):
+    """The body ends before its end, or its framing is wrong."""
+
+
+class TooSlow(Exception):
+    """A client sends nothing, or hardly anything."""
+
+
+class Readable(Protocol):
+    """The part of a WSGI input that is used here."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, fewer only at the end."""
+        ...
+
+
+class Body:
+    """A body of at most ``limit`` bytes; ``length`` is what the client says, None for a chunked one.
+
+    Raises Refusal (413) at once if it says more, and as soon as more comes. Used by one thread.
+    """
+
+    def __init__(self, stream: Readable, length: int | None, limit: int, what: str = "the request") -> None:
+        self._stream = stream
+        self._length = length
+        self._limit = limit
+        self._what = what
+        self.size = 0
+        if length is not None and length > limit:
+            raise self._too_large()
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it. Raises BrokenBody if fewer bytes come than the client said, TooSlow, Refusal."""
+        while self._length is None or self.size < self._length:
+            want = PIECE if self._length is None else min(PIECE, self._length - self.size)
+            data = self._stream.read(want)
+            if not data:
+                break
+            self.size += len(data)
+            if self.size > self._limit:
+                raise self._too_large()
+            yield data
+        if self._length is not None and self.size < self._length:
+            raise BrokenBody(f"{self.size} of {self._length} bytes came")
+
+    def whole(self) -> bytes:
+        """All of it at once."""
+        return b"".join(self.pieces())
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "too_large", f"{self._what} is larger than {self._limit} bytes")

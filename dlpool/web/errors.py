@@ -1,0 +1,65 @@
+"""The one shape of errors: ``{"error": text, "code": label}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+from falcon.util import http_status_to_code
+
+from dlpool import jsontext
+from dlpool.observe.log import Logger
+from dlpool.web.body import BrokenBody, TooSlow
+from dlpool.web.refusal import Refusal
+
+_LABELS = {
+    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    406: "not_acceptable", 408: "too_slow", 409: "conflict", 411: "length_required", 413: "too_large",
+    415: "unsupported_type", 416: "bad_range", 429: "too_many", 500: "internal", 501: "not_implemented",
+    503: "unavailable", 507: "no_space",
+}  # fmt: skip
+
+_TEXTS = {404: "there is nothing at this address", 405: "this address does not know that method"}
+
+
+def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
+    """Let everything that is raised end in that shape."""
+
+    def unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
+        log.error("request_broke", error=error, method=req.method, location=req.path)
+        answer(resp, Refusal(500, "internal", "something went wrong on the server; its log says what"))
+
+    app.add_error_handler(Exception, unexpected)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler(Refusal, _refused)
+    app.add_error_handler(TooSlow, _too_slow)
+    app.add_error_handler(BrokenBody, _broken)
+
+
+def answer(resp: falcon.Response, refusal: Refusal) -> None:
+    """Say it."""
+    resp.status = refusal.status
+    resp.data = jsontext.dumps(refusal.as_json())
+    resp.content_type = "application/json"
+    resp.stream = None
+    for name, value in refusal.headers.items():
+        resp.set_header(name, value)
+    resp.context.code = refusal.code
+
+
+def _refused(_req: falcon.Request, resp: falcon.Response, error: Refusal, _params: object) -> None:
+    answer(resp, error)
+
+
+def _too_slow(_req: falcon.Request, resp: falcon.Response, error: TooSlow, _params: object) -> None:
+    answer(resp, Refusal(408, "too_slow", f"the request came too slowly: {error}"))
+
+
+def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object) -> None:
+    answer(resp, Refusal(400, "truncated", f"the body did not come whole: {error}"))
+
+
+def _http_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: object) -> None:
+    status = http_status_to_code(error.status)
+    text = error.description or _TEXTS.get(status) or error.title
+    answer(resp, Refusal(status, _LABELS.get(status, "error"), text, headers=dict(error.headers or {})))

@@ -1,0 +1,70 @@
+"""The metrics of the HTTP side in Prometheus' text format; docs/metrics.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from dlpool.web.figures import BUCKETS
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known at one moment. ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` by setting."""
+
+    counts: Mapping[str, float]
+    tasks: Mapping[str, int]
+    chunks: int
+    size: int
+    memory: Mapping[str, int]
+    disks: Mapping[str, Mapping[str, float]]
+
+
+class _Collector(Collector):
+    def __init__(self, found: Snapshot) -> None:
+        self._found = found
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        found, counts = self._found, self._found.counts
+        tasks = GaugeMetricFamily("dlpool_upload_tasks", "Upload tasks by state", labels=["state"])
+        for state, number in found.tasks.items():
+            tasks.add_metric([state], number)
+        yield tasks
+        yield GaugeMetricFamily("dlpool_upload_chunks_stored", "Chunks that are on the disk", found.chunks)
+        yield CounterMetricFamily("dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0))
+        yield CounterMetricFamily("dlpool_upload_bytes", "Bytes of chunks received", counts.get("bytes", 0))
+        errors = CounterMetricFamily("dlpool_web_errors", "Requests refused or failed", labels=["code"])
+        for key in sorted(counts):
+            if key.startswith("error "):
+                errors.add_metric([key.removeprefix("error ")], counts[key])
+        yield errors
+        yield self._durations()
+        yield GaugeMetricFamily("dlpool_web_memory_bytes", "Resident memory of all workers", sum(found.memory.values()))
+        yield GaugeMetricFamily("dlpool_web_workers", "Worker processes", len(found.memory))
+        for name in ("free", "total"):
+            disk = GaugeMetricFamily(f"dlpool_web_disk_{name}_bytes", f"Disk: {name}", labels=["folder"])
+            for folder, room in found.disks.items():
+                disk.add_metric([folder], room[name])
+            yield disk
+
+    def _durations(self) -> Metric:
+        counts, buckets, sum_so_far = self._found.counts, [], 0.0
+        for bound in (*map(str, BUCKETS), "+Inf"):
+            sum_so_far += counts.get(f"took {bound}", 0)
+            buckets.append((bound, sum_so_far))
+        durations = HistogramMetricFamily("dlpool_web_request_duration_seconds", "Until a request is answered")
+        durations.add_metric([], buckets, counts.get("seconds", 0))
+        return durations
+
+
+def text(found: Snapshot) -> tuple[bytes, str]:
+    """The text, and its media type."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(found))
+    return generate_latest(registry), CONTENT_TYPE_LATEST

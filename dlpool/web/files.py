@@ -1,0 +1,138 @@
+"""Merged files, sent back: ranges (RFC 9110, section 14), validators, and nginx's ``X-Accel-Redirect``."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from contextlib import ExitStack
+from email.utils import formatdate
+from typing import Any
+from urllib.parse import quote
+
+import falcon
+
+from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+
+
+class FileResource:
+    """``GET /files/PATH`` of a merged file."""
+
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
+        """The file, or a range of it."""
+        self._answer(req, resp, path, is_sent=True)
+
+    def on_head(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
+        """What a GET would say of it."""
+        self._answer(req, resp, path, is_sent=False)
+
+    def _answer(self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool) -> None:
+        with ExitStack() as stack:
+            descriptor = self._parts.store.open_merged(path)
+            stack.callback(os.close, descriptor)
+            status = os.fstat(descriptor)
+            etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
+            self._describe(resp, path, etag, modified)
+            if is_unchanged(req.get_header("If-None-Match"), etag):
+                resp.status = 304
+                return
+            accel = self._parts.settings.web.accel_prefix
+            if accel is not None and is_sent:
+                resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
+                return
+            start, end = self._part(req, resp, status.st_size, etag, modified)
+            resp.set_header("Content-Length", str(end - start))
+            if is_sent and end > start:
+                self._parts.admission.enter(req.context.client, stack)
+                os.lseek(descriptor, start, os.SEEK_SET)
+                resp.stream = _Sent(descriptor, end - start, stack.pop_all())
+
+    @staticmethod
+    def _describe(resp: falcon.Response, path: str, etag: str, modified: str) -> None:
+        """A file of a stranger is not to be shown as a page of ours."""
+        name = path.rpartition("/")[2]
+        resp.content_type = "application/octet-stream"
+        resp.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, safe='')}")
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        resp.set_header("Accept-Ranges", "bytes")
+        resp.set_header("ETag", etag)
+        resp.set_header("Last-Modified", modified)
+
+    @staticmethod
+    def _part(req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str) -> tuple[int, int]:
+        condition = req.get_header("If-Range")
+        if condition is not None and condition not in (etag, modified):
+            return 0, size
+        try:
+            found = range_of(req.get_header("Range"), size)
+        except ValueError as error:
+            raise Refusal(416, "bad_range", f"the file has {size} bytes",
+                          headers={"Content-Range": f"bytes */{size}"}) from error  # fmt: skip
+        if found is None:
+            return 0, size
+        resp.status = 206
+        resp.set_header("Content-Range", f"bytes {found[0]}-{found[1] - 1}/{size}")
+        return found
+
+
+class _Sent(io.FileIO):
+    """What is left to send of a file; with its end the place of the client is free again."""
+
+    def __init__(self, descriptor: int, size: int, stack: ExitStack) -> None:
+        super().__init__(descriptor, "rb", closefd=False)
+        self._left = size
+        self._stack = stack
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes, none at the end of the range."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        data = super().read(wanted) or b""
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        """The descriptor goes with the place."""
+        super().close()
+        self._stack.close()
+
+
+def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+    """Below the prefix."""
+    app.add_route(f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts))
+
+
+def etag_of(status: os.stat_result) -> str:
+    """A strong validator: merged files are published whole and never written to again."""
+    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
+
+
+def is_unchanged(header: str | None, etag: str) -> bool:
+    """What ``If-None-Match`` says of our validator."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def range_of(header: str | None, size: int) -> tuple[int, int] | None:
+    """Begin and exclusive end of a single range; None where the whole file is to be sent.
+
+    Raises ValueError for a range that begins behind the file.
+    """
+    match = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        start, end = max(0, size - int(suffix)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1 if last else size)
+        if last and int(last) < start:
+            return None
+    if start >= size or (suffix is not None and int(suffix) == 0):
+        raise ValueError("behind the file")
+    return start, end

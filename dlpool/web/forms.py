@@ -1,0 +1,182 @@
+"""Forms: multipart/form-data (RFC 7578) as it comes, urlencoded ones and JSON, with bounds on all that is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+from urllib.parse import parse_qsl
+
+import multipart  # type: ignore[import-untyped]
+
+from dlpool import jsontext
+from dlpool.web.body import Body, BrokenBody
+from dlpool.web.refusal import Refusal
+
+MAX_PARTS = 16
+MAX_HEADERS = 8  # of a part
+MAX_HEADER = 4096  # bytes
+MULTIPART = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+JSON = "application/json"
+
+
+class Sink(Protocol):
+    """Takes the bytes of a file."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take them."""
+        ...
+
+
+OpenFile = Callable[[dict[str, str]], Sink]
+
+
+class MultipartForm:
+    """Reads a form with one file in it, whose bytes go to what ``open_file`` gives for the fields before it.
+
+    Its fields have at most ``field_size`` bytes in all. Raises Refusal (400) for what is no such form, and for one
+    that ends before its last boundary. Used by one thread.
+    """
+
+    def __init__(self, content_type: str, field_size: int, file_name: str | None, open_file: OpenFile) -> None:
+        self.fields: dict[str, str] = {}
+        self.has_file = False
+        self._left = field_size
+        self._file_name = file_name
+        self._open_file = open_file
+        self._name = ""
+        self._text = bytearray()
+        self._sink: Sink | None = None
+        boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
+        if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
+            raise _bad("the Content-Type says no boundary of 1 to 70 characters")
+        self._parser = multipart.PushMultipartParser(
+            boundary, max_header_size=MAX_HEADER, max_header_count=MAX_HEADERS, max_segment_count=MAX_PARTS
+        )
+
+    def read(self, body: Body) -> dict[str, str]:
+        """All of it: the fields. Raises Refusal, BrokenBody, TooSlow."""
+        try:
+            for event in self._events(body):
+                self._take(event)
+            self._parser.close()
+        except multipart.MultipartError as error:
+            raise _bad(str(error)) from error
+        return self.fields
+
+    def _events(self, body: Body) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
+        for data in body.pieces():
+            if not self._parser.closed:  # what follows the last boundary is of no account
+                yield from self._parser.parse(data)
+
+    def _take(self, event: multipart.MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, multipart.MultipartSegment):
+            self._begin(event.name)
+        elif event is None:
+            self._end()
+        elif self._sink is not None:
+            self._sink.write(bytes(event) if isinstance(event, bytearray) else event)
+        else:
+            self._left -= len(event)
+            if self._left < 0:
+                raise Refusal(413, "form_too_large", "the fields of the form are too long")
+            self._text += event
+
+    def _begin(self, name: str) -> None:
+        if name in self.fields or (name == self._file_name and self.has_file):
+            raise _bad(f"the field {name[:100]!r} is there twice")
+        self._name, self._sink = name, None
+        if name == self._file_name:
+            self.has_file = True
+            self._sink = self._open_file(self.fields)
+
+    def _end(self) -> None:
+        if self._sink is None:
+            self.fields[self._name] = _decoded(bytes(self._text), self._name)
+        self._sink = None
+        self._text.clear()
+
+
+def read_fields(body: Body, content_type: str, field_size: int) -> dict[str, str]:
+    """The fields of a form without files, in any of the three formats. Raises Refusal (400, 415), BrokenBody."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == MULTIPART:
+        return MultipartForm(content_type, field_size, None, _no_file).read(body)
+    data = body.whole()
+    if kind == JSON:
+        return json_fields(data)
+    if kind in (URLENCODED, ""):
+        return urlencoded_fields(_decoded(data, "the form"))
+    raise Refusal(415, "unsupported_type", f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}")
+
+
+def urlencoded_fields(text: str) -> dict[str, str]:
+    """The fields of a query or form. Raises Refusal (400)."""
+    fields: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2 * MAX_PARTS)
+    except ValueError as error:
+        raise _bad(str(error)) from error
+    for name, value in pairs:
+        if name in fields:
+            raise _bad(f"the field {name[:100]!r} is there twice")
+        fields[name] = value
+    return fields
+
+
+def json_fields(data: bytes) -> dict[str, str]:
+    """The texts and whole numbers of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
+    try:
+        found = jsontext.loads(data)
+    except ValueError as error:
+        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refusal(400, "bad_json", "the body is no JSON object")
+    fields = {}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
+            raise Refusal(400, "bad_field", f"{name[:100]} is neither a text nor a whole number")
+        if value is not None:
+            fields[name] = str(value)
+    return fields
+
+
+def text_of(fields: dict[str, str], name: str) -> str:
+    """A field that has to be there. Raises Refusal (400)."""
+    if not fields.get(name):
+        raise Refusal(400, "missing_field", f"the field {name} is missing")
+    return fields[name]
+
+
+def number_of(fields: dict[str, str], name: str) -> int | None:
+    """A whole number; None if it is not given. Raises Refusal (400)."""
+    text = fields.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Refusal(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
+    return int(text)
+
+
+def wanted_number(fields: dict[str, str], name: str) -> int:
+    """A whole number that has to be there. Raises Refusal (400)."""
+    text_of(fields, name)
+    number = number_of(fields, name)
+    if number is None:
+        raise Refusal(400, "missing_field", f"the field {name} is missing")
+    return number
+
+
+def _no_file(_fields: dict[str, str]) -> Sink:
+    raise BrokenBody("no file is expected")
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad(f"{name[:100]} is not UTF-8") from error
+
+
+def _bad(text: str) -> Refusal:
+    return Refusal(400, "bad_form", f"the form cannot be read: {text}")

@@ -1,0 +1,86 @@
+"""What every request passes: who asks, how often, and a line in the log when it is answered."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import Any
+
+import falcon
+
+from dlpool.web.auth import networks
+from dlpool.web.parts import WebParts
+
+
+class Gate:
+    """Falcon's middleware. A resource says in ``access`` who may ask without a token:
+
+    ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
+    addresses. ``req.context`` gets ``client``, an address or the owner, and ``owner``, None where nobody is asked.
+    """
+
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+        self._scrapers = networks(parts.settings.web.scrape_from, "scrape_from")
+        self._proxies = networks(parts.settings.web.trusted_proxies, "trusted_proxies")
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """A request has come; its body is still with the client."""
+        req.context.begun = time.monotonic()
+        req.context.client = req.context.address = self._address(req)
+        req.context.owner = None
+        resp.context.code = ""
+
+    def process_resource(
+        self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, Any]
+    ) -> None:
+        """It is known what it wants. Raises Refusal (401, 429)."""
+        access = getattr(resource, "access", "token")
+        if access == "probe":
+            return
+        self._parts.admission.count(req.context.address)
+        if access == "open" or (access == "scrape" and self._is_among(req.context.address, self._scrapers)):
+            return
+        req.context.owner = self._parts.keys.owner(req.auth, req.get_header("X-Secret-Key"))
+        if req.context.owner is not None:
+            req.context.client = f"owner {req.context.owner}"
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, _req_succeeded: bool
+    ) -> None:
+        """It is answered, but for the body."""
+        seconds = time.monotonic() - req.context.begun
+        status = int(str(resp.status).partition(" ")[0])
+        self._parts.figures.served(seconds, resp.context.code)
+        if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
+            return
+        log = self._parts.log
+        fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
+                  "client": req.context.address, "user_id": req.context.owner}  # fmt: skip
+        if status < 500:
+            log.info("request_served", method=req.method, **fields)
+        else:
+            log.warning("request_served", method=req.method, **fields)
+
+    def _address(self, req: falcon.Request) -> str:
+        """The client's; behind a trusted proxy what that says, from the right."""
+        address = req.remote_addr or "127.0.0.1"
+        for hop in reversed((req.get_header("X-Forwarded-For") or "").split(",")):
+            if not hop.strip() or not self._is_among(address, self._proxies):
+                break
+            address = hop.strip()[:64]
+        return address
+
+    @staticmethod
+    def _is_among(address: str, wanted: Any) -> bool:
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(found in network for network in wanted)
+
+
+def owner_of(req: falcon.Request) -> str | None:
+    """Whose request it is; None where nobody is asked, and for who knows the secret."""
+    owner: str | None = req.context.owner
+    return owner

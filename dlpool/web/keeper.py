@@ -1,0 +1,87 @@
+"""What is done besides requests: expired tasks and leftovers are removed, counts are shared, the log is tended."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+
+TURN_S = 1.0
+
+
+class Keeper:
+    """A thread in each worker process; a flock lets one of them at a time tidy up, and another one if that dies."""
+
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+        self._interval_s = parts.settings.upload.cleanup_interval
+        self._turn_s = min(TURN_S, self._interval_s)
+        self._swept_at = float("-inf")  # by the wall clock, where the file with the time cannot be written
+
+    def start(self) -> None:
+        """Begin; it ends with the process."""
+        atexit.register(self._parts.figures.flush)
+        threading.Thread(target=self._run, name="keeper", daemon=True).start()
+
+    def _run(self) -> None:
+        is_first, log = True, self._parts.log
+        while True:
+            try:
+                self._turn(is_first)
+                is_first = False
+            except Exception as error:  # noqa: BLE001 - the top of a thread
+                log.error("cleanup_failed", error=error)  # noqa: TRY400 - not the standard library's
+            time.sleep(self._turn_s)
+
+    def _turn(self, is_first: bool) -> None:
+        self._parts.figures.flush()
+        self._parts.log_file.tend_writer()
+        with self._alone() as is_alone:
+            if is_alone:
+                self._parts.log_file.tend()
+                self._sweep(is_first)
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other process tidies up; none does as long as this lasts."""
+        try:
+            descriptor = os.open(self._parts.folder / "keeper", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:  # what is done twice harms nothing
+            yield True
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        else:
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _sweep(self, is_first: bool) -> None:
+        """If it is time, or a process has just begun: what a dead one left goes at once."""
+        stamp = self._parts.folder / "swept"
+        swept_at = self._swept_at
+        with suppress(OSError):
+            swept_at = stamp.stat().st_mtime
+        now = time.time()
+        if not is_first and 0 <= now - swept_at < self._interval_s:
+            return
+        self._swept_at = now
+        with suppress(OSError):
+            stamp.touch()
+        try:
+            count = self._parts.store.sweep()
+        except Refusal as refusal:
+            self._parts.log.warning("cleanup_failed", error=refusal)
+            return
+        if count:
+            self._parts.log.info("cleanup_done", count=count)

@@ -1,0 +1,165 @@
+"""Health, system and metrics of the HTTP side."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from datetime import datetime, timezone
+from typing import Any
+
+import falcon
+import psutil
+
+from dlpool import __version__, jsontext
+from dlpool.web import exposition
+from dlpool.web.parts import WebParts
+from dlpool.web.settings import SECTIONS, UploadSettings
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, level, room_of
+from dlpool.web.store.states import STATES
+
+_WORST = (HEALTHY, WARNING, UNHEALTHY)
+
+
+class HealthResource:
+    """``GET /health``: whether uploads can be taken."""
+
+    access = "probe"
+
+    def __init__(self, parts: WebParts) -> None:
+        self._settings = parts.settings.upload
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """503 only if it is unhealthy."""
+        folders = {"upload_dir": self._settings.upload_dir, "merged_dir": self._settings.merged_dir}
+        checks = {"disk_space": disk_check(self._settings, folders.values())}
+        checks |= {name: folder_check(folder) for name, folder in folders.items()}
+        status = max((check["status"] for check in checks.values()), key=_WORST.index)
+        resp.status = 503 if status == UNHEALTHY else 200
+        resp.data = jsontext.dumps({"status": status, "timestamp": _now(), "checks": checks})
+        resp.content_type = "application/json"
+
+
+class SystemResource:
+    """``GET /system``: memory, threads, configuration without secrets, tasks, disk."""
+
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """What holds now."""
+        resp.data = jsontext.dumps({
+            "version": __version__, "timestamp": _now(), "memory": memory(),
+            "threads": {"this_process": threading.active_count(), "limit": self._parts.settings.web.threads},
+            "configuration": shown_configuration(self._parts.settings), "tasks": task_figures(self._parts)["states"],
+            "disk": disks(self._parts.settings.upload),
+        })  # fmt: skip
+        resp.content_type = "application/json"
+
+
+class MetricsResource:
+    """``GET /metrics``: Prometheus' text, or JSON for who accepts only that."""
+
+    access = "scrape"
+
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The figures of all processes; those of tasks are what the disk says now."""
+        tasks = task_figures(self._parts)
+        found = exposition.Snapshot(self._parts.figures.total(), tasks["states"], tasks["chunks"], tasks["size"],
+                                    memory(), disks(self._parts.settings.upload))  # fmt: skip
+        if "application/json" in req.accept and "text/plain" not in req.accept:
+            resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
+        else:
+            resp.data, resp.content_type = exposition.text(found)
+
+
+def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:
+    """How full the disks of ``folders`` are, the worst of them."""
+    try:
+        rooms = [room_of(folder) for folder in folders]
+    except OSError as error:
+        return {"status": UNHEALTHY, "message": f"cannot look at the disk: {error.strerror}"}
+    room = max(rooms, key=lambda one: one.used)
+    return {"status": level(room, settings), "used_percent": round(100 * room.used, 1), "free": room.free,
+            "total": room.total}  # fmt: skip
+
+
+def folder_check(folder: str) -> dict[str, Any]:
+    """Whether files can be written there. A missing folder is made when it is needed."""
+    try:
+        is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except FileNotFoundError:
+        return {"status": WARNING, "message": "the folder is missing: it is made when it is needed"}
+    except OSError as error:
+        return {"status": UNHEALTHY, "message": f"cannot look at the folder: {error.strerror}"}
+    if is_readonly or not os.access(folder, os.W_OK | os.X_OK):
+        return {"status": UNHEALTHY, "message": "the folder cannot be written to"}
+    return {"status": HEALTHY}
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of the worker processes by pid, of whatever server they belong to."""
+    found = {}
+    try:
+        siblings = psutil.Process(os.getppid()).children()
+        family = siblings if psutil.Process().ppid() != 1 else [psutil.Process()]
+    except psutil.Error:
+        family = [psutil.Process()]
+    for process in family:
+        try:
+            found[str(process.pid)] = process.memory_info().rss
+        except psutil.Error:
+            continue
+    return found
+
+
+def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
+    """Total and free bytes of the folders' file systems."""
+    found = {}
+    for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
+        try:
+            room = room_of(folder)
+        except OSError:
+            continue
+        found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used, 1)}
+    return found
+
+
+def task_figures(parts: WebParts) -> dict[str, Any]:
+    """Tasks by state, and their chunks, as the disk says."""
+    tasks = parts.store.tasks(None)["tasks"]
+    states = Counter(task["status"] for task in tasks)
+    return {
+        "states": {state: states[state] for state in STATES},
+        "chunks": sum(task["uploaded_chunks"] for task in tasks),
+        "size": sum(task["file_size"] for task in tasks),
+    }
+
+
+def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
+    """The settings of the HTTP side, without secrets."""
+    return {
+        section: {
+            one.name: "..." if one.metadata["is_secret"] and getattr(getattr(settings, section), one.name) else
+            getattr(getattr(settings, section), one.name)
+            for one in fields(kind)
+        }
+        for section, kind in SECTIONS.items()
+    }  # fmt: skip
+
+
+def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+    """Below the prefix."""
+    prefix = parts.settings.web.prefix
+    app.add_route(f"{prefix}/health", HealthResource(parts))
+    app.add_route(f"{prefix}/system", SystemResource(parts))
+    app.add_route(f"{prefix}/metrics", MetricsResource(parts))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

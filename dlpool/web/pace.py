@@ -1,0 +1,85 @@
+"""How slow a client may be: a socket that gives up on one that stalls or drips."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Any
+
+from dlpool.web.body import TooSlow
+
+MAX_RECEIVE = 256 * 1024  # bytes: what a thread may hold of a body at once
+
+
+class Pace:
+    """How slow a client may be: ``timeout_s`` of silence; ``rate`` bytes a second over each ``window_s`` of waiting.
+
+    Only the time in which we wait for the client counts. Used by one thread.
+    """
+
+    def __init__(self, timeout_s: float, rate: int, window_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._rate = rate
+        self._window_s = window_s
+        self._waited_s = 0.0
+        self._got = 0
+
+    def patience_s(self) -> float:
+        """How long to wait for the next bytes."""
+        return min(self._timeout_s, max(0.001, self._window_s - self._waited_s)) if self._rate else self._timeout_s
+
+    def count(self, got: int, waited_s: float) -> None:
+        """So many bytes came after so long, 0 for none. Raises TooSlow."""
+        self._waited_s += waited_s
+        self._got += got
+        if not got and waited_s >= self._timeout_s:
+            raise TooSlow(f"nothing came for {self._timeout_s:g} s")
+        if self._rate and self._waited_s >= self._window_s:
+            if self._got < self._rate * self._window_s:
+                raise TooSlow(f"fewer than {self._rate} bytes a second came for {self._window_s:g} s")
+            self._waited_s, self._got = 0.0, 0
+
+
+class PacedSocket:
+    """What gunicorn reads a connection from. Used by one thread at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._deadline: float | None = None
+        self._pace: Pace | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def expect_head(self, patience_s: float) -> None:
+        """The head of a request has to be here within so long."""
+        self._deadline, self._pace = time.monotonic() + patience_s, None
+
+    def expect_body(self, pace: Pace) -> None:
+        """From now on a body may come at this pace."""
+        self._deadline, self._pace = None, pace
+
+    def recv(self, size: int) -> bytes:
+        """Some bytes, none at the end. Raises TooSlow, OSError."""
+        size = min(size, MAX_RECEIVE)
+        while True:
+            begun = time.monotonic()
+            is_there = self._wait()
+            data = self._sock.recv(size) if is_there else b""
+            if self._pace is not None and (data or not is_there):
+                self._pace.count(len(data), time.monotonic() - begun)
+            if is_there:
+                return data
+
+    def _wait(self) -> bool:
+        patience_s = None
+        if self._deadline is not None:
+            patience_s = self._deadline - time.monotonic()
+            if patience_s <= 0:
+                raise TooSlow("the head of the request did not come in time")
+        elif self._pace is not None:
+            patience_s = self._pace.patience_s()
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(None if patience_s is None else patience_s * 1000 + 1))

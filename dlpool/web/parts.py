@@ -1,0 +1,50 @@
+"""What the resources of the application share within a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import falcon
+
+from dlpool import __version__
+from dlpool.observe.log import Log
+from dlpool.web.admission import Admission
+from dlpool.web.auth import Keys
+from dlpool.web.body import Body
+from dlpool.web.figures import Figures
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import AllSettings
+from dlpool.web.store import UploadStore
+
+LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
+
+
+def open_log(settings: AllSettings) -> Log:
+    """The log of the HTTP side. Raises LocalFault."""
+    return Log(Path(settings.paths.log_dir) / LOG_FOLDER, settings.logging, service="dlpool-web", version=__version__,
+               node_id=settings.supervisor.node_id or "web")  # fmt: skip
+
+
+class WebParts:
+    """Made once a process. Raises ConfigurationError, LocalFault."""
+
+    def __init__(self, settings: AllSettings) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.web)
+        self.log_file = open_log(settings)
+        self.log = self.log_file.logger("web")
+        self.folder = Path(settings.paths.state_dir).absolute() / "web"
+        self.admission = Admission(self.folder, settings.web)
+        self.figures = Figures(self.folder)
+        self.store = UploadStore(settings.upload)
+
+    @contextmanager
+    def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:
+        """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""
+        if req.get_header("Transfer-Encoding") and req.get_header("Content-Length"):
+            raise Refusal(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+        body = Body(req.stream, req.content_length, limit, what)
+        with self.admission.place(req.context.client):
+            yield body

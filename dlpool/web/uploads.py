@@ -1,0 +1,197 @@
+"""The fixed upload API: chunks, merges, tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from dlpool import jsontext
+from dlpool.web.body import Body
+from dlpool.web.forms import (
+    MULTIPART,
+    MultipartForm,
+    number_of,
+    read_fields,
+    text_of,
+    urlencoded_fields,
+    wanted_number,
+)  # fmt: skip
+from dlpool.web.gate import owner_of
+from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+from dlpool.web.settings import words
+from dlpool.web.store import ChunkResult, Reception
+
+OCTETS = "application/octet-stream"
+MAX_BATCH = 1000
+
+
+def say(resp: falcon.Response, body: dict[str, Any]) -> None:
+    """Answer with a JSON object."""
+    resp.data = jsontext.dumps(body)
+    resp.content_type = "application/json"
+
+
+class _Resource:
+    def __init__(self, parts: WebParts) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._settings = parts.settings
+
+    def fields(self, req: falcon.Request) -> dict[str, str]:
+        """The form or JSON of a request. Raises Refusal."""
+        limit = self._settings.web.field_size
+        with self._parts.body(req, 4 * limit, "the form") as body:
+            return read_fields(body, req.content_type or "", limit)
+
+
+class ChunkResource(_Resource):
+    """``POST /upload_chunk``."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Receive a chunk, and store it when it has proved to be whole."""
+        kind = (req.content_type or "").partition(";")[0].strip().lower()
+        if kind not in (MULTIPART, OCTETS):
+            raise Refusal(415, "unsupported_type", f"the Content-Type is to be {MULTIPART} or {OCTETS}")
+        settings = self._settings
+        room = settings.web.field_size if kind == MULTIPART else 0
+        with self._parts.body(req, settings.upload.max_chunk_size + room, "the chunk") as body:
+            receive = self._from_form if kind == MULTIPART else self._from_octets
+            result = receive(req, body)
+        self._parts.figures.add("chunks")
+        self._parts.figures.add("bytes", result.size)
+        say(resp, result.as_json())
+
+    def _from_octets(self, req: falcon.Request, body: Body) -> ChunkResult:
+        fields = urlencoded_fields(req.query_string)
+        wish = _chunk_wish(fields, owner_of(req))
+        self._store.check_chunk(**wish)
+        with self._store.begin() as reception:
+            for data in body.pieces():
+                reception.write(data)
+            return self._store.commit_chunk(reception, **wish)
+
+    def _from_form(self, req: falcon.Request, body: Body) -> ChunkResult:
+        owner = owner_of(req)
+        with self._store.begin() as reception:
+            form = MultipartForm(req.content_type or "", self._settings.web.field_size, "chunk",
+                                 lambda fields: self._begun(reception, fields, owner))  # fmt: skip
+            fields = form.read(body)
+            if not form.has_file:
+                raise Refusal(400, "missing_field", "the file chunk is missing")
+            return self._store.commit_chunk(reception, **_chunk_wish(fields, owner))
+
+    def _begun(self, reception: Reception, fields: dict[str, str], owner: str | None) -> Reception:
+        """The chunk begins: what will be refused anyway is refused now. Fields may come after it."""
+        if fields.get("file_id") and fields.get("chunk_index"):
+            self._store.check_chunk(**_chunk_wish(fields, owner))
+        return reception
+
+
+class MergeResource(_Resource):
+    """``POST /merge_chunks``."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Make the file; a second time the answer is the same."""
+        fields = self.fields(req)
+        result = self._store.merge(
+            file_id=text_of(fields, "file_id"), filename=text_of(fields, "filename"),
+            total_chunks=wanted_number(fields, "total_chunks"), owner=owner_of(req),
+            relative_path=fields.get("relative_path") or None, expected_md5=fields.get("expected_md5") or None,
+        )  # fmt: skip
+        say(resp, result.as_json())
+
+
+class StatusResource(_Resource):
+    """``GET /upload_status``."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Which chunks are there."""
+        fields = urlencoded_fields(req.query_string)
+        say(resp, self._store.status(text_of(fields, "file_id"), owner_of(req)))
+
+
+class TasksResource(_Resource):
+    """``GET /tasks``."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """All of the owner's."""
+        say(resp, self._store.tasks(owner_of(req)))
+
+
+class TaskResource(_Resource):
+    """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
+        """The task with its chunks."""
+        say(resp, self._store.task(rest, owner_of(req)))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
+        """Remove it and its chunks; a merged file stays."""
+        self._store.delete(rest, owner_of(req))
+        say(resp, {"status": "ok", "message": "the task is deleted", "task_id": rest})
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
+        """Steer one, or many. Raises Refusal (404, 409)."""
+        file_id, _, verb = rest.rpartition("/")
+        verbs = {"pause": self._store.pause, "resume": self._store.resume}
+        if rest == "cleanup":
+            self._clean_up(req, resp)
+        elif rest == "batch":
+            self._batch(req, resp)
+        elif file_id and verb in verbs:
+            verbs[verb](file_id, owner_of(req))
+            say(resp, {"status": "ok", "message": f"the task is {verb}d", "task_id": file_id})
+        else:
+            raise Refusal(404, "not_found", "a task can be told to pause and to resume: POST /tasks/ID/pause")
+
+    def _clean_up(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Remove the tasks of a status that are so many days old."""
+        fields = urlencoded_fields(req.query_string)
+        days = number_of(fields, "older_than")
+        wanted: dict[str, Any] = {} if days is None else {"older_than_days": days}
+        if fields.get("status"):
+            wanted["status"] = words(fields["status"])
+        count = self._store.cleanup(owner_of(req), **wanted)
+        say(resp, {"status": "ok", "message": f"tasks removed: {count}", "cleaned_count": count})
+
+    def _batch(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """One action for many tasks: what becomes of each."""
+        with self._parts.body(req, 16 * self._settings.web.field_size, "the batch") as body:
+            wanted = _json_object(body.whole())
+        action, ids = wanted.get("action"), wanted.get("ids")
+        if not isinstance(action, str):
+            raise Refusal(400, "bad_field", "action is to be pause, resume or delete")
+        if not isinstance(ids, list) or len(ids) > MAX_BATCH or not all(isinstance(one, str) for one in ids):
+            raise Refusal(400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts")
+        say(resp, {"status": "ok", "results": self._store.batch(action, ids, owner_of(req))})
+
+
+def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+    """Below the prefix."""
+    prefix = parts.settings.web.prefix
+    app.add_route(f"{prefix}/upload_chunk", ChunkResource(parts))
+    app.add_route(f"{prefix}/merge_chunks", MergeResource(parts))
+    app.add_route(f"{prefix}/upload_status", StatusResource(parts))
+    app.add_route(f"{prefix}/tasks", TasksResource(parts))
+    app.add_route(f"{prefix}/tasks/{{rest:path}}", TaskResource(parts))
+
+
+def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
+    """What a chunk's fields say, as the store takes it. Raises Refusal (400)."""
+    return {
+        "file_id": text_of(fields, "file_id"), "index": wanted_number(fields, "chunk_index"), "owner": owner,
+        "md5": fields.get("md5") or None, "total_chunks": number_of(fields, "total_chunks"),
+        "file_size": number_of(fields, "file_size"), "relative_path": fields.get("relative_path") or None,
+    }  # fmt: skip
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        found = jsontext.loads(data)
+    except ValueError as error:
+        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refusal(400, "bad_json", "the body is no JSON object")
+    return found
