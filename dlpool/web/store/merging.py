@@ -51,7 +51,7 @@ def merge(layout: Layout, settings: UploadSettings, wish: MergeWish) -> MergeRes
 
 def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
     """Check everything that needs no reading of the bytes, and record the merge."""
-    task.owned(wish.owner)
+    task.owned(wish.owner, wish.protocol)
     record = settle(settings, task)
     if record.status == states.COMPLETED and record.result:
         return _same(record, record.result, wish)

@@ -13,7 +13,7 @@ from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
-from dlpool.web.store.record import Identity, Record, sync_folder
+from dlpool.web.store.record import CHUNKED, Identity, Record, sync_folder
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
@@ -59,7 +59,7 @@ def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
     if task.identity() is None:
         check_room(settings, -1 if wish.file_size is None else wish.file_size)
         return wish.fits(Record())
-    task.owned(wish.owner)
+    task.owned(wish.owner, CHUNKED)
     record = task.record()
     states.receiving(record.status)
     return wish.fits(record)

@@ -11,6 +11,7 @@ from dlpool.web.settings import UploadSettings
 from dlpool.web.store import merging, names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner
 from dlpool.web.store.faults import stored
+from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
@@ -29,6 +30,7 @@ class UploadStore:
     def __init__(self, settings: UploadSettings) -> None:
         self.settings = settings
         self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations)
+        self.growing = GrowingUploads(self.layout, settings)
         self._cleaner = Cleaner(self.layout, settings)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.settings import UploadSettings
 from dlpool.web.store.content import check_name
 from dlpool.web.store.names import file_name, flat_name, folders
-from dlpool.web.store.record import Record
+from dlpool.web.store.record import CHUNKED, Record
 
 MAX_CHUNKS = 100_000
 
@@ -63,6 +63,7 @@ class MergeWish:
     owner: str | None
     relative_path: str | None = None
     expected_md5: str | None = None
+    protocol: str = CHUNKED
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 415 for a type that is not taken."""
