@@ -30,9 +30,10 @@ EXTENSIONS = (
     "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
 )  # fmt: skip
 ALGORITHMS = ("sha1", "md5", "sha256")
-MAX_METADATA = 8192  # characters
+MAX_METADATA = 4096  # characters
 MAX_PARTS = 1000
 _MISMATCH = 460
+_PIECE = 32 * 1024  # bytes: no more than this is lost when a client is cut off
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
@@ -69,7 +70,7 @@ class _Resource:
         wanted = checksum_of(req.get_header("Upload-Checksum"))
         found = hashlib.new(wanted.algorithm, usedforsecurity=False) if wanted else None
         try:
-            for data in body.pieces():
+            for data in body.pieces(_PIECE):
                 appending.write(data)
                 if found is not None:
                     found.update(data)

@@ -49,7 +49,7 @@ def size_of(chunks: Mapping[int, Chunk]) -> int:
 
 def conflict(offset: int) -> Refusal:
     """That the body does not begin where the upload ends."""
-    return Refusal(409, "wrong_offset", f"The upload goes on at {offset}: ask for its offset and send from there.",
+    return Refusal(409, "wrong_offset", f"the upload goes on at {offset}: ask for its offset and send from there",
                    headers={"Upload-Offset": str(offset)}, offset=offset)  # fmt: skip
 
 
@@ -112,7 +112,7 @@ class Front:
         if len(have) >= MAX_CHUNKS or end > (
             record.file_size if record.file_size >= 0 else self.settings.max_file_size
         ):
-            raise Refusal(413, "too_large", "The upload is longer than it was to be, or is sent in too many pieces.")
+            raise Refusal(413, "too_large", "the upload is longer than it was to be, or is sent in too many pieces")
         for index in chunks.keys() - {chunk.index for chunk in have}:  # behind a chunk that was lost
             chunk_path(task.folder, index).unlink(missing_ok=True)
         reception.move(task.chunk_path(len(have)))

@@ -168,7 +168,7 @@ class GrowingUploads:
     def _length_of_part(self, file_id: str, owner: str | None) -> int:
         growth = self.look(file_id, owner)
         if growth.concat != PARTIAL or growth.offset != growth.length:
-            raise Refusal(400, "bad_part", f"{file_id[:64]!r} is no part that is whole: finish it first.")
+            raise Refusal(400, "bad_part", f"{file_id[:64]!r} is no part that is whole: finish it first")
         return growth.length
 
     def _place_nothing(self, task: Task, record: Record) -> None:
@@ -183,12 +183,12 @@ class GrowingUploads:
         record = task.record()
         is_over = record.status == states.COMPLETED or task.is_receiving()
         if not is_over and time.time() > record.updated_at + self._settings.task_expiry:
-            raise Refusal(410, "expired", "The upload has expired: begin it anew.")
+            raise Refusal(410, "expired", "the upload has expired: begin it anew")
         return record
 
     def _appendable(self, record: Record) -> Record:
         if str(record.tus.get("concat", "")).startswith(FINAL):
-            raise Refusal(403, "final", "The upload is made of others: nothing can be added to it.")
+            raise Refusal(403, "final", "the upload is made of others: nothing can be added to it")
         if record.status == states.COMPLETED:
             raise conflict(record.file_size)
         states.receiving(record.status)
@@ -198,7 +198,7 @@ class GrowingUploads:
         if length is None or length == record.file_size:
             return record
         if record.file_size >= 0 or length < size_of(list_chunks(task.folder)):
-            raise Refusal(400, "bad_length", "The upload has another length.")
+            raise Refusal(400, "bad_length", "the upload has another length")
         check_size(self._settings, length)
         return task.save(record, file_size=length)
 
@@ -212,7 +212,7 @@ class GrowingUploads:
 
 def locked() -> Refusal:
     """That somebody else is at work on the upload."""
-    text = "Another request is at work on the upload: wait for its end."
+    text = "another request is at work on the upload: wait for its end"
     return Refusal(423, "locked", text, headers={"Retry-After": "1"})
 
 

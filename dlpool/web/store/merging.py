@@ -58,7 +58,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if record.total_chunks not in (0, wish.total_chunks):
-        raise Refusal(409, "conflict", f"The task has {record.total_chunks} chunks, not {wish.total_chunks}.",
+        raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
                       total_chunks=record.total_chunks)  # fmt: skip
     chunks = list_chunks(task.folder)
     _check_whole(settings, record, chunks, wish)
@@ -79,7 +79,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
 def _same(record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
     wanted = record.relative_path if wish.relative_path is None else wish.relative_path
     if (wish.filename, wanted) != (record.filename, record.relative_path):
-        raise Refusal(409, "task_completed", f"The task has been merged already, as {result.path!r}.")
+        raise Refusal(409, "task_completed", f"the task has been merged already, as {result.path!r}")
     return result
 
 
@@ -87,19 +87,19 @@ def _check_whole(settings: UploadSettings, record: Record, chunks: dict[int, Chu
     """Raise Refusal unless all chunks are there, and as many bytes as were announced."""
     if sorted(chunks) != list(range(wish.total_chunks)):
         if max(chunks, default=0) >= wish.total_chunks:
-            raise Refusal(409, "conflict", f"There is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}.")
+            raise Refusal(409, "conflict", f"there is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}")
         raise missing(chunks, wish.total_chunks)
     size = sum(chunk.size for chunk in chunks.values())
     check_size(settings, size)
     if record.file_size not in (-1, size):
-        text = f"The chunks have {size} bytes together, the file was to have {record.file_size}: send them again."
+        text = f"the chunks have {size} bytes together, the file was to have {record.file_size}: send them again"
         raise Refusal(400, "size_mismatch", text, size=size, file_size=record.file_size)
 
 
 def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
     """That not all chunks are there."""
     lacking = total_chunks - len(chunks)
-    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them.",
+    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them",
                    uploaded=len(chunks), total_required=total_chunks, uploaded_chunks=sorted(chunks))  # fmt: skip
 
 
@@ -157,9 +157,9 @@ class _Merge:
             os.close(descriptor)
         size = sum(chunk.size for chunk in self._begun.chunks)
         if status.st_size != size:
-            raise Refusal(507, "storage", f"The merged file has {status.st_size} bytes instead of {size}: merge again.")
+            raise Refusal(507, "storage", f"the merged file has {status.st_size} bytes instead of {size}: merge again")
         if is_checked and expected and md5 != expected:
-            raise Refusal(400, "file_md5_mismatch", "The whole file has another md5 than expected_md5.", md5=md5)
+            raise Refusal(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
         return status, md5
 
     def _publish(self, place: Place, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:

@@ -28,16 +28,16 @@ def flat_name(file_id: str) -> str:
     Raises Refusal for an id that is empty, too long or has control characters.
     """
     if not file_id or _CONTROL.search(file_id) or len(file_id.encode()) > MAX_ID_BYTES:
-        raise Refusal(400, "bad_file_id", f"file_id is not a text of 1 to {MAX_ID_BYTES} bytes: choose another one.")
+        raise Refusal(400, "bad_file_id", f"file_id is not a text of 1 to {MAX_ID_BYTES} bytes: choose another one")
     return hashlib.sha256(file_id.encode()).hexdigest()
 
 
 def file_name(name: str) -> str:
     """``name`` if it can be one file's, else Refusal."""
     if name in ("", ".", "..") or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
-        raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one.")
+        raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one")
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise Refusal(400, "bad_filename", f"The file name is longer than {MAX_NAME_BYTES} bytes: shorten it.")
+        raise Refusal(400, "bad_filename", f"the file name is longer than {MAX_NAME_BYTES} bytes: shorten it")
     return name
 
 
@@ -48,10 +48,10 @@ def folders(relative_path: str) -> tuple[str, ...]:
         return ()
     parts = tuple(text.split("/"))
     if len(text.encode(errors="replace")) > MAX_PATH_BYTES:
-        raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it.")
+        raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it")
     for part in parts:
         if part in ("", ".", "..") or _UNSAFE.search(part) or part.startswith(RESERVED) or len(part.encode()) > 255:
-            raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others.")
+            raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others")
     return parts
 
 
@@ -69,7 +69,7 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: bool = Fa
             inner = _open_one(folder, part, make=make, sync=sync)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path.") from error
+                raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path") from error
             raise
         finally:
             os.close(folder)
@@ -105,14 +105,14 @@ def open_file(root: str, path: str) -> int:
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+        raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+            raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
         raise
     if not _is_regular(descriptor):
         os.close(descriptor)
-        raise Refusal(404, "not_found", f"{path[:100]!r} is no file.")
+        raise Refusal(404, "not_found", f"{path[:100]!r} is no file")
     return descriptor
 
 

@@ -111,4 +111,4 @@ def candidates(name: str, *, has_suffix: bool) -> list[str]:
 
 def name_taken(name: str) -> Refusal:
     """That another file has the name."""
-    return Refusal(409, "file_exists", f"A file {name[:MAX_NAME_BYTES]!r} is there already: choose another name.")
+    return Refusal(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")

@@ -34,7 +34,7 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     is_checked = wish.md5 is not None and settings.enable_integrity_check
     if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
         _note_mismatch(layout, wish)
-        raise Refusal(400, "md5_mismatch", f"Chunk {wish.index} came with another md5 than its own: send it again.",
+        raise Refusal(400, "md5_mismatch", f"chunk {wish.index} came with another md5 than its own: send it again",
                       chunk_index=wish.index, md5=reception.md5)  # fmt: skip
     if wish.index == 0:
         check_head(settings, reception.head)

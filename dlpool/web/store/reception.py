@@ -60,7 +60,7 @@ class Reception:
 
     def _check_size(self, more: int) -> None:
         if self.size + more > self._max_size:
-            raise Refusal(413, "chunk_too_large", f"A chunk has at most {self._max_size} bytes: send smaller ones.",
+            raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
                           max_chunk_size=self._max_size)  # fmt: skip
 
     def take_over(self, size: int | None) -> None:
