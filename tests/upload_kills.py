@@ -19,10 +19,12 @@ from typing import Any
 
 import dlpool.web.store
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadStore
+from dlpool.web.store import GrowWish, UploadStore
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 
 STORE = str(Path(dlpool.web.store.__file__).parent)
+# Where nothing is done to the disk, a kill is no other than one at the next line.
+PURE = tuple(f"{STORE}/{name}.py" for name in ("content", "faults", "results", "states", "views", "wishes"))
 OLD = [b"old" * 50, b"second" * 30]
 NEW = b"new bytes" * 40
 
@@ -43,10 +45,11 @@ def _trace(count: int) -> None:
     seen: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(STORE):
+        name = frame.f_code.co_filename
+        if not name.startswith(STORE) or name in PURE:
             return None
         if event == "line":
-            seen.add((frame.f_code.co_filename, frame.f_lineno))
+            seen.add((name, frame.f_lineno))
             if len(seen) >= count:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
@@ -128,6 +131,40 @@ def bad_merge_is_over(store: UploadStore) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
+def append_goes_on(store: UploadStore) -> None:
+    """An upload got its first bytes, its second ones, and was merged."""
+    [file_id] = [task["task_id"] for task in store.tasks(None)["tasks"]]
+    store.sweep()
+    growth = store.growing.look(file_id, None)
+    data = b"".join(OLD)
+    assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
+    assert growth.length == len(data)
+    if growth.offset < len(data):
+        with store.growing.append(file_id, None, growth.offset) as appending:
+            appending.write(data[growth.offset :])
+            assert appending.commit() == len(data)
+        store.growing.finish(file_id, None)
+    store.sweep()
+    assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
+    assert (Path(store.settings.merged_dir) / "file.bin").read_bytes() == data
+    assert [name for name in files_below(Path(store.settings.upload_dir)) if "patch-" in name or ".chunk" in name] == []
+
+
+def _create(store: UploadStore) -> None:
+    store.growing.create(GrowWish(None, sum(map(len, OLD)), "file.bin"))
+
+
+def _append(store: UploadStore) -> None:
+    [task] = store.tasks(None)["tasks"]
+    file_id, offset = task["task_id"], 0
+    for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
+        with store.growing.append(file_id, None, offset) as appending:
+            for piece in pieces:
+                appending.write(piece)
+            offset = appending.commit()
+        store.growing.finish(file_id, None)
+
+
 def _damage(store: UploadStore) -> None:
     send_all(store, OLD)
     [path] = Path(store.settings.upload_dir).rglob("0.chunk")
@@ -139,6 +176,7 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "chunk": (lambda store: send_all(store, OLD), lambda store: send(store, 0, NEW), chunk_is_whole),
     "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
     "merge": (lambda store: send_all(store, OLD), lambda store: merge(store, 2, relative_path="a"), merge_holds),
+    "append": (_create, _append, append_goes_on),
     "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),
     "delete": (lambda store: send_all(store, OLD), lambda store: store.delete(ID, None), task_is_there_or_not),
 }  # fmt: skip

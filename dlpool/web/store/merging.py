@@ -65,11 +65,10 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     hold = task.hold_merge()
     if hold is None:
         raise states.wrong_state(states.MERGING)
+    path = record.relative_path if wish.relative_path is None else wish.relative_path
     try:
-        record = task.save(
-            record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks, failure="",
-            relative_path=record.relative_path if wish.relative_path is None else wish.relative_path, publishing=None,
-        )  # fmt: skip
+        record = task.save(record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks,
+                           relative_path=path, temporary=folders(path), failure="", publishing=None)  # fmt: skip
     except BaseException:
         os.close(hold)
         raise
@@ -114,10 +113,9 @@ class _Merge:
 
     def run(self, started_ns: int) -> MergeResult:
         """Raises Refusal; then the task has failed, and may be sent to or merged again."""
-        record = self._begun.record
         try:
             with stored("merge the file"):
-                place = self._place(record)
+                place = self._place()
                 try:
                     return self._publish(place, *self._written(place), started_ns)
                 except BaseException:
@@ -130,10 +128,9 @@ class _Merge:
         except Refusal as refusal:
             raise self._failed(refusal) from None
 
-    def _place(self, record: Record) -> Place:
-        parts = folders(record.relative_path)
-        with self._layout.task(self._wish.file_id) as task:
-            self._begun = _Begun(task, task.save(record, temporary=parts), self._begun.chunks, self._begun.hold)
+    def _place(self) -> Place:
+        task = self._begun.task
+        parts = self._begun.record.temporary or ()
         place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
         if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
             place.close()
@@ -185,11 +182,10 @@ class _Merge:
         return missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
 
     def _failed(self, refusal: Refusal) -> Refusal:
+        """Record it, unless the file may have its name already: then whoever comes next looks."""
         with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
             record = load_record(task.folder)
-            if (
-                record is not None and record.publishing is None
-            ):  # else whoever comes next looks whether it has its name
+            if record is not None and record.publishing is None:
                 task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
                           failed_merges=record.failed_merges + 1)  # fmt: skip
         return refusal
