@@ -132,7 +132,7 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
 def test_the_internals_name_modules_that_exist() -> None:
     text = (ROOT / "docs" / "internals.md").read_text()
     for name in re.findall(r"`((?:[a-z]+/)?[a-z]+\.(?:py|lua))`", text):
-        rooms = ("", "engine", "transfer", "jobs", "jobs/lua", "service", "observe")
+        rooms = ("", "engine", "transfer", "jobs", "jobs/lua", "service", "observe", "web", "web/store")
         assert any((ROOT / "dlpool" / room / name).exists() for room in rooms), name
 
 
