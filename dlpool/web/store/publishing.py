@@ -96,9 +96,9 @@ class Place:
         os.close(self.descriptor)
 
 
-def open_place(merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool) -> Place:
+def open_place(merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: bool = False) -> Place:
     """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError, OSError."""
-    return Place(open_below(merged_dir, parts, make=make), parts, f"{RESERVED}{task_name[:32]}.merging")
+    return Place(open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging")
 
 
 def candidates(name: str, *, has_suffix: bool) -> list[str]:
@@ -111,4 +111,4 @@ def candidates(name: str, *, has_suffix: bool) -> list[str]:
 
 def name_taken(name: str) -> Refusal:
     """That another file has the name."""
-    return Refusal(409, "file_exists", f"A file {name[:MAX_NAME_BYTES]!r} is there already: choose another name.")
+    return Refusal(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")
