@@ -9,6 +9,8 @@ from typing import Any
 import falcon
 
 from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+from dlpool.web.sameorigin import is_foreign
 from dlpool.web.settings import networks
 
 
@@ -34,7 +36,9 @@ class Gate:
     def process_resource(
         self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, Any]
     ) -> None:
-        """It is known what it wants. Raises Refusal (401, 429)."""
+        """It is known what it wants. Raises Refusal (401, 403, 429)."""
+        if is_foreign(req.method, req.get_header("Host"), req.get_header("Origin"), req.get_header("Sec-Fetch-Site")):
+            raise Refusal(403, "foreign_origin", "a page of another site asked for a change")
         access = getattr(resource, "access", "token")
         if access == "probe":
             return
