@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dlpool.web.refusal import Refusal
 
-PIECE = 256 * 1024  # bytes
+PIECE = 120 * 1024  # bytes: larger buffers are mapped, and faulted in anew at each read
 
 
 class BrokenBody(Exception):
