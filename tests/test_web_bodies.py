@@ -1,5 +1,7 @@
-"""Bodies as clients should not send them: cut off, stalled, dripping, too large, ambiguous, bombs. The others are served
-meanwhile, and nothing of them stays."""
+"""Bodies as clients should not send them: cut off, stalled, dripping, too large, ambiguous, bombs.
+
+The others are served meanwhile, and nothing of them stays.
+"""
 
 from __future__ import annotations
 

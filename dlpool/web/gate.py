@@ -8,10 +8,10 @@ from typing import Any
 
 import falcon
 
-from dlpool.web.auth import networks
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.sameorigin import is_foreign
+from dlpool.web.settings import networks
 
 
 class Gate:
@@ -23,8 +23,8 @@ class Gate:
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts
-        self._scrapers = networks(parts.settings.web.scrape_from, "scrape_from")
-        self._proxies = networks(parts.settings.web.trusted_proxies, "trusted_proxies")
+        self._scrapers = networks(parts.settings.web.scrape_from)
+        self._proxies = networks(parts.settings.web.trusted_proxies)
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A request has come; its body is still with the client."""
