@@ -117,6 +117,10 @@ class BadAnswer(RetryRange, label="protocol", exit_code=7):
     """The server broke HTTP in a way that another answer may not."""
 
 
+class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
+    """A chunk of an upload reached the server with other bytes than it was sent with."""
+
+
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
     """A status that promises to pass: 408, 425, 500, 502, 504, 511, 520 to 524."""
 
@@ -178,11 +182,19 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """Our own rules forbid it: network, redirect, size, path."""
+    """Rules forbid it: our own (network, redirect, size, path), or those of a server that takes uploads (413, 415)."""
 
 
 class TargetExists(FailJob, label="target_exists", exit_code=13):
     """The target is there and ``if_exists`` is ``fail``."""
+
+
+class Conflict(FailJob, label="conflict", exit_code=13):
+    """409: the state of an upload forbids it, or another file has its name."""
+
+
+class RemoteFull(FailJob, label="remote_no_space", exit_code=9):
+    """507: the server's disk is full."""
 
 
 class DeadlineExceeded(FailJob, label="deadline", exit_code=4):
@@ -198,6 +210,10 @@ class WaitTooLong(FailJob, label="retry_after", exit_code=8):
 
 class LocalFault(DlpoolError, label="local_io", exit_code=3):
     """Local file I/O failed."""
+
+
+class FileChanged(LocalFault, label="file_changed"):
+    """A file changed while it was sent."""
 
 
 class NodeFault(LocalFault):

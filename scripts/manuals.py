@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dlpool import __version__  # noqa: E402
-from dlpool.cli import main, supervisor  # noqa: E402
+from dlpool.cli import main, supervisor, web  # noqa: E402
 
 DATE = "2026-11-22"  # of the pages, as man shows it: that of the last change of the command line
 SHELLS = {
@@ -31,7 +31,7 @@ _WORDS = re.compile(r"[a-z-]+(\|[a-z-]+)+")
 def manuals(root: Path) -> dict[Path, str]:
     """What the files below ``share`` of the project in ``root`` should hold."""
     found = {}
-    for build in (main.build_parser, supervisor.build_parser):
+    for build in (main.build_parser, supervisor.build_parser, web.build_parser):
         for shell, place in SHELLS.items():
             parser = build()
             _explain_values(parser)

@@ -74,6 +74,16 @@ class Connection:
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.send(f"HTTP/1.1 {status} Reason\r\n{head}\r\n".encode("latin-1") + body)
 
+    def read_body(self, size: int) -> bytes:
+        """The body of the request that was read last."""
+        while len(self._buffer) < size:
+            data = self._socket.recv(65536)
+            if not data:
+                raise Hangup
+            self._buffer += data
+        body, self._buffer = self._buffer[:size], self._buffer[size:]
+        return body
+
     def reset(self) -> None:
         """Close with RST."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

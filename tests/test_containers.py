@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from dlpool import __version__
-from dlpool.cli import main, supervisor
+from dlpool.cli import main, supervisor, web
 from dlpool.config.ini import load
 from dlpool.jobs.keys import Keys
 from dlpool.kinds import DURATION, split_address
@@ -148,6 +148,23 @@ def test_their_settings_and_variables_exist(ini: Path) -> None:
     assert run("config", "check", "-c", ini, env=environment).code == 0
     wrong = run("config", "check", "-c", ini, env={**environment, "DLPOOL_REDIS_PORT": "tcp://10.0.0.1:6379"})
     assert wrong.code == 78 and pod()["enableServiceLinks"] is False
+
+
+def test_the_http_side_of_the_compose_file_has_settings_that_hold(tmp_path: Path) -> None:
+    service = compose()["services"]["web"]
+    given = {**os.environ, **service["environment"]}
+    shown = run("config", "show", "-c", DOCKER / "dlpool.ini", "--json", env=given)
+    assert shown.code == 0, shown.err
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    values = {(row["section"], row["key"]): row["value"] for row in rows}
+    port = values["upload", "port"]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f":{port}{values['web', 'prefix']}/health" in service["healthcheck"]["test"][-1]
+    assert web.build_parser().parse_args(service["command"][1:]).config == "/etc/dlpool/dlpool.ini"
+    mounted = tuple(one.split(":")[1] for one in service["volumes"])
+    assert all(values["upload", name].startswith(mounted) for name in ("upload_dir", "merged_dir"))
+    secret = values["web", "secret_key_file"].rpartition("/")[2]
+    assert service["secrets"] == [secret] == list(compose()["secrets"])
 
 
 def test_all_folders_are_volumes_and_ports_agree(ini: Path) -> None:

@@ -47,7 +47,11 @@ def test_every_fetch_of_the_readme_runs(command: str, tmp_path: Path) -> None:
 
 COMMANDS = set(re.findall(r"^    ([a-z]+) ", build_parser().format_help(), re.MULTILINE))
 STEERING = {*VERBS, "priority", "failed", "queue", "nodes"}
-ELSEWHERE = {*STEERING, "setup"}  # test_control.py has jobs in the right states; test_setup.py
+ELSEWHERE = {
+    *STEERING,
+    "setup",
+    "upload",
+}  # test_control.py has jobs in the right states; test_setup.py; test_upload_web.py
 
 
 def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
 def test_the_internals_name_modules_that_exist() -> None:
     text = (ROOT / "docs" / "internals.md").read_text()
     for name in re.findall(r"`((?:[a-z]+/)?[a-z]+\.(?:py|lua))`", text):
-        rooms = ("", "engine", "transfer", "jobs", "jobs/lua", "service", "observe")
+        rooms = ("", "engine", "transfer", "jobs", "jobs/lua", "service", "observe", "web", "web/store")
         assert any((ROOT / "dlpool" / room / name).exists() for room in rooms), name
 
 

@@ -15,7 +15,7 @@ from scripts.manuals import SHELLS, manuals
 from tests.processes import ROOT
 
 SHARE = ROOT / "share"
-PROGRAMS = ("dlpool", "dlpool-supervisor")
+PROGRAMS = ("dlpool", "dlpool-supervisor", "dlpool-web")
 COMMANDS = re.findall(r"^    ([a-z]+) ", build_parser().format_help(), re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ from tests.disks import needs_root, remount, tmpfs
 from tests.processes import ROOT, Ended, run
 
 MAX_EXPOSURE = 20  # tenths, by systemd-analyze
-UNITS = ("dlpool-supervisor.service", "dlpool-supervisor@.service")
+UNITS = ("dlpool-supervisor.service", "dlpool-supervisor@.service", "dlpool-web.service")
 
 
 def setup(*arguments: object, **more: Any) -> Ended:
@@ -127,7 +127,7 @@ def test_again_changes_nothing_and_what_others_changed_is_kept(tmp_path: Path) -
     before = contents(tmp_path)
     again = setup("--install", tmp_path)
     assert (again.code, contents(tmp_path)) == (0, before)
-    assert again.out.count("as it should be: ") == len(before) == 5
+    assert again.out.count("as it should be: ") == len(before) == 6
     ini, user = tmp_path / "etc" / "dlpool" / "dlpool.ini", tmp_path / "etc" / "sysusers.d" / "dlpool.conf"
     ini.write_text("[redis]\n")
     user.unlink()

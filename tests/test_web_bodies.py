@@ -1,5 +1,7 @@
-"""Bodies as clients should not send them: cut off, stalled, dripping, too large, ambiguous, bombs. The others are served
-meanwhile, and nothing of them stays."""
+"""Bodies as clients should not send them: cut off, stalled, dripping, too large, ambiguous, bombs.
+
+The others are served meanwhile, and nothing of them stays.
+"""
 
 from __future__ import annotations
 
@@ -109,6 +111,17 @@ def test_a_dripping_body_is_given_up(client: RawClient) -> None:
     status, said = client.answer()
     assert (status, said["code"]) == (408, "too_slow")
     assert "bytes a second" in said["error"]
+
+
+def test_a_body_of_a_kept_connection_may_take_longer_than_a_head(server: WebServer, client: RawClient) -> None:
+    client.post("/go-uploader/health", method="GET")
+    assert client.answer()[0] in (200, 503)
+    client.post(QUERY, RAW, "Content-Length: 160000")
+    for _ in range(4):
+        time.sleep(0.4)  # 1.6 s together, and head_timeout is 1 s
+        client.say(bytes(40_000))
+    assert client.answer()[0] == 200
+    assert requests.delete(f"{server.url}/tasks/f", timeout=10).status_code == 200
 
 
 def test_a_head_that_does_not_end_is_given_up(client: RawClient) -> None:

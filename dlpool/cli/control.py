@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dlpool.cli.jobs import node_state, show_stats
+from dlpool.cli.jobs import show_stats
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
@@ -17,22 +17,14 @@ from dlpool.cli.tables import show_lines, show_table
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
+from dlpool.jobs.nodes import Nodes, node_state
 from dlpool.jobs.records import CANCELLED
+from dlpool.jobs.replies import problem_of
 from dlpool.jobs.steering import Steering
-from dlpool.jobs.views import Views, unknown_job
 from dlpool.transfer.urls import shown_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
-CANNOT = {
-    "following": "it ends with the job that does the same",
-    "GONE": "the record is not there any more",
-    "EMPTY": "the record holds no job that could be run",
-}
 NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at")
-
-
-class NotPossible(DlpoolError):
-    """The job, record or node is not in a state that allows it."""
 
 
 def steer(arguments: argparse.Namespace) -> int:
@@ -95,19 +87,10 @@ def nodes(arguments: argparse.Namespace) -> int:
     if (arguments.node is None) != (arguments.action == "list"):
         raise UsageError("nodes list needs no NODE" if arguments.node else f"nodes {arguments.action} needs a NODE")
     with opened(arguments) as found:
-        steering = Steering(found.client, found.keys)
-        supervisors = Views(found.client, found.keys).stats().supervisors
-        if arguments.action == "drain":
-            if arguments.node not in {one.info.get("node") for one in supervisors}:
-                raise NotPossible(f"no node {arguments.node!r} is there (dlpool nodes lists them)")
-            steering.drain(arguments.node)
-        elif arguments.action == "resume" and not steering.undrain(arguments.node):
-            raise NotPossible(f"the node {arguments.node!r} was not drained")
-        drained = steering.drained()
-    rows = [{"node": one.info.get("node"), "is_drained": one.info.get("node") in drained, **one.as_json()}
-            for one in supervisors]  # fmt: skip
-    living = {row["node"] for row in rows}
-    rows += [{"node": node, "is_drained": True} for node in sorted(drained - living)]
+        there = Nodes(found.client, found.keys)
+        if arguments.action != "list":
+            (there.drain if arguments.action == "drain" else there.resume)(arguments.node)
+        rows = there.all()
     if arguments.json:
         show_lines(json.dumps(row) for row in rows)
     elif not arguments.quiet:
@@ -150,8 +133,8 @@ def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str,
     for name, reply in replies:
         if arguments.json:
             show_lines([json.dumps({"id": name, "result": reply})])
-        if reply not in WORDS:
-            problems.append(_problem(verb, name, reply))
+        if problem := problem_of(verb, name, reply):
+            problems.append(problem)
         elif not (arguments.json or arguments.quiet):
             show_lines([f"{name}\t{WORDS[reply]}"])
     if not problems:
@@ -161,9 +144,3 @@ def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str,
     for problem in problems:
         print(f"dlpool: {problem}", file=sys.stderr)
     return SOME_FAILED
-
-
-def _problem(verb: str, name: str, reply: str) -> DlpoolError:
-    if reply == "NONE":
-        return unknown_job(name)
-    return NotPossible(f"cannot {verb} {name}: {CANNOT.get(reply) or f'it is {reply}'}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
-import queue
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +13,9 @@ from pathlib import Path
 
 from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
 from dlpool.cli.options import given_options
-from dlpool.cli.progress import Display, JsonLines, Plain, Silent
+from dlpool.cli.progress import Display, display
 from dlpool.cli.report import Report
+from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.config.layers import effective
 from dlpool.engine.batch import Batch, Item
@@ -26,25 +25,6 @@ from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
 
-DRAW_S = 0.1
-STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name look-up
-
-Events = queue.SimpleQueue[tuple[str, dict[str, object]]]
-
-
-class Interruption:
-    """The signal that asked us to stop. The handlers only note it; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        signal.signal(signal.SIGINT, self._note)
-        signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
@@ -52,20 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     is_list = arguments.input_file is not None
     slots = arguments.jobs if is_list else 1
     allow_open_files()
-    events: Events | None = queue.SimpleQueue() if arguments.verbose else None
-
-    def notify(event: str, /, **fields: object) -> None:
-        if events is not None:
-            events.put((event, fields))
-
+    events = Events(is_wanted=arguments.verbose)
     engine = DownloadEngine(
         slots, retry_times=transfer.retries, retry_delay=transfer.retry_delay, timeout=network.connect_timeout,
-        verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=notify,
+        verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=events.note,
     )  # fmt: skip
     with _items(arguments) as items, _earlier(arguments) as earlier:
         batch = Batch(engine, items, earlier)
         began = time.monotonic()
-        shown = _display(arguments.progress, quiet=arguments.quiet)
+        shown = display(arguments.progress, quiet=arguments.quiet)
         report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:
             _watch(batch, shown, report, events)
@@ -78,19 +53,6 @@ def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkS
     options = [*given_options(arguments, "transfer"), *given_options(arguments, "network")]
     settings = effective(arguments.config, options).settings
     return settings.transfer, settings.network
-
-
-def _display(kind: str, *, quiet: bool) -> Display:
-    """The display for the option ``--progress``."""
-    if quiet or kind == "none":
-        return Silent(sys.stderr)
-    if kind == "json":
-        return JsonLines(sys.stderr)
-    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
-        from dlpool.cli.bars import Bars
-
-        return Bars()
-    return Plain(sys.stderr)
 
 
 @contextmanager
@@ -108,7 +70,7 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[DoneList | None]:
         done.close()
 
 
-def _watch(batch: Batch, shown: Display, report: Report, events: Events | None) -> None:
+def _watch(batch: Batch, shown: Display, report: Report, events: Events) -> None:
     """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
     interruption = Interruption()
     batch.start()
@@ -119,7 +81,7 @@ def _watch(batch: Batch, shown: Display, report: Report, events: Events | None) 
                 deadline = time.monotonic() + STOP_S
                 report.signal = interruption.signal
                 batch.cancel()
-            _say_events(shown, events)
+            events.say(shown)
             report.add(batch.ended())
             view = batch.view()
             shown.update(view)
@@ -129,15 +91,8 @@ def _watch(batch: Batch, shown: Display, report: Report, events: Events | None) 
         batch.cancel()
         batch.stopped.wait(STOP_S)
         raise
-    _say_events(shown, events)
+    events.say(shown)
     report.add(batch.ended())
-
-
-def _say_events(shown: Display, events: Events | None) -> None:
-    while events is not None and not events.empty():
-        event, fields = events.get()
-        details = " ".join(f"{name}={value!r}" for name, value in fields.items())
-        shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")
 
 
 @contextmanager

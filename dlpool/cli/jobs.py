@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.progress import size_text
@@ -72,13 +72,6 @@ def note_text(view: JobView) -> str:
         return (view.problem or "")[:NOTE_SHOWN]
     message = view.note.get("message") or view.note.get("path")
     return (message if isinstance(message, str) else json.dumps(view.note, ensure_ascii=False))[:NOTE_SHOWN]
-
-
-def node_state(info: Mapping[str, Any], *, is_drained: bool) -> str:
-    """What a node does, by what it says of itself."""
-    if is_drained:
-        return "drained"
-    return "low on space" if info.get("is_low_on_space") else "working"
 
 
 def _row(view: JobView) -> tuple[object, ...]:

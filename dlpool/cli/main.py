@@ -13,6 +13,7 @@ from dlpool.cli.admin_commands import add_admin_commands
 from dlpool.cli.control_commands import add_control_commands
 from dlpool.cli.options import add_fetch, joined_negatives
 from dlpool.cli.queue_commands import add_queue_commands
+from dlpool.cli.upload_options import add_upload
 from dlpool.errors import DlpoolError
 
 EXIT_CODES = """\
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     add_fetch(commands, _fetch, EXIT_CODES)
+    add_upload(commands, _upload, EXIT_CODES)
     add_queue_commands(commands, EXIT_CODES)
     add_control_commands(commands, EXIT_CODES)
     add_admin_commands(commands, EXIT_CODES)
@@ -55,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     from dlpool.cli.fetch import run
+
+    return run(arguments)
+
+
+def _upload(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.upload import run
 
     return run(arguments)
 

@@ -39,7 +39,7 @@ def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_code
         group = parser.add_argument_group(title)
         for declared in fields(settings):
             add_setting(group, declared)
-    _add_output_options(parser.add_argument_group("output"))
+    add_output_options(parser.add_argument_group("output"))
 
 
 def add_setting(group: Any, declared: Field[Any]) -> None:
@@ -93,7 +93,8 @@ def _add_job_options(group: Any) -> None:
     group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
 
 
-def _add_output_options(group: Any) -> None:
+def add_output_options(group: Any) -> None:
+    """Declare how a run is told."""
     group.add_argument("--progress", choices=("auto", "bar", "plain", "json", "none"), default="auto",
                        help="on standard error (default: auto: bars on a terminal, else lines)")  # fmt: skip
     group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")

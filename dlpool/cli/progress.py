@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Any, Protocol, TextIO
 
@@ -128,3 +129,16 @@ class JsonLines(Plain):
                 "phase": progress.phase,
             }  # fmt: skip
             self.say(json.dumps(line))
+
+
+def display(kind: str, *, quiet: bool) -> Display:
+    """The display for the option ``--progress``."""
+    if quiet or kind == "none":
+        return Silent(sys.stderr)
+    if kind == "json":
+        return JsonLines(sys.stderr)
+    if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
+        from dlpool.cli.bars import Bars
+
+        return Bars()
+    return Plain(sys.stderr)

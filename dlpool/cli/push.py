@@ -16,7 +16,7 @@ from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_lines
 from dlpool.errors import DlpoolError, LocalFault, QueueAway, UsageError
-from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, PushedJob, compose
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, checked, compose
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.transfer.urls import without_user
 
@@ -38,16 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("with -i, checksums and ids stand in the list, as JSON")
     checked(compose("http://localhost/", "options", **own))  # once, not for each line
     return _push_list(arguments, own)
-
-
-def checked(raw: bytes) -> PushedJob:
-    """The job of a text. Raises UsageError for one that the service would refuse."""
-    try:
-        job = PushedJob.parse(raw)
-    except BadJob as error:
-        raise UsageError(str(error.__cause__)) from error
-    without_user(job.url)
-    return job
 
 
 def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:

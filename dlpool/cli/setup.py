@@ -18,6 +18,7 @@ from dlpool.transfer.files import make_folders, sync_folder, translated
 PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
 UNIT = "dlpool-supervisor.service"
 TEMPLATE = "dlpool-supervisor@.service"
+WEB_UNIT = "dlpool-web.service"
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # from the service, by ProtectHome and PrivateTmp
 _NEXT = """\
 next, as root:
@@ -51,11 +52,13 @@ def files(program: str, instance: str | None) -> dict[str, str]:
     below = f"/{instance}" if instance else ""
     ini = default_ini({
         "download_dir": f"/var/lib/dlpool{below}/downloads", "state_dir": f"/var/lib/dlpool{below}/state",
-        "log_dir": f"/var/log/dlpool{below}",
+        "log_dir": f"/var/log/dlpool{below}", "upload_dir": f"/var/lib/dlpool{below}/upload",
+        "merged_dir": f"/var/lib/dlpool{below}/merged",
     })  # fmt: skip
     return {
         f"etc/systemd/system/{UNIT}": unit(program, is_template=False),
         f"etc/systemd/system/{TEMPLATE}": unit(program, is_template=True),
+        f"etc/systemd/system/{WEB_UNIT}": web_unit(program),
         "etc/sysusers.d/dlpool.conf": _shipped("sysusers.conf"),
         "etc/tmpfiles.d/dlpool.conf": _shipped("tmpfiles.conf"),
         f"etc/dlpool/{instance or 'dlpool'}.ini": ini,
@@ -73,6 +76,12 @@ def unit(program: str, *, is_template: bool) -> str:
         .replace("systemctl edit dlpool-supervisor", "systemctl edit dlpool-supervisor@NAME")
         .replace("Description=dlpool download service", "Description=dlpool download service %i")
     )
+
+
+def web_unit(program: str) -> str:
+    """The unit of the HTTP side of the installation whose service is started by ``program``."""
+    head, _, tail = program.rpartition("supervisor")
+    return _shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
 
 
 def program_line() -> str:

@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.jobs import host_lines, node_state, progress_text
+from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
 from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
 from dlpool.errors import QueueAway
 from dlpool.jobs.jobview import JobView
+from dlpool.jobs.nodes import node_state
 from dlpool.jobs.steering import Steering
 from dlpool.jobs.views import Stats, Views
 from dlpool.transfer.urls import shown_url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,19 @@ def words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",")) if text else ()
 
 
+def _parse_networks(text: str) -> str:
+    try:
+        networks(text)
+    except ValueError:
+        raise ValueError("not a list of addresses or networks with commas between") from None
+    return text
+
+
+def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """The networks of a list with commas between. Raises ValueError."""
+    return tuple(ipaddress.ip_network(word, strict=False) for word in words(text))
+
+
 def _parse_algorithms(text: str) -> str:
     for word in words(text):
         if word not in ALGORITHMS:
@@ -77,6 +91,7 @@ def _parse_bind(text: str) -> str:
 
 WORDS = Kind("WORD,...", _parse_words)
 ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
+NETWORKS = Kind("NETWORK,...", _parse_networks)
 PREFIX = Kind("PATH", _parse_prefix)
 HOST = Kind("HOST", _parse_bind)
 
@@ -141,10 +156,10 @@ class WebSettings:
     )  # fmt: skip
     secret_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="secret_key")
     scrape_from: str = setting(
-        WORDS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
+        NETWORKS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
     )
     trusted_proxies: str = setting(
-        WORDS, "127.0.0.1,::1", "addresses or networks whose X-Forwarded-For is believed", reload=False
+        NETWORKS, "127.0.0.1,::1", "addresses or networks whose X-Forwarded-For is believed", reload=False
     )
     request_rate: float | None = setting(FREQUENCY, "100/s", "requests of one client", reload=False)
     request_burst: int = setting(COUNT, "500", "how many of them may come at once", low=1, reload=False)

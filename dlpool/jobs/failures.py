@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class Failure:
             str(fields.get("failed_at") or ""), job_id if isinstance(job_id, str) else None,
         )  # fmt: skip
 
+    @property
+    def id(self) -> str:
+        """What names the record where its URL must not be shown: 32 hexadecimal digits of its SHA-256."""
+        return hashlib.sha256(self.url).hexdigest()[:32]
+
     def as_json(self) -> dict[str, Any]:
         job = None if self.raw is None else json_object(self.raw.decode("utf-8", "replace"))
         return {"url": self.url.decode("utf-8", "replace"), "message": self.message, "failed_at": self.failed_at,
@@ -68,6 +74,10 @@ class Failures:
         with translated(self._client):
             value = self._client.hget(self._keys.failed, field)
         return None if value is None else Failure.parse(field, value)
+
+    def named(self, record_id: str) -> Failure | None:
+        """The record of that id; all are looked through."""
+        return next((one for one in self.all() if one.id == record_id), None)
 
     def retry(self, failure: Failure) -> str:
         """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is no job in it).

@@ -125,6 +125,11 @@ class Keys:
         return f"{self.prefix}halted"
 
     @property
+    def watched(self) -> str:
+        """String, for a second: somebody watches, and supervisors were asked for news."""
+        return f"{self.prefix}watched"
+
+    @property
     def drained(self) -> str:
         """Set: ids of nodes that get no new jobs."""
         return f"{self.prefix}drained"

@@ -14,7 +14,7 @@ from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
 from dlpool.kinds import KIB, parse_size
 from dlpool.transfer.job import Checksum
-from dlpool.transfer.urls import check_header
+from dlpool.transfer.urls import check_header, without_user
 
 MAX_JOB_BYTES = 1024 * 1024
 # As ASCII JSON, which is how a job travels to its worker: together they stay below the 64 KiB of a frame.
@@ -79,6 +79,16 @@ class PushedJob:
             return cls(raw=raw, url=url, save_path=_required(fields, "save_path", MAX_PATH), **_own(own))
         except UsageError as error:
             raise BadJob(f"the job cannot be run: {error}", url) from error
+
+
+def checked(raw: bytes) -> PushedJob:
+    """The job of a text. Raises UsageError for one that the service would refuse."""
+    try:
+        job = PushedJob.parse(raw)
+    except BadJob as error:
+        raise UsageError(str(error.__cause__)) from error
+    without_user(job.url)
+    return job
 
 
 def compose(url: str, save_path: str, **own: Any) -> bytes:

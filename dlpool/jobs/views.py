@@ -10,12 +10,12 @@ from typing import Any
 
 import redis
 
-from dlpool.errors import NoSuchJob
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
 from dlpool.jobs.jobview import JobView, json_object, number
 from dlpool.jobs.keys import READY, Keys
 from dlpool.jobs.records import rfc3339
+from dlpool.jobs.replies import unknown_job
 
 STATES = ("running", "queued", "delayed", "paused", "failed", "succeeded")  # in the order in which they are listed
 DAYS = 7
@@ -112,11 +112,11 @@ class Views:
         among the failed). Jobs that only wait for the end of an equal one are not listed.
         """
         found: list[JobView] = []
+        shown: set[str] = set()  # one may have moved since, or have an old place in a list beside its new one
         with translated(self._client):
             for name in STATES if state is None else (state,):
-                shown = {view.id for view in found if view.id}  # one may have moved since
                 rows = self._of(name, limit - len(found)) if len(found) < limit else []
-                found += [view for view in rows if view.id not in shown]
+                found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
         return found
 
     def job(self, job_id: str) -> JobView:
@@ -227,9 +227,11 @@ class Views:
         return sum(replies[::2]), tuple(living)
 
 
-def unknown_job(job_id: str) -> NoSuchJob:
-    """What to raise for a job that Redis does not know."""
-    return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
+def _is_first(job_id: str, shown: set[str]) -> bool:
+    """Whether it is not among those yet; then it is from now on."""
+    is_first = job_id not in shown
+    shown.add(job_id)
+    return is_first
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:

@@ -29,6 +29,7 @@ _MAX_FRAMES = 100
 _RENAMED = {
     "logger": "log.logger", "job_id": "dlpool.job.id", "path": "file.path", "size": "file.size",
     "trace_id": "trace.id", "user_id": "user.id", "status": "http.response.status_code", "label": "error.code",
+    "method": "http.request.method", "location": "url.path", "client": "client.address",
 }  # fmt: skip
 _OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
 _WITH_STACK = {"error", "critical"}

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from dlpool.errors import DlpoolError, LocalFault
+from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
-from dlpool.service.confine import Confinement
 from dlpool.service.frames import CleanFrame, Ended
 from dlpool.service.handle import Handle
 from dlpool.service.pool import WorkerPool

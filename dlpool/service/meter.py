@@ -18,6 +18,7 @@ class Meter:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._log_dropped = 0
+        self.received = 0  # bytes of body, since the start; other threads may read it
 
     def ended(self, ending: Finish, reply: str) -> None:
         """Redis knows how a job has left this node."""
@@ -44,6 +45,7 @@ class Meter:
         """A worker has counted so much more since its last heartbeat."""
         metrics = self._metrics
         metrics.received.inc(new.get(RECEIVED, 0))
+        self.received += int(new.get(RECEIVED, 0))
         metrics.log_dropped.inc(new.get(LOG_DROPPED, 0))
         for label, count in retries_of(new).items():
             metrics.retries.labels(label).inc(count)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
+from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
 from dlpool.service.affinity import Affinity
-from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
     Ended,
     EndedFrame,

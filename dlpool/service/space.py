@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dlpool.config import Settings
 from dlpool.errors import LocalFault
+from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
-from dlpool.service.confine import Confinement
 from dlpool.service.ledger import Ledger
 
 LOOK_S = 1.0

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from dlpool.config import Settings
+from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.service.archiving import Archiver
-from dlpool.service.confine import Confinement
 from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
 from dlpool.service.messages import (

@@ -19,12 +19,12 @@ from pathlib import Path
 from dlpool import __version__
 from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, TransferSettings
 from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
+from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
 from dlpool.service.collector import calm_collector
-from dlpool.service.confine import Confinement
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,

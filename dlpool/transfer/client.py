@@ -18,6 +18,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import pool_classes
+from dlpool.transfer.exchange import Body
 from dlpool.transfer.hostshares import HostShares
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
@@ -66,7 +67,7 @@ class Client:
             self._proxies[origin(url)] = found
         return found
 
-    def send(self, method: str, url: str, headers: Mapping[str, str]) -> StrictResponse:
+    def send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None) -> StrictResponse:
         """Send a request and return the answer with its body unread. Raises what requests and urllib3 raise.
 
         By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
@@ -75,6 +76,7 @@ class Client:
         raw: Any = pool.urlopen(
             method,
             target,
+            body=cast(Any, body),
             headers=headers,
             redirect=False,
             retries=False,

@@ -14,12 +14,12 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
-from dlpool.transfer.exchange import Breaker, running
+from dlpool.transfer.exchange import Body, Breaker, running
 from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
 MAX_IDLE_S = 30.0
-_Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed for a GET
+_Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed here
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
@@ -29,6 +29,7 @@ class _Watched(HTTPConnection):
     response_class = StrictResponse
     network_policy = "any"
     idle_since = 0.0
+    is_cut = False  # a request was not sent to its end
     _breaker: Breaker | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -47,9 +48,9 @@ class _Watched(HTTPConnection):
             exchange.attach(self._breaker)
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: Mapping[str, str], **_: Any
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None = None, **_: Any
     ) -> None:
-        """Send a request that has no body; ``headers`` say all but perhaps the Host."""
+        """Send a request; ``headers`` say all but perhaps the Host, and the length of the body."""
         exchange = running()
         if exchange is not None:
             exchange.is_reused = self.sock is not None and self.idle_since > 0
@@ -61,7 +62,21 @@ class _Watched(HTTPConnection):
         _Plain.putrequest(self, method, url, skip_host=has_host, skip_accept_encoding=True)
         for name, value in headers.items():
             _Plain.putheader(self, name, value)
+        if body is not None:
+            _Plain.putheader(self, "Content-Length", str(body.size))
         self.endheaders()
+        if body is not None:
+            self._send_body(body)
+
+    def _send_body(self, body: Body) -> None:
+        """Piece by piece, so that the time limit is one of silence. A server may answer and hang up before its end."""
+        self.is_cut = True
+        for block in body.blocks:
+            view = memoryview(block)
+            self.sock.settimeout(body.timeout_s)
+            while view:
+                view = view[self.sock.send(view) :]
+        self.is_cut = False
 
     def getresponse(self) -> Any:
         """The answer itself, which urllib3 would wrap."""
@@ -73,6 +88,7 @@ class _Watched(HTTPConnection):
             self._breaker.release()
             self._breaker = None
         self.idle_since = 0.0
+        self.is_cut = False
         super().close()
 
 
@@ -90,6 +106,8 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
         return connection
 
     def _put_conn(self, conn: Any) -> None:
+        if conn is not None and conn.is_cut:
+            conn.close()
         if conn is not None:
             conn.idle_since = time.monotonic()
         super()._put_conn(conn)

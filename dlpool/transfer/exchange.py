@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
@@ -23,6 +24,18 @@ class Figures(NamedTuple):
 
     received: int
     waited_s: float
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request carries: ``size`` bytes in blocks, each sent before the next is asked for.
+
+    ``timeout_s``: for how long nothing more of it may be sent. What ``blocks`` raises ends the request.
+    """
+
+    blocks: Iterable[bytes | memoryview]
+    size: int
+    timeout_s: float
 
 
 class Breaker:

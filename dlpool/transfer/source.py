@@ -28,7 +28,7 @@ from dlpool.errors import (
 )
 from dlpool.transfer.answer import Span
 from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange
+from dlpool.transfer.exchange import Body, Exchange
 from dlpool.transfer.neterrors import network_error
 from dlpool.transfer.policy import headers_for
 from dlpool.transfer.response import StrictResponse
@@ -131,6 +131,10 @@ class Source:
         reply.close()
         return reply
 
+    def call(self, exchange: Exchange, url: str, headers: Mapping[str, str], body: Body | None = None) -> Reply:
+        """GET, or with a body POST, another ``url`` of the same origin; redirects are answers like others."""
+        return self._send("GET" if body is None else "POST", url, exchange, headers, body)
+
     def forget_location(self) -> None:
         """What a redirect led to is of no use any more: ask the first URL again."""
         self._location = self.url
@@ -173,7 +177,9 @@ class Source:
             raise PolicyRefused("the server redirected from https to http (allow_downgrade would follow)")
         return url
 
-    def _send(self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str]) -> Reply:
+    def _send(
+        self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str], body: Body | None = None
+    ) -> Reply:
         client, host = self._client, urlsplit(url).netloc
         while (wait := client.gate.wait_s(host)) > 0:
             exchange.pause(wait)
@@ -183,7 +189,7 @@ class Source:
         sent = self._headers_for(url, headers)
         exchange.asked_at, exchange.answered_at = exchange.clock(), None
         try:
-            raw = client.send(method, url, sent)
+            raw = client.send(method, url, sent, body)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise exchange.verdict or network_error(error, exchange.is_reused) from error
         except RetryRange as error:

@@ -7,7 +7,7 @@ from typing import Any
 import falcon
 
 from dlpool.config import Settings
-from dlpool.web import files, ops, uploads
+from dlpool.web import dashboard, files, jobs_api, ops, tus, uploads
 from dlpool.web.errors import add_error_handlers
 from dlpool.web.gate import Gate
 from dlpool.web.keeper import Keeper
@@ -23,7 +23,7 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     app: falcon.App[Any, Any] = falcon.App(middleware=[Gate(parts)])
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app, parts.log)
-    for routes in (ops.add_routes, uploads.add_routes, files.add_routes):
-        routes(app, parts)
+    for part in (ops, uploads, files, tus, jobs_api, dashboard):
+        part.add_routes(app, parts)
     Keeper(parts).start()
     return app

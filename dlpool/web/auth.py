@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
 from pathlib import Path
 
 import jwt
@@ -79,14 +78,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def networks(text: str, key: str) -> Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """The networks that a setting lists. Raises ConfigurationError."""
-    try:
-        return [ipaddress.ip_network(word, strict=False) for word in words(text)]
-    except ValueError as error:
-        raise ConfigurationError(f"[web] {key} = {text}: {error}") from error
 
 
 def _jwt_key(settings: WebSettings) -> str | RSAPublicKey | None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dlpool.web.refusal import Refusal
 
-PIECE = 256 * 1024  # bytes
+PIECE = 120 * 1024  # bytes: larger buffers are mapped, and faulted in anew at each read
 
 
 class BrokenBody(Exception):
@@ -41,10 +41,13 @@ class Body:
         if length is not None and length > limit:
             raise self._too_large()
 
-    def pieces(self) -> Iterator[bytes]:
-        """All of it. Raises BrokenBody if fewer bytes come than the client said, TooSlow, Refusal."""
+    def pieces(self, most: int = PIECE) -> Iterator[bytes]:
+        """All of it, at ``most`` so many bytes at once.
+
+        Raises BrokenBody if fewer bytes come than the client said, TooSlow, Refusal.
+        """
         while self._length is None or self.size < self._length:
-            want = PIECE if self._length is None else min(PIECE, self._length - self.size)
+            want = most if self._length is None else min(most, self._length - self.size)
             data = self._stream.read(want)
             if not data:
                 break

@@ -8,8 +8,10 @@ from typing import Any
 
 import falcon
 
-from dlpool.web.auth import networks
+from dlpool.config.web import networks
 from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+from dlpool.web.sameorigin import is_foreign
 
 
 class Gate:
@@ -21,8 +23,8 @@ class Gate:
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts
-        self._scrapers = networks(parts.settings.web.scrape_from, "scrape_from")
-        self._proxies = networks(parts.settings.web.trusted_proxies, "trusted_proxies")
+        self._scrapers = networks(parts.settings.web.scrape_from)
+        self._proxies = networks(parts.settings.web.trusted_proxies)
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A request has come; its body is still with the client."""
@@ -34,7 +36,9 @@ class Gate:
     def process_resource(
         self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, Any]
     ) -> None:
-        """It is known what it wants. Raises Refusal (401, 429)."""
+        """It is known what it wants. Raises Refusal (401, 403, 429)."""
+        if is_foreign(req.method, req.get_header("Host"), req.get_header("Origin"), req.get_header("Sec-Fetch-Site")):
+            raise Refusal(403, "foreign_origin", "a page of another site asked for a change")
         access = getattr(resource, "access", "token")
         if access == "probe":
             return
@@ -54,9 +58,13 @@ class Gate:
         self._parts.figures.served(seconds, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
-        log = self._parts.log.info if status < 500 else self._parts.log.warning
-        log("request_served", method=req.method, location=req.path, status=status, seconds=seconds,
-            label=resp.context.code or None, client=req.context.address, user_id=req.context.owner)  # fmt: skip
+        log = self._parts.log
+        fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
+                  "client": req.context.address, "user_id": req.context.owner}  # fmt: skip
+        if status < 500:
+            log.info("request_served", method=req.method, **fields)
+        else:
+            log.warning("request_served", method=req.method, **fields)
 
     def _address(self, req: falcon.Request) -> str:
         """The client's; behind a trusted proxy what that says, from the right."""

@@ -84,4 +84,4 @@ class Keeper:
             self._parts.log.warning("cleanup_failed", error=refusal)
             return
         if count:
-            self._parts.log.info("cleanup_done", jobs=count)
+            self._parts.log.info("cleanup_done", count=count)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlpool.web.body import TooSlow
 
-MAX_RECEIVE = 256 * 1024  # bytes: what a thread may hold of a body at once
+MAX_RECEIVE = 120 * 1024  # bytes: what a thread may hold of a body at once
 
 
 class Pace:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from gunicorn import http  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped]
+from gunicorn.http.body import LengthReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from dlpool import jsontext
@@ -55,12 +57,27 @@ class CheckedBody:
             self._is_awaited = False
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            data: bytes = self._body.read(size)
+            data = self._receive(size)
         except TooSlow:
             raise
         except (OSError, http.errors.ParseException) as error:
             raise BrokenBody(str(error) or "the connection broke") from error
         self._left = self._left - len(data) if data or self._left < sys.maxsize // 2 else 0
+        return data
+
+    def _receive(self, size: int | None) -> bytes:
+        """What has come; of a body of known length past gunicorn's buffers, where it is copied four times over."""
+        reader = self._body.reader
+        if size is None or not isinstance(reader, LengthReader) or self._body.buf.tell():
+            return bytes(self._body.read(size))
+        unreader, size = reader.unreader, min(size, reader.length)
+        if unreader.buf.getbuffer().nbytes:  # it came with the head
+            held = unreader.take_buffered()
+            unreader.unread(held[size:])
+            data: bytes = held[:size]
+        else:
+            data = unreader.sock.recv(size) if size else b""
+        reader.length -= len(data)
         return data
 
 
@@ -110,11 +127,9 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        try:
+        with suppress(OSError):  # the client is gone
             client.settimeout(self.settings.body_timeout)
             client.sendall(head.encode() + body)
-        except OSError:
-            self.log.debug("the client is gone")
 
     def _close(self, conn: Any, graceful: bool = False) -> None:
         """Instead of gunicorn's, which keeps the main loop waiting for clients that go on sending."""
@@ -125,17 +140,15 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
 
     def _expect_head(self, conn: Any) -> None:
         patience_s = self.settings.head_timeout if self._waiting <= self.cfg.threads // 2 else HURRIED_S
-        if not conn.initialized:
-            init = conn.init
 
-            def paced_init() -> None:
-                init()
-                conn.parser.unreader.sock = PacedSocket(conn.parser.unreader.sock)
-                conn.parser.unreader.sock.expect_head(patience_s)
+        def paced_init() -> None:  # gunicorn calls it for each request of a connection
+            type(conn).init(conn)
+            unreader = conn.parser.unreader
+            if not isinstance(unreader.sock, PacedSocket):
+                unreader.sock = PacedSocket(unreader.sock)
+            unreader.sock.expect_head(patience_s)
 
-            conn.init = paced_init
-        elif isinstance(conn.parser.unreader.sock, PacedSocket):
-            conn.parser.unreader.sock.expect_head(patience_s)
+        conn.init = paced_init
 
 
 class ServerLog(GunicornLogger):  # type: ignore[misc]
@@ -150,30 +163,37 @@ class ServerLog(GunicornLogger):  # type: ignore[misc]
 
     def critical(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What ends the server."""
-        self._logger.error("server_failed", reason=_text(msg, args))
+        self._fail(_text(msg, args))
 
     def error(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What a worker did not survive."""
-        self._logger.error("server_failed", reason=_text(msg, args))
+        self._fail(_text(msg, args))
 
     def exception(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """The same, with what was raised."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):  # a client that does not take its answer
-            self._logger.debug("server_said", reason=_text(msg, args), error=error)
-        else:
-            self._logger.error("server_failed", reason=_text(msg, args), error=error)
+        if not isinstance(error, OSError):  # else a client that does not take its answer
+            self._fail(_text(msg, args), error)
 
     def warning(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """What goes on."""
-        self._logger.warning("server_warned", reason=_text(msg, args))
+        self._warn(_text(msg, args))
 
     def info(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """The course of its processes."""
-        self._logger.debug("server_said", reason=_text(msg, args))
+        self._say(_text(msg, args))
 
     def debug(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """Nothing."""
+
+    def _fail(self, text: str, error: BaseException | None = None) -> None:
+        self._logger.error("server_failed", reason=text, error=error)
+
+    def _warn(self, text: str) -> None:
+        self._logger.warning("server_warned", reason=text)
+
+    def _say(self, text: str) -> None:
+        self._logger.debug("server_said", reason=text)
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         """Nothing: see ``gate``."""

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from dlpool.web.store.appending import Appending
+from dlpool.web.store.growing import FINAL, PARTIAL, Growth, GrowWish
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.store import UploadStore
 
-__all__ = ["ChunkResult", "MergeResult", "Reception", "UploadStore"]
+__all__ = [
+    "FINAL",
+    "PARTIAL",
+    "Appending",
+    "ChunkResult",
+    "GrowWish",
+    "Growth",
+    "MergeResult",
+    "Reception",
+    "UploadStore",
+]

@@ -41,13 +41,9 @@ def chunk_path(folder: Path, index: int) -> Path:
 
 def list_chunks(folder: Path) -> dict[int, Chunk]:
     """The whole chunks in a folder, in their order; none if it is gone. Raises OSError."""
-    found = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                chunk = _chunk_of(entry)
-                if chunk is not None:
-                    found.append(chunk)
+            found = [chunk for chunk in map(_chunk_of, entries) if chunk is not None]
     except FileNotFoundError:
         return {}
     return {chunk.index: chunk for chunk in sorted(found, key=lambda chunk: chunk.index)}
@@ -58,6 +54,8 @@ def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
     if index == entry.name or not (index.isascii() and index.isdigit()) or str(int(index)) != index:
         return None
     try:
+        if not entry.is_file(follow_symlinks=False):
+            return None
         status = entry.stat(follow_symlinks=False)
         sum_of_it = _md5_of(entry.path, status.st_ino, status.st_mtime_ns, status.st_size)
     except (FileNotFoundError, ValueError):

@@ -14,7 +14,7 @@ def check_name(settings: UploadSettings, filename: str) -> None:
     """Raise Refusal (415) for an ending that is not on the list."""
     endings = tuple(f".{word.lower().lstrip('.')}" for word in words(settings.allowed_extensions))
     if endings and not filename.lower().endswith(endings):
-        raise Refusal(415, "extension_not_allowed", f"Only files that end in {', '.join(endings)} are taken.")
+        raise Refusal(415, "extension_not_allowed", f"only files that end in {', '.join(endings)} are taken")
 
 
 def check_head(settings: UploadSettings, head: bytes) -> None:
@@ -22,7 +22,7 @@ def check_head(settings: UploadSettings, head: bytes) -> None:
     allowed = {_plain(word) for word in words(settings.allowed_content_types)}
     if allowed and not allowed & {_plain(kind) for kind in kinds_of(head)}:
         names = settings.allowed_content_types
-        raise Refusal(415, "content_not_allowed", f"The content is of another kind than what is taken: {names}.")
+        raise Refusal(415, "content_not_allowed", f"the content is of another kind than what is taken: {names}")
 
 
 def kinds_of(head: bytes) -> set[str]:

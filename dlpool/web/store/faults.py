@@ -20,7 +20,7 @@ _KNOWN = {
 
 
 class stored:
-    """Turns an OSError of the block into the Refusal that it is: "Cannot DOING: why"."""
+    """Turns an OSError of the block into the Refusal that it is: "cannot DOING: why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -38,4 +38,4 @@ def refused(doing: str, error: OSError) -> Refusal:
     default = (507, "storage", error.strerror or "the disk failed")
     status, code, why = _KNOWN.get(error.errno or 0, default)
     headers = {"Retry-After": "10"} if status == 503 else None
-    return Refusal(status, code, f"Cannot {doing}: {why}.", headers=headers)
+    return Refusal(status, code, f"cannot {doing}: {why}", headers=headers)

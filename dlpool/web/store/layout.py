@@ -78,11 +78,8 @@ class Layout:
 
     def create(self, task: Task, identity: Identity) -> None:
         """Make the folder of a task whose lock is held, with its identity in it, by one rename. Raises OSError."""
-        fresh = self.root / _TMP / f"{secrets.token_hex(16)}.new"
-        os.mkdir(fresh)
-        lock = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # so that no sweep takes it
+        fresh, lock = self._fresh_folder()
         try:
-            has_locked(lock)
             save_identity(fresh, identity, sync=self.sync)
             with suppress(FileNotFoundError):
                 self.trash(task)  # what has no identity is of no use
@@ -91,6 +88,17 @@ class Layout:
             os.close(lock)
         if self.sync:
             sync_folder(self.root / _TASKS)
+
+    def _fresh_folder(self) -> tuple[Path, int]:
+        """A new folder, and a descriptor that has it locked, so that no sweep takes it. Raises OSError."""
+        while True:
+            path = self.root / _TMP / f"{secrets.token_hex(16)}.new"
+            os.mkdir(path)
+            with suppress(FileNotFoundError):  # a sweep came before the lock
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                if has_locked(descriptor) and path.exists():
+                    return path, descriptor
+                os.close(descriptor)
 
     def trash(self, task: Task) -> Path:
         """Take the folder out of the tasks by one rename; ``empty`` removes it, later or never. Raises OSError."""

@@ -34,7 +34,7 @@ def _wait_for(descriptor: int) -> None:
     deadline, wait_s = time.monotonic() + PATIENCE_S, _FIRST_WAIT_S
     while not has_locked(descriptor):
         if time.monotonic() > deadline:
-            raise Refusal(503, "busy", "The task is busy: try again later.", headers={"Retry-After": "5"})
+            raise Refusal(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 

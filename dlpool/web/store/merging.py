@@ -18,7 +18,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
 from dlpool.web.store.reception import HEAD_SIZE
-from dlpool.web.store.record import Publishing, Record
+from dlpool.web.store.record import Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.settling import complete, settle
 from dlpool.web.store.task import Task
@@ -51,25 +51,24 @@ def merge(layout: Layout, settings: UploadSettings, wish: MergeWish) -> MergeRes
 
 def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
     """Check everything that needs no reading of the bytes, and record the merge."""
-    task.owned(wish.owner)
+    task.owned(wish.owner, wish.protocol)
     record = settle(settings, task)
     if record.status == states.COMPLETED and record.result:
         return _same(record, record.result, wish)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if record.total_chunks not in (0, wish.total_chunks):
-        raise Refusal(409, "conflict", f"The task has {record.total_chunks} chunks, not {wish.total_chunks}.",
+        raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
                       total_chunks=record.total_chunks)  # fmt: skip
     chunks = list_chunks(task.folder)
     _check_whole(settings, record, chunks, wish)
     hold = task.hold_merge()
     if hold is None:
         raise states.wrong_state(states.MERGING)
+    path = record.relative_path if wish.relative_path is None else wish.relative_path
     try:
-        record = task.save(
-            record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks, failure="",
-            relative_path=record.relative_path if wish.relative_path is None else wish.relative_path, publishing=None,
-        )  # fmt: skip
+        record = task.save(record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks,
+                           relative_path=path, temporary=folders(path), failure="", publishing=None)  # fmt: skip
     except BaseException:
         os.close(hold)
         raise
@@ -79,7 +78,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
 def _same(record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
     wanted = record.relative_path if wish.relative_path is None else wish.relative_path
     if (wish.filename, wanted) != (record.filename, record.relative_path):
-        raise Refusal(409, "task_completed", f"The task has been merged already, as {result.path!r}.")
+        raise Refusal(409, "task_completed", f"the task has been merged already, as {result.path!r}")
     return result
 
 
@@ -87,19 +86,19 @@ def _check_whole(settings: UploadSettings, record: Record, chunks: dict[int, Chu
     """Raise Refusal unless all chunks are there, and as many bytes as were announced."""
     if sorted(chunks) != list(range(wish.total_chunks)):
         if max(chunks, default=0) >= wish.total_chunks:
-            raise Refusal(409, "conflict", f"There is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}.")
+            raise Refusal(409, "conflict", f"there is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}")
         raise missing(chunks, wish.total_chunks)
     size = sum(chunk.size for chunk in chunks.values())
     check_size(settings, size)
     if record.file_size not in (-1, size):
-        text = f"The chunks have {size} bytes together, the file was to have {record.file_size}: send them again."
+        text = f"the chunks have {size} bytes together, the file was to have {record.file_size}: send them again"
         raise Refusal(400, "size_mismatch", text, size=size, file_size=record.file_size)
 
 
 def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
     """That not all chunks are there."""
     lacking = total_chunks - len(chunks)
-    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them.",
+    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them",
                    uploaded=len(chunks), total_required=total_chunks, uploaded_chunks=sorted(chunks))  # fmt: skip
 
 
@@ -114,12 +113,14 @@ class _Merge:
 
     def run(self, started_ns: int) -> MergeResult:
         """Raises Refusal; then the task has failed, and may be sent to or merged again."""
-        record = self._begun.record
         try:
             with stored("merge the file"):
-                place = self._place(record)
+                place = self._place()
                 try:
                     return self._publish(place, *self._written(place), started_ns)
+                except BaseException:
+                    place.remove_temporary()  # first of all, as the disk may be full of it
+                    raise
                 finally:
                     place.close()
         except ChunksBad as error:
@@ -127,11 +128,10 @@ class _Merge:
         except Refusal as refusal:
             raise self._failed(refusal) from None
 
-    def _place(self, record: Record) -> Place:
-        parts = folders(record.relative_path)
-        with self._layout.task(self._wish.file_id) as task:
-            self._begun = _Begun(task, task.save(record, temporary=parts), self._begun.chunks, self._begun.hold)
-        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True)
+    def _place(self) -> Place:
+        task = self._begun.task
+        parts = self._begun.record.temporary or ()
+        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
         if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
             place.close()
             raise name_taken(self._wish.filename)
@@ -154,9 +154,9 @@ class _Merge:
             os.close(descriptor)
         size = sum(chunk.size for chunk in self._begun.chunks)
         if status.st_size != size:
-            raise Refusal(507, "storage", f"The merged file has {status.st_size} bytes instead of {size}: merge again.")
+            raise Refusal(507, "storage", f"the merged file has {status.st_size} bytes instead of {size}: merge again")
         if is_checked and expected and md5 != expected:
-            raise Refusal(400, "file_md5_mismatch", "The whole file has another md5 than expected_md5.", md5=md5)
+            raise Refusal(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
         return status, md5
 
     def _publish(self, place: Place, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:
@@ -182,10 +182,10 @@ class _Merge:
         return missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
 
     def _failed(self, refusal: Refusal) -> Refusal:
+        """Record it, unless the file may have its name already: then whoever comes next looks."""
         with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
-            if task.identity() is not None:
-                record = self._begun.record
-                record = task.save(record, status=states.FAILED, failure=refusal.text, publishing=None,
-                                   failed_merges=record.failed_merges + 1)  # fmt: skip
-                settle(self._settings, task)
+            record = load_record(task.folder)
+            if record is not None and record.publishing is None:
+                task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
+                          failed_merges=record.failed_merges + 1)  # fmt: skip
         return refusal

@@ -28,16 +28,16 @@ def flat_name(file_id: str) -> str:
     Raises Refusal for an id that is empty, too long or has control characters.
     """
     if not file_id or _CONTROL.search(file_id) or len(file_id.encode()) > MAX_ID_BYTES:
-        raise Refusal(400, "bad_file_id", f"file_id is not a text of 1 to {MAX_ID_BYTES} bytes: choose another one.")
+        raise Refusal(400, "bad_file_id", f"file_id is not a text of 1 to {MAX_ID_BYTES} bytes: choose another one")
     return hashlib.sha256(file_id.encode()).hexdigest()
 
 
 def file_name(name: str) -> str:
     """``name`` if it can be one file's, else Refusal."""
     if name in ("", ".", "..") or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
-        raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one.")
+        raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one")
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise Refusal(400, "bad_filename", f"The file name is longer than {MAX_NAME_BYTES} bytes: shorten it.")
+        raise Refusal(400, "bad_filename", f"the file name is longer than {MAX_NAME_BYTES} bytes: shorten it")
     return name
 
 
@@ -48,15 +48,16 @@ def folders(relative_path: str) -> tuple[str, ...]:
         return ()
     parts = tuple(text.split("/"))
     if len(text.encode(errors="replace")) > MAX_PATH_BYTES:
-        raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it.")
+        raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it")
     for part in parts:
         if part in ("", ".", "..") or _UNSAFE.search(part) or part.startswith(RESERVED) or len(part.encode()) > 255:
-            raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others.")
+            raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others")
     return parts
 
 
-def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
-    """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing.
+def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: bool = False) -> int:
+    """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing, durably
+    if ``sync``.
 
     Raises Refusal where one is a link or no folder, FileNotFoundError, OSError.
     """
@@ -65,10 +66,10 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in parts:
         try:
-            inner = _open_one(folder, part, make=make)
+            inner = _open_one(folder, part, make=make, sync=sync)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path.") from error
+                raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path") from error
             raise
         finally:
             os.close(folder)
@@ -76,7 +77,7 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool) -> int:
     return folder
 
 
-def _open_one(folder: int, name: str, *, make: bool) -> int:
+def _open_one(folder: int, name: str, *, make: bool, sync: bool) -> int:
     try:
         return os.open(name, _FOLDER, dir_fd=folder)
     except FileNotFoundError:
@@ -84,7 +85,8 @@ def _open_one(folder: int, name: str, *, make: bool) -> int:
             raise
     try:
         os.mkdir(name, dir_fd=folder)
-        os.fsync(folder)
+        if sync:
+            os.fsync(folder)
     except FileExistsError:
         pass  # another merge made it
     return os.open(name, _FOLDER, dir_fd=folder)
@@ -103,14 +105,14 @@ def open_file(root: str, path: str) -> int:
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+        raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise Refusal(404, "not_found", f"There is no file {path[:100]!r}.") from error
+            raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
         raise
     if not _is_regular(descriptor):
         os.close(descriptor)
-        raise Refusal(404, "not_found", f"{path[:100]!r} is no file.")
+        raise Refusal(404, "not_found", f"{path[:100]!r} is no file")
     return descriptor
 
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
 from dlpool.web.store.record import Publishing
@@ -71,10 +72,11 @@ class Place:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return self._rename(name)
+            return self.rename(name)
         return True
 
-    def _rename(self, name: str) -> bool:
+    def rename(self, name: str) -> bool:
+        """The same by renameat2(2), for file systems without hard links. Raises OSError."""
         function = getattr(_libc, "renameat2", None)
         if function is None:
             raise OSError(errno.EOPNOTSUPP, "the file system has no hard links")
@@ -96,9 +98,9 @@ class Place:
         os.close(self.descriptor)
 
 
-def open_place(merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool) -> Place:
+def open_place(merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: bool = False) -> Place:
     """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError, OSError."""
-    return Place(open_below(merged_dir, parts, make=make), parts, f"{RESERVED}{task_name[:32]}.merging")
+    return Place(open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging")
 
 
 def candidates(name: str, *, has_suffix: bool) -> list[str]:
@@ -109,6 +111,21 @@ def candidates(name: str, *, has_suffix: bool) -> list[str]:
     return [name, *(f"{stem}-{number}{ending}" for number in range(1, _MAX_SUFFIX + 1))]
 
 
+def check_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> None:
+    """Raise Refusal (409) for a name that another file has by now, unless it would get a suffix. Raises OSError."""
+    if settings.merge_conflict == "suffix":
+        return
+    try:
+        place = open_place(settings.merged_dir, parts, "", make=False)
+    except FileNotFoundError:
+        return
+    try:
+        if place.has(name):
+            raise name_taken(name)
+    finally:
+        place.close()
+
+
 def name_taken(name: str) -> Refusal:
     """That another file has the name."""
-    return Refusal(409, "file_exists", f"A file {name[:MAX_NAME_BYTES]!r} is there already: choose another name.")
+    return Refusal(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")

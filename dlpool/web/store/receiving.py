@@ -13,7 +13,7 @@ from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
-from dlpool.web.store.record import Identity, Record, sync_folder
+from dlpool.web.store.record import CHUNKED, Identity, Record, sync_folder
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
@@ -34,7 +34,7 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     is_checked = wish.md5 is not None and settings.enable_integrity_check
     if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
         _note_mismatch(layout, wish)
-        raise Refusal(400, "md5_mismatch", f"Chunk {wish.index} came with another md5 than its own: send it again.",
+        raise Refusal(400, "md5_mismatch", f"chunk {wish.index} came with another md5 than its own: send it again",
                       chunk_index=wish.index, md5=reception.md5)  # fmt: skip
     if wish.index == 0:
         check_head(settings, reception.head)
@@ -59,7 +59,7 @@ def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
     if task.identity() is None:
         check_room(settings, -1 if wish.file_size is None else wish.file_size)
         return wish.fits(Record())
-    task.owned(wish.owner)
+    task.owned(wish.owner, CHUNKED)
     record = task.record()
     states.receiving(record.status)
     return wish.fits(record)

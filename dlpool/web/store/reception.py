@@ -18,6 +18,7 @@ from dlpool.web.store.chunkfile import trailer
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked
 
+_BUFFER = 256 * 1024
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -46,15 +47,33 @@ class Reception:
 
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
-        if self.size + len(data) > self._max_size:
-            raise Refusal(413, "chunk_too_large", f"A chunk has at most {self._max_size} bytes: send smaller ones.",
-                          max_chunk_size=self._max_size)  # fmt: skip
-        if len(self.head) < HEAD_SIZE:
-            self.head += bytes(data[: HEAD_SIZE - len(self.head)])
+        self._check_size(len(data))
         with stored("store the chunk"):
             self._write(data)
+        self._count(data)
+
+    def _count(self, data: bytes) -> None:
+        if len(self.head) < HEAD_SIZE:
+            self.head += bytes(data[: HEAD_SIZE - len(self.head)])
         self.size += len(data)
         self._hash.update(data)
+
+    def _check_size(self, more: int) -> None:
+        if self.size + more > self._max_size:
+            raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
+                          max_chunk_size=self._max_size)  # fmt: skip
+
+    def take_over(self, size: int | None) -> None:
+        """Take what is in the file already, of which ``size`` bytes count, or all. Raises OSError, Refusal."""
+        if size is not None:
+            os.ftruncate(self._descriptor, size)
+        while data := os.read(self._descriptor, _BUFFER):
+            self._count(data)
+
+    def rename(self, path: Path) -> None:
+        """Give the temporary file another name. Raises OSError."""
+        os.replace(self.path, path)
+        self.path = path
 
     def seal(self) -> None:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""

@@ -44,7 +44,7 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
     for folder in (settings.upload_dir, settings.merged_dir):
         room = room_of(folder)
         if level(room, settings) == UNHEALTHY:
-            text = f"The disk is {room.used:.0%} full: no new uploads until there is room."
+            text = f"the disk is {room.used:.0%} full: no new uploads until there is room"
             raise Refusal(507, "disk_full", text, headers={"Retry-After": "60"})
         if file_size > room.free:
-            raise Refusal(507, "no_space", f"The file has {file_size} bytes and the disk has room for {room.free}.")
+            raise Refusal(507, "no_space", f"the file has {file_size} bytes and the disk has room for {room.free}")

@@ -51,7 +51,7 @@ def receiving(state: str) -> str:
 
 def wrong_state(state: str) -> Refusal:
     """That a task's state does not allow what is asked for."""
-    return Refusal(409, f"task_{state}", f"The task does not allow that: {_WHY[state]}.", task_status=state)
+    return Refusal(409, f"task_{state}", f"the task does not allow that: {_WHY[state]}", task_status=state)
 
 
 def completion_rate(state: str, chunks: int, total_chunks: int, size: int, file_size: int) -> float:

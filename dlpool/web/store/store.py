@@ -11,6 +11,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner
 from dlpool.web.store.faults import stored
+from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
@@ -29,6 +30,7 @@ class UploadStore:
     def __init__(self, settings: UploadSettings) -> None:
         self.settings = settings
         self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations)
+        self.growing = GrowingUploads(self.layout, settings)
         self._cleaner = Cleaner(self.layout, settings)
 
     def __repr__(self) -> str:
@@ -109,7 +111,7 @@ class UploadStore:
         """``pause``, ``resume`` or ``delete`` each; one result an id, by id."""
         verbs = {"pause": self.pause, "resume": self.resume, "delete": self.delete}
         if action not in verbs:
-            raise Refusal(400, "bad_action", f"The action is {action[:40]!r}: it is to be pause, resume or delete.")
+            raise Refusal(400, "bad_action", f"the action is {action[:40]!r}: it is to be pause, resume or delete")
         return [self._one(verbs[action], file_id, owner) for file_id in sorted(set(file_ids))]
 
     def _one(self, verb: Any, file_id: str, owner: str | None) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class UploadStore:
         """Remove tasks in these states that nothing happened to for so many days; how many."""
         unknown = set(status) - set(states.STATES)
         if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
-            raise Refusal(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days.")
+            raise Refusal(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days")
         return self._cleaner.remove_old(owner, frozenset(status), older_than_days * DAY_S)
 
     def sweep(self) -> int:

@@ -25,13 +25,18 @@ class Task:
         """None if there is no such task."""
         return load_identity(self.folder)
 
-    def owned(self, owner: str | None) -> Identity:
-        """The identity, for its owner; ``owner`` None: nobody is asked who he is. Raises Refusal: 404, 403."""
+    def owned(self, owner: str | None, protocol: str | None = None) -> Identity:
+        """The identity, for its owner; ``owner`` None: nobody is asked who he is. Raises Refusal: 404, 403.
+
+        409 for a task of another ``protocol``.
+        """
         identity = self.identity()
         if identity is None:
-            raise Refusal(404, "no_such_task", "There is no such task: send its first chunk.")
+            raise Refusal(404, "no_such_task", "there is no such task: send its first chunk")
         if owner is not None and identity.owner not in (owner, None):
-            raise Refusal(403, "not_owner", "The task belongs to somebody else: choose another file_id.")
+            raise Refusal(403, "not_owner", "the task belongs to somebody else: choose another file_id")
+        if protocol not in (None, identity.protocol):
+            raise Refusal(409, "other_protocol", "the task is uploaded by another protocol: choose another file_id")
         return identity
 
     def chunks(self) -> dict[int, Chunk]:
@@ -64,6 +69,10 @@ class Task:
     def is_merging(self) -> bool:
         """Whether a living process merges it."""
         return is_held(self.folder / "merge.lock")
+
+    def hold_end(self) -> int | None:
+        """A descriptor with which this process alone appends until it is closed; None if another one does."""
+        return held(self.folder / "patch.lock")
 
     def is_receiving(self) -> bool:
         """Whether a living process has the lock of its bodies, which tus alone takes."""

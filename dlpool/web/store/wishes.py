@@ -9,7 +9,7 @@ from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.content import check_name
 from dlpool.web.store.names import file_name, flat_name, folders
-from dlpool.web.store.record import Record
+from dlpool.web.store.record import CHUNKED, Record
 
 MAX_CHUNKS = 100_000
 
@@ -34,22 +34,22 @@ class ChunkWish:
         check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
             most = (self.total_chunks or MAX_CHUNKS) - 1
-            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}.")
+            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
         if self.file_size is not None and self.file_size < 0:
-            raise Refusal(400, "bad_file_size", "file_size is negative: say the bytes of the whole file.")
+            raise Refusal(400, "bad_file_size", "file_size is negative: say the bytes of the whole file")
         check_size(settings, self.file_size or 0)
 
     def fits(self, record: Record) -> Record:
         """The record with what the wish adds. Raises Refusal where the two disagree: 409, or 400 for the index."""
         if self.total_chunks and record.total_chunks and self.total_chunks != record.total_chunks:
-            raise Refusal(409, "conflict", f"The task has {record.total_chunks} chunks, not {self.total_chunks}.",
+            raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
                           total_chunks=record.total_chunks)  # fmt: skip
         if self.file_size is not None and record.file_size >= 0 and self.file_size != record.file_size:
-            raise Refusal(409, "conflict", f"The task's file has {record.file_size} bytes, not {self.file_size}.",
+            raise Refusal(409, "conflict", f"the task's file has {record.file_size} bytes, not {self.file_size}",
                           file_size=record.file_size)  # fmt: skip
         if record.total_chunks and self.index >= record.total_chunks:
             most = record.total_chunks - 1
-            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}.")
+            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
         return record.learnt(self.total_chunks, self.file_size, self.relative_path)
 
 
@@ -63,6 +63,7 @@ class MergeWish:
     owner: str | None
     relative_path: str | None = None
     expected_md5: str | None = None
+    protocol: str = CHUNKED
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 415 for a type that is not taken."""
@@ -77,17 +78,17 @@ class MergeWish:
 def check_md5(text: str | None) -> None:
     """Raise Refusal (400) for what is no md5."""
     if text is not None and not re.fullmatch("[0-9a-fA-F]{32}", text):
-        raise Refusal(400, "bad_md5", "The md5 is not of 32 hexadecimal digits.")
+        raise Refusal(400, "bad_md5", "the md5 is not of 32 hexadecimal digits")
 
 
 def check_total(total_chunks: int | None) -> None:
     """Raise Refusal (400) for a number of chunks that no file has."""
     if total_chunks is not None and not 1 <= total_chunks <= MAX_CHUNKS:
-        raise Refusal(400, "bad_total_chunks", f"total_chunks is {total_chunks}: it is to be from 1 to {MAX_CHUNKS}.")
+        raise Refusal(400, "bad_total_chunks", f"total_chunks is {total_chunks}: it is to be from 1 to {MAX_CHUNKS}")
 
 
 def check_size(settings: UploadSettings, size: int) -> None:
     """Raise Refusal (413) for a file that is too large."""
     if size > settings.max_file_size:
-        raise Refusal(413, "file_too_large", f"A file has at most {settings.max_file_size} bytes.",
+        raise Refusal(413, "file_too_large", f"a file has at most {settings.max_file_size} bytes",
                       max_file_size=settings.max_file_size)  # fmt: skip

@@ -50,8 +50,8 @@ function _shtab_dlpool_using
   test "$_shtab_dlpool_cmdpath" = "$argv"
 end
 
-set -g _shtab_dlpool_commands fetch push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --config --connect-timeout --connections --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --network --network-wait --not-before --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --session --since --state --user --user-agent -A -H -c -i -j
+set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -104,6 +104,37 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -s q -l quiet -d 'say nothing 
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s v -l verbose -d 'say what happens'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l json -d 'print the result as one JSON object on standard output'
 complete -c dlpool -n '_shtab_dlpool_using fetch; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'file, or existing folder (default: current folder)'
+complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a upload -d 'send files to a dlpool-web, in chunks'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s h -l help -d 'show this help message and exit'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s c -l connections -x -d 'chunks that are sent at once (default: 4)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l chunk-size -x -d 'bytes of a chunk (default: auto: 8M; small and very large files have others)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l name -x -d 'how the file is called at the server (default: as here)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l path -x -d 'below which folder of the server'"'"'s it goes (default: none)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l token-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds a bearer token, to be let in'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l secret-key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds the server'"'"'s secret key, instead'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s H -l header -x -d 'add a header; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'an INI file whose [transfer] and [network] are the defaults'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l retries -x -d 'attempts in a row without progress before a range is given up (default: 5)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l retry-delay -x -d 'first backoff; it doubles, with full jitter (default: 1s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l retry-max-delay -x -d 'longest backoff (default: 60s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l max-retry-after -x -d 'longest Retry-After that is waited for (default: 15m)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l network-wait -x -d 'how long to wait for our own network to come back (default: 5m)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l limit-rate -x -d 'bytes a second for this download'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l connect-timeout -x -d 'limit of connecting, TLS handshake included (default: 10s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l read-timeout -x -d 'longest silence of a server (default: 30s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l proxy -x -d 'proxy (default: the environment'"'"'s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l cacert -xka "(__fish_complete_path (commandline -ct))" -d 'CA certificates (default: the system'"'"'s)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'client certificate, PEM'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'key of the client certificate, PEM'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l insecure -d 'do not verify the server'"'"'s certificate'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s A -l user-agent -x -d 'User-Agent header (default: dlpool/VERSION)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l netrc -d 'take user and password from ~/.netrc'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l network -xka "any no-metadata public-only" -d 'addresses that may be connected to (default: no-metadata)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l progress -xka "auto bar plain json none" -d 'on standard error (default: auto: bars on a terminal, else lines)'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s q -l quiet -d 'say nothing but errors'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s v -l verbose -d 'say what happens'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l json -d 'print the result as one JSON object on standard output'
+complete -c dlpool -n '_shtab_dlpool_using upload; and test $_shtab_dlpool_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'what to send'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a push -d 'queue a job, or a list of them'
 complete -c dlpool -n '_shtab_dlpool_using push' -s h -l help -d 'show this help message and exit'
 complete -c dlpool -n '_shtab_dlpool_using push' -s i -l input-file -xka "(__fish_complete_path (commandline -ct))" -d 'a list of jobs, - for standard input'

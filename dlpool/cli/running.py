@@ -1,0 +1,47 @@
+"""What commands that run for a while share: signals that end them, and events that -v tells."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import time
+
+from dlpool.cli.progress import Display
+
+DRAW_S = 0.1
+STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name look-up
+
+
+class Interruption:
+    """The signal that asked us to stop. The handlers only note it; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+
+
+class Events:
+    """What happens on other threads, to be said by the one that draws. Thread-safe."""
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+        self._events = queue.SimpleQueue[tuple[str, dict[str, object]]]()
+
+    def note(self, event: str, /, **fields: object) -> None:
+        """A Notify."""
+        if self._is_wanted:
+            self._events.put((event, fields))
+
+    def say(self, shown: Display) -> None:
+        """Say what has happened since the last call."""
+        while not self._events.empty():
+            event, fields = self._events.get()
+            details = " ".join(f"{name}={value!r}" for name, value in fields.items())
+            shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")

@@ -1,0 +1,82 @@
+"""The options of ``dlpool upload``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from dlpool.cli.options import add_output_options, add_setting
+from dlpool.config import SECTIONS
+from dlpool.kinds import AUTO, parse_count, parse_size
+
+# The settings of downloads that uploads obey, too.
+SETTINGS = {
+    "transfer": ("retries", "retry_delay", "retry_max_delay", "max_retry_after", "network_wait", "limit_rate"),
+    "network": ("connect_timeout", "read_timeout", "proxy", "cacert", "cert", "key", "insecure", "user_agent", "netrc",
+                "network"),
+}  # fmt: skip
+LEAST_CHUNK = 64 * 1024
+_EXAMPLES = """\
+examples:
+  dlpool upload model.bin http://host:18101/go-uploader
+  dlpool upload model.bin https://host/go-uploader --path models --token-file token
+
+"""
+
+
+def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str) -> None:
+    """Declare ``dlpool upload``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "upload",
+        help="send files to a dlpool-web, in chunks",
+        description="Send each FILE to the dlpool-web whose upload API is at URL; goes on where an earlier run ended.",
+        epilog=_EXAMPLES + exit_codes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("files", metavar="FILE", nargs="+", help="what to send")
+    parser.add_argument("url", metavar="URL", help="http or https, as http://host:18101/go-uploader")
+    _add_own_options(parser.add_argument_group("what to send, and how"))
+    for section, names in SETTINGS.items():
+        group = parser.add_argument_group(section)
+        for declared in fields(SECTIONS[section]):
+            if declared.name in names:
+                add_setting(group, declared)
+    add_output_options(parser.add_argument_group("output"))
+
+
+def _add_own_options(group: Any) -> None:
+    group.add_argument("-c", "--connections", metavar="N", type=_connections, default=4,
+                       help="chunks that are sent at once (default: 4)")  # fmt: skip
+    group.add_argument("--chunk-size", metavar="auto|SIZE", type=_chunk_size, default=None,
+                       help="bytes of a chunk (default: auto: 8M; small and very large files have others)")  # fmt: skip
+    group.add_argument("--name", metavar="NAME", help="how the file is called at the server (default: as here)")
+    group.add_argument("--path", metavar="FOLDER", help="below which folder of the server's it goes (default: none)")
+    group.add_argument("--token-file", metavar="FILE", help="a file that holds a bearer token, to be let in")
+    group.add_argument("--secret-key-file", metavar="FILE", help="a file that holds the server's secret key, instead")
+    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
+                       help="add a header; may be repeated")  # fmt: skip
+    group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
+
+
+def _connections(text: str) -> int:
+    return _checked(text, parse_count, 1, 64, "64")
+
+
+def _chunk_size(text: str) -> int | None:
+    return None if text == AUTO else _checked(text, parse_size, LEAST_CHUNK, 1 << 30, "1G")
+
+
+def _checked(text: str, parse: Callable[[str], int], low: int, high: int, shown: str) -> int:
+    try:
+        value = parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+    if value < low:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is below {low}")
+    if value > high:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is above {shown}")
+    return value

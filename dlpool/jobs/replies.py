@@ -1,0 +1,30 @@
+"""What Redis answers to the verbs of operators and clients, for who asked. Pure."""
+
+from __future__ import annotations
+
+from dlpool.errors import DlpoolError, NoSuchJob
+
+DONE = ("OK", "ASKED")  # ASKED: its supervisor does it within two seconds
+CANNOT = {
+    "following": "it ends with the job that does the same",
+    "GONE": "the record is not there any more",
+    "EMPTY": "the record holds no job that could be run",
+}
+
+
+class NotPossible(DlpoolError, label="not_possible"):
+    """The job, record or node is not in a state that allows it."""
+
+
+def unknown_job(job_id: str) -> NoSuchJob:
+    """What to raise for a job that Redis does not know."""
+    return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
+
+
+def problem_of(verb: str, name: str, reply: str) -> DlpoolError | None:
+    """What to raise for the answer to ``verb`` on the job or record ``name``; None if it is done."""
+    if reply in DONE:
+        return None
+    if reply == "NONE":
+        return unknown_job(name)
+    return NotPossible(f"cannot {verb} {name}: {CANNOT.get(reply) or f'it is {reply}'}")

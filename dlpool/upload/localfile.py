@@ -1,0 +1,69 @@
+"""The file that is sent: read in place, and watched for changes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+from dlpool.errors import FileChanged, UsageError
+from dlpool.transfer.answer import Span
+from dlpool.transfer.files import translated
+from dlpool.upload.plan import Identity
+
+BLOCK = 256 * 1024  # bytes of one read
+
+
+class LocalFile:
+    """An open file. Thread-safe: reads name their place, and nothing else changes. Raises LocalFault."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translated(f"read {path}"):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+            found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(self._descriptor)
+            raise UsageError(f"{path} is not a file with a length, and only such can be uploaded")
+        self.identity = Identity(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+
+    def blocks(self, span: Span, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of ``span``, each block in ``buffer``, where the next one replaces it. Raises FileChanged."""
+        position = span.start
+        while position < span.end:
+            with translated(f"read {self.path}"):
+                size = os.preadv(self._descriptor, [buffer[: span.end - position]], position)
+            if not size:
+                raise FileChanged(f"{self.path} became shorter while it was sent: run the command again")
+            yield buffer[:size]
+            position += size
+
+    def hash(self, digest: Any, span: Span, buffer: memoryview, check: Callable[[], None]) -> None:
+        """Take the bytes of ``span`` into ``digest``; ``check`` is called between blocks, to raise what ends it."""
+        for block in self.blocks(span, buffer):
+            digest.update(block)
+            check()
+
+    def check_unchanged(self) -> None:
+        """Raise FileChanged if the file was written to since it was opened."""
+        with translated(f"read {self.path}"):
+            found = os.fstat(self._descriptor)
+        if (found.st_size, found.st_mtime_ns) != (self.identity.size, self.identity.mtime_ns):
+            raise FileChanged(f"{self.path} changed while it was sent: run the command again to send what it is now")
+
+    def close(self) -> None:
+        """Close it; nobody may read any more."""
+        os.close(self._descriptor)
+
+
+def new_md5() -> Any:
+    """A hash for telling transfer errors, which is allowed where MD5 is forbidden for security."""
+    return md5(usedforsecurity=False)
+
+
+def new_buffer() -> memoryview:
+    """Room for one block."""
+    return memoryview(bytearray(BLOCK))

@@ -1,0 +1,75 @@
+"""How a file is cut, and what its upload is called. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from dlpool.errors import UsageError
+from dlpool.transfer.answer import Span
+
+MIB = 1 << 20
+LEAST = 64 * 1024  # bytes of a chunk, but for the last
+USUAL = 8 * MIB
+MOST = 48 * MIB  # that auto chooses: what servers take by default is twice as much
+MAX_CHUNKS = 100_000
+_PARTS, _CHUNKS = 8, 1024  # that auto makes of a small file, and of a large one
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which file it is, in which state. ``path`` is absolute, without links."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``size`` bytes in chunks of ``chunk_size``, the last one shorter; an empty file is one empty chunk."""
+
+    size: int
+    chunk_size: int
+
+    @property
+    def count(self) -> int:
+        """How many chunks."""
+        return max(1, -(-self.size // self.chunk_size))
+
+    def span(self, index: int) -> Span:
+        """The bytes of one chunk."""
+        start = index * self.chunk_size
+        return Span(start, min(self.size, start + self.chunk_size))
+
+    def length(self, index: int) -> int:
+        """Bytes of one chunk."""
+        start, end = self.span(index)
+        return end - start
+
+
+def plan(size: int, chunk_size: int | None) -> Plan:
+    """The plan for a file; ``chunk_size`` None is auto. Raises UsageError for more chunks than a server should keep."""
+    made = Plan(size, chunk_size or auto_chunk_size(size))
+    if made.count > MAX_CHUNKS:
+        raise UsageError(
+            f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a larger --chunk-size"
+        )
+    return made
+
+
+def auto_chunk_size(size: int) -> int:
+    """8 MiB; less for a small file, so that connections share it, more for a large one. By the size alone: the next
+    run must cut alike.
+    """
+    wanted = size // _PARTS if size < _PARTS * USUAL else max(USUAL, size // _CHUNKS)
+    return max(MIB, min(MOST, -(-wanted // MIB) * MIB))
+
+
+def file_id(identity: Identity, chunk_size: int, name: str, relative_path: str | None) -> str:
+    """The id of an upload: the same for the same file, cut alike, to the same place; another one if it has changed."""
+    known = (identity.path, identity.size, identity.mtime_ns, identity.inode, chunk_size, name, relative_path)
+    digest = blake2b(repr(known).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:40]}-{digest}"

@@ -1,0 +1,185 @@
+"""What can be asked of the queue over HTTP, as values of JSON. Knows neither HTTP nor a framework."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dlpool.config import Settings
+from dlpool.errors import DlpoolError, NoSuchJob, QueueAway
+from dlpool.jobs.confine import Confinement
+from dlpool.jobs.connection import connect, translated
+from dlpool.jobs.controls import Controls
+from dlpool.jobs.failures import Failure, Failures
+from dlpool.jobs.jobview import JobView
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.nodes import Nodes, node_rows, node_state
+from dlpool.jobs.pushed import PushedJob, checked
+from dlpool.jobs.records import CANCELLED
+from dlpool.jobs.replies import NotPossible, problem_of
+from dlpool.jobs.steering import Steering
+from dlpool.jobs.transitions import Transitions, new_id
+from dlpool.jobs.views import Views
+from dlpool.transfer.urls import shown_url
+from dlpool.web.refusal import Refusal
+
+LISTED = 50  # jobs of each list of an overview
+NEWS_MS = 900  # however many watch, supervisors are asked for news this often
+RETRY_S = 2
+
+
+class Desk:
+    """One queue. Thread-safe, and usable after a fork. Methods raise QueueError, and others as they say."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError, LocalFault."""
+        client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
+        keys = Keys(settings.redis.group)
+        self._settings = settings
+        self._client: Any = client
+        self._keys = keys
+        self._views = Views(client, keys)
+        self._controls = Controls(client, keys)
+        self._steering = Steering(client, keys)
+        self._nodes = Nodes(client, keys)
+        self._transitions = Transitions(client, keys)
+        self._confinement = Confinement(settings.paths)
+
+    def push(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Queue a job. Raises UsageError, PolicyRefused."""
+        found = self._checked(job)
+        job_id = found.id or new_id()
+        try:
+            return {"id": job_id, "result": self._transitions.push([(found, job_id)])[0]}
+        except QueueAway as error:
+            raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
+
+    def push_many(self, jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Queue those of the jobs that can be run; each has its answer, in the same order."""
+        answers: list[dict[str, Any]] = []
+        good: list[tuple[PushedJob, str]] = []
+        for job in jobs:
+            try:
+                found = self._checked(job)
+            except DlpoolError as error:
+                answers.append({"error": str(error), "code": error.label})
+                continue
+            good.append((found, found.id or new_id()))
+            answers.append({"id": good[-1][1]})
+        try:
+            results = iter(self._transitions.push(good) if good else [])
+        except QueueAway as error:
+            raise QueueAway(f"{error} (some of the jobs may be queued: what has an id can be pushed again)") from error
+        return {"results": [one | {"result": next(results)} if "id" in one else one for one in answers]}
+
+    def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
+        """Jobs, as ``dlpool jobs`` lists them."""
+        return [_shown(view) for view in self._views.jobs(state, limit)]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job. Raises NoSuchJob."""
+        return _shown(self._views.job(job_id))
+
+    def control(self, verb: str, job_id: str, priority: str = "") -> dict[str, Any]:
+        """Cancel, pause, resume, retry or promote a job, or change its priority. Raises NoSuchJob, NotPossible."""
+        reply = self._controls.control(verb, job_id, priority=priority, message=CANCELLED, at=time.time())
+        if problem := problem_of(verb, job_id, reply):
+            raise problem
+        return {"id": job_id, "result": reply}
+
+    def stats(self) -> dict[str, Any]:
+        """The queue in figures."""
+        return self._views.stats().as_json()
+
+    def overview(self, state: str) -> dict[str, Any]:
+        """All that a page shows, in one answer: also jobs of ``state``. Supervisors are asked for news."""
+        stats = self._views.stats()
+        if self._is_time():
+            self._steering.look(stats.supervisors)
+        return {
+            "figures": stats.figures(), "is_halted": stats.is_halted, "waiting_hosts": dict(stats.waiting_hosts),
+            "held_hosts": dict(stats.held_hosts), "today": dict(stats.days[0].counters),
+            "nodes": _with_states(node_rows(stats.supervisors, self._steering.drained())),
+            "running": self.jobs("running", LISTED), "failed": self.jobs("failed", LISTED),
+            "listed": self.jobs(state, LISTED),
+        }  # fmt: skip
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes, and whether they are drained."""
+        return _with_states(self._nodes.all())
+
+    def steer_node(self, verb: str, node: str) -> list[dict[str, Any]]:
+        """Drain a node, or let it go on. Raises NotPossible."""
+        (self._nodes.drain if verb == "drain" else self._nodes.resume)(node)
+        return self.nodes()
+
+    def queue(self, verb: str | None = None) -> dict[str, Any]:
+        """Whether jobs begin; after they were made to stop (pause) or go on (resume)."""
+        if verb is not None:
+            (self._steering.pause if verb == "pause" else self._steering.resume)()
+        return {"is_halted": self._views.stats().is_halted if verb is None else verb == "pause"}
+
+    def limits(self) -> dict[str, Any]:
+        """What hosts are spared, by these settings, and which are waited for."""
+        stats, settings = self._views.stats(), self._settings
+        return {
+            "all": asdict(settings.limits), "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
+            "parked": stats.parked, "waiting_hosts": dict(stats.waiting_hosts), "held_hosts": dict(stats.held_hosts),
+        }  # fmt: skip
+
+    def failures(self, limit: int) -> list[dict[str, Any]]:
+        """The failure records that clients see."""
+        return [_record(one) for one in self._failures().all(limit)]
+
+    def end_failure(self, verb: str, record_id: str) -> dict[str, Any]:
+        """Run a record's job again (retry), or remove the record. Raises NoSuchJob, NotPossible."""
+        failures = self._failures()
+        found = failures.named(record_id)
+        if found is None:
+            raise NoSuchJob(f"no failure record {record_id[:80]!r} is known")
+        reply = failures.retry(found) if verb == "retry" else failures.remove(found)
+        if problem := problem_of(verb, record_id, reply):
+            raise problem
+        return {"id": record_id, "result": reply}
+
+    def _failures(self) -> Failures:
+        return Failures(self._client, self._keys)
+
+    def _checked(self, job: dict[str, Any]) -> PushedJob:
+        """Raises UsageError, PolicyRefused, LocalFault."""
+        found = checked(json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        self._confinement.target(found.save_path)
+        return found
+
+    def _is_time(self) -> bool:
+        with translated(self._client):
+            return bool(self._client.set(self._keys.watched, 1, nx=True, px=NEWS_MS))
+
+
+def refusal_of(error: DlpoolError) -> Refusal:
+    """How an error of the queue is answered."""
+    if isinstance(error, NoSuchJob):
+        return Refusal(404, error.label, str(error))
+    if isinstance(error, NotPossible):
+        return Refusal(409, error.label, str(error))
+    if error.label == "redis":
+        return Refusal(503, error.label, str(error), headers={"Retry-After": str(RETRY_S)})
+    return Refusal(400, error.label, str(error))
+
+
+def _shown(view: JobView) -> dict[str, Any]:
+    """A job for whoever may look: of its URL neither user info nor query."""
+    return {**view.as_json(), "url": None if view.url is None else shown_url(view.url)}
+
+
+def _record(one: Failure) -> dict[str, Any]:
+    return {"id": one.id, "url": shown_url(one.url.decode("utf-8", "replace")), "message": one.message,
+            "failed_at": one.failed_at, "job_id": one.job_id}  # fmt: skip
+
+
+def _with_states(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "state": node_state(row, is_drained=row["is_drained"])} for row in rows]

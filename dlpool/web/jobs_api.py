@@ -1,0 +1,84 @@
+"""The job API as routes of the application: checks, calls, ETags; all else is in ``operations`` and ``desk``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import falcon
+
+from dlpool import jsontext
+from dlpool.errors import DlpoolError
+from dlpool.web.desk import Desk, refusal_of
+from dlpool.web.openapi import document
+from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
+from dlpool.web.parts import WebParts
+from dlpool.web.refusal import Refusal
+
+
+class Resource:
+    """One path of the API, with its methods."""
+
+    def __init__(self, parts: WebParts, desk: Desk, operations: Iterable[Operation]) -> None:
+        for one in operations:
+            setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, one))
+
+
+class Document:
+    """The OpenAPI document."""
+
+    def __init__(self, made: dict[str, Any]) -> None:
+        self._made = made
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with it."""
+        answer_json(req, resp, self._made)
+
+
+def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+    """Add the job API and its document. Raises ConfigurationError, LocalFault."""
+    desk = Desk(parts.settings)
+    for path in sorted({one.path for one in OPERATIONS}):
+        app.add_route(BASE + path, Resource(parts, desk, [one for one in OPERATIONS if one.path == path]))
+    made = document(OPERATIONS, parts.settings.web.prefix, is_authenticated=parts.keys.is_required)
+    app.add_route(f"{BASE}/openapi.json", Document(made))
+
+
+def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
+    """Answer with ``value``."""
+    data = jsontext.dumps(value)
+    resp.set_header("Cache-Control", "no-cache")
+    if req.method == "GET" and is_known(req, resp, data):
+        return
+    resp.content_type = "application/json"
+    resp.data = data
+
+
+def is_known(req: falcon.Request, resp: falcon.Response, data: bytes) -> bool:
+    """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC 9110, 13.1.2)."""
+    resp.etag = tag = hashlib.blake2b(data, digest_size=12).hexdigest()
+    is_same = any(one in ("*", tag) for one in req.if_none_match or ())
+    if is_same:
+        resp.status = falcon.HTTP_304
+    return is_same
+
+
+def _responder(parts: WebParts, desk: Desk, operation: Operation) -> Any:
+    def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
+        try:
+            call = operation.call(names, req.params, _body(req, parts, operation))
+            answer_json(req, resp, operation.ask(desk, call))
+        except DlpoolError as error:
+            raise refusal_of(error) from error
+
+    return respond
+
+
+def _body(req: falcon.Request, parts: WebParts, operation: Operation) -> bytes:
+    if operation.body is None:
+        return b""
+    if (req.content_type or "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "unsupported_type", "the body must be application/json ({} where nothing is to be said)")
+    with parts.body(req, MAX_BODY) as body:
+        return body.whole()

@@ -1,0 +1,99 @@
+"""The OpenAPI document of the HTTP side, out of the table of operations. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dlpool import __version__
+from dlpool.web.operations import BASE, Operation
+from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
+from dlpool.web.upload_doc import upload_paths
+
+NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
+REFUSALS = {
+    400: "The request is not as described here", 401: "No token or secret, or not the right one",
+    403: "Not allowed, or asked by a page of another site", 404: "Not known, or not any more",
+    409: "Not in a state that allows it", 413: "Too large", 415: "Not application/json",
+    429: "Too many requests", 503: "Redis is away: try again after Retry-After seconds",
+}  # fmt: skip
+_FOLLOWERS = {
+    "listJobs": (("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob",
+              "retryJob"), "id", "/jobs/0/id"),
+    "listNodes": (("drainNode", "resumeNode"), "id", "/nodes/0/node"),
+    "listFailures": (("retryFailure", "removeFailure"), "record", "/failures/0/id"),
+}  # fmt: skip
+_ALWAYS = (401, 403, 429, 503)
+
+
+def document(operations: Iterable[Operation], upload_prefix: str, *, is_authenticated: bool) -> dict[str, Any]:
+    """The whole document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for one in operations:
+        paths.setdefault(BASE + one.path, {})[one.method.lower()] = _operation(one)
+    made: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "dlpool", "version": __version__, "description": _DESCRIPTION},
+        "paths": {**paths, **upload_paths(upload_prefix)},
+        "components": {"schemas": dict(NAMED), "securitySchemes": _SCHEMES},
+    }
+    return made | ({"security": [{name: []} for name in _SCHEMES]} if is_authenticated else {})
+
+
+_DESCRIPTION = (
+    "Every error has the shape of Error: a sentence and a stable code. POST and PUT of the job API need "
+    "Content-Type: application/json, with {} where nothing is to be said. GET answers carry an ETag."
+)
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+    "secret": {"type": "apiKey", "in": "header", "name": "X-Secret-Key"},
+}
+
+
+def _operation(one: Operation) -> dict[str, Any]:
+    statuses = {*_ALWAYS, *one.refusals, *((400, 413, 415) if one.body else ()), *((400,) if one.options else ())}
+    made: dict[str, Any] = {
+        "operationId": one.name, "summary": one.summary,
+        "responses": {
+            "200": {"description": "Done", "content": _json(one.answer), **_links(one.name)},
+            **{str(status): _refusal(status) for status in sorted(statuses)},
+        },
+    }  # fmt: skip
+    if parameters := [*_names(one.path), *_options(one)]:
+        made["parameters"] = parameters
+    if one.body is not None:
+        made["requestBody"] = {"required": True, "content": _json(one.body)}
+    return made
+
+
+def _links(name: str) -> dict[str, Any]:
+    """Which operations go on with what this one has answered."""
+    if name not in _FOLLOWERS:
+        return {}
+    followers, parameter, place = _FOLLOWERS[name]
+    return {"links": {one: {"operationId": one, "parameters": {parameter: f"$response.body#{place}"}}
+                      for one in followers}}  # fmt: skip
+
+
+def _names(path: str) -> list[dict[str, Any]]:
+    def schema(name: str) -> Schema:
+        return NODE if path.startswith("/nodes/") else NAMES[name]
+
+    return [{"name": name, "in": "path", "required": True, "schema": schema(name)}
+            for name in re.findall(r"{([a-z]+)}", path)]  # fmt: skip
+
+
+def _options(one: Operation) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in one.options.items()]
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    made: dict[str, Any] = {"description": REFUSALS[status], "content": _json(ref("Error"))}
+    if status in (429, 503):
+        made["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return made
+
+
+def _json(schema: Schema) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

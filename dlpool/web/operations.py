@@ -1,0 +1,149 @@
+"""The operations of the job API: one table, out of which routes, checks and the document are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlpool.web import schemas
+from dlpool.web.checking import check, parse_body, parse_query
+from dlpool.web.desk import Desk
+from dlpool.web.schemas import Schema, items, record, ref
+
+BASE = "/api/v1"
+MAX_BODY = 4 * 1024 * 1024
+
+Ask = Callable[[Desk, "Call"], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a request asks for, once it is checked: names in its path, options, and its body."""
+
+    names: Mapping[str, str]
+    options: Mapping[str, Any]
+    body: Any = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path. ``name`` is its operationId, ``refusals`` are statuses beside those that all have.
+
+    ``body``: the schema of what must be sent, None where nothing may be.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    ask: Ask
+    answer: Schema
+    options: Mapping[str, Schema] = field(default_factory=dict)
+    body: Schema | None = None
+    refusals: tuple[int, ...] = ()
+
+    def call(self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes) -> Call:
+        """What a request asks for. Raises UsageError."""
+        found = parse_query(self.options, options)
+        if self.body is None:
+            return Call(names, found)
+        value = parse_body(body)
+        check(_alternative(self.body, value), value)
+        return Call(names, found, value)
+
+
+def _alternative(schema: Schema, value: Any) -> Schema:
+    """Of a choice the one that is meant, so that an error tells of that one."""
+    if "oneOf" not in schema:
+        return schema
+    is_many = isinstance(value, dict) and "jobs" in value
+    return schemas.BATCH if is_many else schemas.JOB
+
+
+def _get(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
+    return Operation("GET", path, name, summary, ask, answer, **more)
+
+
+def _post(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
+    return Operation("POST", path, name, summary, ask, answer, **{"body": schemas.EMPTY, **more})
+
+
+def _push(desk: Desk, call: Call) -> Any:
+    return desk.push_many(call.body["jobs"]) if "jobs" in call.body else desk.push(call.body)
+
+
+def _control(verb: str, summary: str) -> Operation:
+    return _post(
+        f"/jobs/{{id}}/{verb}", f"{verb}Job", summary, lambda desk, call: desk.control(verb, call.names["id"]),
+        ref("Done"), refusals=(404, 409),
+    )  # fmt: skip
+
+
+def _priority(method: str) -> Operation:
+    return Operation(
+        method, "/jobs/{id}/priority", "setPriority" if method == "PUT" else "changePriority",
+        "Change the priority of a job", lambda desk, call: desk.control("priority", call.names["id"],
+                                                                        call.body["priority"]),
+        ref("Done"), body=record({"priority": schemas.PRIORITY}), refusals=(404, 409),
+    )  # fmt: skip
+
+
+def _node(verb: str, summary: str) -> Operation:
+    return _post(
+        f"/nodes/{{id}}/{verb}", f"{verb}Node", summary,
+        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])}, _NODES, refusals=(409,),
+    )  # fmt: skip
+
+
+def _queue(verb: str, summary: str) -> Operation:
+    return _post(f"/queue/{verb}", f"{verb}Queue", summary, lambda desk, _: desk.queue(verb), _QUEUE)
+
+
+def _failure(verb: str, summary: str) -> Operation:
+    return _post(
+        f"/failures/{{record}}/{verb}", f"{verb}Failure", summary,
+        lambda desk, call: desk.end_failure(verb, call.names["record"]), ref("Done"), refusals=(404, 409),
+    )  # fmt: skip
+
+
+_JOBS = record({"jobs": items(ref("View"))})
+_NODES = record({"nodes": items(ref("Node"))})
+_QUEUE = record({"is_halted": schemas.SWITCH})
+_FAILURES = record({"failures": items(ref("Failure"))})
+_LIMIT = {"limit": schemas.LIMIT}
+_ONE_OR_MANY: Schema = {"oneOf": [ref("Job"), ref("Batch")]}
+_ANSWERS: Schema = {"anyOf": [ref("Pushed"), record({"results": items({"anyOf": [ref("Pushed"), ref("Error")]})})]}
+
+OPERATIONS: tuple[Operation, ...] = (
+    _get("/overview", "overview", "All that a page shows, in one answer; with ETag", lambda desk, call: desk.overview(
+         call.options["state"]), ref("Overview"), options={"state": {**schemas.STATE, "default": "queued"}}),
+    _post("/jobs", "push", "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others "
+          "queued", _push, _ANSWERS, body=_ONE_OR_MANY),
+    _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, succeeded",
+         lambda desk, call: {"jobs": desk.jobs(call.options.get("state"), call.options["limit"])}, _JOBS,
+         options={"state": schemas.STATE, **_LIMIT}),
+    _get("/jobs/{id}", "showJob", "All that is known of a job", lambda desk, call: desk.job(call.names["id"]),
+         ref("View"), refusals=(404,)),
+    _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),
+    _control("pause", "Stop a job until it is resumed; it keeps what it has fetched"),
+    _control("resume", "Let a paused job go on"),
+    _control("retry", "Run a failed or cancelled job again from the beginning, or a delayed one now"),
+    _control("promote", "Let a waiting job run before all others"),
+    _priority("PUT"),
+    _priority("POST"),
+    _get("/stats", "stats", "The queue in figures, with the counters of seven days", lambda desk, _: desk.stats(),
+         ref("Stats")),
+    _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.nodes()}, _NODES),
+    _node("drain", "Let a node end its jobs and begin no others"),
+    _node("resume", "Let a drained node begin jobs again"),
+    _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.queue(), _QUEUE),
+    _queue("pause", "Let nobody begin another job; running ones go on"),
+    _queue("resume", "Let jobs begin again"),
+    _get("/limits", "limits", "What origin hosts are spared by the settings here, and which are waited for",
+         lambda desk, _: desk.limits(), ref("Limits")),
+    _get("/failures", "listFailures", "The failure records that clients see, in no order",
+         lambda desk, call: {"failures": desk.failures(call.options["limit"])}, _FAILURES, options=_LIMIT),
+    _failure("retry", "Run the job of a failure record again"),
+    _failure("remove", "Remove a failure record"),
+)  # fmt: skip

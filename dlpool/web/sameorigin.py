@@ -1,0 +1,25 @@
+"""Whether a request was made by a page of another site (cross-site request forgery). Pure."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+_OWN = ("same-origin", "none")  # none: a person typed it, or it is no page
+
+
+def is_foreign(method: str, host: str | None, origin: str | None, fetch_site: str | None) -> bool:
+    """By Sec-Fetch-Site (W3C Fetch Metadata) where browsers send it, else by Origin against Host.
+
+    Programs that are no browsers send neither, and are no page of anybody.
+    """
+    if method in SAFE:
+        return False
+    if fetch_site is not None:
+        return fetch_site not in _OWN
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != (host or "").lower()
+    except ValueError:
+        return True

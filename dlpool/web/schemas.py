@@ -1,0 +1,132 @@
+"""JSON Schemas of what the job API takes and answers, in its document and for its own checks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlpool.jobs.keys import PRIORITIES
+from dlpool.jobs.pushed import IF_EXISTS, MAX_PATH, MAX_URL
+from dlpool.jobs.views import STATES
+
+Schema = Mapping[str, Any]
+
+MAX_BATCH = 500
+MAX_LIMIT = 1000
+
+
+def record(
+    required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, *, closed: bool = True
+) -> Schema:
+    """An object with these properties; ``closed``: and no others."""
+    return {
+        "type": "object", "properties": {**required, **(optional or {})}, "required": list(required),
+        "additionalProperties": not closed,
+    }  # fmt: skip
+
+
+def items(schema: Schema, most: int | None = None) -> Schema:
+    """A list of such values."""
+    return {"type": "array", "items": schema} | ({"minItems": 1, "maxItems": most} if most else {})
+
+
+def ref(name: str) -> Schema:
+    """One of ``NAMED``."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def or_null(schema: Schema) -> Schema:
+    """The same, or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _values(schema: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": schema}
+
+
+TEXT: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+SWITCH: Schema = {"type": "boolean"}
+MOMENT: Schema = {"type": "string", "format": "date-time"}
+ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
+RECORD_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+NODE: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
+STATE: Schema = {"type": "string", "enum": list(STATES)}
+LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}
+EMPTY: Schema = record({})
+PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
+
+_MOMENT_FORM = (
+    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    "|[0-9]{1,12}([.][0-9]+)?)$"
+)
+OWN = record({}, {
+    "id": {**ID, "description": "pushed again under the same id, nothing happens"},
+    "priority": {"anyOf": [PRIORITY, {"type": "integer"}], "description": "of integers, those below 0 are high"},
+    "not_before": {"anyOf": [{"type": "string", "pattern": _MOMENT_FORM},
+                             {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40}],
+                   "description": "RFC 3339, or seconds since 1970"},
+    "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+    "checksum": {"type": "string", "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
+                 "description": "md5, sha1, sha256, sha512 or blake2b"},
+    "headers": {**_values(TEXT), "description": "for the URL's own origin"},
+    "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
+    "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
+                   "description": 'bytes a second, or a text as "1.5M"'},
+    "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
+    "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
+    "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
+})  # fmt: skip
+JOB = record(
+    {"url": {"type": "string", "minLength": 1, "maxLength": MAX_URL, "pattern": "^[hH][tT][tT][pP][sS]?://"},
+     "save_path": {"type": "string", "minLength": 1, "maxLength": MAX_PATH,
+                   "description": "relative to download_dir; one that ends in / is named by the server or the URL"}},
+    {"dlpool": OWN},
+)  # fmt: skip
+BATCH = record({"jobs": items(JOB, MAX_BATCH)})
+PUSHED = record({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
+DONE = record({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
+ERROR = record({"error": TEXT, "code": TEXT}, closed=False)
+_NUMBERS = ("fence", "attempts", "crashes", "takeovers", "size")
+_TEXTS = (
+    "id",
+    "url",
+    "save_path",
+    "owner",
+    "problem",
+    "flag",
+    "leader",
+    "checksum",
+    "if_exists",
+    "user_id",
+    "trace_id",
+)
+_MOMENTS = ("created_at", "started_at", "ended_at", "due_at", "not_before")
+VIEW = record(
+    {"state": TEXT, "priority": TEXT, "is_suspect": SWITCH, "dedupe": SWITCH, "headers": items(TEXT),
+     "progress": or_null({"type": "object"}), "note": or_null({"type": "object"}), **dict.fromkeys(_NUMBERS, COUNT),
+     **dict.fromkeys(_TEXTS, or_null(TEXT)), **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
+     "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
+)  # fmt: skip
+FIGURES = dict.fromkeys(
+    ("backlog", "reserved", *(f"ready_{name}" for name in PRIORITIES), "delayed", "parked", "paused", "running",
+     "succeeded", "failed", "failure_records"), COUNT,
+)  # fmt: skip
+_HOSTS = {"waiting_hosts": _values(COUNT), "held_hosts": _values({"type": "number"})}
+_SWITCHED = {"is_halted": SWITCH}
+STATS = record({
+    **FIGURES, **_SWITCHED, **_HOSTS, "supervisors": items({"type": "object"}),
+    "days": items({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
+})  # fmt: skip
+NODE_ROW = record({"node": or_null(TEXT), "is_drained": SWITCH, "state": TEXT}, closed=False)
+HOST_LIMIT = record({"max_per_host": or_null(COUNT), "rate_per_host": or_null({"type": "number"})})
+LIMITS = record({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
+FAILURE = record({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": or_null(TEXT)})
+OVERVIEW = record({
+    "figures": record(FIGURES), **_SWITCHED, **_HOSTS, "today": _values(COUNT), "nodes": items(ref("Node")),
+    "running": items(ref("View")), "failed": items(ref("View")), "listed": items(ref("View")),
+})  # fmt: skip
+NAMED: Mapping[str, Schema] = {
+    "Job": JOB, "Batch": BATCH, "Pushed": PUSHED, "Done": DONE, "Error": ERROR, "View": VIEW, "Stats": STATS,
+    "Node": NODE_ROW, "Limits": LIMITS, "Failure": FAILURE, "Overview": OVERVIEW,
+}  # fmt: skip

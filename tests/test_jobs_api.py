@@ -1,0 +1,329 @@
+"""The job API of a real dlpool-web over a real Redis, its OpenAPI document, and what pages of other sites may do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from dlpool.errors import UsageError
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.transitions import Finish, Transitions
+from dlpool.web.checking import check, parse_body, parse_query
+from dlpool.web.openapi import document
+from dlpool.web.operations import BASE, OPERATIONS
+from dlpool.web.sameorigin import is_foreign
+from dlpool.web.schemas import BATCH, JOB, LIMIT, NAMED
+from tests.conftest import wait_until
+from tests.processes import ROOT
+from tests.redis_server import RedisServer
+from tests.web import WebServer
+
+URL = "https://example.org/a.bin"
+ALL = {"request_rate": "100000/s", "request_burst": 100000}
+README = (ROOT / "README.md").read_text()
+
+
+class Api:
+    """The API of one server, with a Redis of its own."""
+
+    def __init__(self, server: WebServer, redis: RedisServer) -> None:
+        self.server = server
+        self.redis = redis
+        self.headers: dict[str, str] = {}
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> requests.Response:
+        given = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        return requests.request(method, self.server.root + BASE + path, json=body, headers=given, timeout=20)
+
+    def good(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer to a request that must succeed."""
+        answer = self.ask(method, path, body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refused(self, status: int, method: str, path: str, body: Any = None, **headers: str) -> str:
+        """The code of a refusal, which must be in the one shape."""
+        answer = self.ask(method, path, body, **headers)
+        assert answer.status_code == status, answer.text
+        found = answer.json()
+        assert isinstance(found["error"], str) and "\n" not in found["error"]
+        return str(found["code"])
+
+    def push(self, save_path: str = "a.bin", **own: Any) -> str:
+        return str(self.good("POST", "/jobs", {"url": URL, "save_path": save_path, "dlpool": own})["id"])
+
+
+@pytest.fixture(scope="module")
+def _api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("api")
+    with RedisServer(folder / "redis") as redis:
+        settings: dict[str, dict[str, Any]] = {
+            "redis": {"url": redis.url}, "paths": {"download_dir": folder / "out"}, "web": ALL,
+            "limits": {"max_per_host": 3}, "host:example.org": {"rate_per_host": "5/s"},
+        }  # fmt: skip
+        with WebServer(folder / "web", settings) as server:
+            yield Api(server, redis)
+
+
+@pytest.fixture
+def api(_api: Api) -> Api:
+    """The server, whose Redis is empty."""
+    with _api.redis.client() as client:
+        client.flushall()
+    return _api
+
+
+def test_a_job_is_pushed_listed_and_shown(api: Api) -> None:
+    job = {"url": f"{URL}?secret=1", "save_path": "models/a.bin", "dlpool": {"priority": "high", "user_id": "me"}}
+    pushed = api.good("POST", "/jobs", job)
+    assert pushed["result"] == "OK"
+    [listed] = api.good("GET", "/jobs?state=queued")["jobs"]
+    shown = api.good("GET", f"/jobs/{pushed['id']}")
+    assert shown == listed
+    assert shown["url"] == URL, "the query may be a secret"
+    assert (shown["state"], shown["priority"], shown["user_id"]) == ("queued", "high", "me")
+    with api.redis.client() as client:
+        assert json.loads(client.hget(Keys().job(pushed["id"]), "raw") or b"") == job
+
+
+def test_what_push_refuses_is_refused_and_named(api: Api) -> None:
+    good: dict[str, Any] = {"url": URL, "save_path": "a"}
+    wrongs: list[Any] = [
+        {"save_path": "a"}, {"url": "ftp://x/a", "save_path": "a"}, {"url": URL, "save_path": ""},
+        good | {"more": 1}, good | {"dlpool": {"prioritty": "high"}}, good | {"dlpool": {"checksum": "md5:12"}},
+        good | {"dlpool": {"headers": {"Range": "bytes=0-"}}}, [], "text", {"jobs": []}, {"jobs": [good] * 501},
+    ]  # fmt: skip
+    for wrong in wrongs:
+        assert api.refused(400, "POST", "/jobs", wrong) == "usage", wrong
+    for path in ("../out-of-it", "/etc/passwd", "a/../../b", "a\nb"):
+        assert api.refused(400, "POST", "/jobs", {"url": URL, "save_path": path}) == "policy", path
+    assert api.good("GET", "/jobs")["jobs"] == []
+
+
+def test_of_a_batch_bad_jobs_are_named_and_the_others_queued(api: Api) -> None:
+    good = {"url": URL, "save_path": "a", "dlpool": {"id": "one"}}
+    answers = api.good("POST", "/jobs", {"jobs": [good, {**good, "save_path": "../b"}, good]})["results"]
+    assert [one.get("result") or one["code"] for one in answers] == ["OK", "policy", "DUP"]
+    assert len(api.good("GET", "/jobs")["jobs"]) == 1
+
+
+def test_a_body_that_is_not_json_is_refused(api: Api) -> None:
+    for kind, status in (("text/plain", 415), ("application/x-www-form-urlencoded", 415), ("application/json", 400)):
+        answer = requests.post(api.server.root + BASE + "/jobs", data="{", headers={"Content-Type": kind}, timeout=20)
+        assert answer.status_code == status
+    huge = {"url": URL, "save_path": "a", "dlpool": {"user_id": "x" * 5_000_000}}
+    assert api.refused(413, "POST", "/jobs", huge) == "too_large"
+
+
+def test_verbs_change_a_job_or_say_why_not(api: Api) -> None:
+    job = api.push()
+    for verb, state in (("pause", "paused"), ("resume", "queued"), ("promote", "queued"), ("cancel", "cancelled")):
+        assert api.good("POST", f"/jobs/{job}/{verb}", {}) == {"id": job, "result": "OK"}
+        assert api.good("GET", f"/jobs/{job}")["state"] == state
+    assert api.refused(409, "POST", f"/jobs/{job}/pause", {}) == "not_possible"
+    assert api.good("POST", f"/jobs/{job}/retry", {})["result"] == "OK"
+    for method, level in (("PUT", "low"), ("POST", "high")):
+        api.good(method, f"/jobs/{job}/priority", {"priority": level})
+        assert api.good("GET", f"/jobs/{job}")["priority"] == level
+    assert api.refused(400, "PUT", f"/jobs/{job}/priority", {"priority": "urgent"}) == "usage"
+    for path in ("/jobs/nobody", "/jobs/%00", "/jobs/%ff%fe"):
+        assert api.refused(404, "POST", f"{path}/cancel", {}) == "no_such_job"
+        assert api.refused(404, "GET", path) == "no_such_job"
+
+
+def test_failures_are_listed_run_again_and_removed(api: Api) -> None:
+    for name in ("one", "two"):
+        api.good("POST", "/jobs", {"url": f"{URL}?{name}", "save_path": "a", "dlpool": {"id": name}})
+        api.good("POST", f"/jobs/{name}/cancel", {})
+    first, second = api.good("GET", "/failures")["failures"]
+    assert first["url"] == URL and first["message"] == "the job was cancelled"
+    api.good("POST", f"/failures/{first['id']}/retry", {})
+    api.good("POST", f"/failures/{second['id']}/remove", {})
+    assert api.good("GET", "/failures")["failures"] == []
+    assert api.refused(404, "POST", f"/failures/{second['id']}/retry", {}) == "no_such_job"
+    assert len(api.good("GET", "/jobs?state=queued")["jobs"]) == 1
+
+
+def test_queue_nodes_and_limits(api: Api) -> None:
+    with api.redis.client() as client:
+        Transitions(client, Keys()).beat("s1", [], lease_s=60, info={"node": "n1", "slots": 4, "busy": 1})
+    [node] = api.good("GET", "/nodes")["nodes"]
+    assert (node["node"], node["is_drained"], node["state"]) == ("n1", False, "working")
+    assert api.good("POST", "/nodes/n1/drain", {})["nodes"][0]["state"] == "drained"
+    assert api.good("POST", "/nodes/n1/resume", {})["nodes"][0]["state"] == "working"
+    assert api.refused(409, "POST", "/nodes/n1/resume", {}) == "not_possible"
+    assert api.refused(409, "POST", "/nodes/n2/drain", {}) == "not_possible"
+    assert api.good("POST", "/queue/pause", {}) == api.good("GET", "/queue") == {"is_halted": True}
+    assert api.good("POST", "/queue/resume", {}) == {"is_halted": False}
+    limits = api.good("GET", "/limits")
+    assert limits["all"]["max_per_host"] == 3 and limits["hosts"]["example.org"]["rate_per_host"] == 5
+
+
+def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
+    with api.redis.client() as client:
+        transitions = Transitions(client, Keys())
+        transitions.beat("s1", [], lease_s=60, info={"node": "n1"})
+        api.push("runs.bin", id="runs")
+        claim = transitions.claim("s1", [], 1, lease_s=60, order="fifo")
+        assert claim is not None
+        api.push("fails.bin", id="fails")
+        failing = transitions.claim("s1", None, 1, lease_s=60, order="fifo")
+        assert failing is not None
+        note = {"label": "not_found", "message": "404"}
+        transitions.finish("s1", [Finish(failing.jobs[0].ticket, "failed", note=note)])
+        api.push("waits.bin", id="waits")
+        first = api.ask("GET", "/overview")
+        seen = first.json()
+        assert [seen[name][0]["id"] for name in ("running", "failed", "listed")] == ["runs", "fails", "waits"]
+        assert seen["failed"][0]["note"] == note and seen["today"]["failed"] == 1
+        assert client.lrange(Keys().mail("s1"), 0, -1) == [b"look"], "its supervisor is asked for news"
+    again = api.ask("GET", "/overview", If_None_Match=first.headers["ETag"])
+    assert (again.status_code, again.content) == (304, b"")
+    assert api.good("GET", "/overview?state=succeeded")["listed"] == []
+    assert api.good("GET", "/stats")["running"] == 1
+
+
+def test_while_redis_is_away_it_says_so_and_goes_on_by_itself(api: Api) -> None:
+    api.redis.stop()
+    try:
+        for path in ("/overview", "/jobs", "/stats", "/nodes"):
+            answer = api.ask("GET", path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "redis")
+            assert int(answer.headers["Retry-After"]) > 0
+        answer = api.ask("POST", "/jobs", {"url": URL, "save_path": "a", "dlpool": {"id": "mine"}})
+        assert answer.status_code == 503 and "it is job mine" in answer.json()["error"]
+        assert requests.get(f"{api.server.url}/health", timeout=20).status_code == 200
+    finally:
+        api.redis.start()
+    assert api.push() in {job["id"] for job in api.good("GET", "/jobs")["jobs"]}
+
+
+def test_a_page_of_another_site_changes_nothing(api: Api) -> None:
+    job = {"url": URL, "save_path": "a"}
+    assert api.refused(403, "POST", "/jobs", job, Origin="https://evil.example") == "foreign_origin"
+    assert api.refused(403, "POST", "/jobs", job, Sec_Fetch_Site="cross-site") == "foreign_origin"
+    form = {"file_id": "x", "chunk_index": "0"}
+    answer = requests.post(f"{api.server.url}/upload_chunk", data=form, files={"chunk": b"x"},
+                           headers={"Origin": "https://evil.example"}, timeout=20)  # fmt: skip
+    assert answer.status_code == 403
+    assert api.good("GET", "/jobs")["jobs"] == []
+    assert api.ask("POST", "/jobs", job, Origin=api.server.root, Sec_Fetch_Site="same-origin").status_code == 200
+
+
+def test_with_a_secret_the_api_is_closed_and_the_page_is_open(tmp_path: Path) -> None:
+    settings = {"redis": {"url": "redis://localhost:1"}, "web": {"auth": "on", "secret_key": "s" * 40}}
+    with WebServer(tmp_path, settings) as server:
+        for path in ("/overview", "/openapi.json"):
+            assert requests.get(server.root + BASE + path, timeout=20).status_code == 401
+        assert requests.post(server.root + BASE + "/jobs", json={}, timeout=20).status_code == 401
+        known = requests.get(f"{server.root}{BASE}/openapi.json", headers={"X-Secret-Key": "s" * 40}, timeout=20)
+        assert known.json()["security"] == [{"bearer": []}, {"secret": []}]
+        page = requests.get(f"{server.root}/", timeout=20)
+        assert page.status_code == 200
+        policy = page.headers["Content-Security-Policy"]
+        assert "script-src 'self'" in policy and "unsafe" not in policy
+        assert requests.get(server.root + "/static/../settings.py", timeout=20).status_code in (401, 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "origin", "fetch_site", "is_refused"),
+    [
+        ("GET", "https://evil.example", "cross-site", False),
+        ("POST", None, None, False),
+        ("POST", "http://here:80", None, False),
+        ("POST", "http://HERE:80", None, False),
+        ("POST", "http://here:81", None, True),
+        ("POST", "null", None, True),
+        ("POST", "http://[", None, True),
+        ("DELETE", "http://here:80", "same-site", True),
+        ("PUT", "https://proxy.example", "same-origin", False),
+        ("POST", None, "none", False),
+    ],
+)
+def test_who_is_foreign(method: str, origin: str | None, fetch_site: str | None, is_refused: bool) -> None:
+    assert is_foreign(method, "here:80", origin, fetch_site) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "said"),
+    [
+        (JOB, {"save_path": "a"}, "url is missing in the body"),
+        (JOB, {"url": 1, "save_path": "a"}, "url is not of type string"),
+        (JOB, {"url": URL, "save_path": "a", "dlpool": {"if_exists": "x"}}, "dlpool.if_exists is none of overwrite"),
+        (JOB, {"url": URL, "save_path": "a", "dlpool": {"max_attempts": 0}}, "dlpool.max_attempts is below 1"),
+        (BATCH, {"jobs": [{"url": URL, "save_path": ""}]}, "jobs[0].save_path is empty"),
+        (BATCH, {"jobs": [], "more": 1}, "the body"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(schema: Any, value: Any, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check(schema, value)
+    assert said in str(caught.value)
+
+
+def test_options_and_bodies_that_have_no_meaning_are_refused() -> None:
+    declared = {"limit": LIMIT}
+    assert parse_query(declared, {}) == {"limit": 50}
+    assert parse_query(declared, {"limit": "7"}) == {"limit": 7}
+    for wrong in ({"limit": "0"}, {"limit": "x"}, {"limit": "1.5"}, {"limit": ["1", "2"]}, {"lime": "1"}):
+        with pytest.raises(UsageError):
+            parse_query(declared, wrong)
+    for body in (b"", b"{", b"\xff", b"NaN", b"[" * 100_000):
+        with pytest.raises(UsageError):
+            parse_body(body)
+
+
+def test_the_document_names_only_what_it_has() -> None:
+    made = document(OPERATIONS, "/go-uploader", is_authenticated=False)
+    text = json.dumps(made)
+    assert set(re.findall(r"#/components/schemas/(\w+)", text)) <= set(NAMED)
+    operations = [one for path in made["paths"].values() for one in path.values()]
+    names = [one["operationId"] for one in operations]
+    assert len(set(names)) == len(names) == len(OPERATIONS) + 10
+    linked = {link["operationId"] for one in operations for link in one["responses"]["200"].get("links", {}).values()}
+    assert linked and linked <= set(names)
+    assert "429" in made["paths"]["/go-uploader/upload_chunk"]["post"]["responses"]
+
+
+def test_every_path_of_the_document_is_a_route_with_its_methods(api: Api) -> None:
+    for path, methods in api.good("GET", "/openapi.json")["paths"].items():
+        asked = requests.options(api.server.root + re.sub("{[a-z_]+}", "x", path), timeout=20)
+        assert {method.upper() for method in methods} <= set(re.split(", *", asked.headers["Allow"])), path
+
+
+def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
+    for number in range(3):
+        api.push(f"{number}", id=f"known-{number}")
+    # What a schema cannot say (a URL, a date that is none) is refused with 400, which that check takes for an error.
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{api.server.root}{BASE}/openapi.json", "--seed", "7",
+        "--phases", "coverage,stateful", "--max-examples", "3", "--checks", "all", "--no-color",
+        "--exclude-checks", "positive_data_acceptance", "--exclude-path-regex", "^/go-uploader",
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]
+    tested = re.search(r"(\d+) generated, (\d+) passed", ended.stdout)
+    assert tested and tested[1] == tested[2] and int(tested[1]) > 300, ended.stdout[-2000:]
+    assert not api.server.events("request_broke")
+
+
+def test_the_curl_commands_of_the_readme_work(api: Api) -> None:
+    text = README.partition("### Job API and dashboard")[2].partition("\n### ")[0]
+    commands = [line.split(" #")[0] for line in text.splitlines() if line.startswith("curl ") and "/api/v1" in line]
+    assert len(commands) >= 3
+    job = ""
+    for command in commands:
+        words = shlex.split(command.replace("http://127.0.0.1:18101", api.server.root).replace("/ID", f"/{job}"))
+        ended = subprocess.run([*words, "-sS", "--fail"], capture_output=True, text=True, timeout=30)
+        assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+        job = json.loads(ended.stdout).get("id", job)
+    wait_until(lambda: api.good("GET", f"/jobs/{job}")["state"] == "paused")

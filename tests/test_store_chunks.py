@@ -1,0 +1,315 @@
+"""Chunks: what is kept, what is refused, and that an earlier one stays."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.web.store import UploadStore, states
+from dlpool.web.store.content import kinds_of
+from tests.uploads import ID, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
+
+DATA = [b"the first chunk", b"the second", b"the third one"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    return store_in(tmp_path)
+
+
+def chunk_file(store: UploadStore, index: int) -> Path:
+    [found] = Path(store.settings.upload_dir).rglob(f"{index}.chunk")
+    return found
+
+
+def test_chunks_in_any_order_become_the_file(store: UploadStore) -> None:
+    for index in (2, 0, 1):
+        stored = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
+        assert stored.as_json() == {"status": "ok", "chunk_index": index, "md5_checked": True, "relative_path": "a/b",
+                                    "size": len(DATA[index])}  # fmt: skip
+    result = merge(store, 3, expected_md5=md5(b"".join(DATA)))
+    assert Path(result.path).read_bytes() == b"".join(DATA)
+    assert result.as_json() == {
+        "status": "ok", "filePath": f"{store.settings.merged_dir}/a/b/file.bin", "md5": md5(b"".join(DATA)),
+        "relative_path": "a/b", "size": 38, "merge_time": result.merge_time,
+    }  # fmt: skip
+    assert leftovers(store) == []
+    assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
+
+
+def test_the_first_chunk_makes_the_task(store: UploadStore) -> None:
+    assert store.status("new", None) == {
+        "uploaded_chunks": [], "total_chunks": 0, "file_size": 0, "status": "not_found", "created_at": "",
+        "updated_at": "", "completion_rate": 0.0,
+    }  # fmt: skip
+    assert send(store, 1, DATA[1], total_chunks=4, file_size=100).md5_checked is False
+    status = store.status(ID, None)
+    assert status["created_at"] <= status["updated_at"]
+    del status["created_at"], status["updated_at"]
+    assert status == {"uploaded_chunks": [1], "total_chunks": 4, "file_size": 100, "status": "uploading",
+                      "completion_rate": 25.0}  # fmt: skip
+
+
+def test_what_the_lists_say(store: UploadStore) -> None:
+    send_all(store, DATA, file_id="b")
+    send(store, 0, DATA[0], file_id="a")
+    listed = store.tasks(None)
+    assert listed["total"] == 2
+    assert [task["task_id"] for task in listed["tasks"]] == ["a", "b"]
+    assert [task["uploaded_chunks"] for task in listed["tasks"]] == [1, 3]
+    merge(store, 3, file_id="b")
+    task = store.task("b", None)
+    assert task["file_md5"] == md5(b"".join(DATA))
+    assert [(chunk["index"], chunk["size"], chunk["md5"]) for chunk in task["chunks"]] == [
+        (index, len(data), md5(data)) for index, data in enumerate(DATA)
+    ]
+    assert (task["status"], task["completion_rate"], task["filename"]) == ("completed", 100.0, "file.bin")
+    assert not [value for value in (*task.values(), *task["chunks"][0].values()) if value is None]
+    with refused(404, "no_such_task"):
+        store.task("c", None)
+
+
+def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: UploadStore) -> None:
+    send(store, 0, DATA[0], total_chunks=1)
+    for _ in range(2):
+        with refused(400, "md5_mismatch") as refusal:
+            send(store, 0, b"rubbish", md5=md5(DATA[0]))
+        assert refusal.extra == {"chunk_index": 0, "md5": md5(b"rubbish")}
+    [chunk] = store.task(ID, None)["chunks"]
+    assert (chunk["md5"], chunk["retry_count"]) == (md5(DATA[0]), 2)
+    assert leftovers(store) == []
+    with refused(400, "md5_mismatch"):
+        send(store, 0, b"rubbish", md5=md5(b""), file_id="another")
+    assert state(store, "another") == "not_found"
+
+
+def test_the_same_chunk_again_changes_nothing_but_its_count(store: UploadStore) -> None:
+    for _ in range(3):
+        send(store, 0, DATA[0], total_chunks=1)
+    [chunk] = store.task(ID, None)["chunks"]
+    assert (chunk["size"], chunk["retry_count"]) == (len(DATA[0]), 2)
+
+
+def test_without_the_integrity_check_an_md5_is_only_recorded(tmp_path: Path) -> None:
+    store = store_in(tmp_path, enable_integrity_check=False)
+    assert send(store, 0, DATA[0], md5="0" * 32, total_chunks=1).md5_checked is False
+    assert store.task(ID, None)["chunks"][0]["md5"] == "0" * 32
+    assert merge(store, 1, expected_md5="1" * 32).md5 == md5(DATA[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"index": 3}, 400, "bad_index"),
+        ({"index": -1}, 400, "bad_index"),
+        ({"index": 0, "total_chunks": 4}, 409, "conflict"),
+        ({"index": 0, "file_size": 39}, 409, "conflict"),
+        ({"index": 0, "file_size": -1}, 400, "bad_file_size"),
+        ({"index": 0, "file_size": 10**18}, 413, "file_too_large"),
+        ({"index": 0, "total_chunks": 0}, 400, "bad_total_chunks"),
+        ({"index": 0, "total_chunks": 10**9}, 400, "bad_total_chunks"),
+        ({"index": 0, "md5": "zz"}, 400, "bad_md5"),
+        ({"index": 0, "relative_path": "../x"}, 400, "bad_path"),
+        ({"index": 0, "file_id": ""}, 400, "bad_file_id"),
+        ({"index": 0, "file_id": "x\0y"}, 400, "bad_file_id"),
+        ({"index": 0, "file_id": "x" * 2000}, 400, "bad_file_id"),
+    ],
+)
+def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
+    store: UploadStore, fields: dict[str, Any], status: int, code: str
+) -> None:
+    send(store, 0, DATA[0], total_chunks=3, file_size=38)
+    with refused(status, code):
+        store.check_chunk(**{"file_id": ID, "owner": None, **fields})
+    with refused(status, code):
+        send(store, fields.pop("index"), DATA[1], **fields)
+    assert store.task(ID, None)["chunks"][0]["md5"] == md5(DATA[0])
+    assert store.tasks(None)["total"] == 1
+    assert leftovers(store) == []
+
+
+def test_an_id_is_never_a_path(store: UploadStore, tmp_path: Path) -> None:
+    ids = ["../../etc/passwd", "/etc/passwd", "a\\b", "..", ".", "a/b", "%2e%2e%2f", "über \N{SNOWMAN}", "A" * 1024]
+    for file_id in ids:
+        send(store, 0, file_id.encode(), file_id=file_id, total_chunks=1)
+    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == sorted(ids)
+    assert {path.name for path in tmp_path.iterdir()} == {"upload"}
+    assert all(len(path.name) == 64 for path in (tmp_path / "upload" / "tasks").iterdir())
+
+
+def test_too_large_chunks_are_refused_before_they_are_stored(tmp_path: Path) -> None:
+    store = store_in(tmp_path, max_chunk_size=10)
+    with refused(413, "chunk_too_large") as refusal, store.begin() as reception:
+        reception.write(b"x" * 10)
+        reception.write(b"x")
+    assert refusal.extra == {"max_chunk_size": 10}
+    assert leftovers(store) == []
+
+
+def test_a_file_that_grows_too_large_is_refused(tmp_path: Path) -> None:
+    store = store_in(tmp_path, max_file_size=25)
+    send(store, 0, b"x" * 10)
+    send(store, 1, b"x" * 10)
+    send(store, 1, b"y" * 10)  # replaced, not added
+    with refused(413, "file_too_large"):
+        send(store, 2, b"x" * 6)
+    assert uploaded(store) == [0, 1]
+
+
+def test_paused_completed_and_merging_tasks_take_no_chunks(store: UploadStore) -> None:
+    send_all(store, DATA)
+    assert store.pause(ID, None)["status"] == "paused"
+    with refused(409, "task_paused"):
+        send(store, 0, DATA[0])
+    with refused(409, "task_paused"):
+        merge(store, 3)
+    with refused(409, "task_paused"):
+        store.pause(ID, None)
+    assert store.resume(ID, None)["status"] == "uploading"
+    with refused(409, "task_uploading"):
+        store.resume(ID, None)
+    merge(store, 3)
+    with refused(409, "task_completed"):
+        send(store, 0, DATA[0])
+    with refused(409, "task_completed"):
+        store.pause(ID, None)
+
+
+def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: UploadStore) -> None:
+    send(store, 0, DATA[0], total_chunks=2)
+    with store.begin() as reception:
+        reception.write(DATA[1])
+        store.pause(ID, None)
+        with refused(409, "task_paused"):
+            store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+    assert (uploaded(store), leftovers(store)) == ([0], [])
+
+
+def test_tasks_have_an_owner(store: UploadStore) -> None:
+    send(store, 0, DATA[0], owner="ann", total_chunks=1)
+    for forbidden in (
+        lambda: send(store, 0, DATA[0], owner="bob"), lambda: store.status(ID, "bob"), lambda: store.task(ID, "bob"),
+        lambda: store.pause(ID, "bob"), lambda: store.delete(ID, "bob"), lambda: merge(store, 1, owner="bob"),
+    ):  # fmt: skip
+        with refused(403, "not_owner"):
+            forbidden()
+    assert store.tasks("bob") == {"tasks": [], "total": 0}
+    assert store.cleanup("bob", states.STATES, 0) == 0
+    assert store.tasks("ann")["total"] == store.tasks(None)["total"] == 1
+    assert merge(store, 1, owner="ann").size == len(DATA[0])
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "emptied", "cut to its bytes", "longer", "a folder", "a link"])
+def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: UploadStore, damage: str) -> None:
+    send_all(store, DATA)
+    path = chunk_file(store, 1)
+    if damage in ("removed", "a folder", "a link"):
+        path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "a link":
+        path.symlink_to(chunk_file(store, 0))
+    elif damage != "removed":
+        lengths = {"cut": 20, "emptied": 0, "cut to its bytes": len(DATA[1]), "longer": 1000}
+        os.truncate(path, lengths[damage])
+    assert uploaded(store) == [0, 2]
+    with refused(400, "chunks_missing") as refusal:
+        merge(store, 3)
+    assert refusal.extra == {"uploaded": 2, "total_required": 3, "uploaded_chunks": [0, 2]}
+    assert state(store) == "uploading"
+    if damage == "a folder":
+        path.rmdir()
+    send(store, 1, DATA[1])
+    assert Path(merge(store, 3).path).read_bytes() == b"".join(DATA)
+
+
+@pytest.mark.parametrize("expected", [None, md5(b"".join(DATA))])
+def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: UploadStore, expected: str | None) -> None:
+    send_all(store, DATA)
+    path = chunk_file(store, 2)
+    path.write_bytes(b"THE" + path.read_bytes()[3:])
+    with refused(400, "chunks_missing") as refusal:
+        merge(store, 3, expected_md5=expected)
+    assert refusal.extra["uploaded_chunks"] == [0, 1]
+    assert (state(store), leftovers(store), store.task(ID, None)["retry_count"]) == ("failed", [], 1)
+    send(store, 2, DATA[2])
+    assert state(store) == "uploading"
+    assert merge(store, 3, expected_md5=expected).md5 == md5(b"".join(DATA))
+
+
+def test_a_lost_record_loses_no_chunk(store: UploadStore) -> None:
+    send_all(store, DATA)
+    [record] = Path(store.settings.upload_dir).rglob("record.json")
+    for text in ("", "{", "null", '{"status": "odd"}', '{"status": []}', '{"status": "uploading", "chunks": 5}'):
+        record.write_text(text)
+        assert uploaded(store) == [0, 1, 2], text
+    record.unlink()
+    assert (uploaded(store), state(store)) == ([0, 1, 2], "uploading")
+    assert merge(store, 3).md5 == md5(b"".join(DATA))
+
+
+def test_what_is_no_task_is_replaced_and_not_listed(store: UploadStore) -> None:
+    send(store, 0, DATA[0])
+    [identity] = Path(store.settings.upload_dir).rglob("identity.json")
+    for text in ("", "[]", '{"file_id": 5}', '{"file_id": "x"}'):
+        identity.write_text(text)
+        assert store.tasks(None)["total"] == 0
+    send(store, 1, DATA[1])
+    assert uploaded(store) == [1]
+
+
+def test_content_and_ending_can_be_limited(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(50)
+    store = store_in(tmp_path, allowed_extensions=".PNG, gz", allowed_content_types="image/png,application/gzip")
+    with refused(415, "content_not_allowed"):
+        send(store, 0, b"#!/bin/sh\n")
+    send(store, 0, png, total_chunks=1)
+    with refused(415, "extension_not_allowed"):
+        merge(store, 1, "picture.exe")
+    assert merge(store, 1, "picture.png").size == len(png)
+    send(store, 0, b"\x1f\x8b\x08" + bytes(20), file_id="gzip")
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"", "text/plain"), (b"plain\ttext\n", "text/plain"), ("über".encode()[:-1] + b"\xc3", "text/plain"),
+     (b"\0\1\2\3", "application/octet-stream"), (b"PK\x03\x04" + bytes(26), "application/zip"),
+     (b"\x7fELF\2\1\1", "application/octet-stream"), (b"%PDF-1.4\n", "application/pdf")],
+)  # fmt: skip
+def test_the_kind_of_content_is_told_by_its_first_bytes(head: bytes, kind: str) -> None:
+    assert kind in kinds_of(head)
+
+
+@pytest.mark.parametrize("total", [0, 1, 5])
+@pytest.mark.parametrize("file_size", [-1, 0, 7])
+@pytest.mark.parametrize("have", [0, 3, 9])
+def test_the_completion_rate_is_always_finite(total: int, file_size: int, have: int) -> None:
+    for status in states.STATES:
+        rate = states.completion_rate(status, have, total, have, file_size)
+        assert math.isfinite(rate) and 0 <= rate <= 100
+        assert rate == 100 or status != "completed"
+
+
+def test_states_follow_the_table() -> None:
+    allowed = {(state, after) for state, afters in states.NEXT.items() for after in afters}
+    assert allowed == {
+        ("pending", "uploading"), ("uploading", "paused"), ("paused", "uploading"), ("uploading", "merging"),
+        ("merging", "completed"), ("merging", "failed"), ("failed", "uploading"),
+    }  # fmt: skip
+
+
+def test_batches_have_a_result_an_id(store: UploadStore) -> None:
+    for file_id in ("b", "a"):
+        send(store, 0, DATA[0], file_id=file_id)
+    results = store.batch("pause", ["b", "a", "none", "a"], None)
+    assert [(one["id"], one["status"]) for one in results] == [("a", "ok"), ("b", "ok"), ("none", "error")]
+    assert results[2]["code"] == "no_such_task"
+    assert {one["status"] for one in store.batch("delete", ["a", "b"], None)} == {"ok"}
+    assert store.tasks(None) == {"tasks": [], "total": 0}
+    assert leftovers(store) == []
+    with refused(400, "bad_action"):
+        store.batch("explode", [], None)

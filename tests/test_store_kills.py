@@ -1,0 +1,51 @@
+"""A process of the store is killed at each of its lines: the next one finds whole chunks, and goes on at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from tests.upload_kills import SCENARIOS
+from tests.uploads import ID, leftovers, send, store_in, uploaded
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+LEAST = 50  # lines: with fewer, the killing itself is broken
+RECEIVE = """
+import sys
+from pathlib import Path
+from tests.uploads import store_in
+reception = store_in(Path(sys.argv[1])).begin()
+reception.write(b"half a chunk")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_at_any_line(scenario: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.upload_kills", scenario, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > LEAST
+
+
+def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    command = [sys.executable, "-c", RECEIVE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"\n"
+        with store.begin() as reception:
+            reception.write(b"mine")
+            assert (store.sweep(), len(leftovers(store))) == (0, 2)
+            writer.send_signal(signal.SIGKILL)
+            writer.wait(20)
+            assert (store.sweep(), len(leftovers(store))) == (1, 1)
+            store.commit_chunk(reception, file_id=ID, index=0, owner=None)
+    assert (uploaded(store), leftovers(store)) == ([0], [])
+    send(store, 1, b"more")

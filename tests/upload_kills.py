@@ -1,0 +1,212 @@
+"""Kills a process of the store at each of its lines, and looks what the next one finds. Run as a module, by tests.
+
+``python -m tests.upload_kills SCENARIO FOLDER``: a child runs the scenario's step and is killed (SIGKILL) when it comes
+to its Nth line of the store that it has not been at before; for each N until a child gets to the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import dlpool.web.store
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import GrowWish, UploadStore
+from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
+
+STORE = str(Path(dlpool.web.store.__file__).parent)
+# Where nothing is done to the disk, a kill is no other than one at the next line.
+PURE = tuple(f"{STORE}/{name}.py" for name in ("content", "faults", "results", "states", "views", "wishes"))
+OLD = [b"old" * 50, b"second" * 30]
+NEW = b"new bytes" * 40
+
+
+def killed_at(count: int, step: Callable[[], object]) -> bool:
+    """Run ``step`` in a child that is killed at its ``count``-th new line; False if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        _trace(count)
+        step()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), status
+    return status != 0
+
+
+def _trace(count: int) -> None:
+    seen: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(STORE) or name in PURE:
+            return None
+        if event == "line":
+            seen.add((name, frame.f_lineno))
+            if len(seen) >= count:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    threading.settrace(trace)
+    sys.settrace(trace)
+
+
+def sweep_is_clean(store: UploadStore) -> None:
+    store.sweep()
+    assert leftovers(store) == []
+
+
+def chunk_is_whole(store: UploadStore) -> None:
+    """A chunk was sent in place of an earlier one."""
+    [first, *_] = store.task(ID, None)["chunks"]
+    assert first["md5"] in (md5(OLD[0]), md5(NEW))
+    assert uploaded(store) == [0, 1]
+    sweep_is_clean(store)
+    send_all(store, OLD)
+    assert merge(store, 2).md5 == md5(b"".join(OLD))
+
+
+def first_is_whole(store: UploadStore) -> None:
+    """The first chunk of a task was sent."""
+    assert uploaded(store) in ([], [0])
+    assert state(store) == ("uploading" if uploaded(store) else state(store))
+    sweep_is_clean(store)
+    send_all(store, OLD)
+    assert uploaded(store) == [0, 1]
+    assert merge(store, 2).md5 == md5(b"".join(OLD))
+
+
+def merge_is_repeatable(store: UploadStore) -> None:
+    """A task was merged."""
+    assert state(store) in ("uploading", "completed")
+    assert uploaded(store) == [0, 1]
+    assert set(files_below(Path(store.settings.merged_dir))) - set(leftovers(store)) <= {"a/file.bin"}
+    result = merge(store, 2, relative_path="a")
+    assert Path(result.path).read_bytes() == b"".join(OLD)
+    assert merge(store, 2, relative_path="a") == result
+    store.sweep()
+    assert files_below(Path(store.settings.merged_dir)) == ["a/file.bin"]
+    assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
+
+
+def merge_is_swept(store: UploadStore) -> None:
+    """A task was merged, and a sweep comes before anybody asks for it again."""
+    sweep_is_clean(store)
+    is_published = files_below(Path(store.settings.merged_dir)) == ["a/file.bin"]
+    assert state(store) == ("completed" if is_published else "uploading")
+    merge_is_repeatable(store)
+
+
+_turn = itertools.cycle((merge_is_repeatable, merge_is_swept))
+
+
+def merge_holds(store: UploadStore) -> None:
+    """The one and the other in turns."""
+    next(_turn)(store)
+
+
+def task_is_there_or_not(store: UploadStore) -> None:
+    """A task was deleted."""
+    assert uploaded(store) in ([0, 1], [])
+    assert store.tasks(None)["total"] == (1 if uploaded(store) else 0)
+    sweep_is_clean(store)
+    send_all(store, OLD)
+    assert merge(store, 2).md5 == md5(b"".join(OLD))
+
+
+def bad_merge_is_over(store: UploadStore) -> None:
+    """A merge found that a chunk was changed."""
+    assert state(store) in ("uploading", "failed")
+    assert 1 in uploaded(store)
+    sweep_is_clean(store)
+    assert files_below(Path(store.settings.merged_dir)) == []
+    send_all(store, OLD)
+    assert merge(store, 2).md5 == md5(b"".join(OLD))
+
+
+def append_goes_on(store: UploadStore) -> None:
+    """An upload got its first bytes, its second ones, and was merged."""
+    [file_id] = [task["task_id"] for task in store.tasks(None)["tasks"]]
+    store.sweep()
+    growth = store.growing.look(file_id, None)
+    data = b"".join(OLD)
+    assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
+    assert growth.length == len(data)
+    if growth.offset < len(data):
+        with store.growing.append(file_id, None, growth.offset) as appending:
+            appending.write(data[growth.offset :])
+            assert appending.commit() == len(data)
+        store.growing.finish(file_id, None)
+    store.sweep()
+    assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
+    assert (Path(store.settings.merged_dir) / "file.bin").read_bytes() == data
+    assert [name for name in files_below(Path(store.settings.upload_dir)) if "patch-" in name or ".chunk" in name] == []
+
+
+def _create(store: UploadStore) -> None:
+    store.growing.create(GrowWish(None, sum(map(len, OLD)), "file.bin"))
+
+
+def _append(store: UploadStore) -> None:
+    [task] = store.tasks(None)["tasks"]
+    file_id, offset = task["task_id"], 0
+    for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
+        with store.growing.append(file_id, None, offset) as appending:
+            for piece in pieces:
+                appending.write(piece)
+            offset = appending.commit()
+        store.growing.finish(file_id, None)
+
+
+def _damage(store: UploadStore) -> None:
+    send_all(store, OLD)
+    [path] = Path(store.settings.upload_dir).rglob("0.chunk")
+    path.write_bytes(b"X" + path.read_bytes()[1:])
+
+
+Step = Callable[[UploadStore], object]
+SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
+    "chunk": (lambda store: send_all(store, OLD), lambda store: send(store, 0, NEW), chunk_is_whole),
+    "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
+    "merge": (lambda store: send_all(store, OLD), lambda store: merge(store, 2, relative_path="a"), merge_holds),
+    "append": (_create, _append, append_goes_on),
+    "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),
+    "delete": (lambda store: send_all(store, OLD), lambda store: store.delete(ID, None), task_is_there_or_not),
+}  # fmt: skip
+
+
+def _ignoring_refusals(step: Step, store: UploadStore) -> None:
+    try:
+        step(store)
+    except Refusal as refusal:
+        assert refusal.status == 400, refusal.text
+
+
+def main(scenario: str, folder: Path) -> int:
+    """Run one scenario for all lines; returns how many there were."""
+    prepare, step, check = SCENARIOS[scenario]
+    count, was_killed = 0, True
+    while was_killed:
+        count += 1
+        place = folder / str(count)
+        store = store_in(place)
+        prepare(store)
+        was_killed = killed_at(count, lambda store=store: _ignoring_refusals(step, store))  # type: ignore[misc]
+        try:
+            check(store_in(place))
+        except BaseException:
+            print(f"{scenario}: killed at its line {count}", file=sys.stderr)
+            raise
+        shutil.rmtree(place)
+    return count - 1
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1], Path(sys.argv[2])))

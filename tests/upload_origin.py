@@ -1,0 +1,96 @@
+"""A server of the upload API in memory, for faults that must come exactly then: see ``Fault``."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from hashlib import md5
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from tests.origin import Connection, Origin, Request
+
+# Called with the name of each call ("status", "chunk", "merge", "task"), its fields, its number among those of its name
+# from 1 on, and the connection; what it returns is the answer, status and JSON, instead of the right one.
+Fault = Callable[[str, Mapping[str, str], int, Connection], "tuple[int, dict[str, Any]] | None"]
+
+
+def no_fault(_call: str, _fields: Mapping[str, str], _number: int, _connection: Connection) -> None:
+    """All goes well."""
+
+
+class UploadOrigin(Origin):
+    """Use as a context manager. ``stored`` are the chunks, ``merged`` the files, ``calls`` what was asked, in order."""
+
+    def __init__(self, fault: Fault = no_fault) -> None:
+        super().__init__(self._handle)
+        self.fault = fault
+        self.state = "uploading"
+        self.stored: dict[int, bytes] = {}
+        self.merged: dict[str, bytes] = {}
+        self.calls: list[tuple[str, dict[str, str]]] = []
+        self._counts: Counter[str] = Counter()
+        self._calls_lock = threading.Lock()
+
+    def __enter__(self) -> UploadOrigin:
+        super().__enter__()
+        return self
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/go-uploader"
+
+    def sent(self) -> list[int]:
+        """The chunks that were sent, in order."""
+        return [int(fields["chunk_index"]) for call, fields in self.calls if call == "chunk"]
+
+    def _handle(self, request: Request, connection: Connection) -> None:
+        body = connection.read_body(int(request.headers.get("content-length", "0")))
+        parts = urlsplit(request.path)
+        fields = dict(parse_qsl(parts.query))
+        last = parts.path.removeprefix("/go-uploader/")
+        call = {"upload_status": "status", "upload_chunk": "chunk", "merge_chunks": "merge"}.get(last, "task")
+        if call == "merge":
+            fields = {name: str(value) for name, value in json.loads(body).items()}
+        with self._calls_lock:
+            self._counts[call] += 1
+            number = self._counts[call]
+            self.calls.append((call, fields))
+        status, answer = self.fault(call, fields, number, connection) or self._answer(call, fields, body)
+        connection.answer(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _answer(self, call: str, fields: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+        if call == "status":
+            return 200, {"uploaded_chunks": sorted(self.stored), "status": self.state if self.stored else "not_found"}
+        if call == "task":
+            chunks = [{"index": index, "md5": md5(data).hexdigest()} for index, data in sorted(self.stored.items())]
+            return 200, {"chunks": chunks}
+        return self._store(fields, body) if call == "chunk" else self._merge(fields)
+
+    def _store(self, fields: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+        if md5(body).hexdigest() != fields["md5"]:
+            return 400, {"error": "the chunk has another md5", "code": "md5_mismatch"}
+        self.stored[int(fields["chunk_index"])] = body
+        return 200, {"status": "ok", "chunk_index": int(fields["chunk_index"]), "md5_checked": True, "size": len(body)}
+
+    def _merge(self, fields: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        total = int(fields["total_chunks"])
+        if len(self.stored) < total:
+            return 400, {"error": "chunks are missing", "code": "incomplete", "uploaded": len(self.stored),
+                         "total_required": total, "uploaded_chunks": sorted(self.stored)}  # fmt: skip
+        data = b"".join(self.stored[index] for index in range(total))
+        digest = md5(data).hexdigest()
+        if digest != fields["expected_md5"]:
+            return 400, {"error": "the file has another md5", "code": "file_md5_mismatch"}
+        path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
+        self.merged[path] = data
+        self.state = "completed"
+        return 200, {
+            "status": "ok",
+            "filePath": f"/srv/{path}",
+            "md5": digest,
+            "relative_path": path.rpartition("/")[0],
+            "size": len(data),
+        }
