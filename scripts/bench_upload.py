@@ -1,4 +1,4 @@
-"""What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx's dav module.
+"""What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx.
 
 Pairs run alternately; a ratio is the median of the ratios of their pairs. nginx neither hashes nor syncs, so that most
 rows are without syncing; one is with. Then the memory of the workers, and /health while 200 clients send slowly.
@@ -86,12 +86,12 @@ class Bench:
 
     def post(self) -> list[str]:
         """To dlpool-web, as bytes."""
-        task, count = self.task(), len(self.md5s)
+        url = f"{self.web.url}/upload_chunk?file_id={self.task()}&total_chunks={len(self.md5s)}"
         return self.curls(
             lambda n: (
                 f'request = POST\nheader = "Expect:"\nheader = "Content-Type: application/octet-stream"\n'
                 f"upload-file = {self.folder}/chunk{n}\noutput = /dev/null\n"
-                f'url = "{self.web.url}/upload_chunk?file_id={task}&chunk_index={n}&total_chunks={count}&md5={self.md5s[n]}"'
+                f'url = "{url}&chunk_index={n}&md5={self.md5s[n]}"'
             )
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from dlpool.web.store import UploadStore, room, states
 from dlpool.web.store.names import open_below
+from dlpool.web.store.publishing import open_place
 from tests.disks import needs_root, remount, tmpfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -267,6 +268,26 @@ def test_a_whole_file_with_another_md5_is_not_published(store: UploadStore, tmp_
 def test_an_empty_file(store: UploadStore) -> None:
     send(store, 0, b"", total_chunks=1, file_size=0, md5=md5(b""))
     assert merge(store, 1).as_json()["md5"] == md5(b"")
+
+
+@needs_root
+def test_a_target_on_another_file_system(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "merged", "8M"):
+        store = store_in(tmp_path)
+        send_all(store, [b"a" * MIB, b"b" * MIB])
+        assert merge(store, 2, expected_md5=md5(b"a" * MIB + b"b" * MIB)).size == 2 * MIB
+        assert (tmp_path / "merged" / "file.bin").read_bytes() == b"a" * MIB + b"b" * MIB
+
+
+def test_where_there_are_no_hard_links_a_rename_replaces_nothing_either(tmp_path: Path) -> None:
+    place = open_place(str(tmp_path), (), "task", make=False)
+    os.close(place.create())
+    (tmp_path / "taken").write_text("another")
+    assert place.rename("taken") is False
+    assert (tmp_path / "taken").read_text() == "another"
+    assert place.rename("free") is True
+    assert files_below(tmp_path) == ["free", "taken"]
+    place.close()
 
 
 # --- what goes ---

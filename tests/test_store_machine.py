@@ -15,6 +15,7 @@ from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send,
 
 TOTAL = 3
 INDEX = st.integers(0, TOTAL - 1)
+NAME = st.sampled_from(["one", "two"])
 DATA = st.sampled_from([b"", b"a", b"bb" * 50, b"c" * 5000])
 
 
@@ -53,6 +54,18 @@ class StoreMachine(RuleBasedStateMachine):
             self.chunks[index], self.status = data, "uploading"
             self.changed.discard(index)
 
+    @rule(data=DATA)
+    def all_chunks_come(self, data: bytes) -> None:
+        for index in range(TOTAL):
+            self.a_chunk_comes(index, data, is_right=True)
+
+    @rule(name=NAME, is_expected=st.booleans(), changed=st.none() | INDEX)
+    def a_whole_upload_comes(self, name: str, is_expected: bool, changed: int | None) -> None:
+        self.all_chunks_come(b"whole")
+        if changed is not None:
+            self.a_byte_is_changed(changed)
+        self.a_merge_is_asked_for(name, is_expected)
+
     @rule(index=INDEX)
     def a_chunk_is_lost(self, index: int) -> None:
         for path in Path(self.store.settings.upload_dir).rglob(f"{index}.chunk"):
@@ -69,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
                 path.write_bytes(data)
                 self.changed.symmetric_difference_update({index})
 
-    @rule(name=st.sampled_from(["one", "two"]), is_expected=st.booleans())
+    @rule(name=NAME, is_expected=st.booleans())
     def a_merge_is_asked_for(self, name: str, is_expected: bool) -> None:
         whole = b"".join(self.chunks[index] for index in sorted(self.chunks))
         try:
@@ -126,6 +139,8 @@ class StoreMachine(RuleBasedStateMachine):
     def they_agree(self) -> None:
         wanted = list(range(TOTAL)) if self.status == "completed" else sorted(self.chunks)
         assert (uploaded(self.store), state(self.store)) == (wanted, self.status)
+        if self.status == "completed":
+            assert not list(Path(self.store.settings.upload_dir).rglob("*.chunk"))
         merged = self.folder / "merged"
         assert {name: (merged / name).read_bytes() for name in files_below(merged)} == self.published
         assert leftovers(self.store) == []

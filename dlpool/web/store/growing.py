@@ -18,6 +18,7 @@ from dlpool.web.store.content import check_name
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import file_name, folders
+from dlpool.web.store.publishing import check_free
 from dlpool.web.store.record import TUS, Identity, Record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_room
@@ -74,6 +75,9 @@ class GrowingUploads:
         """Begin an upload; returns its id."""
         wish.check(self._settings)
         file_id = secrets.token_hex(16)
+        if wish.filename and wish.concat != PARTIAL:
+            with stored("begin the upload"):
+                check_free(self._settings, folders(wish.relative_path), wish.filename)
         with self._layout.task(file_id) as task:
             check_room(self._settings, -1 if wish.length is None else wish.length)
             self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS))

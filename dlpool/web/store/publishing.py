@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.web.refusal import Refusal
+from dlpool.web.settings import UploadSettings
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
 from dlpool.web.store.record import Publishing
 
@@ -71,10 +72,11 @@ class Place:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return self._rename(name)
+            return self.rename(name)
         return True
 
-    def _rename(self, name: str) -> bool:
+    def rename(self, name: str) -> bool:
+        """The same by renameat2(2), for file systems without hard links. Raises OSError."""
         function = getattr(_libc, "renameat2", None)
         if function is None:
             raise OSError(errno.EOPNOTSUPP, "the file system has no hard links")
@@ -107,6 +109,21 @@ def candidates(name: str, *, has_suffix: bool) -> list[str]:
         return [name]
     stem, ending = PurePath(name).stem, PurePath(name).suffix
     return [name, *(f"{stem}-{number}{ending}" for number in range(1, _MAX_SUFFIX + 1))]
+
+
+def check_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> None:
+    """Raise Refusal (409) for a name that another file has by now, unless it would get a suffix. Raises OSError."""
+    if settings.merge_conflict == "suffix":
+        return
+    try:
+        place = open_place(settings.merged_dir, parts, "", make=False)
+    except FileNotFoundError:
+        return
+    try:
+        if place.has(name):
+            raise name_taken(name)
+    finally:
+        place.close()
 
 
 def name_taken(name: str) -> Refusal:
