@@ -1,8 +1,8 @@
 """What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx.
 
 Pairs run alternately; a ratio is the median of the ratios of their pairs. CPU is that of clients and servers together:
-on a busy machine, read that. nginx neither hashes nor syncs, so that most rows are without syncing; one is with. Then the
-memory of the workers, and /health while 200 clients send slowly.
+on a busy machine, read that. nginx neither hashes nor syncs, so that most rows are without syncing; one is with. Then
+the memory of the workers, and /health while 200 clients send slowly.
 """
 
 from __future__ import annotations
