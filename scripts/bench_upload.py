@@ -1,7 +1,8 @@
-"""What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx's dav module.
+"""What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx.
 
-Pairs run alternately; a ratio is the median of the ratios of their pairs. nginx neither hashes nor syncs, so that most
-rows are without syncing; one is with. Then the memory of the workers, and /health while 200 clients send slowly.
+Pairs run alternately; a ratio is the median of the ratios of their pairs. CPU is that of clients and servers together:
+on a busy machine, read that. nginx neither hashes nor syncs, so that most rows are without syncing; one is with. Then the
+memory of the workers, and /health while 200 clients send slowly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from scripts.bench import DLPOOL, GIB, Run, fill, peak_memory, run
 from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
@@ -34,8 +38,8 @@ HEALTH_GOAL_S = 1.0
 
 
 @contextmanager
-def nginx(folder: Path) -> Iterator[str]:
-    """nginx that takes PUT; the URL of its folder."""
+def nginx(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """nginx that takes PUT; the URL of its folder, and its process."""
     port = free_port()
     (folder / "dav").mkdir(mode=0o777)
     servers = f"""server {{ listen 127.0.0.1:{port}; root {folder}; client_max_body_size 0;
@@ -48,7 +52,7 @@ def nginx(folder: Path) -> Iterator[str]:
     process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}/dav"
+        yield f"http://127.0.0.1:{port}/dav", psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(10)
@@ -57,9 +61,9 @@ def nginx(folder: Path) -> Iterator[str]:
 class Bench:
     """The chunks as files, and both servers."""
 
-    def __init__(self, folder: Path, dav: str, web: WebServer) -> None:
+    def __init__(self, folder: Path, dav: tuple[str, psutil.Process], web: WebServer) -> None:
         self.folder = folder
-        self.dav = dav
+        self.dav, self.nginx = dav
         self.web = web
         self.number = 0
         self.memory = 0.0
@@ -86,12 +90,12 @@ class Bench:
 
     def post(self) -> list[str]:
         """To dlpool-web, as bytes."""
-        task, count = self.task(), len(self.md5s)
+        url = f"{self.web.url}/upload_chunk?file_id={self.task()}&total_chunks={len(self.md5s)}"
         return self.curls(
             lambda n: (
                 f'request = POST\nheader = "Expect:"\nheader = "Content-Type: application/octet-stream"\n'
                 f"upload-file = {self.folder}/chunk{n}\noutput = /dev/null\n"
-                f'url = "{self.web.url}/upload_chunk?file_id={task}&chunk_index={n}&total_chunks={count}&md5={self.md5s[n]}"'
+                f'url = "{url}&chunk_index={n}&md5={self.md5s[n]}"'
             )
         )
 
@@ -116,10 +120,17 @@ class Bench:
         self.number += 1
         return f"bench-{self.number}"
 
+    def served_s(self) -> float:
+        """Seconds of processor that both servers have taken."""
+        times = [process.cpu_times() for process in (*self.nginx.children(), *self.web.workers())]
+        return sum(time.user + time.system for time in times)
+
     def measure(self, command: list[str]) -> Run:
         """Run it, look at the workers, and remove what was sent."""
+        before = self.served_s()
         try:
-            return run(command, self.folder / "out")
+            ended = run(command, self.folder / "out")
+            return replace(ended, cpu=ended.cpu + self.served_s() - before)
         finally:
             self.memory = max([self.memory, *(peak_memory(worker.pid) for worker in self.web.workers())])
             for place in (self.web.upload_dir / "tasks", self.web.merged_dir, self.folder / "dav"):
@@ -133,11 +144,13 @@ class Bench:
             taken = {}
             for made in (mine, self.put) if number % 2 == 0 else (self.put, mine):
                 taken[made] = self.measure(made())
-            pairs.append((taken[mine].wall, taken[self.put].wall))
-        ratio = statistics.median(peer / own for own, peer in pairs)
-        own, peer = (statistics.median(values) for values in zip(*pairs, strict=True))
-        shown = f"(goal {goal})" if goal else ""
-        print(f"{name:48} {own:5.2f} s / {peer:5.2f} s = {ratio:.2f} of nginx's speed {shown}", flush=True)
+            pairs.append((taken[mine], taken[self.put]))
+        ratio = statistics.median(peer.wall / own.wall for own, peer in pairs)
+        own, peer = (statistics.median(one.wall for one in side) for side in zip(*pairs, strict=True))
+        own_cpu, peer_cpu = (statistics.median(one.cpu for one in side) for side in zip(*pairs, strict=True))
+        shown = f" (goal {goal})" if goal else ""
+        print(f"{name:42} {own:5.2f} s / {peer:5.2f} s = {ratio:.2f} of nginx's speed{shown}, "
+              f"cpu {own_cpu:.2f} s / {peer_cpu:.2f} s", flush=True)  # fmt: skip
 
 
 def drip(web: WebServer, stack: ExitStack) -> int:

@@ -125,7 +125,8 @@ def test_each_task_is_its_owners(server: WebServer) -> None:
     chunk = {"data": {"file_id": "hers", "chunk_index": 0}, "files": {"chunk": b"x"}, "timeout": 10}
     assert requests.post(f"{server.url}/upload_chunk", headers=alice, **chunk).status_code == 200  # type: ignore[arg-type]
     assert requests.post(f"{server.url}/upload_chunk", headers=bob, **chunk).status_code in (403, 404, 409)  # type: ignore[arg-type]
-    merge = {"file_id": "hers", "filename": "f", "total_chunks": 1}
+    merge: Any = {"file_id": "hers", "filename": "f", "total_chunks": 1}
+    body: Any
     for method, path, body in (("GET", "/tasks/hers", None), ("DELETE", "/tasks/hers", None),
                                ("POST", "/tasks/hers/pause", None), ("POST", "/merge_chunks", merge)):  # fmt: skip
         said = requests.request(method, f"{server.url}{path}", headers=bob, json=body, timeout=10)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -62,7 +63,7 @@ class Api:
         return self.ask("GET", "/upload_status", params={"file_id": self.file_id})[1]
 
     def task(self, method: str = "GET", action: str = "") -> tuple[int, dict[str, Any]]:
-        return self.ask(method, f"/tasks/{requests.utils.quote(self.file_id, safe='')}{action}")
+        return self.ask(method, f"/tasks/{quote(self.file_id, safe='')}{action}")
 
 
 @pytest.fixture
@@ -189,6 +190,7 @@ def test_many_tasks_at_once(api: Api) -> None:
     status, said = api.ask("POST", "/tasks/cleanup?status=paused&older_than=0")
     assert (status, said["status"]) == (200, "ok") and said["cleaned_count"] >= 2
     assert api.task()[0] == other.task()[0] == 404
+    wrong: Any
     for wrong in ({"action": "explode", "ids": []}, {"ids": ["x"]}, {"action": "pause", "ids": "x"}, [], None):
         assert api.ask("POST", "/tasks/batch", json=wrong)[0] == 400
 
@@ -346,24 +348,38 @@ def test_system_says_what_holds(api: Api, server: WebServer) -> None:
     assert said["disk"]["upload_dir"]["total"] > 0
 
 
-def test_metrics_are_those_of_all_workers(api: Api, server: WebServer) -> None:
-    def scraped() -> dict[str, float]:
-        lines = requests.get(f"{server.url}/metrics", timeout=10).text.splitlines()
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+def scraped(server: WebServer) -> dict[str, float]:
+    lines = requests.get(f"{server.url}/metrics", timeout=10).text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
-    before = scraped()
-    for index in range(20):
-        assert api.chunk(index, b"x" * 10)[0] == 200
-        assert api.chunk(-1, b"x")[0] == 400
-    wanted = {"dlpool_upload_chunks_total": 20, "dlpool_upload_bytes_total": 200,
-              'dlpool_web_errors_total{code="bad_field"}': 20}  # fmt: skip
-    for _ in range(4):  # whichever worker answers
-        wait_until(lambda: all(scraped()[name] == before.get(name, 0) + more for name, more in wanted.items()))
-    assert scraped()["dlpool_web_workers"] == 2
-    said = requests.get(f"{server.url}/metrics", headers={"Accept": "application/json"}, timeout=10).json()
-    assert said["tasks"]["uploading"] >= 1 and said["counts"]["chunks"] >= 20
-    documented = set(re.findall(r"`(dlpool_(?:web|upload)_\w+)", (ROOT / "docs" / "metrics.md").read_text()))
-    assert documented == {re.split(r"[{]|_bucket|_sum|_count", name)[0] for name in scraped()}
+
+def test_metrics_are_those_of_all_workers_and_outlive_them(tmp_path: Path) -> None:
+    wanted = {
+        "dlpool_upload_chunks_total": 20,
+        "dlpool_upload_bytes_total": 200,
+        "dlpool_upload_chunks_stored": 20,
+        'dlpool_upload_tasks{state="uploading"}': 1,
+        'dlpool_web_errors_total{code="bad_field"}': 20,
+        "dlpool_web_workers": 2,
+    }
+
+    def are_all_right(server: WebServer) -> bool:
+        found = scraped(server)
+        return all(found[name] == value for name, value in wanted.items())
+
+    with WebServer(tmp_path) as server:
+        api = Api(server.url, "metrics")
+        for index in range(20):
+            assert api.chunk(index, b"x" * 10)[0] == 200
+            assert api.chunk(-1, b"x")[0] == 400
+        wait_until(lambda: all(are_all_right(server) for _ in range(4)))  # whichever worker answers
+        said = requests.get(f"{server.url}/metrics", headers={"Accept": "application/json"}, timeout=10).json()
+        assert (said["tasks"]["uploading"], said["counts"]["chunks"]) == (1, 20)
+        documented = set(re.findall(r"`(dlpool_(?:web|upload)_\w+)", (ROOT / "docs" / "metrics.md").read_text()))
+        assert documented == {re.split(r"[{]|_bucket|_sum|_count", name)[0] for name in scraped(server)}
+        server.kill()
+        server.start()
+        wait_until(lambda: all(are_all_right(server) for _ in range(4)))
 
 
 # --- many at once ---

@@ -43,7 +43,7 @@ class FileResource:
                 resp.status = 304
                 return
             accel = self._parts.settings.web.accel_prefix
-            if accel is not None and is_sent:
+            if accel is not None:
                 resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
                 return
             start, end = self._part(req, resp, status.st_size, etag, modified)

@@ -1,0 +1,93 @@
+"""A real nginx in front, with the configuration that is shipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import NGINX_CONFIG, free_port, make_data, wait_for_port, wait_until
+from tests.processes import ROOT
+from tests.web import RawClient, WebServer
+
+SIZE = 2_000_000
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[WebServer]:
+    settings = {"web": {"accel_prefix": "/dlpool-merged", "client_uploads": 2}}
+    with WebServer(tmp_path / "web", settings) as server:
+        yield server
+
+
+@pytest.fixture
+def front(server: WebServer, tmp_path: Path) -> Iterator[int]:
+    """The port of an nginx that includes the file as it stands, but for address and folder."""
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    assert binary is not None, "nginx is not installed: scripts/test installs it"
+    port, text = free_port(), (ROOT / "etc" / "nginx" / "dlpool-web.conf").read_text()
+    for shipped, ours in (
+        ("127.0.0.1:18101", f"127.0.0.1:{server.port}"),
+        ("/var/lib/dlpool/merged", str(server.merged_dir)),
+    ):
+        assert text.count(shipped) == 1
+        text = text.replace(shipped, ours)
+    (tmp_path / "dlpool-web.conf").write_text(text)
+    servers = f"server {{ listen 127.0.0.1:{port}; include {tmp_path}/dlpool-web.conf; }}"
+    (tmp_path / "nginx.conf").write_text(NGINX_CONFIG.format(folder=tmp_path, servers=servers))
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    process = subprocess.Popen([binary, "-c", tmp_path / "nginx.conf", *user], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_file_goes_through_nginx_and_comes_back_from_it(front: int, server: WebServer) -> None:
+    url, data = f"http://127.0.0.1:{front}/go-uploader", make_data(SIZE)
+    for index in range(2):
+        piece = data[index * SIZE // 2 : (index + 1) * SIZE // 2]
+        said = requests.post(f"{url}/upload_chunk", data={"file_id": "f", "chunk_index": index}, files={"chunk": piece},
+                             timeout=20)  # fmt: skip
+        assert said.status_code == 200, said.text
+    merge = {"file_id": "f", "filename": "a ü%?.bin", "total_chunks": "2", "relative_path": "d e"}
+    assert requests.post(f"{url}/merge_chunks", json=merge, timeout=20).status_code == 200
+    path = f"{url}/files/d%20e/a%20%C3%BC%25%3F.bin"
+    assert "X-Accel-Redirect" in requests.get(path.replace(str(front), str(server.port)), timeout=20).headers
+    whole = requests.get(path, timeout=20)
+    assert (whole.content, whole.headers["Server"].partition("/")[0]) == (data, "nginx")
+    assert "X-Accel-Redirect" not in whole.headers and whole.headers["X-Content-Type-Options"] == "nosniff"
+    assert whole.headers["Content-Disposition"].count("attachment") == 1
+    head = requests.head(path, timeout=20)
+    assert (head.headers["ETag"], head.headers["Content-Length"]) == (whole.headers["ETag"], str(SIZE))
+    headers = {"Range": "bytes=5-9", "If-Range": whole.headers["ETag"]}
+    part = requests.get(path, headers=headers, timeout=20)
+    assert (part.status_code, part.content) == (206, data[5:10])
+    inner = path.replace("/go-uploader/files", "/dlpool-merged")
+    assert requests.get(inner, timeout=20).status_code == 404
+    assert server.events("request_served")[-1]["client.address"] == "127.0.0.1"
+
+
+def test_nginx_keeps_no_body_back(front: int, server: WebServer) -> None:
+    """What a client has sent of a body is with us while the rest is yet to come."""
+    query = "/go-uploader/upload_chunk?file_id=f&chunk_index=0"
+    with RawClient(front) as client:
+        client.post(query, "Content-Type: application/octet-stream", f"Content-Length: {SIZE}", body=bytes(SIZE // 2))
+        wait_until(lambda: sum(path.stat().st_size for path in server.upload_dir.rglob("*.tmp")) == SIZE // 2)
+        client.say(bytes(SIZE // 2))
+        assert client.answer()[0] == 200
+
+
+def test_clients_cannot_say_whose_address_they_have(front: int, server: WebServer) -> None:
+    said = requests.get(
+        f"http://127.0.0.1:{front}/go-uploader/tasks", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=10
+    )
+    assert said.status_code == 200
+    assert server.events("request_served")[-1]["client.address"] == "127.0.0.1"
