@@ -198,7 +198,7 @@ def _left(folder: Path) -> list[tuple[str, bytes]]:
         content = b"" if path.is_dir() else path.read_bytes()
         if path.suffix in (".json", ".tmp"):
             content = re.sub(rb"[0-9a-f]{32}|[0-9.]+", b"", content)
-        found.append((re.sub("[0-9a-f]{32,64}", "", str(path.relative_to(folder))), content))
+        found.append((re.sub("[0-9a-f]{32,64}|(?<=locks/)..", "", str(path.relative_to(folder))), content))
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from typing import Any
@@ -103,18 +104,16 @@ def folder_check(folder: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, int]:
-    """Resident bytes of the worker processes by pid, of whatever server they belong to."""
-    found = {}
+    """Resident bytes of the worker processes by pid: of this one, and of those that were forked with it."""
+    own, found = psutil.Process(), {}
     try:
-        siblings = psutil.Process(os.getppid()).children()
-        family = siblings if psutil.Process().ppid() != 1 else [psutil.Process()]
-    except psutil.Error:
-        family = [psutil.Process()]
-    for process in family:
-        try:
-            found[str(process.pid)] = process.memory_info().rss
-        except psutil.Error:
-            continue
+        command, siblings = own.cmdline(), psutil.Process(own.ppid()).children()
+    except psutil.Error:  # this one's parent is gone, or cannot be seen
+        return {str(own.pid): own.memory_info().rss}
+    for process in siblings:
+        with suppress(psutil.Error):
+            if process.pid == own.pid or process.cmdline() == command:
+                found[str(process.pid)] = process.memory_info().rss
     return found
 
 
