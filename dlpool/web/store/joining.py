@@ -41,15 +41,14 @@ class Joint:
 
         ``is_checked``: unless the md5 is the expected one, each chunk is compared with its own.
         """
-        if len(self.chunks) == 1:  # its md5 is the file's
-            is_checked, expected_md5 = is_checked and expected_md5 != self.chunks[0].md5, expected_md5
+        proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:
             whole = pool.submit(self._whole_md5)
-            bad = pool.submit(self._bad) if is_checked and expected_md5 is None else None
+            bad = pool.submit(self._bad) if is_checked and proof is None else None
             self._copy(target)
             md5 = whole.result()
             indexes = bad.result() if bad else ()
-        if is_checked and expected_md5 is not None and md5 != expected_md5:
+        if is_checked and proof is not None and md5 != proof:
             indexes = self._bad()
         if indexes:
             raise ChunksBad(indexes)
