@@ -33,7 +33,7 @@ PATH = "/go-uploader/upload_chunk?file_id=f&chunk_index=0"
 
 
 def token(key: Any = KEY, algorithm: str = "HS256", **claims: Any) -> str:
-    return jwt.encode({"sub": "alice", "exp": time.time() + 60, **claims}, key, algorithm)
+    return jwt.encode({"sub": "alice", "exp": time.time() + 3600, **claims}, key, algorithm)
 
 
 def bearer(text: str) -> dict[str, str]:

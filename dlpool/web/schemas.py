@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dlpool.jobs.keys import PRIORITIES
+from dlpool.jobs.keys import PRIORITIES, READY
 from dlpool.jobs.pushed import IF_EXISTS, MAX_PATH, MAX_URL
 from dlpool.jobs.views import STATES
 
@@ -109,7 +109,7 @@ VIEW = record(
      "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
 )  # fmt: skip
 FIGURES = dict.fromkeys(
-    ("backlog", "reserved", *(f"ready_{name}" for name in PRIORITIES), "delayed", "parked", "paused", "running",
+    ("backlog", "reserved", *(f"ready_{name}" for name in READY), "delayed", "parked", "paused", "running",
      "succeeded", "failed", "failure_records"), COUNT,
 )  # fmt: skip
 _HOSTS = {"waiting_hosts": _values(COUNT), "held_hosts": _values({"type": "number"})}

@@ -89,7 +89,7 @@ function drawAll() {
   const { figures, today, running, failed, listed, nodes } = overview;
   const now = Date.now() / 1000;
   const rate = nodes.reduce((sum, node) => sum + (rateOf(`node ${node.sid}`, node.received, now) ?? 0), 0);
-  const waiting = figures.backlog + figures.reserved + figures.ready_high + figures.ready_normal + figures.ready_low;
+  const waiting = figures.backlog + figures.reserved + figures.ready_limited + figures.ready_high + figures.ready_normal + figures.ready_low;
   tiles([
     ["Waiting", waiting], ["Running", figures.running], ["Delayed", figures.delayed + figures.parked], ["Paused", figures.paused],
     ["Done today", today.succeeded ?? 0], ["Failed today", today.failed ?? 0, (today.failed ?? 0) > 0 ? "bad" : ""],
