@@ -498,3 +498,132 @@ def test_the_package_names_what_it_has() -> None:
     assert all(hasattr(dlpool, name) for name in dlpool.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         dlpool.nothing  # noqa: B018
+
+
+# --- what it must not do ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["id", "status", "progress", "speed", "error", "file_path", "downloaded_size", "total_size", "eta", "start_time",
+     "end_time"],
+)  # fmt: skip
+def test_what_a_task_tells_cannot_be_set(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        setattr(DownloadTask("http://h/x", tmp_path), name, None)
+
+
+def test_a_path_that_cannot_be_used_fails_before_anything_is_asked(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    long = tmp_path.joinpath(*["d" * 200] * 30)
+    cases = ((tmp_path / "file" / "sub", "not a folder"), (tmp_path / ("n" * 300), "too long"), (long, "too long"))
+    with DownloadEngine() as engine:
+        for folder, said in cases:
+            with pytest.raises(LocalFault, match=said):
+                engine.download(f"{origin.url}/x", folder, "x").result(LATE_S)
+    assert origin.requests == []
+
+
+@needs_root
+def test_space_is_looked_for_before_the_first_byte(tmp_path: Path) -> None:
+    file = File(make_data(8 * MIB), block=64 * KIB, pause_s=0.05)
+    with tmpfs(tmp_path / "disk", "1m") as disk, Origin(file) as origin, DownloadEngine() as engine:
+        task = engine.download(f"{origin.url}/x", disk)
+        with pytest.raises(LocalFault, match=r"full|space"):
+            task.result(LATE_S)
+        assert task.downloaded_size == 0
+
+
+def test_eta_is_whole_seconds(engine: DownloadEngine, tmp_path: Path) -> None:
+    with Origin(Slow(8 * MIB)) as origin:
+        task = engine.download(f"{origin.url}/a", tmp_path)
+        wait_until(lambda: task.eta is not None, LATE_S)
+        assert type(task.eta) is int
+        assert task.speed > 0
+        assert task.cancel()
+
+
+def test_progress_does_not_go_back_over_pauses_nor_behind_what_was_told(engine: DownloadEngine, tmp_path: Path) -> None:
+    seen: list[float] = []
+    with Origin(Slow()) as origin:
+        task = engine.download(f"{origin.url}/a", tmp_path)
+        task.update_progress(0.05)
+        task.update_progress(float("nan"))
+        for _ in range(3):
+            least = task.downloaded_size + 100_000
+            wait_until(lambda least=least: task.downloaded_size > least, LATE_S)  # type: ignore[misc]
+            seen.append(task.progress)
+            assert task.pause()
+            seen.append(task.progress)
+            assert task.resume()
+        while not task.wait(0.005):
+            seen.append(task.progress)
+    assert task.status == "completed"
+    assert 0.05 <= seen[0] < 1
+    assert seen == sorted(seen)
+
+
+def test_completions_are_told_in_order_whatever_a_callback_raises(tmp_path: Path, origin: Origin) -> None:
+    told: list[str] = []
+
+    def tell(task: DownloadTask) -> None:
+        told.append(task.id)
+        raise SystemExit
+
+    with DownloadEngine(max_workers=1) as engine:
+        engine.register_completion_callback(tell)
+        tasks = [engine.download(f"{origin.url}/{number}", tmp_path) for number in range(10)]
+    assert told == [task.id for task in tasks]
+
+
+def test_completions_one_after_the_other_do_not_keep_progress_from_being_told(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def handle(request: Request, connection: Connection) -> None:
+        (Slow(4 * MIB) if request.path == "/large" else File(b"x"))(request, connection)
+
+    with Origin(handle) as origin, DownloadEngine(max_workers=2, progress_interval=0.2) as engine:
+        engine.register_progress_callback(lambda task: told.append(task.id))
+        engine.register_completion_callback(lambda task: time.sleep(0.05))
+        large = engine.download(f"{origin.url}/large", tmp_path, priority=-1)
+        number = 0
+        while not large.is_over:
+            engine.download(f"{origin.url}/{number}", tmp_path).wait(LATE_S)
+            number += 1
+    assert large.id in told
+
+
+def test_a_task_of_an_engine_that_is_shut_down_can_be_submitted_to_another(tmp_path: Path) -> None:
+    with Origin(Slow()) as origin:
+        first = DownloadEngine()
+        task = first.download(f"{origin.url}/a", tmp_path)
+        wait_until(lambda: task.downloaded_size > 0, LATE_S)
+        with DownloadEngine() as other:
+            with pytest.raises(UsageError, match="another engine's"):
+                other.submit(task)
+            first.shutdown(wait=False)
+            assert (task.status, task.cancel(), task.resume()) == ("paused", False, False)
+            assert other.submit(task) is task
+            first.shutdown(wait=False)
+            assert task.result(LATE_S).stat().st_size == 2 * MIB
+            assert other.get_all_tasks() == [task]
+            assert other.submit(task).status == "completed"
+    assert any("range" in request.headers for request in origin.requests)
+
+
+def test_a_forked_child_that_shuts_the_engine_down_does_not_wait_for_its_parents_threads(tmp_path: Path) -> None:
+    with Origin(Slow()) as origin, DownloadEngine() as engine:
+        task = engine.download(f"{origin.url}/a", tmp_path)
+        child = os.fork()
+        if child == 0:
+            engine.shutdown()
+            os._exit(7)
+        wait_until(lambda: os.waitpid(child, os.WNOHANG)[1] >> 8 == 7, LATE_S)
+        assert task.result(LATE_S)
+
+
+def test_times_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UsageError, match="timeout is 0"):
+        DownloadEngine(timeout=0)
+    with pytest.raises(UsageError, match="progress_interval is -1"):
+        DownloadEngine(progress_interval=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,16 +63,19 @@ class Callbacks:
 
     def _serve(self) -> None:
         told: dict[str, int] = {}
+        due = time.monotonic() + self._interval_s
         while True:
             try:
-                task = self._ended.get(timeout=self._interval_s)
+                task = self._ended.get(timeout=max(0.0, due - time.monotonic()))
+                if task is None:
+                    return
+                told.pop(task.id, None)
+                self._call(self._completion, task)
             except queue.Empty:
+                pass
+            if time.monotonic() >= due:
                 told = self._tell_progress(told)
-                continue
-            if task is None:
-                return
-            told.pop(task.id, None)
-            self._call(self._completion, task)
+                due = time.monotonic() + self._interval_s
 
     def _tell_progress(self, told: dict[str, int]) -> dict[str, int]:
         """``told``: bytes of each task when it was told of last; returns it anew."""
@@ -90,5 +94,5 @@ class Callbacks:
         for callback in present:
             try:
                 callback(task)
-            except Exception:  # noqa: BLE001 - it is the program's own code that fails
+            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be told
                 _log.exception("a callback of dlpool has raised")

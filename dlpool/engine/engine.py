@@ -23,6 +23,8 @@ from dlpool.engine.workers import Source, Workers
 from dlpool.errors import DlpoolError, InternalError, UsageError
 from dlpool.transfer.job import Notify, Outcome, ignore
 
+MOMENT_S = 0.001
+
 
 class DownloadEngine:
     """Downloads files in this process. Thread-safe; make as many as you like.
@@ -54,7 +56,9 @@ class DownloadEngine:
     ) -> None:
         """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
         for name, value, low in (("max_workers", max_workers, 1), ("chunk_size", chunk_size, 1),
-                                 ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0)):  # fmt: skip
+                                 ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0),
+                                 ("timeout", timeout, MOMENT_S),
+                                 ("progress_interval", progress_interval, MOMENT_S)):  # fmt: skip
             if value < low:
                 raise UsageError(f"{name} is {value}, less than {low}")
         self._keeps_ended = keeps_ended
@@ -113,15 +117,20 @@ class DownloadEngine:
         return self.submit(DownloadTask(url, output_path, filename, headers, priority, checksum=checksum))
 
     def submit(self, task: DownloadTask) -> DownloadTask:
-        """Take a task over; one that is ours already stays as it is.
+        """Take a task over, also from an engine that is shut down; one that is ours, or has ended, stays as it is.
 
-        Raises UsageError for a URL that is none, and after ``shutdown``.
+        Raises UsageError for a URL that is none, for another engine's task, and after ``shutdown``.
         """
         self._check_usable()
         self._maker.make(task)  # now, as the caller wants to hear what is wrong with it
         if task.adopt(self):
             with self._lock:
-                self._tasks[task.id] = task
+                is_late = self._is_closed
+                if not is_late:
+                    self._tasks[task.id] = task
+            if is_late:
+                task.abandon(self)
+                self._check_usable()
             if self._session is not None:
                 self._session.begin(task)
             self.waits(task)
@@ -182,13 +191,16 @@ class DownloadEngine:
 
         What has not ended is paused then; submitted again, or by the next engine with the session, it goes on.
         """
-        self._is_closed = True
+        if os.getpid() != self._pid:
+            return  # the threads are the parent's
+        with self._lock:
+            self._is_closed = True
         if wait:
             self._workers.wait_until_idle()
         self._workers.stop()
         self._is_stopping = True
         for task in self.get_all_tasks():
-            task.abandon()
+            task.abandon(self)
         self._workers.wait_until_gone()
         self._callbacks.close()
         self._maker.close()
@@ -273,7 +285,7 @@ class DownloadEngine:
             self.waits(task)
 
     def _update(self, task: DownloadTask) -> None:
-        self._stats.update_task_progress(task.id, *task.figures())
+        self._stats.note(task.id, *task.figures())
 
     def _note_pause(self, task: DownloadTask, *, is_paused: bool) -> None:
         if self._session is not None and not self._is_stopping:

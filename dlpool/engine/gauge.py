@@ -31,7 +31,7 @@ class Gauge:
     @property
     def share(self) -> float:
         """From 0.0 to 1.0."""
-        return min(1.0, self.done / self.total) if self.total else self.told
+        return min(1.0, max(self.told, self.done / self.total)) if self.total else self.told
 
     @property
     def eta_s(self) -> int | None:
@@ -59,7 +59,7 @@ class Gauge:
     def hear(self, event: str, fields: dict[str, object]) -> None:
         """Bytes that are thrown away are not done any more."""
         if event == "download_restarted":
-            self.done = 0
+            self.done, self.told = 0, 0.0
         elif event == "job_started":
             self.done = int(str(fields["resumed_from"]))
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.engine.task import DownloadTask
+from dlpool.engine.wish import job_of
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.files import sync_folder, translated
-
-_FIELDS = ("id", "url", "output_path", "filename", "headers", "priority", "checksum")
 
 
 class Session:
@@ -141,10 +140,7 @@ def _fields(task: DownloadTask) -> dict[str, Any]:
 
 def _task(fields: dict[str, Any]) -> DownloadTask:
     try:
-        known = {name: fields[name] for name in _FIELDS}
-        task_id, checksum = known.pop("id"), known.pop("checksum")
-        task = DownloadTask(**known, checksum=checksum)
+        job = job_of(*(fields[name] for name in ("url", "output_path", "filename", "headers", "checksum")))
+        return DownloadTask.of(job, priority=fields["priority"], task_id=str(fields["id"]))
     except (KeyError, TypeError, UsageError) as error:
         raise LocalFault(f"a task of the session cannot be used: {error}") from error
-    task.id = str(task_id)
-    return task

@@ -42,6 +42,12 @@ class DownloadStats:
         with self._lock:
             self._active[task_id] = _Figures(bytes_downloaded, total_bytes or None, speed)
 
+    def note(self, task_id: str, done: int, total: int | None, speed: float) -> None:
+        """The same, unless it has ended meanwhile."""
+        with self._lock:
+            if task_id in self._active:
+                self._active[task_id] = _Figures(done, total or None, speed)
+
     def complete_task(self, task_id: str) -> None:
         """All of it is there."""
         with self._lock:

@@ -9,24 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
 
 from dlpool.engine.gauge import Gauge
+from dlpool.engine.owner import Owner
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
 from dlpool.engine.wish import job_of
-from dlpool.errors import Cancelled, DlpoolError
+from dlpool.errors import Cancelled, DlpoolError, UsageError
 from dlpool.transfer.job import Job, Outcome, Progress
 from dlpool.transfer.transfer import Transfer
-
-
-class Owner(Protocol):
-    """The engine, as a task sees it; called under no lock."""
-
-    def waits(self, task: DownloadTask) -> None:
-        """It is pending and idle: it belongs into the queue."""
-
-    def waits_no_more(self, task: DownloadTask) -> None:
-        """It was paused or cancelled while nothing ran for it."""
 
 
 class DownloadTask:
@@ -34,7 +24,7 @@ class DownloadTask:
 
     ``output_path`` is a folder, made if it is missing; without ``filename`` the server or the URL names the file.
     ``headers`` go to the URL's origin only. A smaller ``priority`` is taken sooner. ``checksum`` is ``ALGO:HEX``.
-    Raises UsageError for what could never be downloaded. ``start_time`` and ``end_time`` in seconds since 1970.
+    Raises UsageError for what could never be downloaded.
     """
 
     def __init__(
@@ -50,20 +40,17 @@ class DownloadTask:
         self._set_up(job_of(url, output_path, filename, headers, checksum), priority, "")
 
     @classmethod
-    def of(cls, job: Job, *, priority: int = 0, label: str = "") -> DownloadTask:
+    def of(cls, job: Job, *, priority: int = 0, label: str = "", task_id: str = "") -> DownloadTask:
         """A task for a job as it stands; ``label`` names it in messages instead of its URL."""
         task = cls.__new__(cls)
-        task._set_up(job, priority, label)
+        task._set_up(job, priority, label, task_id)
         return task
 
-    def _set_up(self, job: Job, priority: int, label: str) -> None:
-        self.id = uuid.uuid4().hex
-        self.priority = priority
-        self.url = job.url
-        self.label = label
-        self.job = job
-        self.start_time: float | None = None
-        self.end_time: float | None = None
+    def _set_up(self, job: Job, priority: int, label: str, task_id: str = "") -> None:
+        self._id = task_id or uuid.uuid4().hex
+        self.priority, self.url, self.label, self.job = priority, job.url, label, job
+        self._start_time: float | None = None
+        self._end_time: float | None = None
         self._changed = threading.Condition()
         self._owner: Owner | None = None
         self._status = PENDING
@@ -76,9 +63,24 @@ class DownloadTask:
         self._gauge = Gauge(None if self.job.is_folder else self.job.target)
 
     def __repr__(self) -> str:
-        return f"<DownloadTask {self.id} {self._status} {self.url!r}>"
+        return f"<DownloadTask {self._id} {self._status} {self.url!r}>"
 
     # --- looking ---
+
+    @property
+    def id(self) -> str:
+        """What it is called by."""
+        return self._id
+
+    @property
+    def start_time(self) -> float | None:
+        """When it began, in seconds since 1970."""
+        return self._start_time
+
+    @property
+    def end_time(self) -> float | None:
+        """When it ended, in seconds since 1970."""
+        return self._end_time
 
     @property
     def status(self) -> str:
@@ -150,7 +152,7 @@ class DownloadTask:
     # --- asking ---
 
     def cancel(self) -> bool:
-        """End it for good, and remove what it has fetched. False if it has ended, or is about to be published."""
+        """End it for good, and remove what it has fetched. False if it has ended or is about to, or its engine has."""
         return self._stop(CANCELLED, "the download was cancelled")
 
     def pause(self) -> bool:
@@ -191,7 +193,8 @@ class DownloadTask:
     def update_progress(self, progress: float) -> None:
         """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows. Never backwards."""
         with self._changed:
-            self._gauge.told = max(self._gauge.told, min(1.0, progress))
+            if progress > self._gauge.told:  # not if it is no number
+                self._gauge.told = min(1.0, progress)
 
     @property
     def is_over(self) -> bool:
@@ -201,11 +204,18 @@ class DownloadTask:
     # --- for the engine ---
 
     def adopt(self, owner: Owner) -> bool:
-        """Become a task of an engine; False if it is one already."""
+        """Become a task of an engine, also after another one was shut down; False if it is that engine's, or has ended.
+
+        Raises UsageError while it is another engine's.
+        """
         with self._changed:
-            is_new = self._owner is None
-            self._owner = self._owner or owner
-            return is_new
+            if self._owner is owner or self._status in FINAL:
+                return False
+            if self._owner is not None and not self._is_abandoned:
+                raise UsageError("the task is another engine's")
+            self._owner, self._is_abandoned = owner, False
+            self._move(PENDING)  # if it was paused
+            return True
 
     def begin(self) -> bool:
         """A thread takes it; False if it is not pending any more."""
@@ -213,7 +223,7 @@ class DownloadTask:
             if self._is_running or not self._move(DOWNLOADING):
                 return False
             self._is_running, self._is_publishing = True, False
-            self.start_time = self.start_time or time.time()
+            self._start_time = self._start_time or time.time()
             self._gauge.begin()
             return True
 
@@ -237,12 +247,14 @@ class DownloadTask:
                 self._failure = failure
                 self._move(FAILED)
             if self._status in FINAL:
-                self.end_time = time.time()
+                self._end_time = time.time()
             self._changed.notify_all()
             return self._status
 
-    def abandon(self) -> None:
-        """The engine is shut down: what has not ended is paused, and nobody waits for it."""
+    def abandon(self, owner: Owner) -> None:
+        """Its engine is shut down: what has not ended is paused, and nobody waits for it."""
+        if self._owner is not owner:
+            return  # another one has taken it over
         self._stop(PAUSED, "the engine is shut down")
         with self._changed:
             self._is_abandoned = True
@@ -262,11 +274,11 @@ class DownloadTask:
 
     def _stop(self, status: str, reason: str) -> bool:
         with self._changed:
-            if self._is_publishing or not self._move(status):
+            if self._is_publishing or self._is_abandoned or not self._move(status):
                 return False
             owner, transfer, is_idle = self._owner, self._transfer, not self._is_running
             if is_idle and status in FINAL:
-                self.end_time = time.time()
+                self._end_time = time.time()
             self._changed.notify_all()
         if transfer is not None:
             transfer.cancel(Cancelled(reason))
