@@ -160,7 +160,7 @@ def test_another_file_of_that_name_is_never_replaced(shared: WebServer, file: Pa
 
 
 def test_who_has_no_key_is_told_before_anything_is_sent(tmp_path: Path, file: Path) -> None:
-    (tmp_path / "key").write_text("open sesame")
+    (tmp_path / "key").write_text("open sesame, said Ali Baba")
     (tmp_path / "key").chmod(0o600)
     settings: dict[str, dict[str, object]] = {
         "web": {"auth": "on", "secret_key_file": tmp_path / "key"},

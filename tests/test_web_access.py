@@ -23,6 +23,8 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from dlpool.config.web import networks
+from dlpool.web.gate import Gate
 from tests.conftest import free_port, wait_until
 from tests.processes import ROOT, run
 from tests.web import RawClient, WebServer
@@ -185,6 +187,7 @@ def test_it_does_not_start_where_others_reach_it_without_a_key(address: str, tmp
     [
         ({"auth": "on"}, "no key is given"),
         ({"jwt_key": "short"}, "fewer than 32 bytes"),
+        ({"secret_key": "fifteen bytes.."}, "fewer than 16 bytes"),
         ({"jwt_key_file": "/nowhere/key"}, "/nowhere/key"),
         ({"jwt_key": KEY, "jwt_algorithms": "RS256"}, "no public key"),
         ({"jwt_key": KEY, "jwt_algorithms": "HS256,RS256"}, "of one kind"),
@@ -319,3 +322,22 @@ def test_another_wsgi_server_can_serve_it(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_an_unknown_address_is_behind_the_gate(server: WebServer) -> None:
+    assert requests.get(f"{server.url}/nothing", timeout=10).status_code == 401
+    assert requests.get(f"{server.url}/nothing", headers=bearer(token()), timeout=10).status_code == 404
+
+
+def test_a_mapped_address_is_the_one_of_ipv4() -> None:
+    for address, is_among in (("::ffff:192.0.2.7", True), ("192.0.2.7", True), ("::ffff:192.0.3.7", False)):
+        assert Gate._is_among(address, networks("192.0.2.0/24")) is is_among
+
+
+def test_the_system_tells_no_secret(tmp_path: Path) -> None:
+    settings: Any = {"redis": {"url": "redis://:hush@localhost:1"}, "web": {"jwt_key": KEY, "secret_key": SECRET}}
+    with WebServer(tmp_path, settings) as server:
+        said = requests.get(f"{server.url}/system", headers=bearer(token()), timeout=10)
+        shown = said.json()["configuration"]
+    assert not any(secret in said.text for secret in ("hush", KEY, SECRET))
+    assert set(shown) == {"upload", "web"} and shown["web"]["jwt_key"] == "set" and "jwt_key_file" not in shown["web"]

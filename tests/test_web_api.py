@@ -424,3 +424,32 @@ def test_the_curl_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> No
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert '"error"' not in ended.stdout, ended.stdout
     assert (tmp_path / "copy.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
+
+
+@pytest.mark.parametrize("path", ["/merge_chunks", "/tasks/batch", "/tasks/cleanup"])
+@pytest.mark.parametrize("body", [b'{"a":' * 50_000, b'{"\\ud800": []}', b'{"action": "delete", "ids": ["\\ud800"]}'])
+def test_json_that_nobody_can_say_is_refused(path: str, body: bytes, api: Api) -> None:
+    assert api.ask("POST", path, data=body, headers={"Content-Type": "application/json"})[0] == 400
+
+
+def test_a_cleanup_may_be_asked_for_in_any_form(api: Api) -> None:
+    wanted = {"status": "failed", "older_than": 0.5}
+    for form in ("params", "data", "json"):
+        arguments: dict[str, Any] = {form: wanted}
+        assert api.ask("POST", "/tasks/cleanup", **arguments)[0] == 200
+        for wrong in ({"older": 1}, {"older_than": "-1"}, {"older_than": "nan"}):
+            arguments = {form: wrong}
+            assert api.ask("POST", "/tasks/cleanup", **arguments)[0] == 400
+
+
+def test_a_file_is_sent_only_on_its_conditions(api: Api, server: WebServer) -> None:
+    api.chunk(0, b"abc")
+    assert api.merge(1, "conditions.bin")[0] == 200
+    url, old = f"{server.url}/files/conditions.bin", "Mon, 01 Jan 2001 00:00:00 GMT"
+    first = requests.get(url, timeout=10).headers
+    for headers, status in (({"If-Match": '"x"'}, 412), ({"If-Match": first["ETag"], "If-Unmodified-Since": old}, 200),
+                            ({"If-Unmodified-Since": old}, 412), ({"Range": "bytes=9-"}, 416),
+                            ({"If-Unmodified-Since": first["Last-Modified"]}, 200)):  # fmt: skip
+        said = requests.get(url, headers=headers, timeout=10)
+        assert said.status_code == status
+        assert ("ETag" in said.headers) == ("Content-Disposition" in said.headers) == (status == 200)

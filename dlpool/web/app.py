@@ -20,10 +20,12 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     Raises ConfigurationError, LocalFault.
     """
     parts = WebParts(settings)
-    app: falcon.App[Any, Any] = falcon.App(middleware=[Gate(parts)])
+    gate = Gate(parts)
+    app: falcon.App[Any, Any] = falcon.App(middleware=[gate])
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app, parts.log)
     for part in (ops, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)
+    app.add_sink(gate.nothing)
     Keeper(parts).start()
     return app

@@ -16,6 +16,7 @@ from dlpool.errors import ConfigurationError
 from dlpool.web.refusal import Refusal
 
 MIN_SECRET = 32  # bytes: RFC 7518, section 3.2, of HS256
+MIN_SECRET_KEY = 16  # bytes
 LEEWAY_S = 10
 _NO_KEY = (
     "[web] bind = {bind} can be reached by others, and no key is given: set jwt_key_file or secret_key_file (or bind = "
@@ -31,6 +32,8 @@ class Keys:
 
     def __init__(self, settings: WebSettings) -> None:
         secret = _text(settings.secret_key, settings.secret_key_file, "secret_key_file")
+        if secret and len(secret.encode()) < MIN_SECRET_KEY:
+            raise ConfigurationError(f"[web] secret_key has fewer than {MIN_SECRET_KEY} bytes: take a longer secret")
         self._secret = secret.encode() if secret else None
         self._algorithms = list(words(settings.jwt_algorithms))
         self._key = _jwt_key(settings)

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from contextlib import ExitStack
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -38,6 +38,8 @@ class FileResource:
             stack.callback(os.close, descriptor)
             status = os.fstat(descriptor)
             etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
+            if is_another(req, etag, status.st_mtime):
+                raise Refusal(412, "changed", "the file is not the one that was asked for")
             self._describe(resp, path, etag, modified)
             if is_unchanged(req.get_header("If-None-Match"), etag):
                 resp.status = 304
@@ -72,6 +74,8 @@ class FileResource:
         try:
             found = range_of(req.get_header("Range"), size)
         except ValueError as error:
+            for name in ("ETag", "Last-Modified", "Content-Disposition"):
+                resp.delete_header(name)
             raise Refusal(416, "bad_range", f"the file has {size} bytes",
                           headers={"Content-Range": f"bytes */{size}"}) from error  # fmt: skip
         if found is None:
@@ -116,6 +120,18 @@ def is_unchanged(header: str | None, etag: str) -> bool:
     """What ``If-None-Match`` says of our validator."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in tags or "*" in tags
+
+
+def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
+    """Whether ``If-Match``, or else ``If-Unmodified-Since``, is not met (RFC 9110, section 13.2.2)."""
+    wanted = req.get_header("If-Match")
+    if wanted is not None:
+        return not {etag, "*"} & {tag.strip() for tag in wanted.split(",")}
+    try:
+        since = parsedate_to_datetime(req.get_header("If-Unmodified-Since") or "")
+    except ValueError:
+        return False
+    return int(modified) > since.timestamp()
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import multipart  # type: ignore[import-untyped]
@@ -125,20 +126,28 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """The texts and whole numbers of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
-    try:
-        found = jsontext.loads(data)
-    except ValueError as error:
-        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise Refusal(400, "bad_json", "the body is no JSON object")
+    """The texts and numbers of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
     fields = {}
-    for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, str | int | None):
-            raise Refusal(400, "bad_field", f"{name[:100]} is neither a text nor a whole number")
+    for name, value in json_object(data).items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise Refusal(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
         if value is not None:
             fields[name] = str(value)
     return fields
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """A JSON object, all of whose texts UTF-8 can say. Raises Refusal (400)."""
+    try:
+        found = jsontext.loads(data)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(400, "bad_json", "the body has half a surrogate pair in a text") from error
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refusal(400, "bad_json", "the body is no JSON object")
+    return found
 
 
 def text_of(fields: dict[str, str], name: str) -> str:

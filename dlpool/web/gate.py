@@ -49,6 +49,11 @@ class Gate:
         if req.context.owner is not None:
             req.context.client = f"owner {req.context.owner}"
 
+    def nothing(self, req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
+        """No resource has this address; who asks passes the gate all the same. Raises Refusal (401, 403, 404, 429)."""
+        self.process_resource(req, resp, None, {})
+        raise Refusal(404, "not_found", "there is nothing at this address")
+
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, _req_succeeded: bool
     ) -> None:
@@ -81,6 +86,7 @@ class Gate:
             found = ipaddress.ip_address(address)
         except ValueError:
             return False
+        found = getattr(found, "ipv4_mapped", None) or found  # as IPv4 peers are called where bind = ::
         return any(found in network for network in wanted)
 
 

@@ -141,15 +141,15 @@ def task_figures(parts: WebParts) -> dict[str, Any]:
 
 
 def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
-    """The settings of the HTTP side, without secrets."""
+    """The settings of the HTTP side that are given; of a secret only that it is set."""
     return {
         section: {
-            one.name: "..." if one.metadata["is_secret"] and getattr(getattr(settings, section), one.name) else
-            getattr(getattr(settings, section), one.name)
-            for one in fields(kind)
+            one.name: "set" if one.metadata["is_secret"] else getattr(getattr(settings, section), one.name)
+            for one in fields(SECTIONS[section])
+            if getattr(getattr(settings, section), one.name) is not None
         }
-        for section, kind in SECTIONS.items()
-    }  # fmt: skip
+        for section in ("upload", "web")
+    }
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import falcon
@@ -12,6 +13,7 @@ from dlpool.web.body import Body
 from dlpool.web.forms import (
     MULTIPART,
     MultipartForm,
+    json_object,
     number_of,
     read_fields,
     text_of,
@@ -25,6 +27,7 @@ from dlpool.web.store import ChunkResult, Reception
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
+_DAYS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def say(resp: falcon.Response, body: dict[str, Any]) -> None:
@@ -148,8 +151,11 @@ class TaskResource(_Resource):
 
     def _clean_up(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Remove the tasks of a status that are so many days old."""
-        fields = urlencoded_fields(req.query_string)
-        days = number_of(fields, "older_than")
+        fields = urlencoded_fields(req.query_string) or self.fields(req)
+        unknown = sorted(fields.keys() - {"status", "older_than"})
+        if unknown:
+            raise Refusal(400, "bad_field", f"there is no field {unknown[0][:100]!r}: only status and older_than")
+        days = _days_of(fields)
         wanted: dict[str, Any] = {} if days is None else {"older_than_days": days}
         if fields.get("status"):
             wanted["status"] = words(fields["status"])
@@ -159,7 +165,7 @@ class TaskResource(_Resource):
     def _batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """One action for many tasks: what becomes of each."""
         with self._parts.body(req, 16 * self._settings.web.field_size, "the batch") as body:
-            wanted = _json_object(body.whole())
+            wanted = json_object(body.whole())
         action, ids = wanted.get("action"), wanted.get("ids")
         if not isinstance(action, str):
             raise Refusal(400, "bad_field", "action is to be pause, resume or delete")
@@ -187,11 +193,8 @@ def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        found = jsontext.loads(data)
-    except ValueError as error:
-        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise Refusal(400, "bad_json", "the body is no JSON object")
-    return found
+def _days_of(fields: dict[str, str]) -> float | None:
+    text = fields.get("older_than", "").strip()
+    if text and not _DAYS.fullmatch(text):
+        raise Refusal(400, "bad_field", f"older_than is {text[:40]!r}: it is to be a number of days, 0 or more")
+    return float(text) if text else None
