@@ -163,8 +163,10 @@ class Poison(File):
         if request.path != "/poison":
             super().__call__(request, connection)
             return
+        port = int(request.headers["host"].rpartition(":")[2])
         for one in psutil.net_connections("tcp4"):
-            if one.pid and one.laddr and one.laddr[1] == connection.peer_port and one.pid != os.getpid():
+            ends = one.laddr and one.raddr and (one.laddr[1], one.raddr[1])  # others may have one of these ports, too
+            if one.pid and ends == (connection.peer_port, port):
                 self.killed.append(one.pid)
                 os.kill(one.pid, signal.SIGKILL)
         connection.hang_up()
