@@ -189,6 +189,26 @@ def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: UploadSto
     assert (uploaded(store), leftovers(store)) == ([0], [])
 
 
+def test_a_task_without_an_owner_is_no_tokens(store: UploadStore) -> None:
+    send(store, 0, DATA[0], owner=None, total_chunks=1)
+    with refused(403, "not_owner"):
+        store.delete(ID, "ann")
+    assert store.tasks("ann")["total"] == 0
+    assert store.cleanup("ann", status=("uploading",), older_than_days=0) == 0
+    assert store.tasks(None)["total"] == 1
+
+
+def test_a_second_merge_is_the_same_merge_or_refused(store: UploadStore) -> None:
+    send(store, 0, DATA[0])
+    first = merge(store, 1)
+    assert merge(store, 1, expected_md5=first.md5.upper()) == first
+    assert store.task(ID, None)["file_size"] == len(DATA[0])
+    with refused(409, "task_completed"):
+        merge(store, 2)
+    with refused(400, "file_md5_mismatch"):
+        merge(store, 1, expected_md5="0" * 32)
+
+
 def test_tasks_have_an_owner(store: UploadStore) -> None:
     send(store, 0, DATA[0], owner="ann", total_chunks=1)
     for forbidden in (

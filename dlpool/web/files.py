@@ -128,10 +128,9 @@ def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
     if wanted is not None:
         return not {etag, "*"} & {tag.strip() for tag in wanted.split(",")}
     try:
-        since = parsedate_to_datetime(req.get_header("If-Unmodified-Since") or "")
-    except ValueError:
+        return int(modified) > parsedate_to_datetime(req.get_header("If-Unmodified-Since") or "").timestamp()
+    except (ValueError, OverflowError):
         return False
-    return int(modified) > since.timestamp()
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:

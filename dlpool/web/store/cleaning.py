@@ -11,7 +11,6 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout, remove_dead
-from dlpool.web.store.record import Identity
 from dlpool.web.store.settling import settle
 from dlpool.web.store.task import Task
 
@@ -54,7 +53,7 @@ class Cleaner:
     def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
         with stored("clean the upload folder"), self.layout.task(file_id) as task:
             identity = task.identity()
-            if identity is None or not _is_of(identity, owner) or not self._is_old(task, wanted, age_s):
+            if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
                 return False
             settle(self.settings, task)
             place = self.layout.trash(task)
@@ -66,7 +65,3 @@ class Cleaner:
         is_busy = record.status == states.MERGING or task.is_receiving()
         last = max(record.updated_at, task.folder.stat().st_mtime)
         return record.status in wanted and not is_busy and time.time() - last >= age_s
-
-
-def _is_of(identity: Identity, owner: str | None) -> bool:
-    return owner is None or identity.owner in (owner, None)

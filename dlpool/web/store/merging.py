@@ -54,7 +54,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     task.owned(wish.owner, wish.protocol)
     record = settle(settings, task)
     if record.status == states.COMPLETED and record.result:
-        return _same(record, record.result, wish)
+        return _same(settings, record, record.result, wish)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if record.total_chunks not in (0, wish.total_chunks):
@@ -75,10 +75,16 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     return _Begun(task, record, tuple(chunks.values()), hold)
 
 
-def _same(record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
+def _same(settings: UploadSettings, record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
+    """The result of an earlier merge, if this one wants the same file."""
     wanted = record.relative_path if wish.relative_path is None else wish.relative_path
-    if (wish.filename, wanted) != (record.filename, record.relative_path):
+    if (wish.filename, wanted, wish.total_chunks) != (record.filename, record.relative_path, record.total_chunks):
         raise Refusal(409, "task_completed", f"the task has been merged already, as {result.path!r}")
+    is_checked = wish.expected_md5 is not None and settings.enable_integrity_check
+    if is_checked and wish.expected_md5 is not None and wish.expected_md5.lower() != result.md5:
+        raise Refusal(
+            400, "file_md5_mismatch", "the file that was merged has another md5 than expected_md5", md5=result.md5
+        )
     return result
 
 

@@ -19,12 +19,16 @@ CHUNKED, TUS = "chunked", "tus"
 
 @dataclass(frozen=True)
 class Identity:
-    """What of a task never changes. ``owner``: None if it was begun without authentication."""
+    """What of a task never changes. ``owner``: None if it was begun without a token, by the secret or by anybody."""
 
     file_id: str
     owner: str | None
     created_at: float
     protocol: str = CHUNKED
+
+    def is_of(self, owner: str | None) -> bool:
+        """Whether who asks may have it; None may have all."""
+        return owner is None or self.owner == owner
 
 
 @dataclass(frozen=True)

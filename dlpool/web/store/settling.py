@@ -49,7 +49,8 @@ def complete(
         os.fsync(place.descriptor)
     result = _result(settings, record, published)
     entries = tuple(astuple(chunk) for chunk in chunks)
-    record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries)
+    record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries,
+                       file_size=published.size)  # fmt: skip
     with suppress(OSError):  # the file is there; the rest is a sweep's
         place.remove_temporary()
         _remove_chunks(task, record)

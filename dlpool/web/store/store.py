@@ -84,7 +84,7 @@ class UploadStore:
     def _summary(self, file_id: str, owner: str | None) -> dict[str, Any] | None:
         with self.layout.seen(file_id) as task:
             identity = task.identity()
-            if identity is None or (owner is not None and identity.owner not in (owner, None)):
+            if identity is None or not identity.is_of(owner):
                 return None
             return summary_view(identity, task.record(), task.chunks())
 

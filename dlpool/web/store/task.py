@@ -33,7 +33,7 @@ class Task:
         identity = self.identity()
         if identity is None:
             raise Refusal(404, "no_such_task", "there is no such task: send its first chunk")
-        if owner is not None and identity.owner not in (owner, None):
+        if not identity.is_of(owner):
             raise Refusal(403, "not_owner", "the task belongs to somebody else: choose another file_id")
         if protocol not in (None, identity.protocol):
             raise Refusal(409, "other_protocol", "the task is uploaded by another protocol: choose another file_id")
