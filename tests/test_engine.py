@@ -627,3 +627,31 @@ def test_times_that_make_no_sense_are_refused() -> None:
         DownloadEngine(timeout=0)
     with pytest.raises(UsageError, match="progress_interval is -1"):
         DownloadEngine(progress_interval=-1)
+
+
+@needs_root
+def test_a_folder_that_may_not_be_written_fails_at_once(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+    assert engine.download(f"{origin.url}/a", tmp_path).wait(LATE_S)  # all modules are there now
+    (tmp_path / "locked").mkdir(mode=0o700)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        task = DownloadEngine(retry_times=50).download(f"{origin.url}/b", tmp_path / "locked")
+        is_told = task.wait(LATE_S) and "ermission denied" in (task.error or "")
+        os._exit(7 if is_told else 1)
+    assert os.waitpid(child, 0)[1] >> 8 == 7
+
+
+def test_progress_goes_back_when_a_restart_was_announced(tmp_path: Path) -> None:
+    events: list[str] = []
+    first, second = Slow(), Slow(pause_s=0.1)
+    second.etag, second.data = '"v2"', bytes(reversed(first.data))
+    with Origin(first) as origin, DownloadEngine(notify=lambda event, /, **_: events.append(event)) as engine:
+        task = engine.download(f"{origin.url}/a", tmp_path)
+        wait_until(lambda: task.progress > 0.3, LATE_S)
+        assert task.pause()
+        before, origin.handler = task.progress, second
+        assert task.resume()
+        wait_until(lambda: task.progress < before, LATE_S)
+        assert "download_restarted" in events
+        assert task.result(LATE_S).read_bytes() == second.data
