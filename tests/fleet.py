@@ -18,7 +18,7 @@ import redis
 
 from dlpool.jobs.keys import Keys
 from tests.conftest import wait_until
-from tests.processes import ROOT
+from tests.processes import ROOT, Logged
 
 START_S = 30.0
 END_S = 45.0
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Supervisor:
+class Supervisor(Logged):
     """``dlpool-supervisor`` with a folder of its own; a context, whose end kills whatever is left.
 
     ``settings`` are sections of its INI, over ``DEFAULTS``. ``folder/out`` is where downloads go.
@@ -74,11 +74,7 @@ class Supervisor:
             "redis": {"url": url},
             "paths": {"download_dir": self.out, "state_dir": self.state_dir, "log_dir": self.log_file.parent},
         }
-        lines = []
-        for section in sorted({*own, *DEFAULTS, *settings}):
-            merged = {**own.get(section, {}), **DEFAULTS.get(section, {}), **settings.get(section, {})}
-            lines += [f"[{section}]", *(f"{key} = {value}" for key, value in merged.items())]
-        self.ini.write_text("\n".join(lines) + "\n")
+        self.write_ini(own, DEFAULTS, settings)
 
     def start(self, *options: object, is_ready: bool = True) -> Supervisor:
         """Start it; with ``is_ready`` wait until it has workers and Redis."""
@@ -133,21 +129,6 @@ class Supervisor:
                 self.family()
             self.process.kill()
             self.process.wait(END_S)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of its log."""
-        if not self.log_file.exists():
-            return []
-        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The lines of its log with that event."""
-        return [record for record in self.records() if record["event.action"] == name]
-
-    def said(self) -> str:
-        """What it wrote to standard error and output, and the end of its log."""
-        log = self.log_file.read_text()[-3000:] if self.log_file.exists() else ""
-        return self.errors.read_text() + log
 
 
 def _command(process: psutil.Process) -> list[str]:

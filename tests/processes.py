@@ -27,6 +27,37 @@ class Ended:
         return value
 
 
+class Logged:
+    """A program that writes a JSON log and its standard error to files."""
+
+    log_file: Path
+    errors: Path
+    ini: Path
+
+    def write_ini(self, *layers: dict[str, dict[str, Any]]) -> None:
+        """Write the INI file; of each section a later layer goes over an earlier one."""
+        lines = []
+        for section in sorted({name for layer in layers for name in layer}):
+            merged = {key: value for layer in layers for key, value in layer.get(section, {}).items()}
+            lines += [f"[{section}]", *(f"{key} = {value}" for key, value in merged.items())]
+        self.ini.write_text("\n".join(lines) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of its log."""
+        if not self.log_file.exists():
+            return []
+        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of its log with that event."""
+        return [record for record in self.records() if record["event.action"] == name]
+
+    def said(self) -> str:
+        """What it wrote to standard error, and the end of its log."""
+        log = self.log_file.read_text()[-3000:] if self.log_file.exists() else ""
+        return self.errors.read_text() + log
+
+
 def start(*arguments: object, module: str = "dlpool", **options: Any) -> subprocess.Popen[str]:
     """Start ``python -m MODULE ARGUMENTS``; the caller waits for it or kills it."""
     command = [sys.executable, "-m", module, *map(str, arguments)]

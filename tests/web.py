@@ -17,13 +17,13 @@ import psutil
 import requests
 
 from tests.conftest import free_port, wait_until
-from tests.processes import ROOT
+from tests.processes import ROOT, Logged
 
 START_S = 30.0
 END_S = 40.0
 
 
-class WebServer:
+class WebServer(Logged):
     """A context: started and answering, and ended by its pids. ``settings`` are sections of its INI."""
 
     def __init__(self, folder: Path, settings: dict[str, dict[str, Any]] | None = None) -> None:
@@ -55,11 +55,7 @@ class WebServer:
             "upload": {"port": self.port, "upload_dir": self.upload_dir, "merged_dir": self.merged_dir},
             "web": {"processes": 2, "threads": 16},
         }
-        lines = []
-        for section in sorted({*own, *settings}):
-            merged = {**own.get(section, {}), **settings.get(section, {})}
-            lines += [f"[{section}]", *(f"{key} = {value}" for key, value in merged.items())]
-        self.ini.write_text("\n".join(lines) + "\n")
+        self.write_ini(own, settings)
 
     def start(self, *, environment: dict[str, str] | None = None) -> WebServer:
         """Start it, and wait until it answers."""
@@ -108,21 +104,6 @@ class WebServer:
             if worker.is_running():
                 worker.kill()
         psutil.wait_procs(workers, END_S)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of its log."""
-        if not self.log_file.exists():
-            return []
-        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The lines of its log with that event."""
-        return [record for record in self.records() if record["event.action"] == name]
-
-    def said(self) -> str:
-        """What it wrote to standard error, and the end of its log."""
-        log = self.log_file.read_text()[-3000:] if self.log_file.exists() else ""
-        return self.errors.read_text() + log
 
 
 class RawClient:

@@ -77,7 +77,7 @@ class Crew:
 
     def _bring_to_door(self, held: Held) -> None:
         assert held.job is not None
-        instead = self._doorman.turned_away(held, held.job, self._ledger.all())
+        instead = self._doorman.turned_away(held, held.job, self._ledger.all)
         if instead is not None:
             self._end(held, instead)
 
@@ -169,7 +169,7 @@ class Crew:
         if frame.path is not None and not _is_told(frame.path, held.job.save_path):
             self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
         if is_refusal(frame):
-            self._doorman.refused(held.job, self._ledger.all())
+            self._doorman.refused(held.job, self._ledger.all)
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
         if frame.ending == "node_fault":
             self.fault_until = time.monotonic() + self.judge.settings.fault_delay

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dlpool.jobs.hostslots import Place
 from dlpool.jobs.pushed import PushedJob
@@ -30,13 +30,12 @@ class Doorman:
         self._pool = pool
         self._log = log
 
-    def turned_away(self, held: Held, job: PushedJob, all_held: Iterable[Held]) -> Finish | None:
+    def turned_away(self, held: Held, job: PushedJob, all_held: Callable[[], Iterable[Held]]) -> Finish | None:
         """What becomes of a new job whose host does not want to be asked; else it may have to wait for a slot."""
-        wait_s = self.hosts.held_s(job.url)
+        wait_s, host = self.hosts.held_s(job.url), authority_of(job.url)
         if wait_s > PATIENCE_S:
-            return parked(held, authority_of(job.url), wait_s, is_paid=held.claimed.is_paid)
-        host = authority_of(job.url)
-        if not self.of_hosts.has_room(host, lambda: _at(host, all_held) - 1):
+            return parked(held, host, wait_s, is_paid=held.claimed.is_paid)
+        if not self.of_hosts.has_room(host, lambda: _at(host, all_held()) - 1):
             return parked(held, host, FULL_S, is_paid=held.claimed.is_paid, is_for_slot=True)
         limit = self.hosts.limit(job.url)
         if limit is not None:
@@ -44,10 +43,10 @@ class Doorman:
             self._recorder.wish(Wish(held.ticket, limit, held.claimed.is_paid))
         return None
 
-    def refused(self, job: PushedJob, all_held: Iterable[Held]) -> None:
+    def refused(self, job: PushedJob, all_held: Callable[[], Iterable[Held]]) -> None:
         """A host has turned a job of ours away, or could not be reached."""
         host = authority_of(job.url)
-        self.of_hosts.refused(host, lambda: _at(host, all_held))
+        self.of_hosts.refused(host, lambda: _at(host, all_held()))
 
     def left(self, held: Held) -> str:
         """The host for which others may wait in vain no longer when this job has ended, or ''."""
