@@ -132,6 +132,61 @@ def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
     assert leftovers(store) == []
 
 
+def test_what_comes_late_may_not_contradict_what_is_there(store: UploadStore) -> None:
+    send(store, 5, b"12345")
+    for fields in ({"total_chunks": 5}, {"file_size": 4}):
+        with refused(409, "conflict"):
+            store.check_chunk(file_id=ID, index=0, owner=None, **fields)
+        with refused(409, "conflict"):
+            send(store, 0, b"", **fields)
+    send(store, 5, b"123")
+    send(store, 0, b"4", total_chunks=6, file_size=4)
+    status = store.status(ID, None)
+    assert (status["uploaded_chunks"], status["total_chunks"], status["file_size"]) == ([0, 5], 6, 4)
+
+
+def test_more_bytes_than_were_announced_are_not_stored(store: UploadStore) -> None:
+    send(store, 0, b"123", total_chunks=3, file_size=5)
+    send(store, 1, b"12")
+    for index, data in ((2, b"1"), (1, b"123")):
+        with refused(400, "size_mismatch"):
+            send(store, index, data)
+    assert uploaded(store) == [0, 1]
+    send(store, 0, b"1")  # in the place of another one
+    send(store, 2, b"12")
+    assert merge(store, 3).size == 5
+
+
+def test_bytes_that_are_there_count_also_when_the_record_is_lost(store: UploadStore) -> None:
+    send(store, 0, b"123", total_chunks=2, file_size=5)
+    [record] = Path(store.settings.upload_dir).rglob("record.json")
+    record.unlink()
+    with refused(400, "size_mismatch"):
+        send(store, 1, b"123", total_chunks=2, file_size=5)
+    send(store, 1, b"12", total_chunks=2, file_size=5)
+    assert merge(store, 2).size == 5
+
+
+def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: UploadStore) -> None:
+    send(store, 0, DATA[0], total_chunks=2)
+    send(store, 0, DATA[0], relative_path="a/b")
+    send(store, 1, DATA[1], relative_path="a/b/")
+    for path in ("a", "a/b/c"):
+        with refused(409, "conflict") as refusal:
+            send(store, 1, DATA[1], relative_path=path)
+        assert refusal.extra == {"relative_path": "a/b"}
+    Path(store.settings.merged_dir, "other").mkdir(parents=True)
+    Path(store.settings.merged_dir, "other/file.bin").touch()
+    with refused(409, "file_exists"):
+        merge(store, 2, relative_path="other")
+    send(store, 1, DATA[1], relative_path="a/b")  # a merge that failed has changed nothing of that
+    assert merge(store, 2, relative_path="third/").path.endswith("/merged/third/file.bin")
+    assert merge(store, 2, relative_path="third").relative_path == "third"
+    assert merge(store, 2).relative_path == "third"
+    with refused(409, "task_completed"):
+        merge(store, 2, relative_path="a/b")
+
+
 def test_an_id_is_never_a_path(store: UploadStore, tmp_path: Path) -> None:
     ids = ["../../etc/passwd", "/etc/passwd", "a\\b", "..", ".", "a/b", "%2e%2e%2f", "über \N{SNOWMAN}", "A" * 1024]
     for file_id in ids:

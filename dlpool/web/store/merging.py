@@ -68,7 +68,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     path = record.relative_path if wish.relative_path is None else wish.relative_path
     try:
         record = task.save(record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks,
-                           relative_path=path, temporary=folders(path), failure="", publishing=None)  # fmt: skip
+                           temporary=folders(path), failure="", publishing=None)  # fmt: skip
     except BaseException:
         os.close(hold)
         raise
@@ -77,8 +77,8 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
 
 def _same(settings: UploadSettings, record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
     """The result of an earlier merge, if this one wants the same file."""
-    wanted = record.relative_path if wish.relative_path is None else wish.relative_path
-    if (wish.filename, wanted, wish.total_chunks) != (record.filename, record.relative_path, record.total_chunks):
+    has_path = wish.relative_path is None or folders(wish.relative_path) == folders(result.relative_path)
+    if (wish.filename, wish.total_chunks) != (record.filename, record.total_chunks) or not has_path:
         raise Refusal(409, "task_completed", f"the task has been merged already, as {result.path!r}")
     is_checked = wish.expected_md5 is not None and settings.enable_integrity_check
     if is_checked and wish.expected_md5 is not None and wish.expected_md5.lower() != result.md5:

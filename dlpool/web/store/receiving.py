@@ -58,11 +58,11 @@ def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
     """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
     if task.identity() is None:
         check_room(settings, -1 if wish.file_size is None else wish.file_size)
-        return wish.fits(Record())
+        return wish.fits(Record(), {})
     task.owned(wish.owner, CHUNKED)
     record = task.record()
     states.receiving(record.status)
-    return wish.fits(record)
+    return wish.fits(record, list_chunks(task.folder) if wish.is_news(record) else {})
 
 
 def _placed(task: Task, settings: UploadSettings, record: Record, reception: Reception, wish: ChunkWish) -> Record:
@@ -70,10 +70,12 @@ def _placed(task: Task, settings: UploadSettings, record: Record, reception: Rec
     path, key = task.chunk_path(wish.index), str(wish.index)
     earlier = _size_of(path)
     received = record.received + reception.size - (earlier or 0)
-    if received > settings.max_file_size:  # the record is only a cache: count
-        chunks = [chunk.size for chunk in list_chunks(task.folder).values() if chunk.index != wish.index]
-        received = sum(chunks) + reception.size
+    if received > (settings.max_file_size if record.file_size < 0 else record.file_size):
+        received = _counted(task, wish.index) + reception.size  # the record is only a cache
         check_size(settings, received)
+        if 0 <= record.file_size < received:
+            raise Refusal(400, "size_mismatch", f"with this chunk there would be {received} bytes of a file of "
+                          f"{record.file_size}", size=received, file_size=record.file_size)  # fmt: skip
     retries = {**record.retries, key: record.retries.get(key, 0) + 1} if earlier is not None else record.retries
     sent = record.sent
     if wish.md5 and not settings.enable_integrity_check:
@@ -82,6 +84,11 @@ def _placed(task: Task, settings: UploadSettings, record: Record, reception: Rec
     reception.move(path)
     return task.save(record, sync=task.sync and not is_begun, status=states.receiving(record.status),
                      received=received, retries=retries, sent=sent, publishing=None)  # fmt: skip
+
+
+def _counted(task: Task, index: int) -> int:
+    """The bytes of all chunks but that one."""
+    return sum(chunk.size for chunk in list_chunks(task.folder).values() if chunk.index != index)
 
 
 def _note_mismatch(layout: Layout, wish: ChunkWish) -> None:

@@ -47,10 +47,10 @@ def complete(
     assert published is not None
     if task.sync:
         os.fsync(place.descriptor)
-    result = _result(settings, record, published)
+    result = _result(settings, published)
     entries = tuple(astuple(chunk) for chunk in chunks)
     record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries,
-                       file_size=published.size)  # fmt: skip
+                       file_size=published.size, relative_path=result.relative_path)  # fmt: skip
     with suppress(OSError):  # the file is there; the rest is a sweep's
         place.remove_temporary()
         _remove_chunks(task, record)
@@ -58,9 +58,9 @@ def complete(
     return result
 
 
-def _result(settings: UploadSettings, record: Record, published: Publishing) -> MergeResult:
+def _result(settings: UploadSettings, published: Publishing) -> MergeResult:
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
-    return MergeResult(path, published.md5, record.relative_path, published.size, published.merge_time)
+    return MergeResult(path, published.md5, "/".join(published.folder), published.size, published.merge_time)
 
 
 def _remove_chunks(task: Task, record: Record) -> None:

@@ -79,5 +79,6 @@ class Task:
         return is_held(self.folder / "patch.lock")
 
     def _rebuilt(self) -> Record:
-        times = [chunk.stored_at for chunk in list_chunks(self.folder).values()]
-        return Record(updated_at=max(times, default=self.folder.stat().st_mtime))
+        chunks = list_chunks(self.folder).values()
+        updated_at = max((chunk.stored_at for chunk in chunks), default=self.folder.stat().st_mtime)
+        return Record(updated_at=updated_at, received=sum(chunk.size for chunk in chunks))

@@ -20,6 +20,7 @@ NOT_FOUND: dict[str, Any] = {
 def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
     """What ``/upload_status`` says."""
     size = sum(chunk.size for chunk in chunks.values())
+    wanted = sum(index < record.total_chunks for index in chunks)
     return {
         "uploaded_chunks": sorted(chunks),
         "total_chunks": record.total_chunks,
@@ -27,7 +28,7 @@ def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str,
         "status": record.status,
         "created_at": as_text(identity.created_at),
         "updated_at": as_text(record.updated_at),
-        "completion_rate": completion_rate(record.status, len(chunks), record.total_chunks, size, record.file_size),
+        "completion_rate": completion_rate(record.status, wanted, record.total_chunks, size, record.file_size),
     }
 
 

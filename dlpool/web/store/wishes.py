@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
+from dlpool.web.store.chunkfile import Chunk
 from dlpool.web.store.content import check_name
 from dlpool.web.store.names import file_name, flat_name, folders
 from dlpool.web.store.record import CHUNKED, Record
@@ -39,18 +41,41 @@ class ChunkWish:
             raise Refusal(400, "bad_file_size", "file_size is negative: say the bytes of the whole file")
         check_size(settings, self.file_size or 0)
 
-    def fits(self, record: Record) -> Record:
-        """The record with what the wish adds. Raises Refusal where the two disagree: 409, or 400 for the index."""
+    def is_news(self, record: Record) -> bool:
+        """Whether it says how much there is to be, and the record does not: then the chunks that are there count."""
+        return bool(self.total_chunks and not record.total_chunks) or (
+            self.file_size is not None and record.file_size < 0
+        )
+
+    def fits(self, record: Record, chunks: Mapping[int, Chunk]) -> Record:
+        """The record with what the wish adds. ``chunks``: those that are there, if the wish ``is_news``.
+
+        Raises Refusal where they disagree: 409, or 400 for the index.
+        """
+        self._agrees(record)
+        if record.total_chunks and self.index >= record.total_chunks:
+            most = record.total_chunks - 1
+            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
+        if self.total_chunks and max(chunks, default=0) >= self.total_chunks:
+            raise Refusal(409, "conflict", f"the task has a chunk {max(chunks)}: it cannot be of {self.total_chunks}")
+        there = sum(chunk.size for chunk in chunks.values() if chunk.index != self.index)
+        if self.file_size is not None and there > self.file_size:
+            raise Refusal(409, "conflict", f"the task has {there} bytes already: its file cannot be of "
+                          f"{self.file_size}")  # fmt: skip
+        return record.learnt(self.total_chunks, self.file_size, self.relative_path)
+
+    def _agrees(self, record: Record) -> None:
+        """Raise Refusal where it says something else than was said before."""
         if self.total_chunks and record.total_chunks and self.total_chunks != record.total_chunks:
             raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
                           total_chunks=record.total_chunks)  # fmt: skip
         if self.file_size is not None and record.file_size >= 0 and self.file_size != record.file_size:
             raise Refusal(409, "conflict", f"the task's file has {record.file_size} bytes, not {self.file_size}",
                           file_size=record.file_size)  # fmt: skip
-        if record.total_chunks and self.index >= record.total_chunks:
-            most = record.total_chunks - 1
-            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
-        return record.learnt(self.total_chunks, self.file_size, self.relative_path)
+        path = record.relative_path
+        if self.relative_path and path and folders(self.relative_path) != folders(path):
+            raise Refusal(409, "conflict", f"the task's file goes to {path[:100]!r}: use another file_id for another "
+                          "one", relative_path=path)  # fmt: skip
 
 
 @dataclass(frozen=True)
