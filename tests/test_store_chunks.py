@@ -134,7 +134,8 @@ def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
 
 def test_what_comes_late_may_not_contradict_what_is_there(store: UploadStore) -> None:
     send(store, 5, b"12345")
-    for fields in ({"total_chunks": 5}, {"file_size": 4}):
+    late: list[dict[str, Any]] = [{"total_chunks": 5}, {"file_size": 4}]
+    for fields in late:
         with refused(409, "conflict"):
             store.check_chunk(file_id=ID, index=0, owner=None, **fields)
         with refused(409, "conflict"):

@@ -1,7 +1,8 @@
 """Counters that outlive a worker process and are the same whichever worker is asked.
 
-Each process has a row, a file that it alone writes, about once a second. A new process goes on with the row of a dead
-one, so that sums never fall and rows do not pile up; a killed one loses the counts of its last second.
+Each process has a row, a file that it alone writes, about once a second and before it tells the sums. A new process
+goes on with the row of a dead one, so that sums never fall and rows do not pile up; a killed one loses the counts of
+its last second.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
 
 
 class Figures:
-    """Where ``folder`` cannot be written the counts are the process's own. The lock guards the counts. Thread-safe."""
+    """Where ``folder`` cannot be written the counts are the process's own. Thread-safe.
+
+    ``_lock`` guards the counts; ``_writing`` is held by the one thread that writes the row.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._row: Path | None = None
         self._guard = -1
         self._is_changed = False
@@ -47,26 +52,31 @@ class Figures:
         if label:
             self.add(f"error {label}")
 
-    def flush(self) -> None:
-        """Let the other processes know. Never raises."""
-        with self._lock:
-            if not self._is_changed or self._row is None:
-                return
-            data = jsontext.dumps(self._counts)
-            self._is_changed = False
-        with suppress(OSError):
-            new = self._row.with_suffix(".new")
-            new.write_bytes(data)
-            new.rename(self._row)
+    def flush(self) -> bool:
+        """Let the other processes know; whether they can. Never raises."""
+        with self._writing:
+            with self._lock:
+                if self._row is None or not self._is_changed:
+                    return self._row is not None
+                data = jsontext.dumps(self._counts)
+                self._is_changed = False
+            try:
+                new = self._row.with_suffix(".new")
+                new.write_bytes(data)
+                new.rename(self._row)
+            except OSError:
+                self._is_changed = True
+                return False
+            return True
 
     def total(self) -> dict[str, float]:
-        """The counts of all processes."""
+        """The counts of all processes, as their rows say: what one of them has told, no other one takes back."""
+        is_told = self.flush()
         with self._lock:
-            found = dict(self._counts)
-        with suppress(OSError):
-            for row in self._folder.glob("*.json"):
-                for key, value in _read(row).items() if row != self._row else ():
-                    found[key] = found.get(key, 0) + value
+            found = {} if is_told else dict(self._counts)
+        for row in self._folder.glob("*.json"):
+            for key, value in _read(row).items() if is_told or row != self._row else ():
+                found[key] = found.get(key, 0) + value
         return found
 
     def _claim(self) -> None:
