@@ -34,7 +34,7 @@ def base64_of(data: bytes | str) -> str:
     return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
 
 
-def ask(server: WebServer, method: str, path: str = "/files", data: bytes = b"", **headers: object) -> Any:
+def ask(server: WebServer, method: str, path: str = "/files", data: Any = b"", **headers: object) -> Any:
     """One request; ``Upload_Length=5`` is the header Upload-Length: 5. A header that is None is not sent."""
     said: dict[str, Any] = {"Tus-Resumable": "1.0.0"}
     said |= {name.replace("_", "-"): value if value is None else str(value) for name, value in headers.items()}
@@ -49,7 +49,7 @@ def begin(server: WebServer, length: int | None = len(DATA), **headers: object) 
     return str(answer.headers["Location"])
 
 
-def patch(server: WebServer, path: str, offset: int, data: bytes, **headers: object) -> Any:
+def patch(server: WebServer, path: str, offset: int, data: Any, **headers: object) -> Any:
     return ask(server, "PATCH", path, data, **{"Content_Type": PATCH_TYPE, "Upload_Offset": offset, **headers})
 
 
@@ -184,9 +184,11 @@ def test_bodies_that_are_refused(server: WebServer, headers: dict[str, Any], sta
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers.get("Upload-Offset") == ("3" if status == 409 else None)
     assert (offset_of(server, path), ask(server, "HEAD", path).headers["Upload-Length"]) == (3, "5")
-    answer = patch(server, path, 3, b"defg")  # more than there is room for
-    assert answer.status_code == 413
-    assert offset_of(server, path) == 3
+    for body in (b"defg", iter([b"d", b"efg"])):  # more than there is room for
+        answer = patch(server, path, 3, body)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert "may have 5 bytes: no more than 2 can follow" in answer.json()["error"]
+        assert offset_of(server, path) == 3
 
 
 @pytest.mark.parametrize("file_id", ["none", "%2e%2e%2fx", "a%00b", "%ff", "x" * 1500])
@@ -212,6 +214,48 @@ def test_a_name_that_is_taken_is_refused_before_a_byte_is_sent(server: WebServer
     answer = ask(server, "POST", Upload_Length=3, Upload_Metadata=note)
     assert (answer.status_code, answer.json()["code"]) == (409, "file_exists")
     assert (server.merged_dir / "taken").read_bytes() == b"abc"
+
+
+def test_a_name_that_is_taken_meanwhile_is_said_and_the_upload_can_be_forgotten(server: WebServer) -> None:
+    note = f"filename {base64_of('meanwhile')}"
+    first, second, third = (begin(server, 3, Upload_Metadata=note) for _ in range(3))
+    assert patch(server, first, 0, b"one").status_code == 204
+    for path in (second, third):
+        answer = patch(server, path, 0, b"two")
+        assert (answer.status_code, answer.json()["code"], answer.headers["Upload-Offset"]) == (409, "file_exists", "3")
+        answer = ask(server, "HEAD", path)
+        assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "3")
+    assert ask(server, "DELETE", second).status_code == 204
+    assert ask(server, "HEAD", second).status_code == 404
+    (server.merged_dir / "meanwhile").unlink()
+    assert offset_of(server, third) == 3  # the name is free again
+    assert (server.merged_dir / "meanwhile").read_bytes() == b"two"
+
+
+def test_a_paused_upload_says_how_far_it_is(server: WebServer) -> None:
+    path = begin(server, 5)
+    assert patch(server, path, 0, b"abc").status_code == 204
+    task = f"{server.url}/tasks/{path.rpartition('/')[2]}"
+    assert requests.post(f"{task}/pause", timeout=10).status_code == 200
+    answer = patch(server, path, 3, b"de")
+    assert (answer.status_code, answer.json()["code"], answer.headers["Upload-Offset"]) == (409, "task_paused", "3")
+    assert requests.post(f"{task}/resume", timeout=10).status_code == 200
+    assert patch(server, path, 3, b"de").status_code == 204
+
+
+def test_every_answer_names_the_version_and_anybody_may_ask_what_the_server_can_do(tmp_path: Path) -> None:
+    settings: Any = {"web": {"secret_key": "a secret of some length", "auth": "on", "request_burst": 30}}
+    with WebServer(tmp_path, settings) as server:
+        options = requests.options(f"{server.root}/files", timeout=10)
+        assert (options.status_code, options.headers["Tus-Version"]) == (200, "1.0.0")
+        foreign = {"Origin": "https://else.example", "X-Secret-Key": "a secret of some length"}
+        answers = [options, ask(server, "POST", Upload_Length=5), ask(server, "POST", Upload_Length=5, **foreign),
+                   ask(server, "PUT", X_Secret_Key=foreign["X-Secret-Key"]), ask(server, "HEAD", "/files/none")]  # fmt: skip
+        assert [answer.status_code for answer in answers] == [200, 401, 403, 405, 401]
+        while answers[-1].status_code != 429:
+            answers.append(ask(server, "HEAD", "/files/none"))
+            assert len(answers) < 200
+        assert {answer.headers.get("Tus-Resumable") for answer in answers} == {"1.0.0"}
 
 
 def test_of_many_bodies_at_once_one_is_taken(server: WebServer) -> None:

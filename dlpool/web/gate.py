@@ -18,7 +18,7 @@ class Gate:
     """Falcon's middleware. A resource says in ``access`` who may ask without a token:
 
     ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
-    addresses. ``req.context`` gets ``client``, an address or the owner, and ``owner``, None where nobody is asked.
+    addresses. What a server can do (OPTIONS) everybody may ask. ``req.context`` gets ``client``, an address or the owner, and ``owner``, None where nobody is asked.
     """
 
     def __init__(self, parts: WebParts) -> None:
@@ -43,7 +43,9 @@ class Gate:
         if access == "probe":
             return
         self._parts.admission.count(req.context.address)
-        if access == "open" or (access == "scrape" and self._is_among(req.context.address, self._scrapers)):
+        if access == "open" or (req.method == "OPTIONS" and resource is not None):
+            return
+        if access == "scrape" and self._is_among(req.context.address, self._scrapers):
             return
         req.context.owner = self._parts.keys.owner(req.auth, req.get_header("X-Secret-Key"))
         if req.context.owner is not None:

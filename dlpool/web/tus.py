@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
@@ -42,6 +42,17 @@ def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
     app.add_route(f"{ROOT}/{{file_id}}", Upload(parts))
 
 
+class Versioned:
+    """Falcon's middleware: every answer of tus names its version, whoever gave it."""
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, _resource: object, _req_succeeded: bool
+    ) -> None:
+        """It is answered."""
+        if req.path == ROOT or req.path.startswith(f"{ROOT}/"):
+            resp.set_header("Tus-Resumable", VERSION)
+
+
 @dataclass(frozen=True)
 class Checksum:
     """What a body is to have."""
@@ -59,7 +70,6 @@ class _Resource:
     def on_options(self, _req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         """What this server can do."""
         resp.status = 200
-        resp.set_header("Tus-Resumable", VERSION)
         resp.set_header("Tus-Version", VERSION)
         resp.set_header("Tus-Extension", EXTENSIONS)
         resp.set_header("Tus-Max-Size", str(self._max_size))
@@ -91,6 +101,7 @@ class _Resource:
             self._parts.body(req, self._max_size, "the upload") as body,
             self._growing.append(file_id, owner, offset, length=length, is_checked=is_checked) as appending,
         ):
+            appending.expect(req.content_length or 0)
             offset = self.receive(req, body, appending)
         self._growing.finish(file_id, owner)
         return offset
@@ -101,7 +112,7 @@ class Uploads(_Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Begin an upload, with its first bytes if the request has some."""
-        _check_version(req, resp)
+        _check_version(req)
         file_id = self._create(req)
         resp.status = 201
         resp.set_header("Location", f"{ROOT}/{file_id}")
@@ -126,8 +137,9 @@ class Upload(_Resource):
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """How far it is."""
-        _check_version(req, resp)
-        growth = self._growing.look(file_id, owner_of(req))
+        _check_version(req)
+        with self._saying_offset(req, file_id):
+            growth = self._growing.look(file_id, owner_of(req))
         resp.status = 200
         resp.set_header("Cache-Control", "no-store")
         resp.set_header("Upload-Offset", str(growth.offset))
@@ -143,21 +155,22 @@ class Upload(_Resource):
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """The next bytes."""
-        _check_version(req, resp)
+        _check_version(req)
         if (req.content_type or "") != BODY_TYPE:
             raise Refusal(415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}")
         offset = _number(req, "Upload-Offset")
         if offset is None:
             raise Refusal(400, "missing_field", "the header Upload-Offset is missing")
-        offset = self.append(req, file_id, offset, _number(req, "Upload-Length"))
+        with self._saying_offset(req, file_id):
+            offset = self.append(req, file_id, offset, _number(req, "Upload-Length"))
         resp.status = 204
         resp.set_header("Upload-Offset", str(offset))
         _say_expiry(resp, self._growing.look(file_id, owner_of(req)))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """Forget it; a file that was published stays."""
-        _check_version(req, resp)
-        self._growing.look(file_id, owner_of(req))
+        _check_version(req)
+        self._growing.peek(file_id, owner_of(req))
         self._parts.store.delete(file_id, owner_of(req))
         resp.status = 204
 
@@ -168,6 +181,18 @@ class Upload(_Resource):
         if verb is None:
             raise falcon.HTTPMethodNotAllowed(["DELETE", "HEAD", "OPTIONS", "PATCH"])
         verb(req, resp, file_id)
+
+    @contextmanager
+    def _saying_offset(self, req: falcon.Request, file_id: str) -> Iterator[None]:
+        """An answer that the upload's state forbids something says how far it is, whatever the reason."""
+        try:
+            yield
+        except Refusal as refusal:
+            if refusal.status == 409:
+                with suppress(Refusal):
+                    offset = self._growing.peek(file_id, owner_of(req)).offset
+                    refusal.headers.setdefault("Upload-Offset", str(offset))
+            raise
 
 
 def metadata_of(header: str) -> dict[str, str]:
@@ -196,8 +221,7 @@ def checksum_of(header: str | None) -> Checksum | None:
     return Checksum(algorithm, digest)
 
 
-def _check_version(req: falcon.Request, resp: falcon.Response) -> None:
-    resp.set_header("Tus-Resumable", VERSION)
+def _check_version(req: falcon.Request) -> None:
     if req.get_header("Tus-Resumable") != VERSION:
         raise Refusal(412, "bad_version", f"the header Tus-Resumable is to be {VERSION}",
                       headers={"Tus-Version": VERSION})  # fmt: skip

@@ -122,14 +122,22 @@ class Front:
 class Appending:
     """Takes one body. A context manager: what has come when it ends counts, unless ``discard`` was called."""
 
-    def __init__(self, front_of: Front, reception: Reception, offset: int, hold: int) -> None:
+    def __init__(self, front_of: Front, reception: Reception, offset: int, room: int, hold: int) -> None:
         self._front = front_of
         self._reception = reception
+        self._room = room
         self._hold = hold
         self.offset = offset
 
+    def expect(self, size: int) -> None:
+        """So many more bytes are to come. Raises Refusal (413)."""
+        if self._reception.size + size > self._room:
+            raise Refusal(413, "too_large", f"the upload may have {self.offset + self._room} bytes: no more than "
+                          f"{self._room} can follow the first {self.offset}")  # fmt: skip
+
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises Refusal."""
+        self.expect(len(data))
         self._reception.write(data)
 
     def commit(self) -> int:

@@ -98,6 +98,10 @@ class GrowingUploads:
             finally:
                 os.close(hold)
             self.finish(file_id, owner)
+        return self.peek(file_id, owner)
+
+    def peek(self, file_id: str, owner: str | None) -> Growth:
+        """How far it is, as it stands: nothing is merged, and what a killed writer left does not count yet."""
         with self._layout.task(file_id) as task:
             return self._growth(task, self._alive(task, owner))
 
@@ -129,7 +133,7 @@ class GrowingUploads:
         if offset != have:
             raise conflict(have)
         room = (record.file_size if record.file_size >= 0 else self._settings.max_file_size) - offset
-        return Appending(end, end.receive(task, offset, room, is_checked=is_checked), offset, hold)
+        return Appending(end, end.receive(task, offset, room, is_checked=is_checked), offset, room, hold)
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
         """Merge the upload if it is whole and no part of another one."""
