@@ -250,7 +250,8 @@ def test_every_answer_names_the_version_and_anybody_may_ask_what_the_server_can_
         assert (options.status_code, options.headers["Tus-Version"]) == (200, "1.0.0")
         foreign = {"Origin": "https://else.example", "X-Secret-Key": "a secret of some length"}
         answers = [options, ask(server, "POST", Upload_Length=5), ask(server, "POST", Upload_Length=5, **foreign),
-                   ask(server, "PUT", X_Secret_Key=foreign["X-Secret-Key"]), ask(server, "HEAD", "/files/none")]  # fmt: skip
+                   ask(server, "PUT", X_Secret_Key=foreign["X-Secret-Key"]),
+                   ask(server, "HEAD", "/files/none")]  # fmt: skip
         assert [answer.status_code for answer in answers] == [200, 401, 403, 405, 401]
         while answers[-1].status_code != 429:
             answers.append(ask(server, "HEAD", "/files/none"))

@@ -18,7 +18,8 @@ class Gate:
     """Falcon's middleware. A resource says in ``access`` who may ask without a token:
 
     ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
-    addresses. What a server can do (OPTIONS) everybody may ask. ``req.context`` gets ``client``, an address or the owner, and ``owner``, None where nobody is asked.
+    addresses. What a server can do (OPTIONS) everybody may ask. ``req.context`` gets ``client``, an address or the
+    owner, and ``owner``, None where nobody is asked.
     """
 
     def __init__(self, parts: WebParts) -> None:
