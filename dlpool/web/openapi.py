@@ -9,6 +9,7 @@ from typing import Any
 from dlpool import __version__
 from dlpool.web.operations import BASE, Operation
 from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
+from dlpool.web.tus_doc import tus_paths
 from dlpool.web.upload_doc import upload_paths
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
@@ -35,7 +36,7 @@ def document(operations: Iterable[Operation], upload_prefix: str, *, is_authenti
     made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "dlpool", "version": __version__, "description": _DESCRIPTION},
-        "paths": {**paths, **upload_paths(upload_prefix)},
+        "paths": {**paths, **upload_paths(upload_prefix), **tus_paths()},
         "components": {"schemas": dict(NAMED), "securitySchemes": _SCHEMES},
     }
     return made | ({"security": [{name: []} for name in _SCHEMES]} if is_authenticated else {})

@@ -1,4 +1,4 @@
-"""Health, system and metrics of the HTTP side."""
+"""Health, system and metrics of the HTTP side, and what clients should keep to."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
 from dlpool.web import exposition
 from dlpool.web.parts import WebParts
+from dlpool.web.schemas import ADVICE
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, level, room_of
 from dlpool.web.store.states import STATES
 
@@ -40,6 +41,18 @@ class HealthResource:
         status = max((check["status"] for check in checks.values()), key=_WORST.index)
         resp.status = 503 if status == UNHEALTHY else 200
         resp.data = jsontext.dumps({"status": status, "timestamp": _now(), "checks": checks})
+        resp.content_type = "application/json"
+
+
+class ClientResource:
+    """``GET /client``: what a client should keep to."""
+
+    def __init__(self, parts: WebParts) -> None:
+        self._advice = jsontext.dumps({name: getattr(parts.settings.upload, name) for name in ADVICE["properties"]})
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """The settings that concern clients."""
+        resp.data = self._advice
         resp.content_type = "application/json"
 
 
@@ -156,6 +169,7 @@ def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
     """Below the prefix."""
     prefix = parts.settings.web.prefix
     app.add_route(f"{prefix}/health", HealthResource(parts))
+    app.add_route(f"{prefix}/client", ClientResource(parts))
     app.add_route(f"{prefix}/system", SystemResource(parts))
     app.add_route(f"{prefix}/metrics", MetricsResource(parts))
 

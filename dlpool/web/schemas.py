@@ -126,7 +126,11 @@ OVERVIEW = record({
     "figures": record(FIGURES), **_SWITCHED, **_HOSTS, "today": _values(COUNT), "nodes": items(ref("Node")),
     "running": items(ref("View")), "failed": items(ref("View")), "listed": items(ref("View")),
 })  # fmt: skip
+ADVICE = record({
+    **dict.fromkeys(("max_file_size", "max_chunk_size", "concurrent_uploads", "retry_max_attempts"), COUNT),
+    "retry_initial_delay": {"type": "number", "minimum": 0}, "enable_integrity_check": SWITCH,
+})  # fmt: skip
 NAMED: Mapping[str, Schema] = {
     "Job": JOB, "Batch": BATCH, "Pushed": PUSHED, "Done": DONE, "Error": ERROR, "View": VIEW, "Stats": STATS,
-    "Node": NODE_ROW, "Limits": LIMITS, "Failure": FAILURE, "Overview": OVERVIEW,
+    "Node": NODE_ROW, "Limits": LIMITS, "Failure": FAILURE, "Overview": OVERVIEW, "Advice": ADVICE,
 }  # fmt: skip

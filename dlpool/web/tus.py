@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any
+from typing import Any, ClassVar
 
 import falcon
 
@@ -62,6 +62,8 @@ class Checksum:
 
 
 class _Resource:
+    methods: ClassVar[str]
+
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts
         self._growing = parts.store.growing
@@ -70,6 +72,7 @@ class _Resource:
     def on_options(self, _req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         """What this server can do."""
         resp.status = 200
+        resp.set_header("Allow", self.methods)
         resp.set_header("Tus-Version", VERSION)
         resp.set_header("Tus-Extension", EXTENSIONS)
         resp.set_header("Tus-Max-Size", str(self._max_size))
@@ -110,6 +113,8 @@ class _Resource:
 class Uploads(_Resource):
     """``/files``: where uploads begin."""
 
+    methods = "OPTIONS, POST"
+
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Begin an upload, with its first bytes if the request has some."""
         _check_version(req)
@@ -134,6 +139,8 @@ class Uploads(_Resource):
 
 class Upload(_Resource):
     """``/files/ID``: one upload."""
+
+    methods = "DELETE, HEAD, OPTIONS, PATCH, POST"
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """How far it is."""

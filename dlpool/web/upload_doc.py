@@ -1,102 +1,162 @@
-"""The part of the OpenAPI document about chunked uploads. Pure."""
+"""The part of the OpenAPI document about chunked uploads, files, health and metrics. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dlpool.web.schemas import COUNT, SWITCH, TEXT, Schema, items, or_null, record, ref
+from dlpool.web.describing import JSON, content, described, done, header, parameter
+from dlpool.web.schemas import COUNT, MOMENT, SWITCH, TEXT, Schema, items, record, ref
+from dlpool.web.store.names import MAX_ID_BYTES
+from dlpool.web.store.states import STATES
+from dlpool.web.store.wishes import MAX_CHUNKS
+from dlpool.web.uploads import MAX_BATCH
 
+_NAME = r"^[^\x00-\x1f\x7f/\\]+$"
 _MD5: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
 _RATE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
+_FILE_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f]+$"}
+_INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
+_TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
 _CHUNK_FIELDS: dict[str, Schema] = {
-    "file_id": TEXT, "chunk_index": COUNT, "md5": _MD5, "relative_path": TEXT, "total_chunks": COUNT, "file_size": COUNT
+    "file_id": _FILE_ID, "chunk_index": _INDEX, "md5": _MD5, "relative_path": TEXT, "total_chunks": _TOTAL,
+    "file_size": COUNT,
 }  # fmt: skip
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _CHUNK = record(
     {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
     {name: _CHUNK_FIELDS[name] for name in ("md5", "relative_path", "total_chunks", "file_size")}, closed=False,
 )  # fmt: skip
-_MERGE = record({"file_id": TEXT, "filename": TEXT, "total_chunks": COUNT},
+_MERGE = record({"file_id": _FILE_ID, "filename": {"type": "string", "pattern": _NAME}, "total_chunks": _TOTAL},
                 {"relative_path": TEXT, "expected_md5": _MD5}, closed=False)  # fmt: skip
-_TASK_FIELDS: dict[str, Schema] = {
-    "task_id": TEXT, "task_type": TEXT, "filename": TEXT, "relative_path": TEXT, "total_chunks": COUNT,
-    "file_size": COUNT, "status": TEXT, "completion_rate": _RATE, "retry_count": COUNT,
+_STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
+_STATUS_FIELDS: dict[str, Schema] = {
+    "total_chunks": COUNT, "file_size": COUNT, "status": _STATE, "created_at": TEXT, "updated_at": TEXT,
+    "completion_rate": _RATE,
 }  # fmt: skip
+_TASK_FIELDS: dict[str, Schema] = {
+    **_STATUS_FIELDS, "task_id": TEXT, "task_type": TEXT, "filename": TEXT, "relative_path": TEXT,
+    "retry_count": COUNT,
+}  # fmt: skip
+_CHUNK_VIEW = record({"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": MOMENT,
+                      "retry_count": COUNT})  # fmt: skip
 _SAID = {"status": TEXT}
+_DONE = record({**_SAID, "message": TEXT, "task_id": TEXT})
+_DISK = record({"total": COUNT, "free": COUNT, "used_percent": {"type": "number"}})
+_OPEN: dict[str, Any] = {"security": []}
 
 
 def upload_paths(prefix: str) -> dict[str, Any]:
     """The paths of the fixed upload API below ``prefix``."""
-    one = f"{prefix}/tasks/{{file_id}}"
-    name = [_parameter("file_id", "path", TEXT)]
     return {
         f"{prefix}/upload_chunk": {"post": _chunk()},
         f"{prefix}/merge_chunks": {"post": _merge()},
-        f"{prefix}/upload_status": {"get": _made(
-            "uploadStatus", "Which chunks of a file are there",
-            record({"uploaded_chunks": items(COUNT), **_SAID}, closed=False),
-            parameters=[_parameter("file_id", "query", TEXT)],
+        f"{prefix}/upload_status": {"get": described(
+            "uploadStatus", "Which chunks of a file are there", done(record({"uploaded_chunks": items(COUNT),
+                                                                             **_STATUS_FIELDS})),
+            parameters=[parameter("file_id", "query", _FILE_ID)], refusals=(400,),
         )},
-        f"{prefix}/tasks": {"get": _made(
-            "listUploads", "All uploads of who asks", record({"tasks": items(record(_TASK_FIELDS, closed=False)),
-                                                              "total": COUNT}),
-        )},
-        f"{prefix}/tasks/batch": {"post": _made(
-            "steerUploads", "Pause, resume or delete uploads", {"type": "object"}, refusals=(400,),
-            requestBody=_body(record({"action": {"type": "string", "enum": ["pause", "resume", "delete"]},
-                                      "ids": items(TEXT)})),
-        )},
-        f"{prefix}/tasks/cleanup": {"post": _made(
-            "cleanUploads", "Remove old uploads",
-            record({**_SAID, "message": TEXT, "cleaned_count": COUNT}, closed=False),
-            parameters=[_parameter("status", "query", TEXT, required=False),
-                        _parameter("older_than", "query", COUNT, required=False)], refusals=(400,),
-        )},
-        one: {
-            "get": _made("showUpload", "One upload, with its chunks", record(_TASK_FIELDS, closed=False),
-                         parameters=name, refusals=(404,)),
-            "delete": _made("deleteUpload", "Remove an upload and its chunks, not the merged file", {"type": "object"},
-                            parameters=name, refusals=(404, 409)),
-        },
-        **{f"{one}/{verb}": {"post": _made(f"{verb}Upload", f"{verb.title()} an upload", {"type": "object"},
-                                           parameters=name, refusals=(404, 409))} for verb in ("pause", "resume")},
+        **_task_paths(f"{prefix}/tasks"),
+        f"{prefix}/files/{{path}}": {"get": _file("fetchFile", "A merged file, or one range of it"),
+                                     "head": _file("describeFile", "What a GET would say of it")},
+        **_operator_paths(prefix),
     }  # fmt: skip
 
 
+def _task_paths(prefix: str) -> dict[str, Any]:
+    name = [parameter("file_id", "path", _FILE_ID)]
+    steps = {f"{prefix}/{{file_id}}/{verb}": {"post": described(
+        f"{verb}Upload", f"{verb.title()} an upload", done(_DONE), parameters=name, refusals=(400, 404, 409),
+    )} for verb in ("pause", "resume")}  # fmt: skip
+    return {
+        prefix: {"get": described(
+            "listUploads", "All uploads of who asks",
+            done(record({"tasks": items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT})), "total": COUNT})),
+        )},
+        f"{prefix}/batch": {"post": described(
+            "steerUploads", "Pause, resume or delete uploads",
+            done(record({**_SAID, "results": items(record({"id": TEXT, "status": TEXT}, closed=False))})),
+            refusals=(400, 413), requestBody={"required": True, **content(JSON, record({
+                "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
+                "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
+            }, closed=False))},
+        )},
+        f"{prefix}/cleanup": {"post": described(
+            "cleanUploads", "Remove old uploads", done(record({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
+            parameters=[parameter("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
+                        parameter("older_than", "query", {"type": "number", "minimum": 0},
+                                  required=False)], refusals=(400, 413, 415),
+        )},
+        f"{prefix}/{{file_id}}": {
+            "get": described("showUpload", "One upload, with its chunks", done(record({
+                **_TASK_FIELDS, "uploaded_chunks": items(COUNT), "file_md5": TEXT, "failure": TEXT,
+                "chunks": items(_CHUNK_VIEW),
+            })), parameters=name, refusals=(400, 404)),
+            "delete": described("deleteUpload", "Remove an upload and its chunks, not the merged file", done(_DONE),
+                                parameters=name, refusals=(400, 404, 409)),
+        },
+        **steps,
+    }  # fmt: skip
+
+
+def _operator_paths(prefix: str) -> dict[str, Any]:
+    check = record({**_SAID}, closed=False)
+    health = record({"status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]}, "timestamp": MOMENT,
+                     "checks": {"type": "object", "additionalProperties": check}})  # fmt: skip
+    system = record({
+        "version": TEXT, "timestamp": MOMENT, "memory": _counts(), "threads": _counts(), "tasks": _counts(),
+        "configuration": {"type": "object"}, "disk": {"type": "object", "additionalProperties": _DISK},
+    })  # fmt: skip
+    figures = {200: {"description": "Prometheus' text, or JSON for who accepts only that", "content": {
+        "text/plain": {"schema": TEXT}, JSON: {"schema": {"type": "object"}},
+    }}}  # fmt: skip
+    return {
+        f"{prefix}/health": {"get": described(
+            "health", "Whether uploads can be taken",
+            {**done(health), 503: {"description": "Unhealthy", **content(JSON, health)}}, **_OPEN,
+        )},
+        f"{prefix}/client": {"get": described(
+            "clientAdvice", "What a client should keep to", done(ref("Advice")),
+        )},
+        f"{prefix}/system": {"get": described("system", "Memory, configuration, tasks and disks", done(system))},
+        f"{prefix}/metrics": {"get": described("metrics", "The figures of all processes", figures)},
+    }  # fmt: skip
+
+
+def _counts() -> Schema:
+    return {"type": "object", "additionalProperties": COUNT}
+
+
 def _chunk() -> dict[str, Any]:
-    answer = record(
-        {**_SAID, "chunk_index": COUNT, "md5_checked": SWITCH, "relative_path": or_null(TEXT), "size": COUNT}
-    )
+    answer = record({**_SAID, "chunk_index": COUNT, "md5_checked": SWITCH, "relative_path": TEXT, "size": COUNT})
     body = {"required": True, "content": {
         "multipart/form-data": {"schema": _CHUNK},
         "application/octet-stream": {"schema": _BYTES},
     }}  # fmt: skip
-    options = [_parameter(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
-    return _made("uploadChunk", "Send one chunk; with application/octet-stream its fields stand in the query", answer,
-                 requestBody=body, parameters=options, refusals=(400, 408, 409, 413, 415, 507))  # fmt: skip
+    options = [parameter(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
+    return described("uploadChunk", "Send one chunk; with application/octet-stream its fields stand in the query",
+                     done(answer), requestBody=body, parameters=options,
+                     refusals=(400, 408, 409, 413, 415, 503, 507))  # fmt: skip
 
 
 def _merge() -> dict[str, Any]:
-    answer = record({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": or_null(TEXT), "size": COUNT,
+    answer = record({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT,
                      "merge_time": COUNT})  # fmt: skip
-    body = _body(_MERGE)
-    body["content"]["application/x-www-form-urlencoded"] = {"schema": _MERGE}
-    return _made("mergeChunks", "Make the file out of its chunks; may be repeated", answer, requestBody=body,
-                 refusals=(400, 404, 409, 507))  # fmt: skip
+    kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
+    return described("mergeChunks", "Make the file out of its chunks; may be repeated", done(answer),
+                     requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
+                     refusals=(400, 404, 409, 413, 415, 503, 507))  # fmt: skip
 
 
-def _made(name: str, summary: str, answer: Schema, *, refusals: tuple[int, ...] = (), **more: Any) -> dict[str, Any]:
-    statuses = sorted({*refusals, 401, 403, 429})
-    error = {"description": "Refused", "content": {"application/json": {"schema": ref("Error")}}}
-    return {"operationId": name, "summary": summary, **more, "responses": {
-        "200": {"description": "Done", "content": {"application/json": {"schema": answer}}},
-        **{str(status): error for status in statuses},
-    }}  # fmt: skip
-
-
-def _parameter(name: str, place: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": required, "schema": schema}
-
-
-def _body(schema: Schema) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+def _file(name: str, summary: str) -> dict[str, Any]:
+    known = {"ETag": header(TEXT), "Last-Modified": header(TEXT), "Accept-Ranges": header(TEXT)}
+    whole = {"headers": known, **content("application/octet-stream", _BYTES)}
+    options = [parameter(one, "header", TEXT, required=False)
+               for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")]  # fmt: skip
+    responses = {
+        200: {"description": "The whole file", **whole},
+        206: {"description": "The range that was asked for", **whole, "headers": {**known,
+                                                                                  "Content-Range": header(TEXT)}},
+        304: {"description": "Still the one of If-None-Match"},
+    }  # fmt: skip
+    return described(name, summary, responses, parameters=[parameter("path", "path", TEXT), *options],
+                     refusals=(400, 404, 412, 416, 503))  # fmt: skip

@@ -27,6 +27,7 @@ from dlpool.web.store import ChunkResult, Reception
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
+_STEPS = ("/pause", "/resume")
 _DAYS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -125,6 +126,11 @@ class TasksResource(_Resource):
 
 class TaskResource(_Resource):
     """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
+
+    def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
+        """What can be asked there."""
+        resp.set_header("Allow", "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS)
+                        else "DELETE, GET, OPTIONS")  # fmt: skip
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """The task with its chunks."""
