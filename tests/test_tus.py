@@ -89,8 +89,11 @@ def test_an_upload_in_pieces_becomes_a_file(server: WebServer) -> None:
     assert (server.merged_dir / "x/y/a..b über.bin").read_bytes() == DATA
     task = requests.get(f"{server.url}/tasks/{path.rpartition('/')[2]}", timeout=10).json()
     assert (task["status"], task["file_md5"]) == ("completed", hashlib.md5(DATA).hexdigest())
-    answer = patch(server, path, 300_000, b"more")
+    answer = patch(server, path, 299_999, b"more")
     assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "300000")
+    assert patch(server, path, 300_000, b"more").status_code == 413
+    answer = patch(server, path, 300_000, b"")
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "300000")
 
 
 def test_creation_with_upload(server: WebServer) -> None:
@@ -151,7 +154,15 @@ def test_a_body_with_a_wrong_checksum_counts_for_nothing(server: WebServer, algo
         ("POST", {"Upload_Length": 5, "Upload_Metadata": f"relative_path {base64_of('/x')}"}, 400, "bad_path"),
         ("POST", {"Upload_Length": 5, "Upload_Concat": "odd"}, 400, "bad_concat"),
         ("POST", {"Upload_Concat": "final;"}, 400, "bad_concat"),
-        ("POST", {"Upload_Concat": "final;/files/none"}, 404, "no_such_task"),
+        ("POST", {"Upload_Concat": "final;/files/none"}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}"}, 404, "no_such_task"),
+        ("POST", {"Upload_Concat": f"final;/files/{'0' * 32},/files/{'1' * 32}"}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}?x"}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": f"final;ftp://h/files/{'0' * 32}"}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": "final;" + " ".join(["/files/" + "0" * 32] * 101)}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}", "Content_Type": PATCH_TYPE}, 403, "final"),
+        ("POST", {"Upload_Length": "9" * 30}, 413, "file_too_large"),
+        ("POST", {"Upload_Length": 5, "X_HTTP_Method_Override": "PUT"}, 405, "method_not_allowed"),
         ("PUT", {}, 405, "method_not_allowed"),
     ],
 )
@@ -171,6 +182,7 @@ def test_what_no_upload_can_begin_with(
         ({"Upload_Offset": None}, 400, "missing_field"),
         ({"Upload_Offset": "1e3"}, 400, "bad_field"),
         ({"Upload_Offset": 4}, 409, "wrong_offset"),
+        ({"Upload_Offset": "9" * 30}, 409, "wrong_offset"),
         ({"Upload_Length": 7}, 400, "bad_length"),
         ({"Upload_Checksum": "crc32 AAAA"}, 400, "bad_checksum"),
         ({"Upload_Checksum": "md5 AAAA"}, 400, "bad_checksum"),
@@ -263,8 +275,10 @@ def test_of_many_bodies_at_once_one_is_taken(server: WebServer) -> None:
     path = begin(server)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: patch(server, path, 0, DATA).status_code, range(8)))
-    assert answers.count(204) == 1
+    assert answers.count(204) <= 1  # who is asked to end for another one keeps what has come
     assert set(answers) <= {204, 409, 423}
+    offset = offset_of(server, path)
+    assert patch(server, path, offset, DATA[offset:]).status_code == 204
     assert merged(server, path) == DATA
 
 
@@ -325,14 +339,8 @@ def test_what_came_of_a_body_that_is_cut_off_counts(server: WebServer) -> None:
 @pytest.mark.parametrize("checksum", [None, f"Upload-Checksum: sha1 {base64_of(hashlib.sha1(DATA).digest())}"])
 def test_what_a_killed_worker_had_received_counts(server: WebServer, checksum: str | None) -> None:
     path = begin(server)
-    folder = server.upload_dir / "tasks" / hashlib.sha256(path.rpartition("/")[2].encode()).hexdigest()
-    headers = ["Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 0", "Content-Length: 300000"]
     with RawClient(server.port) as client:
-        client.post(path, *headers, *([checksum] if checksum else []), body=DATA[:200_000], method="PATCH")
-        wait_until(lambda: sum(file.stat().st_size for file in folder.glob("patch*.tmp")) > 150_000)
-        answer = patch(server, path, 0, DATA)
-        assert (answer.status_code, answer.json()["code"]) == (423, "locked")
-        assert offset_of(server, path) == 0  # nothing is certain yet
+        sending(server, client, path, checksum)
         for worker in server.workers():
             worker.send_signal(signal.SIGKILL)
         assert client.answer() == (0, {})
@@ -341,6 +349,169 @@ def test_what_a_killed_worker_had_received_counts(server: WebServer, checksum: s
     assert have == 0 if checksum else have > 150_000
     assert patch(server, path, have, DATA[have:]).status_code == 204
     assert merged(server, path) == DATA
+
+
+def sending(server: WebServer, client: RawClient, path: str, *headers: str | None) -> None:
+    """Begin to send 300,000 bytes, of which no more than 200,000 come."""
+    known = ["Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 0", "Content-Length: 300000"]
+    client.post(path, *known, *filter(None, headers), body=DATA[:200_000], method="PATCH")
+    folder = folder_of(server, path)
+    wait_until(lambda: sum(file.stat().st_size for file in folder.glob("patch*.tmp")) > 150_000)
+
+
+def folder_of(server: WebServer, path: str) -> Path:
+    return server.upload_dir / "tasks" / hashlib.sha256(path.rpartition("/")[2].encode()).hexdigest()
+
+
+def test_a_client_that_comes_back_takes_the_upload_over_from_its_old_connection(server: WebServer) -> None:
+    path = begin(server)
+    with RawClient(server.port) as hanging:
+        sending(server, hanging, path)
+        have = offset_of(server, path)
+        assert have > 150_000  # while it is received
+        answer = patch(server, path, have, DATA[have:])
+        assert answer.status_code == 204, answer.text
+        status, said = hanging.answer()
+        assert (status, said["code"], said["offset"]) == (409, "wrong_offset", have)
+    assert merged(server, path) == DATA
+
+
+def test_of_a_body_with_a_checksum_nothing_is_taken_over(server: WebServer) -> None:
+    path = begin(server)
+    with RawClient(server.port) as hanging:
+        sending(server, hanging, path, f"Upload-Checksum: md5 {base64_of(hashlib.md5(DATA).digest())}")
+        assert offset_of(server, path) == 0
+        assert patch(server, path, 0, DATA).status_code == 204
+        assert hanging.answer()[0] == 409
+    assert merged(server, path) == DATA
+
+
+def test_looking_at_an_upload_disturbs_nobody_who_sends(server: WebServer) -> None:
+    path = begin(server)
+    with RawClient(server.port) as client:
+        sending(server, client, path)
+        for _ in range(50):
+            assert 150_000 < offset_of(server, path) <= 200_000
+        client.say(DATA[200_000:])
+        assert client.answer()[0] == 204
+    assert merged(server, path) == DATA
+
+
+def test_an_upload_that_is_removed_takes_no_more_bytes(server: WebServer) -> None:
+    path = begin(server)
+    with RawClient(server.port) as client:
+        sending(server, client, path)
+        assert ask(server, "DELETE", path).status_code == 204
+        assert (client.answer()[0], ask(server, "HEAD", path).status_code) == (404, 404)
+    assert not folder_of(server, path).exists()
+
+
+def test_what_was_under_way_when_an_upload_was_paused_counts(server: WebServer) -> None:
+    path = begin(server)
+    task = f"{server.url}/tasks/{path.rpartition('/')[2]}"
+    assert patch(server, path, 0, DATA[:10]).status_code == 204
+    with RawClient(server.port) as client:
+        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 10",
+                    "Content-Length: 20", body=DATA[10:20], method="PATCH")  # fmt: skip
+        wait_until(lambda: offset_of(server, path) == 20)
+        assert requests.post(f"{task}/pause", timeout=10).status_code == 200
+        assert client.say(DATA[20:30]).answer()[0] == 204
+    assert (offset_of(server, path), patch(server, path, 30, DATA[30:]).status_code) == (30, 409)
+    assert requests.post(f"{task}/resume", timeout=10).status_code == 200
+    assert patch(server, path, 30, DATA[30:]).status_code == 204
+    assert merged(server, path) == DATA
+
+
+def test_a_body_that_stalls_is_to_be_tried_again(tmp_path: Path) -> None:
+    """Clients of tus give up after 408."""
+    with WebServer(tmp_path, {"web": {"body_timeout": "500ms"}}) as server:
+        path = begin(server)
+        with RawClient(server.port) as client:
+            sending(server, client, path)
+            status, said = client.answer()
+            assert (status, said["code"]) == (503, "too_slow")
+        assert offset_of(server, path) == 200_000
+        assert patch(server, path, 200_000, DATA[200_000:]).status_code == 204
+        assert merged(server, path) == DATA
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Upload_Offset": 99, "Upload_Length": 3}, 409),
+        ({"Upload_Length": 50, "Upload_Checksum": f"sha1 {base64_of(bytes(20))}"}, 460),
+        ({"Upload_Length": 50, "Upload_Checksum": "crc32 AAAA"}, 400),
+        ({"Upload_Length": 4}, 413),
+    ],
+)
+def test_a_refused_body_sets_no_length(server: WebServer, headers: dict[str, Any], status: int) -> None:
+    path = begin(server, None)
+    assert patch(server, path, 0, b"abc").status_code == 204
+    assert patch(server, path, 3, b"de", **headers).status_code == status
+    head = ask(server, "HEAD", path).headers
+    assert (head["Upload-Offset"], head["Upload-Defer-Length"], head.get("Upload-Length")) == ("3", "1", None)
+    assert patch(server, path, 3, b"de", Upload_Length=7).status_code == 204
+    assert patch(server, path, 5, b"fg").status_code == 204
+    assert merged(server, path) == b"abcdefg"
+
+
+def test_a_whole_upload_that_is_removed_is_not_published(server: WebServer) -> None:
+    note = f"filename {base64_of('ghost')}"
+    path = begin(server, 1000, Upload_Metadata=note)
+    with RawClient(server.port) as client:
+        client.post(
+            path,
+            "Tus-Resumable: 1.0.0",
+            f"Content-Type: {PATCH_TYPE}",
+            "Upload-Offset: 0",
+            "Transfer-Encoding: chunked",
+            body=b"3e8\r\n" + DATA[:1000] + b"\r\n",
+            method="PATCH",
+        ).end()
+        assert client.answer()[0] == 400
+    assert ask(server, "DELETE", path).status_code == 204
+    assert not (server.merged_dir / "ghost").exists()
+
+
+def test_a_post_may_stand_for_any_method(server: WebServer) -> None:
+    answer = ask(server, "POST", X_HTTP_Method_Override="OPTIONS")
+    assert (answer.status_code, answer.headers["Tus-Version"], "Location" in answer.headers) == (200, "1.0.0", False)
+    path = begin(server, 3)
+    answer = ask(server, "POST", path, X_HTTP_Method_Override="HEAD")
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (200, "0")
+
+
+def test_a_head_is_never_cached(server: WebServer) -> None:
+    answer = ask(server, "HEAD", f"/files/{'0' * 32}")
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (404, "no-store")
+
+
+def test_parts_may_be_of_any_kind_and_the_whole_is_looked_at(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(6000)
+    with WebServer(tmp_path, {"upload": {"allowed_content_types": "image/png"}}) as server:
+        parts = [begin(server, len(data), Upload_Concat="partial") for data in (png[:3000], png[3000:])]
+        for part, data in zip(parts, (png[:3000], png[3000:]), strict=True):
+            assert patch(server, part, 0, data).status_code == 204
+        for order, status in ((parts[::-1], 415), (parts, 201)):
+            answer = ask(server, "POST", Upload_Concat=f"final;{' '.join(order)}")
+            assert answer.status_code == status, answer.text
+        assert merged(server, answer.headers["Location"]) == png
+        path = begin(server, len(png))
+        for offset, end in ((0, 3), (3, len(png))):  # too few bytes to tell
+            assert patch(server, path, offset, png[offset:end]).status_code == 204
+        path = begin(server, 5)
+        assert patch(server, path, 0, b"plain").status_code == 415
+        assert patch(server, begin(server, 6000), 0, bytes(5000)).status_code == 415
+        assert len(requests.get(f"{server.url}/tasks", timeout=10).json()["tasks"]) == 6  # no final one is left
+
+
+def test_a_final_upload_that_cannot_be_made_leaves_nothing(server: WebServer) -> None:
+    parts = [begin(server, 600_000, Upload_Concat="partial") for _ in range(2)]
+    for part in parts:
+        assert patch(server, part, 0, bytes(600_000)).status_code == 204
+    before = requests.get(f"{server.url}/tasks", timeout=10).json()["total"]
+    assert ask(server, "POST", Upload_Concat=f"final;{' '.join(parts)}").status_code == 413
+    assert requests.get(f"{server.url}/tasks", timeout=10).json()["total"] == before
 
 
 def _answers(server: WebServer) -> bool:

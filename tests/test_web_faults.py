@@ -117,6 +117,28 @@ def test_a_full_disk_is_507_and_what_is_there_stays(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_of_a_tus_upload_what_fits_on_a_full_disk_counts(tmp_path: Path) -> None:
+    data = make_data(3_000_000)
+    known = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+    with tmpfs(tmp_path / "disk", "2m") as disk:
+        upload = {"upload_dir": disk / "upload", "merged_dir": disk / "merged", "disk_warn": 0.99, "disk_refuse": 1}
+        with WebServer(tmp_path / "web", {"upload": upload}) as server:
+
+            def ask(method: str, path: str, body: bytes = b"", **headers: object) -> requests.Response:
+                said = {**known, **{name.replace("_", "-"): str(value) for name, value in headers.items()}}
+                return requests.request(method, server.root + path, data=body, headers=said, timeout=20)
+
+            path = ask("POST", "/files", Content_Type="none", Upload_Defer_Length=1).headers["Location"]
+            answer = ask("PATCH", path, data, Upload_Offset=0)
+            assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+            offset = int(ask("HEAD", path).headers["Upload-Offset"])
+            assert 1_000_000 < offset < len(data)
+            remount(disk, "size=16m")
+            assert ask("PATCH", path, data[offset:], Upload_Offset=offset, Upload_Length=len(data)).status_code == 204
+            assert (disk / "merged" / path.rpartition("/")[2]).read_bytes() == data
+
+
+@needs_root
 def test_no_new_tasks_on_a_disk_above_the_threshold_and_health_says_so(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         upload = {"upload_dir": disk / "upload", "merged_dir": disk / "merged", "disk_warn": 0.3, "disk_refuse": 0.6}

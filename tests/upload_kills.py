@@ -15,13 +15,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import dlpool.web.store
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import GrowWish, UploadStore
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 
 STORE = str(Path(dlpool.web.store.__file__).parent)
@@ -142,9 +143,10 @@ def append_goes_on(store: UploadStore) -> None:
     assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
     assert growth.length == len(data)
     if growth.offset < len(data):
-        with store.growing.append(file_id, None, growth.offset) as appending:
+        with store.growing.append(file_id, None, growth.offset, size=None) as appending:
             appending.write(data[growth.offset :])
-            assert appending.commit() == len(data)
+            appending.commit()
+        assert (appending.at.offset, appending.is_whole) == (len(data), True)
         store.growing.finish(file_id, None)
     store.sweep()
     assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
@@ -160,11 +162,43 @@ def _append(store: UploadStore) -> None:
     [task] = store.tasks(None)["tasks"]
     file_id, offset = task["task_id"], 0
     for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
-        with store.growing.append(file_id, None, offset) as appending:
+        with store.growing.append(file_id, None, offset, size=None) as appending:
             for piece in pieces:
                 appending.write(piece)
-            offset = appending.commit()
+            appending.commit()
+        offset = appending.at.offset
         store.growing.finish(file_id, None)
+
+
+def _make_parts(store: UploadStore) -> None:
+    for data in OLD:
+        file_id = store.growing.create(GrowWish(None, len(data), concat=PARTIAL))
+        with store.growing.append(file_id, None, 0, size=len(data)) as appending:
+            appending.write(data)
+            appending.commit()
+
+
+def _join(store: UploadStore) -> None:
+    lengths = {task["file_size"]: task["task_id"] for task in store.tasks(None)["tasks"]}
+    parts = [lengths[len(data)] for data in OLD]
+    store.concatenation.make(GrowWish(None, None, "file.bin", concat=f"{FINAL};"), parts)
+
+
+def join_is_done_or_not(store: UploadStore) -> None:
+    """Two parts were made one file: it is there, or nothing is left of it."""
+    store.sweep()
+    for task in store.tasks(None)["tasks"]:
+        replace(store.concatenation, grace_s=0.0).remove_dead(task["task_id"])
+    tasks = store.tasks(None)["tasks"]
+    is_done = files_below(Path(store.settings.merged_dir)) == ["file.bin"]
+    assert sorted(task["status"] for task in tasks) == ["completed"] * is_done + ["uploading"] * 2, tasks
+    if not is_done:
+        assert len(list(Path(store.settings.upload_dir).rglob("*.chunk"))) == 2
+        _join(store)
+    store.sweep()
+    assert leftovers(store) == []
+    assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
+    assert (Path(store.settings.merged_dir) / "file.bin").read_bytes() == b"".join(OLD)
 
 
 def _damage(store: UploadStore) -> None:
@@ -179,6 +213,7 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
     "merge": (lambda store: send_all(store, OLD), lambda store: merge(store, 2, relative_path="a"), merge_holds),
     "append": (_create, _append, append_goes_on),
+    "join": (_make_parts, _join, join_is_done_or_not),
     "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),
     "delete": (lambda store: send_all(store, OLD), lambda store: store.delete(ID, None), task_is_there_or_not),
 }  # fmt: skip

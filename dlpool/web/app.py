@@ -21,7 +21,7 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     """
     parts = WebParts(settings)
     gate = Gate(parts)
-    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Versioned()])
+    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Protocol()])
     app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app, parts.log)
     for part in (ops, uploads, files, tus, jobs_api, dashboard):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from dlpool.web.refusal import Refusal
@@ -57,6 +57,12 @@ class Body:
             yield data
         if self._length is not None and self.size < self._length:
             raise BrokenBody(f"{self.size} of {self._length} bytes came")
+
+    def while_waiting(self, ask: Callable[[], None]) -> None:
+        """Call ``ask`` again and again while nothing comes, where the server can do that; what it raises ends it."""
+        begin = getattr(self._stream, "while_waiting", None)
+        if begin is not None:
+            begin(ask)
 
     def whole(self) -> bytes:
         """All of it at once."""

@@ -36,9 +36,12 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     app.add_error_handler(BrokenBody, _broken)
 
 
+_REASONS = {460: "460 Checksum Mismatch"}  # of tus
+
+
 def answer(resp: falcon.Response, refusal: Refusal) -> None:
     """Say it."""
-    resp.status = refusal.status
+    resp.status = _REASONS.get(refusal.status, refusal.status)
     resp.data = jsontext.dumps(refusal.as_json())
     resp.content_type = "application/json"
     resp.stream = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from dlpool.web.body import TooSlow
 
+TURN_S = 0.25  # between two questions, whether to wait on, at the most
 MAX_RECEIVE = 120 * 1024  # bytes: what a thread may hold of a body at once
 
 
@@ -48,17 +51,22 @@ class PacedSocket:
         self._sock = sock
         self._deadline: float | None = None
         self._pace: Pace | None = None
+        self._ask: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def expect_head(self, patience_s: float) -> None:
         """The head of a request has to be here within so long."""
-        self._deadline, self._pace = time.monotonic() + patience_s, None
+        self._deadline, self._pace, self._ask = time.monotonic() + patience_s, None, None
 
     def expect_body(self, pace: Pace) -> None:
         """From now on a body may come at this pace."""
-        self._deadline, self._pace = None, pace
+        self._deadline, self._pace, self._ask = None, pace, None
+
+    def while_waiting(self, ask: Callable[[], None]) -> None:
+        """Call ``ask`` again and again while nothing of the body comes; what it raises ends the waiting."""
+        self._ask = ask
 
     def recv(self, size: int) -> bytes:
         """Some bytes, none at the end. Raises TooSlow, OSError."""
@@ -80,6 +88,14 @@ class PacedSocket:
                 raise TooSlow("the head of the request did not come in time")
         elif self._pace is not None:
             patience_s = self._pace.patience_s()
-        poll = select.poll()
+        return self._poll(math.inf if patience_s is None else patience_s)
+
+    def _poll(self, patience_s: float) -> bool:
+        """Whether something comes in time."""
+        poll, deadline = select.poll(), time.monotonic() + patience_s
         poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(None if patience_s is None else patience_s * 1000 + 1))
+        while self._ask is not None and (patience_s := deadline - time.monotonic()) > TURN_S:
+            if poll.poll(TURN_S * 1000):
+                return True
+            self._ask()
+        return bool(poll.poll(None if math.isinf(patience_s) else max(0.0, patience_s) * 1000 + 1))

@@ -36,13 +36,14 @@ class CheckedBody:
     """gunicorn's body of a request, whose errors are ``BrokenBody`` and ``TooSlow``.
 
     ``100 Continue`` is sent with the first read, so that a request which is refused before sends no body. ``is_left``:
-    not all of it was read.
+    not all of it was read. ``while_waiting``: see ``PacedSocket``.
     """
 
-    def __init__(self, req: Any, sock: socket.socket) -> None:
+    def __init__(self, req: Any, sock: socket.socket, paced: PacedSocket) -> None:
         headers = dict(req.headers)
         self._body = req.body
         self._sock = sock
+        self.while_waiting = paced.while_waiting
         self._is_awaited = bool(getattr(req, "_expected_100_continue", False))
         self._left = sys.maxsize if "TRANSFER-ENCODING" in headers else int(headers.get("CONTENT-LENGTH", 0))
 
@@ -107,8 +108,9 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         self._waiting -= 1
         try:
             conn.sock.settimeout(web.body_timeout)
-            conn.parser.unreader.sock.expect_body(Pace(web.body_timeout, web.body_rate, web.body_rate_time))
-            body = req.body = CheckedBody(req, conn.sock)
+            paced = conn.parser.unreader.sock
+            paced.expect_body(Pace(web.body_timeout, web.body_rate, web.body_rate_time))
+            body = req.body = CheckedBody(req, conn.sock, paced)
             req._expected_100_continue = False
             should_close = req.should_close
             req.should_close = lambda: should_close() or body.is_left  # rather than to wait for the rest

@@ -6,7 +6,8 @@ from typing import Any
 
 from dlpool.web.describing import content, described, header, parameter
 from dlpool.web.schemas import COUNT, TEXT, Schema, ref
-from dlpool.web.tus import BODY_TYPE, ROOT, VERSION
+from dlpool.web.tus import BODY_TYPE, VERSION
+from dlpool.web.tus_headers import ROOT
 
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _NAME = parameter("id", "path", {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[0-9a-f]+$"})

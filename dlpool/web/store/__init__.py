@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dlpool.web.store.appending import Appending
-from dlpool.web.store.growing import FINAL, PARTIAL, Growth, GrowWish
+from dlpool.web.store.appending import FINAL, PARTIAL, Appending, Completed, Superseded, conflict, too_large
+from dlpool.web.store.growing import Growth, GrowWish, locked
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.store import UploadStore
@@ -13,9 +13,14 @@ __all__ = [
     "PARTIAL",
     "Appending",
     "ChunkResult",
+    "Completed",
     "GrowWish",
     "Growth",
     "MergeResult",
     "Reception",
+    "Superseded",
     "UploadStore",
+    "conflict",
+    "locked",
+    "too_large",
 ]

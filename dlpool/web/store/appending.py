@@ -1,10 +1,11 @@
 """An upload that grows at its end, as tus has it: each body becomes one more chunk of its task.
 
 A body goes to ``patch-OFFSET.tmp`` in the task's folder, and ``patch.lock`` is held as long as it is received, so that
-there is one at a time. What a killed writer left there counts: whoever has that lock next makes it a chunk. A body with
-a checksum goes to ``patch.tmp``, which counts for nothing as long as nobody has compared. When a body has ended and
-before its trailer is written, its file is renamed to ``patch-OFFSET-SIZE.tmp``, so that no part of a trailer is taken
-for a part of the body.
+there is one at a time. Who wants to append meanwhile asks the holder for the end, by the lock file's time: a client
+that comes back over another network does not wait until its old connection is given up. What a killed writer left
+there counts: whoever has that lock next makes it a chunk. A body with a checksum goes to ``patch.tmp``, which counts
+for nothing as long as nobody has compared. When a body has ended and before its trailer is written, its file is renamed
+to ``patch-OFFSET-SIZE.tmp``, so that no part of a trailer is taken for a part of the body.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
@@ -23,15 +26,27 @@ from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
 from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
-from dlpool.web.store.reception import Reception
+from dlpool.web.store.reception import HEAD_SIZE, Reception
 from dlpool.web.store.record import TUS, Record, sync_folder
 from dlpool.web.store.settling import settle
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MAX_CHUNKS
 
-_LEFT = re.compile(r"patch-([0-9]+)(?:-([0-9]+))?\.tmp")
+PARTIAL, FINAL = "partial", "final"
+_BODY = re.compile(r"patch-([0-9]+)(?:-([0-9]+))?\.tmp")
 _CHECKED = "patch.tmp"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Superseded(Exception):
+    """Another request wants to append: this one has to end."""
+
+
+class Position(NamedTuple):
+    """Where an upload goes on: after so many chunks, and so many bytes."""
+
+    chunks: int
+    offset: int
 
 
 def front(chunks: Mapping[int, Chunk]) -> list[Chunk]:
@@ -42,9 +57,10 @@ def front(chunks: Mapping[int, Chunk]) -> list[Chunk]:
     return found
 
 
-def size_of(chunks: Mapping[int, Chunk]) -> int:
-    """The offset at which the upload goes on, in bytes."""
-    return sum(chunk.size for chunk in front(chunks))
+def position(chunks: Mapping[int, Chunk]) -> Position:
+    """Where the upload with these chunks goes on."""
+    found = front(chunks)
+    return Position(len(found), sum(chunk.size for chunk in found))
 
 
 def conflict(offset: int) -> Refusal:
@@ -53,8 +69,32 @@ def conflict(offset: int) -> Refusal:
                    headers={"Upload-Offset": str(offset)}, offset=offset)  # fmt: skip
 
 
+class Completed(Refusal):
+    """The upload has all its bytes, and ends at ``offset``."""
+
+    def __init__(self, offset: int) -> None:
+        refusal = conflict(offset)
+        super().__init__(refusal.status, refusal.code, refusal.text, headers=refusal.headers, **refusal.extra)
+        self.offset = offset
+
+
+def bodies(folder: Path) -> list[Path]:
+    """What is being received, or was by one who was killed, in the order of offsets."""
+    return sorted(folder.glob("patch*.tmp"))
+
+
+def received(folder: Path, offset: int) -> int:
+    """Bytes that have come of a body that begins at ``offset`` and counts, as far as it goes. Raises OSError."""
+    for path in bodies(folder):
+        match = _BODY.fullmatch(path.name)
+        if match is not None and int(match[1]) == offset:
+            with suppress(FileNotFoundError):  # it has just become a chunk
+                return int(match[2]) if match[2] else path.stat().st_size
+    return 0
+
+
 @dataclass(frozen=True)
-class Front:
+class End:
     """The end of one upload that grows, for a process that holds its ``patch.lock``."""
 
     layout: Layout
@@ -63,90 +103,141 @@ class Front:
     owner: str | None
 
     def adopt(self, task: Task) -> None:
-        """Make a chunk of what a killed writer left. Raises Refusal, OSError."""
+        """Make a chunk of what a killed writer left; what cannot be one goes. Raises Refusal of the disk, OSError."""
+        left = bodies(task.folder)
+        if not left:
+            return
         with stored("go on with the upload"):
-            offset = size_of(list_chunks(task.folder))
-            for path in sorted(task.folder.glob("patch*.tmp")):
-                match = _LEFT.fullmatch(path.name)
-                if match is not None and int(match[1]) == offset:
-                    offset = self._adopt_one(path, offset, int(match[2]) if match[2] else None)
+            at = self.begin(task)
+            for path in left:
+                match = _BODY.fullmatch(path.name)
+                if match is not None and int(match[1]) == at.offset:
+                    at = self._adopt_one(path, at, int(match[2]) if match[2] else None)
                 path.unlink(missing_ok=True)
 
-    def _adopt_one(self, path: Path, offset: int, size: int | None) -> int:
+    def _adopt_one(self, path: Path, at: Position, size: int | None) -> Position:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         with Reception(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync) as reception:
             reception.take_over(size)
-            return self.commit(reception, offset)
+            try:
+                self.commit(reception, at, None)
+            except Refusal as refusal:
+                if refusal.status >= 500:
+                    raise
+                return at  # of a kind that is not taken, say: as if it had never come
+            return Position(at.chunks + bool(reception.size), at.offset + reception.size)
 
-    def receive(self, task: Task, offset: int, room: int, *, is_checked: bool) -> Reception:
-        """Somewhere to write a body that begins at ``offset`` and has at most ``room`` bytes. Raises OSError."""
+    def begin(self, task: Task) -> Position:
+        """Where the upload goes on. Chunks behind one that was lost go. Raises OSError."""
+        chunks = list_chunks(task.folder)
+        at = position(chunks)
+        for index in [index for index in chunks if index >= at.chunks]:
+            chunk_path(task.folder, index).unlink(missing_ok=True)
+        return at
+
+    def receive(self, task: Task, offset: int, *, is_checked: bool) -> Reception:
+        """Somewhere to write a body that begins at ``offset``. Raises OSError."""
         path = task.folder / (_CHECKED if is_checked else f"patch-{offset}.tmp")
-        return Reception(path, os.open(path, _FLAGS, 0o666), max_size=room, sync=self.layout.sync)
+        descriptor = os.open(path, _FLAGS, 0o666)
+        return Reception(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync)
 
-    def commit(self, reception: Reception, offset: int) -> int:
-        """Make a chunk of what has come; returns the new offset. Raises Refusal."""
-        if reception.size == 0:
-            return offset
-        if offset == 0:
-            check_head(self.settings, reception.head)
-        with stored("store the upload"):
-            reception.rename(reception.path.with_name(f"patch-{offset}-{reception.size}.tmp"))
-        reception.seal()
+    def commit(self, reception: Reception, at: Position, length: int | None) -> Record:
+        """Make a chunk of what has come; ``length`` of the whole, where that is known only now. Raises Refusal."""
+        if reception.size:
+            self._seal(reception, at)
         with self.layout.task(self.file_id) as task:
             task.owned(self.owner, TUS)
-            record, chunks = settle(self.settings, task), list_chunks(task.folder)
-            states.receiving(record.status)
-            self._place(task, record, reception, offset, chunks)
-        if self.layout.sync:
+            record = settle(self.settings, task)
+            if record.status != states.PAUSED:  # what was under way when it was paused counts
+                states.receiving(record.status)
+            record = self._place(task, record, reception, at, length)
+        if self.layout.sync and reception.size:
             with stored("store the upload"):
                 sync_folder(task.folder)
-        return offset + reception.size
+        return record
 
-    def _place(
-        self, task: Task, record: Record, reception: Reception, offset: int, chunks: Mapping[int, Chunk]
-    ) -> None:
-        have = front(chunks)
-        end = offset + reception.size
-        if sum(chunk.size for chunk in have) != offset:
-            raise conflict(sum(chunk.size for chunk in have))
-        if len(have) >= MAX_CHUNKS or end > (
-            record.file_size if record.file_size >= 0 else self.settings.max_file_size
-        ):
+    def _seal(self, reception: Reception, at: Position) -> None:
+        with self.layout.task(self.file_id) as task:
+            task.owned(self.owner, TUS)  # 404 if it was removed meanwhile
+            reception.rename(reception.path.with_name(f"patch-{at.offset}-{reception.size}.tmp"))
+        reception.seal()
+
+    def _place(self, task: Task, record: Record, reception: Reception, at: Position, length: int | None) -> Record:
+        """The chunk gets its name; its bytes and the length are noted in one step."""
+        end, file_size = at.offset + reception.size, record.file_size if length is None else length
+        if at.chunks >= MAX_CHUNKS or end > (file_size if file_size >= 0 else self.settings.max_file_size):
             raise Refusal(413, "too_large", "the upload is longer than it was to be, or is sent in too many pieces")
-        for index in chunks.keys() - {chunk.index for chunk in have}:  # behind a chunk that was lost
-            chunk_path(task.folder, index).unlink(missing_ok=True)
-        reception.move(task.chunk_path(len(have)))
-        task.save(record, sync=task.sync and not have, status=states.receiving(record.status), received=end)
+        if reception.size == 0:
+            return record if file_size == record.file_size else task.save(record, file_size=file_size)
+        if at.offset == 0 and reception.size >= HEAD_SIZE and record.tus.get("concat") != PARTIAL:
+            check_head(self.settings, reception.head)  # of less the merge does
+        self._check_end(task, at)
+        reception.move(task.chunk_path(at.chunks))
+        status = record.status if record.status == states.PAUSED else states.receiving(record.status)
+        return task.save(record, sync=task.sync and not at.chunks, status=status, received=end, file_size=file_size)
+
+    def _check_end(self, task: Task, at: Position) -> None:
+        """Raise Refusal if the end is another one by now: nobody else may change it, but files can be lost."""
+        has_last = at.chunks == 0 or os.path.lexists(task.chunk_path(at.chunks - 1))
+        if not has_last or os.path.lexists(task.chunk_path(at.chunks)):
+            raise conflict(position(list_chunks(task.folder)).offset)
 
 
 class Appending:
-    """Takes one body. A context manager: what has come when it ends counts, unless ``discard`` was called."""
+    """Takes one body. A context manager: when it ends by an error, what has come counts, unless it was checked.
 
-    def __init__(self, front_of: Front, reception: Reception, offset: int, room: int, hold: int) -> None:
-        self._front = front_of
+    ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``: where the upload goes on.
+    """
+
+    def __init__(self, end: End, reception: Reception, hold: int, at: Position, record: Record, *,
+                 length: int | None, is_checked: bool) -> None:  # fmt: skip
+        self._end = end
         self._reception = reception
-        self._room = room
         self._hold = hold
-        self.offset = offset
+        self._held_since = os.fstat(hold).st_mtime_ns
+        self._length = length
+        self._is_checked = is_checked
+        self.at = at
+        self.record = record
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are there, and its file is to be made of them."""
+        return self.at.offset == self.record.file_size and self.record.tus.get("concat") != PARTIAL
+
+    @property
+    def room(self) -> int:
+        """How many bytes the upload may still get."""
+        length = self._length if self._length is not None else self.record.file_size
+        return (length if length >= 0 else self._end.settings.max_file_size) - self.at.offset
+
+    def check(self) -> None:
+        """Raise Superseded if another request wants to append, Refusal (404) if the upload is gone. Cheap."""
+        status = os.fstat(self._hold)
+        if status.st_nlink == 0:
+            raise Refusal(404, "no_such_task", "the upload was removed meanwhile")
+        if status.st_mtime_ns != self._held_since:
+            raise Superseded
 
     def expect(self, size: int) -> None:
         """So many more bytes are to come. Raises Refusal (413)."""
-        if self._reception.size + size > self._room:
-            raise Refusal(413, "too_large", f"the upload may have {self.offset + self._room} bytes: no more than "
-                          f"{self._room} can follow the first {self.offset}")  # fmt: skip
+        if self._reception.size + size > self.room:
+            raise too_large(self.at.offset, self.room)
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises Refusal."""
+        """Take the next bytes. Raises Refusal, Superseded."""
+        self.check()
         self.expect(len(data))
         self._reception.write(data)
 
-    def commit(self) -> int:
-        """Let what has come count; returns the new offset. Raises Refusal."""
+    def commit(self) -> Record:
+        """Let what has come count, and the length; once. Raises Refusal."""
         try:
-            self.offset = self._front.commit(self._reception, self.offset)
+            self.record = self._end.commit(self._reception, self.at, self._length)
+            self.at = Position(self.at.chunks + bool(self._reception.size), self.at.offset + self._reception.size)
         finally:
             self._reception.discard()
-        return self.offset
+        return self.record
 
     def discard(self) -> None:
         """Let nothing of it count."""
@@ -156,7 +247,24 @@ class Appending:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._reception.discard()
-        os.close(self._hold)
+        try:
+            if kind is not None and not self._is_checked and not _is_untrue(error) and self._reception.is_open:
+                with suppress(Refusal, OSError):
+                    self._reception.trim()
+                    self.commit()
+        finally:
+            self._reception.discard()
+            os.close(self._hold)
+
+
+def too_large(offset: int, room: int) -> Refusal:
+    """That more bytes come than the upload may have."""
+    text = f"the upload may have {offset + room} bytes: no more than {room} can follow the first {offset}"
+    return Refusal(413, "too_large", text)
+
+
+def _is_untrue(error: BaseException | None) -> bool:
+    """Whether the bytes cannot be those that were announced: there are too many of them."""
+    return isinstance(error, Refusal) and error.status == 413

@@ -1,18 +1,28 @@
-"""Uploads that grow at their end: begun, appended to, joined, and merged by themselves when they are whole."""
+"""Uploads that grow at their end: begun, appended to, and merged by themselves when they are whole."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, states
-from dlpool.web.store.appending import Appending, Front, conflict, front, size_of
+from dlpool.web.store.appending import (
+    FINAL,
+    PARTIAL,
+    Appending,
+    Completed,
+    End,
+    bodies,
+    conflict,
+    position,
+    received,
+)  # fmt: skip
 from dlpool.web.store.chunkfile import list_chunks
 from dlpool.web.store.content import check_name
 from dlpool.web.store.faults import stored
@@ -25,7 +35,8 @@ from dlpool.web.store.room import check_room
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MergeWish, check_size
 
-PARTIAL, FINAL = "partial", "final"
+PATIENCE_S = 3.0  # for who appends, to end when somebody else wants to
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,75 +90,107 @@ class GrowingUploads:
             with stored("begin the upload"):
                 check_free(self._settings, folders(wish.relative_path), wish.filename)
         with self._layout.task(file_id) as task:
-            check_room(self._settings, -1 if wish.length is None else wish.length)
-            self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS))
             length = -1 if wish.length is None else wish.length
-            task.save(Record(filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length,
-                             tus={"note": wish.note, "concat": wish.concat}))  # fmt: skip
-        self.finish(file_id, wish.owner)
+            check_room(self._settings, length)
+            record = Record(filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length,
+                            tus={"note": wish.note, "concat": wish.concat})  # fmt: skip
+            self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS), record)
+        if wish.length == 0:
+            self.finish(file_id, wish.owner)
         return file_id
 
     def look(self, file_id: str, owner: str | None) -> Growth:
-        """How far it is, also when its writer was killed; what is whole is merged before that is said."""
+        """How far it is, with what is being received just now; what is whole is merged before that is said.
+
+        423 while it is merged, which may fail.
+        """
         with self._layout.task(file_id) as task:
-            record = self._alive(task, owner)
-            hold = None if record.status == states.COMPLETED else task.hold_end()
-        if hold is not None:  # else a body is being received, and counts when it has ended
+            record = self.alive(task, owner)
+            if record.status == states.MERGING:
+                raise locked()
+            has_bodies = record.status != states.COMPLETED and bool(bodies(task.folder))
+            hold = task.hold_end() if has_bodies else None
+        if hold is not None:  # else nobody was killed
             try:
-                Front(self._layout, self._settings, file_id, owner).adopt(task)
+                End(self._layout, self._settings, file_id, owner).adopt(task)
             finally:
                 os.close(hold)
-            self.finish(file_id, owner)
+        self.finish(file_id, owner)
         return self.peek(file_id, owner)
 
     def peek(self, file_id: str, owner: str | None) -> Growth:
-        """How far it is, as it stands: nothing is merged, and what a killed writer left does not count yet."""
+        """How far it is, as it stands: nothing is merged or made a chunk of for that."""
         with self._layout.task(file_id) as task:
-            return self._growth(task, self._alive(task, owner))
+            record = self.alive(task, owner)
+            if record.status == states.COMPLETED:
+                offset = record.file_size
+            else:
+                offset = position(list_chunks(task.folder)).offset
+                offset += received(task.folder, offset)
+            return Growth(offset, record.file_size, str(record.tus.get("note", "")), str(record.tus.get("concat", "")),
+                          self.expires_at(record))  # fmt: skip
 
+    def expires_at(self, record: Record) -> float | None:
+        """When an upload with this record goes, in seconds since the epoch; None for a completed one."""
+        return None if record.status == states.COMPLETED else record.updated_at + self._settings.task_expiry
+
+    @contextmanager
     def append(
-        self, file_id: str, owner: str | None, offset: int, *, length: int | None = None, is_checked: bool = False
-    ) -> Appending:
-        """Somewhere to write a body to that begins at ``offset``; ``length`` of the whole, where that was not known.
+        self, file_id: str, owner: str | None, offset: int, *, size: int | None, length: int | None = None,
+        is_checked: bool = False,
+    ) -> Iterator[Appending]:  # fmt: skip
+        """Somewhere to write a body of ``size`` bytes (None: not known) to that begins at ``offset``.
 
-        423 if another body is being received.
+        ``length`` of the whole, where that was not known. Who appends meanwhile is asked to end; 423 if he does not.
         """
-        with self._layout.task(file_id) as task:
-            record = self._appendable(self._alive(task, owner))
-            hold = task.hold_end()
-        if hold is None:
-            raise locked()
+        task, hold = self._hold_end(file_id, owner)
         try:
-            end = Front(self._layout, self._settings, file_id, owner)
+            end = End(self._layout, self._settings, file_id, owner)
             end.adopt(task)
             with self._layout.task(file_id) as task:
-                record = self._appendable(self._alive(task, owner))
-                record = self._with_length(task, record, length)
-                return self._begun(task, record, end, offset, hold, is_checked=is_checked)
+                record = self._appendable(task, owner)
+                at = end.begin(task)
+                if offset != at.offset:
+                    raise conflict(at.offset)
+                self._check_length(record, length, at.offset)
+                reception = end.receive(task, offset, is_checked=is_checked)
+            appending = Appending(end, reception, hold, at, record, length=length, is_checked=is_checked)
         except BaseException:
             os.close(hold)
             raise
+        with appending:
+            appending.expect(size or 0)
+            yield appending
 
-    def _begun(self, task: Task, record: Record, end: Front, offset: int, hold: int, *, is_checked: bool) -> Appending:
-        have = size_of(list_chunks(task.folder))
-        if offset != have:
-            raise conflict(have)
-        room = (record.file_size if record.file_size >= 0 else self._settings.max_file_size) - offset
-        return Appending(end, end.receive(task, offset, room, is_checked=is_checked), offset, room, hold)
+    def _hold_end(self, file_id: str, owner: str | None) -> tuple[Task, int]:
+        """An upload that can be appended to, and the lock of its end."""
+        deadline, has_asked = time.monotonic() + PATIENCE_S, False
+        while True:
+            with self._layout.task(file_id) as task:
+                self._appendable(task, owner)
+                hold = task.hold_end()
+                if hold is not None:
+                    return task, hold
+                if not has_asked:
+                    task.ask_for_end()
+                    has_asked = True
+            if time.monotonic() > deadline:
+                raise locked()
+            time.sleep(_POLL_S)
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Merge the upload if it is whole and no part of another one."""
+        """Merge the upload if it is whole and no part of another one; None if it is not."""
         with self._layout.task(file_id) as task:
             task.owned(owner, TUS)
             record = task.record()
-            is_last = record.tus.get("concat") != PARTIAL and record.status in (states.UPLOADING, states.FAILED,
-                                                                             states.PENDING)  # fmt: skip
-            chunks = front(list_chunks(task.folder))
-            if not is_last or sum(chunk.size for chunk in chunks) != record.file_size:
+            if not is_to_be_merged(record):
                 return None
-            if not chunks:
+            at = position(list_chunks(task.folder))
+            if at.offset != record.file_size:
+                return None
+            if not at.chunks:
                 self._place_nothing(task, record)
-        wish = MergeWish(file_id, record.filename, max(len(chunks), 1), owner, protocol=TUS)
+        wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS)
         try:
             return merging.merge(self._layout, self._settings, wish)
         except Refusal as refusal:
@@ -155,37 +198,13 @@ class GrowingUploads:
                 raise locked() from refusal
             raise
 
-    def join(self, wish: GrowWish, parts: list[str]) -> str:
-        """Make a file of uploads that are PARTIAL and whole, in that order; returns the id of the new upload."""
-        lengths = [self._length_of_part(part, wish.owner) for part in parts]
-        file_id = self.create(replace(wish, length=None))
-        check_size(self._settings, sum(lengths))
-        with self._layout.task(file_id) as task:
-            folder = task.folder
-        count = 0
-        for part in parts:
-            with self._layout.task(part) as task:
-                for chunk in front(list_chunks(task.folder)):
-                    _link(task.chunk_path(chunk.index), Task(folder, sync=task.sync).chunk_path(count))
-                    count += 1
-        with self._layout.task(file_id) as task:
-            task.save(task.record(), file_size=sum(lengths))
-        self.finish(file_id, wish.owner)
-        return file_id
-
-    def _length_of_part(self, file_id: str, owner: str | None) -> int:
-        growth = self.look(file_id, owner)
-        if growth.concat != PARTIAL or growth.offset != growth.length:
-            raise Refusal(400, "bad_part", f"{file_id[:64]!r} is no part that is whole: finish it first")
-        return growth.length
-
     def _place_nothing(self, task: Task, record: Record) -> None:
         with self._layout.begin(0) as reception:
             reception.seal()
             reception.move(task.chunk_path(0))
         task.save(record, status=states.receiving(record.status))
 
-    def _alive(self, task: Task, owner: str | None) -> Record:
+    def alive(self, task: Task, owner: str | None) -> Record:
         """The record of an upload. Raises Refusal: 404, 403, 410."""
         task.owned(owner, TUS)
         record = task.record()
@@ -194,40 +213,31 @@ class GrowingUploads:
             raise Refusal(410, "expired", "the upload has expired: begin it anew")
         return record
 
-    def _appendable(self, record: Record) -> Record:
+    def _appendable(self, task: Task, owner: str | None) -> Record:
+        record = self.alive(task, owner)
         if str(record.tus.get("concat", "")).startswith(FINAL):
             raise Refusal(403, "final", "the upload is made of others: nothing can be added to it")
         if record.status == states.COMPLETED:
-            raise conflict(record.file_size)
+            raise Completed(record.file_size)
+        if record.status == states.MERGING:
+            raise locked()
         states.receiving(record.status)
         return record
 
-    def _with_length(self, task: Task, record: Record, length: int | None) -> Record:
+    def _check_length(self, record: Record, length: int | None, have: int) -> None:
         if length is None or length == record.file_size:
-            return record
-        if record.file_size >= 0 or length < size_of(list_chunks(task.folder)):
+            return
+        if record.file_size >= 0 or length < have:
             raise Refusal(400, "bad_length", "the upload has another length")
         check_size(self._settings, length)
-        return task.save(record, file_size=length)
 
-    def _growth(self, task: Task, record: Record) -> Growth:
-        is_completed = record.status == states.COMPLETED
-        offset = record.file_size if is_completed else size_of(list_chunks(task.folder))
-        expires_at = None if is_completed else record.updated_at + self._settings.task_expiry
-        return Growth(offset, record.file_size, str(record.tus.get("note", "")), str(record.tus.get("concat", "")),
-                      expires_at)  # fmt: skip
+
+def is_to_be_merged(record: Record) -> bool:
+    """Whether its file is to be made as soon as all bytes are there."""
+    return record.tus.get("concat") != PARTIAL and record.status in (states.UPLOADING, states.FAILED, states.PENDING)
 
 
 def locked() -> Refusal:
     """That somebody else is at work on the upload."""
     text = "another request is at work on the upload: wait for its end"
     return Refusal(423, "locked", text, headers={"Retry-After": "1"})
-
-
-def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
-    """The same chunk under another name; a copy where there are no hard links."""
-    with stored("join the uploads"), suppress(FileExistsError):
-        try:
-            os.link(source, target)
-        except PermissionError:
-            shutil.copyfile(source, target)

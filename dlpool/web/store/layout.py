@@ -11,13 +11,14 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dlpool.web.store import reception
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked, locked
 from dlpool.web.store.names import flat_name
-from dlpool.web.store.record import Identity, save_identity, sync_folder
+from dlpool.web.store.record import Identity, Record, save_identity, save_record, sync_folder
 from dlpool.web.store.task import Task
 
 _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
@@ -76,11 +77,16 @@ class Layout:
             found = (Task(self._folder(name), sync=self.sync).identity() for name in names)
             return sorted(identity.file_id for identity in found if identity is not None)
 
-    def create(self, task: Task, identity: Identity) -> None:
-        """Make the folder of a task whose lock is held, with its identity in it, by one rename. Raises OSError."""
+    def create(self, task: Task, identity: Identity, record: Record) -> Record:
+        """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
+
+        Returns the record as it is noted.
+        """
+        record = replace(record, updated_at=identity.created_at)
         fresh, lock = self._fresh_folder()
         try:
             save_identity(fresh, identity, sync=self.sync)
+            save_record(fresh, record, sync=self.sync)
             with suppress(FileNotFoundError):
                 self.trash(task)  # what has no identity is of no use
             os.replace(fresh, task.folder)
@@ -88,6 +94,7 @@ class Layout:
             os.close(lock)
         if self.sync:
             sync_folder(self.root / _TASKS)
+        return record
 
     def _fresh_folder(self) -> tuple[Path, int]:
         """A new folder, and a descriptor that has it locked, so that no sweep takes it. Raises OSError."""

@@ -45,8 +45,7 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
             settle(settings, task)
         record = _agreed(task, settings, wish)
         if is_new:
-            layout.create(task, Identity(wish.file_id, wish.owner, time.time()))
-            record = task.save(record)
+            record = layout.create(task, Identity(wish.file_id, wish.owner, time.time()), record)
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
         with stored("store the chunk"):

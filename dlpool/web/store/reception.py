@@ -24,7 +24,10 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Reception:
-    """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it."""
+    """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it.
+
+    ``is_open``: neither stored nor discarded yet.
+    """
 
     def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: bool) -> None:
         """``path`` is the open, locked and empty file ``descriptor``; more than ``max_size`` bytes are refused."""
@@ -35,7 +38,7 @@ class Reception:
         self._max_size = max_size
         self._sync = sync
         self._hash = hashlib.md5(usedforsecurity=False)
-        self._is_open = True
+        self.is_open = True
 
     def __repr__(self) -> str:
         return f"<Reception {self.path}: {self.size} bytes>"
@@ -70,6 +73,11 @@ class Reception:
         while data := os.read(self._descriptor, _BUFFER):
             self._count(data)
 
+    def trim(self) -> None:
+        """Drop what a failed write left behind the bytes that count. Raises OSError."""
+        os.ftruncate(self._descriptor, self.size)
+        os.lseek(self._descriptor, self.size, os.SEEK_SET)
+
     def rename(self, path: Path) -> None:
         """Give the temporary file another name. Raises OSError."""
         os.replace(self.path, path)
@@ -89,7 +97,7 @@ class Reception:
 
     def discard(self) -> None:
         """Remove what has come; nothing happens after ``move``."""
-        if self._is_open:
+        if self.is_open:
             with suppress(OSError):
                 os.unlink(self.path)
             self._close()
@@ -108,8 +116,8 @@ class Reception:
             view = view[os.write(self._descriptor, view) :]
 
     def _close(self) -> None:
-        if self._is_open:
-            self._is_open = False
+        if self.is_open:
+            self.is_open = False
             os.close(self._descriptor)
 
 

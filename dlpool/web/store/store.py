@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner
+from dlpool.web.store.concatenating import Concatenation
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
@@ -32,6 +34,7 @@ class UploadStore:
         self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations)
         self.growing = GrowingUploads(self.layout, settings)
         self._cleaner = Cleaner(self.layout, settings)
+        self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
 
     def __repr__(self) -> str:
         return f"<UploadStore {self.layout.root} -> {self.settings.merged_dir}>"
@@ -133,7 +136,12 @@ class UploadStore:
     def sweep(self) -> int:
         """Remove what the dead left and what has expired, end what dead merges began; how many files and tasks went."""
         self.layout.make()
-        return self._cleaner.sweep()
+        removed = self._cleaner.sweep()
+        for file_id in self.layout.ids():
+            with suppress(Refusal):  # it may be of the other protocol, too
+                removed += self.concatenation.remove_dead(file_id)
+                self.growing.look(file_id, None)
+        return removed
 
     def open_merged(self, path: str) -> int:
         """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it."""

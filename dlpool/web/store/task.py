@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,12 @@ class Task:
     def hold_end(self) -> int | None:
         """A descriptor with which this process alone appends until it is closed; None if another one does."""
         return held(self.folder / "patch.lock")
+
+    def ask_for_end(self) -> None:
+        """Let who appends know that another one wants to: by the time of the lock file, which needs no room."""
+        now = time.time_ns()
+        with suppress(FileNotFoundError):
+            os.utime(self.folder / "patch.lock", ns=(now, now))
 
     def is_receiving(self) -> bool:
         """Whether a living process has the lock of its bodies, which tus alone takes."""
