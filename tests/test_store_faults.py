@@ -128,7 +128,7 @@ def test_folders_that_vanish_are_made_again(store: UploadStore) -> None:
     for path in sorted(Path(store.settings.upload_dir).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     Path(store.settings.upload_dir).rmdir()
-    assert (state(store), store.tasks(None)["total"], store.sweep()) == ("not_found", 0, 0)
+    assert (state(store), store.tasks(None)["total"], store.sweep().removed) == ("not_found", 0, 0)
     send_all(store, DATA)
     assert merge(store, 2).size == 600
 
@@ -317,6 +317,6 @@ def test_expired_tasks_go_with_a_sweep(tmp_path: Path) -> None:
     for file_id in states.STATES:
         send(store, 0, b"x", file_id=file_id)
     age(store, 4, "failed")
-    assert store.sweep() == 1
+    assert store.sweep().removed == 1
     assert state(store, "failed") == "not_found"
     assert store.tasks(None)["total"] == 5

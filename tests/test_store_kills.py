@@ -43,10 +43,10 @@ def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp
         assert writer.stdout is not None and writer.stdout.readline() == b"\n"
         with store.begin() as reception:
             reception.write(b"mine")
-            assert (store.sweep(), len(leftovers(store))) == (0, 2)
+            assert (store.sweep().removed, len(leftovers(store))) == (0, 2)
             writer.send_signal(signal.SIGKILL)
             writer.wait(20)
-            assert (store.sweep(), len(leftovers(store))) == (1, 1)
+            assert (store.sweep().removed, len(leftovers(store))) == (1, 1)
             store.commit_chunk(reception, file_id=ID, index=0, owner=None)
     assert (uploaded(store), leftovers(store)) == ([0], [])
     send(store, 1, b"more")

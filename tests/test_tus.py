@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -455,6 +456,16 @@ def test_a_refused_body_sets_no_length(server: WebServer, headers: dict[str, Any
     assert merged(server, path) == b"abcdefg"
 
 
+def send_all_but_the_end(server: WebServer, path: str) -> None:
+    """All 65,536 bytes of an upload, in a chunked body that is cut off before its last chunk."""
+    with RawClient(server.port) as client:
+        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 0",
+                    "Transfer-Encoding: chunked", body=b"10000\r\n" + DATA[:65536], method="PATCH")  # fmt: skip
+        assert client.say("\r\n").end().answer()[0] == 400
+    task = requests.get(f"{server.url}/tasks/{path.rpartition('/')[2]}", timeout=10).json()
+    assert (task["status"], task["chunks"][0]["size"]) == ("uploading", 65536)
+
+
 def test_a_whole_upload_that_is_removed_is_not_published(server: WebServer) -> None:
     note = f"filename {base64_of('ghost')}"
     path = begin(server, 1000, Upload_Metadata=note)
@@ -541,3 +552,14 @@ def test_damage_behind_our_back_takes_the_offset_back(server: WebServer) -> None
     assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "100000")
     assert patch(server, path, 100_000, DATA[100_000:]).status_code == 204
     assert merged(server, path) == DATA
+
+
+def test_a_whole_upload_that_nobody_asks_for_is_published_by_a_sweep(tmp_path: Path) -> None:
+    """Its last request was cut off when all bytes had come."""
+    with WebServer(tmp_path, {"upload": {"cleanup_interval": "200ms"}}) as server:
+        path = begin(server, 65536)
+        send_all_but_the_end(server, path)
+        folder = folder_of(server, path)
+        os.utime(folder, (0, 0))
+        wait_until(lambda: (server.merged_dir / path.rpartition("/")[2]).exists())
+        assert merged(server, path) == DATA[:65536]

@@ -142,11 +142,13 @@ def append_goes_on(store: UploadStore) -> None:
     data = b"".join(OLD)
     assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
     assert growth.length == len(data)
+    assert growth.is_whole == (growth.offset == len(data) and state(store, file_id) != "completed")
     if growth.offset < len(data):
         with store.growing.append(file_id, None, growth.offset, size=None) as appending:
             appending.write(data[growth.offset :])
             appending.commit()
         assert (appending.at.offset, appending.is_whole) == (len(data), True)
+    if store.growing.look(file_id, None).is_whole:
         store.growing.finish(file_id, None)
     store.sweep()
     assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]

@@ -6,7 +6,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.config import Settings
 from dlpool.config.layers import effective
 from dlpool.errors import ConfigurationError, DlpoolError
-from dlpool.transfer.files import make_folders, translated
+from dlpool.transfer.files import allow_open_files, make_folders, translated
 
 DEFER_S = 5  # for which the kernel keeps a connection that says nothing
 _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def application() -> Any:
     """The application for another WSGI server, with the INI file that ``DLPOOL_INI`` names: it needs threads.
 
-    Raises DlpoolError.
+    Each worker process has to call this itself (with gunicorn: no ``--preload``). Raises DlpoolError.
     """
     from dlpool.web.app import create_app
 
@@ -59,20 +59,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(settings: Settings) -> int:
     try:
-        from dlpool.web.app import create_app
+        from dlpool.web.app import make_app
         from dlpool.web.auth import Keys
-        from dlpool.web.parts import open_log
+        from dlpool.web.parts import WebParts, open_log
         from dlpool.web.server import Server
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
     Keys(settings.web)
+    allow_open_files()
     _make_folders(settings)
     log = open_log(settings)
     listener = _listener(settings)
     host, port = listener.getsockname()[:2]
     log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
     print(f"dlpool-web: http://{_shown(host)}:{port}{settings.web.prefix}; the log is {log.path}", file=sys.stderr)
-    server = Server(listener.detach(), settings.web, log, _processes(settings), lambda: create_app(settings))
+
+    def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
+        parts = WebParts(settings)
+        return make_app(parts), parts.refused
+
+    server = Server(listener.detach(), settings.web, log, _processes(settings), load)
     server.run()  # it ends by sys.exit
     return 0
 

@@ -1,7 +1,8 @@
-"""Settings that are right by themselves and wrong together, by what their metadata says of each other. Pure."""
+"""Settings that are right by themselves and wrong together, by what their metadata says of each other."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import lru_cache
@@ -27,10 +28,28 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
             sentence = _contradiction(section, declared, values, described)
             if sentence:
                 problems.append(f"[{section}] {sentence}")
+    problems += _overlaps(settings, described)
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
         problems.append("[redis] url holds a password, and another one is given: keep one of them")
     return problems
+
+
+def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[str]:
+    """What clients merge and fetch may be nothing of ours: neither chunks of others, nor state, nor logs."""
+    merged = os.path.realpath(settings.upload.merged_dir)
+    ours = (("upload", "upload_dir"), ("paths", "state_dir"), ("paths", "log_dir"))
+    return [
+        f"[upload] {described('upload', 'merged_dir')} and [{section}] {described(section, name)} overlap: "
+        "keep them apart"
+        for section, name in ours
+        if _contains(merged, folder := os.path.realpath(getattr(getattr(settings, section), name)))
+        or (name == "upload_dir" and _contains(folder, merged))
+    ]
+
+
+def _contains(outer: str, inner: str) -> bool:
+    return os.path.commonpath([outer, inner]) == outer
 
 
 def _contradiction(

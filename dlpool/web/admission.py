@@ -36,7 +36,10 @@ class Admission:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        self._bodies = threading.BoundedSemaphore(settings.threads - max(2, settings.threads // 4))
+        bodies = settings.threads - max(2, settings.threads // 4)
+        self._bodies = threading.BoundedSemaphore(bodies)
+        self._merges = threading.BoundedSemaphore(max(1, bodies // 2))  # with those that wait for a turn
+        self._turns = threading.BoundedSemaphore(min(len(os.sched_getaffinity(0)), max(1, bodies // 2)))
         self._places = folder / "places"
         self._own: dict[int, float] = {}
         self._rates = -1
@@ -59,10 +62,24 @@ class Admission:
             self.enter(client, stack)
             yield
 
+    @contextmanager
+    def merge(self, client: str) -> Iterator[None]:
+        """A turn of those that merge, one a core; a place is held meanwhile. Raises Refusal (429, 503).
+
+        Merging takes minutes, and two threads more: however many are asked for, half of the places are for others.
+        """
+        with ExitStack() as stack:
+            if not self._merges.acquire(blocking=False):
+                raise _busy()
+            stack.callback(self._merges.release)
+            self.enter(client, stack)
+            stack.enter_context(self._turns)
+            yield
+
     def enter(self, client: str, stack: ExitStack) -> None:
         """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
         if not self._bodies.acquire(blocking=False):
-            raise Refusal(503, "busy", "too much is going on just now, try again", headers={"Retry-After": str(BUSY_S)})
+            raise _busy()
         stack.callback(self._bodies.release)
         with suppress(OSError):
             descriptor = os.open(self._places, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -113,6 +130,10 @@ def _next(due: float, now: float, interval_s: float, burst_s: float) -> tuple[fl
 
 def _number(client: str) -> int:
     return int.from_bytes(hashlib.blake2b(client.encode(), digest_size=8).digest(), "big")
+
+
+def _busy() -> Refusal:
+    return Refusal(503, "busy", "too much is going on just now, try again", headers={"Retry-After": str(BUSY_S)})
 
 
 def _too_many(text: str, wait_s: float) -> Refusal:

@@ -17,12 +17,16 @@ from dlpool.web.parts import WebParts
 def create_app(settings: Settings) -> falcon.App[Any, Any]:
     """The application with these settings; any WSGI server with threads can serve it, in several processes.
 
-    Raises ConfigurationError, LocalFault.
+    Each process makes its own: it has threads and locks, which no fork takes along. Raises ConfigurationError,
+    LocalFault.
     """
-    parts = WebParts(settings)
+    return make_app(WebParts(settings))
+
+
+def make_app(parts: WebParts) -> falcon.App[Any, Any]:
+    """The application over these parts. Raises ConfigurationError, LocalFault."""
     gate = Gate(parts)
     app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Protocol()])
-    app.req_options.strip_url_path_trailing_slash = True
     add_error_handlers(app, parts.log)
     for part in (ops, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)

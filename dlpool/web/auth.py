@@ -54,7 +54,7 @@ class Keys:
         if not self.is_required:
             return None
         if secret is not None and self._secret is not None:
-            if hmac.compare_digest(secret.encode(), self._secret):
+            if hmac.compare_digest(secret.encode("latin-1", "replace"), self._secret):
                 return None
             raise _unauthorized("X-Secret-Key is not the secret")
         scheme, _, token = (authorization or "").partition(" ")

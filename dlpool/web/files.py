@@ -37,16 +37,18 @@ class FileResource:
             descriptor = self._parts.store.open_merged(path)
             stack.callback(os.close, descriptor)
             status = os.fstat(descriptor)
+            accel = self._parts.settings.web.accel_prefix
+            if accel is not None:  # ranges, validators and conditions are nginx's
+                self._name(resp, path)
+                resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
+                return
             etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
             if is_another(req, etag, status.st_mtime):
                 raise Refusal(412, "changed", "the file is not the one that was asked for")
-            self._describe(resp, path, etag, modified)
+            self._name(resp, path)
+            resp.set_headers({"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": modified})
             if is_unchanged(req.get_header("If-None-Match"), etag):
                 resp.status = 304
-                return
-            accel = self._parts.settings.web.accel_prefix
-            if accel is not None:
-                resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
                 return
             start, end = self._part(req, resp, status.st_size, etag, modified)
             resp.set_header("Content-Length", str(end - start))
@@ -56,15 +58,12 @@ class FileResource:
                 resp.stream = _Sent(descriptor, end - start, stack.pop_all())
 
     @staticmethod
-    def _describe(resp: falcon.Response, path: str, etag: str, modified: str) -> None:
+    def _name(resp: falcon.Response, path: str) -> None:
         """A file of a stranger is not to be shown as a page of ours."""
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
         resp.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, safe='')}")
         resp.set_header("X-Content-Type-Options", "nosniff")
-        resp.set_header("Accept-Ranges", "bytes")
-        resp.set_header("ETag", etag)
-        resp.set_header("Last-Modified", modified)
 
     @staticmethod
     def _part(req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str) -> tuple[int, int]:

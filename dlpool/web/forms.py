@@ -131,6 +131,8 @@ def json_fields(data: bytes) -> dict[str, str]:
     for name, value in json_object(data).items():
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise Refusal(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
+        if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
+            raise Refusal(400, "bad_field", f"{name[:100]!r} is too large a number: send it as a text")
         if value is not None:
             fields[name] = str(value)
     return fields

@@ -26,9 +26,12 @@ class Gate:
         self._parts = parts
         self._scrapers = networks(parts.settings.web.scrape_from)
         self._proxies = networks(parts.settings.web.trusted_proxies)
+        self._ids = f"{parts.settings.web.prefix}/tasks/"
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A request has come; its body is still with the client."""
+        if len(req.path) > 1 and not req.path.startswith(self._ids):  # an id may end in a slash
+            req.path = req.path.rstrip("/") or "/"
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None

@@ -34,19 +34,20 @@ class Keeper:
         is_first, log = True, self._parts.log
         while True:
             try:
-                self._turn(is_first)
-                is_first = False
+                is_first = not self._turn(is_first) and is_first
             except Exception as error:  # noqa: BLE001 - the top of a thread
                 log.error("cleanup_failed", error=error)  # noqa: TRY400 - not the standard library's
             time.sleep(self._turn_s)
 
-    def _turn(self, is_first: bool) -> None:
+    def _turn(self, is_first: bool) -> bool:
+        """Whether it was this process's turn to tidy up; else another one is just at it."""
         self._parts.figures.flush()
         self._parts.log_file.tend_writer()
         with self._alone() as is_alone:
             if is_alone:
                 self._parts.log_file.tend()
                 self._sweep(is_first)
+        return is_alone
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -79,9 +80,11 @@ class Keeper:
         with suppress(OSError):
             stamp.touch()
         try:
-            count = self._parts.store.sweep()
+            swept = self._parts.store.sweep()
         except Refusal as refusal:
             self._parts.log.warning("cleanup_failed", error=refusal)
             return
-        if count:
-            self._parts.log.info("cleanup_done", count=count)
+        for failure in swept.failures:
+            self._parts.log.warning("cleanup_failed", reason=failure)
+        if swept.removed:
+            self._parts.log.info("cleanup_done", count=swept.removed)

@@ -40,6 +40,11 @@ class WebParts:
         self.figures = Figures(self.folder)
         self.store = UploadStore(settings.upload)
 
+    def refused(self, status: int, label: str, client: str, reason: str) -> None:
+        """The server itself refused what is no request that can be read."""
+        self.figures.served(0.0, label)
+        self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
+
     @contextmanager
     def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:
         """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,6 +26,8 @@ from dlpool.web.lingering import Lingering
 from dlpool.web.pace import Pace, PacedSocket
 
 HURRIED_S = 0.5  # for a head, when half of the threads wait for one
+CROWDED_S = 0.1  # until another connection is taken, where there are too many files open
+FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
 _STATUSES = {
     "TooSlow": (408, "Request Timeout", "too_slow"),
     "LimitRequestLine": (414, "URI Too Long", "bad_request"),
@@ -86,11 +91,21 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
     """A worker process whose threads no client can keep."""
 
     settings = WebSettings()
+    refused: Callable[[int, str, str, str], None] | None = None  # status, label, client, reason
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting = 0  # threads that wait for a head; a count that is off by one does no harm
         self._lingering = Lingering()
+
+    def accept(self, listener: Any) -> None:
+        """As gunicorn's, which ends when too many files are open; the connection waits in the kernel meanwhile."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            time.sleep(CROWDED_S)
 
     def handle(self, conn: Any) -> Any:
         """As gunicorn's, but the head of the request must come within its time."""
@@ -118,12 +133,14 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         finally:
             self._waiting += 1
 
-    def handle_error(self, _req: Any, client: Any, _addr: Any, exc: BaseException) -> None:
+    def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what is no HTTP in the one shape of all errors."""
         if not isinstance(exc, (http.errors.ParseException, TooSlow)):
             self.log.exception("error in a request")
             return
         status, reason, code = _STATUSES.get(type(exc).__name__, (400, "Bad Request", "bad_request"))
+        if self.refused is not None:
+            self.refused(status, code, str(addr[0]) if isinstance(addr, tuple) else "", str(exc))
         body = jsontext.dumps({"error": f"this is no request that can be read: {exc}", "code": code})
         head = (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -209,15 +226,20 @@ class ServerLog(GunicornLogger):  # type: ignore[misc]
 
 
 class Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn, set by our settings, at a listening descriptor; ``load`` makes the application, in each worker."""
+    """gunicorn, set by our settings, at a listening descriptor.
+
+    ``load`` makes the application, in each worker, and what is called for requests that it never sees.
+    """
 
     def __init__(self, listener: int, settings: WebSettings, log: Log, processes: int,
-                 load: Callable[[], Any]) -> None:  # fmt: skip
+                 load: Callable[[], tuple[Any, Callable[[int, str, str, str], None]]]) -> None:  # fmt: skip
         self._load = load
+        self._worker: Any = type("Worker", (WebWorker,), {"settings": settings})
         self._options = {
             "bind": f"fd://{listener}", "workers": processes, "threads": settings.threads,
-            "worker_class": type("Worker", (WebWorker,), {"settings": settings}),
-            "logger_class": type("Log", (ServerLog,), {"target": log}), "worker_connections": 1000 + settings.threads,
+            "worker_class": self._worker,
+            "logger_class": type("Log", (ServerLog,), {"target": log}),
+            "worker_connections": _connections(settings.threads),
             "keepalive": 15, "graceful_timeout": 30, "proc_name": "dlpool-web", "forwarded_allow_ips": "",
             "limit_request_line": 8190, "control_socket_disable": True,
         }  # fmt: skip
@@ -231,7 +253,15 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """The application."""
-        return self._load()
+        app, refused = self._load()
+        self._worker.refused = staticmethod(refused)
+        return app
+
+
+def _connections(threads: int) -> int:
+    """How many connections a process may have, so that there are files left for what it does."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(2 * threads, min(1000 + threads, soft - FILES_A_THREAD * threads))
 
 
 def _text(message: object, arguments: tuple[Any, ...]) -> str:

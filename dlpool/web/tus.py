@@ -103,10 +103,15 @@ class _Resource:
         else:
             offset = appending.at.offset
             if appending.is_whole:
-                self._growing.finish(file_id, owner_of(req))
+                self.finish(req, file_id)
             else:
                 _say_expiry(resp, self._growing.expires_at(appending.record))
         resp.set_header("Upload-Offset", str(offset))
+
+    def finish(self, req: falcon.Request, file_id: str) -> None:
+        """Make the file of an upload that is whole. Raises Refusal."""
+        with self._parts.admission.merge(req.context.client):
+            self._growing.finish(file_id, owner_of(req))
 
     def _append(self, req: falcon.Request, body: Body, file_id: str, offset: int) -> Appending:
         wanted = checksum_of(req.get_header("Upload-Checksum"))
@@ -170,7 +175,8 @@ class Uploads(_Resource):
         )  # fmt: skip
         if not concat.startswith(FINAL):
             return self._growing.create(wish)
-        return self._parts.store.concatenation.make(wish, parts_of(concat))
+        with self._parts.admission.merge(req.context.client):
+            return self._parts.store.concatenation.make(wish, parts_of(concat))
 
 
 class Upload(_Resource):
@@ -184,6 +190,9 @@ class Upload(_Resource):
         resp.set_header("Cache-Control", "no-store")
         with self._saying_offset(req, file_id):
             growth = self._growing.look(file_id, owner_of(req))
+            if growth.is_whole:
+                self.finish(req, file_id)
+                growth = self._growing.peek(file_id, owner_of(req))
         resp.status = 200
         resp.set_header("Upload-Offset", str(growth.offset))
         if growth.length >= 0:

@@ -70,8 +70,10 @@ class ChunkResource(_Resource):
     def _from_octets(self, req: falcon.Request, body: Body) -> ChunkResult:
         fields = urlencoded_fields(req.query_string)
         wish = _chunk_wish(fields, owner_of(req))
-        self._store.check_chunk(**wish)
+        if req.content_length is None and req.get_header("Transfer-Encoding") is None:
+            raise Refusal(411, "length_required", "a chunk has a Content-Length, 0 for an empty one, or is chunked")
         with self._store.begin() as reception:
+            reception.visit = self._store.check_chunk(**wish)
             for data in body.pieces():
                 reception.write(data)
             return self._store.commit_chunk(reception, **wish)
@@ -89,7 +91,7 @@ class ChunkResource(_Resource):
     def _begun(self, reception: Reception, fields: dict[str, str], owner: str | None) -> Reception:
         """The chunk begins: what will be refused anyway is refused now. Fields may come after it."""
         if fields.get("file_id") and fields.get("chunk_index"):
-            self._store.check_chunk(**_chunk_wish(fields, owner))
+            reception.visit = self._store.check_chunk(**_chunk_wish(fields, owner))
         return reception
 
 
@@ -99,11 +101,13 @@ class MergeResource(_Resource):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make the file; a second time the answer is the same."""
         fields = self.fields(req)
-        result = self._store.merge(
-            file_id=text_of(fields, "file_id"), filename=text_of(fields, "filename"),
-            total_chunks=wanted_number(fields, "total_chunks"), owner=owner_of(req),
-            relative_path=fields.get("relative_path") or None, expected_md5=fields.get("expected_md5") or None,
-        )  # fmt: skip
+        wish: dict[str, Any] = {
+            "file_id": text_of(fields, "file_id"), "filename": text_of(fields, "filename"),
+            "total_chunks": wanted_number(fields, "total_chunks"), "owner": owner_of(req),
+            "relative_path": fields.get("relative_path") or None, "expected_md5": fields.get("expected_md5") or None,
+        }  # fmt: skip
+        with self._parts.admission.merge(req.context.client):
+            result = self._store.merge(**wish)
         say(resp, result.as_json())
 
 

@@ -29,7 +29,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import HEAD_SIZE, Reception
 from dlpool.web.store.record import TUS, Record, sync_folder
 from dlpool.web.store.settling import settle
-from dlpool.web.store.task import Task
+from dlpool.web.store.task import Task, gone
 from dlpool.web.store.wishes import MAX_CHUNKS
 
 PARTIAL, FINAL = "partial", "final"
@@ -215,7 +215,7 @@ class Appending:
         """Raise Superseded if another request wants to append, Refusal (404) if the upload is gone. Cheap."""
         status = os.fstat(self._hold)
         if status.st_nlink == 0:
-            raise Refusal(404, "no_such_task", "the upload was removed meanwhile")
+            raise gone()
         if status.st_mtime_ns != self._held_since:
             raise Superseded
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
-from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout, remove_dead
 from dlpool.web.store.settling import settle
 from dlpool.web.store.task import Task
 
 DAY_S = 86400.0
+
+
+class Swept(NamedTuple):
+    """How many files and tasks went, and what could not be looked at, a sentence each."""
+
+    removed: int
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,28 +44,36 @@ class Cleaner:
         """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
         return sum(self._remove_if(file_id, owner, wanted, age_s) for file_id in self.layout.ids())
 
-    def sweep(self) -> int:
-        """Remove temporaries of the dead and expired tasks, end what dead merges began; how many went."""
-        removed = self.layout.sweep()
-        for file_id in self.layout.ids():
-            with suppress(Refusal):  # busy, or its disk fails: another sweep comes
-                self._settle(file_id)
-        return removed + self.remove_old(None, frozenset(states.STATES), self.settings.task_expiry)
-
-    def _settle(self, file_id: str) -> None:
-        with self.layout.task(file_id) as task:
-            if task.identity() is not None:
-                settle(self.settings, task)
-
     def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
-        with stored("clean the upload folder"), self.layout.task(file_id) as task:
+        with suppress(Refusal), self.layout.task(file_id) as task:  # what cannot be read hides no other
             identity = task.identity()
             if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
                 return False
             settle(self.settings, task)
             place = self.layout.trash(task)
-        remove_dead(place)
-        return True
+        return remove_dead(place)
+
+    def sweep(self) -> Swept:
+        """Remove temporaries of the dead and expired tasks, end what dead merges began. Raises Refusal."""
+        count, failures = self.layout.sweep(), []
+        for task in self.layout.folders():
+            try:
+                count += self._tend(task.folder.name)
+            except Refusal as refusal:
+                failures.append(f"{task.folder}: {refusal.text}")
+        return Swept(count, tuple(failures))
+
+    def _tend(self, name: str) -> bool:
+        with self.layout.named(name) as task:
+            if task.identity() is None:  # of no use to anybody: no id leads there
+                is_over = time.time() - task.folder.stat().st_mtime >= self.settings.task_expiry
+            else:
+                settle(self.settings, task)
+                is_over = self._is_old(task, frozenset(states.STATES), self.settings.task_expiry)
+            if not is_over:
+                return False
+            place = self.layout.trash(task)
+        return remove_dead(place)
 
     def _is_old(self, task: Task, wanted: frozenset[str], age_s: float) -> bool:
         record = task.record()

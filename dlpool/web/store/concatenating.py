@@ -15,7 +15,7 @@ from dlpool.web.store.appending import FINAL, PARTIAL, front
 from dlpool.web.store.chunkfile import list_chunks
 from dlpool.web.store.cleaning import Cleaner
 from dlpool.web.store.faults import stored
-from dlpool.web.store.growing import GrowingUploads, GrowWish, locked
+from dlpool.web.store.growing import IDLE_S, GrowingUploads, GrowWish, locked
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.record import TUS
 from dlpool.web.store.room import check_room
@@ -36,7 +36,7 @@ class Concatenation:
     settings: UploadSettings
     growing: GrowingUploads
     cleaner: Cleaner
-    grace_s: float = 60.0
+    grace_s: float = IDLE_S
 
     def make(self, wish: GrowWish, parts: Sequence[str]) -> str:
         """Publish a file of uploads that are PARTIAL and whole, in that order; returns the id of the new upload."""

@@ -36,6 +36,7 @@ from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MergeWish, check_size
 
 PATIENCE_S = 3.0  # for who appends, to end when somebody else wants to
+IDLE_S = 60.0
 _POLL_S = 0.02
 
 
@@ -66,13 +67,17 @@ class GrowWish:
 
 @dataclass(frozen=True)
 class Growth:
-    """How far an upload is. ``length``: in bytes, -1 if it is not known; ``expires_at``: None when it is completed."""
+    """How far an upload is. ``length``: in bytes, -1 if it is not known; ``expires_at``: None when it is completed.
+
+    ``is_whole``: all bytes are there, and its file is yet to be made (``GrowingUploads.finish``).
+    """
 
     offset: int
     length: int
     note: str
     concat: str
     expires_at: float | None
+    is_whole: bool
 
 
 class GrowingUploads:
@@ -100,10 +105,7 @@ class GrowingUploads:
         return file_id
 
     def look(self, file_id: str, owner: str | None) -> Growth:
-        """How far it is, with what is being received just now; what is whole is merged before that is said.
-
-        423 while it is merged, which may fail.
-        """
+        """How far it is, with what is being received just now; 423 while it is merged, which may fail."""
         with self._layout.task(file_id) as task:
             record = self.alive(task, owner)
             if record.status == states.MERGING:
@@ -115,20 +117,29 @@ class GrowingUploads:
                 End(self._layout, self._settings, file_id, owner).adopt(task)
             finally:
                 os.close(hold)
-        self.finish(file_id, owner)
         return self.peek(file_id, owner)
 
+    def tend(self, file_id: str) -> None:
+        """Do for an upload that nobody has asked for in a while what the next one to ask would do."""
+        with self._layout.task(file_id) as task:
+            self.alive(task, None)
+            if time.time() - task.folder.stat().st_mtime < IDLE_S:
+                return
+        if self.look(file_id, None).is_whole:
+            self.finish(file_id, None)
+
     def peek(self, file_id: str, owner: str | None) -> Growth:
-        """How far it is, as it stands: nothing is merged or made a chunk of for that."""
+        """How far it is, as it stands: what a killed writer left does not become a chunk for that."""
         with self._layout.task(file_id) as task:
             record = self.alive(task, owner)
-            if record.status == states.COMPLETED:
-                offset = record.file_size
-            else:
-                offset = position(list_chunks(task.folder)).offset
-                offset += received(task.folder, offset)
-            return Growth(offset, record.file_size, str(record.tus.get("note", "")), str(record.tus.get("concat", "")),
-                          self.expires_at(record))  # fmt: skip
+            have = record.file_size
+            if record.status != states.COMPLETED:
+                have = position(list_chunks(task.folder)).offset
+            coming = 0 if record.status == states.COMPLETED else received(task.folder, have)
+            return Growth(
+                have + coming, record.file_size, str(record.tus.get("note", "")), str(record.tus.get("concat", "")),
+                self.expires_at(record), is_to_be_merged(record) and have == record.file_size,
+            )  # fmt: skip
 
     def expires_at(self, record: Record) -> float | None:
         """When an upload with this record goes, in seconds since the epoch; None for a completed one."""
@@ -183,6 +194,8 @@ class GrowingUploads:
         with self._layout.task(file_id) as task:
             task.owned(owner, TUS)
             record = task.record()
+            if record.status == states.MERGING:  # by another request, which may yet fail
+                raise locked()
             if not is_to_be_merged(record):
                 return None
             at = position(list_chunks(task.folder))
@@ -194,7 +207,7 @@ class GrowingUploads:
         try:
             return merging.merge(self._layout, self._settings, wish)
         except Refusal as refusal:
-            if refusal.code == "task_merging":  # by another request, which may yet fail
+            if refusal.code == "task_merging":
                 raise locked() from refusal
             raise
 
@@ -208,8 +221,8 @@ class GrowingUploads:
         """The record of an upload. Raises Refusal: 404, 403, 410."""
         task.owned(owner, TUS)
         record = task.record()
-        is_over = record.status == states.COMPLETED or task.is_receiving()
-        if not is_over and time.time() > record.updated_at + self._settings.task_expiry:
+        is_late = time.time() > record.updated_at + self._settings.task_expiry
+        if is_late and record.status != states.COMPLETED and not task.is_receiving():
             raise Refusal(410, "expired", "the upload has expired: begin it anew")
         return record
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from dlpool.web.store import reception
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked, locked
-from dlpool.web.store.names import flat_name
+from dlpool.web.store.names import flat_name, is_flat
 from dlpool.web.store.record import Identity, Record, save_identity, save_record, sync_folder
 from dlpool.web.store.task import Task
 
@@ -52,7 +52,12 @@ class Layout:
     @contextmanager
     def task(self, file_id: str) -> Iterator[Task]:
         """The task of an id, which may not be there, with its lock held. Raises Refusal, OSError becomes one."""
-        name = flat_name(file_id)
+        with self.named(flat_name(file_id)) as task:
+            yield task
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[Task]:
+        """The same, by the name of its folder."""
         with stored("write to the upload folder"):
             if not (self.root / _LOCKS).is_dir():
                 self.make()
@@ -68,14 +73,18 @@ class Layout:
             yield Task(self._folder(name), sync=self.sync)
 
     def ids(self) -> list[str]:
-        """The ids of all tasks, sorted. Raises Refusal."""
+        """The ids of all tasks that can be read, sorted. Raises Refusal."""
+        found = (_identity(task) for task in self.folders())
+        return sorted(identity.file_id for identity in found if identity is not None)
+
+    def folders(self) -> list[Task]:
+        """The folders of tasks, also those that no task can be read from. Raises Refusal."""
         with stored("read the upload folder"):
             try:
                 names = os.listdir(self.root / _TASKS)
             except FileNotFoundError:
                 return []
-            found = (Task(self._folder(name), sync=self.sync).identity() for name in names)
-            return sorted(identity.file_id for identity in found if identity is not None)
+            return [Task(self._folder(name), sync=self.sync) for name in sorted(names) if is_flat(name)]
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
@@ -124,6 +133,13 @@ class Layout:
 
     def _folder(self, name: str) -> Path:
         return self.root / _TASKS / name
+
+
+def _identity(task: Task) -> Identity | None:
+    try:
+        return task.identity()
+    except OSError:
+        return None
 
 
 def remove_dead(path: Path) -> bool:

@@ -57,6 +57,16 @@ def held(path: Path) -> int | None:
     return None
 
 
+def shared(path: Path) -> int | None:
+    """A descriptor that shares the lock of the file ``path``, until it is closed; None if there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # nobody has it alone for longer than a look
+    return descriptor
+
+
 def is_held(path: Path) -> bool:
     """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
     try:

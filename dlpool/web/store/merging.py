@@ -20,6 +20,7 @@ from dlpool.web.store.publishing import Place, candidates, name_taken, open_plac
 from dlpool.web.store.reception import HEAD_SIZE
 from dlpool.web.store.record import Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
+from dlpool.web.store.room import check_merge
 from dlpool.web.store.settling import complete, settle
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MergeWish, check_size
@@ -136,6 +137,7 @@ class _Merge:
 
     def _place(self) -> Place:
         task = self._begun.task
+        check_merge(self._settings, sum(chunk.size for chunk in self._begun.chunks))
         parts = self._begun.record.temporary or ()
         place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
         if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
@@ -178,6 +180,7 @@ class _Merge:
                 record = task.save(self._begun.record, publishing=publishing)
                 if place.publish(name):
                     return complete(self._settings, task, record, place, self._begun.chunks)
+                task.save(self._begun.record)  # another one got that name
         raise name_taken(self._wish.filename)
 
     def _without(self, indexes: frozenset[int]) -> Refusal:

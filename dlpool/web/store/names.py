@@ -32,12 +32,17 @@ def flat_name(file_id: str) -> str:
     return hashlib.sha256(file_id.encode()).hexdigest()
 
 
-def file_name(name: str) -> str:
-    """``name`` if it can be one file's, else Refusal."""
+def is_flat(name: str) -> bool:
+    """Whether ``flat_name`` may have made it."""
+    return re.fullmatch("[0-9a-f]{64}", name) is not None
+
+
+def file_name(name: str, most: int = MAX_NAME_BYTES) -> str:
+    """``name`` if it can be one file's, of at most so many bytes, else Refusal."""
     if name in ("", ".", "..") or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
         raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise Refusal(400, "bad_filename", f"the file name is longer than {MAX_NAME_BYTES} bytes: shorten it")
+    if len(name.encode()) > most:
+        raise Refusal(400, "bad_filename", f"the file name is longer than {most} bytes: shorten it")
     return name
 
 
@@ -101,7 +106,7 @@ def open_file(root: str, path: str) -> int:
     try:
         folder = open_below(root, folders(head), make=False)
         try:
-            descriptor = os.open(file_name(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            descriptor = os.open(file_name(name, 255), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -17,15 +17,19 @@ from dlpool.web.store.record import CHUNKED, Identity, Record, sync_folder
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
-from dlpool.web.store.task import Task
+from dlpool.web.store.task import Task, Visit, gone
 from dlpool.web.store.wishes import ChunkWish, check_size
 
 
-def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> None:
-    """Raise the Refusal that a chunk will meet anyway, before it is received."""
+def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit | None:
+    """Raise the Refusal that a chunk will meet anyway, before it is received; else a visit to its task, if it is there.
+
+    Who receives it ends the visit.
+    """
     wish.check(settings)
     with layout.seen(wish.file_id) as task:
         _agreed(task, settings, wish)
+        return task.visit()
 
 
 def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish: ChunkWish) -> ChunkResult:
@@ -33,13 +37,15 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     wish.check(settings)
     is_checked = wish.md5 is not None and settings.enable_integrity_check
     if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
-        _note_mismatch(layout, wish)
+        _note_mismatch(layout, settings, wish)
         raise Refusal(400, "md5_mismatch", f"chunk {wish.index} came with another md5 than its own: send it again",
                       chunk_index=wish.index, md5=reception.md5)  # fmt: skip
     if wish.index == 0:
         check_head(settings, reception.head)
     reception.seal()
     with layout.task(wish.file_id) as task:
+        if reception.visit is not None and reception.visit.is_over(task.folder):
+            raise gone()
         is_new = task.identity() is None
         if not is_new:
             settle(settings, task)
@@ -48,9 +54,16 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
             record = layout.create(task, Identity(wish.file_id, wish.owner, time.time()), record)
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
-        with stored("store the chunk"):
-            sync_folder(task.folder)
+        _sync(task)
     return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
+
+
+def _sync(task: Task) -> None:
+    with stored("store the chunk"):
+        try:
+            sync_folder(task.folder)
+        except FileNotFoundError as error:
+            raise gone() from error
 
 
 def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
@@ -76,9 +89,9 @@ def _placed(task: Task, settings: UploadSettings, record: Record, reception: Rec
             raise Refusal(400, "size_mismatch", f"with this chunk there would be {received} bytes of a file of "
                           f"{record.file_size}", size=received, file_size=record.file_size)  # fmt: skip
     retries = {**record.retries, key: record.retries.get(key, 0) + 1} if earlier is not None else record.retries
-    sent = record.sent
+    sent = {index: md5 for index, md5 in record.sent.items() if index != key}
     if wish.md5 and not settings.enable_integrity_check:
-        sent = {**sent, key: wish.md5.lower()}
+        sent[key] = wish.md5.lower()
     is_begun = record.status == states.UPLOADING
     reception.move(path)
     return task.save(record, sync=task.sync and not is_begun, status=states.receiving(record.status),
@@ -90,13 +103,13 @@ def _counted(task: Task, index: int) -> int:
     return sum(chunk.size for chunk in list_chunks(task.folder).values() if chunk.index != index)
 
 
-def _note_mismatch(layout: Layout, wish: ChunkWish) -> None:
-    """Count a chunk that was refused for its md5, where there is a task that takes it."""
+def _note_mismatch(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> None:
+    """Count a chunk that is refused for its md5, where there is a task that takes it. Raises Refusal if it does not."""
     key = str(wish.index)
     with layout.task(wish.file_id) as task:
         if task.identity() is None:
             return
-        task.owned(wish.owner)
+        _agreed(task, settings, wish)
         record = task.record()
         task.save(record, sync=False, retries={**record.retries, key: record.retries.get(key, 0) + 1})
 

@@ -17,6 +17,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import trailer
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked
+from dlpool.web.store.task import Visit
 
 _BUFFER = 256 * 1024
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
@@ -26,7 +27,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Reception:
     """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it.
 
-    ``is_open``: neither stored nor discarded yet.
+    ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is for, where that is known and there.
     """
 
     def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: bool) -> None:
@@ -34,6 +35,7 @@ class Reception:
         self.path = path
         self.size = 0
         self.head = b""
+        self.visit: Visit | None = None
         self._descriptor = descriptor
         self._max_size = max_size
         self._sync = sync
@@ -119,6 +121,8 @@ class Reception:
         if self.is_open:
             self.is_open = False
             os.close(self._descriptor)
+            if self.visit is not None:
+                self.visit.end()
 
 
 def begin(folder: Path, *, max_size: int, sync: bool) -> Reception:

@@ -6,14 +6,17 @@ Both are JSON, written to a temporary file that is renamed, under the task's loc
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
 
+IDENTITY, RECORD = "identity.json", "record.json"
 CHUNKED, TUS = "chunked", "tus"
 
 
@@ -81,16 +84,18 @@ class Record:
 
 def load_identity(folder: Path) -> Identity | None:
     """None where there is none that can be read. Raises OSError."""
-    found = _read(folder / "identity.json")
+    found = _read(folder / IDENTITY)
+    if found is None or not _has_types(found, _IDENTITY_TYPES):
+        return None
     try:
-        return Identity(**found) if found is not None and isinstance(found.get("file_id"), str) else None
+        return Identity(**{name: value for name, value in found.items() if name in _IDENTITY_TYPES})
     except TypeError:
         return None
 
 
 def load_record(folder: Path) -> Record | None:
     """None where there is none that can be read: the chunks tell enough to go on. Raises OSError."""
-    found = _read(folder / "record.json")
+    found = _read(folder / RECORD)
     try:
         return _record(found) if found is not None else None
     except (KeyError, TypeError, ValueError):
@@ -98,9 +103,8 @@ def load_record(folder: Path) -> Record | None:
 
 
 def _record(found: dict[str, Any]) -> Record:
-    known = {each.name for each in fields(Record)}
-    values = {name: value for name, value in found.items() if name in known}
-    if values["status"] not in STATES:
+    values = {name: value for name, value in found.items() if name in _RECORD_TYPES}
+    if values["status"] not in STATES or not _has_types(values, _RECORD_TYPES):
         raise ValueError(values["status"])
     if values.get("publishing"):
         values["publishing"]["folder"] = tuple(values["publishing"]["folder"])
@@ -113,6 +117,20 @@ def _record(found: dict[str, Any]) -> Record:
     return Record(**values)
 
 
+_NUMBER = (int, float)
+_IDENTITY_TYPES: Mapping[str, Any] = {"file_id": str, "owner": (str, NoneType), "created_at": _NUMBER, "protocol": str}
+_RECORD_TYPES: Mapping[str, Any] = {
+    "status": str, "updated_at": _NUMBER, "filename": str, "relative_path": str, "total_chunks": int, "file_size": int,
+    "received": int, "retries": dict, "sent": dict, "failed_merges": int, "failure": str,
+    "temporary": (list, NoneType), "publishing": (dict, NoneType), "result": (dict, NoneType), "chunks": list,
+    "tus": dict,
+}  # fmt: skip
+
+
+def _has_types(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, wanted[name]) for name, value in found.items() if name in wanted)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = jsontext.loads(path.read_bytes())
@@ -123,12 +141,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def save_identity(folder: Path, identity: Identity, *, sync: bool) -> None:
     """Note it in a folder that has no name yet that counts. Raises OSError."""
-    _write(folder / "identity.json", asdict(identity), sync=sync)
+    _write(folder / IDENTITY, asdict(identity), sync=sync)
 
 
 def save_record(folder: Path, record: Record, *, sync: bool) -> None:
     """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
-    _write(folder / "record.json", asdict(record), sync=sync)
+    _write(folder / RECORD, asdict(record), sync=sync)
 
 
 def _write(path: Path, value: dict[str, Any], *, sync: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, names, receiving, states
-from dlpool.web.store.cleaning import DAY_S, Cleaner
+from dlpool.web.store.cleaning import DAY_S, Cleaner, Swept
 from dlpool.web.store.concatenating import Concatenation
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
@@ -18,6 +18,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.settling import settle
+from dlpool.web.store.task import Visit
 from dlpool.web.store.views import NOT_FOUND, detail_view, status_view, summary_view
 from dlpool.web.store.wishes import ChunkWish, MergeWish
 
@@ -46,10 +47,13 @@ class UploadStore:
     def check_chunk(
         self, *, file_id: str, index: int, owner: str | None, md5: str | None = None, total_chunks: int | None = None,
         file_size: int | None = None, relative_path: str | None = None,
-    ) -> None:  # fmt: skip
-        """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body."""
+    ) -> Visit | None:  # fmt: skip
+        """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body.
+
+        A visit to the task that is there, for ``Reception.visit``; else to be ended.
+        """
         wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path)
-        receiving.foresee(self.layout, self.settings, wish)
+        return receiving.foresee(self.layout, self.settings, wish)
 
     def commit_chunk(
         self, reception: Reception, *, file_id: str, index: int, owner: str | None, md5: str | None = None,
@@ -81,7 +85,11 @@ class UploadStore:
 
     def tasks(self, owner: str | None) -> dict[str, Any]:
         """What ``/tasks`` says, by id."""
-        found = [view for file_id in self.layout.ids() if (view := self._summary(file_id, owner)) is not None]
+        found = []
+        for file_id in self.layout.ids():
+            with suppress(Refusal):  # one that cannot be read hides no other
+                view = self._summary(file_id, owner)
+                found += [] if view is None else [view]
         return {"tasks": found, "total": len(found)}
 
     def _summary(self, file_id: str, owner: str | None) -> dict[str, Any] | None:
@@ -133,15 +141,16 @@ class UploadStore:
             raise Refusal(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days")
         return self._cleaner.remove_old(owner, frozenset(status), older_than_days * DAY_S)
 
-    def sweep(self) -> int:
-        """Remove what the dead left and what has expired, end what dead merges began; how many files and tasks went."""
+    def sweep(self) -> Swept:
+        """Remove what the dead left and what has expired, end what they began."""
         self.layout.make()
-        removed = self._cleaner.sweep()
+        swept = self._cleaner.sweep()
+        removed = swept.removed
         for file_id in self.layout.ids():
             with suppress(Refusal):  # it may be of the other protocol, too
                 removed += self.concatenation.remove_dead(file_id)
-                self.growing.look(file_id, None)
-        return removed
+                self.growing.tend(file_id)
+        return swept._replace(removed=removed)
 
     def open_merged(self, path: str) -> int:
         """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it."""

@@ -12,8 +12,36 @@ from typing import Any
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
-from dlpool.web.store.locks import held, is_held
-from dlpool.web.store.record import Identity, Record, load_identity, load_record, save_record
+from dlpool.web.store.locks import held, is_held, shared
+from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record
+
+
+def gone() -> Refusal:
+    """That a task is not there any more."""
+    return Refusal(404, "no_such_task", "the task was removed meanwhile: send all of it again")
+
+
+class Visit:
+    """That somebody sends to a task: it does not expire meanwhile, and is not begun anew if it was removed.
+
+    A shared lock of ``identity.json``, whose file lives exactly as long as the task.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """``descriptor``: of that file, locked; it is closed by ``end``."""
+        self._descriptor = descriptor
+
+    def is_over(self, folder: Path) -> bool:
+        """Whether the task in ``folder`` is not the one that was visited. Ask under the task's lock. Raises OSError."""
+        mine = os.fstat(self._descriptor)
+        try:
+            there = os.stat(folder / IDENTITY)
+        except FileNotFoundError:
+            return True
+        return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
+
+    def end(self) -> None:
+        os.close(self._descriptor)
 
 
 @dataclass(frozen=True)
@@ -82,9 +110,14 @@ class Task:
         with suppress(FileNotFoundError):
             os.utime(self.folder / "patch.lock", ns=(now, now))
 
+    def visit(self) -> Visit | None:
+        """Begin to send to it; None if there is no such task. Raises OSError."""
+        descriptor = shared(self.folder / IDENTITY)
+        return None if descriptor is None else Visit(descriptor)
+
     def is_receiving(self) -> bool:
-        """Whether a living process has the lock of its bodies, which tus alone takes."""
-        return is_held(self.folder / "patch.lock")
+        """Whether somebody sends to it: by ``visit``, or at its end."""
+        return is_held(self.folder / IDENTITY) or is_held(self.folder / "patch.lock")
 
     def _rebuilt(self) -> Record:
         chunks = list_chunks(self.folder).values()
