@@ -21,7 +21,7 @@ from dlpool.jobs.transitions import Finish, Transitions
 from dlpool.web.checking import check, parse_body, parse_query
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.sameorigin import is_foreign
+from dlpool.web.sameorigin import is_foreign, is_rebound
 from dlpool.web.schemas import BATCH, JOB, LIMIT, NAMED
 from tests.conftest import wait_until
 from tests.processes import ROOT
@@ -252,6 +252,31 @@ def test_with_a_secret_the_api_is_closed_and_the_page_is_open(tmp_path: Path) ->
 )
 def test_who_is_foreign(method: str, origin: str | None, fetch_site: str | None, is_refused: bool) -> None:
     assert is_foreign(method, "here:80", origin, fetch_site) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("host", "is_refused"),
+    [
+        (None, False), ("", False), ("127.0.0.1:18101", False), ("[::1]:18101", False), ("localhost", False),
+        ("LOCALHOST.:80", False), ("x.localhost:80", False), ("ours.example:80", False), ("evil.example", True),
+        ("evil.example:18101", True), ("127.0.0.1.evil.example", True), ("localhost.evil.example", True),
+    ],
+)  # fmt: skip
+def test_which_names_are_ours(host: str | None, is_refused: bool) -> None:
+    assert is_rebound(host, {"ours.example"}) is is_refused
+
+
+def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) -> None:
+    """Else a page of another site, whose name points to this machine by now, could read and steer all."""
+    settings = {"redis": {"url": "redis://localhost:1"}, "web": {"hosts": "ours.example, other.example"}}
+    with WebServer(tmp_path, settings) as server:
+        for host, path, status in (
+            ("evil.example", "/go-uploader/tasks", 403), ("evil.example", "/", 403), ("ours.example", "/", 200),
+            ("other.example:80", "/go-uploader/tasks", 200), ("evil.example", "/go-uploader/health", 200),
+        ):  # fmt: skip
+            answer = requests.get(server.root + path, headers={"Host": host}, timeout=20)
+            assert answer.status_code == status, (host, path)
+            assert status != 403 or answer.json()["code"] == "foreign_host"
 
 
 @pytest.mark.parametrize(

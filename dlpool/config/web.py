@@ -144,6 +144,10 @@ class WebSettings:
     auth: str = setting(
         choice("auto", "on", "off"), "auto", "whether a token is asked for; auto: but not on loopback", reload=False
     )
+    hosts: str | None = setting(
+        WORDS, None, "names under which it may be asked where nobody needs a key (default: addresses and localhost)",
+        reload=False,
+    )  # fmt: skip
     jwt_key: str | None = setting(
         TEXT, None, "the secret (HS) or public key (RS) of JSON web tokens; better in jwt_key_file", reload=False,
         is_secret=True,

@@ -8,10 +8,10 @@ from typing import Any
 
 import falcon
 
-from dlpool.config.web import networks
+from dlpool.config.web import networks, words
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
-from dlpool.web.sameorigin import is_foreign
+from dlpool.web.sameorigin import is_foreign, is_rebound
 
 
 class Gate:
@@ -26,6 +26,7 @@ class Gate:
         self._parts = parts
         self._scrapers = networks(parts.settings.web.scrape_from)
         self._proxies = networks(parts.settings.web.trusted_proxies)
+        self._names = {name.lower() for name in words(parts.settings.web.hosts)}
         self._ids = f"{parts.settings.web.prefix}/tasks/"
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -46,6 +47,9 @@ class Gate:
         access = getattr(resource, "access", "token")
         if access == "probe":
             return
+        if not self._parts.keys.is_required and is_rebound(req.get_header("Host"), self._names):
+            text = "nobody is asked for a key here, and this is no name of ours: add it to hosts in [web], or set a key"
+            raise Refusal(403, "foreign_host", text)
         self._parts.admission.count(req.context.address)
         if access == "open" or (req.method == "OPTIONS" and resource is not None):
             return

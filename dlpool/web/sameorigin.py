@@ -1,7 +1,10 @@
-"""Whether a request was made by a page of another site (cross-site request forgery). Pure."""
+"""Whether a request was made by a page of another site: cross-site request forgery, DNS rebinding. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -23,3 +26,20 @@ def is_foreign(method: str, host: str | None, origin: str | None, fetch_site: st
         return urlsplit(origin).netloc.lower() != (host or "").lower()
     except ValueError:
         return True
+
+
+def is_rebound(host: str | None, names: Collection[str]) -> bool:
+    """Whether ``Host`` is a name that we are not asked by: a page of another site that points its name to us.
+
+    An address cannot be made to point elsewhere, nor can localhost. Where there is no Host there is no browser.
+    """
+    if not host:
+        return False
+    name = re.sub(r":[0-9]*$", "", host).strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost") or name in names:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return True
+    return False

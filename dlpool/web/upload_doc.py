@@ -19,12 +19,12 @@ _INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
 _TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
 _CHUNK_FIELDS: dict[str, Schema] = {
     "file_id": _FILE_ID, "chunk_index": _INDEX, "md5": _MD5, "relative_path": TEXT, "total_chunks": _TOTAL,
-    "file_size": COUNT,
+    "file_size": COUNT, "filename": {"type": "string", "pattern": _NAME},
 }  # fmt: skip
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _CHUNK = record(
     {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
-    {name: _CHUNK_FIELDS[name] for name in ("md5", "relative_path", "total_chunks", "file_size")}, closed=False,
+    {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")}, closed=False,
 )  # fmt: skip
 _MERGE = record({"file_id": _FILE_ID, "filename": {"type": "string", "pattern": _NAME}, "total_chunks": _TOTAL},
                 {"relative_path": TEXT, "expected_md5": _MD5}, closed=False)  # fmt: skip

@@ -200,6 +200,7 @@ def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
         "file_id": text_of(fields, "file_id"), "index": wanted_number(fields, "chunk_index"), "owner": owner,
         "md5": fields.get("md5") or None, "total_chunks": number_of(fields, "total_chunks"),
         "file_size": number_of(fields, "file_size"), "relative_path": fields.get("relative_path") or None,
+        "filename": fields.get("filename") or None,
     }  # fmt: skip
 
 

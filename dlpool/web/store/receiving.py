@@ -12,6 +12,8 @@ from dlpool.web.store.chunkfile import TRAILER_SIZE, list_chunks
 from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.names import folders
+from dlpool.web.store.publishing import check_free
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.record import CHUNKED, Identity, Record, sync_folder
 from dlpool.web.store.results import ChunkResult
@@ -70,6 +72,8 @@ def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
     """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
     if task.identity() is None:
         check_room(settings, -1 if wish.file_size is None else wish.file_size)
+        if wish.filename is not None:
+            check_free(settings, folders(wish.relative_path or ""), wish.filename)
         return wish.fits(Record(), {})
     task.owned(wish.owner, CHUNKED)
     record = task.record()

@@ -46,21 +46,22 @@ class UploadStore:
 
     def check_chunk(
         self, *, file_id: str, index: int, owner: str | None, md5: str | None = None, total_chunks: int | None = None,
-        file_size: int | None = None, relative_path: str | None = None,
+        file_size: int | None = None, relative_path: str | None = None, filename: str | None = None,
     ) -> Visit | None:  # fmt: skip
         """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body.
 
         A visit to the task that is there, for ``Reception.visit``; else to be ended.
         """
-        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path)
+        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
         return receiving.foresee(self.layout, self.settings, wish)
 
     def commit_chunk(
         self, reception: Reception, *, file_id: str, index: int, owner: str | None, md5: str | None = None,
         total_chunks: int | None = None, file_size: int | None = None, relative_path: str | None = None,
+        filename: str | None = None,
     ) -> ChunkResult:  # fmt: skip
         """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
-        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path)
+        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
         return receiving.commit(self.layout, self.settings, reception, wish)
 
     def merge(

@@ -18,7 +18,10 @@ MAX_CHUNKS = 100_000
 
 @dataclass(frozen=True)
 class ChunkWish:
-    """A chunk that is to be stored. ``file_size``: in bytes; what is None was not said."""
+    """A chunk that is to be stored. ``file_size``: in bytes; what is None was not said.
+
+    ``filename``: what the merge will ask for; said with a chunk it is refused before all bytes have come.
+    """
 
     file_id: str
     index: int
@@ -27,11 +30,14 @@ class ChunkWish:
     total_chunks: int | None = None
     file_size: int | None = None
     relative_path: str | None = None
+    filename: str | None = None
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise Refusal: 400 for what has no meaning, 413 for a file that is too large."""
+        """Raise Refusal: 400 for what has no meaning, 413 for a file that is too large, 415 for a type not taken."""
         flat_name(self.file_id)
         folders(self.relative_path or "")
+        if self.filename is not None:
+            check_name(settings, file_name(self.filename))
         check_md5(self.md5)
         check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
