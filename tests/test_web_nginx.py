@@ -75,6 +75,21 @@ def test_a_file_goes_through_nginx_and_comes_back_from_it(front: int, server: We
     assert server.events("request_served")[-1]["client.address"] == "127.0.0.1"
 
 
+def test_the_conditions_of_a_client_are_met_by_nginx(front: int, server: WebServer) -> None:
+    server.merged_dir.mkdir(exist_ok=True)
+    (server.merged_dir / "f").write_bytes(b"bytes")
+    url = f"http://127.0.0.1:{front}/go-uploader/files/f"
+    first = requests.get(url, timeout=20)
+    assert (first.status_code, first.headers["Accept-Ranges"]) == (200, "bytes")
+    etag = first.headers["ETag"]
+    for headers, status in (
+        ({"If-Match": etag}, 200), ({"If-Match": '"else"'}, 412), ({"If-None-Match": etag}, 304),
+        ({"If-Range": etag, "Range": "bytes=1-2"}, 206), ({"If-Range": '"else"', "Range": "bytes=1-2"}, 200),
+        ({"Range": "bytes=9-"}, 416),
+    ):  # fmt: skip
+        assert requests.get(url, headers=headers, timeout=20).status_code == status, headers
+
+
 def test_nginx_keeps_no_body_back(front: int, server: WebServer) -> None:
     """What a client has sent of a body is with us while the rest is yet to come."""
     query = "/go-uploader/upload_chunk?file_id=f&chunk_index=0"

@@ -31,7 +31,7 @@ class Gate:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A request has come; its body is still with the client."""
-        if len(req.path) > 1 and not req.path.startswith(self._ids):  # an id may end in a slash
+        if req.path == self._ids or not req.path.startswith(self._ids):  # an id may end in a slash
             req.path = req.path.rstrip("/") or "/"
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)

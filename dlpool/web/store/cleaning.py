@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,12 +44,15 @@ class Cleaner:
         return sum(self._remove_if(file_id, owner, wanted, age_s) for file_id in self.layout.ids())
 
     def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
-        with suppress(Refusal), self.layout.task(file_id) as task:  # what cannot be read hides no other
-            identity = task.identity()
-            if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
-                return False
-            settle(self.settings, task)
-            place = self.layout.trash(task)
+        try:
+            with self.layout.task(file_id) as task:
+                identity = task.identity()
+                if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
+                    return False
+                settle(self.settings, task)
+                place = self.layout.trash(task)
+        except Refusal:  # what cannot be read hides no other
+            return False
         return remove_dead(place)
 
     def sweep(self) -> Swept:

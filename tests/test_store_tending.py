@@ -1,0 +1,209 @@
+"""Tasks that somebody sends to, tasks that are damaged, and disks with too little room."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import UploadStore
+from tests.disks import needs_root, tmpfs
+from tests.uploads import ID, files_below, leftovers, merge, refused, send, send_all, state, store_in, uploaded
+
+MIB = 1024 * 1024
+DATA = [b"one", b"two"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    return store_in(tmp_path, task_expiry=1000.0)
+
+
+def folder_of(store: UploadStore, file_id: str = ID) -> Path:
+    with store.layout.seen(file_id) as task:
+        return task.folder
+
+
+def grow_old(store: UploadStore, file_id: str = ID) -> None:
+    """Let it be as if nothing had happened to the task since long ago."""
+    folder = folder_of(store, file_id)
+    record = folder / "record.json"
+    if record.is_file():
+        record.unlink()
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (time.time() - 10_000, time.time() - 10_000))
+
+
+# --- while somebody sends ---
+
+
+def test_a_task_does_not_expire_while_a_chunk_comes(store: UploadStore) -> None:
+    send(store, 0, DATA[0])
+    with store.begin() as reception:
+        reception.visit = store.check_chunk(file_id=ID, index=1, owner=None)
+        grow_old(store)
+        assert store.sweep().removed == 0
+        assert store.cleanup(None, ("uploading",), 0) == 0
+        reception.write(DATA[1])
+        store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+    assert uploaded(store) == [0, 1]
+    grow_old(store)
+    assert store.sweep().removed == 1
+    assert (state(store), leftovers(store)) == ("not_found", [])
+
+
+@pytest.mark.parametrize("is_begun_anew", [False, True])
+def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: UploadStore, is_begun_anew: bool) -> None:
+    send(store, 0, DATA[0])
+    with store.begin() as reception:
+        reception.visit = store.check_chunk(file_id=ID, index=1, owner=None)
+        reception.write(DATA[1])
+        store.delete(ID, None)
+        if is_begun_anew:
+            send(store, 5, b"another file")
+        with refused(404, "no_such_task"):
+            store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+    assert uploaded(store) == ([5] if is_begun_anew else [])
+    assert leftovers(store) == []
+
+
+def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: UploadStore) -> None:
+    send(store, 0, DATA[0], total_chunks=1)
+    with refused(400, "bad_index"):
+        send(store, 7, DATA[1], md5="0" * 32)
+    merge(store, 1)
+    with refused(409, "task_completed"):
+        send(store, 0, DATA[1], md5="0" * 32)
+    assert store.task(ID, None)["chunks"][0]["retry_count"] == 0
+
+
+def test_an_md5_that_was_only_recorded_goes_with_its_chunk(tmp_path: Path) -> None:
+    store = store_in(tmp_path, enable_integrity_check=False)
+    send(store, 0, DATA[0], md5="0" * 32)
+    send(store, 0, DATA[1])
+    assert store.task(ID, None)["chunks"][0]["md5"] != "0" * 32
+
+
+def test_a_name_that_comes_with_a_chunk_is_looked_at_at_once(tmp_path: Path) -> None:
+    store = store_in(tmp_path, allowed_extensions=".bin")
+    send(store, 0, DATA[0], total_chunks=1, filename="file.bin", relative_path="a")
+    merge(store, 1, relative_path="a")
+    refusals: list[tuple[dict[str, Any], int, str]] = [
+        ({"filename": "../x.bin"}, 400, "bad_filename"),
+        ({"filename": "x.exe"}, 415, "extension_not_allowed"),
+        ({"filename": "file.bin", "relative_path": "a"}, 409, "file_exists"),
+    ]
+    for fields, status, code in refusals:
+        with refused(status, code):
+            store.check_chunk(file_id="new", index=0, owner=None, **fields)
+        with refused(status, code):
+            send(store, 0, DATA[0], file_id="new", **fields)
+    assert state(store, "new") == "not_found"
+    send(store, 0, DATA[0], file_id="new", filename="file.bin", relative_path="b")
+
+
+def test_of_merges_to_one_name_all_but_one_have_failed_and_say_so(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for turn in range(15):
+        ids = [f"{turn} {number}" for number in range(4)]
+        for file_id in ids:
+            send(store, 0, file_id.encode(), file_id=file_id)
+
+        def try_to_merge(file_id: str, name: str = f"{turn}.bin") -> str:
+            try:
+                return merge(store, 1, name, file_id=file_id).md5
+            except Refusal as refusal:
+                return refusal.code
+
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(try_to_merge, ids))
+        assert said.count("file_exists") == 3
+        states = [state(store, file_id) for file_id in ids]
+        assert states == ["failed" if code == "file_exists" else "completed" for code in said]
+
+
+# --- damage ---
+
+
+def damage(store: UploadStore, kind: str) -> None:
+    record = folder_of(store) / "record.json"
+    if kind == "a folder":
+        record.unlink()
+        record.mkdir()
+    else:
+        record.write_text(kind)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"status":"uploading","updated_at":null}', '{"status":"uploading","retries":[]}',
+             '{"status":"uploading","chunks":[[1]]}', '{"status":"completed","result":{"path":1}}'],
+)  # fmt: skip
+def test_a_record_of_wrong_types_is_made_anew(store: UploadStore, text: str) -> None:
+    send_all(store, DATA)
+    damage(store, text)
+    assert (uploaded(store), state(store), store.tasks(None)["total"]) == ([0, 1], "uploading", 1)
+    assert merge(store, 2).size == 6
+
+
+def test_one_task_that_cannot_be_read_hides_no_other(store: UploadStore) -> None:
+    for file_id in ("a", ID, "z"):
+        send(store, 0, DATA[0], file_id=file_id)
+    damage(store, "a folder")
+    grow_old(store, "z")
+    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == ["a", "z"]
+    swept = store.sweep()
+    assert swept.removed == 1
+    assert [str(folder_of(store)) in failure for failure in swept.failures] == [True]
+    grow_old(store, "a")
+    assert store.cleanup(None, ("uploading",), 0) == 1
+    assert store.tasks(None)["total"] == 0
+
+
+def test_what_no_id_leads_to_goes_when_it_is_old(store: UploadStore) -> None:
+    send(store, 0, DATA[0])
+    folder = folder_of(store)
+    (folder / "identity.json").write_text("")
+    (folder.parent / "not ours").mkdir()
+    assert store.sweep().removed == 0
+    grow_old(store)
+    os.utime(folder.parent / "not ours", (0, 0))
+    assert store.sweep().removed == 1
+    assert files_below(folder.parent) == [] and (folder.parent / "not ours").exists()
+
+
+def test_what_a_later_version_notes_is_passed_over(store: UploadStore) -> None:
+    send(store, 0, DATA[0])
+    for name in ("identity.json", "record.json"):
+        path = folder_of(store) / name
+        path.write_text(path.read_text().replace("{", '{"news": 1, ', 1))
+    assert (uploaded(store), state(store)) == ([0], "uploading")
+
+
+# --- room ---
+
+
+@needs_root
+def test_a_file_that_could_never_be_merged_is_refused_before_its_first_chunk(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "10M") as folder:
+        store = store_in(folder)
+        with refused(507, "no_space"):
+            send(store, 0, b"x", total_chunks=2, file_size=6 * MIB)
+        send(store, 0, b"x", total_chunks=2, file_size=4 * MIB)
+
+
+@needs_root
+def test_a_merge_without_room_does_not_fill_the_disk(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "8M") as folder:
+        store = store_in(folder, disk_refuse=1)
+        for index in range(3):
+            send(store, index, bytes(2 * MIB))
+        status = os.statvfs(folder)
+        with refused(507, "no_space"):
+            merge(store, 3)
+        assert os.statvfs(folder).f_bfree >= status.f_bfree - 8  # its record, its locks
+        assert (state(store), leftovers(store)) == ("failed", [])
