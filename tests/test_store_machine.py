@@ -43,12 +43,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, data=DATA, is_right=st.booleans())
     def a_chunk_comes(self, index: int, data: bytes, is_right: bool) -> None:
-        if not is_right:
+        if not self.takes_chunks:
+            with refused(409, f"task_{self.status}"):
+                send(self.store, index, data, md5=md5(data if is_right else data + b"x"))
+        elif not is_right:
             with refused(400, "md5_mismatch"):
                 send(self.store, index, data, md5=md5(data + b"x"), total_chunks=TOTAL)
-        elif not self.takes_chunks:
-            with refused(409, f"task_{self.status}"):
-                send(self.store, index, data, md5=md5(data))
         else:
             send(self.store, index, data, md5=md5(data), total_chunks=TOTAL)
             self.chunks[index], self.status = data, "uploading"
