@@ -162,8 +162,11 @@ def test_queue_nodes_and_limits(api: Api) -> None:
     assert api.good("POST", "/nodes/n1/drain", {})["nodes"][0]["state"] == "drained"
     assert api.good("POST", "/nodes/n1/resume", {})["nodes"][0]["state"] == "working"
     assert api.refused(409, "POST", "/nodes/n1/resume", {}) == "not_possible"
-    assert api.refused(409, "POST", "/nodes/n2/drain", {}) == "not_possible"
+    for verb in ("drain", "resume", "forget"):
+        assert api.refused(404, "POST", f"/nodes/n2/{verb}", {}) == "no_such_node"
+    assert api.refused(409, "POST", "/nodes/n1/forget", {}) == "not_possible"
     assert api.good("POST", "/queue/pause", {}) == api.good("GET", "/queue") == {"is_halted": True}
+    assert "paused already" in api.ask("POST", "/queue/pause", {}).json()["error"]
     assert api.good("POST", "/queue/resume", {}) == {"is_halted": False}
     limits = api.good("GET", "/limits")
     assert limits["all"]["max_per_host"] == 3 and limits["hosts"]["example.org"]["rate_per_host"] == 5
