@@ -186,7 +186,8 @@ class Client:
     def leftovers(self) -> list[bytes]:
         """Keys that hold work: none when all is done and no supervisor lives."""
         prefix = self.keys.prefix
-        kept = ("job:", "done", "dead", "events", "stats:", "fence", "looked", "recoverer", "wake")
+        kept = ("job:", "done", "dead", "cancelled", "events", "stats:", "fence", "looked", "recoverer", "wake",
+                "sampled", "history")  # fmt: skip
         names = [key for key in self.redis.scan_iter() if key.startswith(prefix.encode())]
         return [key for key in names if not key.decode().removeprefix(prefix).startswith(kept)]
 

@@ -261,7 +261,7 @@ def test_a_drained_node_ends_its_jobs_and_begins_none_until_it_may(
         client.push(f"{origin.url}/last", "last")
         client.wait_for(f"{origin.url}/last")
         wait_until(lambda: len(one.events("job_succeeded")) == 1)
-    assert call("nodes", "drain", "nobody").err == "dlpool: no node 'nobody' is there (dlpool nodes lists them)\n"
+    assert call("nodes", "drain", "nobody").err == "dlpool: no node 'nobody' is known (dlpool nodes lists them)\n"
     assert call("nodes", "drain").code == 2
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from dlpool.errors import UsageError
 from dlpool.jobs.controls import VERBS, Controls
-from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.keys import PRIORITIES, READY, Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
 from dlpool.jobs.transitions import Claimed, Finish, Ticket, Transitions
@@ -31,7 +31,7 @@ WEIGHTS = {
 }  # fmt: skip
 NAMES = ["ann", "bob", "cid"]
 OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "pause", "park", "crash"]
-ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "dead"}
+ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "cancelled"}
 OPEN = {"queued", "delayed", "running", "paused"}
 ORDER = "fifo"
 WHY = {"failed": "it broke", "cancelled": "the job was cancelled"}
@@ -337,8 +337,8 @@ class Fleet:
         names = sorted(name.decode() for name in self.client.keys(f"{self.keys.prefix}*"))
         names = [name.removeprefix(self.keys.prefix) for name in names]
         jobs = [name for name in names if name.startswith("job:")]
-        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "supervisors")
-                 or name.startswith("parked")]  # fmt: skip
+        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "cancelled",
+                                                    "supervisors") or name.startswith("parked")]  # fmt: skip
         sets = [name for name in names if name.startswith("own:")]
         lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
         strings = [name for name in names if name.startswith("dedupe:")]
@@ -386,6 +386,11 @@ class Fleet:
         assert sorted(seen.members("paused")) == seen.in_state("paused")
         assert seen.ready() | seen.following() == set(seen.in_state("queued"))
         assert not seen.ready() & seen.following()
+        stale = {name.decode(): int(count) for name, count in self.client.hgetall(self.keys.stale).items()}
+        for priority in READY:
+            places = len(seen.lists.get(f"ready:{priority}", ()))
+            waiting = sum(job["state"] == "queued" and job.get("at") == priority for job in seen.jobs.values())
+            assert places - waiting == stale.get(priority, 0), "each place that does not count is known"
         for name in set(ENDED.values()):
             assert sorted(seen.members(name)) == seen.in_state(*(state for state, at in ENDED.items() if at == name))
         assert {job["state"] for job in seen.jobs.values()} <= {*OPEN, *ENDED}
@@ -438,7 +443,7 @@ class Fleet:
 
     def nothing_is_left_over(self) -> None:
         seen = self.see()
-        assert set(seen.lists) <= {"done", "dead", "supervisors", "intake"}
+        assert set(seen.lists) <= {"done", "dead", "cancelled", "supervisors", "intake"}
         assert seen.lists["intake"] == []
         assert len(seen.jobs) == sum(self.pushes.values())
         assert all(job["state"] in ENDED for job in seen.jobs.values())

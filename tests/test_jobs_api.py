@@ -162,8 +162,11 @@ def test_queue_nodes_and_limits(api: Api) -> None:
     assert api.good("POST", "/nodes/n1/drain", {})["nodes"][0]["state"] == "drained"
     assert api.good("POST", "/nodes/n1/resume", {})["nodes"][0]["state"] == "working"
     assert api.refused(409, "POST", "/nodes/n1/resume", {}) == "not_possible"
-    assert api.refused(409, "POST", "/nodes/n2/drain", {}) == "not_possible"
+    for verb in ("drain", "resume", "forget"):
+        assert api.refused(404, "POST", f"/nodes/n2/{verb}", {}) == "no_such_node"
+    assert api.refused(409, "POST", "/nodes/n1/forget", {}) == "not_possible"
     assert api.good("POST", "/queue/pause", {}) == api.good("GET", "/queue") == {"is_halted": True}
+    assert "paused already" in api.ask("POST", "/queue/pause", {}).json()["error"]
     assert api.good("POST", "/queue/resume", {}) == {"is_halted": False}
     limits = api.good("GET", "/limits")
     assert limits["all"]["max_per_host"] == 3 and limits["hosts"]["example.org"]["rate_per_host"] == 5
@@ -191,6 +194,89 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
     assert (again.status_code, again.content) == (304, b"")
     assert api.good("GET", "/overview?state=succeeded")["listed"] == []
     assert api.good("GET", "/stats")["running"] == 1
+
+
+def test_an_overview_tells_what_is_lost_halted_and_waiting(api: Api) -> None:
+    with api.redis.client() as client:
+        transitions, keys = Transitions(client, Keys()), Keys()
+        worker = {"pid": 7, "busy": 1, "slots": 2, "memory": 5, "state": "ready"}
+        for sid, info in (("n1-00000001", {"workers_info": [worker]}), ("n2-00000002", {}), ("n3-00000003", {})):
+            transitions.beat(sid, [], lease_s=60, info={"node": sid[:2], "busy": int(sid[1] == "1"), **info})
+        client.zadd(keys.supervisors, {"n3-00000003": (int(client.time()[0]) - 99) * 1000})
+        api.push("runs.bin", id="runs")
+        assert transitions.claim("n1-00000001", [], 1, lease_s=60, order="fifo")
+        for name in ("waits", "off", "halts"):
+            api.push(name, id=name)
+        api.good("POST", "/jobs/off/cancel", {})
+        api.good("POST", "/jobs/halts/pause", {})
+        api.good("POST", "/queue/pause", {})
+        seen = api.good("GET", "/overview?state=cancelled")
+    assert [(one["node"], one["state"]) for one in seen["nodes"]] == [
+        ("n1", "working"), ("n2", "halted"), ("n3", "lost"),
+    ]  # fmt: skip
+    assert seen["nodes"][0]["workers_info"] == [worker] and seen["nodes"][2]["seen_at"] < seen["now"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", seen["now"])
+    figures = seen["figures"]
+    assert [figures[name] for name in ("waiting", "running", "paused", "failed", "cancelled")] == [1, 1, 1, 0, 1]
+    assert (seen["running"][0]["node"], seen["listed"][0]["id"], seen["failed"]) == ("n1", "off", [])
+    assert seen["is_halted"] and seen["halted_at"][:10] == seen["now"][:10] and seen["list_limits"] == 50
+    check({"components": {"schemas": NAMED}, **NAMED["Overview"]}, seen)
+    forgotten = api.good("POST", "/nodes/n3/forget", {})["nodes"]
+    assert [one["node"] for one in forgotten] == ["n1", "n2"]
+
+
+def test_many_jobs_are_steered_at_once_each_with_its_answer(api: Api) -> None:
+    for name in ("a", "b"):
+        api.push(name, id=name)
+    asked = {"verb": "cancel", "ids": ["a", "nobody", "b", "a"]}
+    results = api.good("POST", "/jobs/batch", asked)["results"]
+    assert [one["id"] for one in results] == asked["ids"]
+    assert [one.get("result") or one["code"] for one in results] == ["OK", "no_such_job", "OK", "not_possible"]
+    assert api.good("POST", "/jobs/batch", {"verb": "retry", "ids": ["a"]})["results"] == [{"id": "a", "result": "OK"}]
+    removed = api.good("POST", "/jobs/batch", {"verb": "remove", "ids": ["a", "b"]})["results"]
+    assert [one.get("result") for one in removed] == [None, "OK"], "one of them waits"
+    assert {one["id"] for one in api.good("GET", "/jobs")["jobs"]} == {"a"}
+    for wrong in ({"verb": "pause", "ids": ["a"]}, {"verb": "retry", "ids": []}, {"verb": "retry", "ids": ["a b"]},
+                  {"verb": "retry", "ids": ["a"] * 501}, {"ids": ["a"]}):  # fmt: skip
+        assert api.refused(400, "POST", "/jobs/batch", wrong) == "usage"
+
+
+def test_lists_are_read_to_their_end(api: Api) -> None:
+    for number in range(5):
+        job = {"url": f"{URL}?{number}", "save_path": "a", "dlpool": {"id": f"j{number}"}}
+        api.good("POST", "/jobs", job)
+        api.good("POST", f"/jobs/j{number}/cancel", {})
+    for path, name in (("/jobs?state=cancelled", "jobs"), ("/jobs?limit=2", "jobs"), ("/failures?limit=2", "failures")):
+        found: list[Any] = []
+        after: str | None = ""
+        while after is not None:
+            answer = api.good("GET", f"{path}{after}")
+            found += answer[name]
+            after = None if answer["next"] is None else f"&after={answer['next']}"
+        assert len({one["id"] for one in found}) == len(found) == 5, path
+    assert "cursor" in api.ask("GET", "/jobs?state=failed&after=queued.1").json()["error"]
+    assert api.refused(400, "GET", "/failures?after=%20") == "usage"
+
+
+def test_the_history_is_told_since_a_moment(api: Api) -> None:
+    with api.redis.client() as client:
+        for ms in (1000, 2000):
+            client.xadd(Keys().history, {"waiting": 1, "running": 2, "rate": 3, "failed": 0}, id=f"{ms}-0")
+    assert api.good("GET", "/history") == {"samples": [[1000, 1, 2, 3], [2000, 1, 2, 3]]}
+    assert api.good("GET", f"/history?since={10**13}") == {"samples": []}
+    assert api.good("GET", "/history?since=1001")["samples"] == [[2000, 1, 2, 3]]
+
+
+def test_head_is_answered_where_get_is(api: Api) -> None:
+    paths = [one.path for one in OPERATIONS if one.method == "GET" and "{" not in one.path]
+    assert len(paths) > 7
+    for path in ("/", "/static/page.js", *(BASE + path for path in (*paths, "/openapi.json"))):
+        got = requests.get(api.server.root + path, timeout=20)
+        head = requests.head(api.server.root + path, timeout=20)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["Content-Type"] == got.headers["Content-Type"]
+        assert head.headers["Content-Length"] and head.headers["ETag"]
+    assert requests.head(f"{api.server.root}{BASE}/jobs/nobody", timeout=20).status_code == 404
 
 
 def test_while_redis_is_away_it_says_so_and_goes_on_by_itself(api: Api) -> None:
@@ -283,6 +369,25 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
     ("schema", "value", "said"),
     [
         (JOB, {"save_path": "a"}, "url is missing in the body"),
+        (JOB, {"url": "ftp://h/a", "save_path": "a"}, "url is no http or https URL"),
+        (JOB, {"url": URL, "save_path": "a", "dlpool": {"id": "a b"}}, "dlpool.id is not 1 to 64 of A-Z a-z 0-9 _ . -"),
+        (JOB, {"url": URL, "save_path": "a", "dlpool": {"priority": "x"}}, "priority is neither high, normal, low nor"),
+        (JOB, {"url": URL, "save_path": "a", "dlpool": {"not_before": "x"}}, "not_before is neither RFC 3339 nor"),
+        (
+            JOB,
+            {"url": URL, "save_path": "a", "dlpool": {"limit_rate": 5}},
+            "limit_rate is not bytes a second from 1024",
+        ),
+        (
+            JOB,
+            {"url": URL, "save_path": "a", "dlpool": {"checksum": "x"}},
+            "dlpool.checksum is not of the form ALGO:HEX",
+        ),
+        (
+            JOB,
+            {"url": URL, "save_path": "a", "dlpool": {"headers": {"a": 1}}},
+            "dlpool.headers.a is not of type string",
+        ),
         (JOB, {"url": 1, "save_path": "a"}, "url is not of type string"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"if_exists": "x"}}, "dlpool.if_exists is none of overwrite"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"max_attempts": 0}}, "dlpool.max_attempts is below 1"),
@@ -294,6 +399,22 @@ def test_what_is_wrong_is_said_in_a_sentence(schema: Any, value: Any, said: str)
     with pytest.raises(UsageError) as caught:
         check(schema, value)
     assert said in str(caught.value)
+
+
+def test_no_refusal_shows_a_regular_expression() -> None:
+    def schemas(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            yield value
+        for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from schemas(one)
+
+    for schema in schemas(
+        {"a": JOB, "b": BATCH, "c": NAMED["Control"], "d": [dict(one.options) for one in OPERATIONS]}
+    ):
+        if "pattern" in schema:
+            with pytest.raises(UsageError) as caught:
+                check(schema, "\u00e9 ")
+            assert schema["pattern"] not in str(caught.value) and "^" not in str(caught.value)
 
 
 def test_options_and_bodies_that_have_no_meaning_are_refused() -> None:
@@ -319,6 +440,9 @@ def test_the_document_names_only_what_it_has() -> None:
         link["operationId"] for one in operations for link in one["responses"].get("200", {}).get("links", {}).values()
     }
     assert linked and linked <= set(names)
+    for path, methods in made["paths"].items():
+        if path.startswith(BASE):
+            assert all("400" in one["responses"] for one in methods.values()), path
     assert "429" in made["paths"]["/go-uploader/upload_chunk"]["post"]["responses"]
 
 

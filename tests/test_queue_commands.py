@@ -22,7 +22,7 @@ from dlpool.cli import queue_commands
 from dlpool.cli.main import main
 from dlpool.cli.push import blocks_of_lines
 from dlpool.cli.queue_options import queue_settings
-from dlpool.jobs import views
+from dlpool.jobs import listing
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Finish, Transitions
@@ -112,7 +112,7 @@ def test_help_imports_no_library() -> None:
 
 
 def test_the_states_that_help_names_are_those_that_are_listed() -> None:
-    assert set(queue_commands.STATES) == set(views.STATES)
+    assert set(queue_commands.STATES) == set(listing.STATES)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_states_that_help_names_are_those_that_are_listed() -> None:
         (["push"], "a URL is missing"),
         (["push", "http://h/"], "a PATH is missing"),
         (["push", "nonsense", "p"], "is not an http or https URL"),
-        (["push", "http://[::1/", "p"], "is not a URL"),
+        (["push", "http://[::1/", "p"], "cannot be read as a URL"),
         (["push", "http://h/", ""], "save_path is not a text"),
         (["push", "http://h/", "p" * 10_000], "save_path is longer than"),
         (["push", "http://h/\udcff", "p"], "not UTF-8"),
@@ -441,7 +441,7 @@ def test_stats_are_figures_for_people_and_programs(call: Dlpool, redis_server: R
     assert len(ended.json["days"]) == 7
     assert ended.json["days"][0]["pushed"] == 1
     lines = call("stats").out.splitlines()
-    assert lines[:3] == ["backlog\t2", "reserved\t0", "ready_high\t1"]
+    assert lines[:3] == ["waiting\t3", "backlog\t2", "reserved\t0"]
     assert "SUPERVISOR\tHOST\tPID\tVERSION\tSLOTS\tBUSY" in lines
     assert f"{ended.json['days'][0]['day']}\t1\t0\t0\t0\t0\t0\t0" in lines
 

@@ -17,14 +17,15 @@ from dlpool.cli.tables import show_lines, show_table
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
-from dlpool.jobs.nodes import Nodes, node_state
+from dlpool.jobs.nodes import Nodes
 from dlpool.jobs.records import CANCELLED
 from dlpool.jobs.replies import problem_of
 from dlpool.jobs.steering import Steering
 from dlpool.transfer.urls import shown_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
-NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at")
+NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at", "seen_at")
+WORKER_FIELDS = ("pid", "state", "busy", "slots", "memory")
 
 
 def steer(arguments: argparse.Namespace) -> int:
@@ -58,8 +59,8 @@ def failed(arguments: argparse.Namespace) -> int:
 def purge(arguments: argparse.Namespace) -> int:
     """Forget ended jobs. Raises QueueError."""
     with opened(arguments) as queue:
-        key = queue.keys.done if arguments.done else queue.keys.dead
-        count = Steering(queue.client, queue.keys).forget(key)
+        keys = [queue.keys.done] if arguments.done else [queue.keys.dead, queue.keys.cancelled]
+        count = sum(Steering(queue.client, queue.keys).forget(key) for key in keys)
     if arguments.json:
         show_lines([json.dumps({"forgotten": count})])
     elif not arguments.quiet:
@@ -73,28 +74,34 @@ def queue(arguments: argparse.Namespace) -> int:
         return show_stats(arguments)
     with opened(arguments) as found:
         steering = Steering(found.client, found.keys)
-        (steering.pause if arguments.action == "pause" else steering.resume)()
-    is_paused = arguments.action == "pause"
+        is_paused = arguments.action == "pause"
+        was_paused = is_paused and not steering.pause()
+        if not is_paused:
+            steering.resume()
     if arguments.json:
         show_lines([json.dumps({"is_paused": is_paused})])
     elif not arguments.quiet:
-        show_lines(["no other job begins; running ones go on" if is_paused else "jobs begin again"])
+        paused = f"{'it is paused already: ' if was_paused else ''}no other job begins; running ones go on"
+        show_lines([paused if is_paused else "jobs begin again"])
     return 0
 
 
 def nodes(arguments: argparse.Namespace) -> int:
-    """List nodes, or drain one. Raises UsageError, QueueError, NotPossible."""
+    """List nodes, or drain or forget one. Raises UsageError, QueueError, NoSuchNode, NotPossible."""
     if (arguments.node is None) != (arguments.action == "list"):
         raise UsageError("nodes list needs no NODE" if arguments.node else f"nodes {arguments.action} needs a NODE")
     with opened(arguments) as found:
         there = Nodes(found.client, found.keys)
         if arguments.action != "list":
-            (there.drain if arguments.action == "drain" else there.resume)(arguments.node)
+            {"drain": there.drain, "resume": there.resume, "forget": there.forget}[arguments.action](arguments.node)
         rows = there.all()
     if arguments.json:
         show_lines(json.dumps(row) for row in rows)
     elif not arguments.quiet:
         show_table(("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)), [_node_row(row) for row in rows])
+    if arguments.verbose and not (arguments.json or arguments.quiet):
+        show_lines([""])
+        show_table(("NODE", *(f"WORKER_{name.upper()}" for name in WORKER_FIELDS)), list(_worker_rows(rows)))
     return 0
 
 
@@ -102,14 +109,22 @@ def _node_row(row: Mapping[str, Any]) -> list[object]:
     shown = dict(row)
     if isinstance(row.get("free"), int):
         shown["free"] = size_text(row["free"])
-    return [row["node"], node_state(row, is_drained=row["is_drained"]), *(shown.get(name) for name in NODE_FIELDS)]
+    return [row["node"], row["state"], *(shown.get(name) for name in NODE_FIELDS)]
+
+
+def _worker_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[object]]:
+    """A row for each worker that a node tells of."""
+    for row in rows:
+        for worker in row.get("workers_info", ()):
+            shown = {**worker, "memory": size_text(worker.get("memory", 0))}
+            yield [row["node"], *(shown.get(name) for name in WORKER_FIELDS)]
 
 
 def _list_failed(arguments: argparse.Namespace) -> int:
     if arguments.urls or arguments.all:
         raise UsageError("failed list takes neither URLs nor --all")
     with opened(arguments) as found:
-        failures = list(Failures(found.client, found.keys).all(arguments.limit))
+        failures, _ = Failures(found.client, found.keys).page(arguments.limit)
     if arguments.json:
         show_lines(json.dumps(one.as_json()) for one in failures)
         return 0

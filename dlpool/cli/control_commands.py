@@ -23,7 +23,8 @@ remove them (purge): those of the given URLs, or --all.
 _QUEUE = "Let nobody begin another job (pause), let them begin again (resume), or show the queue in figures (stats)."
 _NODES = """\
 List the nodes that work on the queue; or let a node end its jobs and begin no others (drain), until it may (resume).
-That outlives restarts of the node.
+That outlives restarts of the node. A node that has fallen silent without an end is listed for a day as lost, until it
+is there again, or forgotten (forget): what it still held goes back to the queue at once.
 """
 _TOP = """\
 Watch the queue: nodes, rates, running jobs, what waits. Ends with Ctrl-C. Not on a terminal: one view, as text.
@@ -53,10 +54,13 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "queue", "pause or resume the queue", _QUEUE, exit_codes, _late("control", "queue"))
     parser.add_argument("action", metavar="pause|resume|stats", choices=("pause", "resume", "stats"))
     add_shared(parser, "print one JSON object")
-    parser = add_command(commands, "nodes", "list or drain nodes", _NODES, exit_codes, _late("control", "nodes"))
-    parser.add_argument("action", metavar="list|drain|resume", nargs="?", default="list",
-                        choices=("list", "drain", "resume"))  # fmt: skip
+    parser = add_command(
+        commands, "nodes", "list, drain or forget nodes", _NODES, exit_codes, _late("control", "nodes")
+    )
+    parser.add_argument("action", metavar="list|drain|resume|forget", nargs="?", default="list",
+                        choices=("list", "drain", "resume", "forget"))  # fmt: skip
     parser.add_argument("node", metavar="NODE", nargs="?", help="its id, as the list shows it")
+    parser.add_argument("-v", "--verbose", action="store_true", help="list their workers, too")
     add_shared(parser, "print one JSON object a line")
     parser = add_command(commands, "top", "watch the queue", _TOP, exit_codes, _late("top", "run"))
     parser.add_argument("--limit", metavar="N", type=limit, default=20, help="at most so many running jobs "

@@ -10,8 +10,9 @@ from typing import Any
 from dlpool.cli.queue_options import add_output_options, add_queue_options
 from dlpool.kinds import parse_count, split_address
 
-STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed")
+STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed", "cancelled")
 MAX_LIMIT = 10_000
+MAX_JOBS = 1_000_000
 
 _PUSH = """\
 Queue a job: the service downloads URL to PATH. PATH is a path of the service's machine; a relative one is relative to
@@ -28,7 +29,7 @@ examples:
   dlpool push -i jobs.txt --group nightly
 
 """
-_JOBS = "List jobs: running ones first, then queued, delayed, failed and succeeded ones."
+_JOBS = "List jobs: running ones first, then queued, delayed, paused, failed, cancelled and succeeded ones."
 _STATS = """\
 Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
 """
@@ -48,7 +49,8 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
-    parser.add_argument("--limit", metavar="N", type=limit, default=50, help="at most so many (default: 50)")
+    parser.add_argument("--limit", metavar="N", type=lambda text: limit(text, MAX_JOBS), default=50,
+                        help="at most so many (default: 50)")  # fmt: skip
     add_shared(parser, "print one JSON object a line")
     parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
@@ -136,14 +138,14 @@ def _address(text: str) -> str:
     return text
 
 
-def limit(text: str) -> int:
+def limit(text: str, most: int = MAX_LIMIT) -> int:
     """How many to show. Raises argparse.ArgumentTypeError."""
     try:
         count = parse_count(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
-    if not 1 <= count <= MAX_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {MAX_LIMIT}")
+    if not 1 <= count <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {most}")
     return count
 
 

@@ -15,7 +15,8 @@ from dlpool.cli.queue_options import Queue, opened
 from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
 from dlpool.errors import QueueAway
 from dlpool.jobs.jobview import JobView
-from dlpool.jobs.nodes import node_state
+from dlpool.jobs.keys import node_of
+from dlpool.jobs.nodes import node_rows
 from dlpool.jobs.steering import Steering
 from dlpool.jobs.views import Stats, Views
 from dlpool.transfer.urls import shown_url
@@ -73,9 +74,8 @@ class Top:
 
     def jobs(self) -> list[tuple[object, ...]]:
         """The running jobs, as rows."""
-        nodes = {one.sid: one.info.get("node") for one in self.stats.supervisors} if self.stats else {}
         return [
-            (view.id, nodes.get(view.owner or "") or view.owner, _bar(view), self._rate(view),
+            (view.id, node_of(view.owner or "") or view.owner, _bar(view), self._rate(view),
              view.progress.get("phase", ""), shown_url(view.url or ""), view.save_path)
             for view in self.running
         ]  # fmt: skip
@@ -84,22 +84,21 @@ class Top:
         """The nodes, as rows: name, state, slots that are busy, rate."""
         assert self.stats is not None
         rows: list[tuple[object, ...]] = []
-        for one in self.stats.supervisors:
-            rate = sum(self._rates.now.get(view.id or "", 0.0) for view in self.running if view.owner == one.sid)
-            state = node_state(one.info, is_drained=one.info.get("node") in self.drained)
-            busy = f"{one.info.get('busy', '?')} of {one.info.get('slots', '?')}"
-            rows.append((one.info.get("node") or one.sid, state, busy, f"{size_text(round(rate))}/s"))
+        for row in node_rows(self.stats, self.drained):
+            state = f"lost since {row['seen_at']}" if row["state"] == "lost" else row["state"]
+            busy = f"{row.get('busy', '?')} of {row['slots']}" if "slots" in row else ""
+            rate = sum(self._rates.now.get(view.id or "", 0.0) for view in self.running if view.owner == row.get("sid"))
+            rows.append((row["node"] or row.get("sid"), state, busy, f"{size_text(round(rate))}/s" if busy else ""))
         return rows
 
     def headline(self) -> str:
         """What waits, runs and has ended, in a line."""
         assert self.stats is not None
         figures = self.stats.figures()
-        waiting = sum(count for name, count in figures.items() if name in ("backlog", "reserved") or "ready" in name)
         today = self.stats.days[0].counters if self.stats.days else {}
         rate = size_text(round(sum(self._rates.now.values())))
         return (
-            f"{'PAUSED  ' if self.stats.is_halted else ''}{waiting} waiting  {figures['delayed']} delayed  "
+            f"{'PAUSED  ' if self.stats.is_halted else ''}{self.stats.waiting} waiting  {figures['delayed']} delayed  "
             f"{figures['parked']} parked  "
             f"{figures['paused']} paused  {figures['running']} running  {rate}/s  "
             f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} failed"

@@ -25,7 +25,8 @@ class Controls:
         self._transitions = Transitions(client, keys)
 
     def control(self, verb: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
-        """Do one of ``VERBS`` with a job: OK, ASKED (its supervisor will), NONE, or the state that does not allow it.
+        """Do one of ``VERBS`` with a job, or ``remove`` it once it has ended: OK, ASKED (its supervisor will), NONE, or
+        the state that does not allow it.
 
         ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
         """

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.jobview import json_object, time_text
+from dlpool.jobs.jobview import exact_text, json_object
 from dlpool.jobs.keys import Keys
 
 PAGE = 1000  # events a round trip
@@ -28,8 +28,7 @@ class Event:
     @property
     def at(self) -> str:
         """When, as RFC 3339 with milliseconds, by the clock of Redis."""
-        ms = int(self.id.partition("-")[0])
-        return f"{str(time_text(ms // 1000))[:-1]}.{ms % 1000:03d}Z"
+        return exact_text(int(self.id.partition("-")[0]) / 1000)
 
     @property
     def note(self) -> Mapping[str, Any]:

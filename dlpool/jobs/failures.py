@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import redis
 
+from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import Controls, records_client
 from dlpool.jobs.jobview import json_object
 from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import moment
 
 AT_ONCE = 500  # records in one reply of HSCAN, about
+MAX_LOOKED = 100_000  # records that are put in order
 _HEAD = b'{"task_data":'
+_FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')  # mostly at the end, and much cheaper than the whole record
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Failure:
     @property
     def id(self) -> str:
         """What names the record where its URL must not be shown: 32 hexadecimal digits of its SHA-256."""
-        return hashlib.sha256(self.url).hexdigest()[:32]
+        return _id(self.url)
 
     def as_json(self) -> dict[str, Any]:
         job = None if self.raw is None else json_object(self.raw.decode("utf-8", "replace"))
@@ -62,11 +70,23 @@ class Failures:
         self._keys = keys
         self._controls = Controls(client, keys)
 
-    def all(self, limit: int | None = None) -> Iterator[Failure]:
-        """At most ``limit`` records, in no order, a portion at a time. One that comes meanwhile may be missed."""
-        with translated(self._client):
-            found = self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
-            yield from (Failure.parse(url, value) for url, value in islice(found, limit))
+    def all(self) -> Iterator[Failure]:
+        """The records, in no order, a portion at a time. One that comes meanwhile may be missed."""
+        yield from (Failure.parse(url, value) for url, value in self._scanned())
+
+    def page(self, limit: int, after: str | None = None) -> tuple[list[Failure], str | None]:
+        """The newest ``limit`` records behind the cursor ``after``, and the cursor behind them, or None at the end.
+
+        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``. Raises UsageError.
+        """
+        last = None if after is None else _cursor(after)
+        keyed = ((_order(url, value), url, value) for url, value in islice(self._scanned(), MAX_LOOKED))
+        found = nsmallest(limit + 1, (one for one in keyed if last is None or one[0] > last), key=itemgetter(0))
+        rows = [Failure.parse(url, value) for _, url, value in found[:limit]]
+        if len(found) <= limit:
+            return rows, None
+        (age, name), _, _ = found[limit - 1]
+        return rows, f"{-age}-{name}"
 
     def get(self, url: str) -> Failure | None:
         """The record of a URL."""
@@ -78,6 +98,10 @@ class Failures:
     def named(self, record_id: str) -> Failure | None:
         """The record of that id; all are looked through."""
         return next((one for one in self.all() if one.id == record_id), None)
+
+    def _scanned(self) -> Iterator[tuple[bytes, bytes]]:
+        with translated(self._client):
+            yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
 
     def retry(self, failure: Failure) -> str:
         """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is no job in it).
@@ -97,12 +121,33 @@ class Failures:
             return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
 
 
+def _id(url: bytes) -> str:
+    return hashlib.sha256(url).hexdigest()[:32]
+
+
+def _order(url: bytes, value: bytes) -> tuple[int, str]:
+    """What puts the newest record first: the ms since 1970 at which it failed, turned around, and its id."""
+    found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(value)
+    at = 0.0
+    with suppress(UsageError):
+        at = moment(found[-1].decode("utf-8", "replace")) if found else 0.0
+    return -int(at * 1000), _id(url)
+
+
+def _cursor(text: str) -> tuple[int, str]:
+    match = re.fullmatch("([0-9]{1,17})-([0-9a-f]{32})", text)
+    if match is None:
+        raise UsageError("this cursor is not one of that list")
+    return -int(match[1]), match[2]
+
+
 def _job_in(value: bytes, task: object) -> bytes | None:
     """The job, byte by byte as it was pushed where the record begins as ours do."""
     if not isinstance(task, dict):
         return None
     if value.startswith(_HEAD):
-        text = value.decode("utf-8")
-        _, end = json.JSONDecoder().raw_decode(text, len(_HEAD))
-        return text[len(_HEAD) : end].encode()
+        with suppress(ValueError):  # another service puts spaces between
+            text = value.decode("utf-8")
+            _, end = json.JSONDecoder().raw_decode(text, len(_HEAD))
+            return text[len(_HEAD) : end].encode()
     return json.dumps(task, ensure_ascii=False).encode("utf-8", "surrogatepass")

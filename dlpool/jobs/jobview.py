@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlpool.jobs.keys import node_of
 from dlpool.jobs.pushed import BadJob, Malformed, PushedJob
 from dlpool.jobs.records import rfc3339
 
@@ -70,7 +71,8 @@ class JobView:
         """For programs: the URL as it was pushed, times as RFC 3339, of the headers only their names."""
         return {
             "id": self.id, "state": self.state, "url": self.url, "save_path": self.save_path,
-            "priority": self.priority, "owner": self.owner, "fence": self.fence, "attempts": self.attempts,
+            "priority": self.priority, "owner": self.owner,
+            "node": node_of(self.owner or ""), "fence": self.fence, "attempts": self.attempts,
             "crashes": self.crashes, "takeovers": self.takeovers, "progress": dict(self.progress) or None,
             "note": dict(self.note) or None, "problem": self.problem, "flag": self.flag, "leader": self.leader,
             "is_suspect": self.is_suspect, "size": self.size, "created_at": time_text(self.created_at),
@@ -82,6 +84,12 @@ class JobView:
 def time_text(at: float | None) -> str | None:
     """A moment (seconds since 1970) as RFC 3339."""
     return None if at is None else rfc3339(min(max(at, 0), _LAST_SECOND))
+
+
+def exact_text(at: float) -> str:
+    """The same, with milliseconds."""
+    ms = round(at * 1000)
+    return f"{str(time_text(ms // 1000))[:-1]}.{ms % 1000:03d}Z"
 
 
 def _asked(raw: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 INTAKE = "go_download_urls"
@@ -81,6 +82,16 @@ class Keys:
         """Sorted set: ids of failed jobs by their end (ms)."""
         return f"{self.prefix}dead"
 
+    @property
+    def cancelled(self) -> str:
+        """Sorted set: ids of cancelled jobs by their end (ms)."""
+        return f"{self.prefix}cancelled"
+
+    @property
+    def stale(self) -> str:
+        """Hash: of each list of ready jobs how many places in it are those of jobs that were moved or stopped."""
+        return f"{self.prefix}stale"
+
     def stats(self, day: int) -> str:
         """Hash: counters of a day, counted from 1970-01-01, UTC."""
         return f"{self.prefix}stats:{day}"
@@ -121,7 +132,7 @@ class Keys:
 
     @property
     def halted(self) -> str:
-        """String: while it is there, nobody gets new jobs."""
+        """String: while it is there, nobody gets new jobs; since when, in ms since 1970."""
         return f"{self.prefix}halted"
 
     @property
@@ -130,9 +141,25 @@ class Keys:
         return f"{self.prefix}watched"
 
     @property
+    def sampled(self) -> str:
+        """String, for ten seconds: figures were noted in the history."""
+        return f"{self.prefix}sampled"
+
+    @property
+    def history(self) -> str:
+        """Stream: figures of a day, one entry each ten seconds."""
+        return f"{self.prefix}history"
+
+    @property
     def drained(self) -> str:
         """Set: ids of nodes that get no new jobs."""
         return f"{self.prefix}drained"
+
+
+def node_of(sid: str) -> str | None:
+    """The node of a supervisor: its sid is the node's id, a hyphen and eight digits; None for what is no such sid."""
+    match = re.fullmatch(r"(.+)-[0-9a-f]{8}", sid)
+    return match[1] if match else None
 
 
 def limit_keys(host: str) -> list[str]:

@@ -2,52 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import redis
 
+from dlpool.jobs.jobview import time_text
 from dlpool.jobs.keys import Keys
-from dlpool.jobs.replies import NotPossible
+from dlpool.jobs.replies import NoSuchNode, NotPossible
 from dlpool.jobs.steering import Steering
-from dlpool.jobs.views import SupervisorView, Views
+from dlpool.jobs.transitions import Transitions
+from dlpool.jobs.views import Stats, SupervisorView, Views
+
+STATES = ("working", "low on space", "halted", "drained", "lost")  # in the order in which they are listed
+_LASTING = ("host", "pid", "version", "started_at")  # what is still true of a node that was lost
 
 
 class Nodes:
-    """Lists and steers the nodes of one queue. Each method raises QueueError."""
+    """Lists and steers the nodes of one queue. Each method raises QueueError, those for one node NoSuchNode."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._views = Views(client, keys)
         self._steering = Steering(client, keys)
+        self._transitions = Transitions(client, keys)
 
     def all(self) -> list[dict[str, Any]]:
-        """A row for each node that is there, and for each that is drained and away."""
-        return node_rows(self._views.stats().supervisors, self._steering.drained())
+        """A row for each node that is there, that was lost, or that is drained and away."""
+        return node_rows(self._views.stats(), self._steering.drained())
 
     def drain(self, node: str) -> None:
-        """Let a node end its jobs, and begin no others. Raises NotPossible if it is not there."""
-        if node not in {one.info.get("node") for one in self._views.stats().supervisors}:
-            raise NotPossible(f"no node {node[:80]!r} is there (dlpool nodes lists them)")
+        """Let a node end its jobs, and begin no others."""
+        self._known(node)
         self._steering.drain(node)
 
     def resume(self, node: str) -> None:
         """Let it begin jobs again. Raises NotPossible if it was not drained."""
+        self._known(node)
         if not self._steering.undrain(node):
             raise NotPossible(f"the node {node[:80]!r} was not drained")
 
+    def forget(self, node: str) -> None:
+        """Strike off a node that was lost, or that is drained and away. Raises NotPossible while it is there.
 
-def node_rows(supervisors: Iterable[SupervisorView], drained: Collection[str]) -> list[dict[str, Any]]:
-    """What nodes say of themselves, with ``node`` and ``is_drained``; those that are drained and away last. Pure."""
+        What it still held goes back at once: whoever strikes it off knows that it is gone.
+        """
+        stats = self._known(node)
+        if node in {one.node for one in stats.supervisors}:
+            raise NotPossible(f"the node {node[:80]!r} is there: it would be listed again at once")
+        sids = [one.sid for one in stats.lost if one.node == node]
+        # Others have emptied its inbox long ago; if they have not, the order of a few jobs is all that this decides.
+        self._transitions.take_back("", sids, order="fifo")
+        self._steering.undrain(node)
+
+    def _known(self, node: str) -> Stats:
+        stats = self._views.stats()
+        if node not in {row["node"] for row in node_rows(stats, self._steering.drained())}:
+            raise NoSuchNode(f"no node {node[:80]!r} is known (dlpool nodes lists them)")
+        return stats
+
+
+def node_rows(stats: Stats, drained: Collection[str]) -> list[dict[str, Any]]:
+    """What nodes say of themselves, with ``node``, ``state`` and ``is_drained``, in an order that lasts. Pure.
+
+    Also those that are drained and away, and those that were lost, with ``seen_at``; a node that is there again is not.
+    """
     rows = [
-        {"node": one.info.get("node"), "is_drained": one.info.get("node") in drained, **one.as_json()}
-        for one in supervisors
-    ]
-    living = {row["node"] for row in rows}
-    return rows + [{"node": node, "is_drained": True} for node in sorted(drained) if node not in living]
+        {**one.as_json(), "node": one.node, "is_drained": one.node in drained,
+         "state": _state(one.info, is_drained=one.node in drained, is_halted=stats.is_halted)}
+        for one in stats.supervisors
+    ]  # fmt: skip
+    listed = {row["node"] for row in rows}
+    for one in sorted(stats.lost, key=lambda view: view.seen_at or 0, reverse=True):
+        if one.node not in listed:
+            rows.append(_lost(one, is_drained=one.node in drained))
+            listed.add(one.node)
+    rows += [{"node": node, "is_drained": True, "state": "drained"} for node in drained if node not in listed]
+    return sorted(rows, key=lambda row: (STATES.index(row["state"]), row["node"] or "", row.get("sid", "")))
 
 
-def node_state(info: Mapping[str, Any], *, is_drained: bool) -> str:
-    """What a node does, by what it says of itself. Pure."""
+def _state(info: Mapping[str, Any], *, is_drained: bool, is_halted: bool) -> str:
+    """What a node that is there does, by what it says of itself."""
     if is_drained:
         return "drained"
+    if is_halted and not info.get("busy"):
+        return "halted"
     return "low on space" if info.get("is_low_on_space") else "working"
+
+
+def _lost(one: SupervisorView, *, is_drained: bool) -> dict[str, Any]:
+    lasting = {name: one.info[name] for name in _LASTING if name in one.info}
+    return {**lasting, "sid": one.sid, "node": one.node, "is_drained": is_drained, "state": "lost",
+            "seen_at": time_text(one.seen_at)}  # fmt: skip

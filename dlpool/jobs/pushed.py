@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
@@ -76,6 +77,7 @@ class PushedJob:
             own = {} if fields.get("dlpool") is None else fields["dlpool"]
             if not isinstance(own, dict):
                 raise UsageError("dlpool is not an object")
+            _check_url(url)
             return cls(raw=raw, url=url, save_path=_required(fields, "save_path", MAX_PATH), **_own(own))
         except UsageError as error:
             raise BadJob(f"the job cannot be run: {error}", url) from error
@@ -132,6 +134,14 @@ def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
     if re.search("[\ud800-\udfff]", value):
         raise Malformed(f"{name} is not Unicode text")
     return value
+
+
+def _check_url(url: str) -> None:
+    """See that it has parts at all; everything that looks for a host in it relies on that."""
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise UsageError("url cannot be read as a URL") from error
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:

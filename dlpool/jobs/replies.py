@@ -16,6 +16,10 @@ class NotPossible(DlpoolError, label="not_possible"):
     """The job, record or node is not in a state that allows it."""
 
 
+class NoSuchNode(DlpoolError, label="no_such_node"):
+    """No node of that id is there, nor known of."""
+
+
 def unknown_job(job_id: str) -> NoSuchJob:
     """What to raise for a job that Redis does not know."""
     return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")

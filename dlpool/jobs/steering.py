@@ -21,10 +21,11 @@ class Steering:
         self._client: Any = client
         self._keys = keys
 
-    def pause(self) -> None:
-        """Let nobody begin another job; running ones go on."""
+    def pause(self) -> bool:
+        """Let nobody begin another job; running ones go on. Returns False if that was so already."""
         with translated(self._client):
-            self._client.set(self._keys.halted, 1)
+            seconds, fraction = self._client.time()
+            return bool(self._client.set(self._keys.halted, seconds * 1000 + fraction // 1000, nx=True))
 
     def resume(self) -> None:
         """Let jobs begin again."""
@@ -50,7 +51,7 @@ class Steering:
         return was_drained
 
     def forget(self, key: str) -> int:
-        """Remove the remembered jobs of ``keys.done`` or ``keys.dead``; returns how many."""
+        """Remove the remembered jobs of ``keys.done``, ``keys.dead`` or ``keys.cancelled``; returns how many."""
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, AT_ONCE - 1):

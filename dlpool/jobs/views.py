@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import redis
 
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
-from dlpool.jobs.jobview import JobView, json_object, number
-from dlpool.jobs.keys import READY, Keys
+from dlpool.jobs.jobview import JobView, json_object, number, time_text
+from dlpool.jobs.keys import READY, Keys, node_of
+from dlpool.jobs.listing import AT_ONCE, MAX_SUPERVISORS, Listing, Page
 from dlpool.jobs.records import rfc3339
 from dlpool.jobs.replies import unknown_job
 
-STATES = ("running", "queued", "delayed", "paused", "failed", "succeeded")  # in the order in which they are listed
 DAYS = 7
 DAY_S = 86_400
-DONE_KEPT_S, DEAD_KEPT_S = DAY_S, 7 * DAY_S  # as in shared.lua: what is older is forgotten
-MAX_SUPERVISORS = 1000
+DONE_KEPT_S, DEAD_KEPT_S, LOST_S = DAY_S, 7 * DAY_S, DAY_S  # as in shared.lua: what is older is forgotten
 MAX_PARKED = 1000  # that are counted by host
 
 
 @dataclass(frozen=True)
 class SupervisorView:
-    """A supervisor that lives; ``info`` is what it says of itself: host, pid, version, slots, busy."""
+    """A supervisor; ``info`` is what it says of itself: node, host, pid, version, slots, busy.
+
+    ``seen_at``: of one that has fallen silent, when it was heard of last (seconds since 1970).
+    """
 
     sid: str
     info: Mapping[str, Any]
+    seen_at: float | None = None
+
+    @property
+    def node(self) -> str | None:
+        """The id of its node, if that can be told."""
+        said = self.info.get("node")
+        return said if isinstance(said, str) else node_of(self.sid)
 
     def as_json(self) -> dict[str, Any]:
         return {**self.info, "sid": self.sid}
@@ -51,13 +61,15 @@ class DayView:
 class Stats:
     """The queue in figures.
 
-    ``backlog``: in the list that clients push to. ``reserved``: in supervisors' hands, not yet begun. ``ready`` by
-    priority; what was moved or stopped counts there until its old place is passed. ``succeeded`` and ``failed``: that
-    are remembered. ``failure_records``: that clients see. ``days``: today first. ``is_halted``: nobody gets new jobs.
+    ``now``: by the clock of Redis, seconds since 1970. ``backlog``: in the list that clients push to. ``reserved``: in
+    supervisors' hands, not yet begun. ``ready`` by priority. ``succeeded``, ``failed``, ``cancelled``: that are
+    remembered. ``failure_records``: that clients see. ``supervisors``: that live; ``lost`` ones have fallen silent
+    within a day. ``days``: today first. ``is_halted``: nobody gets new jobs, since ``halted_at``.
     ``parked``: that wait until their hosts may be asked (``waiting_hosts`` counts the first ones of them by host);
     ``held_hosts``: for how many seconds nobody asks them.
     """
 
+    now: float
     backlog: int
     reserved: int
     ready: Mapping[str, int]
@@ -66,28 +78,43 @@ class Stats:
     running: int
     succeeded: int
     failed: int
+    cancelled: int
     failure_records: int
     supervisors: tuple[SupervisorView, ...]
+    lost: tuple[SupervisorView, ...]
     days: tuple[DayView, ...]
     is_halted: bool = False
+    halted_at: float | None = None
     parked: int = 0
     waiting_hosts: Mapping[str, int] = field(default_factory=dict)
     held_hosts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs begin as soon as there is a slot for them."""
+        return self.backlog + self.reserved + sum(self.ready.values())
+
+    @property
+    def rate(self) -> int:
+        """Bytes a second that all nodes receive, as far as they have said."""
+        rates = (one.info.get("rate") for one in self.supervisors)
+        return sum(rate for rate in rates if isinstance(rate, int))
 
     def figures(self) -> dict[str, int]:
         """All that is one number, by its name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
-            "backlog": self.backlog, "reserved": self.reserved, **ready, "delayed": self.delayed,
-            "parked": self.parked, "paused": self.paused,
+            "waiting": self.waiting, "backlog": self.backlog, "reserved": self.reserved, **ready,
+            "delayed": self.delayed, "parked": self.parked, "paused": self.paused,
             "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
-            "failure_records": self.failure_records,
+            "cancelled": self.cancelled, "failure_records": self.failure_records,
         }  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         return {
             **self.figures(),
             "is_halted": self.is_halted,
+            "halted_at": time_text(self.halted_at),
             "waiting_hosts": dict(self.waiting_hosts),
             "held_hosts": dict(self.held_hosts),
             "supervisors": [one.as_json() for one in self.supervisors],
@@ -101,22 +128,20 @@ class Views:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client: Any = client
         self._keys = keys
+        self.listing = Listing(client, keys)
 
     def __repr__(self) -> str:
         return f"<Views of {self._keys.intake}>"
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
-        """At most ``limit`` jobs of a state, or of all, running ones first.
-
-        Queued ones as they will be taken, delayed ones by when they are due, ended ones newest first (cancelled ones
-        among the failed). Jobs that only wait for the end of an equal one are not listed.
-        """
+        """The first ``limit`` jobs of a state, or of all, running ones first; see Listing for their order."""
         found: list[JobView] = []
-        shown: set[str] = set()  # one may have moved since, or have an old place in a list beside its new one
-        with translated(self._client):
-            for name in STATES if state is None else (state,):
-                rows = self._of(name, limit - len(found)) if len(found) < limit else []
-                found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
+        page = Page((), None)
+        while not found or (page.after is not None and len(found) < limit):
+            page = self.listing.page(state, min(limit - len(found), AT_ONCE), page.after)
+            found += page.jobs
+            if page.after is None:
+                break
         return found
 
     def job(self, job_id: str) -> JobView:
@@ -129,29 +154,37 @@ class Views:
             raise unknown_job(job_id)
         return JobView.from_hash(job_id, fields)
 
-    def stats(self) -> Stats:
-        """The figures of now, by the clock of Redis, and the counters of the last days."""
+    def stats(self, *, is_whole: bool = True) -> Stats:
+        """The figures of now, by the clock of Redis, and the counters of the last days.
+
+        ``is_whole``: also the number of failure records, for which another node of a Cluster may be asked.
+        """
         keys = self._keys
         with translated(self._client):
-            now_s = self._client.time()[0]
-            days = [now_s // DAY_S - back for back in range(DAYS)]
+            seconds, fraction = self._client.time()
+            now = seconds + fraction / 1_000_000
+            days = [seconds // DAY_S - back for back in range(DAYS)]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases).exists(keys.halted)
-            pipeline.zcount(keys.done, (now_s - DONE_KEPT_S) * 1000, "+inf")
-            pipeline.zcount(keys.dead, (now_s - DEAD_KEPT_S) * 1000, "+inf")
+            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases)
+            for key, kept_s in ((keys.done, DONE_KEPT_S), (keys.dead, DEAD_KEPT_S), (keys.cancelled, DEAD_KEPT_S)):
+                pipeline.zcount(key, (seconds - kept_s) * 1000, "+inf")
+            pipeline.get(keys.halted).hmget(keys.stale, READY)
             for priority in READY:
                 pipeline.llen(keys.ready(priority))
             for day in days:
                 pipeline.hgetall(keys.stats(day))
-            backlog, delayed, paused, running, is_halted, succeeded, failed, *rest = pipeline.execute()
-            records = records_client(self._client, keys).hlen(keys.failed)
-            reserved, supervisors = self._supervisors(now_s)
-            parked, waiting_hosts, held_hosts = self._hosts(now_s)
+            backlog, delayed, paused, running, succeeded, failed, cancelled, halted, stale, *rest = pipeline.execute()
+            records = records_client(self._client, keys).hlen(keys.failed) if is_whole else 0
+            reserved, supervisors, lost = self._supervisors(seconds)
+            parked, waiting_hosts, held_hosts = self._hosts(seconds)
         ready, counted = rest[: len(READY)], rest[len(READY) :]
+        places = zip(READY, ready, stale, strict=True)
         return Stats(
-            backlog, reserved, dict(zip(READY, ready, strict=True)), delayed, paused, running, succeeded, failed,
-            records, supervisors, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
-            is_halted=bool(is_halted), parked=parked, waiting_hosts=waiting_hosts, held_hosts=held_hosts,
+            now, backlog, reserved, {name: max(0, length - int(old or 0)) for name, length, old in places},
+            delayed, paused, running, succeeded, failed, cancelled,
+            records, supervisors, lost, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
+            is_halted=halted is not None, halted_at=_since(halted), parked=parked, waiting_hosts=waiting_hosts,
+            held_hosts=held_hosts,
         )  # fmt: skip
 
     def _hosts(self, now_s: int) -> tuple[int, dict[str, int], dict[str, float]]:
@@ -167,71 +200,28 @@ class Views:
         held = {host.decode("utf-8", "replace"): round(until / 1000 - now_s, 3) for host, until in holds}
         return parked, dict(waiting.most_common()), held
 
-    def _of(self, state: str, limit: int) -> list[JobView]:
-        if state == "queued":
-            return self._queued(limit)
-        keys = self._keys
-        key = {"running": keys.leases, "delayed": keys.delayed, "paused": keys.paused, "succeeded": keys.done,
-               "failed": keys.dead}[state]  # fmt: skip
-        members = self._client.zrange(key, 0, limit - 1, desc=state in ("succeeded", "failed"))
-        if state == "delayed":
-            members = [*self._client.zrange(keys.parked, 0, limit - 1), *members][:limit]
-        views = self._known([member.decode() for member in members], state)
-        return sorted(views, key=lambda view: view.started_at or 0) if state == "running" else views
-
-    def _known(self, ids: Sequence[str], state: str) -> list[JobView]:
-        """The jobs of these ids that are (still) in that state; forgotten ones are left out."""
-        pipeline = self._client.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hgetall(self._keys.job(job_id))
-        rows = zip(ids, pipeline.execute() if ids else [], strict=True)
-        views = [JobView.from_hash(job_id, fields) for job_id, fields in rows if fields]
-        states = ("failed", "cancelled") if state == "failed" else (state,)
-        return [view for view in views if view.state in states]
-
-    def _queued(self, limit: int) -> list[JobView]:
-        """Waiting jobs, as they will be taken."""
-        keys = self._keys
-        found = [JobView.from_raw(raw) for raw in self._reserved(limit)]
-        for key in (keys.ready("limited"), keys.ready("high"), keys.ready("normal"), keys.intake, keys.ready("low")):
-            left = limit - len(found)
-            members = self._client.lrange(key, -left, -1)[::-1] if left > 0 else []
-            if key == keys.intake:
-                found += [JobView.from_raw(raw) for raw in members]
-            else:
-                found += self._known([member.decode() for member in members], "queued")
-        return found[:limit]
-
-    def _reserved(self, limit: int) -> list[bytes]:
-        """Raw jobs that supervisors have reserved; also of those that are gone, until these jobs are given back."""
-        pipeline = self._client.pipeline(transaction=False)
-        sids = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1)
-        for sid in sids:
-            pipeline.lrange(self._keys.inbox(sid.decode()), -limit, -1)
-        inboxes = pipeline.execute() if sids else []
-        return [raw for inbox in inboxes for raw in reversed(inbox)]
-
-    def _supervisors(self, now_s: int) -> tuple[int, tuple[SupervisorView, ...]]:
-        """How many jobs they have reserved, and those that live."""
-        rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, withscores=True)
-        sids = [(sid.decode(), passes_ms) for sid, passes_ms in rows]
+    def _supervisors(self, now_s: int) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
+        """How many jobs they have reserved, those that live, and those that have fallen silent within a day."""
+        rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True)
+        sids = [(sid.decode(), passes_ms / 1000) for sid, passes_ms in rows]
         pipeline = self._client.pipeline(transaction=False)
         for sid, _ in sids:
             pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
         replies = pipeline.execute() if sids else []
-        living = [
-            SupervisorView(sid, json_object((said or b"").decode("utf-8", "replace")))
-            for (sid, passes_ms), said in zip(sids, replies[1::2], strict=True)
-            if passes_ms > now_s * 1000
-        ]
-        return sum(replies[::2]), tuple(living)
+        living, lost = [], []
+        for (sid, passes_at), said in zip(sids, replies[1::2], strict=True):
+            info = json_object((said or b"").decode("utf-8", "replace"))
+            if passes_at > now_s:
+                living.append(SupervisorView(sid, info))
+            elif passes_at > now_s - LOST_S:
+                lost.append(SupervisorView(sid, info, passes_at - (number(str(info.get("lease"))) or 0)))
+        return sum(replies[::2]), tuple(sorted(living, key=attrgetter("sid"))), tuple(lost)
 
 
-def _is_first(job_id: str, shown: set[str]) -> bool:
-    """Whether it is not among those yet; then it is from now on."""
-    is_first = job_id not in shown
-    shown.add(job_id)
-    return is_first
+def _since(halted: bytes | None) -> float | None:
+    """Since when the queue is paused, if that was noted."""
+    at = number((halted or b"").decode("ascii", "replace"))
+    return at / 1000 if at and at > 1 else None
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:

@@ -10,9 +10,10 @@ from typing import Any
 import redis
 
 from dlpool import jsontext
-from dlpool.errors import QueueError
+from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.facts import check_server
+from dlpool.jobs.history import SAMPLE_S, History
 from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
@@ -25,6 +26,8 @@ from dlpool.service.spool import Spool
 from dlpool.service.sweeping import Sweeper
 
 RECOVER_S = 5.0
+SAMPLE_AGAIN_S = 2.0  # another one was first
+SAMPLE_FAILED_S = 600.0
 MAIL_TTL_MS = 60_000
 
 
@@ -55,7 +58,8 @@ class Beater:
         self._sweeper = sweeper
         self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
-        self._recover_at = self._sweep_at = 0.0
+        self._recover_at = self._sweep_at = self._sample_at = 0.0
+        self._history = History(transitions.client, transitions.keys)
         self._is_checked = False
         self._has_begun = threading.Event()
 
@@ -116,6 +120,8 @@ class Beater:
         if now >= self._sweep_at:
             self._sweeper.sweep()
             self._sweep_at = now + self._lease_s
+        if now >= self._sample_at:
+            self._sample_at = now + self._sample()
         self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
 
     def _beat(self) -> None:
@@ -140,6 +146,16 @@ class Beater:
             self._log.warning("leases_passed", jobs=found.suspects)
         if found.given_back:
             self._log.warning("jobs_recovered", jobs=len(found.given_back), job_ids=list(found.given_back)[:20])
+
+    def _sample(self) -> float:
+        """Note figures for charts, if it is time; seconds until the next try. They are worth no trouble."""
+        try:
+            return SAMPLE_S if self._history.sample() else SAMPLE_AGAIN_S
+        except QueueAway:
+            return SAMPLE_AGAIN_S  # the next beat says so
+        except Exception as error:  # noqa: BLE001 - the service can do without
+            self._log.warning("sample_failed", error=error)
+            return SAMPLE_FAILED_S
 
     def _replay(self) -> None:
         """Show clients what was left in the outbox of a Cluster, by whomever."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from dlpool.errors import InternalError
-from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.observe.log import Logger
 from dlpool.service.cleaning import Cleaner
@@ -15,13 +16,11 @@ from dlpool.service.doorman import Doorman
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,
-    Ended,
     EndedFrame,
     FinishingFrame,
     Frame,
     HelloFrame,
     HoldFrame,
-    JobFrame,
     LostFrame,
     PublishFrame,
     StatusFrame,
@@ -30,7 +29,7 @@ from dlpool.service.frames import (
 from dlpool.service.handle import Handle
 from dlpool.service.hooks import Hooks
 from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
-from dlpool.service.ledger import Held, Ledger
+from dlpool.service.ledger import Held, Ledger, is_told, job_frame, leftover
 from dlpool.service.messages import Placed, Recorded
 from dlpool.service.meter import Meter
 from dlpool.service.pool import WorkerPool
@@ -65,15 +64,29 @@ class Crew:
 
     def take_in(self, claimed: Claimed, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
-        job, instead = self.judge.admit(claimed)
-        held = Held(claimed, leased_until, job, trace_of(claimed.ticket.id, job))
-        if not self._ledger.add(held):
-            return
-        if instead is not None:
-            self._end(held, instead)
-        else:
-            self._bring_to_door(held)
+        held = Held(claimed, leased_until, trace_id=trace_of(claimed.ticket.id, None))
+        with self._each_alone(held):
+            held.job, instead = self.judge.admit(claimed)
+            held.trace_id = trace_of(claimed.ticket.id, held.job)
+            if not self._ledger.add(held):
+                return
+            if instead is not None:
+                self._end(held, instead)
+            else:
+                self._bring_to_door(held)
         self.has_news = self.has_news or claimed.crashes > 0  # it may want a worker of its own
+
+    @contextmanager
+    def _each_alone(self, held: Held) -> Iterator[None]:
+        """What nobody foresaw while a job is taken in fails that job, and nothing else."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
+            self._log.error("job_broke", error=error, **about(held))
+            self._ledger.add(held)
+            self._ledger.mark_ending(held)
+            ending = self.judge.broken(held.claimed, InternalError.of(error))
+            self._recorder.end(replace(ending, host=held.host, trace_id=held.trace_id))
 
     def _bring_to_door(self, held: Held) -> None:
         assert held.job is not None
@@ -89,12 +102,12 @@ class Crew:
             held, handle = self._ledger.get(ticket), self._pool.workers[pid]
             assert held is not None and held.job is not None
             try:
-                handle.send(_job_frame(held, held.job))
+                handle.send(job_frame(held, held.job))
             except InternalError:
                 message = "the job's URL, path and headers are too long together"
                 self._end(held, self.judge.failed(held.claimed, held.job.url, "bad_job", message))
                 continue
-            self._cleaner.begin(_leftover(held, held.job, None, has_failed=True))
+            self._cleaner.begin(leftover(held, held.job, None, has_failed=True))
             held.worker, held.dealt_at = pid, time.monotonic()
             handle.jobs.add(ticket)
             self._pool.note_taken(handle)
@@ -166,8 +179,8 @@ class Crew:
         if held is None or held.job is None or held.is_ending:
             return
         self._meter.ran(frame, time.monotonic() - held.dealt_at)
-        if frame.path is not None and not _is_told(frame.path, held.job.save_path):
-            self._cleaner.begin(_leftover(held, held.job, frame.path, has_failed=True))
+        if frame.path is not None and not is_told(frame.path, held.job.save_path):
+            self._cleaner.begin(leftover(held, held.job, frame.path, has_failed=True))
         if is_refusal(frame):
             self._doorman.refused(held.job, self._ledger.all)
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
@@ -186,10 +199,18 @@ class Crew:
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:
-        host = ending.host if ending.outcome == "park" else self._doorman.left(held)
+        host = ending.host if ending.outcome == "park" else self._left(held)
         ending = replace(ending, host=host, trace_id=held.trace_id)
         self._ledger.mark_ending(held)
         self._recorder.end(ending)
+
+    def _left(self, held: Held) -> str:
+        """The host that has room again; how the job ended stands, whatever goes wrong with that."""
+        try:
+            return self._doorman.left(held)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._log.error("job_broke", error=error, **about(held))
+            return held.host
 
     # --- from Redis ---
 
@@ -238,7 +259,8 @@ class Crew:
         held = self._ledger.get(ticket)
         if held is not None and message.reply == "LEADS":
             self._ledger.mark_ending(held, is_ending=False)
-            self._bring_to_door(held)
+            with self._each_alone(held):
+                self._bring_to_door(held)
             return
         self._meter.ended(ending, message.reply)
         if held is None:  # an earlier start had spooled it
@@ -248,7 +270,7 @@ class Crew:
         if message.reply not in DISOWNED:
             self._hooks.ended(held, ending)
         if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":
-            ended = _leftover(held, held.job, held.path, has_failed=ending.outcome != "success")
+            ended = leftover(held, held.job, held.path, has_failed=ending.outcome != "success")
             if held.leaves_state or ended.has_failed:
                 self._cleaner.leave([ended], held.worker or 0)
             else:
@@ -275,21 +297,3 @@ class Crew:
             return None
         handle = self._pool.workers.get(held.worker)
         return handle if handle is not None and ticket in handle.jobs else None
-
-
-def _leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
-    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence, held.trace_id)
-
-
-def _is_told(path: str, save_path: str) -> bool:
-    """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
-    return not save_path.endswith("/") and path.rpartition("/")[2] == save_path.rpartition("/")[2]
-
-
-def _job_frame(held: Held, job: PushedJob) -> JobFrame:
-    ticket = held.ticket
-    return JobFrame(
-        str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
-        held.trace_id, job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
-        job.if_exists, job.limit_rate,
-    )  # fmt: skip

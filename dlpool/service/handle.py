@@ -55,10 +55,19 @@ class Handle:
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
-        kind = (
-            "retiring" if self.is_retiring else "alone" if self.is_alone else "ready" if self.is_ready else "starting"
-        )
-        return f"<Worker {self.pid} {kind}: {len(self.jobs)} of {self.slots}>"
+        return f"<Worker {self.pid} {self.state}: {len(self.jobs)} of {self.slots}>"
+
+    @property
+    def state(self) -> str:
+        """What it is there for just now."""
+        if self.is_retiring:
+            return "retiring"
+        return "alone" if self.is_alone else "ready" if self.is_ready else "starting"
+
+    def as_json(self) -> dict[str, object]:
+        """What is shown of it; ``memory`` in bytes, when it was weighed last."""
+        return {"pid": self.pid, "busy": len(self.jobs), "slots": self.slots, "memory": self.resident,
+                "state": self.state}  # fmt: skip
 
     @property
     def free_slots(self) -> int:

@@ -33,10 +33,10 @@ class Hosts:
         """What the host of a URL is spared, None if nothing. One limit of a host counts for all its ports."""
         if not self._is_limited:
             return None
-        name = host = urlsplit(url).hostname or ""
-        authority = authority_of(url)
-        if authority in self._overrides:
-            name = authority
+        host, authority = _hostname(url), authority_of(url)
+        if not host:
+            return None
+        name = authority if authority in self._overrides else host
         limits = self._overrides.get(authority) or self._overrides.get(host) or self._limits
         if limits.max_per_host is None and limits.rate_per_host is None:
             return None
@@ -60,5 +60,15 @@ class Hosts:
 
 
 def authority_of(url: str) -> str:
-    """Host and port as a URL names them."""
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
+    """Host and port as a URL names them; '' for a text that names none."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2].lower()
+    except ValueError:
+        return ""
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, Ticket
+from dlpool.service.frames import Ended, JobFrame
 
 
 @dataclass
@@ -128,3 +129,23 @@ class Ledger:
             self.has_room.set()
         elif not has_room and self.has_room.is_set():
             self.has_room.clear()
+
+
+def leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
+    """What a run of the job may leave behind; ``path``: where it went, if that is not as it was told."""
+    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence, held.trace_id)
+
+
+def job_frame(held: Held, job: PushedJob) -> JobFrame:
+    """The job as its worker is told of it."""
+    ticket = held.ticket
+    return JobFrame(
+        str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
+        held.trace_id, job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
+        job.if_exists, job.limit_rate,
+    )  # fmt: skip
+
+
+def is_told(path: str, save_path: str) -> bool:
+    """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
+    return not save_path.endswith("/") and path.rpartition("/")[2] == save_path.rpartition("/")[2]

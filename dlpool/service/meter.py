@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.metrics import MIB, Metrics
@@ -10,6 +12,25 @@ from dlpool.service.frames import EndedFrame
 from dlpool.service.joblog import DISOWNED
 from dlpool.service.spool import FINAL
 from dlpool.service.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of
+
+SPEED_S = 10.0
+
+
+class Speed:
+    """Bytes a second over the last ten seconds. Used by one thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def now(self, total: int) -> int:
+        """The speed, now that ``total`` bytes have come; 0 when it is asked for the first time."""
+        now = self._clock()
+        self._seen.append((now, total))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - SPEED_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return round((total - before) / (now - since)) if now > since else 0
 
 
 class Meter:
@@ -19,6 +40,11 @@ class Meter:
         self._metrics = metrics
         self._log_dropped = 0
         self.received = 0  # bytes of body, since the start; other threads may read it
+        self._speed = Speed(time.monotonic)
+
+    def speed(self) -> int:
+        """Bytes a second over the last ten seconds. For the beat thread alone."""
+        return self._speed.now(self.received)
 
     def ended(self, ending: Finish, reply: str) -> None:
         """Redis knows how a job has left this node."""

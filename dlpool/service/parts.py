@@ -165,7 +165,9 @@ class Parts:
             "node": self.node_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
             "slots": self.slots.level, "busy": len(self.ledger), "started_at": self._started_at,
             "free": self.space.left, "is_low_on_space": bool(self.space.low),
-            "workers": len(self.pool.workers), "received": self.monitor.meter.received,
+            "workers": len(self.pool.workers), "workers_info": self.pool.shown,
+            "received": self.monitor.meter.received, "rate": self.monitor.meter.speed(),
+            "lease": self._settings.supervisor.lease,
         }  # fmt: skip
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
@@ -29,6 +30,7 @@ MEMORY_S = 2.0
 SHARE_S = 1.0
 MAX_FAILED_STARTS = 3
 STOP_S = 6.0  # a worker ends within 5
+MAX_SHOWN = 64  # workers that a supervisor tells of
 FROZEN_S = 2.0  # between two turns: then it was we who did not run, and the workers' silence says nothing
 
 
@@ -56,6 +58,7 @@ class WorkerPool:
         self._pinged = self._weighed = self._shared = 0.0
         self._looked = time.monotonic()
         self.workers: dict[int, Handle] = {}
+        self.shown: tuple[dict[str, object], ...] = ()  # what others may see of them; any thread may read it
         self.over_memory = 0  # workers that were, since the start
 
     def __repr__(self) -> str:
@@ -92,6 +95,7 @@ class WorkerPool:
         if now - self._pinged >= PING_S:
             self._pinged = now
             self.tell_all(PingFrame())
+            self.shown = tuple(handle.as_json() for handle in islice(self.workers.values(), MAX_SHOWN))
         for handle in self.workers.values():
             handle.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,16 @@ class Judge:
         """The final failure; without a URL there is no record that clients could find."""
         record = None if url is None else failure_record(self.keys, url, claimed.raw, message, self.now())
         return Finish(claimed.ticket, "failed", record, note={"label": label, "message": message})
+
+    def broken(self, claimed: Claimed, error: InternalError) -> Finish:
+        """The end of a job at which we broke ourselves; with its record, if its URL can be told at all."""
+        url = None
+        with suppress(Exception):
+            try:
+                url = PushedJob.parse(claimed.raw).url
+            except BadJob as bad:
+                url = bad.url
+        return self.failed(claimed, url, error.label, str(error))
 
     def died(self, claimed: Claimed, url: str, how: str) -> Finish:
         """The transition for a job that was aboard when its worker died."""

@@ -40,6 +40,7 @@ def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
         raise UsageError(f"{shown_url(url)!r} is not an http or https URL")
     request = requests.PreparedRequest()
     try:
+        urlsplit(url)  # as it was given: others read it, too
         request.prepare_url(url, None)
         parts = urlsplit(request.url or "")
         _ = parts.port

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -38,7 +38,7 @@ def parse_query(declared: Mapping[str, Schema], given: Mapping[str, Any]) -> dic
             raise UsageError(f"unknown option {name[:80]!r}; known are {', '.join(declared) or 'none here'}")
         if not isinstance(text, str):
             raise UsageError(f"{name} is given more than once")
-        is_number = declared[name].get("type") == "integer" and re.fullmatch(r"-?[0-9]{1,9}", text, re.ASCII)
+        is_number = declared[name].get("type") == "integer" and re.fullmatch(r"-?[0-9]{1,15}", text, re.ASCII)
         found[name] = int(text) if is_number else text
         check(declared[name], found[name], name)
     return found
@@ -66,13 +66,25 @@ def _sentence(error: ValidationError, what: str) -> str:
     if error.validator == "additionalProperties":
         unknown = sorted(set(value) - set(schema["properties"]))
         return f"unknown field {unknown[0][:80]!r} in {place}"
+    says = next((found for found in _schemas(error) if "x-says" in found), None)
+    if says is not None:
+        return f"{place} is {says['x-says']}"
     texts = {
         "type": f"not of type {wanted}", "enum": f"none of {', '.join(map(str, wanted))}" if _is_list(wanted) else "",
         "minimum": f"below {wanted}", "maximum": f"above {wanted}", "minItems": "empty", "minLength": "empty",
         "maxItems": f"longer than {wanted}", "maxLength": f"longer than {wanted} characters",
-        "pattern": f"not of the form {wanted}",
+        "pattern": "not of the form that the document of the API names",
     }  # fmt: skip
     return f"{place} is {texts.get(str(error.validator)) or 'not as the document of the API says'}"
+
+
+def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
+    """The schema that is broken, and that of the choice which it is a part of; each about the same value."""
+    found: Any = error
+    while found is not None and found.absolute_path == error.absolute_path:
+        if isinstance(found.schema, dict) and found.validator in ("pattern", "anyOf"):
+            yield found.schema
+        found = found.parent
 
 
 def _is_list(value: object) -> bool:

@@ -40,6 +40,8 @@ class Asset:
             resp.content_type = self._type
             resp.data = self._data
 
+    on_head = on_get
+
 
 def assets() -> dict[str, bytes]:
     """The files of the page, by name."""

@@ -15,12 +15,13 @@ from dlpool.jobs.confine import Confinement
 from dlpool.jobs.connection import connect, translated
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
-from dlpool.jobs.jobview import JobView
+from dlpool.jobs.history import History
+from dlpool.jobs.jobview import JobView, exact_text, time_text
 from dlpool.jobs.keys import Keys
-from dlpool.jobs.nodes import Nodes, node_rows, node_state
+from dlpool.jobs.nodes import Nodes, node_rows
 from dlpool.jobs.pushed import PushedJob, checked
 from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.replies import NotPossible, problem_of
+from dlpool.jobs.replies import NoSuchNode, NotPossible, problem_of
 from dlpool.jobs.steering import Steering
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.jobs.views import Views
@@ -46,6 +47,7 @@ class Desk:
         self._controls = Controls(client, keys)
         self._steering = Steering(client, keys)
         self._nodes = Nodes(client, keys)
+        self._history = History(client, keys)
         self._transitions = Transitions(client, keys)
         self._confinement = Confinement(settings.paths)
 
@@ -76,9 +78,10 @@ class Desk:
             raise QueueAway(f"{error} (some of the jobs may be queued: what has an id can be pushed again)") from error
         return {"results": [one | {"result": next(results)} if "id" in one else one for one in answers]}
 
-    def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
-        """Jobs, as ``dlpool jobs`` lists them."""
-        return [_shown(view) for view in self._views.jobs(state, limit)]
+    def jobs(self, state: str | None, limit: int, after: str | None = None) -> dict[str, Any]:
+        """Jobs, as ``dlpool jobs`` lists them, behind a cursor; ``next`` is the one behind these. Raises UsageError."""
+        page = self._views.listing.page(state, limit, after)
+        return {"jobs": [_shown(view) for view in page.jobs], "next": page.after}
 
     def job(self, job_id: str) -> dict[str, Any]:
         """One job. Raises NoSuchJob."""
@@ -91,6 +94,16 @@ class Desk:
             raise problem
         return {"id": job_id, "result": reply}
 
+    def control_many(self, verb: str, job_ids: Sequence[str]) -> dict[str, Any]:
+        """Retry, cancel or remove jobs; each has its answer, in the same order."""
+        answers: list[dict[str, Any]] = []
+        for job_id in job_ids:
+            try:
+                answers.append(self.control(verb, job_id))
+            except (NoSuchJob, NotPossible) as error:
+                answers.append({"id": job_id, "error": str(error), "code": error.label})
+        return {"results": answers}
+
     def stats(self) -> dict[str, Any]:
         """The queue in figures."""
         return self._views.stats().as_json()
@@ -101,26 +114,35 @@ class Desk:
         if self._is_time():
             self._steering.look(stats.supervisors)
         return {
-            "figures": stats.figures(), "is_halted": stats.is_halted, "waiting_hosts": dict(stats.waiting_hosts),
+            "now": exact_text(stats.now), "figures": stats.figures(), "is_halted": stats.is_halted,
+            "halted_at": time_text(stats.halted_at), "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts), "today": dict(stats.days[0].counters),
-            "nodes": _with_states(node_rows(stats.supervisors, self._steering.drained())),
-            "running": self.jobs("running", LISTED), "failed": self.jobs("failed", LISTED),
-            "listed": self.jobs(state, LISTED),
+            "nodes": node_rows(stats, self._steering.drained()), "list_limits": LISTED,
+            "running": self._first("running"), "failed": self._first("failed"), "listed": self._first(state),
         }  # fmt: skip
+
+    def _first(self, state: str) -> list[dict[str, Any]]:
+        return [_shown(view) for view in self._views.jobs(state, LISTED)]
+
+    def history(self, since_ms: int) -> dict[str, Any]:
+        """What waited, ran and came in since then: ``[ms, waiting, running, bytes a second]`` each, oldest first."""
+        return {"samples": self._history.since(since_ms)}
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes, and whether they are drained."""
-        return _with_states(self._nodes.all())
+        return self._nodes.all()
 
     def steer_node(self, verb: str, node: str) -> list[dict[str, Any]]:
-        """Drain a node, or let it go on. Raises NotPossible."""
-        (self._nodes.drain if verb == "drain" else self._nodes.resume)(node)
+        """Drain a node, let it go on, or forget it. Raises NoSuchNode, NotPossible."""
+        {"drain": self._nodes.drain, "resume": self._nodes.resume, "forget": self._nodes.forget}[verb](node)
         return self.nodes()
 
     def queue(self, verb: str | None = None) -> dict[str, Any]:
-        """Whether jobs begin; after they were made to stop (pause) or go on (resume)."""
-        if verb is not None:
-            (self._steering.pause if verb == "pause" else self._steering.resume)()
+        """Whether jobs begin; after they were made to stop (pause) or go on (resume). Raises NotPossible."""
+        if verb == "pause" and not self._steering.pause():
+            raise NotPossible("the queue is paused already")
+        if verb == "resume":
+            self._steering.resume()
         return {"is_halted": self._views.stats().is_halted if verb is None else verb == "pause"}
 
     def limits(self) -> dict[str, Any]:
@@ -131,9 +153,10 @@ class Desk:
             "parked": stats.parked, "waiting_hosts": dict(stats.waiting_hosts), "held_hosts": dict(stats.held_hosts),
         }  # fmt: skip
 
-    def failures(self, limit: int) -> list[dict[str, Any]]:
-        """The failure records that clients see."""
-        return [_record(one) for one in self._failures().all(limit)]
+    def failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
+        """The failure records that clients see, newest first, behind a cursor. Raises UsageError."""
+        found, behind = self._failures().page(limit, after)
+        return {"failures": [_record(one) for one in found], "next": behind}
 
     def end_failure(self, verb: str, record_id: str) -> dict[str, Any]:
         """Run a record's job again (retry), or remove the record. Raises NoSuchJob, NotPossible."""
@@ -162,7 +185,7 @@ class Desk:
 
 def refusal_of(error: DlpoolError) -> Refusal:
     """How an error of the queue is answered."""
-    if isinstance(error, NoSuchJob):
+    if isinstance(error, NoSuchJob | NoSuchNode):
         return Refusal(404, error.label, str(error))
     if isinstance(error, NotPossible):
         return Refusal(409, error.label, str(error))
@@ -179,7 +202,3 @@ def _shown(view: JobView) -> dict[str, Any]:
 def _record(one: Failure) -> dict[str, Any]:
     return {"id": one.id, "url": shown_url(one.url.decode("utf-8", "replace")), "message": one.message,
             "failed_at": one.failed_at, "job_id": one.job_id}  # fmt: skip
-
-
-def _with_states(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "state": node_state(row, is_drained=row["is_drained"])} for row in rows]

@@ -23,6 +23,8 @@ class Resource:
     def __init__(self, parts: WebParts, desk: Desk, operations: Iterable[Operation]) -> None:
         for one in operations:
             setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, one))
+            if one.method == "GET":
+                self.on_head = _responder(parts, desk, one)
 
 
 class Document:
@@ -35,6 +37,8 @@ class Document:
         """Answer with it."""
         answer_json(req, resp, self._made)
 
+    on_head = on_get
+
 
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
     """Add the job API and its document. Raises ConfigurationError, LocalFault."""
@@ -46,18 +50,22 @@ def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value``."""
+    """Answer with ``value``. What differs by the time at which it was asked for (``now``) alone is no news."""
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
-    if req.method == "GET" and is_known(req, resp, data):
+    is_timed = isinstance(value, dict) and "now" in value
+    told = jsontext.dumps({**value, "now": None}) if is_timed else data
+    if req.method in ("GET", "HEAD") and is_known(req, resp, told, is_weak=is_timed):
         return
     resp.content_type = "application/json"
     resp.data = data
 
 
-def is_known(req: falcon.Request, resp: falcon.Response, data: bytes) -> bool:
+def is_known(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False) -> bool:
     """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC 9110, 13.1.2)."""
-    resp.etag = tag = hashlib.blake2b(data, digest_size=12).hexdigest()
+    tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
+    tag.is_weak = is_weak
+    resp.etag = tag.dumps()
     is_same = any(one in ("*", tag) for one in req.if_none_match or ())
     if is_same:
         resp.status = falcon.HTTP_304

@@ -22,10 +22,10 @@ REFUSALS = {
 _FOLLOWERS = {
     "listJobs": (("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob",
               "retryJob"), "id", "/jobs/0/id"),
-    "listNodes": (("drainNode", "resumeNode"), "id", "/nodes/0/node"),
+    "listNodes": (("drainNode", "resumeNode", "forgetNode"), "id", "/nodes/0/node"),
     "listFailures": (("retryFailure", "removeFailure"), "record", "/failures/0/id"),
 }  # fmt: skip
-_ALWAYS = (401, 403, 429, 503)
+_ALWAYS = (400, 401, 403, 429, 503)
 
 
 def document(operations: Iterable[Operation], upload_prefix: str, *, is_authenticated: bool) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def document(operations: Iterable[Operation], upload_prefix: str, *, is_authenti
 
 _DESCRIPTION = (
     "Every error has the shape of Error: a sentence and a stable code. POST and PUT of the job API need "
-    "Content-Type: application/json, with {} where nothing is to be said. GET answers carry an ETag."
+    "Content-Type: application/json, with {} where nothing is to be said. GET answers carry an ETag, and HEAD "
+    "is answered where GET is. A job that has ended is forgotten after a day (succeeded) or a week (failed, cancelled)."
 )
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -53,7 +54,7 @@ _SCHEMES = {
 
 
 def _operation(one: Operation) -> dict[str, Any]:
-    statuses = {*_ALWAYS, *one.refusals, *((400, 413, 415) if one.body else ()), *((400,) if one.options else ())}
+    statuses = {*_ALWAYS, *one.refusals, *((413, 415) if one.body else ())}
     made: dict[str, Any] = {
         "operationId": one.name, "summary": one.summary,
         "responses": {

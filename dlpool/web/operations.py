@@ -54,9 +54,9 @@ class Operation:
 
 
 def _alternative(schema: Schema, value: Any) -> Schema:
-    """Of a choice the one that is meant, so that an error tells of that one."""
+    """Of a choice the one that is meant, so that an error tells of that one; and what a reference means."""
     if "oneOf" not in schema:
-        return schema
+        return schemas.NAMED[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     is_many = isinstance(value, dict) and "jobs" in value
     return schemas.BATCH if is_many else schemas.JOB
 
@@ -92,12 +92,15 @@ def _priority(method: str) -> Operation:
 def _node(verb: str, summary: str) -> Operation:
     return _post(
         f"/nodes/{{id}}/{verb}", f"{verb}Node", summary,
-        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])}, _NODES, refusals=(409,),
+        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])}, _NODES, refusals=(404, 409),
     )  # fmt: skip
 
 
 def _queue(verb: str, summary: str) -> Operation:
-    return _post(f"/queue/{verb}", f"{verb}Queue", summary, lambda desk, _: desk.queue(verb), _QUEUE)
+    return _post(
+        f"/queue/{verb}", f"{verb}Queue", summary, lambda desk, _: desk.queue(verb), _QUEUE,
+        refusals=(409,) if verb == "pause" else (),
+    )  # fmt: skip
 
 
 def _failure(verb: str, summary: str) -> Operation:
@@ -107,12 +110,13 @@ def _failure(verb: str, summary: str) -> Operation:
     )  # fmt: skip
 
 
-_JOBS = record({"jobs": items(ref("View"))})
+_JOBS = record({"jobs": items(ref("View")), "next": schemas.NEXT})
 _NODES = record({"nodes": items(ref("Node"))})
 _QUEUE = record({"is_halted": schemas.SWITCH})
-_FAILURES = record({"failures": items(ref("Failure"))})
-_LIMIT = {"limit": schemas.LIMIT}
+_FAILURES = record({"failures": items(ref("Failure")), "next": schemas.NEXT})
+_PAGE = {"limit": schemas.LIMIT, "after": schemas.CURSOR}
 _ONE_OR_MANY: Schema = {"oneOf": [ref("Job"), ref("Batch")]}
+_RESULTS = record({"results": items({"anyOf": [ref("Done"), ref("Error")]})})
 _ANSWERS: Schema = {"anyOf": [ref("Pushed"), record({"results": items({"anyOf": [ref("Pushed"), ref("Error")]})})]}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -120,9 +124,13 @@ OPERATIONS: tuple[Operation, ...] = (
          call.options["state"]), ref("Overview"), options={"state": {**schemas.STATE, "default": "queued"}}),
     _post("/jobs", "push", "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others "
           "queued", _push, _ANSWERS, body=_ONE_OR_MANY),
-    _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, succeeded",
-         lambda desk, call: {"jobs": desk.jobs(call.options.get("state"), call.options["limit"])}, _JOBS,
-         options={"state": schemas.STATE, **_LIMIT}),
+    _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
+         "succeeded; next is the cursor behind them, null at the end", lambda desk, call: desk.jobs(
+             call.options.get("state"), call.options["limit"], call.options.get("after")),
+         _JOBS, options={"state": schemas.STATE, **_PAGE}),
+    _post("/jobs/batch", "controlJobs", "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each "
+          "has its result, in the same order", lambda desk, call: desk.control_many(
+              call.body["verb"], call.body["ids"]), _RESULTS, body=ref("Control")),
     _get("/jobs/{id}", "showJob", "All that is known of a job", lambda desk, call: desk.job(call.names["id"]),
          ref("View"), refusals=(404,)),
     _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),
@@ -132,18 +140,23 @@ OPERATIONS: tuple[Operation, ...] = (
     _control("promote", "Let a waiting job run before all others"),
     _priority("PUT"),
     _priority("POST"),
+    _get("/history", "history", "What waited, ran and came in within the last day: [ms since 1970, waiting, running, "
+         "bytes a second], oldest first, 720 at most", lambda desk, call: desk.history(call.options["since"]),
+         ref("History"), options={"since": schemas.SINCE}),
     _get("/stats", "stats", "The queue in figures, with the counters of seven days", lambda desk, _: desk.stats(),
          ref("Stats")),
     _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.nodes()}, _NODES),
     _node("drain", "Let a node end its jobs and begin no others"),
     _node("resume", "Let a drained node begin jobs again"),
+    _node("forget", "Strike off a node that was lost, or that is drained and away"),
     _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.queue(), _QUEUE),
     _queue("pause", "Let nobody begin another job; running ones go on"),
     _queue("resume", "Let jobs begin again"),
     _get("/limits", "limits", "What origin hosts are spared by the settings here, and which are waited for",
          lambda desk, _: desk.limits(), ref("Limits")),
-    _get("/failures", "listFailures", "The failure records that clients see, in no order",
-         lambda desk, call: {"failures": desk.failures(call.options["limit"])}, _FAILURES, options=_LIMIT),
+    _get("/failures", "listFailures", "The failure records that clients see, newest first; of more than 100,000 "
+         "some are not listed", lambda desk, call: desk.failures(call.options["limit"], call.options.get("after")),
+         _FAILURES, options=_PAGE),
     _failure("retry", "Run the job of a failure record again"),
     _failure("remove", "Remove a failure record"),
 )  # fmt: skip

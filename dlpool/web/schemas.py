@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlpool.jobs.keys import PRIORITIES, READY
+from dlpool.jobs.listing import STATES
+from dlpool.jobs.nodes import STATES as NODE_STATES
 from dlpool.jobs.pushed import IF_EXISTS, MAX_PATH, MAX_URL
-from dlpool.jobs.views import STATES
 
 Schema = Mapping[str, Any]
 
@@ -48,10 +49,18 @@ TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 SWITCH: Schema = {"type": "boolean"}
 MOMENT: Schema = {"type": "string", "format": "date-time"}
-ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
-RECORD_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$", "x-says": "not 1 to 64 of A-Z a-z 0-9 _ . -"}
+RECORD_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$", "x-says": "no id of a failure record"}
 NODE: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
 STATE: Schema = {"type": "string", "enum": list(STATES)}
+CURSOR: Schema = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_.-]{1,100}$",
+    "x-says": "no cursor of a list",
+    "description": "next of the answer before",
+}
+NEXT: Schema = {"type": ["string", "null"], "description": "what after shall be for the next answer; null at the end"}
+SINCE: Schema = {"type": "integer", "minimum": 0, "maximum": 10**14, "default": 0, "description": "ms since 1970"}
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}
 EMPTY: Schema = record({})
 PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
@@ -62,28 +71,33 @@ _MOMENT_FORM = (
 )
 OWN = record({}, {
     "id": {**ID, "description": "pushed again under the same id, nothing happens"},
-    "priority": {"anyOf": [PRIORITY, {"type": "integer"}], "description": "of integers, those below 0 are high"},
+    "priority": {"anyOf": [PRIORITY, {"type": "integer"}], "x-says": "neither high, normal, low nor an integer",
+                 "description": "of integers, those below 0 are high"},
     "not_before": {"anyOf": [{"type": "string", "pattern": _MOMENT_FORM},
                              {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40}],
-                   "description": "RFC 3339, or seconds since 1970"},
+                   "description": "RFC 3339, or seconds since 1970",
+                   "x-says": "neither RFC 3339 nor seconds since 1970"},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
     "checksum": {"type": "string", "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
-                 "description": "md5, sha1, sha256, sha512 or blake2b"},
+                 "x-says": "not of the form ALGO:HEX", "description": "md5, sha1, sha256, sha512 or blake2b"},
     "headers": {**_values(TEXT), "description": "for the URL's own origin"},
     "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
     "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
-                   "description": 'bytes a second, or a text as "1.5M"'},
+                   "description": 'bytes a second, or a text as "1.5M"',
+                   "x-says": 'not bytes a second from 1024 on: a whole number, or a text as "1.5M"'},
     "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
 })  # fmt: skip
 JOB = record(
-    {"url": {"type": "string", "minLength": 1, "maxLength": MAX_URL, "pattern": "^[hH][tT][tT][pP][sS]?://"},
+    {"url": {"type": "string", "minLength": 1, "maxLength": MAX_URL, "pattern": "^[hH][tT][tT][pP][sS]?://",
+             "x-says": "no http or https URL"},
      "save_path": {"type": "string", "minLength": 1, "maxLength": MAX_PATH,
                    "description": "relative to download_dir; one that ends in / is named by the server or the URL"}},
     {"dlpool": OWN},
 )  # fmt: skip
 BATCH = record({"jobs": items(JOB, MAX_BATCH)})
+CONTROL = record({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": items(ID, MAX_BATCH)})
 PUSHED = record({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
 DONE = record({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
 ERROR = record({"error": TEXT, "code": TEXT}, closed=False)
@@ -93,6 +107,7 @@ _TEXTS = (
     "url",
     "save_path",
     "owner",
+    "node",
     "problem",
     "flag",
     "leader",
@@ -109,20 +124,26 @@ VIEW = record(
      "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
 )  # fmt: skip
 FIGURES = dict.fromkeys(
-    ("backlog", "reserved", *(f"ready_{name}" for name in READY), "delayed", "parked", "paused", "running",
-     "succeeded", "failed", "failure_records"), COUNT,
+    ("waiting", "backlog", "reserved", *(f"ready_{name}" for name in READY), "delayed", "parked", "paused", "running",
+     "succeeded", "failed", "cancelled", "failure_records"), COUNT,
 )  # fmt: skip
 _HOSTS = {"waiting_hosts": _values(COUNT), "held_hosts": _values({"type": "number"})}
-_SWITCHED = {"is_halted": SWITCH}
+_SWITCHED = {"is_halted": SWITCH, "halted_at": or_null(MOMENT)}
 STATS = record({
     **FIGURES, **_SWITCHED, **_HOSTS, "supervisors": items({"type": "object"}),
     "days": items({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
 })  # fmt: skip
-NODE_ROW = record({"node": or_null(TEXT), "is_drained": SWITCH, "state": TEXT}, closed=False)
+WORKER = record({"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT}, closed=False)
+NODE_ROW = record(
+    {"node": or_null(TEXT), "is_drained": SWITCH, "state": {"type": "string", "enum": list(NODE_STATES)}},
+    {"seen_at": {**MOMENT, "description": "of a lost one"}, "workers_info": items(WORKER)}, closed=False,
+)  # fmt: skip
+HISTORY = record({"samples": items({"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4})})
 HOST_LIMIT = record({"max_per_host": or_null(COUNT), "rate_per_host": or_null({"type": "number"})})
 LIMITS = record({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
 FAILURE = record({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": or_null(TEXT)})
 OVERVIEW = record({
+    "now": MOMENT, "list_limits": COUNT,
     "figures": record(FIGURES), **_SWITCHED, **_HOSTS, "today": _values(COUNT), "nodes": items(ref("Node")),
     "running": items(ref("View")), "failed": items(ref("View")), "listed": items(ref("View")),
 })  # fmt: skip
@@ -133,4 +154,5 @@ ADVICE = record({
 NAMED: Mapping[str, Schema] = {
     "Job": JOB, "Batch": BATCH, "Pushed": PUSHED, "Done": DONE, "Error": ERROR, "View": VIEW, "Stats": STATS,
     "Node": NODE_ROW, "Limits": LIMITS, "Failure": FAILURE, "Overview": OVERVIEW, "Advice": ADVICE,
+    "Control": CONTROL, "History": HISTORY,
 }  # fmt: skip

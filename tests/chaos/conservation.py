@@ -222,6 +222,7 @@ class Conservation:
         """Without what is remembered, Redis is as empty as it was."""
         remembered = [KEYS.job(job_id) for job_id in self._hashes]
         remembered += [KEYS.success(job.url) for job in self._pushed] + [KEYS.failed, KEYS.done, KEYS.dead, KEYS.events]
+        remembered += [KEYS.cancelled, KEYS.history, KEYS.sampled]
         remembered += [*self._redis.scan_iter(match=KEYS.prefix.replace("{", "\\{") + "stats:*")]
         for start in range(0, len(remembered), 1000):
             self._redis.delete(*remembered[start : start + 1000])

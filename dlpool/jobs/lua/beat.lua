@@ -26,7 +26,7 @@ for index = 5, #ARGV, 3 do
 end
 if info ~= '' then
   redis.call('ZADD', prefix .. 'supervisors', now + lease, sid)
-  redis.call('SET', prefix .. 'supervisor:' .. sid, info, 'PX', lease)
+  redis.call('SET', prefix .. 'supervisor:' .. sid, info, 'PX', lease + LOST_MS)
   redis.call('PEXPIRE', prefix .. 'mail:' .. sid, 60000)
   reply[1] = redis.call('SCARD', own) - held
   local holds = redis.call('ZRANGEBYSCORE', prefix .. 'holds', now, '+inf', 'WITHSCORES')

@@ -79,6 +79,7 @@ local function from_ready(priority)
       take(id)
       return true
     end
+    pass_place(priority)
   end
   is_cut_short = true
   return false

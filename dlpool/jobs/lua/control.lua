@@ -1,12 +1,12 @@
 -- What an operator asks of one job. A running one gets a flag, and its supervisor mail; all others change at once.
 -- KEYS  1 intake, 2 hash of the failure records that clients see; in a Cluster the outbox
--- ARGV  1 prefix, 2 id, 3 verb: cancel, pause, resume, retry, promote, priority
+-- ARGV  1 prefix, 2 id, 3 verb: cancel, pause, resume, retry, promote, priority, remove (forget it, once it has ended)
 --       4 priority (priority)
 --       5 kind of the failure record, for cancel and retry: hash (6 field, 7 value), outbox (the same), or ''
 -- Returns OK, ASKED (a supervisor will do it), NONE (no such job), or the state in which that cannot be done.
 local id, verb, level, kind, field, record = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local state, owner, priority, flag, due, leader =
-  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader'))
+local state, owner, priority, flag, due, leader, at =
+  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader', 'at'))
 if not state then return 'NONE' end
 
 local function ask(what)
@@ -19,6 +19,7 @@ local function ask(what)
 end
 
 local function queue(place, is_front)
+  leave_place(state, at, priority)
   unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('HDEL', job_key(id), 'leader', 'due')
@@ -39,6 +40,7 @@ local can = {}
 function can.cancel()
   if TERMINAL[state] then return state end
   if state == 'running' then return ask('cancel') end
+  leave_place(state, at, priority)
   unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('ZREM', prefix .. 'paused', id)
@@ -50,9 +52,10 @@ function can.cancel()
 end
 
 function can.pause()
-  if TERMINAL[state] then return state end
+  if TERMINAL[state] or state == 'paused' then return state end
   if state == 'running' then return ask('pause') end
   if flag == 'cancel' then return state end -- its supervisor was asked, and died: the next one does it
+  leave_place(state, at, priority)
   unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   pause(id)
@@ -77,7 +80,7 @@ end
 function can.retry()
   if state == 'delayed' then return queue(priority, false) end
   if state ~= 'failed' and state ~= 'cancelled' then return state end
-  redis.call('ZREM', prefix .. 'dead', id)
+  redis.call('ZREM', prefix .. KEPT[state][1], id)
   redis.call('HDEL', job_key(id), 'ended', 'note', 'flag', 'dedupe')
   redis.call('HSET', job_key(id), 'attempts', 0, 'crashes', 0, 'takeovers', 0)
   redis.call('PERSIST', job_key(id))
@@ -96,6 +99,14 @@ function can.priority()
   if TERMINAL[state] then return state end
   redis.call('HSET', job_key(id), 'priority', level)
   if state == 'queued' and not leader then return queue(level, false) end
+  return 'OK'
+end
+
+-- What clients see of it stays.
+function can.remove()
+  if not TERMINAL[state] then return state end
+  redis.call('ZREM', prefix .. KEPT[state][1], id)
+  redis.call('DEL', job_key(id))
   return 'OK'
 end
 

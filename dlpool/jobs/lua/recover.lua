@@ -11,7 +11,7 @@ local AT_ONCE = 200
 local LEASES_AT_ONCE = 1000
 local TURN_MS = 4000 -- one supervisor at a time looks
 local SILENCE_MS = 20000 -- when nobody has looked for so long, Redis was away, and what was suspected before is worth nothing
-local FORGET_MS = 3600000 -- a registration that passed so long ago has nothing left
+local LOST_KEPT = 100 -- of those that have fallen silent; fewer than are looked after at once
 local reply = { 0 }
 
 local function give_back(id, owner, priority)
@@ -24,6 +24,15 @@ local function give_back(id, owner, priority)
   reply[#reply + 1] = id
 end
 
+local function things_of(sid)
+  return redis.call('SCARD', prefix .. 'own:' .. sid) + redis.call('LLEN', prefix .. 'inbox:' .. sid)
+end
+
+local function strike_off(sid)
+  redis.call('ZREM', prefix .. 'supervisors', sid)
+  redis.call('DEL', prefix .. 'supervisor:' .. sid, prefix .. 'mail:' .. sid)
+end
+
 local function take_back(sid)
   empty_inbox(sid, order)
   for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
@@ -31,12 +40,9 @@ local function take_back(sid)
     if state == 'running' and owner == sid then give_back(id, sid, priority) end
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   end
-  local left = redis.call('SCARD', prefix .. 'own:' .. sid) + redis.call('LLEN', prefix .. 'inbox:' .. sid)
+  local left = things_of(sid)
   reply[1] = reply[1] + left
-  if left == 0 then
-    redis.call('ZREM', prefix .. 'supervisors', sid)
-    redis.call('DEL', prefix .. 'supervisor:' .. sid, prefix .. 'mail:' .. sid)
-  end
+  if left == 0 then strike_off(sid) end
 end
 
 local function was_silent()
@@ -55,6 +61,13 @@ local function judge(id, is_trusted)
     redis.call('HSET', job_key(id), 'suspect', now)
     redis.call('ZADD', prefix .. 'leases', now + grace, id)
     reply[1] = reply[1] + 1
+  end
+end
+
+-- What is empty has no stale places: that count heals itself, whatever has happened to the lists.
+local function mend_counts()
+  for _, list in ipairs({ 'limited', 'high', 'normal', 'low' }) do
+    if redis.call('LLEN', ready_key(list)) == 0 then redis.call('HDEL', prefix .. 'stale', list) end
   end
 end
 
@@ -77,8 +90,13 @@ elseif redis.call('SET', prefix .. 'recoverer', caller, 'NX', 'PX', TURN_MS) the
   local passed = redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', now, 'LIMIT', 0, LEASES_AT_ONCE)
   for _, id in ipairs(passed) do judge(id, is_trusted) end
   local gone = redis.call('ZRANGEBYSCORE', prefix .. 'supervisors', '-inf', now, 'LIMIT', 0, AT_ONCE)
-  for _, sid in ipairs(gone) do look_after(sid) end
-  redis.call('ZREMRANGEBYSCORE', prefix .. 'supervisors', '-inf', now - FORGET_MS)
+  local excess = redis.call('ZCOUNT', prefix .. 'supervisors', '-inf', now) - LOST_KEPT
+  for number, sid in ipairs(gone) do
+    look_after(sid)
+    if number <= excess and things_of(sid) == 0 then strike_off(sid) end
+  end
+  redis.call('ZREMRANGEBYSCORE', prefix .. 'supervisors', '-inf', now - LOST_MS)
+  mend_counts()
 end
 if #reply > 1 then wake() end
 return reply

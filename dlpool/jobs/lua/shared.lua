@@ -6,6 +6,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000) -- ms since 1970
 
 local DONE_KEPT, DEAD_KEPT = 10000, 10000 -- ended jobs that are remembered
 local DONE_TTL_MS, DEAD_TTL_MS = 86400000, 7 * 86400000
+local LOST_MS = 86400000 -- for so long a supervisor is listed that has fallen silent
 local STATS_TTL_S = 35 * 86400
 local EVENTS_KEPT = 10000
 local FOLLOWERS_MAX = 1000 -- of one job, so that its end stays one short script
@@ -42,6 +43,16 @@ end
 local function enqueue(id, priority, is_front)
   redis.call('HSET', job_key(id), 'state', 'queued', 'at', priority)
   redis.call(is_front and 'RPUSH' or 'LPUSH', ready_key(priority), id)
+end
+
+-- A waiting job leaves its list before its turn. Its place stays, as nobody looks for it there: it is counted until it
+-- is passed by.
+local function leave_place(state, at, priority)
+  if state == 'queued' and at ~= 'followers' then redis.call('HINCRBY', prefix .. 'stale', at or priority, 1) end
+end
+
+local function pass_place(list)
+  if redis.call('HINCRBY', prefix .. 'stale', list, -1) < 1 then redis.call('HDEL', prefix .. 'stale', list) end
 end
 
 local function delay(id, due)
@@ -128,7 +139,7 @@ end
 local KEPT = {
   succeeded = { 'done', DONE_KEPT, DONE_TTL_MS },
   failed = { 'dead', DEAD_KEPT, DEAD_TTL_MS },
-  cancelled = { 'dead', DEAD_KEPT, DEAD_TTL_MS },
+  cancelled = { 'cancelled', DEAD_KEPT, DEAD_TTL_MS },
 }
 
 local function end_one(id, state, note)

@@ -1,0 +1,62 @@
+"""What the figures of a queue were for a day: one sample each ten seconds, whoever takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import translated
+from dlpool.jobs.jobview import number
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.views import Views
+
+SAMPLE_S = 10
+KEPT = 8640  # samples: a day of them
+MOST = 720  # samples of one answer
+TTL_MS = 2 * 86_400_000  # of a queue that nobody works on any more
+FIELDS = ("waiting", "running", "rate", "failed")
+
+Sample = list[int]  # ms since 1970, jobs that wait, jobs that run, bytes a second
+
+
+class History:
+    """Of one queue. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._keys = keys
+        self._views = Views(client, keys)
+
+    def sample(self) -> bool:
+        """Note the figures of now, unless somebody has within the last ten seconds; whether that was done."""
+        with translated(self._client):
+            if not self._client.set(self._keys.sampled, 1, nx=True, px=SAMPLE_S * 1000):
+                return False
+            stats = self._views.stats(is_whole=False)
+            failed = stats.days[0].counters.get("failed", 0)
+            values = (stats.waiting, stats.running, stats.rate, failed)
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.xadd(self._keys.history, dict(zip(FIELDS, values, strict=True)), maxlen=KEPT, approximate=True)
+            pipeline.pexpire(self._keys.history, TTL_MS).execute()
+        return True
+
+    def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
+        """The samples since then (ms since 1970), oldest first; of more than ``most`` some, evenly."""
+        with translated(self._client):
+            entries = self._client.xrange(self._keys.history, min=ms)
+        return [_sample(entry_id, fields) for entry_id, fields in thinned(entries, most)]
+
+
+def thinned(entries: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of them, evenly, always with the first and the last. Pure."""
+    count = len(entries)
+    if count <= most:
+        return entries
+    return [entries[place * (count - 1) // (most - 1)] for place in range(most)]
+
+
+def _sample(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Sample:
+    values = (number(fields.get(name.encode(), b"").decode("ascii", "replace")) for name in FIELDS[:3])
+    return [int(entry_id.partition(b"-")[0]), *(int(value or 0) for value in values)]

@@ -1,0 +1,145 @@
+"""A job whose URL cannot be read fails, with its record: it ends neither the service nor any other job."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dlpool.config import LimitSettings, Settings
+from dlpool.errors import UsageError
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import BadJob, PushedJob, checked
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.service.crew import Crew
+from dlpool.service.hosts import Hosts, authority_of
+from dlpool.service.ledger import Ledger
+from dlpool.service.verdict import Judge
+from dlpool.transfer.urls import without_user
+from tests.desk import desk_of, running
+
+UNREADABLE = ("http://user:p@ss[word@example.org/x", "http://u:p@[bad/x", "http://user\u2100:pw@host/x")
+JUDGE = Judge(Keys(), Settings().supervisor, time.time, random.random)
+HOSTS = Hosts(Settings(limits=LimitSettings(max_per_host=1), hosts={"h:1": LimitSettings()}), time.monotonic)
+
+
+def raw_job(url: str) -> bytes:
+    return json.dumps({"url": url, "save_path": "x"}).encode()
+
+
+def claimed(raw: bytes) -> Claimed:
+    return Claimed(Ticket("j", 1), raw, len(raw), 1, 0, 0, 0, "normal")
+
+
+@pytest.mark.parametrize("url", UNREADABLE)
+def test_a_url_that_cannot_be_read_is_refused_wherever_it_is_given(url: str) -> None:
+    with pytest.raises(UsageError):
+        without_user(url)
+    with pytest.raises(UsageError, match="cannot be read as a URL"):
+        checked(raw_job(url))
+    with pytest.raises(BadJob) as caught:
+        PushedJob.parse(raw_job(url))
+    assert caught.value.url == url
+
+
+@pytest.mark.parametrize("url", UNREADABLE)
+def test_pushed_nevertheless_its_job_fails_with_its_record(url: str) -> None:
+    job, ending = JUDGE.admit(claimed(raw_job(url)))
+    assert job is None and ending is not None and ending.record is not None
+    assert (ending.outcome, ending.note["label"], ending.record.field) == ("failed", "bad_job", url)
+
+
+TEXTS = st.text() | st.builds("{}://{}/{}".format, st.sampled_from(["http", "HTTPS", "ftp"]), st.text(), st.text())
+
+
+@given(TEXTS)
+@example(UNREADABLE[0])
+@example(UNREADABLE[2])
+@example("http:///x")
+def test_no_text_is_too_odd_to_be_taken_in(text: str) -> None:
+    assert authority_of(text) == authority_of(text).lower()
+    limit = HOSTS.limit(text)
+    assert limit is None or limit.host
+    job, ending = JUDGE.admit(claimed(raw_job(text)))
+    assert job is not None or ending is not None
+
+
+@given(st.binary())
+def test_no_bytes_are_too_odd_to_be_taken_in(raw: bytes) -> None:
+    job, ending = JUDGE.admit(claimed(raw))
+    assert job is not None or ending is not None
+
+
+def test_a_service_that_gets_them_lives_and_does_the_next_job(tmp_path: Path) -> None:
+    with running(tmp_path) as both, desk_of(*both) as desk:
+        for url in UNREADABLE:
+            desk.push_raw({"url": url, "save_path": desk.path("bad")})
+        good = desk.push()
+        desk.client.wait_for(good)
+        for url in UNREADABLE:
+            assert "cannot be read as a URL" in desk.client.wait_for_failure(url)["error_message"]
+        assert desk.service.process is not None and desk.service.process.poll() is None
+        assert not desk.service.events("job_broke")
+        assert desk.service.stop() == 0
+
+
+class Doorman:
+    """One that breaks, where it is told to."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def turned_away(self, *_: object) -> None:
+        assert self._at != "door", "a defect"
+
+    def left(self, *_: object) -> str:
+        assert self._at != "leaving", "a defect"
+        return ""
+
+
+@pytest.fixture
+def ended() -> list[Finish]:
+    return []
+
+
+def crew(at: str, ended: list[Finish], judge: Any = JUDGE) -> tuple[Crew, Ledger]:
+    """A crew of which something breaks; what it wants recorded goes into ``ended``."""
+    quiet: Any = SimpleNamespace(error=lambda *_, **__: None, info=lambda *_, **__: None)
+    recorder: Any = SimpleNamespace(end=ended.append)
+    doorman: Any = Doorman(at)
+    none: Any = None
+    ledger = Ledger()
+    return Crew(ledger, none, recorder, judge, none, quiet, none, doorman, none), ledger
+
+
+def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[Finish]) -> None:
+    one, ledger = crew("door", ended)
+    one.take_in(claimed(raw_job("http://h/x")), 0.0)
+    (ending,) = ended
+    assert (ending.outcome, ending.note["label"]) == ("failed", "internal")
+    assert ending.record is not None and ending.record.field == "http://h/x"
+    assert all(held.is_ending for held in ledger.all())
+
+
+def test_a_defect_while_a_job_is_judged_fails_it_too(ended: list[Finish]) -> None:
+    def broken(_claimed: Claimed) -> Iterator[None]:
+        raise ZeroDivisionError
+
+    judge: Any = SimpleNamespace(admit=broken, broken=JUDGE.broken)
+    crew("", ended, judge)[0].take_in(claimed(raw_job("http://h/x")), 0.0)
+    assert [one.outcome for one in ended] == ["failed"]
+
+
+def test_a_defect_while_a_job_leaves_does_not_change_how_it_ends(ended: list[Finish]) -> None:
+    one, _ = crew("leaving", ended)
+    one.take_in(claimed(b"not a job"), 0.0)
+    (ending,) = ended
+    assert (ending.outcome, ending.note["label"], ending.record) == ("failed", "malformed", None)
