@@ -158,8 +158,9 @@ def drip(web: WebServer, stack: ExitStack) -> int:
     sockets = []
     for number in range(SLOW):
         sock = stack.enter_context(socket.create_connection(("127.0.0.1", web.port), timeout=10))
-        sock.sendall(f"POST /go-uploader/upload_chunk?file_id=slow{number}&chunk_index=0 HTTP/1.1\r\nHost: localhost\r\n"
-                     "Content-Type: application/octet-stream\r\nContent-Length: 10000000\r\n\r\n".encode())  # fmt: skip
+        sock.sendall(f"POST /go-uploader/upload_chunk?file_id=slow{number}&chunk_index=0 HTTP/1.1\r\n"
+                     "Host: localhost\r\nContent-Type: application/octet-stream\r\n"
+                     "Content-Length: 10000000\r\n\r\n".encode())  # fmt: skip
         sockets.append(sock)
     time.sleep(1)
     taken = 0

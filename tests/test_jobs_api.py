@@ -112,8 +112,18 @@ def test_what_push_refuses_is_refused_and_named(api: Api) -> None:
 
 def test_of_a_batch_bad_jobs_are_named_and_the_others_queued(api: Api) -> None:
     good = {"url": URL, "save_path": "a", "dlpool": {"id": "one"}}
-    answers = api.good("POST", "/jobs", {"jobs": [good, {**good, "save_path": "../b"}, good]})["results"]
-    assert [one.get("result") or one["code"] for one in answers] == ["OK", "policy", "DUP"]
+    jobs = [
+        good,
+        {**good, "save_path": "../b"},
+        {"url": URL},
+        {**good, "url": "foo"},
+        {**good, "dlpool": {"priority": "x"}},
+        good,
+    ]
+    answers = api.good("POST", "/jobs", {"jobs": jobs})["results"]
+    said = [one.get("result") or one["code"] for one in answers]
+    assert said == ["OK", "policy", "usage", "usage", "usage", "DUP"]
+    assert answers[2]["error"] == "save_path is missing in the job"
     assert len(api.good("GET", "/jobs")["jobs"]) == 1
 
 
@@ -391,7 +401,8 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
         (JOB, {"url": 1, "save_path": "a"}, "url is not of type string"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"if_exists": "x"}}, "dlpool.if_exists is none of overwrite"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"max_attempts": 0}}, "dlpool.max_attempts is below 1"),
-        (BATCH, {"jobs": [{"url": URL, "save_path": ""}]}, "jobs[0].save_path is empty"),
+        (BATCH, {"jobs": [{}, 1]}, "jobs[1] is not of type object"),
+        (JOB, {"url": URL, "save_path": ""}, "save_path is empty"),
         (BATCH, {"jobs": [], "more": 1}, "the body"),
     ],
 )

@@ -186,7 +186,7 @@ def test_a_job_that_is_not_there_is_said_to_be_unknown(job_id: str, queue: Queue
 )
 def test_a_job_that_cannot_be_run_says_why(raw: bytes, url: str | None, problem: str) -> None:
     view = JobView.from_raw(raw)
-    assert (view.url, view.size, view.id) == (url, len(raw), None)
+    assert (view.url, view.size, view.id) == (url, None, None)
     assert problem in (view.problem or "")
     assert view.as_json().keys() == JobView.from_raw(compose("http://h/", "p")).as_json().keys()
 
@@ -197,6 +197,10 @@ def test_broken_fields_have_their_defaults() -> None:
     view = JobView.from_hash("a", fields)
     assert (view.fence, view.attempts, view.created_at, view.progress, view.note) == (0, 0, None, {}, {})
     assert (view.priority, view.as_json()["due_at"]) == ("normal", "9999-12-31T23:59:59Z")
+    assert view.size is None
+    fields |= {b"progress": b'{"size": 5}'}
+    assert JobView.from_hash("a", fields).size == 5  # the size of the file
+    assert JobView.from_hash("a", fields | {b"note": b'{"size": 6}'}).size == 6
 
 
 # --- figures ---

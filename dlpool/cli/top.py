@@ -35,7 +35,7 @@ class Rates:
     now: dict[str, float] = field(default_factory=dict)
 
     def look(self, views: list[JobView], at: float) -> None:
-        """``at`` in seconds; what said nothing new keeps its rate for a while."""
+        """``at`` in seconds; what is seen for the first time has no rate yet."""
         seen: dict[str, tuple[float, int]] = {}
         now: dict[str, float] = {}
         for view in views:
@@ -59,6 +59,13 @@ class Top:
         self.stats: Stats | None = None
         self.running: list[JobView] = []
         self.drained: set[str] = set()
+
+    def begin(self) -> None:
+        """Ask for news, and look when it is there: what was known before is of different ages, and makes no rates."""
+        self.look()
+        time.sleep(NEWS_S)
+        self._rates = Rates()
+        self.look()
 
     def look(self) -> None:
         """Take a look. Raises QueueError."""
@@ -118,9 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises QueueError."""
     with opened(arguments) as queue:
         top = Top(queue, arguments.limit)
-        top.look()
+        top.begin()
         if arguments.json or not sys.stdout.isatty():
-            time.sleep(NEWS_S)
+            time.sleep(LOOK_S)
             top.look()
             return _print(top, is_json=arguments.json)
         return _watch(top)

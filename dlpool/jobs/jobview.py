@@ -17,7 +17,7 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later ones
 
 @dataclass(frozen=True)
 class JobView:
-    """One job as it stands in Redis. Times in seconds since 1970, ``size`` of the pushed text in bytes.
+    """One job as it stands in Redis. Times in seconds since 1970.
 
     ``id``: None while it lies in the intake. ``asked``: what the client pushed, None if it cannot be run; then
     ``problem`` says why. ``leader``: the job that does the same, and with which this one ends.
@@ -33,7 +33,6 @@ class JobView:
     attempts: int = 0
     crashes: int = 0
     takeovers: int = 0
-    size: int = 0
     created_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -49,7 +48,7 @@ class JobView:
     @classmethod
     def from_raw(cls, raw: bytes) -> JobView:
         """A job of the intake, or of an inbox."""
-        return cls(None, "queued", size=len(raw), **_asked(raw))
+        return cls(None, "queued", **_asked(raw))
 
     @classmethod
     def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes]) -> JobView:
@@ -57,7 +56,7 @@ class JobView:
         texts = {name.decode("ascii", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
         known: dict[str, Any] = _asked(fields.get(b"raw", b""))
         known["priority"] = texts.get("priority") or known["priority"]
-        for name in ("fence", "attempts", "crashes", "takeovers", "size"):
+        for name in ("fence", "attempts", "crashes", "takeovers"):
             known[name] = int(number(texts.get(name)) or 0)
         for name in ("created", "started", "ended", "due"):
             known[f"{name}_at"] = _seconds(texts.get(name))
@@ -66,6 +65,12 @@ class JobView:
         for name in ("owner", "flag", "leader"):
             known[name] = texts.get(name)
         return cls(job_id, texts.get("state", "unknown"), is_suspect="suspect" in texts, **known)
+
+    @property
+    def size(self) -> int | None:
+        """Of the file, in bytes; None while it is not known."""
+        sizes = (self.note.get("size"), self.progress.get("size"))
+        return next((size for size in sizes if isinstance(size, int)), None)
 
     def as_json(self) -> dict[str, Any]:
         """For programs: the URL as it was pushed, times as RFC 3339, of the headers only their names."""

@@ -26,7 +26,9 @@ from dlpool.jobs.steering import Steering
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.jobs.views import Views
 from dlpool.transfer.urls import shown_url
+from dlpool.web.checking import check
 from dlpool.web.refusal import Refusal
+from dlpool.web.schemas import JOB
 
 LISTED = 50  # jobs of each list of an overview
 NEWS_MS = 900  # however many watch, supervisors are asked for news this often
@@ -66,6 +68,7 @@ class Desk:
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
             try:
+                check(JOB, job, "the job")
                 found = self._checked(job)
             except DlpoolError as error:
                 answers.append({"error": str(error), "code": error.label})

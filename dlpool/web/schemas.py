@@ -96,12 +96,14 @@ JOB = record(
                    "description": "relative to download_dir; one that ends in / is named by the server or the URL"}},
     {"dlpool": OWN},
 )  # fmt: skip
-BATCH = record({"jobs": items(JOB, MAX_BATCH)})
+BATCH = record({
+    "jobs": {**items({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
+})  # fmt: skip
 CONTROL = record({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": items(ID, MAX_BATCH)})
 PUSHED = record({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
 DONE = record({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
 ERROR = record({"error": TEXT, "code": TEXT}, closed=False)
-_NUMBERS = ("fence", "attempts", "crashes", "takeovers", "size")
+_NUMBERS = ("fence", "attempts", "crashes", "takeovers")
 _TEXTS = (
     "id",
     "url",
@@ -121,7 +123,7 @@ VIEW = record(
     {"state": TEXT, "priority": TEXT, "is_suspect": SWITCH, "dedupe": SWITCH, "headers": items(TEXT),
      "progress": or_null({"type": "object"}), "note": or_null({"type": "object"}), **dict.fromkeys(_NUMBERS, COUNT),
      **dict.fromkeys(_TEXTS, or_null(TEXT)), **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
-     "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
+     "size": or_null(COUNT), "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
 )  # fmt: skip
 FIGURES = dict.fromkeys(
     ("waiting", "backlog", "reserved", *(f"ready_{name}" for name in READY), "delayed", "parked", "paused", "running",
