@@ -29,6 +29,16 @@ export class Md5 {
     return this;
   }
 
+  /** Another one that has read the same. */
+  copy() {
+    const other = new Md5();
+    other.#state.set(this.#state);
+    other.#rest.set(this.#rest);
+    other.#restSize = this.#restSize;
+    other.#size = this.#size;
+    return other;
+  }
+
   /** The digest in hexadecimal; nothing can be added afterwards. */
   hex() {
     const bits = new DataView(new ArrayBuffer(8));
@@ -66,13 +76,4 @@ export class Md5 {
     state[2] += c;
     state[3] += d;
   }
-}
-
-/** The MD5 of a Blob, read a megabyte at a time, so that the page stays alive. */
-export async function md5OfBlob(blob) {
-  const hash = new Md5();
-  for (let start = 0; start < blob.size; start += 2 ** 20) {
-    hash.update(new Uint8Array(await blob.slice(start, start + 2 ** 20).arrayBuffer()));
-  }
-  return hash.hex();
 }
