@@ -171,6 +171,33 @@ def test_a_page_asks_once_for_the_secret_and_waits_for_redis(locked: tuple[Page,
     assert not page.find("#banner").is_displayed()
 
 
+def test_a_token_that_ends_loses_no_half_typed_form_and_signing_out_leaves_nothing(
+    locked: tuple[Page, RedisServer], tmp_path: Path
+) -> None:
+    page, _ = locked
+    page.open()
+    page.sees("#health", "Signed out")
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert not page.find("#halt").is_displayed()
+    page.fill(token=SECRET + Key.ENTER)
+    page.sees("#health", "Live")
+    page.fill(save_path="models/half")
+    page.run("sessionStorage.setItem('dlpool.token', 'expired')")
+    page.sees("#health", "Signed out")
+    page.fill(token=SECRET + Key.ENTER)
+    page.sees("#health", "Live")
+    assert page.find("#save_path").get_attribute("value") == "models/half"
+    file = tmp_path / "mine.txt"
+    file.write_bytes(b"mine")
+    page.drop(file)
+    page.sees("#uploads", "done")
+    assert page.run("return Object.values(localStorage).map(one => JSON.parse(one).who)") == ["secret"]
+    for _ in range(2):
+        page.find("#sign-out").click()
+    page.sees("#health", "Signed out")
+    assert page.run("return [localStorage.length, sessionStorage.length]") == [0, 0]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_fits_its_window(page: Page, desk: Desk, width: int, scheme: str, tmp_path: Path) -> None:
