@@ -27,8 +27,9 @@ CANNED = """
       const answer = window.canned[String(path).split("?")[0]];
       if (answer === undefined) return ask(path, options);
       window.asked.push([options.method ?? "GET", String(path), options.body ?? ""]);
-      const { status = 200, ...body } = answer;
-      return new Response(JSON.stringify(body), { status });
+      await window.held;
+      const { status = 200, headers = {}, ...body } = window.canned[String(path).split("?")[0]];
+      return new Response(JSON.stringify(body), { status, headers });
     };
 """
 # What a browser writes by itself when a server is away, or refuses: asked for by the tests that do that.
@@ -77,7 +78,10 @@ class Page:
 
     @contextmanager
     def canned(self, answers: dict[str, Any]) -> Iterator[None]:
-        """From the next ``open`` on, what is asked for at these paths is answered so; ``status`` is the status."""
+        """From the next ``open`` on, what is asked for at these paths is answered so.
+
+        ``status`` and ``headers`` of an answer are not in its body.
+        """
         command = "Page.addScriptToEvaluateOnNewDocument"
         made = self.driver.execute_cdp_cmd(command, {"source": CANNED % json.dumps(answers)})
         try:

@@ -1,15 +1,10 @@
-"""Uploads in the dashboard, in a real Chromium: dropped, cut off, resumed, refused, shared by tabs."""
+"""Uploads in the dashboard, in a real Chromium: cut off, paused, resumed, and shared by tabs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -17,12 +12,20 @@ import requests
 from tests.browser import Page, browser
 from tests.conftest import make_data, sha256, wait_until
 from tests.dashboard import Place, anew, place_in
-from tests.overviews import HISTORY, OVERVIEW, overview
-from tests.web import WebServer
-
-MIB = 2**20
-SIZE = 48 * MIB + 12_345
-RATE = 8 * MIB  # bytes a second of uploads, so that they can be cut in mid-way
+from tests.uploading import (
+    MIB,
+    RATE,
+    SIZE,
+    chunks_received,
+    chunks_sent,
+    chunks_stored,
+    files_in,
+    limit_uploads,
+    note,
+    note_ids,
+    percent,
+    press,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,76 +41,17 @@ def _page(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 @pytest.fixture
-def slow(page: Page) -> Iterator[Page]:
-    """The page behind a line that gives uploads ``RATE``."""
-    limit_uploads(page, RATE)
-    yield page
-    limit_uploads(page, -1)
-
-
-@pytest.fixture
 def page(_page: Page) -> Iterator[Page]:
     with anew(_page) as page:
         yield page
 
 
-def limit_uploads(page: Page, rate: int) -> None:
-    limits = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": rate}
-    page.driver.execute_cdp_cmd("Network.enable", {})
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", limits)
-
-
-def chunks_received(web: WebServer) -> int:
-    """How many chunks were answered with 200, since the beginning."""
-    served = [one for one in web.events("request_served") if one["url.path"].endswith("/upload_chunk")]
-    return sum(one["http.response.status_code"] == 200 for one in served)
-
-
-def note_ids(page: Page) -> list[str]:
-    names = page.run("return Object.keys(localStorage).filter((name) => name.startsWith('dlpool.upload.'))")
-    return [str(name).rpartition(".")[2] for name in names]
-
-
-def note(page: Page) -> dict[str, Any]:
-    """What the browser remembers of the only upload."""
-    (found_id,) = note_ids(page)
-    found: dict[str, Any] = json.loads(
-        page.run("return localStorage.getItem(arguments[0])", f"dlpool.upload.{found_id}")
-    )
-    return found
-
-
-def chunks_stored(page: Page, web: WebServer) -> set[int]:
-    """The chunks that the server has of the only upload."""
-    asked = requests.get(f"{web.url}/upload_status", params={"file_id": note(page)["id"]}, timeout=20)
-    return set(asked.json()["uploaded_chunks"])
-
-
-def chunks_sent(page: Page) -> set[int]:
-    """The chunks that the page has sent since it was loaded."""
-    urls = page.driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
-    return {int(found[1]) for url in urls if (found := re.search(r"/upload_chunk\?.*chunk_index=(\d+)", url))}
-
-
-def percent(page: Page, css: str) -> int:
-    value = page.find(f"{css} [role=progressbar]").get_attribute("aria-valuenow")
-    return int(value or 0)
-
-
-def test_md5_is_that_of_the_standard_library(page: Page) -> None:
-    chance = random.Random(1)
-    texts = [b"", b"a", b"abc", b"message digest", b"a" * 55, b"a" * 56, b"a" * 63, b"a" * 64, b"a" * 65]
-    texts += [chance.randbytes(chance.randrange(1, 5000)) for _ in range(40)]
-    script = """
-        const [texts, done] = arguments;
-        import("/static/md5.js").then(({ Md5 }) => done(texts.map(([hex, cut]) => {
-          const bytes = Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
-          return new Md5().update(bytes.subarray(0, cut)).update(bytes.subarray(cut)).hex();
-        })));
-    """
-    cuts = [(text.hex(), chance.randrange(len(text) + 1)) for text in texts]
-    found = page.driver.execute_async_script(script, cuts)
-    assert found == [hashlib.md5(text).hexdigest() for text in texts]
+@pytest.fixture
+def slow(page: Page) -> Iterator[Page]:
+    """The page behind a line that gives uploads ``RATE``."""
+    limit_uploads(page, RATE)
+    yield page
+    limit_uploads(page, -1)
 
 
 def test_an_upload_that_is_cut_off_goes_on_by_itself_also_after_a_reload(
@@ -161,142 +105,6 @@ def test_a_file_that_the_browser_has_not_kept_is_dropped_again(page: Page, place
     assert (place.web.merged_dir / file.name).read_bytes() == file.read_bytes()
     sent = chunks_sent(page)
     assert stored and sent and not stored & sent
-
-
-def test_a_refused_upload_says_why_and_can_be_removed(page: Page, place: Place, tmp_path: Path) -> None:
-    file = tmp_path / "there already.bin"
-    file.write_bytes(b"new")
-    (place.web.merged_dir / file.name).write_bytes(b"old")
-    page.drop(file)
-    page.sees("#uploads", "there already: choose another name")
-    remove = page.find("#uploads [aria-label^=Remove]")
-    remove.click()
-    assert remove.text == "Sure?"
-    remove.click()
-    wait_until(lambda: not page.all("#uploads li"))
-    assert (place.web.merged_dir / file.name).read_bytes() == b"old"
-    page.console()  # the refusal itself
-
-
-def watch_requests(page: Page) -> None:
-    """Count the chunks that are under way from now on, and keep what merges say."""
-    page.run("""
-        window.most = 0;
-        let now = 0;
-        const send = XMLHttpRequest.prototype.send;
-        XMLHttpRequest.prototype.send = function (body) {
-          window.most = Math.max(window.most, ++now);
-          this.addEventListener("readystatechange", () => { now -= this.readyState === 4; });
-          send.call(this, body);
-        };
-        window.merges = [];
-        const ask = window.fetch;
-        window.fetch = (path, options) => {
-          if (String(path).endsWith("/merge_chunks")) window.merges.push(JSON.parse(options.body));
-          return ask(path, options);
-        };
-    """)
-
-
-def files_in(folder: Path, count: int, size: int) -> list[Path]:
-    made = [folder / f"{folder.name}-{number}.bin" for number in range(count)]
-    for number, path in enumerate(made):
-        path.write_bytes(make_data(size, seed=number))
-    return made
-
-
-def press(page: Page, label: str, times: int = 1) -> None:
-    """Press a button of the only upload, as soon as it is there."""
-    css = f"#uploads [aria-label^='{label}']"
-    for _ in range(times):
-        wait_until(lambda: any(one.is_displayed() for one in page.all(css)))
-        page.find(css).click()
-
-
-def test_many_uploads_at_once_leave_the_page_its_connections(slow: Page, tmp_path: Path) -> None:
-    watch_requests(slow)
-    slow.drop(*files_in(tmp_path, 6, 5 * MIB))
-    slow.sees("#uploads", "queued")
-    asked = "return performance.getEntriesByType('resource').filter(one => one.name.includes('/overview')).length"
-    before = slow.run(asked)
-    wait_until(lambda: slow.run(asked) >= before + 2)
-    assert slow.text("#health") == "Live"
-    wait_until(lambda: slow.text("#uploads").count("done") == 6, 60)
-    assert 1 < slow.run("return window.most") <= 4
-
-
-def test_the_server_says_how_large_and_how_many_chunks_are(_page: Page, tmp_path: Path) -> None:
-    upload = {"max_chunk_size": "1M", "concurrent_uploads": 2, "max_file_size": "3M"}
-    with WebServer(tmp_path / "web", {"redis": {"url": "redis://127.0.0.1:1/0"}, "upload": upload}) as web:
-        page = Page(_page.driver, web.root)
-        with page.canned({OVERVIEW: overview(), HISTORY: {"samples": []}}), anew(page):
-            watch_requests(page)
-            good, large = tmp_path / "good.bin", tmp_path / "large.bin"
-            good.write_bytes(make_data(5 * MIB // 2))
-            large.write_bytes(bytes(4 * MIB))
-            page.drop(large, good)
-            page.sees("#uploads-refused", "large.bin is larger than 3 MiB, the most that this server takes")
-            page.sees("#uploads", "done")
-            assert chunks_sent(page) == {0, 1, 2}
-            assert page.run("return window.most") <= 2
-        page.driver.get("about:blank")
-
-
-def test_an_upload_is_merged_with_the_md5_of_the_whole_file_and_linked(
-    page: Page, place: Place, tmp_path: Path
-) -> None:
-    watch_requests(page)
-    (file,) = files_in(tmp_path, 1, 9 * MIB)
-    page.drop(file)
-    page.sees("#uploads", "done")
-    assert page.run("return window.merges[0].expected_md5") == hashlib.md5(file.read_bytes()).hexdigest()
-    link = page.find("#uploads .link a")
-    assert link.text == file.name, "not where it lies on the server's disk"
-    assert requests.get(str(link.get_attribute("href")), timeout=20).content == file.read_bytes()
-
-
-def test_a_name_that_is_taken_is_changed_without_sending_again(page: Page, place: Place, tmp_path: Path) -> None:
-    (file,) = files_in(tmp_path, 1, 5 * MIB)
-    for taken in (file.name, f"{file.stem}-1.bin"):
-        (place.web.merged_dir / taken).write_bytes(b"old")
-    page.drop(file)
-    for number in (1, 2):
-        page.sees("#uploads", f"Save as {file.stem}-{number}.bin")
-        assert "there already" in page.text("#uploads .reason")
-        assert page.find("#uploads [aria-label^='Try again']").is_displayed()
-        press(page, "Save as")
-    page.sees("#uploads", "done")
-    assert (place.web.merged_dir / f"{file.stem}-2.bin").read_bytes() == file.read_bytes()
-    assert (
-        len(
-            page.run(
-                "return performance.getEntriesByType('resource').filter(one => one.name.includes('/upload_chunk'))"
-            )
-        )
-        == 2
-    )
-    page.console()  # the refusals
-
-
-def test_a_folder_is_uploaded_with_its_paths(page: Page, place: Place, tmp_path: Path) -> None:
-    folder = tmp_path / "album"
-    (folder / "disc 1").mkdir(parents=True)
-    (folder / "cover.jpg").write_bytes(b"cover")
-    (folder / "disc 1" / "one.flac").write_bytes(b"one")
-    page.drop(folder)
-    wait_until(lambda: page.text("#uploads").count("done") == 2)
-    assert (place.web.merged_dir / "album" / "cover.jpg").read_bytes() == b"cover"
-    assert (place.web.merged_dir / "album" / "disc 1" / "one.flac").read_bytes() == b"one"
-
-
-def test_a_folder_of_too_many_files_is_refused_as_a_whole(page: Page, tmp_path: Path) -> None:
-    folder = tmp_path / "heap"
-    folder.mkdir()
-    for number in range(10_001):
-        (folder / str(number)).touch()
-    page.drop(folder)
-    page.sees("#uploads-refused", "more than 10,000 files")
-    assert page.all("#uploads li") == []
 
 
 def test_a_pause_lets_chunks_under_way_end_and_a_second_one_stops_at_once(

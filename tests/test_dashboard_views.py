@@ -186,6 +186,21 @@ def test_the_buttons_of_a_row_fit_its_state(page: Page) -> None:
         assert not page.all("[aria-label='Now a']")
 
 
+def test_a_change_during_a_look_is_followed_by_another_look(page: Page) -> None:
+    def looks() -> int:
+        return sum(path.startswith(OVERVIEW) for _, path, _ in page.asked())
+
+    away = {"status": 503, "headers": {"Retry-After": "600"}, "error": "Redis cannot be reached", "code": "redis"}
+    with seen(page, answers={OVERVIEW: overview()}):
+        page.run("window.held = new Promise((done) => { window.release = done; })")
+        before = looks()
+        wait_until(lambda: looks() > before)
+        page.can(OVERVIEW, away)
+        page.find("#state option[value=paused]").click()
+        page.run("window.release()")
+        wait_until(lambda: looks() > before + 1)
+
+
 def test_a_list_that_leaves_some_out_says_so(page: Page) -> None:
     waiting = [job(f"w{number}", "queued") for number in range(50)]
     with seen(page, listed=waiting, figures={"waiting": 312}):

@@ -8,7 +8,6 @@ import { fingerprintOf } from "./hashing.js";
 const PREFIX = "dlpool.upload.";
 const STORE = "files";
 const COPIED = 4 * 2 ** 30;
-const DONE_KEPT = 20;
 
 /** My notes: [{id, who, at, name, folder, size, mtime, print, chunk, as, isPaused, isDone, path}], oldest first. */
 export function notes() {
@@ -31,7 +30,6 @@ const idsOfNotes = () => Object.keys(localStorage).map(idOf).filter(Boolean);
 
 /** Keep a note; whether the browser did. */
 export function keepNote(note) {
-  if (note.isDone) for (const old of notes().filter((one) => one.isDone && one.id !== note.id).slice(0, 1 - DONE_KEPT)) forget(old.id);
   try {
     localStorage.setItem(PREFIX + note.id, JSON.stringify(note));
     return true;

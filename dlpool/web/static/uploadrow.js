@@ -21,6 +21,7 @@ export function makeRow(upload, base, actions) {
   row.pause = made(button, "Pause", actions.pause);
   row.resume = made(button, "Resume", actions.resume);
   row.saveAs = made(button, "Save as", actions.saveAs);
+  row.saveAs.className = "save";
   const remove = made(sureButton, "Remove", (one) => {
     row.dataset.acted = "";
     actions.remove(one);

@@ -13,6 +13,7 @@ import { Upload } from "./upload.js";
 import { makeRow, updateRow } from "./uploadrow.js";
 
 const BUSY = ["queued", "uploading", "waiting", "merging", "elsewhere", "pausing"];
+const DONE_KEPT = 20;
 const SHOWN = 100; // rows; there may be thousands of files
 const RANKS = { queued: 1, completed: 2 };
 const SETTLE_MS = 500; // another tab takes a file: its lock comes after its note
@@ -21,6 +22,7 @@ const base = document.body.dataset.uploads;
 const uploads = new Map();
 const runs = new Map(); // promises, by id
 let isDrawing = false;
+let settling = 0;
 
 // --- running ---------------------------------------------------------------------------------------------------------
 
@@ -34,6 +36,11 @@ function changed(upload) {
     note.isDone = true;
     keepNote(note);
     forgetFile(note.id);
+    const done = [...uploads.values()].filter((one) => one.note.isDone);
+    for (const old of done.slice(0, Math.max(0, done.length - DONE_KEPT))) {
+      uploads.delete(old.note.id);
+      forget(old.note.id);
+    }
     say(byId("uploads-said"), `${note.name} is uploaded`);
   }
   if (state === "failed") say(byId("uploads-said"), `${note.name} failed: ${upload.said}`);
@@ -134,7 +141,11 @@ async function goOn() {
 /** Another tab has changed a note. */
 function heard(id) {
   const [upload, note] = [uploads.get(id), noteOf(id)];
-  if (!upload) return void (note && setTimeout(goOn, SETTLE_MS));
+  if (!upload) {
+    clearTimeout(settling);
+    settling = setTimeout(goOn, SETTLE_MS);
+    return;
+  }
   const wasPaused = upload.state === "paused";
   if (agree(upload, note) && wasPaused) begin(upload);
 }
@@ -236,7 +247,7 @@ function drawUploads() {
   const rank = (one) => RANKS[one.state] ?? 0;
   const all = [...uploads.values()].sort((a, b) => rank(a) - rank(b) || (rank(a) === 2 ? b.note.at - a.note.at : 0));
   fill("uploads", { items: all.slice(0, SHOWN), key: (one) => one.note.id, make: (one) => makeRow(one, base, actions), update: updateRow });
-  const left = all.filter((one) => one.state !== "completed").length;
+  const left = all.filter((one) => !["completed", "failed"].includes(one.state)).length;
   say(byId("uploads-count"), left ? `${countText(left)} to go` : "");
 }
 
