@@ -14,6 +14,7 @@ import { makeRow, updateRow } from "./uploadrow.js";
 
 const BUSY = ["queued", "uploading", "waiting", "merging", "elsewhere", "pausing"];
 const DONE_KEPT = 20;
+const TAKEN_AT_ONCE = 8;
 const SHOWN = 100; // rows; there may be thousands of files
 const RANKS = { queued: 1, completed: 2 };
 const SETTLE_MS = 500; // another tab takes a file: its lock comes after its note
@@ -23,6 +24,7 @@ const uploads = new Map();
 const runs = new Map(); // promises, by id
 let isDrawing = false;
 let settling = 0;
+let untaken = 0; // files that were given, and not looked at yet
 
 // --- running ---------------------------------------------------------------------------------------------------------
 
@@ -176,10 +178,16 @@ async function takeAll(reading) {
   refuse([]);
   const refused = [];
   try {
-    for (const one of await reading) {
-      const why = await take(one);
-      if (why) refuse(refused.push(why) && refused);
-    }
+    const given = await reading;
+    untaken += given.length;
+    const rest = given.values();
+    const lane = async () => {
+      for (const one of rest) {
+        const why = await take(one).finally(() => (untaken -= 1));
+        if (why) refuse(refused.push(why) && refused);
+      }
+    };
+    await Promise.all(Array.from({ length: TAKEN_AT_ONCE }, lane));
   } catch (error) {
     refuse([error instanceof TooMany ? error.message : `A folder cannot be read: ${error.message}`]);
   }
@@ -247,7 +255,7 @@ function drawUploads() {
   const rank = (one) => RANKS[one.state] ?? 0;
   const all = [...uploads.values()].sort((a, b) => rank(a) - rank(b) || (rank(a) === 2 ? b.note.at - a.note.at : 0));
   fill("uploads", { items: all.slice(0, SHOWN), key: (one) => one.note.id, make: (one) => makeRow(one, base, actions), update: updateRow });
-  const left = all.filter((one) => !["completed", "failed"].includes(one.state)).length;
+  const left = untaken + all.filter((one) => !["completed", "failed"].includes(one.state)).length;
   say(byId("uploads-count"), left ? `${countText(left)} to go` : "");
 }
 
