@@ -36,9 +36,9 @@ export function nodeRow(node) {
 export function updateNode(row, node, rate) {
   const isThere = isLiving(node);
   const isLost = node.state === LOST;
-  const shown = isLost ? row.forget : node.is_drained ? row.resume : row.drain;
-  shown.hidden = false;
-  for (const one of [row.drain, row.resume, row.forget]) if (one !== shown) show(one, false, shown);
+  const main = isLost ? row.forget : node.is_drained ? row.resume : row.drain;
+  main.hidden = false;
+  for (const one of [row.drain, row.resume, row.forget]) if (one !== main) show(one, one === row.forget && !isThere, main);
   const pill = row.querySelector(".pill");
   say(pill, isLost ? joined([`lost ${node.seen_at ? agoText(node.seen_at) : ""}`.trim()]) : isThere ? node.state : `${node.state}, away`);
   pill.dataset.state = PILLS[node.state] ?? "wait";
