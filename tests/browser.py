@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,20 @@ from selenium.webdriver.remote.webelement import WebElement
 from tests.conftest import wait_until
 
 SEEN_S = 30.0
+# Answers instead of the server's, by path: for what no server can be brought to say at will.
+CANNED = """
+    window.canned = %s;
+    window.asked = [];
+    const ask = window.fetch;
+    window.fetch = async (path, options = {}) => {
+      const answer = window.canned[String(path).split("?")[0]];
+      if (answer === undefined) return ask(path, options);
+      window.asked.push([options.method ?? "GET", String(path), options.body ?? ""]);
+      await window.held;
+      const { status = 200, headers = {}, ...body } = window.canned[String(path).split("?")[0]];
+      return new Response(JSON.stringify(body), { status, headers });
+    };
+"""
 # What a browser writes by itself when a server is away, or refuses: asked for by the tests that do that.
 AWAY = ("Failed to load resource", "net::ERR_")
 
@@ -61,19 +76,43 @@ class Page:
         except AssertionError:
             raise AssertionError(f"{text!r} did not come in {css}: {seen!r}; {self.console()}") from None
 
+    @contextmanager
+    def canned(self, answers: dict[str, Any]) -> Iterator[None]:
+        """From the next ``open`` on, what is asked for at these paths is answered so.
+
+        ``status`` and ``headers`` of an answer are not in its body.
+        """
+        command = "Page.addScriptToEvaluateOnNewDocument"
+        made = self.driver.execute_cdp_cmd(command, {"source": CANNED % json.dumps(answers)})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", made)
+
+    def can(self, path: str, answer: dict[str, Any] | None) -> None:
+        """Change a canned answer; None: the server is asked."""
+        self.run("window.canned[arguments[0]] = arguments[1] ?? undefined", path, answer)
+
+    def asked(self) -> list[tuple[str, str, str]]:
+        """Method, path and body of what was asked for, and was answered from the can."""
+        return [(method, path, body) for method, path, body in self.run("return window.asked")]
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
     def fill(self, **fields: str) -> None:
         """Type into the fields of these ids."""
         for name, text in fields.items():
             self.find(f"#{name}").send_keys(text)
 
-    def drop(self, path: Path) -> None:
-        """Drag a file from the desktop, and drop it on the page."""
+    def drop(self, *paths: Path) -> None:
+        """Drag files or folders from the desktop, and drop them on the page."""
         box: dict[str, Any] = self.driver.execute_script(
             "const e = document.getElementById('drop'); e.scrollIntoView({block: 'center'}); "
             "return e.getBoundingClientRect().toJSON()"
         )
         place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
 

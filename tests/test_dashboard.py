@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 from selenium.webdriver.common.keys import Keys as Key
 
 from tests.browser import Page, browser
-from tests.conftest import make_data, sha256, wait_until
-from tests.desk import Desk, Gate, InTurn, answer, desk_of, running
-from tests.fleet import Client, Supervisor
+from tests.conftest import wait_until
+from tests.dashboard import Place, anew, place_in
+from tests.desk import Desk, Gate, InTurn, answer, desk_of
 from tests.origin import File
 from tests.redis_server import RedisServer
 from tests.web import WebServer
 
 MIB = 2**20
-SIZE = 24 * MIB + 12_345
-RATE = 8 * MIB  # bytes a second of uploads, so that they can be cut in mid-way
 SECRET = "k" * 40
 EVIL = "<img src=x onerror=console.error('markup')>"
 
 
-@dataclass(frozen=True)
-class Place:
-    """A service, and the HTTP side over its Redis."""
-
-    service: Supervisor
-    client: Client
-    web: WebServer
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("dashboard")
-    nodes = {"node_id": "here", "max_concurrent_downloads": 3, "workers": 1}
-    with running(folder, supervisor=nodes) as (service, client):
-        settings: dict[str, dict[str, Any]] = {"redis": {"url": service.url}, "paths": {"download_dir": service.out}}
-        with WebServer(folder / "web", settings) as web:
-            yield Place(service, client, web)
+    with place_in(tmp_path_factory.mktemp("dashboard")) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -56,133 +35,14 @@ def _page(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 @pytest.fixture
 def page(_page: Page) -> Iterator[Page]:
-    """The dashboard, anew; at its end the console must have said nothing."""
-    _page.open()
-    _page.driver.execute_script("localStorage.clear(); sessionStorage.clear()")
-    _page.open()
-    _page.sees("#health", "Live")
-    yield _page
-    assert _page.console() == []
+    with anew(_page) as page:
+        yield page
 
 
 @pytest.fixture
 def desk(place: Place) -> Iterator[Desk]:
     with desk_of(place.service, place.client) as desk:
         yield desk
-
-
-def limit_uploads(page: Page, rate: int) -> None:
-    limits = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": rate}
-    page.driver.execute_cdp_cmd("Network.enable", {})
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", limits)
-
-
-def chunks_received(web: WebServer) -> int:
-    """How many chunks were answered with 200, since the beginning."""
-    served = [one for one in web.events("request_served") if one["url.path"].endswith("/upload_chunk")]
-    return sum(one["http.response.status_code"] == 200 for one in served)
-
-
-def chunks_stored(page: Page, web: WebServer) -> set[int]:
-    """The chunks that the server has of the only upload."""
-    script = "return JSON.parse(localStorage.getItem('dlpool.uploads'))[0].id"
-    asked = requests.get(f"{web.url}/upload_status", params={"file_id": page.driver.execute_script(script)}, timeout=20)
-    return set(asked.json()["uploaded_chunks"])
-
-
-def chunks_sent(page: Page) -> set[int]:
-    """The chunks that the page has sent since it was loaded."""
-    urls = page.driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
-    return {int(found[1]) for url in urls if (found := re.search(r"/upload_chunk\?.*chunk_index=(\d+)", url))}
-
-
-def percent(page: Page, css: str) -> int:
-    value = page.find(f"{css} [role=progressbar]").get_attribute("aria-valuenow")
-    return int(value or 0)
-
-
-def test_md5_is_that_of_the_standard_library(page: Page) -> None:
-    chance = random.Random(1)
-    texts = [b"", b"a", b"abc", b"message digest", b"a" * 55, b"a" * 56, b"a" * 63, b"a" * 64, b"a" * 65]
-    texts += [chance.randbytes(chance.randrange(1, 5000)) for _ in range(40)]
-    script = """
-        const [texts, done] = arguments;
-        import("/static/md5.js").then(({ Md5 }) => done(texts.map(([hex, cut]) => {
-          const bytes = Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
-          return new Md5().update(bytes.subarray(0, cut)).update(bytes.subarray(cut)).hex();
-        })));
-    """
-    cuts = [(text.hex(), chance.randrange(len(text) + 1)) for text in texts]
-    found = page.driver.execute_async_script(script, cuts)
-    assert found == [hashlib.md5(text).hexdigest() for text in texts]
-
-
-def test_an_upload_that_is_cut_off_goes_on_by_itself_also_after_a_reload(
-    page: Page, place: Place, tmp_path: Path
-) -> None:
-    data = make_data(SIZE)
-    file = tmp_path / "image one.bin"
-    file.write_bytes(data)
-    limit_uploads(page, RATE)
-    try:
-        page.drop(file)
-        wait_until(lambda: chunks_received(place.web) >= 2)
-        place.web.kill()
-        page.sees("#uploads", "waiting")
-        page.sees("#banner", "goes on by itself")
-        place.web.start()
-        before = chunks_received(place.web)
-        wait_until(lambda: chunks_received(place.web) > before, 40)
-        assert 0 < percent(page, "#uploads") < 100
-        stored = chunks_stored(page, place.web)
-        page.open()
-        page.sees("#uploads", "done", 60)
-    finally:
-        limit_uploads(page, -1)
-    assert sha256((place.web.merged_dir / file.name).read_bytes()) == sha256(data)
-    sent = chunks_sent(page)
-    assert stored and sent and not stored & sent, "what was there is not sent again"
-    page.console()
-
-
-def test_a_file_that_the_browser_has_not_kept_is_dropped_again(page: Page, place: Place, tmp_path: Path) -> None:
-    file = tmp_path / "image two.bin"
-    file.write_bytes(make_data(SIZE, seed=2))
-    limit_uploads(page, RATE)
-    try:
-        before = chunks_received(place.web)
-        page.drop(file)
-        wait_until(lambda: chunks_received(place.web) >= before + 3)
-        page.find("#uploads [aria-label^=Pause]").click()
-        page.sees("#uploads", "paused")
-        stored = chunks_stored(page, place.web)
-        page.driver.execute_async_script("indexedDB.deleteDatabase('dlpool').onsuccess = () => arguments[0]()")
-        page.open()
-    finally:
-        limit_uploads(page, -1)
-    page.sees("#uploads", "drop the file again")
-    wait_until(lambda: percent(page, "#uploads") > 0)
-    page.drop(file)
-    page.sees("#uploads", "done")
-    assert len(page.all("#uploads li")) == 1
-    assert (place.web.merged_dir / file.name).read_bytes() == file.read_bytes()
-    sent = chunks_sent(page)
-    assert stored and sent and not stored & sent
-
-
-def test_a_refused_upload_says_why_and_can_be_removed(page: Page, place: Place, tmp_path: Path) -> None:
-    file = tmp_path / "there already.bin"
-    file.write_bytes(b"new")
-    (place.web.merged_dir / file.name).write_bytes(b"old")
-    page.drop(file)
-    page.sees("#uploads", "there already: choose another name")
-    remove = page.find("#uploads [aria-label^=Remove]")
-    remove.click()
-    assert remove.text == "Sure?"
-    remove.click()
-    wait_until(lambda: not page.all("#uploads li"))
-    assert (place.web.merged_dir / file.name).read_bytes() == b"old"
-    page.console()  # the refusal itself
 
 
 def test_a_job_that_is_pushed_in_the_page_is_seen_running_and_finished(page: Page, desk: Desk) -> None:
@@ -262,9 +122,14 @@ def test_names_are_never_markup(page: Page, desk: Desk) -> None:
 
 def test_the_queue_is_paused_and_resumed(page: Page) -> None:
     page.find("#halt").click()
-    page.sees("#health", "Paused")
+    assert "no more jobs?" in page.text("#halt"), "it asks first"
     page.find("#halt").click()
+    page.sees("#health", "Paused")
+    page.sees("#halted", "no job begins")
+    assert not page.find("#halt").is_displayed(), "there is one button for it, and it stands by the reason"
+    page.find("#unhalt").click()
     page.sees("#health", "Live")
+    assert not page.find("#halted").is_displayed()
 
 
 @pytest.fixture
@@ -295,10 +160,42 @@ def test_a_page_asks_once_for_the_secret_and_waits_for_redis(locked: tuple[Page,
     page.sees("#uploads", "done")
     redis.stop()
     page.sees("#banner", "cannot be reached")
-    assert page.text("#health") == "Offline"
+    assert page.text("#health") == "Redis away"
+    page.sees("#banner", "What is shown is as of ")
+    other = tmp_path / "other.txt"
+    other.write_bytes(b"other")
+    page.drop(other)
+    wait_until(lambda: page.text("#uploads").count("done") == 2)
     redis.start()
     page.sees("#health", "Live")
-    assert page.text("#banner") == ""
+    assert not page.find("#banner").is_displayed()
+
+
+def test_a_token_that_ends_loses_no_half_typed_form_and_signing_out_leaves_nothing(
+    locked: tuple[Page, RedisServer], tmp_path: Path
+) -> None:
+    page, _ = locked
+    page.open()
+    page.sees("#health", "Signed out")
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert not page.find("#halt").is_displayed()
+    page.fill(token=SECRET + Key.ENTER)
+    page.sees("#health", "Live")
+    page.fill(save_path="models/half")
+    page.run("sessionStorage.setItem('dlpool.token', 'expired')")
+    page.sees("#health", "Signed out")
+    page.fill(token=SECRET + Key.ENTER)
+    page.sees("#health", "Live")
+    assert page.find("#save_path").get_attribute("value") == "models/half"
+    file = tmp_path / "mine.txt"
+    file.write_bytes(b"mine")
+    page.drop(file)
+    page.sees("#uploads", "done")
+    assert page.run("return Object.values(localStorage).map(one => JSON.parse(one).who)") == ["secret"]
+    for _ in range(2):
+        page.find("#sign-out").click()
+    page.sees("#health", "Signed out")
+    assert page.run("return [localStorage.length, sessionStorage.length]") == [0, 0]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,15 +19,39 @@ export class ApiError extends Error {
 
 export const away = () => new ApiError(0, { error: "the server cannot be reached" }, null);
 
+/** Says "change" when somebody signs in or out. */
+export const session = new EventTarget();
+
+export const hasToken = () => Boolean(sessionStorage.getItem(KEY));
+
+/** Sign in; with "": sign out. */
 export function setToken(token) {
-  sessionStorage.setItem(KEY, token);
+  if (token) sessionStorage.setItem(KEY, token);
+  else sessionStorage.removeItem(KEY);
+  session.dispatchEvent(new Event("change"));
 }
 
-/** The headers that say who asks: a JSON web token has two dots, all else is a shared secret. */
+/** Who asks: the subject of the token, "secret" for who knows that, "" where nobody is asked. */
+export function who() {
+  const token = sessionStorage.getItem(KEY) ?? "";
+  const [, claims] = isWebToken(token) ? token.split(".") : [];
+  if (!claims) return token && "secret";
+  try {
+    const bytes = Uint8Array.from(atob(claims.replace(/-/g, "+").replace(/_/g, "/")), (one) => one.charCodeAt(0));
+    return `sub ${JSON.parse(new TextDecoder().decode(bytes)).sub}`;
+  } catch {
+    return "sub";
+  }
+}
+
+/** A JSON web token has two dots; all else is a shared secret. */
+const isWebToken = (token) => token.split(".").length === 3;
+
+/** The headers that say who asks. */
 export function authHeaders() {
   const token = sessionStorage.getItem(KEY);
   if (!token) return {};
-  return token.split(".").length === 3 ? { Authorization: `Bearer ${token}` } : { "X-Secret-Key": token };
+  return isWebToken(token) ? { Authorization: `Bearer ${token}` } : { "X-Secret-Key": token };
 }
 
 export function retryAfterOf(text) {
@@ -35,7 +59,7 @@ export function retryAfterOf(text) {
 }
 
 /** Ask for JSON. Answers null for 304 (see `etag`). Throws ApiError. */
-export async function ask(path, { method = "GET", body, etag, signal, timeout = 15_000 } = {}) {
+export async function ask(path, { method = "GET", body, etag, signal, priority = "auto", timeout = 15_000 } = {}) {
   const headers = { Accept: "application/json", ...authHeaders() };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (etag) headers["If-None-Match"] = etag;
@@ -43,7 +67,7 @@ export async function ask(path, { method = "GET", body, etag, signal, timeout = 
   try {
     const limit = AbortSignal.timeout(timeout);
     response = await fetch(path, {
-      method, headers, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
+      method, headers, priority, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
       signal: signal ? AbortSignal.any([signal, limit]) : limit,
     });
   } catch (error) {

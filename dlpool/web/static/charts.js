@@ -1,12 +1,7 @@
-// Lines over the last minutes, as SVG.
+// Lines over time, as SVG, in pixels of the page: what is written in them is as large as the page's small text.
 
-import { durationText } from "./dom.js";
-
-export const SPAN_S = 600;
-const SHORTEST_S = 120;
 const NS = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, TOP, BOTTOM] = [560, 154, 76, 12, 22];
-const GAP_S = 20; // without samples, the line breaks
+const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [150, 74, 6, 10, 24];
 
 function svg(tag, attributes, text) {
   const made = document.createElementNS(NS, tag);
@@ -15,51 +10,52 @@ function svg(tag, attributes, text) {
   return made;
 }
 
-/** The next round number for the top of a scale: 1, 2 or 5 times a power of ten, or for bytes of two. */
-function roundUp(value, isBytes) {
-  const base = isBytes ? 1024 ** Math.max(0, Math.floor(Math.log(Math.max(value, 1)) / Math.log(1024))) : 1;
+/** The top of a scale: round, and so is its half. Of bytes in powers of 1024, and at least one KiB. */
+export function topOf(value, isBytes) {
+  const base = isBytes ? 1024 ** Math.max(1, Math.floor(Math.log(Math.max(value, 1)) / Math.log(1024))) : 1;
   const unit = Math.max(value / base, isBytes ? 1 : 4);
   const power = 10 ** Math.floor(Math.log10(unit));
-  const step = [1, 2, 4, 5, 10].find((one) => one * power >= unit);
-  return step * power * base;
+  return (isBytes ? [1, 2, 4, 5, 10] : [1, 2, 4, 6, 8, 10]).find((step) => step * power >= unit) * power * base;
 }
 
-/** Draw `series` (names of fields of the samples, which have `at` in seconds) into an svg element. */
-export function draw(element, samples, series, text, isBytes = false) {
-  const now = samples.length ? samples[samples.length - 1].at : Date.now() / 1000;
-  const shown = samples.filter((one) => one.at > now - SPAN_S);
-  const span = Math.max(SHORTEST_S, shown.length ? now - shown[0].at : 0);
-  const top = roundUp(Math.max(...shown.flatMap((one) => series.map((name) => one[name] ?? 0)), 0), isBytes);
-  const x = (at) => LEFT + (WIDTH - LEFT - 4) * (1 - (now - at) / span);
-  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
-  element.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+/** Draw `series` (names of fields of the samples, which have `at` in seconds) from `start` to `end`.
+ *
+ * Samples that are further apart than `gap` seconds are not joined. */
+export function draw(element, samples, { series, start, end, gap, text, startText, isBytes = false }) {
+  const width = Math.max(240, element.clientWidth);
+  const shown = samples.filter((one) => one.at >= start && one.at <= end);
+  const values = shown.flatMap((one) => series.map((name) => one[name])).filter(Number.isFinite);
+  const top = topOf(Math.max(...values, 0), isBytes);
+  const x = (at) => (LEFT + (width - LEFT - RIGHT) * ((at - start) / (end - start))).toFixed(1);
+  const y = (value) => (TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top)).toFixed(1);
+  element.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   const parts = [];
   for (const share of [0, 0.5, 1]) {
-    parts.push(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - 4, y1: y(top * share), y2: y(top * share) }));
-    parts.push(svg("text", { class: "axis", x: LEFT - 8, y: y(top * share) + 4, "text-anchor": "end" }, text(top * share)));
+    parts.push(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(top * share), y2: y(top * share) }));
+    if (values.length) parts.push(svg("text", { class: "axis", x: LEFT - 8, y: Number(y(top * share)) + 4, "text-anchor": "end" }, text(top * share)));
   }
-  const first = `${durationText(span).replace(/ 00 s$/, "")} ago`;
-  for (const [label, at, anchor] of [[first, now - span, "start"], ["now", now, "end"]]) {
-    parts.push(svg("text", { class: "axis", x: x(at), y: HEIGHT - 4, "text-anchor": anchor }, label));
-  }
+  if (!values.length) parts.push(svg("text", { class: "axis", x: (LEFT + width) / 2, y: y(top / 4), "text-anchor": "middle" }, "nothing is known yet"));
+  parts.push(svg("text", { class: "axis", x: LEFT, y: HEIGHT - 5 }, startText));
+  parts.push(svg("text", { class: "axis", x: width - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, "now"));
   for (const name of series) {
-    for (const run of runs(shown.filter((one) => Number.isFinite(one[name])))) {
-      const line = run.map((one) => `${x(one.at).toFixed(1)},${y(one[name]).toFixed(1)}`);
-      const floor = y(0).toFixed(1);
-      const area = [`${x(run[0].at).toFixed(1)},${floor}`, ...line, `${x(run[run.length - 1].at).toFixed(1)},${floor}`];
-      parts.push(svg("polygon", { class: `area ${name}`, points: area.join(" ") }));
-      parts.push(svg("polyline", { class: `line ${name}`, points: line.join(" ") }));
-    }
+    for (const run of runs(shown.filter((one) => Number.isFinite(one[name])), gap)) parts.push(...line(name, run.map((one) => [x(one.at), y(one[name])]), y(0)));
   }
   element.replaceChildren(...parts);
 }
 
+/** A line and the area below it; of a lone sample a dot. */
+function line(name, points, floor) {
+  if (points.length === 1) return [svg("circle", { class: `dot ${name}`, cx: points[0][0], cy: points[0][1], r: 2.5 })];
+  const joined = points.map((point) => point.join(","));
+  const area = [`${points[0][0]},${floor}`, ...joined, `${points.at(-1)[0]},${floor}`];
+  return [svg("polygon", { class: `area ${name}`, points: area.join(" ") }), svg("polyline", { class: `line ${name}`, points: joined.join(" ") })];
+}
+
 /** Samples that follow each other. */
-function runs(samples) {
+function runs(samples, gap) {
   const found = [];
   for (const one of samples) {
-    const last = found[found.length - 1];
-    if (last && one.at - last[last.length - 1].at < GAP_S) last.push(one);
+    if (found.length && one.at - found.at(-1).at(-1).at <= gap) found.at(-1).push(one);
     else found.push([one]);
   }
   return found;

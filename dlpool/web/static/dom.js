@@ -1,4 +1,6 @@
-// Elements and texts. Whatever comes from jobs goes in by textContent, never as markup.
+// Elements. Whatever comes from jobs goes in by textContent, never as markup.
+
+import { visibleText } from "./texts.js";
 
 export const byId = (id) => document.getElementById(id);
 
@@ -19,89 +21,66 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-export function show(element, isShown) {
+/** Show or hide; a focus that would be lost goes to `instead`. */
+export function show(element, isShown, instead) {
+  const loses = !isShown && instead && element.contains(document.activeElement);
   element.hidden = !isShown;
+  if (loses) instead.focus();
 }
 
-/** Make the children of a list those of the items: kept by key, so that focus and selection survive. */
-export function reconcile(list, items, key, make, update) {
-  const names = items.map((item) => String(key(item)));
-  const known = new Map();
-  for (const row of [...list.children]) {
-    const name = row.dataset.key;
-    if (names.includes(name) && !known.has(name)) known.set(name, row);
-    else row.remove(); // first of all: a row that is moved would lose the focus
-  }
-  items.forEach((item, place) => {
-    const row = known.get(names[place]) ?? make(item);
-    known.delete(names[place]); // another one of the same key gets a row of its own
-    row.dataset.key = names[place];
-    update(row, item);
-    if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
-  });
-  list.classList.toggle("empty", items.length === 0);
+/** A button of a row. `verb` names it among its row's, `label` says to whom it belongs. */
+export function button(text, label, act, verb = text) {
+  return el("button", { type: "button", class: "quiet", text, "aria-label": label, "data-verb": verb, on: { click: act } });
 }
 
-/** A button that is pressed twice: the first time it asks. */
-export function sureButton(text, label, act) {
+/** A button that is pressed twice: the first time it asks. `question` may say what is at stake. */
+export function sureButton(text, label, act, question = () => "Sure?") {
   let timer = 0;
-  const button = el("button", { type: "button", class: "quiet", text, "aria-label": label });
-  const calm = () => {
-    clearTimeout(timer);
-    timer = 0;
-    button.classList.remove("sure");
-    button.textContent = text;
-    button.setAttribute("aria-label", label);
-  };
-  button.addEventListener("blur", calm);
-  button.addEventListener("click", () => {
+  const made = button(text, label, () => {
     if (timer) {
       calm();
       act();
       return;
     }
-    button.classList.add("sure");
-    button.textContent = "Sure?";
-    button.setAttribute("aria-label", `${label}: sure?`);
+    made.classList.add("sure");
+    made.textContent = question();
+    made.setAttribute("aria-label", `${label}: ${question()}`);
     timer = setTimeout(calm, 4000);
   });
-  return button;
+  const calm = () => {
+    clearTimeout(timer);
+    timer = 0;
+    made.classList.remove("sure");
+    made.textContent = text;
+    made.setAttribute("aria-label", label);
+  };
+  made.addEventListener("blur", calm);
+  return made;
 }
 
-/** A progress bar; the row's `fill` and `setBar` change it. */
+/** A progress bar: what is sure, and before it what is on its way. */
 export function bar(label) {
   return el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": "100" },
-    el("div", { class: "fill" }));
+    el("div", { class: "fill" }), el("div", { class: "moving" }));
 }
 
-/** `part` from 0 to 1, null for nobody knows. */
-export function setBar(element, part) {
+/** `part` from 0 to 1, null for nobody knows; `moving`: the part that is on its way. */
+export function setBar(element, part, moving = 0) {
+  const width = (value) => `${(Math.min(1, Math.max(0, value)) * 100).toFixed(1)}%`;
   element.classList.toggle("unknown", part === null);
   if (part === null) element.removeAttribute("aria-valuenow");
-  else element.setAttribute("aria-valuenow", String(Math.floor(part * 100)));
-  element.firstChild.style.width = part === null ? "" : `${(part * 100).toFixed(1)}%`;
+  else element.setAttribute("aria-valuenow", String(Math.floor(Math.min(1, part) * 100)));
+  element.firstChild.style.width = part === null ? "" : width(part);
+  element.lastChild.style.width = width(part === null ? 0 : Math.min(moving, 1 - part));
 }
 
-/** Bytes as text, in powers of 1024. */
-export function sizeText(bytes) {
-  let value = bytes;
-  for (const unit of ["B", "KiB", "MiB", "GiB", "TiB"]) {
-    if (value < 1000 || unit === "TiB") return `${unit === "B" || value >= 100 ? Math.round(value) : value.toFixed(1).replace(".0", "")} ${unit}`;
-    value /= 1024;
-  }
-  return "";
-}
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
 
-export function durationText(seconds) {
-  if (!Number.isFinite(seconds)) return "";
-  if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${String(Math.floor(seconds / 60) % 60).padStart(2, "0")} min`;
-  return `${Math.floor(seconds / 86400)} d ${Math.floor(seconds / 3600) % 24} h`;
-}
-
-/** How long ago a moment (RFC 3339) was. */
-export function agoText(moment) {
-  const seconds = (Date.now() - Date.parse(moment)) / 1000;
-  return seconds < 5 ? "just now" : `${durationText(seconds).replace(/ \d\d (s|min)$/, "").replace(/ \d+ h$/, "")} ago`;
+/** A path of which the end is seen, whatever its length and script. */
+export function pathName(path) {
+  const [, folder, file] = /^(.*\/)?([^]*)$/.exec(visibleText(path));
+  const parts = [el("span", { class: "file" }, el("bdi", { text: file }))];
+  if (folder) parts.unshift(el("span", { class: "folder", text: folder }));
+  const isRtl = RIGHT_TO_LEFT.test(path);
+  return el("strong", { class: isRtl ? "name rtl" : "name", title: path }, el("bdi", { class: "path" }, ...parts));
 }

@@ -1,25 +1,48 @@
-// The list of uploads: files are dropped or chosen, and go on by themselves after a reload.
+// The list of uploads: files are dropped or chosen, and go on by themselves after a reload. Several tabs share it by
+// the notes of notes.js: each upload is one tab's at a time, and what is done in another tab holds here, too.
 
-import { bar, byId, durationText, el, reconcile, say, setBar, show, sizeText, sureButton } from "./dom.js";
-import { forget, keepFile, keepNote, keptFile, newNote, noteOf, notes } from "./files.js";
+import { session, who } from "./api.js";
+import { byId, say } from "./dom.js";
+import { droppedFiles, TooMany } from "./drops.js";
+import { forget, forgetAll, forgetFile, idOf, identityOf, isSame, keepFile, keepNote, keptFile, newNote, noteOf, notes } from "./notes.js";
+import { Stopped } from "./lanes.js";
+import { fill } from "./lists.js";
+import { advice, files as places } from "./sending.js";
+import { countText, pluralText, sizeText } from "./texts.js";
 import { Upload } from "./upload.js";
+import { makeRow, updateRow } from "./uploadrow.js";
 
-const WORDS = {
-  uploading: "", waiting: "waiting", paused: "paused", merging: "putting it together", completed: "done",
-  failed: "failed", lost: "drop the file again to go on",
-};
-const RATE_MS = 5000;
+const BUSY = ["queued", "uploading", "waiting", "merging", "elsewhere", "pausing"];
+const DONE_KEPT = 20;
+const TAKEN_AT_ONCE = 8;
+const SHOWN = 100; // rows; there may be thousands of files
+const RANKS = { queued: 1, completed: 2 };
+const SETTLE_MS = 500; // another tab takes a file: its lock comes after its note
 
 const base = document.body.dataset.uploads;
 const uploads = new Map();
 const runs = new Map(); // promises, by id
 let isDrawing = false;
+let settling = 0;
+let untaken = 0; // files that were given, and not looked at yet
+
+// --- running ---------------------------------------------------------------------------------------------------------
 
 function changed(upload) {
   const { note, state } = upload;
+  if (note.chunk && !upload.isSized) {
+    upload.isSized = true; // after a reload its chunks must be the same ones
+    keepNote(note);
+  }
   if (state === "completed" && !note.isDone && uploads.has(note.id)) {
-    Object.assign(note, { isDone: true, path: upload.path });
-    forget(note.id).then(() => keepNote(note));
+    note.isDone = true;
+    keepNote(note);
+    forgetFile(note.id);
+    const done = [...uploads.values()].filter((one) => one.note.isDone);
+    for (const old of done.slice(0, Math.max(0, done.length - DONE_KEPT))) {
+      uploads.delete(old.note.id);
+      forget(old.note.id);
+    }
     say(byId("uploads-said"), `${note.name} is uploaded`);
   }
   if (state === "failed") say(byId("uploads-said"), `${note.name} failed: ${upload.said}`);
@@ -32,170 +55,234 @@ function changed(upload) {
 }
 
 /** Run it once what ran it before has stopped; another tab of the same page may have it, and is waited for. */
-async function begin(upload) {
-  const { id } = upload.note;
-  const before = runs.get(id);
-  Object.assign(upload, { state: "waiting", said: "" });
-  changed(upload);
-  const run = () => (upload.state === "waiting" ? upload.run() : undefined);
-  const alone = async () => {
-    await before;
-    const name = `dlpool.upload.${id}`;
-    if (!navigator.locks) return run();
-    const isOurs = await navigator.locks.request(name, { ifAvailable: true }, async (lock) => {
-      if (lock) await run();
-      return lock !== null;
-    });
-    if (isOurs || upload.state !== "waiting") return undefined;
-    upload.said = "another tab uploads it";
-    changed(upload);
-    return navigator.locks.request(name, run);
-  };
-  runs.set(id, alone());
+function begin(upload, options) {
+  const before = runs.get(upload.note.id);
+  upload.ready();
+  runs.set(upload.note.id, alone(upload, before, options));
 }
 
-function add(note, file, { isPaused = false } = {}) {
-  const upload = new Upload(base, note, file, changed);
-  upload.marks = [];
-  uploads.set(note.id, upload);
+async function alone(upload, before, options) {
+  const { signal } = upload;
+  await before;
+  const run = () => inTurn(upload, signal, options);
+  if (!navigator.locks) return run();
+  const isOurs = await navigator.locks.request(lockOf(upload), { ifAvailable: true }, async (lock) => {
+    if (lock) await run();
+    return lock !== null;
+  });
+  if (isOurs || signal.aborted) return undefined;
+  upload.set("elsewhere");
+  return navigator.locks.request(lockOf(upload), { signal }, run).catch((error) => {
+    if (error.name !== "AbortError") throw error; // it was stopped meanwhile
+  });
+}
+
+const lockOf = (upload) => `dlpool.upload.${upload.note.id}`;
+
+/** The lock is ours: go by what another tab has made of it, and then wait for a place. */
+async function inTurn(upload, signal, options) {
+  try {
+    await places.run(signal, async () => {
+      const note = upload.isKept ? noteOf(upload.note.id) : upload.note;
+      if (!agree(upload, note)) return;
+      upload.file ??= await fileOf(upload);
+      if (upload.file && !signal.aborted) await upload.run(options);
+    });
+  } catch (error) {
+    if (!(error instanceof Stopped)) throw error;
+  }
+}
+
+/** Take over what a note says; whether there is something left to do. */
+function agree(upload, note) {
+  if (!note) return void drop(upload);
+  Object.assign(upload.note, note);
   if (note.isDone) {
-    upload.state = "completed";
-    upload.sent = note.size;
-  } else if (!file) upload.state = "lost";
-  else if (isPaused) upload.state = "paused";
-  else begin(upload);
-  if (["lost", "paused"].includes(upload.state)) upload.look();
-  changed(upload);
+    upload.stored = note.size;
+    upload.stop("completed");
+  } else if (note.isPaused) upload.stop();
+  return !note.isDone && !note.isPaused;
+}
+
+/** The file that a page before this one has kept; without one the upload says what is missing. */
+async function fileOf(upload, options) {
+  const file = await keptFile(upload.note, options);
+  upload.mayAsk = file === "ask";
+  if (upload.mayAsk) upload.set("paused", "the browser wants you to allow it");
+  else if (!file) upload.set("lost");
+  if (!file) upload.look();
+  return upload.mayAsk ? null : file;
+}
+
+function add(note, file, isKept = true) {
+  const upload = Object.assign(new Upload(base, note, file, changed), { isKept, mayAsk: false, isSized: Boolean(note.chunk) });
+  uploads.set(note.id, upload);
   return upload;
 }
 
-/** Take a file: a new upload, or the rest of one that is known. */
-async function take(file, handle) {
-  const known = noteOf(file);
-  const running = known && uploads.get(known.id);
-  if (running && ["uploading", "waiting", "merging"].includes(running.state)) return;
-  const note = { ...(known ?? newNote(file)), isPaused: false };
-  running?.stop();
-  keepNote(note);
-  add(note, file);
-  await keepFile(note.id, file, handle);
+function drop(upload) {
+  upload.stop();
+  uploads.delete(upload.note.id);
+  drawUploads();
 }
 
-/** What a page before this one left. */
+/** What a page before this one left, and mine. */
 async function goOn() {
-  for (const note of notes()) {
-    const file = note.isDone ? null : await keptFile(note);
-    const upload = add(note, file === "ask" ? null : file, note);
-    upload.mayAsk = file === "ask";
-    if (upload.mayAsk) changed(Object.assign(upload, { state: "paused", said: "the browser wants you to allow it" }));
+  for (const upload of uploads.values()) if (upload.note.who !== who()) drop(upload);
+  for (const note of notes().filter((one) => !uploads.has(one.id))) {
+    const upload = add(note, null);
+    if (!note.isDone && !note.isPaused) begin(upload);
+    else if (agree(upload, note) === false && note.isPaused && !note.isDone) fileOf(upload).then((file) => {
+      upload.file ??= file;
+      if (file) upload.look();
+    });
   }
+  drawUploads();
+}
+
+/** Another tab has changed a note. */
+function heard(id) {
+  const [upload, note] = [uploads.get(id), noteOf(id)];
+  if (!upload) {
+    clearTimeout(settling);
+    settling = setTimeout(goOn, SETTLE_MS);
+    return;
+  }
+  const wasPaused = upload.state === "paused";
+  if (agree(upload, note) && wasPaused) begin(upload);
+}
+
+// --- what a person does ----------------------------------------------------------------------------------------------
+
+/** Take a file: a new upload, or the rest of one that is known. Answers why it is not taken, or "". */
+async function take({ file, folder, handle }) {
+  const limits = await advice(base).catch(() => null); // a server that is away says it later
+  if (limits && file.size > limits.max_file_size) return `${file.name} is larger than ${sizeText(limits.max_file_size)}, the most that this server takes`;
+  let identity;
+  try {
+    identity = await identityOf(file, folder);
+  } catch (error) {
+    return `${file.name} cannot be read: ${error.message}`;
+  }
+  const known = [...uploads.values()].find((one) => one.state !== "completed" && isSame(one.note, identity));
+  if (known && BUSY.includes(known.state)) return `${file.name} is on its way already`;
+  known?.stop();
+  const note = { ...(known?.note ?? newNote(identity)), isPaused: false };
+  begin(add(note, file, keepNote(note)));
+  changed(uploads.get(note.id));
+  await keepFile(note.id, file, handle);
+  return "";
+}
+
+async function takeAll(reading) {
+  refuse([]);
+  const refused = [];
+  try {
+    const given = await reading;
+    untaken += given.length;
+    const rest = given.values();
+    const lane = async () => {
+      for (const one of rest) {
+        const why = await take(one).finally(() => (untaken -= 1));
+        if (why) refuse(refused.push(why) && refused);
+      }
+    };
+    await Promise.all(Array.from({ length: TAKEN_AT_ONCE }, lane));
+  } catch (error) {
+    refuse([error instanceof TooMany ? error.message : `A folder cannot be read: ${error.message}`]);
+  }
+}
+
+function refuse(why) {
+  const text = why.slice(0, 3).join("; ") + (why.length > 3 ? `; and ${countText(why.length - 3)} more` : "");
+  say(byId("uploads-refused"), why.length > 1 ? `${pluralText(why.length, "file")} not taken: ${text}` : text);
 }
 
 async function resume(upload) {
   if (upload.mayAsk) {
-    const file = await keptFile(upload.note, { mayAsk: true });
-    if (file === "ask") return;
-    upload.mayAsk = false;
-    upload.file = file;
-    if (!file) return void changed(Object.assign(upload, { state: "lost", said: "" }));
+    upload.file = await fileOf(upload, { mayAsk: true });
+    if (!upload.file) return;
   }
   upload.note.isPaused = false;
-  keepNote(upload.note);
-  begin(upload);
+  upload.isKept = keepNote(upload.note);
+  begin(upload, { isAsked: true });
 }
 
 function pause(upload) {
   upload.note.isPaused = true;
-  keepNote(upload.note);
-  upload.stop();
+  upload.isKept = keepNote(upload.note);
+  upload.pause();
+}
+
+/** The name is another file's: put it together under the next one, NAME-1 before the ending. */
+function saveAs(upload) {
+  upload.note.as = upload.nextName;
+  resume(upload);
 }
 
 async function remove(upload) {
-  const isDone = upload.state === "completed";
+  const { note, state } = upload;
+  upload.stop("paused", "it is being removed");
+  const kept = noteOf(note.id);
+  forget(note.id); // whichever tab has it stops now
   try {
-    if (!isDone) await upload.remove();
+    const gone = () => upload.remove();
+    if (state !== "completed") await (navigator.locks ? navigator.locks.request(lockOf(upload), gone) : gone());
+    drop(upload);
   } catch (error) {
-    return void changed(Object.assign(upload, { state: "failed", said: error.message }));
+    if (kept) keepNote({ ...note, isPaused: true });
+    upload.set("paused", `it could not be removed: ${error.message}`);
   }
-  uploads.delete(upload.note.id);
-  await forget(upload.note.id);
-  drawUploads();
 }
 
-function makeRow(upload) {
-  const name = upload.note.name;
-  const row = el("li", { class: "row upload" });
-  const pauseButton = el("button", { type: "button", class: "quiet", on: { click: () => pause(upload) } , text: "Pause", "aria-label": `Pause ${name}` });
-  const resumeButton = el("button", { type: "button", class: "quiet", on: { click: () => resume(upload) }, text: "Resume", "aria-label": `Resume ${name}` });
-  const buttons = el("div", { class: "buttons" }, pauseButton, resumeButton, sureButton("Remove", `Remove ${name}`, () => remove(row.upload)));
-  row.append(el("div", { class: "title" }, el("strong", { text: name, title: name }), buttons), bar(`Upload of ${name}`), el("p", { class: "meta" }));
-  row.pauseButton = pauseButton;
-  row.resumeButton = resumeButton;
-  return row;
+/** Forget all uploads of this browser; what the server has of them stays there. */
+export async function forgetUploads() {
+  for (const upload of [...uploads.values()]) drop(upload);
+  await forgetAll();
 }
 
-function updateRow(row, upload) {
-  row.upload = upload;
-  row.dataset.state = upload.state;
-  show(row.pauseButton, ["uploading", "waiting"].includes(upload.state));
-  show(row.resumeButton, ["paused", "failed"].includes(upload.state) && (Boolean(upload.file) || upload.mayAsk === true));
-  const { size } = upload.note;
-  setBar(row.querySelector(".bar"), upload.state === "merging" ? null : size ? Math.min(1, upload.sent / size) : Number(upload.state === "completed"));
-  const parts = [upload.state === "completed" ? sizeText(size) : `${sizeText(upload.sent)} of ${sizeText(size)}`, rateText(upload), WORDS[upload.state]];
-  if (upload.state === "completed" && upload.path) parts.push(upload.path);
-  say(row.querySelector(".meta"), [...parts, upload.said].filter(Boolean).join(" · "));
+/** What signing out would cost. */
+export function unfinishedText() {
+  const count = [...uploads.values()].filter((one) => one.state !== "completed").length;
+  return count ? `Forget ${pluralText(count, "upload")}?` : "Sure?";
 }
 
-function rateText(upload) {
-  const now = performance.now();
-  if (upload.state !== "uploading") {
-    upload.marks = [];
-    return "";
-  }
-  upload.marks.push([now, upload.sent]);
-  while (upload.marks.length > 2 && upload.marks[0][0] < now - RATE_MS) upload.marks.shift();
-  const [at, sent] = upload.marks[0];
-  const rate = now - at > 500 ? ((upload.sent - sent) * 1000) / (now - at) : 0;
-  if (rate <= 0) return "";
-  return `${sizeText(rate)}/s · ${durationText((upload.note.size - upload.sent) / rate)} left`;
-}
+// --- drawing ---------------------------------------------------------------------------------------------------------
+
+const actions = { pause, resume, remove, saveAs };
 
 function drawUploads() {
-  reconcile(byId("uploads"), [...uploads.values()].reverse(), (one) => one.note.id, makeRow, updateRow);
-}
-
-/** What was dropped: files, each with a handle where the browser gives one. It must be read before the event ends. */
-function droppedFiles(transfer) {
-  return [...transfer.items].filter((item) => item.kind === "file").map((item) => {
-    const entry = item.webkitGetAsEntry?.();
-    const handle = item.getAsFileSystemHandle?.().catch(() => null) ?? Promise.resolve(null);
-    return { file: item.getAsFile(), handle, isFolder: entry?.isDirectory ?? false };
-  });
+  const rank = (one) => RANKS[one.state] ?? 0;
+  const all = [...uploads.values()].sort((a, b) => rank(a) - rank(b) || (rank(a) === 2 ? b.note.at - a.note.at : 0));
+  fill("uploads", { items: all.slice(0, SHOWN), key: (one) => one.note.id, make: (one) => makeRow(one, base, actions), update: updateRow });
+  const left = untaken + all.filter((one) => !["completed", "failed"].includes(one.state)).length;
+  say(byId("uploads-count"), left ? `${countText(left)} to go` : "");
 }
 
 /** Let files be dropped anywhere on the page, and go on with those of before. */
-export async function startUploads() {
+export function startUploads() {
   const zone = byId("drop");
   const isOfFiles = (event) => event.dataTransfer?.types.includes("Files");
   document.addEventListener("dragover", (event) => {
     if (!isOfFiles(event)) return;
     event.preventDefault();
-    event.dataTransfer.dropEffect = "copy";
     zone.classList.add("over");
   });
   document.addEventListener("dragleave", (event) => event.relatedTarget ?? zone.classList.remove("over"));
-  document.addEventListener("drop", async (event) => {
+  document.addEventListener("drop", (event) => {
     if (!isOfFiles(event)) return;
     event.preventDefault();
     zone.classList.remove("over");
-    for (const { file, handle, isFolder } of droppedFiles(event.dataTransfer)) {
-      if (isFolder) say(byId("uploads-said"), "A folder cannot be uploaded: drop its files.");
-      else if (file) await take(file, await handle);
-    }
+    if (byId("main").hidden) say(byId("login-said"), "Sign in first, then drop the files.");
+    else takeAll(droppedFiles(event.dataTransfer));
   });
-  byId("files").addEventListener("change", async (event) => {
-    for (const file of [...event.target.files]) await take(file, null);
+  byId("files").addEventListener("change", (event) => {
+    takeAll([...event.target.files].map((file) => ({ file, folder: "", handle: null })));
     event.target.value = "";
   });
-  await goOn();
+  window.addEventListener("storage", ({ key }) => {
+    for (const id of key === null ? [...uploads.keys()] : [idOf(key)]) if (id) heard(id);
+  });
+  session.addEventListener("change", goOn);
+  goOn();
 }

@@ -1,0 +1,83 @@
+// Rows of jobs that run, wait, or have ended well.
+
+import { act, actAll } from "./actions.js";
+import { bar, button, el, pathName, say, setBar, sureButton } from "./dom.js";
+import { agoText, countText, durationText, now, pluralText, sizeText } from "./texts.js";
+
+const STILL_S = 10;
+const MOVING = ["connecting", "downloading"];
+// Of a state: what can be done, by which verb, and whether it is asked twice.
+const VERBS = {
+  running: [["Pause", "pause"], ["Cancel", "cancel", true]],
+  queued: [["First", "promote"], ["Pause", "pause"], ["Cancel", "cancel", true]],
+  delayed: [["Now", "retry"], ["Pause", "pause"], ["Cancel", "cancel", true]],
+  paused: [["Resume", "resume"], ["Cancel", "cancel", true]],
+  failed: [["Retry", "retry"]],
+  cancelled: [["Retry", "retry"]],
+};
+
+/** Buttons belong to a state: a job in another one gets another row. */
+export const jobKey = (job) => `${job.state} ${job.id ?? `${job.url} ${job.save_path}`}`;
+
+export const nameOf = (job) => job.save_path ?? job.id ?? "?";
+export const reasonOf = (job) => job.problem ?? (typeof job.note?.message === "string" ? job.note.message : "");
+export const attemptsText = (job) => (job.attempts ? pluralText(job.attempts, "attempt") : "");
+export const joined = (parts) => parts.filter(Boolean).join(" · ");
+
+/** A row of a job: what it makes, where from, what can be done with it. `canDismiss`: the server can forget jobs. */
+export function jobRow(job, canDismiss = false) {
+  const name = nameOf(job);
+  const row = el("li", { class: "row" });
+  const verbs = job.id ? VERBS[job.state] ?? [] : []; // in the intake list it has no id yet
+  const made = verbs.map(([text, verb, isSure]) => {
+    const run = () => act(`${text} ${name}`, `/jobs/${encodeURIComponent(job.id)}/${verb}`, row);
+    return (isSure ? sureButton : button)(text, `${text} ${name}`, run);
+  });
+  if (canDismiss) made.push(button("Dismiss", `Dismiss ${name}`, () => actAll(`Dismiss ${name}`, "remove", [job.id], row)));
+  row.append(
+    el("div", { class: "title" }, pathName(name), el("div", { class: "buttons" }, ...made)),
+    el("p", { class: "url", text: job.url ?? "", title: job.url ?? "" }), el("p", { class: "meta" }),
+  );
+  return row;
+}
+
+export function runningRow(job) {
+  const row = jobRow(job);
+  row.insertBefore(bar(`Progress of ${nameOf(job)}`), row.querySelector(".meta"));
+  row.append(el("p", { class: "warning" }));
+  return row;
+}
+
+/** `nodes`: the living ones by the sid that jobs call their owner. */
+export function updateRunning(row, job, nodes, rates) {
+  const { done = 0, size = null, phase = "", connections } = job.progress ?? {};
+  const { rate, still } = rates.note(`job ${job.id}`, done, now());
+  const node = nodes.get(job.owner);
+  const isStill = node && MOVING.includes(phase) && still >= STILL_S;
+  setBar(row.querySelector(".bar"), size ? done / size : null);
+  row.dataset.state = node && !isStill ? "" : "wait";
+  say(row.querySelector(".meta"), joined([
+    size ? `${Math.floor((100 * done) / size)} % of ${sizeText(size)}` : sizeText(done),
+    rate && node ? `${sizeText(rate)}/s` : "",
+    rate && node && size ? `${durationText((size - done) / rate)} left` : "",
+    phase === "downloading" && connections ? pluralText(connections, "connection") : phase,
+    job.attempts > 1 ? `attempt ${countText(job.attempts)}` : "",
+    job.node ?? node?.node ?? "",
+    job.flag ? `${job.flag} was asked for` : "",
+  ]));
+  say(row.querySelector(".warning"), !node ? "its node is gone, waits to be taken over" : isStill ? `no data for ${durationText(still)}` : "");
+}
+
+export function updateListed(row, job) {
+  const times = { queued: ["since", job.created_at], delayed: ["", null] };
+  const [word, moment] = times[job.state] ?? ["", job.ended_at];
+  const due = job.state === "delayed" && job.due_at ? Date.parse(job.due_at) / 1000 - now() : null;
+  say(row.querySelector(".meta"), joined([
+    job.state === "succeeded" && Number.isFinite(job.note?.size) ? sizeText(job.note.size) : "",
+    job.state === "succeeded" && job.note?.seconds ? `in ${durationText(job.note.seconds)}` : "",
+    moment ? agoText(moment) : word && "in the intake list",
+    due === null ? "" : due > 0 ? `in ${durationText(due)}` : "due",
+    job.priority === "normal" ? "" : `${job.priority} priority`,
+    job.state === "delayed" || job.problem ? reasonOf(job) : "",
+  ]));
+}

@@ -1,0 +1,44 @@
+// At most so many at once. A browser has six connections to a host: uploads leave some of them to the page.
+
+export class Stopped extends Error {}
+
+export class Lanes {
+  #busy = 0;
+  #waiting = [];
+
+  constructor(limit) {
+    this.limit = limit;
+  }
+
+  /** Run a task when its turn has come. Throws Stopped if the signal comes before that. */
+  async run(signal, task) {
+    await this.#enter(signal);
+    try {
+      return await task();
+    } finally {
+      this.#busy -= 1;
+      this.#next();
+    }
+  }
+
+  #enter(signal) {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) return reject(new Stopped());
+      const one = { enter: () => (signal.removeEventListener("abort", leave), resolve()) };
+      const leave = () => {
+        this.#waiting = this.#waiting.filter((other) => other !== one);
+        reject(new Stopped());
+      };
+      signal.addEventListener("abort", leave);
+      this.#waiting.push(one);
+      this.#next();
+    });
+  }
+
+  #next() {
+    while (this.#waiting.length && this.#busy < this.limit) {
+      this.#busy += 1;
+      this.#waiting.shift().enter();
+    }
+  }
+}
