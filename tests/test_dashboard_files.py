@@ -110,7 +110,10 @@ def test_an_upload_is_merged_with_the_md5_of_the_whole_file_and_linked(
     assert requests.get(str(link.get_attribute("href")), timeout=20).content == file.read_bytes()
 
 
-def test_a_name_that_is_taken_is_changed_without_sending_again(page: Page, place: Place, tmp_path: Path) -> None:
+SENT = "return performance.getEntriesByType('resource').filter(one => one.name.includes('/upload_chunk')).length"
+
+
+def test_a_name_that_is_taken_is_changed_before_anything_is_sent(page: Page, place: Place, tmp_path: Path) -> None:
     (file,) = files_in(tmp_path, 1, 5 * MIB)
     for taken in (file.name, f"{file.stem}-1.bin"):
         (place.web.merged_dir / taken).write_bytes(b"old")
@@ -119,18 +122,27 @@ def test_a_name_that_is_taken_is_changed_without_sending_again(page: Page, place
         page.sees("#uploads", f"Save as {file.stem}-{number}.bin")
         assert "there already" in page.text("#uploads .reason")
         assert page.find("#uploads [aria-label^='Try again']").is_displayed()
+        assert not list(place.web.upload_dir.rglob("*.chunk"))
         press(page, "Save as")
     page.sees("#uploads", "done")
     assert (place.web.merged_dir / f"{file.stem}-2.bin").read_bytes() == file.read_bytes()
-    assert (
-        len(
-            page.run(
-                "return performance.getEntriesByType('resource').filter(one => one.name.includes('/upload_chunk'))"
-            )
-        )
-        == 2
-    )
     page.console()  # the refusals
+
+
+def test_a_name_that_is_taken_meanwhile_is_changed_without_sending_again(
+    page: Page, place: Place, tmp_path: Path
+) -> None:
+    (file,) = files_in(tmp_path, 1, 64 * MIB)
+    page.drop(file)
+    wait_until(lambda: bool(list(place.web.upload_dir.rglob("*.chunk"))))
+    (place.web.merged_dir / file.name).write_bytes(b"old")
+    page.sees("#uploads", f"Save as {file.stem}-1.bin")
+    sent = page.run(SENT)
+    press(page, "Save as")
+    page.sees("#uploads", "done")
+    assert page.run(SENT) == sent
+    assert (place.web.merged_dir / f"{file.stem}-1.bin").read_bytes() == file.read_bytes()
+    page.console()  # the refusal
 
 
 def test_a_refused_upload_says_why_and_can_be_removed(page: Page, place: Place, tmp_path: Path) -> None:

@@ -171,8 +171,11 @@ export class Upload {
   }
 
   #post(index, blob, md5) {
-    const { id, size, folder } = this.note;
-    const fields = new URLSearchParams({ file_id: id, chunk_index: index, md5, total_chunks: this.chunks, file_size: size, relative_path: folder });
+    const { id, size, folder, name, as } = this.note;
+    const fields = new URLSearchParams({
+      file_id: id, chunk_index: index, md5, total_chunks: this.chunks, file_size: size, relative_path: folder,
+      filename: as ?? name, // what cannot be merged as that is refused before it is sent
+    });
     this.#underWay.set(index, 0);
     this.#tell();
     return post(`${this.#base}/upload_chunk?${fields}`, blob, this.signal, (bytes) => {
