@@ -14,7 +14,7 @@ from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
-from dlpool.config.layers import Effective, effective
+from dlpool.config.layers import Given, effective
 from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
@@ -44,15 +44,15 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
             add_setting(group, declared)
 
 
-def effective_of(arguments: argparse.Namespace) -> Effective:
-    """The settings of a service with these options. Raises ConfigurationError."""
+def service_given(arguments: argparse.Namespace) -> list[Given]:
+    """What the options of a service say."""
     own = [one for section in ("supervisor", "logging") for one in given_options(arguments, section, _NAMED)]
-    return effective(arguments.config, [*queue_given(arguments), *own])
+    return [*queue_given(arguments), *own]
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of a service with these options. Raises ConfigurationError."""
-    return effective_of(arguments).settings
+    return effective(arguments.config, service_given(arguments)).settings
 
 
 def _queued_signals() -> deque[int]:
