@@ -258,7 +258,8 @@ def test_check_names_everything_in_one_pass_in_the_order_of_lines(tmp_path: Path
     path = write(
         tmp_path / "x.ini",
         "[hooks]\non_success = /nowhere/hook\n[network]\ncolour = red\ncacert = /nowhere/ca\n"
-        "[redis]\ntls_key = /nowhere/k\n[web]\nbind = 0.0.0.0\n[supervisor]\nworkers = many\n[logging]\narchive_command = /nowhere/archive\n",
+        "[redis]\ntls_key = /nowhere/k\n[web]\nbind = 0.0.0.0\n"
+        "[supervisor]\nworkers = many\n[logging]\narchive_command = /nowhere/archive\n",
     )
     said = config("check", "-c", path, "--json").json["problems"]
     assert [line.replace(f"{path}", "INI").partition(" ")[0] for line in said] == [

@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 
 from dlpool import __version__
@@ -55,6 +56,22 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return effective(arguments.config, service_given(arguments)).settings
 
 
+class Herald:
+    """Says on standard error, once each, that the service is ready, and that it waits for Redis. Thread-safe."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._left = {"redis_away"} if is_quiet else {"redis_away", "service_ready"}
+
+    def hear(self, event: str, fields: Mapping[str, object]) -> None:
+        """Told of each event of the log."""
+        if event not in self._left:
+            return
+        self._left.discard(event)
+        said = "ready" if event == "service_ready" else f"{fields.get('error')}; it waits until Redis can be used"
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            print(f"dlpool-supervisor: {said}", file=sys.stderr, flush=True)
+
+
 def _queued_signals() -> deque[int]:
     """Let signals that would end a process wait until the service can obey them; of SIGTERM that is what is meant."""
     waiting: deque[int] = deque()
@@ -71,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dlpool.service.service import serve
 
         settings = settings_of(arguments)
+        herald = Herald(is_quiet=arguments.quiet)
         if sys.stderr.isatty() and not arguments.quiet:
             print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
         arguments.quiet = True  # a reload need not warn again
-        serve(settings, lambda: settings_of(arguments), early)
+        serve(settings, lambda: settings_of(arguments), early, herald.hear)
     except DlpoolError as error:
         print(f"dlpool-supervisor: {error}", file=sys.stderr)
         return error.exit_code
