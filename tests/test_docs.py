@@ -15,6 +15,7 @@ from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
 from dlpool.cli.reference import generated
+from dlpool.web.upload_doc import _CHUNK, _MERGE
 from scripts.api_doc import render
 from tests.conftest import free_port, wait_until
 from tests.documents import DOCUMENTS, TEXT, commands
@@ -104,6 +105,24 @@ def test_every_option_that_the_documents_name_exists() -> None:
     assert named <= set(re.findall(r"--[a-z][a-z-]+", offered))
 
 
+def test_the_contract_of_clients_is_the_same_wherever_it_is_said() -> None:
+    readme, queue = ((ROOT / name).read_text().splitlines() for name in ("README.md", "docs/queue.md"))
+    said = [line for line in readme if re.match(r"\| (push|backlog|success|failure) \|", line)]
+    assert len(said) == 4
+    assert set(said) <= set(queue)
+
+
+def test_every_document_is_in_the_table_of_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Documents")[2]
+    assert set(re.findall(r"\((docs/\w[\w-]*\.md)\)", table)) == {f"docs/{path.name}" for path in DOCUMENTS[1:]}
+
+
+def test_every_field_of_an_upload_is_documented() -> None:
+    page = (ROOT / "docs" / "uploads.md").read_text()
+    fields = {name for one in (_CHUNK, _MERGE) for name in one["properties"]}
+    assert fields <= set(re.findall(r"`([a-z0-9_]+)`", page.partition("| call |")[2].partition("\n\n")[0]))
+
+
 def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
     table = (ROOT / "README.md").read_text().partition("## Exit codes")[2].partition("##")[0]
     said = {int(code) for code in re.findall(r"\b(\d{1,3})\b(?=[ ,|])", table) if int(code) < 144}
@@ -122,8 +141,12 @@ def test_what_is_generated_is_up_to_date() -> None:
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
     for document in (*DOCUMENTS, ROOT / "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+            path = document.parent / target if target else document
+            assert path.exists(), f"{document.name}: {target}"
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+            anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not anchor or anchor in anchors, f"{document.name}: {target}#{anchor}"
 
 
 def test_the_internals_name_modules_that_exist() -> None:
