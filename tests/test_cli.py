@@ -15,6 +15,7 @@ import pytest
 
 from dlpool import __version__
 from tests.conftest import make_data, sha256, wait_until
+from tests.handlers import nth
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT, finish, run, start
 
@@ -51,7 +52,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_help_lists_every_exit_code() -> None:
     text = run("fetch", "--help").out
-    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 75, 77, 78, 130, 143):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 75, 78, 130, 143):
         assert f" {code} " in text
 
 
@@ -79,6 +80,11 @@ def test_help_lists_every_exit_code() -> None:
         (["http://h/", "-"], "not standard output"),
         ([], "a URL is missing"),
         (["-i", "list", "folder", "extra"], "the one argument is the folder"),
+        (["http://h/a", "http://h/b"], "PATH looks like a URL; several URLs go into a list: -i FILE"),
+        (["-i", "-", "http://h/a"], "PATH looks like a URL; several URLs go into a list: -i FILE"),
+        (["http://h/", "-j", "3"], "-j is for a list (-i)"),
+        (["http://h/", "-c", "etc/dlpool.ini"], "(for an INI: --config)"),
+        (["http://h/", "-q", "a", "-v", "b"], "unrecognized arguments: b"),
         (["--user", "me", "http://h/"], "no password for user me"),
         (["--no-such-option", "http://h/"], "--no-such-option"),
         (["--conn", "4", "http://h/"], "--conn"),
@@ -116,6 +122,15 @@ def test_without_a_path_the_file_lands_in_the_current_folder(serve: Serve, tmp_p
     ended = run("fetch", f"{origin.url}/a/b.bin", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert ended.code == 0, ended.err
     assert (tmp_path / "b.bin").read_bytes() == DATA
+
+
+def test_options_may_stand_anywhere(serve: Serve, tmp_path: Path) -> None:
+    url = f"{serve(File(DATA)).url}/f"
+    for number, words in enumerate(([url, "-c", "2", "OUT"], ["-q", url, "OUT", "-c", "2"], ["-q", "--", url, "OUT"])):
+        target = tmp_path / f"{number}.bin"
+        ended = run("fetch", *(target if word == "OUT" else word for word in words))
+        assert ended.code == 0, ended.err
+        assert target.read_bytes() == DATA
 
 
 def test_the_result_is_one_json_object_on_standard_output(serve: Serve, tmp_path: Path) -> None:
@@ -387,7 +402,7 @@ def test_plain_progress_is_a_line_now_and_then(serve: Serve, tmp_path: Path) -> 
 
 def test_json_progress_never_goes_back_nor_beyond_the_end(serve: Serve, tmp_path: Path) -> None:
     origin = serve(slow(0.1))
-    ended = run("fetch", f"{origin.url}/f", tmp_path / "f", "-c", "2", "--progress", "json", "-j", "1")
+    ended = run("fetch", f"{origin.url}/f", tmp_path / "f", "-c", "2", "--progress", "json")
     shown = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
     assert len(shown) >= 2
     done = [line["done"] for line in shown]
@@ -421,4 +436,15 @@ def test_quiet_says_nothing_and_verbose_says_what_happens(serve: Serve, tmp_path
     assert run("fetch", f"{origin.url}/f", tmp_path / "f", "-q").err == ""
     said = run("fetch", f"{origin.url}/f", tmp_path / "f", "-v", "--progress", "none").err
     assert "job_started" in said
-    assert "job_succeeded" in said
+    assert f"job_succeeded path='{tmp_path}/f' " in said
+
+
+def test_a_stream_that_began_anew_is_counted_as_restarted(serve: Serve, tmp_path: Path) -> None:
+    def half(_request: Request, connection: Connection) -> None:
+        connection.answer(200, {"Content-Length": str(SIZE)}, DATA[: SIZE // 2], length=False)
+        connection.hang_up()
+
+    origin = serve(nth({1}, half, File(DATA, serves_ranges=False)))
+    ended = run("fetch", f"{origin.url}/f", tmp_path / "f", "-v", "--retry-delay", "10ms")
+    assert "download_restarted" in ended.err
+    assert " restarts=1 " in ended.err

@@ -15,25 +15,19 @@ from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
 from dlpool.cli.reference import generated
+from dlpool.web.upload_doc import _CHUNK, _MERGE
 from scripts.api_doc import render
 from tests.conftest import free_port, wait_until
+from tests.documents import DOCUMENTS, TEXT, commands
 from tests.origin import File, Origin
 from tests.processes import ROOT, finish, run
 from tests.processes import start as begin
 
-README = (ROOT / "README.md").read_text()
 DATA = b"the file of the examples"
 
 
-def commands(prefix: str) -> list[str]:
-    """The commands of README's shell blocks that begin with ``prefix``, less their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(prefix)]
-
-
 @pytest.mark.parametrize("command", commands("dlpool fetch"))
-def test_every_fetch_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+def test_every_fetch_of_the_documents_runs(command: str, tmp_path: Path) -> None:
     digest = hashlib.sha256(DATA).hexdigest()
     with Origin(File(DATA)) as origin:
         command = command.replace("https://example.org", origin.url)
@@ -54,7 +48,7 @@ ELSEWHERE = {
 }  # test_control.py has jobs in the right states; test_setup.py; test_upload_web.py
 
 
-def test_the_service_and_its_commands_run_as_the_readme_says(tmp_path: Path) -> None:
+def test_the_service_and_its_commands_run_as_the_documents_say(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     shipped = (ROOT / "etc" / "dlpool.ini").read_text()
     assert shipped.count("127.0.0.1:9108") == 1
@@ -93,22 +87,44 @@ def test_the_demo_shows_the_main_job() -> None:
     assert "resumed from" in ended.stdout + ended.stderr
 
 
-def test_the_scripts_of_the_readme_exist() -> None:
-    named = set(re.findall(r"scripts/[a-z]+", README))
-    wanted = {"demo", "test", "check", "bench", "chaos", "package", "generate"}
-    assert named == {f"scripts/{name}" for name in wanted}
-    assert all(os.access(ROOT / name, os.X_OK) for name in named)
+def test_the_scripts_that_the_documents_name_exist_and_each_is_named() -> None:
+    named = set(re.findall(r"scripts/[a-z_]+(?:\.py)?", TEXT))
+    assert all((ROOT / name).exists() for name in named)
+    scripts = {path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
+    assert all(os.access(path, os.X_OK) for path in scripts)
+    assert named >= {f"scripts/{path.name}" for path in scripts if path.name != "environment"}  # which those read
 
 
-def test_every_option_that_the_readme_names_exists() -> None:
+def test_every_option_that_the_documents_name_exists() -> None:
     offered = "".join(run(command, "--help").out for command in COMMANDS)
-    offered += run("--help", module="dlpool.cli.supervisor").out
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
-        assert option in offered, option
+    offered += "".join(run("--help", module=f"dlpool.cli.{module}").out for module in ("supervisor", "web"))
+    offered += subprocess.run([ROOT / "scripts" / "chaos", "--help"], capture_output=True, text=True, timeout=60).stdout
+    spans = re.findall(r"`((?:dlpool[a-z-]* |scripts/chaos |--)[^`\n]+)`", TEXT)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join([*spans, *commands("dlpool")])))
+    assert len(named) > 30
+    assert named <= set(re.findall(r"--[a-z][a-z-]+", offered))
+
+
+def test_the_contract_of_clients_is_the_same_wherever_it_is_said() -> None:
+    readme, queue = ((ROOT / name).read_text().splitlines() for name in ("README.md", "docs/queue.md"))
+    said = [line for line in readme if re.match(r"\| (push|backlog|success|failure) \|", line)]
+    assert len(said) == 4
+    assert set(said) <= set(queue)
+
+
+def test_every_document_is_in_the_table_of_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Documents")[2]
+    assert set(re.findall(r"\((docs/\w[\w-]*\.md)\)", table)) == {f"docs/{path.name}" for path in DOCUMENTS[1:]}
+
+
+def test_every_field_of_an_upload_is_documented() -> None:
+    page = (ROOT / "docs" / "uploads.md").read_text()
+    fields = {name for one in (_CHUNK, _MERGE) for name in one["properties"]}
+    assert fields <= set(re.findall(r"`([a-z0-9_]+)`", page.partition("| call |")[2].partition("\n\n")[0]))
 
 
 def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
-    table = README.partition("## Exit codes")[2].partition("##")[0]
+    table = (ROOT / "README.md").read_text().partition("## Exit codes")[2].partition("##")[0]
     said = {int(code) for code in re.findall(r"\b(\d{1,3})\b(?=[ ,|])", table) if int(code) < 144}
     leaves = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert leaves <= said
@@ -124,9 +140,13 @@ def test_what_is_generated_is_up_to_date() -> None:
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    for document in (*DOCUMENTS, ROOT / "CHANGELOG.md"):
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+            path = document.parent / target if target else document
+            assert path.exists(), f"{document.name}: {target}"
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+            anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not anchor or anchor in anchors, f"{document.name}: {target}#{anchor}"
 
 
 def test_the_internals_name_modules_that_exist() -> None:
@@ -140,8 +160,8 @@ def test_the_documented_api_is_that_of_the_docstrings() -> None:
     assert (ROOT / "docs" / "api.md").read_text() == render(), "run scripts/api_doc.py"
 
 
-def test_every_dependency_has_its_line_in_the_internals() -> None:
-    text = (ROOT / "docs" / "internals.md").read_text()
+def test_every_dependency_has_its_line() -> None:
+    text = (ROOT / "docs" / "development.md").read_text()
     setup = (ROOT / "setup.cfg").read_text()
     for name in re.findall(r"^    ([a-z0-9-]+)>=", setup, re.MULTILINE):
         assert re.search(rf"\b{re.escape(name)}\b", text), name

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 import dlpool
-from dlpool import DownloadEngine, DownloadTask
+from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import DownloaderSettings, NetworkSettings
 from dlpool.errors import Cancelled, ConfigurationError, LocalFault, NotFound, PolicyRefused, UsageError
 from dlpool.transfer.client import Client
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.source import Source
+from tests import processes
 from tests.conftest import Authority, make_data, wait_until
 from tests.disks import needs_root, tmpfs
 from tests.origin import Connection, File, Origin, Request
@@ -460,11 +461,26 @@ def test_a_session_outlives_a_kill_and_a_cut_line(tmp_path: Path, origin: Origin
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(map(str, range(20)))
 
 
-def test_what_is_no_session_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("not\na session\n")
+@pytest.mark.parametrize("text", ["not\na session\n", "one line", '{"begin": 5}\n', '{"begin": {"id": "x"}}\n[]\n{}\n'])
+def test_what_is_no_session_is_not_overwritten(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(text)
     with pytest.raises(LocalFault, match="no session"):
         DownloadEngine(session=tmp_path / "mine")
-    assert (tmp_path / "mine").read_text() == "not\na session\n"
+    assert (tmp_path / "mine").read_text() == text
+
+
+def test_the_session_of_an_engine_is_not_that_of_a_batch(tmp_path: Path, origin: Origin) -> None:
+    batch, tasks = tmp_path / "batch", tmp_path / "tasks"
+    download_many([f"{origin.url}/a"], tmp_path, session=batch)
+    with pytest.raises(LocalFault, match="is the session of download_many or a list, not of an engine"):
+        DownloadEngine(session=batch)
+    with DownloadEngine(session=tasks) as engine:
+        engine.download(f"{origin.url}/b", tmp_path)
+    with pytest.raises(LocalFault, match="is the session of an engine, not of download_many or a list"):
+        download_many([f"{origin.url}/a"], tmp_path, session=tasks)
+    (tmp_path / "list").write_text(f"{origin.url}/a\n")
+    refused = processes.run("fetch", "-i", tmp_path / "list", tmp_path, "--session", tasks)
+    assert (refused.code, len(refused.err.splitlines())) == (3, 1)
 
 
 def test_a_forked_child_is_told_to_make_its_own(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:

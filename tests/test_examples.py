@@ -60,6 +60,8 @@ def test_batch(site: str, tmp_path: Path) -> None:
     urls = [f"{site}/a.bin", f"{site}/none"]
     assert run("batch.py", tmp_path, *urls).startswith("1 done, 0 earlier, 300000 bytes")
     assert run("batch.py", tmp_path, *urls).startswith("0 done, 1 earlier, 0 bytes")
+    assert run("session.py", tmp_path, *urls).startswith("0 unfinished")
+    assert run("batch.py", tmp_path, *urls).startswith("0 done, 1 earlier, 0 bytes")
 
 
 def test_tour(site: str, tmp_path: Path) -> None:

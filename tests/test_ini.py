@@ -20,6 +20,13 @@ def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
     assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="embedded"), "hosts": {}}
 
 
+def test_what_differs_from_the_defaults_says_so() -> None:
+    [notice] = [line for line in default_ini().splitlines() if "not the default" in line]
+    assert notice.startswith("# ") and notice.endswith("not the default, which is redis://localhost:6379)")
+    own = default_ini({"log_dir": "/var/log/dlpool"})
+    assert "not the default, which is .dlpool/log)\nlog_dir = /var/log/dlpool\n" in own
+
+
 def test_values_are_parsed_and_the_rest_keeps_its_defaults(tmp_path: Path) -> None:
     (tmp_path / "x.ini").write_text("[transfer]\nlimit_rate = 2M\nsync = no\n[network]\nconnect_timeout = 500ms\n")
     settings = load(str(tmp_path / "x.ini"))

@@ -162,6 +162,7 @@ def test_what_one_line_says_is_not_said_of_the_next(common: Common) -> None:
         ('{"url": "http://h/", "headers": {"Range": "bytes=0-"}}', "is set by dlpool itself"),
         ('{"url": "http://h/", "colour": "blue", "age": 5}', "unknown field age, colour"),
         ('{"url": "http://h/", "path": "a\\u0000b"}', "NUL"),
+        ("http://h/a https://h/b", "PATH looks like a URL"),
     ],
     ids=lambda text: text[:40],
 )

@@ -148,7 +148,7 @@ def test_all_that_is_wrong_is_said_at_once_with_its_place(ini: Path, tmp_path: P
     assert sorted(said) == sorted([
         broken,
         f"{tmp_path}/conf.d/30.ini:2: [network] insecure = perhaps: it is neither yes nor no",
-        f"{tmp_path}/conf.d/30.ini: [colours]: there is no such section",
+        f"{tmp_path}/conf.d/30.ini:3: [colours]: there is no such section",
         "environment DLPOOL_TRANSFER_RETRYS: [transfer] retrys: there is no such key",
         "environment DLPOOL_LOGGING_ROTATE_DAILY: [logging] rotate_daily = 2: it is neither yes nor no",
         f"environment DLPOOL_REDIS_SENTINEL_PASSWORD: [redis] sentinel_password = ...: {control}",
@@ -192,6 +192,28 @@ def test_contradictions_are_said_at_once_and_an_option_can_end_one(tmp_path: Pat
     assert len(problems(path, (raised,))) == 1
 
 
+def test_a_wrong_value_hides_neither_the_others_nor_what_they_contradict(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.ini",
+        "[colours]\nred = 1\n[transfer]\nretry_delay = 2m\nretries = -1\n[supervisor]\nmax_slots = none\n"
+        "worker_memory_soft = 2G\nworker_memory_hard = 1G\n",
+    )
+    write(tmp_path / "conf.d" / "1.ini", "[transfer]\nretry_max_delay = soon\n")
+    assert [line.replace(str(tmp_path), "") for line in problems(path, DLPOOL_PATHS_X="1")] == [
+        "/x.ini:1: [colours]: there is no such section",
+        "/x.ini:5: [transfer] retries = -1: it is negative",
+        "/x.ini:7: [supervisor] max_slots = none: it is not a whole number",
+        "[supervisor] worker_memory_hard = 1G (/x.ini:9) is below worker_memory_soft = 2G (/x.ini:8): "
+        "raise the one, or lower the other",
+        "/conf.d/1.ini:2: [transfer] retry_max_delay = soon: it is not a number with a unit (ms, s, m, h)",
+        "environment DLPOOL_PATHS_X: [paths] x: there is no such key",
+    ]
+
+
+def test_a_variable_of_no_section_is_others_business() -> None:
+    assert effective(None, (), {"DLPOOL_COLOURS_RED": "1"}).given == {}
+
+
 def test_a_limit_without_its_counterpart_contradicts_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[supervisor]\nworker_memory_soft = 1G\nworker_memory_hard = 1G\n")
     assert effective(str(path), (), {}).settings.supervisor.worker_memory_hard == 1024**3
@@ -230,6 +252,21 @@ def test_check_also_finds_what_only_a_start_would(tmp_path: Path) -> None:
         assert part in ended.err
     report = config("check", "-c", path, "--json")
     assert (report.code, report.json["is_usable"], len(report.json["problems"])) == (78, False, 3)
+
+
+def test_check_names_everything_in_one_pass_in_the_order_of_lines(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.ini",
+        "[hooks]\non_success = /nowhere/hook\n[network]\ncolour = red\ncacert = /nowhere/ca\n"
+        "[redis]\ntls_key = /nowhere/k\n[web]\nbind = 0.0.0.0\n"
+        "[supervisor]\nworkers = many\n[logging]\narchive_command = /nowhere/archive\n",
+    )
+    said = config("check", "-c", path, "--json").json["problems"]
+    assert [line.replace(f"{path}", "INI").partition(" ")[0] for line in said] == [
+        "INI:2:", "INI:4:", "INI:5:", "[redis]", "INI:9:", "INI:11:", "INI:13:"
+    ]  # fmt: skip
+    assert said[3] == f"[redis] tls_key = /nowhere/k ({path}:7) needs tls_cert: give both, or none"
+    assert said[4].endswith("can be reached by others, and no key is given: set jwt_key_file or secret_key_file")
 
 
 def test_show_hides_secrets_and_says_origins_when_asked(tmp_path: Path) -> None:

@@ -87,21 +87,21 @@ def test_the_service_warns_once_at_its_start(tmp_path: Path) -> None:
 # --- an ACL user --------------------------------------------------------------------------------------------------
 
 
-def acl_of_the_readme() -> list[str]:
-    """The line that the README gives to those who make a user, with a password."""
-    [line] = re.findall(r"^ACL SETUSER .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+def acl_of_the_documents() -> list[str]:
+    """The line that docs/redis.md gives to those who make a user, with a password."""
+    [line] = re.findall(r"^ACL SETUSER .*$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE)
     return shlex.split(line.replace("PASSWORD", PASSWORD))
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server with the user of the README."""
+    """A server with the user of docs/redis.md."""
     with RedisServer(tmp_path / "redis", appendonly=True) as server:
-        server.client().execute_command(*acl_of_the_readme())  # type: ignore[no-untyped-call]
+        server.client().execute_command(*acl_of_the_documents())  # type: ignore[no-untyped-call]
         yield server
 
 
-def test_the_acl_user_of_the_readme_may_all_that_is_needed(guarded: RedisServer, tmp_path: Path) -> None:
+def test_the_acl_user_of_the_documents_may_all_that_is_needed(guarded: RedisServer, tmp_path: Path) -> None:
     """Success and failure, retries, another's jobs, and the commands of the queue."""
     own: dict[str, dict[str, Any]] = {"redis": {"username": "dlpool", "password": PASSWORD}, **SHORT}
     client, gate = Client(guarded.client()), Gate()
@@ -131,17 +131,17 @@ def test_the_acl_user_of_the_readme_may_all_that_is_needed(guarded: RedisServer,
     assert [row["object"] for row in refused if row["object"] != "client|setinfo"] == []
 
 
-def test_the_acl_user_of_the_readme_may_not_much_else(guarded: RedisServer) -> None:
+def test_the_acl_user_of_the_documents_may_not_much_else(guarded: RedisServer) -> None:
     user = guarded.client(username="dlpool", password=PASSWORD)
     for command in ("FLUSHALL", "KEYS *", "CONFIG SET maxmemory 1", "GET other", "SHUTDOWN", "ACL LIST"):
         with pytest.raises(Exception, match="permission"):
             user.execute_command(*command.split())  # type: ignore[no-untyped-call]
 
 
-def test_every_command_of_a_script_is_in_the_acl_of_the_readme() -> None:
+def test_every_command_of_a_script_is_in_the_acl_of_the_documents() -> None:
     """Also those that a test would reach once in a hundred runs."""
     called = set(re.findall(r"redis\.call\('([A-Z]+)'", LUA)) | set(re.findall(r"'([LR]P(?:USH|OP))'", LUA))
-    assert {f"+{name.lower()}" for name in called} <= set(acl_of_the_readme())
+    assert {f"+{name.lower()}" for name in called} <= set(acl_of_the_documents())
 
 
 def test_a_service_of_an_acl_user_works_in_a_real_run_with_its_url(guarded: RedisServer, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_without_an_ini_the_working_directory_is_the_download_folder(life: Life)
 def test_a_password_on_the_command_line_is_warned_of(life: Life) -> None:
     assert life[2].err == (
         "dlpool: warning: others on this machine can see a password on the command line; use password_file in the INI\n"
+        "dlpool-supervisor: ready\n"
     )
 
 

@@ -41,7 +41,7 @@ def contents(root: Path) -> dict[str, str]:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of an installation with an instance."""
     root = tmp_path_factory.mktemp("installed")
-    assert setup("--install", root).code == 0
+    assert "systemctl enable --now dlpool-web " in setup("--install", root).out
     ended = setup("--install", root, "--instance", "night")
     assert ended.code == 0
     assert "systemctl enable --now dlpool-supervisor@night" in ended.out

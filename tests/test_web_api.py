@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.conftest import make_data, wait_until
+from tests.documents import blocks
 from tests.processes import ROOT
 from tests.web import RawClient, WebServer, multipart
 
@@ -408,13 +409,11 @@ def test_of_eight_merges_at_once_one_works(api: Api, server: WebServer) -> None:
     assert not (server.merged_dir / "eight-1.bin").exists()
 
 
-# --- README ---
+# --- the documents ---
 
 
-def test_the_curl_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().partition("## dlpool-web\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    [script] = [block for block in blocks if "curl " in block]
+def test_the_curl_commands_of_the_documents_run_as_they_stand(tmp_path: Path) -> None:
+    [script] = [block for block in blocks(ROOT / "docs" / "uploads.md") if "curl " in block]
     (tmp_path / "model.bin").write_bytes(make_data(3_000_000))
     with WebServer(tmp_path / "web") as server:
         assert "http://127.0.0.1:18101" in script

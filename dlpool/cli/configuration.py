@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.cli.supervisor import effective_of
+from dlpool.cli.door import check_door
+from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_lines, show_table
-from dlpool.config import SECTIONS, LimitSettings, Settings
-from dlpool.config.layers import HOST, Effective, text_of
+from dlpool.config import SECTIONS, LimitSettings
+from dlpool.config.layers import HOST, Effective, effective, examined, text_of
+from dlpool.config.problems import Problem, concerned, in_order
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.jobs.connection import connect, shown_server
+from dlpool.observe.tracing import check_traces
 from dlpool.redaction import without_secrets
+from dlpool.service.archiving import check_archive_command
 from dlpool.service.hooks import check_hooks
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch
@@ -54,20 +58,35 @@ def rows(found: Effective) -> Iterator[Row]:
             yield _row(found, section, name, given.text)
 
 
-def unusable(settings: Settings) -> list[str]:
-    """What the service would refuse at its start: files, programs and URLs that are of no use. Nothing is changed."""
-    checks: list[Callable[[], object]] = [
-        Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check,
-        lambda: check_hooks(settings.hooks),
-        lambda: connect(settings.redis, Path(settings.paths.state_dir).absolute()).close(),
+def problems_of(found: Effective) -> list[Problem]:
+    """What the service and dlpool-web would refuse at their start: files, programs, URLs, doors without a key.
+
+    Nothing is changed.
+    """
+    settings, problems = found.settings, []
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("network", Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check),
+        ("hooks", lambda: check_hooks(settings.hooks)),
+        ("logging", lambda: check_archive_command(settings.logging)),
+        ("otel", lambda: check_traces(settings.otel)),
+        ("redis", lambda: connect(settings.redis, Path(settings.paths.state_dir).absolute()).close()),
+        ("web", lambda: check_door(settings.web)),
     ]
-    problems = []
-    for check in checks:
+    for section, check in checks:
         try:
             check()
         except DlpoolError as error:
-            problems += str(error).splitlines()
+            problems += [_placed(found, section, sentence) for sentence in str(error).splitlines()]
     return problems
+
+
+def _placed(found: Effective, section: str, sentence: str) -> Problem:
+    """With the place of the setting that it begins with."""
+    name = sentence.removeprefix(f"[{section}] ").partition(" ")[0]
+    given = found.given.get((section, name))
+    if given is None:
+        return Problem(sentence, settings=((section, name),))
+    return Problem(f"{given.origin}: {sentence}", given.origin, ((section, name),))
 
 
 def _row(found: Effective, section: str, name: str, text: str) -> Row:
@@ -85,24 +104,22 @@ def _row(found: Effective, section: str, name: str, text: str) -> Row:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    files: tuple[str, ...] = ()
-    try:
-        found = effective_of(arguments)
-        files, problems = found.files, unusable(found.settings)
-    except ConfigurationError as error:
-        problems = str(error).splitlines()
+    found, wrong = examined(arguments.config, service_given(arguments))
+    known = concerned(wrong)
+    wrong += [one for one in problems_of(found) if not one.concerns(known)]
+    problems = [problem.text for problem in in_order(wrong, found.files)]
     if arguments.json:
-        report = {"is_usable": not problems, "files": files, "problems": problems}
+        report = {"is_usable": not problems, "files": found.files, "problems": problems}
         show_lines([jsontext.dumps(report).decode()])
     elif problems:
         print(*(f"dlpool: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     elif not arguments.quiet:
-        show_lines([f"the settings can be used; read: {', '.join(files) or 'no file'}"])
+        show_lines([f"the settings can be used; read: {', '.join(found.files) or 'no file'}"])
     return ConfigurationError.exit_code if problems else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    shown = list(rows(effective_of(arguments)))
+    shown = list(rows(effective(arguments.config, service_given(arguments))))
     if arguments.json:
         show_lines(jsontext.dumps(row.as_json()).decode() for row in shown)
         return 0

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 
 from dlpool import jsontext
 from dlpool.cli.checkup import check_file_system, check_folders, check_limits, check_redis
-from dlpool.cli.configuration import unusable
+from dlpool.cli.configuration import problems_of
 from dlpool.cli.findings import CONFIGURATION, FAILED, OK, Finding, exit_code, judged_origin, verdict
-from dlpool.cli.supervisor import effective_of
+from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.config import Settings
+from dlpool.config.layers import effective
+from dlpool.config.problems import in_order
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import AUTO
 from dlpool.transfer.inspection import Inspection
@@ -47,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     """All findings. With settings that cannot be read there are no others; what else is wrong with them is one."""
     try:
-        read = effective_of(arguments)
+        read = effective(arguments.config, service_given(arguments))
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return
-    settings, problems = read.settings, unusable(read.settings)
+    settings, problems = read.settings, [one.text for one in in_order(problems_of(read), read.files)]
     yield from _unusable(problems)
     if not problems:
         yield Finding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
@@ -59,7 +61,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         try:
             yield from check(settings)
         except ConfigurationError as error:
-            if str(error) not in problems:
+            if not any(problem.endswith(str(error)) for problem in problems):
                 yield from _unusable(str(error).splitlines())
     if arguments.url is not None:
         yield from _check_origin(arguments.url, settings)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
-from dlpool.cli.options import given_options
+from dlpool.cli.items import Common, items_from_lines, parse_header, refuse_url, single_item
+from dlpool.cli.options import JOBS, given_options
 from dlpool.cli.progress import Display, display
 from dlpool.cli.report import Report
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
     transfer, network = _settings(arguments)
     is_list = arguments.input_file is not None
-    slots = arguments.jobs if is_list else 1
+    if arguments.jobs is not None and not is_list:
+        raise UsageError("-j is for a list (-i); the connections of one file are -c")
+    slots = (arguments.jobs or JOBS) if is_list else 1
     allow_open_files()
     events = Events(is_wanted=arguments.verbose)
     engine = DownloadEngine(
@@ -105,6 +107,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
         return
     if arguments.path is not None:
         raise UsageError("with -i, the one argument is the folder for the files")
+    refuse_url(arguments.url)
     if arguments.checksum is not None:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))

@@ -16,6 +16,7 @@ from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.urls import check_header, without_user
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 
@@ -33,6 +34,7 @@ def single_item(url: str, path: str | None, common: Common) -> Item:
     """The item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
     if path == "-":
         raise UsageError("dlpool writes files, not standard output: name a file instead of -")
+    refuse_url(path)
     return Item(url, _job(url, path, common))
 
 
@@ -57,6 +59,12 @@ def parse_header(text: str) -> tuple[str, str]:
     return _header(name.strip(), value.strip())
 
 
+def refuse_url(path: str | None) -> None:
+    """Nobody means a folder called ``https:`` by that. Raises UsageError."""
+    if path is not None and _URL.match(path):
+        raise UsageError("PATH looks like a URL; several URLs go into a list: -i FILE")
+
+
 def _header(name: str, value: str) -> tuple[str, str]:
     if not _HEADER.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
         raise UsageError(f"header {name[:40]!r} is not of the form 'Name: value'")
@@ -79,7 +87,9 @@ def _job(url: str, path: str | None, common: Common) -> Job:
 def _parsed(text: str, common: Common) -> tuple[str, str | None, Common]:
     if not text.startswith("{"):
         url, *rest = text.split(None, 1)
-        return url, rest[0] if rest else None, common
+        path = rest[0] if rest else None
+        refuse_url(path)
+        return url, path, common
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dlpool import __version__
 from dlpool.cli.admin_commands import add_admin_commands
@@ -18,19 +18,35 @@ from dlpool.errors import DlpoolError
 
 EXIT_CODES = """\
 exit codes:
-  0 done                      8 server error, final       20 Redis unreachable
-  1 unclassified              9 no space                  21 no such job
-  2 usage                    10 not found (404, 410)      75 try again later
-  3 local file I/O           11 checksum mismatch         77 not permitted
+  0 done                      8 server failed or refused  15 remote keeps changing
+  1 unclassified              9 no space                  20 Redis unreachable
+  2 usage                    10 not found (404, 410)      21 no such job
+  3 local file I/O, port     11 checksum mismatch         75 try again later
   4 network, DNS, timeout    12 refused by policy         78 configuration
   5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
   6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
-  7 server broke HTTP        15 remote keeps changing
+  7 server broke HTTP
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, not a page of usage."""
+    """A parser whose errors are one sentence, not a page of usage, and whose options may stand between arguments."""
+
+    _is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which cannot tell ``URL --option 1 PATH``: it takes PATH for one too many.
+
+        It has another method that can, which calls this one. That is not for parsers that have commands below them, and
+        forgets what ``--`` means.
+        """
+        if self._is_mixing or self._subparsers is not None or "--" in (args or ()):
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dlpool: {message} (see {self.prog} --help)\n")

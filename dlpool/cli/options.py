@@ -12,6 +12,12 @@ from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_na
 from dlpool.config.layers import Given
 from dlpool.kinds import parse_count
 
+JOBS = 5  # files of a list at once
+_PATH = """\
+Download URL to PATH. PATH is a file, or a folder if it ends in / or is one already; without it the file goes to the
+current folder. In a folder the server or the URL names the file. Missing folders are made. A PATH may not end in .part
+or .part.meta: those are the unfinished file and its state, which lie beside it.
+"""
 _EXAMPLES = """\
 examples:
   dlpool fetch https://example.org/model.bin
@@ -26,14 +32,15 @@ def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_code
     parser: argparse.ArgumentParser = commands.add_parser(
         "fetch",
         help="download one URL, or a list of them",
-        description="Download URL to PATH: a file, an existing folder, or by default the current folder.",
+        description=_PATH,
         epilog=_EXAMPLES + exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
-    parser.add_argument("path", metavar="PATH", nargs="?", help="file, or existing folder (default: current folder)")
+    parser.add_argument("url", metavar="URL", nargs="?", help="http or https; with -i: a folder for the files")
+    parser.add_argument("path", metavar="PATH", nargs="?", help="a file, or a folder: what ends in / or is one already "
+                        "(default: the current folder)")  # fmt: skip
     _add_job_options(parser.add_argument_group("what to fetch"))
     for title, settings in (("transfer", TransferSettings), ("network", NetworkSettings)):
         group = parser.add_argument_group(title)
@@ -80,7 +87,8 @@ def joined_negatives(argv: Sequence[str]) -> list[str]:
 def _add_job_options(group: Any) -> None:
     group.add_argument("-i", "--input-file", metavar="FILE", help="a list, - for standard input: on each line a URL, "
                        'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}')  # fmt: skip
-    group.add_argument("-j", "--jobs", metavar="N", type=_jobs, default=5, help="files at once, with -i (default: 5)")
+    group.add_argument("-j", "--jobs", metavar="N", type=_jobs,
+                       help=f"files at once, with -i (default: {JOBS})")  # fmt: skip
     group.add_argument(
         "--session", metavar="FILE", help="with -i: remembers what is done, so that the next run goes on"
     )
@@ -114,7 +122,8 @@ def _checked(declared: Field[Any]) -> Callable[[str], Any]:
         try:
             return parse_setting(declared, text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+            hint = " (for an INI: --config)" if declared.metadata["short"] == "-c" else ""
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}{hint}") from error
 
     return parse
 

@@ -43,5 +43,10 @@ class Events:
         """Say what has happened since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
-            details = " ".join(f"{name}={value!r}" for name, value in fields.items())
+            details = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
             shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")
+
+
+def _shown(value: object) -> str:
+    """A path as a path, whatever class it has."""
+    return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

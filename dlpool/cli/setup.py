@@ -25,6 +25,7 @@ next, as root:
   systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload
   systemctl enable --now {unit}\
 """
+_NEXT_WEB = "  systemctl enable --now dlpool-web   # with the extra web: uploads, job API, dashboard"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             "drop-in, see systemctl edit)" for path in kept
         ))  # fmt: skip
     name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
-    show_lines([_NEXT.format(unit=name.removesuffix(".service"))])
+    show_lines([_NEXT.format(unit=name.removesuffix(".service")), *([_NEXT_WEB] if arguments.instance is None else [])])
     return 0
 
 

@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 
 from dlpool import __version__
@@ -14,7 +15,7 @@ from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
-from dlpool.config.layers import Effective, effective
+from dlpool.config.layers import Given, effective
 from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
@@ -44,15 +45,31 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
             add_setting(group, declared)
 
 
-def effective_of(arguments: argparse.Namespace) -> Effective:
-    """The settings of a service with these options. Raises ConfigurationError."""
+def service_given(arguments: argparse.Namespace) -> list[Given]:
+    """What the options of a service say."""
     own = [one for section in ("supervisor", "logging") for one in given_options(arguments, section, _NAMED)]
-    return effective(arguments.config, [*queue_given(arguments), *own])
+    return [*queue_given(arguments), *own]
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of a service with these options. Raises ConfigurationError."""
-    return effective_of(arguments).settings
+    return effective(arguments.config, service_given(arguments)).settings
+
+
+class Herald:
+    """Says on standard error, once each, that the service is ready, and that it waits for Redis. Thread-safe."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._left = {"redis_away"} if is_quiet else {"redis_away", "service_ready"}
+
+    def hear(self, event: str, fields: Mapping[str, object]) -> None:
+        """Told of each event of the log."""
+        if event not in self._left:
+            return
+        self._left.discard(event)
+        said = "ready" if event == "service_ready" else f"{fields.get('error')}; it waits until Redis can be used"
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            print(f"dlpool-supervisor: {said}", file=sys.stderr, flush=True)
 
 
 def _queued_signals() -> deque[int]:
@@ -71,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dlpool.service.service import serve
 
         settings = settings_of(arguments)
+        herald = Herald(is_quiet=arguments.quiet)
         if sys.stderr.isatty() and not arguments.quiet:
             print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
         arguments.quiet = True  # a reload need not warn again
-        serve(settings, lambda: settings_of(arguments), early)
+        serve(settings, lambda: settings_of(arguments), early, herald.hear)
     except DlpoolError as error:
         print(f"dlpool-supervisor: {error}", file=sys.stderr)
         return error.exit_code

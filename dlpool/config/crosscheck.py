@@ -8,6 +8,7 @@ from dataclasses import Field, fields
 from functools import lru_cache
 from typing import Any
 
+from dlpool.config.problems import Problem
 from dlpool.config.sections import SECTIONS, Settings
 from dlpool.redaction import without_password
 
@@ -19,29 +20,34 @@ def rivals(section: str, name: str) -> tuple[str, ...]:
     return tuple(b if a == name else a for a, b in pairs if b is not None and name in (a, b))
 
 
-def contradictions(settings: Settings, described: Callable[[str, str], str]) -> list[str]:
-    """A sentence for each contradiction; ``described`` says a setting and its place, by section and name."""
+def contradictions(settings: Settings, described: Callable[[str, str], str]) -> list[Problem]:
+    """A problem for each contradiction; ``described`` says a setting and its place, by section and name."""
     problems = []
     for section, kind in SECTIONS.items():
         values = vars(getattr(settings, section))
         for declared in fields(kind):
-            sentence = _contradiction(section, declared, values, described)
+            sentence, other = _contradiction(section, declared, values, described)
             if sentence:
-                problems.append(f"[{section}] {sentence}")
+                concerned = ((section, declared.name), (section, other))
+                problems.append(Problem(f"[{section}] {sentence}", settings=concerned))
     problems += _overlaps(settings, described)
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
-        problems.append("[redis] url holds a password, and another one is given: keep one of them")
+        problems.append(Problem("[redis] url holds a password, and another one is given: keep one of them",
+                                settings=(("redis", "url"),)))  # fmt: skip
     return problems
 
 
-def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[str]:
+def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[Problem]:
     """What clients merge and fetch may be nothing of ours: neither chunks of others, nor state, nor logs."""
     merged = os.path.realpath(settings.upload.merged_dir)
     ours = (("upload", "upload_dir"), ("paths", "state_dir"), ("paths", "log_dir"))
     return [
-        f"[upload] {described('upload', 'merged_dir')} and [{section}] {described(section, name)} overlap: "
-        "keep them apart"
+        Problem(
+            f"[upload] {described('upload', 'merged_dir')} and [{section}] {described(section, name)} overlap: "
+            "keep them apart",
+            settings=(("upload", "merged_dir"), (section, name)),
+        )
         for section, name in ours
         if _contains(merged, folder := os.path.realpath(getattr(getattr(settings, section), name)))
         or (name == "upload_dir" and _contains(folder, merged))
@@ -54,15 +60,19 @@ def _contains(outer: str, inner: str) -> bool:
 
 def _contradiction(
     section: str, declared: Field[Any], values: dict[str, Any], described: Callable[[str, str], str]
-) -> str:
+) -> tuple[str, str]:
+    """The sentence, and the other setting that it is about; both empty if there is nothing to say."""
     name, value = declared.name, values[declared.name]
     if value is None:
-        return ""
+        return "", ""
     least, other, rival = (declared.metadata[key] for key in ("not_below", "needs", "instead_of"))
     if least is not None and values[least] is not None and value < values[least]:
-        return f"{described(section, name)} is below {described(section, least)}: raise the one, or lower the other"
+        return (
+            f"{described(section, name)} is below {described(section, least)}: raise the one, or lower the other",
+            least,
+        )
     if other is not None and values[other] is None:
-        return f"{described(section, name)} needs {other}: give both, or none"
+        return f"{described(section, name)} needs {other}: give both, or none", other
     if rival is not None and values[rival] is not None:
-        return f"{described(section, name)} and {described(section, rival)} are both given: keep one of them"
-    return ""
+        return f"{described(section, name)} and {described(section, rival)} are both given: keep one of them", rival
+    return "", ""

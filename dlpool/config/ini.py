@@ -15,24 +15,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 
 from dlpool.config.declaring import parse_setting
 from dlpool.config.layers import HOST, Given, effective
+from dlpool.config.problems import Problem
 from dlpool.config.sections import SECTIONS, LimitSettings
 from dlpool.config.web import preset
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
 
 _HEAD = """\
-# The settings of dlpool with their defaults. Sizes take K M G T (powers of 1024), times ms s m h.
-# What conf.d/*.ini beside this file say goes over it, and variables DLPOOL_SECTION_KEY of the environment over that.
+# The settings of dlpool with their defaults, but for those that say so. Sizes take K M G T (powers of 1024), times ms s
+# m h. What conf.d/*.ini beside this file say goes over it, variables DLPOOL_SECTION_KEY of the environment over that.
 """
 
 
 class _Parser(configparser.ConfigParser):
-    """Notes the line of each key: its hook for names is called for each of them, in their order."""
+    """Notes the lines of sections and keys: its hook for names is called for each of them, in their order."""
 
     def __init__(self) -> None:
         super().__init__(interpolation=None, default_section="")
         self._line = 0
         self._noted: list[int] | None = []
+        self.lines: dict[str, int] = {}  # of sections
 
     def read_text(self, text: str, source: str) -> Iterator[tuple[str, str, str, int]]:
         """Section, key, value and line of each setting. Raises configparser.Error."""
@@ -48,6 +50,8 @@ class _Parser(configparser.ConfigParser):
 
     def _counted(self, lines: Iterable[str]) -> Iterator[str]:
         for self._line, line in enumerate(lines, 1):
+            if found := self.SECTCRE.match(line.strip()):
+                self.lines.setdefault(found["header"], self._line)
             yield line
 
 
@@ -61,7 +65,7 @@ def load(path: str | None) -> dict[str, Any]:
     return effective(path).sections()
 
 
-def read(path: str, problems: list[str]) -> list[Given]:
+def read(path: str, problems: list[Problem]) -> list[Given]:
     """What a file says. Its unknown sections are ``problems``. Raises ConfigurationError if it is no INI file."""
     parser = _Parser()
     try:
@@ -71,10 +75,11 @@ def read(path: str, problems: list[str]) -> list[Given]:
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no INI file: {error}".replace("\n", " ")) from error
     for name in parser.sections():
+        place = f"{path}:{parser.lines[name]}"
         if name.startswith(HOST) and not re.fullmatch(r"[^\s/@{}]{1,255}", _host(name)):
-            problems.append(f"{path}: [{name}]: it names no host")
+            problems.append(Problem(f"{place}: [{name}]: it names no host", place))
         elif name not in SECTIONS and not name.startswith(HOST):
-            problems.append(f"{path}: [{name}]: there is no such section")
+            problems.append(Problem(f"{place}: [{name}]: there is no such section", place))
     return [
         Given(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
         for section, key, text, line in found
@@ -82,14 +87,17 @@ def read(path: str, problems: list[str]) -> list[Given]:
     ]
 
 
-def checked(layer: Sequence[Given], problems: list[str]) -> list[Given]:
+def checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
     """``layer`` with its values; what is wrong with it goes to ``problems``, and is left out."""
     right = []
     for section, members in groupby(sorted(layer, key=lambda one: one.section), key=lambda one: one.section):
         given = {one.name: one for one in members}
         values, wrong = _values(section, {name: one.text for name, one in given.items()})
         right += [replace(one, value=values[one.name]) for one in given.values() if one.name in values]
-        problems += [f"{given[name].origin}: [{section}] {sentence}" for name, sentence in wrong]
+        problems += [
+            Problem(f"{given[name].origin}: [{section}] {sentence}", given[name].origin, ((section, name),))
+            for name, sentence in wrong
+        ]
     return right
 
 
@@ -102,8 +110,11 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
     for name, kind in SECTIONS.items():
         lines.append(f"[{name}]")
         for declared in fields(kind):
-            text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or declared.metadata["text"]
-            lines.append(f"# {declared.metadata['help']} ({declared.metadata['kind'].metavar}{bounds(declared, name)})")
+            usual = declared.metadata["text"]
+            text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or usual
+            notice = f"; not the default, which is {usual}" if text != usual else ""
+            said = f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
+            lines.append(f"# {declared.metadata['help']} ({said})")
             is_shown = text is not None and not preset(name, declared.name)
             lines.append(f"{declared.name} = {text}" if is_shown else f"#{declared.name} = {text or ''}".rstrip())
         if kind is LimitSettings:
@@ -117,12 +128,14 @@ def _host(section: str) -> str:
 
 
 def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """What a section says; if something is wrong with it only that, by key."""
+    """What a section says, and what is wrong with the rest of it, by key."""
+    model = _model(section, SECTIONS.get(section, LimitSettings))
     try:
-        kind = SECTIONS.get(section, LimitSettings)
-        return _model(section, kind)(**texts).model_dump(exclude_unset=True), []
+        return model(**texts).model_dump(exclude_unset=True), []
     except ValidationError as error:
-        return {}, [_problem(section, problem) for problem in error.errors()]
+        wrong = [_problem(section, problem) for problem in error.errors()]
+    left = texts.keys() - {name for name, _ in wrong}
+    return model(**{name: texts[name] for name in left}).model_dump(exclude_unset=True), wrong
 
 
 def _model(name: str, kind: type) -> type[BaseModel]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dlpool.config.crosscheck import contradictions, rivals
 from dlpool.config.declaring import parse_setting
+from dlpool.config.problems import Problem, concerned, in_order
 from dlpool.config.sections import SECTIONS, Settings
 from dlpool.config.web import PROFILES
 from dlpool.errors import ConfigurationError
@@ -55,17 +56,28 @@ def effective(
 
     Raises ConfigurationError that names everything wrong at once, a line each.
     """
+    found, problems = examined(config, options, environment)
+    if problems:
+        raise ConfigurationError("\n".join(problem.text for problem in problems))
+    return found
+
+
+def examined(
+    config: str | None, options: Sequence[Given] = (), environment: Mapping[str, str] = os.environ
+) -> tuple[Effective, list[Problem]]:
+    """The settings that would hold without what is wrong, and all that is wrong, in the order of places and lines."""
     files, read, problems = _read_files(config) if config is not None else ((), [], [])
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
     found = _merged([*layers, options])
     found = _preset(found) | found
-    settings = _settings(found)
-    if not problems:
-        problems += contradictions(settings, lambda section, name: _described(found, section, name))
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    return Effective(settings, found, files)
+    settings, wrong = _settings(found), concerned(problems)
+    problems += [
+        replace(one, origin=next((found[each].origin for each in one.settings if each in found), ""))
+        for one in contradictions(settings, lambda section, name: _described(found, section, name))
+        if not one.concerns(wrong)
+    ]
+    return Effective(settings, found, files), in_order(problems, files)
 
 
 def text_of(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
@@ -85,7 +97,7 @@ def variables(environment: Mapping[str, str]) -> list[Given]:
     ]
 
 
-def credentials(environment: Mapping[str, str], problems: list[str]) -> list[Given]:
+def credentials(environment: Mapping[str, str], problems: list[Problem]) -> list[Given]:
     """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see systemd.exec(5)."""
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
@@ -103,7 +115,8 @@ def credentials(environment: Mapping[str, str], problems: list[str]) -> list[Giv
                 continue
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
-                problems.append(f"credential {path.name}: cannot read {path}: {reason}")
+                origin = f"credential {path.name}"
+                problems.append(Problem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),)))
     return found
 
 
@@ -118,27 +131,28 @@ def _declared(section: str, name: str) -> Field[Any]:
     return next(one for one in fields(SECTIONS[section]) if one.name == name)
 
 
-def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[str]]:
+def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[Problem]]:
     """The INI file and those beside it, what they say, and why one cannot be read."""
     from dlpool.config.ini import read
 
-    folder, problems = Path(config).parent / "conf.d", []
+    folder = Path(config).parent / "conf.d"
+    problems: list[Problem] = []
     names = [config]
     try:
         found = sorted(os.listdir(folder)) if folder.exists() else []
         names += [str(folder / name) for name in found if name.endswith(".ini") and not name.startswith(".")]
     except OSError as error:
-        problems.append(f"cannot read {folder}: {error.strerror}")
+        problems.append(Problem(f"cannot read {folder}: {error.strerror}"))
     layers = []
     for name in names:
         try:
             layers.append(read(name, problems))
         except ConfigurationError as error:
-            problems.append(str(error))
+            problems.append(Problem(str(error), name))
     return tuple(names), layers, problems
 
 
-def _checked(layer: Sequence[Given], problems: list[str]) -> list[Given]:
+def _checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
     """What a place says, with its values, less what is wrong."""
     from dlpool.config.ini import checked
 

@@ -16,6 +16,7 @@ from dlpool.transfer.files import translated
 from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"
+ENGINE_HEAD = b'{"begin": '  # how the session of an engine begins
 DIGITS = 16
 
 
@@ -65,6 +66,10 @@ class DoneList:
             if not head:
                 os.write(self._descriptor, HEAD)
                 return set()
+            if head.startswith(ENGINE_HEAD):
+                raise LocalFault(
+                    f"{self._path} is the session of an engine, not of download_many or a list: name another"
+                )
             if head != HEAD:
                 raise LocalFault(f"{self._path} is no session of a batch")
             done = {int(line, 16) for line in file if len(line) == DIGITS + 1 and line.endswith(b"\n")}

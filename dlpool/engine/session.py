@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from dlpool.engine.donelist import ENGINE_HEAD, HEAD
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.wish import job_of
 from dlpool.errors import LocalFault, UsageError
@@ -104,23 +105,29 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
     """The unfinished tasks, by id, and which of them are paused."""
     open_tasks: dict[str, dict[str, Any]] = {}
     paused: set[str] = set()
-    with os.fdopen(os.dup(descriptor), "r", encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines()
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        content = file.read()
+    if content.startswith(HEAD):
+        raise LocalFault(f"{path} is the session of download_many or a list, not of an engine: name another")
+    if content[: len(ENGINE_HEAD)] != ENGINE_HEAD[: len(content)]:
+        raise LocalFault(f"{path} is no session")
+    lines = content.decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             ((verb, what),) = json.loads(line).items()
-        except (ValueError, AttributeError):
-            if number < len(lines):
+            task_id = str(what["id"] if verb == "begin" else what)
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            if number < len(lines) or content.endswith(b"\n"):  # not what a kill has cut
                 raise LocalFault(f"{path} is no session: line {number} is not understood") from None
             continue
         if verb == "begin":
-            open_tasks[what["id"]] = what
+            open_tasks[task_id] = what
         elif verb == "end":
-            open_tasks.pop(what, None)
+            open_tasks.pop(task_id, None)
         elif verb == "pause":
-            paused.add(what)
+            paused.add(task_id)
         else:
-            paused.discard(what)
+            paused.discard(task_id)
     return open_tasks, paused & open_tasks.keys()
 
 

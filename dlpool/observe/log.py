@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,10 +23,15 @@ from dlpool.transfer.files import translated
 LOG_NAME = "dlpool.log"
 _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
 _PAUSE_S = 60.0
+Heard = Callable[[str, Mapping[str, object]], object]
 
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+def _deaf(_event: str, _fields: Mapping[str, object], /) -> None:
+    pass
 
 
 def _threshold(logger: str, settings: LoggingSettings) -> int:
@@ -35,10 +40,11 @@ def _threshold(logger: str, settings: LoggingSettings) -> int:
 
 
 class Sink:
-    """Where records go. The lock guards the count of lost ones, and nothing else."""
+    """Where records go. ``heard`` is told of each, whatever its level. The lock guards the count of lost ones."""
 
-    def __init__(self, file: LogFile) -> None:
+    def __init__(self, file: LogFile, heard: Heard) -> None:
         self.file = file
+        self.heard = heard
         self.dropped = 0
         self._lock = threading.RLock()  # a signal handler may log while its own thread counts
 
@@ -87,9 +93,10 @@ class Logger(BoundLoggerBase):
 
     def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
         channel = self._logger
-        if _LEVELS[level] < channel.threshold:
-            return
         try:
+            channel.sink.heard(event, fields)
+            if _LEVELS[level] < channel.threshold:
+                return
             (line,), _ = self._process_event(level, event, fields)
             channel.sink.file.append(line)
         except Exception:  # noqa: BLE001 - whatever is wrong with a log, the work goes on
@@ -101,18 +108,18 @@ class Log:
 
     Every process calls ``tend_writer`` about once a second, and one of them all ``tend`` as well. Raises LocalFault if
     the log cannot be opened and is ``is_required``; from then on nothing here raises, and ``dropped`` counts the
-    records that were lost.
+    records that were lost. ``heard`` is told of each event on the thread where it happens, and may not raise.
     """
 
     def __init__(
         self, folder: Path, settings: LoggingSettings, *, service: str, version: str, node_id: str,
-        clock: Callable[[], datetime] = _utc_now, is_required: bool = True,
+        clock: Callable[[], datetime] = _utc_now, is_required: bool = True, heard: Heard = _deaf,
     ) -> None:  # fmt: skip
         self.path = folder / LOG_NAME
         self._settings = settings
         self._clock = clock
         with translated(f"open the log {self.path}"):
-            self._sink = Sink(LogFile(self.path, is_required=is_required))
+            self._sink = Sink(LogFile(self.path, is_required=is_required), heard)
         self._channels: dict[str, Channel] = {}
         origin = Origin(service, version, node_id, socket.gethostname())
         self._chain = processors(origin, clock, settings.log_format)

@@ -12,7 +12,7 @@ from dlpool.config import SECTIONS, Settings
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import effective_url, shown_server
 from dlpool.jobs.keys import Keys
-from dlpool.observe.log import Log
+from dlpool.observe.log import Heard, Log
 from dlpool.observe.tracing import check_traces
 from dlpool.service.archiving import check_archive_command
 from dlpool.service.collector import calm_collector
@@ -28,10 +28,11 @@ from dlpool.transfer.limits import HostGate, NetworkWatch
 OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
 
 
-def serve(settings: Settings, load: Load, early: Iterable[int] = ()) -> None:
+def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Heard = lambda *_: None) -> None:
     """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
 
-    ``load`` reads the settings anew for a reload; ``early`` are signals that came before. Call it on the main thread.
+    ``load`` reads the settings anew for a reload; ``early`` are signals that came before; ``heard`` is told of
+    each event of the log. Call it on the main thread.
     """
     Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
     check_hooks(settings.hooks)
@@ -40,7 +41,7 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = ()) -> None:
     node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
     try:
         log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,
-                  node_id=node.node_id)  # fmt: skip
+                  node_id=node.node_id, heard=heard)  # fmt: skip
         try:
             _serve(settings, load, early, node, log)
         except Exception as error:

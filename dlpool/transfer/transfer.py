@@ -203,8 +203,8 @@ class Transfer:
         outcome = Outcome(
             path=plan.place.target, size=self._board.written(), received=tally.received,
             resumed_from=plan.resumed_from, seconds=round(time.monotonic() - self._began, 3),
-            retries=tally.retries + tally.broken_streams, restarts=tally.restarts, connections=current.lanes.most,
-            checksum=str(current.verified) if current.verified else None,
+            retries=tally.retries + tally.broken_streams, restarts=tally.restarts + tally.broken_streams,
+            connections=current.lanes.most, checksum=str(current.verified) if current.verified else None,
         )  # fmt: skip
         self._notify("job_succeeded", **vars(outcome))
         return outcome

@@ -4,7 +4,7 @@ import sys
 
 from dlpool import DownloadEngine
 
-with DownloadEngine(session="./downloads/session") as engine:
+with DownloadEngine(session="./downloads/tasks.session") as engine:
     unfinished = {task.url for task in engine.get_all_tasks()}
     print(len(unfinished), "unfinished from before")
     for url in sys.argv[1:]:

@@ -103,7 +103,7 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l progress -xka "auto bar pla
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s q -l quiet -d 'say nothing but errors'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s v -l verbose -d 'say what happens'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l json -d 'print the result as one JSON object on standard output'
-complete -c dlpool -n '_shtab_dlpool_using fetch; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'file, or existing folder (default: current folder)'
+complete -c dlpool -n '_shtab_dlpool_using fetch; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file, or a folder: what ends in / or is one already (default: the current folder)'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a upload -d 'send files to a dlpool-web, in chunks'
 complete -c dlpool -n '_shtab_dlpool_using upload' -s h -l help -d 'show this help message and exit'
 complete -c dlpool -n '_shtab_dlpool_using upload' -s c -l connections -x -d 'chunks that are sent at once (default: 4)'
