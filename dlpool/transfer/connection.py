@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import http.client
+import select
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +16,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
-from dlpool.transfer.exchange import Body, Breaker, running
+from dlpool.transfer.exchange import Body, Breaker, Exchange, running
 from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
@@ -69,14 +71,45 @@ class _Watched(HTTPConnection):
             self._send_body(body)
 
     def _send_body(self, body: Body) -> None:
-        """Piece by piece, so that the time limit is one of silence. A server may answer and hang up before its end."""
+        """Piece by piece, so that the time limit is one of silence; what the server says before its end ends it."""
         self.is_cut = True
+        exchange = running()
+        if exchange is not None:
+            exchange.asked_at = None
         for block in body.blocks:
-            view = memoryview(block)
-            self.sock.settimeout(body.timeout_s)
-            while view:
-                view = view[self.sock.send(view) :]
-        self.is_cut = False
+            if not self._send_block(memoryview(block), body.timeout_s, exchange):
+                break
+        else:
+            self.is_cut = False
+        if exchange is not None:
+            exchange.asked_at = exchange.clock()
+
+    def _send_block(self, view: memoryview, timeout_s: float, exchange: Exchange | None) -> bool:
+        """Send it; False: the server has answered, or hung up."""
+        self.sock.settimeout(timeout_s)
+        while view:
+            if exchange is not None:
+                exchange.begin_wait()
+            size = self.sock.send(view) if self._may_send(timeout_s) else 0
+            if exchange is not None:
+                exchange.end_wait(size)
+            if not size:
+                return False
+            view = view[size:]
+        return True
+
+    def _may_send(self, timeout_s: float) -> bool:
+        """Wait until more can be sent; False: there is something to read instead. Raises TimeoutError.
+
+        On a new TLS connection that may be a session ticket, so that it is only looked at when nothing can be sent.
+        """
+        is_telling = not isinstance(self.sock, ssl.SSLSocket) or self.idle_since > 0
+        happened = _happened(self.sock, select.POLLOUT | (select.POLLIN if is_telling else 0), timeout_s)
+        if happened:
+            return not happened & ~select.POLLOUT
+        if _happened(self.sock, select.POLLIN, 0):
+            return False
+        raise TimeoutError("nothing more could be sent")
 
     def getresponse(self) -> Any:
         """The answer itself, which urllib3 would wrap."""
@@ -115,6 +148,14 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
 
 class _IdleLimitTls(_IdleLimit, urllib3.HTTPSConnectionPool):
     """The same over TLS."""
+
+
+def _happened(sock: socket.socket, events: int, timeout_s: float) -> int:
+    """Which of ``events``, or of errors, a socket has; 0 after the time limit."""
+    poll = select.poll()
+    poll.register(sock, events)
+    found = poll.poll(timeout_s * 1000)
+    return found[0][1] if found else 0
 
 
 def pool_classes(network_policy: str) -> dict[str, type[urllib3.HTTPConnectionPool]]:
@@ -158,7 +199,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     except socket.gaierror as error:
         is_own = error.errno == socket.EAI_AGAIN
         reason = f"the name {host} cannot be resolved ({error.strerror})"
-        raise NameNotResolved(reason, is_own_network=is_own) from error
+        raise NameNotResolved(reason, is_own_network=is_own, is_away=True) from error
     except UnicodeError as error:
         raise NameNotResolved(f"{host!r} is no host name") from error
     return [(family, address) for family, _kind, _protocol, _name, address in found]
@@ -180,7 +221,7 @@ def _connect_one(
             with suppress(OSError):
                 sock.close()
         if isinstance(error, TimeoutError):
-            raise TimedOut(f"connecting to {place} took longer than the connect timeout") from error
+            raise TimedOut(f"connecting to {place} took longer than the connect timeout", is_away=True) from error
         if isinstance(error, OSError):
             raise _unreachable(place, error) from error
         raise
@@ -190,4 +231,5 @@ def _unreachable(place: str, error: OSError) -> RetryRange:
     reason = error.strerror or str(error)
     if error.errno == errno.ECONNRESET:
         return ConnectionBroken(f"{place} reset the connection")
-    return Unreachable(f"{place} cannot be reached ({reason})", is_own_network=error.errno in _OWN_NETWORK)
+    is_own = error.errno in _OWN_NETWORK
+    return Unreachable(f"{place} cannot be reached ({reason})", is_own_network=is_own, is_away=True)
