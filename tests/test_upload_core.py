@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dlpool.config import TransferSettings
 from dlpool.errors import Cancelled, Garbled, UsageError
+from dlpool.transfer.retry import Rest
 from dlpool.upload.advice import Advice
 from dlpool.upload.board import GROWTH, Board
 from dlpool.upload.ending import Ending
@@ -90,7 +91,7 @@ def test_chunks_are_dealt_from_the_front_and_a_failed_one_rests_first() -> None:
     dealt = board(5, clock)
     assert dealt.begin([1]) == 4
     assert (dealt.take(), dealt.take()) == (0, 2)
-    dealt.give_back(0, 10.0)
+    dealt.give_back(0, Rest(10.0, 0.0))
     assert dealt.take() == 3
     clock.now += 10
     assert (dealt.take(), dealt.take()) == (0, 4)
@@ -116,7 +117,7 @@ def test_a_server_that_admits_fewer_gets_fewer_and_one_more_again_after_some_chu
     assert first is not None and second is not None and third is not None
     for refused in (third, second):
         assert dealt.make_room()
-        dealt.give_back(refused, 0.0)
+        dealt.give_back(refused)
     assert not dealt.make_room()  # the last one goes on by itself
     index = first
     for _ in range(GROWTH):
@@ -129,25 +130,29 @@ def test_a_server_that_admits_fewer_gets_fewer_and_one_more_again_after_some_chu
     assert dealt.sending == 2
 
 
-def test_who_rests_goes_on_when_a_chunk_is_stored() -> None:
-    dealt = board(100_000, Clock())
-    resting = threading.Thread(target=dealt.rest, args=(3600.0,), daemon=True)
+def test_who_rests_keeps_its_place_and_goes_on_when_a_chunk_is_stored() -> None:
+    clock = Clock()
+    dealt = board(100, clock, lanes=2)
+    first, second = dealt.take(), dealt.take()
+    assert (first, second) == (0, 1)
+    resting = threading.Thread(target=dealt.give_back, args=(0, Rest(0.0, 3600.0)), daemon=True)
     resting.start()
-
-    def is_awake_after_one_more() -> bool:
-        index = dealt.take()
-        assert index is not None
-        dealt.store(index)
-        return not resting.is_alive()
-
-    wait_until(is_awake_after_one_more)
+    wait_until(lambda: dealt.sending == 1)
+    third = threading.Thread(target=dealt.take, daemon=True)
+    third.start()
+    third.join(0.1)
+    assert third.is_alive() and dealt.sending == 1
+    dealt.store(1)
+    resting.join(60)
+    third.join(60)
+    assert not resting.is_alive() and not third.is_alive()
 
 
 def test_when_the_server_takes_no_more_nobody_gets_a_chunk() -> None:
     dealt = board(3, Clock())
     assert (dealt.take(), dealt.take()) == (0, 1)
     dealt.close()
-    dealt.give_back(0, 0.0)
+    dealt.give_back(0)
     dealt.store(1)
     assert dealt.take() is None
     dealt.wait_for_front(2)
@@ -166,8 +171,8 @@ def test_the_first_error_stands_and_nobody_gets_a_chunk_after_it() -> None:
         ending.stop(Garbled("second"))
         assert str(exchange.verdict) == "first"
     assert dealt.take() is None
-    acts = (ending.check, lambda: dealt.sent(0, 1), lambda: ending.pause(60), lambda: dealt.rest(60),
-            lambda: dealt.wait_for_front(2))  # fmt: skip
+    acts = (ending.check, lambda: dealt.sent(0, 1), lambda: ending.pause(60), lambda: dealt.wait_for_front(2),
+            lambda: dealt.give_back(0, Rest(0.0, 60.0)))  # fmt: skip
     for act in acts:
         with pytest.raises(Cancelled, match="first"):
             act()

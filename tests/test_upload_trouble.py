@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import make_data, wait_until
+from tests.conftest import Authority, make_data, wait_until
 from tests.origin import Connection, Hangup, Origin, Request
 from tests.processes import Ended, finish, run, start
 from tests.proxy import Proxy
@@ -243,6 +243,30 @@ def test_an_answer_is_heard_while_the_server_reads_no_more(file: Path) -> None:
         gone.set()
     assert ended.code == 6
     assert "The server says why." in ended.err
+
+
+def test_over_tls_a_session_ticket_is_not_taken_for_an_answer(authority: Authority, file: Path) -> None:
+    file.write_bytes(make_data(8 << 20))
+    with UploadOrigin(tls=authority.server_context()) as origin:
+        ended = upload(file, origin.api, "--chunk-size", "1M", "--cacert", authority.ca_file)
+    assert (ended.code, ended.json["retries"]) == (0, 0), ended.err
+    assert origin.merged["model.bin"] == file.read_bytes()
+
+
+def test_over_tls_an_answer_is_heard_while_the_server_reads_no_more(authority: Authority, file: Path) -> None:
+    file.write_bytes(bytes(32 << 20))
+    gone = threading.Event()
+
+    def refuse(request: Request, connection: Connection) -> None:
+        if busy(request, connection):
+            connection.answer(403, {}, b'{"error": "The server says why.", "code": "forbidden"}')
+            gone.wait(60)
+
+    with Origin(refuse, tls=authority.server_context()) as origin:
+        ended = upload(file, f"{origin.url}/go-uploader", "--chunk-size", "32M", "--retries", "0", "--cacert",
+                       authority.ca_file)  # fmt: skip
+        gone.set()
+    assert ended.code == 6
 
 
 # --- what came before, or at the same time ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -31,8 +32,8 @@ class UploadOrigin(Origin):
     ``advice`` is what it wants of clients, None: it is an older one that does not say.
     """
 
-    def __init__(self, fault: Fault = no_fault) -> None:
-        super().__init__(self._handle)
+    def __init__(self, fault: Fault = no_fault, *, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(self._handle, tls=tls)
         self.fault = fault
         self.state = "uploading"
         self.advice: dict[str, Any] | None = None

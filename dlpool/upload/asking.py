@@ -9,6 +9,7 @@ from typing import TypeVar
 from dlpool.errors import RetryRange
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.retry import Failure, Rest, RetryPolicy
+from dlpool.upload.board import NO_REST
 from dlpool.upload.context import Context
 
 AWAY_POLL_S = 2.0  # between looks at a server that is away
@@ -39,7 +40,7 @@ class Patience:
         context = self._context
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
-            return Rest(0.0, 0.0)
+            return NO_REST
         is_waited_for = self._is_waited_for(error)
         attempts = 0 if is_waited_for else fail()
         final = self._policy.verdict(error, attempts)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
+from dlpool.transfer.retry import Rest
 from dlpool.upload.ending import Ending
 from dlpool.upload.plan import Plan
 
 GROWTH = 8  # chunks that are stored before one more is sent at once, after the server had admitted fewer
+NO_REST = Rest(0.0, 0.0)
 
 
 class Board:
@@ -29,6 +31,7 @@ class Board:
         self._sending: dict[int, int] = {}  # by index: bytes sent by this attempt
         self._resting: dict[int, float] = {}  # by index: until when
         self._fresh: deque[int] = deque()
+        self._asleep = 0  # threads that keep their place
         self._failures: dict[int, int] = {}
         self._is_closed = False
         self._stored_bytes = self._accepted = self._front = 0
@@ -55,7 +58,7 @@ class Board:
         """Wait for a chunk that may be sent; None: all are stored, or it is over."""
         with self._changed:
             while self._ending.error is None and (self._fresh or self._resting or self._sending):
-                has_room = len(self._sending) < self._limit
+                has_room = len(self._sending) + self._asleep < self._limit
                 now = self._clock()
                 index = self._ready(now) if has_room else None
                 if index is not None:
@@ -85,14 +88,25 @@ class Board:
                 self._limit, self._stored_since = self._limit + 1, 0
             self._changed.notify_all()
 
-    def give_back(self, index: int, delay_s: float) -> None:
-        """Another attempt, by any lane, after ``delay_s``."""
+    def give_back(self, index: int, rest: Rest = NO_REST) -> None:
+        """Another attempt, by any lane, after ``rest.chunk_s``. This thread sleeps for ``rest.thread_s``:
+
+        it keeps its place meanwhile, and goes on when a chunk is stored, as the server is there then. Raises when it
+        is over.
+        """
         with self._changed:
             self.retries += 1
             del self._sending[index]
             if not self._is_closed:
-                self._resting[index] = self._clock() + delay_s
+                self._resting[index] = self._clock() + rest.chunk_s
+            before, is_asleep = len(self._stored), rest.thread_s > 0
+            self._asleep += is_asleep
             self._changed.notify_all()
+            if is_asleep:
+                self._changed.wait_for(lambda: self._is_over() or len(self._stored) > before, rest.thread_s)
+                self._asleep -= 1
+                self._changed.notify_all()
+        self._ending.check()
 
     def make_room(self) -> bool:
         """The server may admit no further connection: fewer from now on; returns whether others are at work."""
@@ -109,17 +123,6 @@ class Board:
             self._failures[index] = self._failures.get(index, 0) + 1
             return self._failures[index]
 
-    def rest(self, seconds: float) -> None:
-        """Sleep, until a chunk is stored, which shows that the server is there. Raises when it is over."""
-        if seconds <= 0:
-            return
-        with self._changed:
-            before = len(self._stored)
-            self._changed.wait_for(
-                lambda: self._ending.error is not None or self._is_closed or len(self._stored) > before, seconds
-            )
-        self._ending.check()
-
     def close(self) -> None:
         """The server takes no more: what is not being sent now stays here."""
         with self._changed:
@@ -133,11 +136,7 @@ class Board:
     def wait_for_front(self, index: int) -> None:
         """Wait until a lane has begun with the chunk, or none will. Raises when it is over."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._ending.error is not None or self._is_closed or self._front > index or index in self._stored
-                )
-            )
+            self._changed.wait_for(lambda: self._is_over() or self._front > index or index in self._stored)
         self._ending.check()
 
     @property
@@ -160,6 +159,9 @@ class Board:
     def sending(self) -> int:
         """Chunks that are being sent."""
         return len(self._sending)
+
+    def _is_over(self) -> bool:
+        return self._ending.error is not None or self._is_closed
 
     def _ready(self, now: float) -> int | None:
         for index, until in self._resting.items():

@@ -9,6 +9,7 @@ from dlpool.errors import DlpoolError, InternalError, RetryRange, TaskClosed
 from dlpool.transfer.answer import Span
 from dlpool.transfer.retry import Rest
 from dlpool.upload.asking import Patience
+from dlpool.upload.board import NO_REST
 from dlpool.upload.context import Task
 from dlpool.upload.localfile import new_buffer, new_md5
 
@@ -28,34 +29,31 @@ class Lane:
         ending = self._context.ending
         try:
             while (index := self._board.take()) is not None:
-                self._board.rest(self._serve(index))
+                self._serve(index)
         except DlpoolError as error:
             ending.stop(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
             ending.stop(InternalError.of(error))
 
-    def _serve(self, index: int) -> float:
-        """One attempt at a chunk; returns how long this thread should rest."""
+    def _serve(self, index: int) -> None:
+        """One attempt at a chunk, and the rest after a failure."""
         try:
             self._send(index)
         except TaskClosed as error:  # somebody else sends the same file, and was faster: the merge tells
             self._context.notify("task_closed", error=str(error))
             self._board.close()
-            self._board.give_back(index, 0.0)
+            self._board.give_back(index)
         except RetryRange as error:
-            rest = self._rest(index, error)
-            self._board.give_back(index, rest.chunk_s)
-            return rest.thread_s
+            self._board.give_back(index, self._rest(index, error))
         else:
             self._board.store(index)
             self._patience.renew()
-        return 0.0
 
     def _rest(self, index: int, error: RetryRange) -> Rest:
         """How long to rest after a failed attempt. Where others are at work it may be that fewer get more done."""
         if error.is_capacity and not error.is_stale and self._board.make_room():
             self._context.notify("fewer_connections", label=error.label, error=str(error))
-            return Rest(0.0, 0.0)
+            return NO_REST
         return self._patience.rest(error, partial(self._board.count_failure, index))
 
     def _send(self, index: int) -> None:
