@@ -193,8 +193,11 @@ def test_connections_that_are_cut_before_a_chunk_is_through_become_fewer(shared:
                 proxy.drop()
 
         cutting = threading.Thread(target=cut)
-        process = start("upload", file, f"http://127.0.0.1:{proxy.port}/go-uploader", "--chunk-size", "1M", "-c", "4",
-                        "--limit-rate", "4M", "--retry-delay", "10ms", "--json")  # fmt: skip
+        url, hasty = (
+            f"http://127.0.0.1:{proxy.port}/go-uploader",
+            ("--retry-delay", "10ms", "--retry-max-delay", "50ms"),
+        )
+        process = start("upload", file, url, "--chunk-size", "1M", "-c", "4", "--limit-rate", "4M", "--json", *hasty)
         cutting.start()
         try:
             result = finish(process)
