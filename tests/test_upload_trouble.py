@@ -245,6 +245,20 @@ def test_an_answer_is_heard_while_the_server_reads_no_more(file: Path) -> None:
     assert "The server says why." in ended.err
 
 
+def test_an_interim_answer_does_not_end_a_body(origin: UploadOrigin, file: Path) -> None:
+    file.write_bytes(make_data(8 << 20))
+
+    def handle(request: Request, connection: Connection) -> None:
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        threading.Event().wait(0.2)
+        origin._handle(request, connection)
+
+    origin.handler = handle
+    ended = upload(file, origin.api, "--chunk-size", "8M")
+    assert (ended.code, ended.json["retries"]) == (0, 0), ended.err
+    assert origin.merged["model.bin"] == file.read_bytes()
+
+
 def test_over_tls_a_session_ticket_is_not_taken_for_an_answer(authority: Authority, file: Path) -> None:
     file.write_bytes(make_data(8 << 20))
     with UploadOrigin(tls=authority.server_context()) as origin:

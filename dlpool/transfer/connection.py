@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import re
 import select
 import socket
 import ssl
@@ -32,6 +33,7 @@ class _Watched(HTTPConnection):
     network_policy = "any"
     idle_since = 0.0
     is_cut = False  # a request was not sent to its end
+    _listens = True  # whether what can be read while a body is sent is an answer
     _breaker: Breaker | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -73,6 +75,8 @@ class _Watched(HTTPConnection):
     def _send_body(self, body: Body) -> None:
         """Piece by piece, so that the time limit is one of silence; what the server says before its end ends it."""
         self.is_cut = True
+        # On a new TLS connection a session ticket comes: then it is only looked at when nothing more can be sent.
+        self._listens = not isinstance(self.sock, ssl.SSLSocket) or self.idle_since > 0
         exchange = running()
         if exchange is not None:
             exchange.asked_at = None
@@ -99,12 +103,11 @@ class _Watched(HTTPConnection):
         return True
 
     def _may_send(self, timeout_s: float) -> bool:
-        """Wait until more can be sent; False: there is something to read instead. Raises TimeoutError.
-
-        On a new TLS connection that may be a session ticket, so that it is only looked at when nothing can be sent.
-        """
-        is_telling = not isinstance(self.sock, ssl.SSLSocket) or self.idle_since > 0
-        happened = _happened(self.sock, select.POLLOUT | (select.POLLIN if is_telling else 0), timeout_s)
+        """Wait until more can be sent; False: there is something to read instead. Raises TimeoutError."""
+        happened = _happened(self.sock, select.POLLOUT | (select.POLLIN if self._listens else 0), timeout_s)
+        if happened & select.POLLIN and _is_interim(self.sock):
+            self._listens = False  # it stays there to be read
+            return self._may_send(timeout_s)
         if happened:
             return not happened & ~select.POLLOUT
         if _happened(self.sock, select.POLLIN, 0):
@@ -156,6 +159,15 @@ def _happened(sock: socket.socket, events: int, timeout_s: float) -> int:
     poll.register(sock, events)
     found = poll.poll(timeout_s * 1000)
     return found[0][1] if found else 0
+
+
+def _is_interim(sock: socket.socket) -> bool:
+    """Whether what has come is a 1xx (RFC 9110 section 15.2), as some servers send one unasked."""
+    if isinstance(sock, ssl.SSLSocket):
+        return False
+    with suppress(OSError):
+        return re.match(rb"HTTP/1\.[01] 1", sock.recv(10, socket.MSG_PEEK)) is not None
+    return False
 
 
 def pool_classes(network_policy: str) -> dict[str, type[urllib3.HTTPConnectionPool]]:
