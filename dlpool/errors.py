@@ -60,6 +60,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
     shows that the file is not lost.
     ``is_stale``: an idle connection had died before we used it, which says nothing about the server.
     ``is_own_network``: it may be our own network that is away.
+    ``is_away``: the server, or the way to it, is not there just now, or has no time: waiting helps, not trying.
     ``is_comparison``: only our own impatience ended it, as siblings did better.
     """
 
@@ -72,12 +73,14 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         retry_after_s: float | None = None,
         is_stale: bool = False,
         is_own_network: bool = False,
+        is_away: bool = False,
         is_comparison: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.is_stale = is_stale
         self.is_own_network = is_own_network
+        self.is_away = is_away
         self.is_comparison = is_comparison
 
 
@@ -150,6 +153,10 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
         self.cause = cause
 
 
+class MergedGone(RestartFile, label="merged_gone"):
+    """A server calls an upload complete, and the file that it made is not there any more."""
+
+
 # --- no retry in this run -----------------------------------------------------------------------------------------
 
 
@@ -163,6 +170,10 @@ class HttpRefused(FailJob, label="http_status", exit_code=8):
 
 class NotFound(FailJob, label="not_found", exit_code=10):
     """404 or 410."""
+
+
+class NoTask(NotFound):
+    """A server does not know an upload, or not any more."""
 
 
 class AccessDenied(FailJob, label="access_denied", exit_code=6):
@@ -185,12 +196,20 @@ class PolicyRefused(FailJob, label="policy", exit_code=12):
     """Rules forbid it: our own (network, redirect, size, path), or those of a server that takes uploads (413, 415)."""
 
 
+class ChunkTooLarge(PolicyRefused):
+    """A server takes the file, but not in pieces of that size."""
+
+
 class TargetExists(FailJob, label="target_exists", exit_code=13):
     """The target is there and ``if_exists`` is ``fail``."""
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
     """409: the state of an upload forbids it, or another file has its name."""
+
+
+class TaskClosed(Conflict):
+    """An upload takes nothing more, as its file is being made, or has been."""
 
 
 class RemoteFull(FailJob, label="remote_no_space", exit_code=9):

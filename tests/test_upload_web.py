@@ -127,12 +127,11 @@ def test_a_chunk_that_rots_at_the_server_is_found_by_the_merge_and_sent_again(sh
     process.kill()
     finish(process)
     [task] = set(shared.upload_dir.glob("tasks/*")) - known
-    there = len(list(task.glob("*.chunk")))
     with min(task.glob("*.chunk")).open("r+b") as chunk:
         chunk.write(b"rotten")
     ended = finish(begin(file, shared.url))
     check(ended, shared, file)
-    assert ended.json["sent"] == SIZE - (there - 1) * MIB
+    assert ended.json["sent"] == SIZE - ended.json["resumed_from"] + MIB
 
 
 def test_a_task_that_is_paused_there_takes_nothing_until_it_is_resumed(shared: WebServer, file: Path) -> None:
@@ -170,10 +169,58 @@ def test_who_has_no_key_is_told_before_anything_is_sent(tmp_path: Path, file: Pa
         assert finish(begin(file, web.url)).code == 6
         ended = finish(begin(file, web.url, "--secret-key-file", tmp_path / "key"))
         assert (ended.code, len(ended.err.splitlines())) == (12, 1)
-        assert "413" in ended.err
+        assert "use a smaller --chunk-size" in ended.err
         assert stored(web) == 0
         ended = finish(begin(file, web.url, "--secret-key-file", tmp_path / "key", "--chunk-size", "512K"))
         assert ended.code == 0, ended.err
+
+
+def test_a_server_that_admits_few_bodies_is_not_asked_for_more_again_and_again(tmp_path: Path, file: Path) -> None:
+    """It admits two at once: who is turned away does not make all others wait."""
+    with WebServer(tmp_path / "web", {"web": {"threads": 4, "processes": 1}}) as web:
+        ended = run("upload", file, web.url, "-c", "8", "--chunk-size", "96K", "--json")
+        check(ended, web, file)
+    assert ended.json["retries"] < 128  # of 256 chunks
+
+
+def test_connections_that_are_cut_before_a_chunk_is_through_become_fewer(shared: WebServer, file: Path) -> None:
+    """Four at once would need a second each, and have half of one; one alone needs a quarter."""
+    ended = threading.Event()
+    with Proxy(("127.0.0.1", shared.port)) as proxy:
+
+        def cut() -> None:
+            while not ended.wait(0.5):
+                proxy.drop()
+
+        cutting = threading.Thread(target=cut)
+        url, hasty = (
+            f"http://127.0.0.1:{proxy.port}/go-uploader",
+            ("--retry-delay", "10ms", "--retry-max-delay", "50ms"),
+        )
+        process = start("upload", file, url, "--chunk-size", "1M", "-c", "4", "--limit-rate", "4M", "--json", *hasty)
+        cutting.start()
+        try:
+            result = finish(process)
+        finally:
+            ended.set()
+            cutting.join()
+    check(result, shared, file)
+
+
+def test_two_clients_with_the_same_file_both_end_well(shared: WebServer, file: Path) -> None:
+    processes = [begin(file, shared.url, *SLOW) for _ in range(2)]
+    for process in processes:
+        check(finish(process), shared, file)
+
+
+def test_a_merged_file_that_was_moved_away_is_sent_again(shared: WebServer, file: Path) -> None:
+    check(finish(begin(file, shared.url)), shared, file)
+    (shared.merged_dir / file.name).unlink()
+    ended = finish(begin(file, shared.url))
+    check(ended, shared, file)
+    assert ended.json["sent"] == SIZE
+    ended = finish(begin(file, shared.url))
+    assert (ended.code, ended.json["sent"]) == (0, 0)
 
 
 def test_there_and_back_again_both_killed_on_the_way(tmp_path: Path) -> None:

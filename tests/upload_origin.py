@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from hashlib import md5
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.origin import Connection, Origin, Request
 
-# Called with the name of each call ("status", "chunk", "merge", "task"), its fields, its number among those of its name
-# from 1 on, and the connection; what it returns is the answer, status and JSON, instead of the right one.
+# Called with the name of each call ("client", "status", "chunk", "merge", "task", "delete", "head"), its fields, its
+# number among those of its name from 1 on, and the connection; what it returns is the answer, status and JSON, instead
+# of the right one.
 Fault = Callable[[str, Mapping[str, str], int, Connection], "tuple[int, dict[str, Any]] | None"]
+
+
+_CALLS = {"client": "client", "upload_status": "status", "upload_chunk": "chunk", "merge_chunks": "merge"}
 
 
 def no_fault(_call: str, _fields: Mapping[str, str], _number: int, _connection: Connection) -> None:
@@ -22,15 +27,20 @@ def no_fault(_call: str, _fields: Mapping[str, str], _number: int, _connection: 
 
 
 class UploadOrigin(Origin):
-    """Use as a context manager. ``stored`` are the chunks, ``merged`` the files, ``calls`` what was asked, in order."""
+    """Use as a context manager. ``stored`` are the chunks, ``merged`` the files, ``calls`` what was asked, in order.
 
-    def __init__(self, fault: Fault = no_fault) -> None:
-        super().__init__(self._handle)
+    ``advice`` is what it wants of clients, None: it is an older one that does not say.
+    """
+
+    def __init__(self, fault: Fault = no_fault, *, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(self._handle, tls=tls)
         self.fault = fault
         self.state = "uploading"
+        self.advice: dict[str, Any] | None = None
         self.stored: dict[int, bytes] = {}
         self.merged: dict[str, bytes] = {}
         self.calls: list[tuple[str, dict[str, str]]] = []
+        self._result: dict[str, Any] = {}
         self._counts: Counter[str] = Counter()
         self._calls_lock = threading.Lock()
 
@@ -51,17 +61,31 @@ class UploadOrigin(Origin):
         parts = urlsplit(request.path)
         fields = dict(parse_qsl(parts.query))
         last = parts.path.removeprefix("/go-uploader/")
-        call = {"upload_status": "status", "upload_chunk": "chunk", "merge_chunks": "merge"}.get(last, "task")
+        call = _CALLS.get(last) or {"HEAD": "head", "DELETE": "delete"}.get(request.method, "task")
         if call == "merge":
             fields = {name: str(value) for name, value in json.loads(body).items()}
         with self._calls_lock:
             self._counts[call] += 1
             number = self._counts[call]
             self.calls.append((call, fields))
+        if call == "head":
+            fields = {"path": unquote(last.removeprefix("files/"))}
         status, answer = self.fault(call, fields, number, connection) or self._answer(call, fields, body)
-        connection.answer(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+        headers = {"Content-Type": "application/json"}
+        if call == "head":
+            connection.answer(status, {**headers, "Content-Length": str(answer.get("size", 0))})
+        else:
+            connection.answer(status, headers, json.dumps(answer).encode())
 
     def _answer(self, call: str, fields: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+        if call == "client":
+            return (404, {"error": "nothing"}) if self.advice is None else (200, self.advice)
+        if call == "head":
+            data = self.merged.get(fields["path"])
+            return (404, {}) if data is None else (200, {"size": len(data)})
+        if call == "delete":
+            self.stored, self.state = {}, "uploading"
+            return 200, {"status": "ok"}
         if call == "status":
             return 200, {"uploaded_chunks": sorted(self.stored), "status": self.state if self.stored else "not_found"}
         if call == "task":
@@ -72,10 +96,14 @@ class UploadOrigin(Origin):
     def _store(self, fields: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
         if md5(body).hexdigest() != fields["md5"]:
             return 400, {"error": "the chunk has another md5", "code": "md5_mismatch"}
+        if not self.stored:
+            self.state = "uploading"
         self.stored[int(fields["chunk_index"])] = body
         return 200, {"status": "ok", "chunk_index": int(fields["chunk_index"]), "md5_checked": True, "size": len(body)}
 
     def _merge(self, fields: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        if self.state == "completed" and self.stored:
+            return 200, self._result
         total = int(fields["total_chunks"])
         if len(self.stored) < total:
             return 400, {"error": "chunks are missing", "code": "incomplete", "uploaded": len(self.stored),
@@ -87,10 +115,6 @@ class UploadOrigin(Origin):
         path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
         self.merged[path] = data
         self.state = "completed"
-        return 200, {
-            "status": "ok",
-            "filePath": f"/srv/{path}",
-            "md5": digest,
-            "relative_path": path.rpartition("/")[0],
-            "size": len(data),
-        }
+        self._result = {"status": "ok", "filePath": f"/srv/{path}", "md5": digest,
+                        "relative_path": path.rpartition("/")[0], "size": len(data)}  # fmt: skip
+        return 200, self._result

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from dlpool.cli.progress import eta_s, percent, size_text, time_text
+from dlpool.cli.tables import clean
 from dlpool.engine.batch import View
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
@@ -61,11 +62,12 @@ class Bars:
         speed = self._speeds[number].add(now, progress.done)
         share, left = percent(progress), eta_s(progress, speed)
         total = size_text(progress.size) if progress.size else "?"
+        at_work = f"{progress.connections} conn" if progress.connections else progress.phase
         figures = (
             f"{'' if share is None else f'{share:5.1f}%'} {size_text(progress.done)}/{total} {size_text(speed):>7}/s "
-            f"{'' if left is None else 'ETA ' + time_text(left)} {progress.connections} conn"
+            f"{'' if left is None else 'ETA ' + time_text(left)} {at_work}"
         )
-        name = escape(progress.path.name[-40:] or progress.phase)
+        name = escape(clean(progress.path.name[-40:]) or progress.phase)
         self._bars.update(
             self._tasks[number], description=name, completed=progress.done, total=progress.size, figures=figures
         )

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from dlpool.cli.tables import clean
 from dlpool.engine.batch import View
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
@@ -64,7 +65,8 @@ def status_text(progress: Progress, speed: float) -> str:
     parts.append(size_text(progress.done) + (f" of {size_text(progress.size)}" if progress.size else ""))
     parts.append(f"{size_text(speed)}/s")
     parts += [f"ETA {time_text(left)}"] if left is not None else []
-    return ", ".join([*parts, f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"])
+    at_work = f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"
+    return ", ".join([*parts, at_work if progress.connections else progress.phase])
 
 
 class Silent:
@@ -105,7 +107,7 @@ class Plain(Silent):
         """Print the moment."""
         if len(view.active) == 1 and not view.done + view.failed:
             number, progress = next(iter(view.active.items()))
-            self.say(f"{progress.path.name}: {status_text(progress, rates[number])}")
+            self.say(f"{clean(progress.path.name)}: {status_text(progress, rates[number])}")
             return
         done = view.ended_bytes + sum(progress.done for progress in view.active.values())
         self.say(

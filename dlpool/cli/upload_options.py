@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from dlpool.cli.options import add_output_options, add_setting
+from dlpool.cli.options import add_output_options, add_setting, given_options
 from dlpool.config import SECTIONS
+from dlpool.config.layers import Effective, effective
 from dlpool.kinds import AUTO, parse_count, parse_size
 
 # The settings of downloads that uploads obey, too.
@@ -48,11 +49,18 @@ def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_cod
     add_output_options(parser.add_argument_group("output"))
 
 
+def given_settings(arguments: argparse.Namespace) -> Effective:
+    """The settings that hold, and which of them somebody said. Raises ConfigurationError."""
+    options = [one for section, names in SETTINGS.items() for one in given_options(arguments, section, names)]
+    return effective(arguments.config, options)
+
+
 def _add_own_options(group: Any) -> None:
-    group.add_argument("-c", "--connections", metavar="N", type=_connections, default=4,
-                       help="chunks that are sent at once (default: 4)")  # fmt: skip
+    group.add_argument("-c", "--connections", metavar="N", type=_connections, default=None,
+                       help="chunks that are sent at once (default: as many as the server wants, else 4)")  # fmt: skip
     group.add_argument("--chunk-size", metavar="auto|SIZE", type=_chunk_size, default=None,
-                       help="bytes of a chunk (default: auto: 8M; small and very large files have others)")  # fmt: skip
+                       help="bytes of a chunk (default: auto: 8M or what the server takes; small and very large files "
+                       "have others)")  # fmt: skip
     group.add_argument("--name", metavar="NAME", help="how the file is called at the server (default: as here)")
     group.add_argument("--path", metavar="FOLDER", help="below which folder of the server's it goes (default: none)")
     group.add_argument("--token-file", metavar="FILE", help="a file that holds a bearer token, to be let in")

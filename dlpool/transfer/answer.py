@@ -27,6 +27,7 @@ from dlpool.transfer.remote import Resource, Sameness
 
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
 _BUSY = {429, 503}
+_AWAY = {502, 504, *_BUSY}
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
 
@@ -59,9 +60,9 @@ def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> 
     said = f"the server answered {status}"
     wait = retry_after_s(headers.get("Retry-After"), now)
     if status in _BUSY:
-        return ServerBusy(said, retry_after_s=wait)
+        return ServerBusy(said, retry_after_s=wait, is_away=True)
     if status in _PASSING:
-        return ServerTrouble(said, retry_after_s=wait)
+        return ServerTrouble(said, retry_after_s=wait, is_away=status in _AWAY)
     if status in _DENIED:
         return AccessDenied(said)
     if status in _GONE:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import http.client
+import re
+import select
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +17,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
-from dlpool.transfer.exchange import Body, Breaker, running
+from dlpool.transfer.exchange import Body, Breaker, Exchange, running
 from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
@@ -30,6 +33,7 @@ class _Watched(HTTPConnection):
     network_policy = "any"
     idle_since = 0.0
     is_cut = False  # a request was not sent to its end
+    _listens = True  # whether what can be read while a body is sent is an answer
     _breaker: Breaker | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -69,14 +73,46 @@ class _Watched(HTTPConnection):
             self._send_body(body)
 
     def _send_body(self, body: Body) -> None:
-        """Piece by piece, so that the time limit is one of silence. A server may answer and hang up before its end."""
+        """Piece by piece, so that the time limit is one of silence; what the server says before its end ends it."""
         self.is_cut = True
+        # On a new TLS connection a session ticket comes: then it is only looked at when nothing more can be sent.
+        self._listens = not isinstance(self.sock, ssl.SSLSocket) or self.idle_since > 0
+        exchange = running()
+        if exchange is not None:
+            exchange.asked_at = None
         for block in body.blocks:
-            view = memoryview(block)
-            self.sock.settimeout(body.timeout_s)
-            while view:
-                view = view[self.sock.send(view) :]
-        self.is_cut = False
+            if not self._send_block(memoryview(block), body.timeout_s, exchange):
+                break
+        else:
+            self.is_cut = False
+        if exchange is not None:
+            exchange.asked_at = exchange.clock()
+
+    def _send_block(self, view: memoryview, timeout_s: float, exchange: Exchange | None) -> bool:
+        """Send it; False: the server has answered, or hung up."""
+        self.sock.settimeout(timeout_s)
+        while view:
+            if exchange is not None:
+                exchange.begin_wait()
+            size = self.sock.send(view) if self._may_send(timeout_s) else 0
+            if exchange is not None:
+                exchange.end_wait(size)
+            if not size:
+                return False
+            view = view[size:]
+        return True
+
+    def _may_send(self, timeout_s: float) -> bool:
+        """Wait until more can be sent; False: there is something to read instead. Raises TimeoutError."""
+        happened = _happened(self.sock, select.POLLOUT | (select.POLLIN if self._listens else 0), timeout_s)
+        if happened & select.POLLIN and _is_interim(self.sock):
+            self._listens = False  # it stays there to be read
+            return self._may_send(timeout_s)
+        if happened:
+            return not happened & ~select.POLLOUT
+        if _happened(self.sock, select.POLLIN, 0):
+            return False
+        raise TimeoutError("nothing more could be sent")
 
     def getresponse(self) -> Any:
         """The answer itself, which urllib3 would wrap."""
@@ -115,6 +151,23 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
 
 class _IdleLimitTls(_IdleLimit, urllib3.HTTPSConnectionPool):
     """The same over TLS."""
+
+
+def _happened(sock: socket.socket, events: int, timeout_s: float) -> int:
+    """Which of ``events``, or of errors, a socket has; 0 after the time limit."""
+    poll = select.poll()
+    poll.register(sock, events)
+    found = poll.poll(timeout_s * 1000)
+    return found[0][1] if found else 0
+
+
+def _is_interim(sock: socket.socket) -> bool:
+    """Whether what has come is a 1xx (RFC 9110 section 15.2), as some servers send one unasked."""
+    if isinstance(sock, ssl.SSLSocket):
+        return False
+    with suppress(OSError):
+        return re.match(rb"HTTP/1\.[01] 1", sock.recv(10, socket.MSG_PEEK)) is not None
+    return False
 
 
 def pool_classes(network_policy: str) -> dict[str, type[urllib3.HTTPConnectionPool]]:
@@ -158,7 +211,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     except socket.gaierror as error:
         is_own = error.errno == socket.EAI_AGAIN
         reason = f"the name {host} cannot be resolved ({error.strerror})"
-        raise NameNotResolved(reason, is_own_network=is_own) from error
+        raise NameNotResolved(reason, is_own_network=is_own, is_away=True) from error
     except UnicodeError as error:
         raise NameNotResolved(f"{host!r} is no host name") from error
     return [(family, address) for family, _kind, _protocol, _name, address in found]
@@ -180,7 +233,7 @@ def _connect_one(
             with suppress(OSError):
                 sock.close()
         if isinstance(error, TimeoutError):
-            raise TimedOut(f"connecting to {place} took longer than the connect timeout") from error
+            raise TimedOut(f"connecting to {place} took longer than the connect timeout", is_away=True) from error
         if isinstance(error, OSError):
             raise _unreachable(place, error) from error
         raise
@@ -190,4 +243,5 @@ def _unreachable(place: str, error: OSError) -> RetryRange:
     reason = error.strerror or str(error)
     if error.errno == errno.ECONNRESET:
         return ConnectionBroken(f"{place} reset the connection")
-    return Unreachable(f"{place} cannot be reached ({reason})", is_own_network=error.errno in _OWN_NETWORK)
+    is_own = error.errno in _OWN_NETWORK
+    return Unreachable(f"{place} cannot be reached ({reason})", is_own_network=is_own, is_away=True)

@@ -20,7 +20,7 @@ _running = threading.local()
 
 
 class Figures(NamedTuple):
-    """Bytes of body received, and seconds spent waiting for them."""
+    """Bytes of body that moved, either way, and seconds spent waiting for that."""
 
     received: int
     waited_s: float
@@ -74,7 +74,8 @@ class Exchange:
     """A request in flight. Entered by the thread that makes it; ``abort`` and the figures are for all others.
 
     ``figures`` go on from ``before``, those of the exchange before this one: only the server's time counts, not ours
-    at the disk or in a rate limit. The lock guards ``verdict`` and the breaker.
+    at the disk or in a rate limit. ``asked_at``: when the request had been sent, None while its body is.
+    The lock guards ``verdict`` and the breaker.
     """
 
     def __init__(self, clock: Callable[[], float], pause: Callable[[float], None], before: Figures) -> None:
@@ -127,6 +128,17 @@ class Exchange:
         """Raise the verdict, if any."""
         if self.verdict is not None:
             raise self.verdict
+
+    def begin_wait(self) -> None:
+        """From now on it is the server that we wait for."""
+        self.reading_since = self.clock()
+
+    def end_wait(self, moved: int) -> None:
+        """So many bytes of body have moved."""
+        if self.reading_since is not None:
+            self.read_s += self.clock() - self.reading_since
+        self.reading_since = None
+        self.received += moved
 
     def figures(self) -> Figures:
         """Bytes and seconds so far, the present wait included."""

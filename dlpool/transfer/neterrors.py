@@ -101,4 +101,4 @@ def _tunnel_error(message: str) -> DlpoolError:
     said = f"the proxy answered {status} to CONNECT"
     if status in (401, 403, 407):
         return AccessDenied(said)
-    return ServerTrouble(said) if status >= 500 else HttpRefused(said)
+    return ServerTrouble(said, is_away=status in (502, 503, 504)) if status >= 500 else HttpRefused(said)

@@ -131,9 +131,11 @@ class Source:
         reply.close()
         return reply
 
-    def call(self, exchange: Exchange, url: str, headers: Mapping[str, str], body: Body | None = None) -> Reply:
-        """GET, or with a body POST, another ``url`` of the same origin; redirects are answers like others."""
-        return self._send("GET" if body is None else "POST", url, exchange, headers, body)
+    def call(
+        self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: Body | None = None
+    ) -> Reply:
+        """Ask another ``url`` of the same origin; redirects are answers like others."""
+        return self._send(method, url, exchange, headers, body)
 
     def forget_location(self) -> None:
         """What a redirect led to is of no use any more: ask the first URL again."""

@@ -64,7 +64,7 @@ def below_minimum(gauge: Gauge, limit: int, time_s: float) -> DlpoolError | None
     gauge.mark = now
     if received >= limit * waited:
         return None
-    return TooSlow(f"the connection brought {received} bytes in {waited:.0f} s, less than low_speed_limit")
+    return TooSlow(f"the connection moved {received} bytes in {waited:.0f} s, less than low_speed_limit")
 
 
 def patience_s(replaced: int) -> float:

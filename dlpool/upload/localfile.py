@@ -18,17 +18,23 @@ BLOCK = 256 * 1024  # bytes of one read
 
 
 class LocalFile:
-    """An open file. Thread-safe: reads name their place, and nothing else changes. Raises LocalFault."""
+    """An open file; a context. Thread-safe: reads name their place, and nothing else changes. Raises LocalFault."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with translated(f"read {path}"):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
             found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(self._descriptor)
-            raise UsageError(f"{path} is not a file with a length, and only such can be uploaded")
         self.identity = Identity(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+        if not stat.S_ISREG(found.st_mode) or (not found.st_size and self._has_more()):  # as those of /proc
+            self.close()
+            raise UsageError(f"{path} is not a file with a length, and only such can be uploaded")
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def blocks(self, span: Span, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of ``span``, each block in ``buffer``, where the next one replaces it. Raises FileChanged."""
@@ -51,12 +57,18 @@ class LocalFile:
         """Raise FileChanged if the file was written to since it was opened."""
         with translated(f"read {self.path}"):
             found = os.fstat(self._descriptor)
-        if (found.st_size, found.st_mtime_ns) != (self.identity.size, self.identity.mtime_ns):
+        is_same = (found.st_size, found.st_mtime_ns) == (self.identity.size, self.identity.mtime_ns)
+        if not is_same or self._has_more():
             raise FileChanged(f"{self.path} changed while it was sent: run the command again to send what it is now")
 
     def close(self) -> None:
         """Close it; nobody may read any more."""
         os.close(self._descriptor)
+
+    def _has_more(self) -> bool:
+        """Whether there are bytes behind its end: some file systems do not tell the size that a file has."""
+        with translated(f"read {self.path}"):
+            return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
 def new_md5() -> Any:

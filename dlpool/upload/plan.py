@@ -50,9 +50,9 @@ class Plan:
         return end - start
 
 
-def plan(size: int, chunk_size: int | None) -> Plan:
-    """The plan for a file; ``chunk_size`` None is auto. Raises UsageError for more chunks than a server should keep."""
-    made = Plan(size, chunk_size or auto_chunk_size(size))
+def plan(size: int, chunk_size: int) -> Plan:
+    """The plan for a file. Raises UsageError for more chunks than a server should keep."""
+    made = Plan(size, chunk_size)
     if made.count > MAX_CHUNKS:
         raise UsageError(
             f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a larger --chunk-size"
@@ -60,12 +60,19 @@ def plan(size: int, chunk_size: int | None) -> Plan:
     return made
 
 
-def auto_chunk_size(size: int) -> int:
-    """8 MiB; less for a small file, so that connections share it, more for a large one. By the size alone: the next
-    run must cut alike.
+def auto_chunk_size(size: int, most: int | None = None) -> int:
+    """8 MiB; less for a small file, so that connections share it, more for a large one; never above ``most``.
+
+    By the size alone: the next run must cut alike.
     """
     wanted = size // _PARTS if size < _PARTS * USUAL else max(USUAL, size // _CHUNKS)
-    return max(MIB, min(MOST, -(-wanted // MIB) * MIB))
+    return min(most or MOST, max(MIB, min(MOST, -(-wanted // MIB) * MIB)))
+
+
+def smaller_chunk_size(refused: int, most: int | None = None) -> int | None:
+    """What to try where chunks of that size are too large; None: there is no smaller one."""
+    wanted = most if most is not None and most < refused else max(LEAST, refused // 2)
+    return wanted if wanted < refused else None
 
 
 def file_id(identity: Identity, chunk_size: int, name: str, relative_path: str | None) -> str:

@@ -1,224 +1,149 @@
-"""One upload: ask what the server has, send the rest, merge; again, until the whole file is there."""
+"""One upload: a file, and the task at the server that it becomes; anew, where the server wants it otherwise."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
 
 from dlpool.config import TransferSettings
-from dlpool.errors import Cancelled, ChecksumMismatch, Conflict, DlpoolError, Garbled, RetryRange, UsageError
+from dlpool.errors import Cancelled, ChunkTooLarge, FailJob, MergedGone, PolicyRefused
 from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.job import Notify, Progress, ignore
 from dlpool.transfer.limits import RateLimit, RateLimits
-from dlpool.upload.board import Board
-from dlpool.upload.context import Context, Patience
-from dlpool.upload.lane import Lane
-from dlpool.upload.localfile import LocalFile, new_buffer, new_md5
-from dlpool.upload.plan import file_id, plan
-from dlpool.upload.server import Incomplete, Merged, Server, Target
-from dlpool.upload.whole import WholeHash
+from dlpool.upload.advice import Advice
+from dlpool.upload.asking import Asker
+from dlpool.upload.context import Context
+from dlpool.upload.ending import Ending
+from dlpool.upload.localfile import LocalFile
+from dlpool.upload.plan import auto_chunk_size, file_id, plan, smaller_chunk_size
+from dlpool.upload.round import Round
+from dlpool.upload.server import Merged, Server, Target
+from dlpool.upload.values import Outcome, Wish
+from dlpool.upload.watch import Watch
 
-MERGE_POLL_S = 1.0
-MAX_REPAIRS = 5  # merges that found chunks missing or wrong
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to upload, and as what. ``chunk_size`` None is auto, ``name`` None the file's own."""
-
-    file: Path
-    connections: int = 4
-    chunk_size: int | None = None
-    name: str | None = None
-    relative_path: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from`` were there before.
-
-    ``path`` is below the server's folder of files, ``location`` the URL to fetch it from.
-    """
-
-    file: Path
-    path: str
-    location: str
-    size: int
-    sent: int
-    resumed_from: int
-    seconds: float
-    retries: int
-    connections: int
-    chunk_size: int
-    md5: str
-    file_id: str
-
-    def as_json(self) -> dict[str, Any]:
-        return vars(self) | {"file": str(self.file)}
+LEAST_RATE = 16 * 1024  # bytes a second of one connection: more of them would only take turns
 
 
 class Upload:
-    """``run`` by one thread; ``cancel`` and ``moment`` by any. It keeps the file open until ``run`` has ended."""
+    """``run`` by one thread, once; ``cancel`` and ``moment`` by any. The lock guards the ending and the cancelling."""
 
     def __init__(
-        self, wish: Wish, server: Server, client: Client, settings: TransferSettings, notify: Notify = ignore
-    ) -> None:
-        """Raises LocalFault and UsageError."""
-        name = wish.name or wish.file.name
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in name + (wish.relative_path or "")):
-            raise UsageError(f"{name!a} is not text in UTF-8: say how the file is to be called with --name")
-        file = LocalFile(wish.file)
-        cut = plan(file.identity.size, wish.chunk_size)
-        target = Target(file_id(file.identity, cut.chunk_size, name, wish.relative_path), name, wish.relative_path)
-        rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
-        board = Board(cut, time.monotonic)
-        self._context = Context(file, cut, target, settings, client, server, board, rate, notify)
-        self._lanes = [Lane(self._context) for _ in range(min(wish.connections, cut.count))]
-        self._patience = Patience(self._context)
-        self._exchange: Exchange | None = None
-        self._whole: WholeHash | None = None
-        self._phase = "connecting"
-        self._repairs = 0
+        self, wish: Wish, server: Server, client: Client, settings: TransferSettings, notify: Notify = ignore,
+        own: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """``own``: the settings that the server has no say in. Raises UsageError."""
+        self._wish = wish
+        self._name, self._path = wish.target()
+        self._server = server
+        self._client = client
+        self._settings = settings
+        self._notify = notify
+        self._own = own
+        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
+        self._watch = Watch(client.settings, time.monotonic)
+        self._lock = threading.Lock()
+        self._cancelled: Cancelled | None = None
+        self._ending = Ending(time.monotonic)
+        self._rounds: list[Round] = []
+        self._most_done = 0
 
     def cancel(self) -> None:
         """End it; the same upload goes on another time."""
-        self._stop(Cancelled("the upload was cancelled"))
+        with self._lock:
+            self._cancelled = Cancelled("the upload was cancelled")
+            ending = self._ending
+        ending.stop(self._cancelled)
 
     def moment(self) -> Progress:
-        """Where it is."""
-        context = self._context
-        return Progress(context.file.path, context.board.done, context.plan.size, context.board.sending, self._phase)
+        """Where it is. What is sent again after a failure does not count again."""
+        if not self._rounds:
+            return Progress(self._wish.file, 0, None, 0, "connecting")
+        current = self._rounds[-1]
+        self._most_done = max(self._most_done, current.board.done)
+        return Progress(self._wish.file, self._most_done, current.task.plan.size, current.board.sending, current.phase)
 
     def run(self) -> Outcome:
         """Upload the file. Raises DlpoolError."""
-        try:
-            return self._run()
-        except BaseException as error:
-            self._stop(error if isinstance(error, DlpoolError) else Cancelled("the upload was interrupted"))
-            raise
-        finally:
-            if self._whole is not None:
-                self._whole.join()  # it reads the file, too
-            self._context.file.close()
-
-    def _run(self) -> Outcome:
-        context, began = self._context, time.monotonic()
-        context.board.begin(self._stored())
-        resumed_from = context.board.stored
-        context.notify("upload_started", file_id=context.target.file_id, size=context.plan.size,
-                       chunks=context.plan.count, resumed_from=resumed_from)  # fmt: skip
-        whole = self._whole = WholeHash(context)
-        self._send()
-        merged = self._merged(whole)
+        began = time.monotonic()
+        with LocalFile(self._wish.file) as file, self._client.ticker.calling(self._look):
+            merged = self._run(self._context(file))
+        last = self._rounds[-1]
         return Outcome(
-            context.file.path, merged.path, merged.location, merged.size, context.board.accepted, resumed_from,
-            time.monotonic() - began, context.board.retries, len(self._lanes), context.plan.chunk_size, merged.md5,
-            context.target.file_id,
+            self._wish.file, merged.path, merged.location, merged.size,
+            sum(each.board.accepted for each in self._rounds), last.resumed_from, time.monotonic() - began,
+            sum(each.board.retries for each in self._rounds), last.connections, last.task.plan.chunk_size, merged.md5,
+            last.task.target.file_id,
         )  # fmt: skip
 
-    def _stored(self) -> tuple[int, ...]:
-        """The chunks that the server has."""
-        context = self._context
-        status = self._asked(lambda exchange: context.server.status(exchange, context.target))
-        if status.state == "paused":
-            raise Conflict(f"the upload is paused at the server: resume its task {context.target.file_id} there")
-        if status.state in ("merging", "completed"):
-            return tuple(range(context.plan.count))  # the merge tells
-        return status.chunks
-
-    def _send(self) -> None:
-        """Send what is missing, over all lanes."""
-        self._phase = "uploading"
-        threads = [threading.Thread(target=lane.run, name="dlpool-upload", daemon=True) for lane in self._lanes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self._context.board.check()
-
-    def _merged(self, whole: WholeHash) -> Merged:
-        """The file at the server. Chunks that turn out to be bad or missing are sent again."""
-        context = self._context
+    def _run(self, context: Context) -> Merged:
+        """Rounds, until one ends well: a task whose file is gone is begun anew once, chunks become smaller."""
+        advice, size = Asker(context).ask(self._server.advice), context.file.identity.size
+        if advice.max_file_size is not None and size > advice.max_file_size:
+            text = f"the file has {size} bytes, and the server takes at most {advice.max_file_size}"
+            raise PolicyRefused(text)
+        context = replace(context, settings=advice.followed(self._settings, self._own))
+        chunk_size, has_begun_anew = self._first_chunk_size(size, advice), False
         while True:
-            self._phase = "hashing"
-            md5 = whole.hexdigest()
-            context.file.check_unchanged()
-            self._phase = "merging"
-            answer = self._merge(md5)
-            if isinstance(answer, Merged):
-                if (answer.size, answer.md5) != (context.plan.size, md5):
-                    raise ChecksumMismatch(f"the file at the server has md5 {answer.md5}, the one here {md5}")
-                return answer
-            self._repairs += 1
-            missing = context.board.begin(answer.chunks)
-            context.notify("chunks_missing", chunks=missing)
-            if not missing or self._repairs > MAX_REPAIRS:
-                raise ChecksumMismatch(f"the server cannot make the file, although it has all of its chunks ({md5})")
-            self._send()
-
-    def _merge(self, md5: str) -> Merged | Incomplete:
-        """Ask for the merge, and wait where another request is at it already."""
-        context = self._context
-
-        def merge(exchange: Exchange) -> Merged | Incomplete:
-            return context.server.merge(exchange, context.target, context.plan.count, md5)
-
-        was_completed = False
-        while True:
+            current = self._round(context, chunk_size, advice)
             try:
-                return self._asked(merge, is_final=lambda error: isinstance(error, Garbled))
-            except Garbled:
-                return Incomplete(self._right_chunks())
-            except Conflict:
-                state = self._asked(lambda exchange: context.server.status(exchange, context.target)).state
-                if state not in ("merging", "completed") or was_completed:
+                return current.run()
+            except ChunkTooLarge as error:
+                chunk_size = self._next_chunk_size(error, min(chunk_size, size), advice)
+                self._notify("chunk_size_reduced", error=str(error), chunk_size=chunk_size)
+            except MergedGone as error:
+                if has_begun_anew:
                     raise
-                was_completed = state == "completed"  # asked once more, it gives the result
-            context.board.pause(MERGE_POLL_S)
+                has_begun_anew = True
+                self._notify("begun_anew", error=str(error))
+            context = replace(context, ending=self._next_ending())
+            self._forget(current.task.target, context)
 
-    def _right_chunks(self) -> tuple[int, ...]:
-        """Those of the server's chunks that have the md5 of what is in the file."""
-        context, buffer, right = self._context, new_buffer(), []
-        md5s = self._asked(lambda exchange: context.server.md5s(exchange, context.target))
-        for index in range(context.plan.count):
-            digest = new_md5()
-            context.file.hash(digest, context.plan.span(index), buffer, context.board.check)
-            if md5s.get(index) == digest.hexdigest():
-                right.append(index)
-        return tuple(right)
+    def _round(self, context: Context, chunk_size: int, advice: Advice) -> Round:
+        identity, limit = context.file.identity, self._settings.limit_rate
+        cut = plan(identity.size, chunk_size)
+        target = Target(file_id(identity, chunk_size, self._name, self._path), self._name, self._path)
+        connections = self._wish.connections or advice.connections
+        if limit is not None:
+            connections = max(1, min(connections, limit // LEAST_RATE))
+        current = Round(context, cut, target, connections)
+        self._rounds.append(current)
+        return current
 
-    def _asked(self, ask: Callable[[Exchange], T], is_final: Callable[[RetryRange], bool] = lambda _error: False) -> T:
-        """What the server says, by as many attempts as it takes. Raises what ends it, and errors that are final."""
-        attempts = 0
+    def _first_chunk_size(self, size: int, advice: Advice) -> int:
+        wanted, most = self._wish.chunk_size, advice.max_chunk_size
+        if wanted is None:
+            return auto_chunk_size(size, most)
+        if most is not None and min(wanted, size) > most:
+            raise PolicyRefused(f"the server takes chunks of at most {most} bytes: use a smaller --chunk-size")
+        return wanted
 
-        def count() -> int:
-            nonlocal attempts
-            attempts += 1
-            return attempts
+    def _next_chunk_size(self, error: ChunkTooLarge, refused: int, advice: Advice) -> int:
+        """What to try after chunks were too large. Raises the error where nothing is left to try."""
+        if self._wish.chunk_size is not None:
+            raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
+        smaller = smaller_chunk_size(refused, advice.max_chunk_size)
+        if smaller is None:
+            raise error
+        return smaller
 
-        while True:
-            try:
-                with self._context.exchange() as exchange:
-                    self._exchange = exchange
-                    self._context.board.check()  # a stop that came before the exchange could be seen
-                    answer = ask(exchange)
-            except RetryRange as error:
-                if is_final(error):
-                    raise
-                self._context.board.pause(self._patience.rest_s(error, count))
-            else:
-                self._patience.renew()
-                return answer
+    def _forget(self, target: Target, context: Context) -> None:
+        """Have the server forget a task. It may not have it, or not let us: the next round tells."""
+        with suppress(FailJob):
+            Asker(context).ask(lambda exchange: self._server.delete(exchange, target))
 
-    def _stop(self, error: DlpoolError) -> None:
-        """End what waits: threads at the board, and requests in flight."""
-        self._context.board.stop(error)
-        for exchange in [self._exchange, *(lane.exchange for lane in self._lanes)]:
-            if exchange is not None:
-                exchange.abort(error)
+    def _context(self, file: LocalFile) -> Context:
+        return Context(file, self._settings, self._client, self._server, self._next_ending(), self._rate, self._notify)
+
+    def _next_ending(self) -> Ending:
+        """What ends from now on; an end that was asked for stands."""
+        with self._lock:
+            self._ending = Ending(time.monotonic)
+            if self._cancelled is not None:
+                raise self._cancelled
+            return self._ending
+
+    def _look(self) -> None:
+        self._watch.look(self._ending.exchanges())

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 
 from dlpool.errors import DlpoolError, InternalError
-from dlpool.upload.context import Context
+from dlpool.upload.context import Task
 from dlpool.upload.localfile import new_buffer, new_md5
 
 
 class WholeHash:
-    """Begins at once. An error ends up on the board."""
+    """Begins at once. An error ends the upload."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._md5 = new_md5()
         self._thread = threading.Thread(target=self._run, name="dlpool-md5", daemon=True)
         self._thread.start()
@@ -21,7 +21,7 @@ class WholeHash:
     def hexdigest(self) -> str:
         """The md5 in hex, when all chunks have been begun. Raises what ended the upload."""
         self.join()
-        self._context.board.check()
+        self._task.context.ending.check()
         return str(self._md5.hexdigest())
 
     def join(self) -> None:
@@ -29,12 +29,13 @@ class WholeHash:
         self._thread.join()
 
     def _run(self) -> None:
-        context, buffer = self._context, new_buffer()
+        task, buffer = self._task, new_buffer()
+        ending, file = task.context.ending, task.context.file
         try:
-            for index in range(context.plan.count):
-                context.board.wait_for_front(index)
-                context.file.hash(self._md5, context.plan.span(index), buffer, context.board.check)
+            for index in range(task.plan.count):
+                task.board.wait_for_front(index)
+                file.hash(self._md5, task.plan.span(index), buffer, ending.check)
         except DlpoolError as error:
-            context.board.stop(error)
+            ending.stop(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
-            context.board.stop(InternalError.of(error))
+            ending.stop(InternalError.of(error))

@@ -1,0 +1,41 @@
+"""The headers of ``dlpool upload``, and the secrets among them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dlpool.cli.items import parse_header
+from dlpool.errors import LocalFault, UsageError
+from dlpool.transfer.urls import check_header, without_user
+
+
+def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
+    """The headers that the options say. Raises UsageError, also for what contradicts itself; LocalFault."""
+    headers = dict(parse_header(text) for text in arguments.header)
+    given = {name.lower() for name in headers}
+    if arguments.token_file is not None:
+        if "authorization" in given:
+            raise UsageError("--token-file and a header Authorization exclude each other")
+        if without_user(arguments.url.strip())[1] is not None:
+            raise UsageError("--token-file and a user in the URL exclude each other")
+        headers["Authorization"] = f"Bearer {_secret(arguments.token_file)}"
+    if arguments.secret_key_file is not None:
+        if "x-secret-key" in given:
+            raise UsageError("--secret-key-file and a header X-Secret-Key exclude each other")
+        headers["X-Secret-Key"] = _secret(arguments.secret_key_file)
+    return headers
+
+
+def _secret(path: str) -> str:
+    """What a file holds, less space around it. The message of an error has nothing of it."""
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+        check_header("secret", secret)
+    except OSError as error:
+        raise LocalFault(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"{path} holds characters that no header can have") from error
+    if not secret:
+        raise UsageError(f"{path} is empty: it should hold a secret")
+    return secret

@@ -1,0 +1,111 @@
+"""How ``dlpool upload`` is told: a line for each file as it ends, JSON, the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlpool.cli.progress import Display, size_text
+from dlpool.cli.report import SOME_FAILED
+from dlpool.cli.tables import show_lines
+from dlpool.errors import DlpoolError, LocalFault
+from dlpool.transfer.urls import shown_url
+from dlpool.upload.values import Outcome
+
+STATES = ("done", "failed", "interrupted", "not_begun")
+
+
+class Report:
+    """Collects how the files ended. Used by the main thread. ``size``: bytes of those that are done."""
+
+    def __init__(self, url: str, files: Sequence[str], shown: Display, *, quiet: bool) -> None:
+        self.size = 0
+        self._url = shown_url(url)
+        self._files = files
+        self._shown = shown
+        self._quiet = quiet
+        self._results: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
+        self._error: DlpoolError | None = None
+
+    @property
+    def ended(self) -> int:
+        """Files that have ended, however."""
+        return len(self._results)
+
+    @property
+    def done(self) -> int:
+        return self._counts["done"]
+
+    @property
+    def failed(self) -> int:
+        return self._counts["failed"]
+
+    def add(self, path: Path, result: Outcome | DlpoolError) -> None:
+        """Tell what has ended."""
+        state = state_of(result)
+        self._counts[state] += 1
+        self._results.append(as_json(path, self._url, state, result))
+        if isinstance(result, Outcome):
+            self.size += result.size
+            if not self._quiet:
+                self._shown.say(success_text(result))
+            return
+        self._error = self._error or result
+        if state == "failed":
+            self._shown.say(f"dlpool: {path}: {result}")
+
+    def end(self, signal: int | None, *, as_json: bool) -> int:
+        """Print the JSON, and return the exit code. Raises LocalFault, BrokenPipeError."""
+        code = self._exit_code(signal)
+        not_begun = self._files[self.ended :]
+        self._counts["not_begun"] += len(not_begun)
+        if signal is not None and code > 128 and not self._quiet:
+            left = f"; files not begun: {len(not_begun)}" if not_begun else ""
+            self._shown.say(f"dlpool: interrupted; run the same command again to go on{left}")
+        if not as_json:
+            return code
+        files = [*self._results, *({"status": "not_begun", "url": self._url, "file": file, "error": None}
+                                   for file in not_begun)]  # fmt: skip
+        whole = {"exit_code": code, **{state: self._counts[state] for state in STATES}, "files": files}
+        try:
+            show_lines([json.dumps(whole if len(self._files) > 1 else {**files[0], "exit_code": code})])
+        except LocalFault as error:
+            if code:
+                self._shown.say(f"dlpool: {error}")
+                return code
+            raise LocalFault(f"{error}; what was to be uploaded is uploaded") from error
+        return code
+
+    def _exit_code(self, signal: int | None) -> int:
+        if signal is not None and self.done < len(self._files):
+            return 128 + signal
+        if self._error is None:
+            return 0
+        return SOME_FAILED if len(self._files) > 1 else self._error.exit_code
+
+
+def state_of(result: Outcome | DlpoolError) -> str:
+    """How a file ended, in a word."""
+    if isinstance(result, Outcome):
+        return "done"
+    return "interrupted" if result.label == "cancelled" else "failed"
+
+
+def success_text(outcome: Outcome) -> str:
+    """A sent file in one line."""
+    speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
+    resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
+    took = f"{size_text(outcome.size)} in {outcome.seconds:.1f} s ({speed}/s)"
+    return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.location}"
+
+
+def as_json(path: Path, url: str, state: str, result: Outcome | DlpoolError) -> dict[str, Any]:
+    """How an upload ended, for programs."""
+    if isinstance(result, Outcome):
+        return {"status": state, "url": url, **result.as_json(), "error": None}
+    error = {"label": result.label, "message": str(result), "exit_code": result.exit_code}
+    return {"status": state, "url": url, "file": str(path), "error": error}
