@@ -24,8 +24,9 @@ class Place:
 
 
 @contextmanager
-def place_in(folder: Path) -> Iterator[Place]:
-    nodes = {"node_id": "here", "max_concurrent_downloads": 3, "workers": 1}
+def place_in(folder: Path, **own: object) -> Iterator[Place]:
+    """``own``: settings of the supervisor."""
+    nodes = {"node_id": "here", "max_concurrent_downloads": 3, "workers": 1, **own}
     with running(folder, supervisor=nodes) as (service, client):
         settings: dict[str, dict[str, Any]] = {"redis": {"url": service.url}, "paths": {"download_dir": service.out}}
         with WebServer(folder / "web", settings) as web:
