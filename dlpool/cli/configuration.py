@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.cli.door import check_door
 from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.config import SECTIONS, LimitSettings
+from dlpool.config.door import check_door
 from dlpool.config.layers import HOST, Effective, effective, examined, text_of
 from dlpool.config.problems import Problem, concerned, in_order
 from dlpool.errors import ConfigurationError, DlpoolError

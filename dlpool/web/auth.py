@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
-from pathlib import Path
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dlpool.config import WebSettings
+from dlpool.config.door import check_door, key_of
 from dlpool.config.web import words
 from dlpool.errors import ConfigurationError
 from dlpool.web.refusal import Refusal
 
-MIN_SECRET = 32  # bytes: RFC 7518, section 3.2, of HS256
-MIN_SECRET_KEY = 16  # bytes
 LEEWAY_S = 10
-_NO_KEY = (
-    "[web] bind = {bind} can be reached by others, and no key is given: set jwt_key_file or secret_key_file (or bind = "
-    "127.0.0.1, behind a proxy)"
-)
 
 
 class Keys:
@@ -31,20 +24,13 @@ class Keys:
     """
 
     def __init__(self, settings: WebSettings) -> None:
-        secret = _text(settings.secret_key, settings.secret_key_file, "secret_key_file")
-        if secret and len(secret.encode()) < MIN_SECRET_KEY:
-            raise ConfigurationError(f"[web] secret_key has fewer than {MIN_SECRET_KEY} bytes: take a longer secret")
+        check_door(settings)
+        secret = key_of(settings.secret_key, settings.secret_key_file)
         self._secret = secret.encode() if secret else None
         self._algorithms = list(words(settings.jwt_algorithms))
         self._key = _jwt_key(settings)
-        is_open_to_others = not is_loopback(settings.bind)
         has_key = self._key is not None or self._secret is not None
-        self.is_required = settings.auth == "on" or (settings.auth == "auto" and (is_open_to_others or has_key))
-        if is_open_to_others and settings.auth == "off":
-            raise ConfigurationError(f"[web] auth = off, and bind = {settings.bind} can be reached by others: "
-                                     "set auth = auto and a key, or bind = 127.0.0.1")  # fmt: skip
-        if self.is_required and not has_key:
-            raise ConfigurationError(_NO_KEY.format(bind=settings.bind))
+        self.is_required = settings.auth == "on" or (settings.auth == "auto" and has_key)
 
     def owner(self, authorization: str | None, secret: str | None) -> str | None:
         """Whose request it is: a token's ``sub``; None for who knows the secret, or where nobody is asked.
@@ -75,21 +61,9 @@ class Keys:
         return subject
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _jwt_key(settings: WebSettings) -> str | RSAPublicKey | None:
-    text = _text(settings.jwt_key, settings.jwt_key_file, "jwt_key_file")
-    if not text:
-        return None
-    if words(settings.jwt_algorithms)[0].startswith("HS"):
-        if len(text.encode()) < MIN_SECRET:
-            raise ConfigurationError(f"[web] jwt_key has fewer than {MIN_SECRET} bytes: take a longer secret")
+    text = key_of(settings.jwt_key, settings.jwt_key_file)
+    if text is None or words(settings.jwt_algorithms)[0].startswith("HS"):
         return text
     try:
         key = load_pem_public_key(text.encode())
@@ -98,19 +72,6 @@ def _jwt_key(settings: WebSettings) -> str | RSAPublicKey | None:
     if not isinstance(key, RSAPublicKey):
         raise ConfigurationError("[web] jwt_key is no RSA key, which RS algorithms need")
     return key
-
-
-def _text(given: str | None, file: str | None, key: str) -> str | None:
-    if file is None:
-        return given
-    try:
-        text = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigurationError(f"[web] {key} = {file}: {reason}") from error
-    if not text:
-        raise ConfigurationError(f"[web] {key} = {file}: it is empty")
-    return text
 
 
 def _unauthorized(text: str) -> Refusal:

@@ -1,0 +1,63 @@
+"""Who may come in by dlpool-web: its keys, and whether it may start with these settings. Needs no library."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from dlpool.config import WebSettings
+from dlpool.config.web import words
+from dlpool.errors import ConfigurationError
+
+LEAST_BYTES = {"secret_key": 16, "jwt_key": 32}  # the latter of HS256: RFC 7518, section 3.2
+
+
+def check_door(web: WebSettings) -> None:
+    """Raise ConfigurationError, a line for each reason why dlpool-web refuses to start.
+
+    Whether a public key is one is not looked at: that takes a library.
+    """
+    problems = [*_key_problems("secret_key", web.secret_key, web.secret_key_file),
+                *_key_problems("jwt_key", web.jwt_key, web.jwt_key_file, web.jwt_algorithms)]  # fmt: skip
+    is_open = not is_loopback(web.bind)
+    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file))
+    if is_open and web.auth == "off":
+        problems.append(f"bind = {web.bind} can be reached by others, and auth = off: set auth = auto and a key")
+    elif (is_open or web.auth == "on") and not has_key:
+        reason = f"bind = {web.bind} can be reached by others" if is_open else "auth = on"
+        problems.append(f"{reason}, and no key is given: set jwt_key_file or secret_key_file")
+    if problems:
+        raise ConfigurationError("\n".join(f"[web] {problem}" for problem in problems))
+
+
+def key_of(text: str | None, file: str | None) -> str | None:
+    """A key, from where it is given; None if it is not. Raises ConfigurationError for a file without one."""
+    if file is None:
+        return text or None
+    try:
+        found = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+    if not found:
+        raise ConfigurationError(f"{file}: it is empty")
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _key_problems(name: str, text: str | None, file: str | None, algorithms: str = "HS256") -> list[str]:
+    """What is wrong with a key; nothing if there is none."""
+    shown = name if file is None else f"{name}_file"
+    try:
+        key = key_of(text, file)
+    except ConfigurationError as error:
+        return [f"{shown} = {error}"]
+    if key is None or not words(algorithms)[0].startswith("HS") or len(key.encode()) >= LEAST_BYTES[name]:
+        return []
+    return [f"{shown} has fewer than {LEAST_BYTES[name]} bytes: take a longer secret"]
