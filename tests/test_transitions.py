@@ -14,6 +14,7 @@ from dlpool.jobs.controls import Controls
 from dlpool.jobs.keys import PRIORITIES, Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
 from dlpool.jobs.records import Record, failure_record, success_record
+from dlpool.jobs.steering import Steering
 from dlpool.jobs.transitions import Beat, Claimed, Finish, Ticket, Transitions
 from tests.redis_server import RedisServer
 
@@ -720,12 +721,49 @@ def test_a_leader_has_a_thousand_followers_and_then_another_leads(queue: Queue) 
 def test_the_sets_of_ended_jobs_are_bounded(queue: Queue, outcome: str, name: str) -> None:
     key = f"{queue.keys.prefix}{name}"
     queue.client.zadd(key, {f"old{number}": number for number in range(10_005)})
-    queue.client.hset(queue.keys.job("old0"), "state", "old")
+    queue.client.hset(queue.keys.job("old0"), "state", "failed")
+    queue.client.hset(queue.keys.job("old1"), "state", "running")  # it was tried again
     queue.push("1")
     queue.finish(queue.claim_one(), outcome)
     assert queue.client.zcard(key) == 10_000
     assert "1" in queue.zset(key)
-    assert queue.state("old0") is None
+    assert (queue.state("old0"), queue.state("old1")) == (None, "running")
+
+
+@pytest.mark.parametrize("verb", ["retry", "remove"])
+def test_an_end_is_forgotten_wherever_it_is_remembered(queue: Queue, verb: str) -> None:
+    """Earlier versions had cancelled jobs among the dead."""
+    queue.push("1")
+    assert queue.controls.control("cancel", "1", message="cancelled", at=0.0) == "OK"
+    queue.client.zrem(queue.keys.cancelled, "1")
+    queue.client.zadd(queue.keys.dead, {"1": 1})
+    assert queue.controls.control(verb, "1") == "OK"
+    assert (queue.zset(queue.keys.dead), queue.zset(queue.keys.cancelled)) == (set(), set())
+
+
+def test_what_runs_again_is_not_purged(queue: Queue) -> None:
+    queue.push("1", "2")
+    for ticket in [claimed.ticket for claimed in queue.claim(2)]:
+        queue.finish(ticket, "failed")
+    assert queue.controls.control("retry", "1") == "OK"
+    queue.client.zadd(queue.keys.dead, {"1": 1})  # as a purge has read it before
+    assert Steering(queue.client, queue.keys).forget(queue.keys.dead) == 1
+    assert (queue.state("1"), queue.state("2"), queue.zset(queue.keys.dead)) == ("queued", None, set())
+
+
+def test_who_beats_meanwhile_is_not_struck_off(queue: Queue) -> None:
+    """Whoever believed that it was gone had looked before."""
+    queue.register(B)
+    queue.push("1")
+    ticket = queue.claim_one(B)
+    assert queue.does.strike_off([B], grace_s=0) is False
+    assert queue.state("1") == "running"
+    queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 1000})
+    assert queue.does.strike_off([B], grace_s=5) is False
+    assert queue.beat(ticket, sid=B) and queue.state("1") == "running"
+    queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 6000})
+    assert queue.does.strike_off([B], grace_s=5) is True
+    assert queue.state("1") == "queued"
 
 
 # --- recover ------------------------------------------------------------------------------------------------------

@@ -245,16 +245,23 @@ def test_an_answer_is_heard_while_the_server_reads_no_more(file: Path) -> None:
     assert "The server says why." in ended.err
 
 
-def test_an_interim_answer_does_not_end_a_body(origin: UploadOrigin, file: Path) -> None:
+@pytest.mark.parametrize("pieces", [(b"HTTP/1.1 100 Continue\r\n\r\n",), (b"HTTP/", b"1.1 100 Continue\r\n\r\n")])
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_an_interim_answer_does_not_end_a_body(
+    pieces: tuple[bytes, ...], is_tls: bool, authority: Authority, file: Path
+) -> None:
+    """Nobody has asked for it; it may come in pieces, and over a connection that was used before."""
     file.write_bytes(make_data(8 << 20))
+    with UploadOrigin(tls=authority.server_context() if is_tls else None) as origin:
 
-    def handle(request: Request, connection: Connection) -> None:
-        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        threading.Event().wait(0.2)
-        origin._handle(request, connection)
+        def handle(request: Request, connection: Connection) -> None:
+            for piece in pieces:
+                connection.send(piece)
+                threading.Event().wait(0.1)
+            origin._handle(request, connection)
 
-    origin.handler = handle
-    ended = upload(file, origin.api, "--chunk-size", "8M")
+        origin.handler = handle
+        ended = upload(file, origin.api, "--chunk-size", "2M", "-c", "1", "--cacert", authority.ca_file)
     assert (ended.code, ended.json["retries"]) == (0, 0), ended.err
     assert origin.merged["model.bin"] == file.read_bytes()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,45 +31,50 @@ def post(server: WebServer, path: str, **options: Any) -> tuple[int, dict[str, A
 
 def test_however_many_merges_are_asked_for_there_are_places_for_others(tmp_path: Path) -> None:
     admission = Admission(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
-    merging, waiting = [], []
+    merging = []
 
-    def merge() -> None:
-        with admission.merge("client"):
-            merging.append(1)
+    def merge(number: int) -> None:
+        with admission.merge(str(number)):
+            merging.append(number)
             ended.wait(20)
 
     ended = threading.Event()
-    threads = [threading.Thread(target=merge) for _ in range(3)]
+    threads = [threading.Thread(target=merge, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: len(merging) >= 1)
-        wait_until(lambda: _is_busy(admission))
-        waiting.append(len(merging))
+        wait_until(lambda: refusal_of(admission.merge("more", patience_s=0)) == (503, "busy"))
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(admission.place("client"))
-            with pytest.raises(Refusal) as caught:
-                stack.enter_context(admission.place("client"))
-            assert caught.value.status == 503
+            assert refusal_of(admission.place("client")) == (503, "busy")
     finally:
         ended.set()
         for thread in threads:
             thread.join()
-    assert len(merging) == 3
-    assert not _is_busy(admission)
+    assert sorted(merging) == [0, 1, 2]
+    assert refusal_of(admission.merge("more")) is None
 
 
-def _is_busy(admission: Admission) -> bool:
-    """Whether another merge is refused."""
-    try:
+def test_one_file_takes_one_turn_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    admission = Admission(tmp_path, WebSettings())
+    with admission.merge("a"):
+        for _ in range(50):
+            assert refusal_of(admission.merge("a", patience_s=0)) == (409, "task_merging")
         with ExitStack() as stack:
-            if not admission._merges.acquire(blocking=False):
-                return True
-            stack.callback(admission._merges.release)
-            return False
-    except Refusal:
-        return True
+            for number in range(len(os.sched_getaffinity(0)) - 1):
+                stack.enter_context(admission.merge(f"b{number}", patience_s=0))
+            assert refusal_of(admission.merge("c", patience_s=0)) == (503, "busy")
+    assert refusal_of(admission.merge("a", patience_s=0)) is None
+
+
+def refusal_of(wanted: AbstractContextManager[None]) -> tuple[int, str] | None:
+    """How it is refused; None if it is not."""
+    try:
+        with wanted:
+            return None
+    except Refusal as refusal:
+        return refusal.status, refusal.code
 
 
 def test_with_too_many_connections_open_a_worker_waits_and_lives(tmp_path: Path) -> None:

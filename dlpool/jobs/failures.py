@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -80,7 +80,8 @@ class Failures:
         They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``. Raises UsageError.
         """
         last = None if after is None else _cursor(after)
-        keyed = ((_order(url, value), url, value) for url, value in islice(self._scanned(), MAX_LOOKED))
+        once = _each_once(islice(self._scanned(), MAX_LOOKED))
+        keyed = ((_order(url, value), url, value) for url, value in once)
         found = nsmallest(limit + 1, (one for one in keyed if last is None or one[0] > last), key=itemgetter(0))
         rows = [Failure.parse(url, value) for _, url, value in found[:limit]]
         if len(found) <= limit:
@@ -121,6 +122,16 @@ class Failures:
             return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
 
 
+def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """HSCAN may give a field more than once."""
+    seen = set()
+    for url, value in records:
+        name = _id(url)
+        if name not in seen:
+            seen.add(name)
+            yield url, value
+
+
 def _id(url: bytes) -> str:
     return hashlib.sha256(url).hexdigest()[:32]
 
@@ -131,7 +142,7 @@ def _order(url: bytes, value: bytes) -> tuple[int, str]:
     at = 0.0
     with suppress(UsageError):
         at = moment(found[-1].decode("utf-8", "replace")) if found else 0.0
-    return -int(at * 1000), _id(url)
+    return -int(max(0.0, at) * 1000), _id(url)
 
 
 def _cursor(text: str) -> tuple[int, str]:

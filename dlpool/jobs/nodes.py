@@ -15,6 +15,7 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.jobs.views import Stats, SupervisorView, Views
 
 STATES = ("working", "low on space", "halted", "drained", "lost")  # in the order in which they are listed
+FORGET_AFTER_S = 5.0  # after its lease: so long a node may take to come back with Redis
 _LASTING = ("host", "pid", "version", "started_at")  # what is still true of a node that was lost
 
 
@@ -51,7 +52,8 @@ class Nodes:
             raise NotPossible(f"the node {node[:80]!r} is there: it would be listed again at once")
         sids = [one.sid for one in stats.lost if one.node == node]
         # Others have emptied its inbox long ago; if they have not, the order of a few jobs is all that this decides.
-        self._transitions.take_back("", sids, order="fifo")
+        if not self._transitions.strike_off(sids, grace_s=FORGET_AFTER_S):
+            raise NotPossible(f"the node {node[:80]!r} was there a moment ago: try again when it stays away")
         self._steering.undrain(node)
 
     def _known(self, node: str) -> Stats:

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import translated
+from dlpool.jobs.controls import Controls
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.views import SupervisorView
 
@@ -20,6 +21,7 @@ class Steering:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client: Any = client
         self._keys = keys
+        self._controls = Controls(client, keys)
 
     def pause(self) -> bool:
         """Let nobody begin another job; running ones go on. Returns False if that was so already."""
@@ -55,9 +57,9 @@ class Steering:
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, AT_ONCE - 1):
-                pipeline = self._client.pipeline(transaction=False)
-                pipeline.delete(*(self._keys.job(job_id.decode()) for job_id in ids)).zrem(key, *ids)
-                count += pipeline.execute()[1]
+                replies = [self._controls.control("remove", job_id.decode()) for job_id in ids]
+                self._client.zrem(key, *ids)  # of what runs again, or is not known any more
+                count += replies.count("OK")
         return count
 
     def look(self, supervisors: tuple[SupervisorView, ...]) -> None:

@@ -122,6 +122,9 @@ class Stats:
         }
 
 
+MAX_EMPTY = 8  # pages of places that jobs have left, after which a look gives up
+
+
 class Views:
     """Looks at the queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
 
@@ -136,10 +139,11 @@ class Views:
     def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
         """The first ``limit`` jobs of a state, or of all, running ones first; see Listing for their order."""
         found: list[JobView] = []
-        page = Page((), None)
-        while not found or (page.after is not None and len(found) < limit):
+        page, rounds = Page((), None), 0
+        while len(found) < limit and rounds < MAX_EMPTY + len(found):
             page = self.listing.page(state, min(limit - len(found), AT_ONCE), page.after)
             found += page.jobs
+            rounds += 1
             if page.after is None:
                 break
         return found

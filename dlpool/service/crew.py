@@ -83,7 +83,8 @@ class Crew:
             yield
         except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
             self._log.error("job_broke", error=error, **about(held))
-            self._ledger.add(held)
+            if not self._ledger.add(held) and self._ledger.get(str(held.ticket)) is not held:
+                return  # it runs already, and ends by itself
             self._ledger.mark_ending(held)
             ending = self.judge.broken(held.claimed, InternalError.of(error))
             self._recorder.end(replace(ending, host=held.host, trace_id=held.trace_id))

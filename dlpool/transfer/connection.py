@@ -22,6 +22,8 @@ from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
 MAX_IDLE_S = 30.0
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1")  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
+_KNOWN_BY = 10  # bytes of an answer tell whether it is one
 _Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed here
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
@@ -75,8 +77,8 @@ class _Watched(HTTPConnection):
     def _send_body(self, body: Body) -> None:
         """Piece by piece, so that the time limit is one of silence; what the server says before its end ends it."""
         self.is_cut = True
-        # On a new TLS connection a session ticket comes: then it is only looked at when nothing more can be sent.
-        self._listens = not isinstance(self.sock, ssl.SSLSocket) or self.idle_since > 0
+        # Over TLS what comes may be a session ticket, or a 1xx: it is only looked at when nothing more can be sent.
+        self._listens = not isinstance(self.sock, ssl.SSLSocket)
         exchange = running()
         if exchange is not None:
             exchange.asked_at = None
@@ -105,9 +107,13 @@ class _Watched(HTTPConnection):
     def _may_send(self, timeout_s: float) -> bool:
         """Wait until more can be sent; False: there is something to read instead. Raises TimeoutError."""
         happened = _happened(self.sock, select.POLLOUT | (select.POLLIN if self._listens else 0), timeout_s)
-        if happened & select.POLLIN and _is_interim(self.sock):
-            self._listens = False  # it stays there to be read
-            return self._may_send(timeout_s)
+        if happened & select.POLLIN and self._listens:
+            said = _peeked(self.sock)
+            if _INTERIM.match(said):
+                self._listens = False  # it stays there to be read
+                return self._may_send(timeout_s)
+            if said and len(said) < _KNOWN_BY:  # of what it is the beginning will be known with the next piece
+                return bool(_happened(self.sock, select.POLLOUT, timeout_s) & select.POLLOUT)
         if happened:
             return not happened & ~select.POLLOUT
         if _happened(self.sock, select.POLLIN, 0):
@@ -161,13 +167,11 @@ def _happened(sock: socket.socket, events: int, timeout_s: float) -> int:
     return found[0][1] if found else 0
 
 
-def _is_interim(sock: socket.socket) -> bool:
-    """Whether what has come is a 1xx (RFC 9110 section 15.2), as some servers send one unasked."""
-    if isinstance(sock, ssl.SSLSocket):
-        return False
+def _peeked(sock: socket.socket) -> bytes:
+    """The first bytes of what has come, which stay there to be read; none if the peer has hung up."""
     with suppress(OSError):
-        return re.match(rb"HTTP/1\.[01] 1", sock.recv(10, socket.MSG_PEEK)) is not None
-    return False
+        return sock.recv(_KNOWN_BY, socket.MSG_PEEK)
+    return b""
 
 
 def pool_classes(network_policy: str) -> dict[str, type[urllib3.HTTPConnectionPool]]:

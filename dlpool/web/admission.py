@@ -19,17 +19,20 @@ from pathlib import Path
 from dlpool.config import WebSettings
 from dlpool.transfer.files import make_folders
 from dlpool.web.refusal import Refusal
+from dlpool.web.store import states
 
 _ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
 _SPREAD = 1 << 40  # of the clients over the file of places
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 BUSY_S = 1
+TURN_S = 20.0
 
 
 class Admission:
     """Its files are in ``folder``; where that cannot be written each process counts for itself. Thread-safe.
 
-    The lock guards a row of the table of rates within this process; between processes a record lock does.
+    The lock guards a row of the table of rates within this process (between processes a record lock does), and the set
+    of what is being merged.
     """
 
     def __init__(self, folder: Path, settings: WebSettings, clock: Callable[[], float] = time.time) -> None:
@@ -40,6 +43,7 @@ class Admission:
         self._bodies = threading.BoundedSemaphore(bodies)
         self._merges = threading.BoundedSemaphore(max(1, bodies // 2))  # with those that wait for a turn
         self._turns = threading.BoundedSemaphore(min(len(os.sched_getaffinity(0)), max(1, bodies // 2)))
+        self._merging: set[str] = set()
         self._places = folder / "places"
         self._own: dict[int, float] = {}
         self._rates = -1
@@ -63,17 +67,25 @@ class Admission:
             yield
 
     @contextmanager
-    def merge(self, client: str) -> Iterator[None]:
-        """A turn of those that merge, one a core; a place is held meanwhile. Raises Refusal (429, 503).
+    def merge(self, file_id: str, *, patience_s: float = TURN_S) -> Iterator[None]:
+        """A turn of those that merge, one a core. Raises Refusal: 503, 409 if this process is at that file already.
 
-        Merging takes minutes, and two threads more: however many are asked for, half of the places are for others.
+        Merging takes minutes, and two threads more: however many are asked for, half of the places are for others. Who
+        waits for a turn, perhaps for a client that has gone, does so for ``patience_s`` at most.
         """
         with ExitStack() as stack:
-            if not self._merges.acquire(blocking=False):
+            for places in (self._merges, self._bodies):
+                if not places.acquire(blocking=False):
+                    raise _busy()
+                stack.callback(places.release)
+            with self._lock:
+                if file_id in self._merging:
+                    raise states.wrong_state(states.MERGING)
+                self._merging.add(file_id)
+            stack.callback(self._merging.discard, file_id)
+            if not self._turns.acquire(timeout=patience_s):
                 raise _busy()
-            stack.callback(self._merges.release)
-            self.enter(client, stack)
-            stack.enter_context(self._turns)
+            stack.callback(self._turns.release)
             yield
 
     def enter(self, client: str, stack: ExitStack) -> None:

@@ -38,8 +38,9 @@ EXTENSIONS = (
     "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
 )  # fmt: skip
 OVERRIDE = "X-HTTP-Method-Override"
-_OVERRIDES = ("DELETE", "HEAD", "OPTIONS", "PATCH", "POST")
+_OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")  # an answer to HEAD has no body, and one to POST has
 _MISMATCH = 460
+TURN_S = 5.0  # for a turn to merge
 _PIECE = 32 * 1024  # bytes: no more than this is lost when a client is cut off
 
 
@@ -109,9 +110,20 @@ class _Resource:
         resp.set_header("Upload-Offset", str(offset))
 
     def finish(self, req: falcon.Request, file_id: str) -> None:
-        """Make the file of an upload that is whole. Raises Refusal."""
-        with self._parts.admission.merge(req.context.client):
+        """Make the file of an upload that is whole. Raises Refusal: 423 if that has to wait.
+
+        After a HEAD that is refused otherwise clients begin anew.
+        """
+        with self._turn(file_id):
             self._growing.finish(file_id, owner_of(req))
+
+    @contextmanager
+    def _turn(self, file_id: str) -> Iterator[None]:
+        try:
+            with self._parts.admission.merge(file_id, patience_s=TURN_S):
+                yield
+        except Refusal as refusal:
+            raise (locked() if refusal.code in ("busy", "task_merging") else refusal) from None
 
     def _append(self, req: falcon.Request, body: Body, file_id: str, offset: int) -> Appending:
         wanted = checksum_of(req.get_header("Upload-Checksum"))
@@ -175,7 +187,7 @@ class Uploads(_Resource):
         )  # fmt: skip
         if not concat.startswith(FINAL):
             return self._growing.create(wish)
-        with self._parts.admission.merge(req.context.client):
+        with self._turn(concat):
             return self._parts.store.concatenation.make(wish, parts_of(concat))
 
 

@@ -19,7 +19,7 @@ _BODY = {"required": False, **content(BODY_TYPE, _BYTES)}
 _CHECKSUM = parameter("Upload-Checksum", "header", TEXT, required=False)
 _OF_BODY = (parameter("Upload-Length", "header", COUNT, required=False), _CHECKSUM)
 _OF_PATCH = (400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507)
-_OF_DELETE = (400, 404, 409, 410, 412, 503)
+_OF_DELETE = (400, 404, 409, 410, 412, 423, 503)
 
 
 def tus_paths() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _create() -> dict[str, Any]:
         {201: _answer("It has begun", {"Location": header(TEXT), "Upload-Offset": header(COUNT, required=False),
                                        **_EXPIRES}), 460: _mismatch()},
         parameters=[*(parameter(one, "header", schema, required=False) for one, schema in options.items()), _CHECKSUM],
-        refusals=(400, 404, 408, 409, 412, 413, 415, 503, 507), requestBody=_BODY,
+        refusals=(400, 404, 408, 409, 412, 413, 415, 423, 503, 507), requestBody=_BODY,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import falcon
@@ -23,10 +24,11 @@ from dlpool.web.forms import (
 from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import ChunkResult, Reception
+from dlpool.web.store import ChunkResult, Reception, states
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
+_MERGEABLE = (states.UPLOADING, states.FAILED)
 _STEPS = ("/pause", "/resume")
 _DAYS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
@@ -106,7 +108,8 @@ class MergeResource(_Resource):
             "total_chunks": wanted_number(fields, "total_chunks"), "owner": owner_of(req),
             "relative_path": fields.get("relative_path") or None, "expected_md5": fields.get("expected_md5") or None,
         }  # fmt: skip
-        with self._parts.admission.merge(req.context.client):
+        is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE
+        with nullcontext() if is_quick else self._parts.admission.merge(wish["file_id"]):
             result = self._store.merge(**wish)
         say(resp, result.as_json())
 

@@ -80,7 +80,7 @@ end
 function can.retry()
   if state == 'delayed' then return queue(priority, false) end
   if state ~= 'failed' and state ~= 'cancelled' then return state end
-  redis.call('ZREM', prefix .. KEPT[state][1], id)
+  forget_end(id)
   redis.call('HDEL', job_key(id), 'ended', 'note', 'flag', 'dedupe')
   redis.call('HSET', job_key(id), 'attempts', 0, 'crashes', 0, 'takeovers', 0)
   redis.call('PERSIST', job_key(id))
@@ -105,7 +105,7 @@ end
 -- What clients see of it stays.
 function can.remove()
   if not TERMINAL[state] then return state end
-  redis.call('ZREM', prefix .. KEPT[state][1], id)
+  forget_end(id)
   redis.call('DEL', job_key(id))
   return 'OK'
 end

@@ -1,7 +1,8 @@
 -- Give back the jobs of supervisors that are gone.
 -- Without sids: leases that have passed, in two phases. A lease that passed is suspect first and gets a grace; only when
 -- that passes too, the job is taken. So after an outage of Redis, when all leases have passed, their owners come first.
--- With sids: the caller knows that these are gone (they were its own, before it was restarted): taken at once.
+-- With sids: the caller knows that these are gone (they were its own, before it was restarted): taken at once. Who is no
+-- supervisor (sid '') only believes it: nothing is taken, and -1 returned, if one's lease has not passed since the grace.
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid of the caller, 3 grace ms, 4 order (fifo, lifo), then sids that are known to be gone
 -- Returns {number of jobs suspected, ids of the jobs that were given back...}; with sids, the number is of what they
@@ -64,10 +65,14 @@ local function judge(id, is_trusted)
   end
 end
 
--- What is empty has no stale places: that count heals itself, whatever has happened to the lists.
+-- A list has no more stale places than places: that count heals itself, whatever has happened to the lists.
 local function mend_counts()
   for _, list in ipairs({ 'limited', 'high', 'normal', 'low' }) do
-    if redis.call('LLEN', ready_key(list)) == 0 then redis.call('HDEL', prefix .. 'stale', list) end
+    local places = redis.call('LLEN', ready_key(list))
+    if tonumber(redis.call('HGET', prefix .. 'stale', list) or 0) > places then
+      redis.call('HSET', prefix .. 'stale', list, places)
+    end
+    if places == 0 then redis.call('HDEL', prefix .. 'stale', list) end
   end
 end
 
@@ -84,6 +89,10 @@ local function look_after(sid)
 end
 
 if #ARGV > 4 then
+  for index = 5, #ARGV do
+    local passes = tonumber(redis.call('ZSCORE', prefix .. 'supervisors', ARGV[index]) or 0)
+    if caller == '' and passes > now - grace then return { -1 } end
+  end
   for index = 5, #ARGV do take_back(ARGV[index]) end
 elseif redis.call('SET', prefix .. 'recoverer', caller, 'NX', 'PX', TURN_MS) then
   local is_trusted = not was_silent()

@@ -125,8 +125,13 @@ local function remember(id, set, kept, ttl)
   local excess = math.min(redis.call('ZCARD', prefix .. set) - kept, 10)
   for _ = 1, excess do
     local oldest = redis.call('ZPOPMIN', prefix .. set)[1]
-    redis.call('DEL', job_key(oldest))
+    if TERMINAL[redis.call('HGET', job_key(oldest), 'state')] then redis.call('DEL', job_key(oldest)) end
   end
+end
+
+-- Wherever an end is remembered: cancelled jobs of earlier versions stand among the dead.
+local function forget_end(id)
+  for _, set in ipairs({ 'done', 'dead', 'cancelled' }) do redis.call('ZREM', prefix .. set, id) end
 end
 
 local function pause(id)

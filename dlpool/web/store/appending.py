@@ -27,9 +27,9 @@ from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import HEAD_SIZE, Reception
-from dlpool.web.store.record import TUS, Record, sync_folder
+from dlpool.web.store.record import TUS, Record
 from dlpool.web.store.settling import settle
-from dlpool.web.store.task import Task, gone
+from dlpool.web.store.task import Task, gone, sync_task
 from dlpool.web.store.wishes import MAX_CHUNKS
 
 PARTIAL, FINAL = "partial", "final"
@@ -89,7 +89,8 @@ def received(folder: Path, offset: int) -> int:
         match = _BODY.fullmatch(path.name)
         if match is not None and int(match[1]) == offset:
             with suppress(FileNotFoundError):  # it has just become a chunk
-                return int(match[2]) if match[2] else path.stat().st_size
+                size = path.stat().st_size
+                return min(size, int(match[2])) if match[2] else size
     return 0
 
 
@@ -116,13 +117,17 @@ class End:
                 path.unlink(missing_ok=True)
 
     def _adopt_one(self, path: Path, at: Position, size: int | None) -> Position:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise gone() from error
         with Reception(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync) as reception:
-            reception.take_over(size)
             try:
+                reception.take_over(size)
                 self.commit(reception, at, None)
-            except Refusal as refusal:
-                if refusal.status >= 500:
+            except (Refusal, OSError) as error:
+                if is_passing(error):
+                    reception.leave()
                     raise
                 return at  # of a kind that is not taken, say: as if it had never come
             return Position(at.chunks + bool(reception.size), at.offset + reception.size)
@@ -152,8 +157,7 @@ class End:
                 states.receiving(record.status)
             record = self._place(task, record, reception, at, length)
         if self.layout.sync and reception.size:
-            with stored("store the upload"):
-                sync_folder(task.folder)
+            sync_task(task)
         return record
 
     def _seal(self, reception: Reception, at: Position) -> None:
@@ -189,12 +193,12 @@ class Appending:
     ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``: where the upload goes on.
     """
 
-    def __init__(self, end: End, reception: Reception, hold: int, at: Position, record: Record, *,
+    def __init__(self, end: End, reception: Reception, hold: int, held_since: int, at: Position, record: Record, *,
                  length: int | None, is_checked: bool) -> None:  # fmt: skip
         self._end = end
         self._reception = reception
         self._hold = hold
-        self._held_since = os.fstat(hold).st_mtime_ns
+        self._held_since = held_since
         self._length = length
         self._is_checked = is_checked
         self.at = at
@@ -231,10 +235,14 @@ class Appending:
         self._reception.write(data)
 
     def commit(self) -> Record:
-        """Let what has come count, and the length; once. Raises Refusal."""
+        """Let what has come count, and the length; once. Raises Refusal: where that passes, the next one does it."""
         try:
             self.record = self._end.commit(self._reception, self.at, self._length)
             self.at = Position(self.at.chunks + bool(self._reception.size), self.at.offset + self._reception.size)
+        except Refusal as refusal:
+            if is_passing(refusal):
+                self._reception.leave()
+            raise
         finally:
             self._reception.discard()
         return self.record
@@ -263,6 +271,11 @@ def too_large(offset: int, room: int) -> Refusal:
     """That more bytes come than the upload may have."""
     text = f"the upload may have {offset + room} bytes: no more than {room} can follow the first {offset}"
     return Refusal(413, "too_large", text)
+
+
+def is_passing(error: Refusal | OSError) -> bool:
+    """Whether the same may succeed later: the disk is full, say."""
+    return not isinstance(error, Refusal) or error.status >= 500
 
 
 def _is_untrue(error: BaseException | None) -> bool:

@@ -17,8 +17,9 @@ from dlpool.web.store.cleaning import Cleaner
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import IDLE_S, GrowingUploads, GrowWish, locked
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.publishing import NO_LINKS
 from dlpool.web.store.record import TUS
-from dlpool.web.store.room import check_room
+from dlpool.web.store.room import check_merge, check_room
 from dlpool.web.store.states import COMPLETED, MERGING
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import check_size
@@ -43,7 +44,8 @@ class Concatenation:
         size = sum(self._length_of_part(part, wish.owner) for part in parts)
         check_size(self.settings, size)
         with stored("begin the upload"):
-            check_room(self.settings, size)
+            check_room(self.settings, -1)
+            check_merge(self.settings, size)  # its chunks are there already
         file_id = self.growing.create(wish)
         try:
             with self.layout.task(file_id) as final:
@@ -105,5 +107,7 @@ def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
     with stored("join the uploads"), suppress(FileExistsError):
         try:
             os.link(source, target)
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
             shutil.copyfile(source, target)

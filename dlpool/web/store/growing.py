@@ -122,8 +122,9 @@ class GrowingUploads:
     def tend(self, file_id: str) -> None:
         """Do for an upload that nobody has asked for in a while what the next one to ask would do."""
         with self._layout.task(file_id) as task:
-            self.alive(task, None)
-            if time.time() - task.folder.stat().st_mtime < IDLE_S:
+            record = self.alive(task, None)
+            was_tried = record.status not in (states.PENDING, states.UPLOADING)
+            if was_tried or time.time() - task.folder.stat().st_mtime < IDLE_S:
                 return
         if self.look(file_id, None).is_whole:
             self.finish(file_id, None)
@@ -154,7 +155,7 @@ class GrowingUploads:
 
         ``length`` of the whole, where that was not known. Who appends meanwhile is asked to end; 423 if he does not.
         """
-        task, hold = self._hold_end(file_id, owner)
+        task, hold, held_since = self._hold_end(file_id, owner)
         try:
             end = End(self._layout, self._settings, file_id, owner)
             end.adopt(task)
@@ -165,7 +166,9 @@ class GrowingUploads:
                     raise conflict(at.offset)
                 self._check_length(record, length, at.offset)
                 reception = end.receive(task, offset, is_checked=is_checked)
-            appending = Appending(end, reception, hold, at, record, length=length, is_checked=is_checked)
+            appending = Appending(
+                end, reception, hold, held_since, at, record, length=length, is_checked=is_checked
+            )  # fmt: skip
         except BaseException:
             os.close(hold)
             raise
@@ -173,15 +176,15 @@ class GrowingUploads:
             appending.expect(size or 0)
             yield appending
 
-    def _hold_end(self, file_id: str, owner: str | None) -> tuple[Task, int]:
-        """An upload that can be appended to, and the lock of its end."""
+    def _hold_end(self, file_id: str, owner: str | None) -> tuple[Task, int, int]:
+        """An upload that can be appended to, the lock of its end, and the time of that: another one means go."""
         deadline, has_asked = time.monotonic() + PATIENCE_S, False
         while True:
             with self._layout.task(file_id) as task:
                 self._appendable(task, owner)
                 hold = task.hold_end()
                 if hold is not None:
-                    return task, hold
+                    return task, hold, os.fstat(hold).st_mtime_ns
                 if not has_asked:
                     task.ask_for_end()
                     has_asked = True

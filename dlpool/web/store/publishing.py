@@ -24,7 +24,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
 from dlpool.web.store.record import Publishing
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RENAME_NOREPLACE = 1  # renameat2(2)
 _MAX_SUFFIX = 999
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -70,7 +70,7 @@ class Place:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             return self.rename(name)
         return True

@@ -10,16 +10,15 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import TRAILER_SIZE, list_chunks
 from dlpool.web.store.content import check_head
-from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import check_free
 from dlpool.web.store.reception import Reception
-from dlpool.web.store.record import CHUNKED, Identity, Record, sync_folder
+from dlpool.web.store.record import CHUNKED, Identity, Record
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
-from dlpool.web.store.task import Task, Visit, gone
+from dlpool.web.store.task import Task, Visit, gone, sync_task
 from dlpool.web.store.wishes import ChunkWish, check_size
 
 
@@ -56,16 +55,8 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
             record = layout.create(task, Identity(wish.file_id, wish.owner, time.time()), record)
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
-        _sync(task)
+        sync_task(task)
     return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
-
-
-def _sync(task: Task) -> None:
-    with stored("store the chunk"):
-        try:
-            sync_folder(task.folder)
-        except FileNotFoundError as error:
-            raise gone() from error
 
 
 def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:

@@ -70,7 +70,7 @@ class Reception:
 
     def take_over(self, size: int | None) -> None:
         """Take what is in the file already, of which ``size`` bytes count, or all. Raises OSError, Refusal."""
-        if size is not None:
+        if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
         while data := os.read(self._descriptor, _BUFFER):
             self._count(data)
@@ -103,6 +103,10 @@ class Reception:
             with suppress(OSError):
                 os.unlink(self.path)
             self._close()
+
+    def leave(self) -> None:
+        """End, and let what has come lie where it is."""
+        self._close()
 
     def __enter__(self) -> Reception:
         return self

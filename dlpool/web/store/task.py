@@ -12,13 +12,23 @@ from typing import Any
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import held, is_held, shared
-from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record
+from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record, sync_folder
 
 
 def gone() -> Refusal:
     """That a task is not there any more."""
     return Refusal(404, "no_such_task", "the task was removed meanwhile: send all of it again")
+
+
+def sync_task(task: Task) -> None:
+    """Make the names in a task's folder durable. Raises Refusal."""
+    with stored("store the chunk"):
+        try:
+            sync_folder(task.folder)
+        except FileNotFoundError as error:
+            raise gone() from error
 
 
 class Visit:

@@ -1,0 +1,105 @@
+"""Uploads that grow: what a killed writer, a full disk and a sweep make of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from tests.disks import needs_root, tmpfs
+from tests.uploads import files_below, refused, state, store_in
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    return store_in(tmp_path)
+
+
+def begin(store: UploadStore, length: int | None, name: str = "", concat: str = "") -> str:
+    return store.growing.create(GrowWish(None, length, name, concat=concat))
+
+
+def append(store: UploadStore, file_id: str, offset: int, data: bytes) -> None:
+    with store.growing.append(file_id, None, offset, size=len(data)) as appending:
+        appending.write(data)
+        appending.commit()
+
+
+def folder_of(store: UploadStore, file_id: str) -> Path:
+    with store.layout.seen(file_id) as task:
+        return task.folder
+
+
+def offset_of(store: UploadStore, file_id: str) -> int:
+    return store.growing.look(file_id, None).offset
+
+
+def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: UploadStore, tmp_path: Path) -> None:
+    """Else the upload would never expire: each try is news of it."""
+    file_id = begin(store, 3, "taken")
+    append(store, file_id, 0, b"abc")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "taken").touch()
+    with refused(409, "file_exists"):
+        store.growing.finish(file_id, None)
+    for _ in range(2):
+        os.utime(folder_of(store, file_id), (0, 0))
+        store.sweep()
+    task = store.task(file_id, None)
+    assert (task["status"], task["retry_count"]) == ("failed", 1)
+
+
+@needs_root
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_what_was_received_outlives_a_disk_that_is_full(is_ended: bool, tmp_path: Path) -> None:
+    """Of a killed writer, or of one whose connection broke."""
+    with tmpfs(tmp_path / "disk", "8M") as disk:
+        store = store_in(disk, disk_refuse=1)
+        file_id = begin(store, None)
+        if is_ended:
+            with pytest.raises(ConnectionError), store.growing.append(file_id, None, 0, size=None) as appending:
+                appending.write(b"x" * MIB)
+                fill(disk)
+                raise ConnectionError
+        else:
+            (folder_of(store, file_id) / "patch-0.tmp").write_bytes(b"x" * MIB)
+            fill(disk)
+        with refused(507, "no_space"):
+            store.growing.look(file_id, None)
+        (disk / "filler").unlink()
+        assert offset_of(store, file_id) == MIB
+
+
+def fill(disk: Path) -> None:
+    room = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize))
+
+
+def test_bytes_that_are_not_there_are_not_made_up(store: UploadStore) -> None:
+    """After a power failure a file may be shorter than its name says."""
+    file_id = begin(store, 5000)
+    (folder_of(store, file_id) / "patch-0-5000.tmp").write_bytes(b"x" * 100)
+    assert store.growing.peek(file_id, None).offset == 100
+    assert offset_of(store, file_id) == 100
+    assert state(store, file_id) == "uploading"
+
+
+@needs_root
+def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "13M") as disk:
+        store = store_in(disk, disk_refuse=1)
+        parts = []
+        for _ in range(2):
+            parts.append(begin(store, 2 * MIB, concat=PARTIAL))
+            append(store, parts[-1], 0, bytes(2 * MIB))
+        (disk / "filler").write_bytes(bytes(3 * MIB))
+        store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
+        assert (disk / "merged" / "whole").stat().st_size == 4 * MIB
+        with refused(507, "no_space"):
+            store.concatenation.make(GrowWish(None, None, "again", concat=f"{FINAL};"), parts)
+        assert files_below(disk / "merged") == ["whole"]
+        assert store.tasks(None)["total"] == 3
