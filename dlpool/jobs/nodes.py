@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -52,7 +52,7 @@ class Nodes:
             raise NotPossible(f"the node {node[:80]!r} is there: it would be listed again at once")
         sids = [one.sid for one in stats.lost if one.node == node]
         # Others have emptied its inbox long ago; if they have not, the order of a few jobs is all that this decides.
-        if not self._transitions.strike_off(sids, grace_s=FORGET_AFTER_S):
+        if not strike_off(self._transitions, sids, grace_s=FORGET_AFTER_S):
             raise NotPossible(f"the node {node[:80]!r} was there a moment ago: try again when it stays away")
         self._steering.undrain(node)
 
@@ -61,6 +61,20 @@ class Nodes:
         if node not in {row["node"] for row in node_rows(stats, self._steering.drained())}:
             raise NoSuchNode(f"no node {node[:80]!r} is known (dlpool nodes lists them)")
         return stats
+
+
+def strike_off(transitions: Transitions, sids: Sequence[str], *, grace_s: float) -> bool:
+    """Give back what supervisors have that somebody only believes to be gone.
+
+    False, and nothing is done, if the lease of one passed less than ``grace_s`` ago, or has not. Raises QueueError.
+    """
+    keys = transitions.keys
+    while sids:
+        arguments = [keys.prefix, "", round(grace_s * 1000), "fifo", *sids]
+        [(left, *_)] = transitions.run_many("recover", [([keys.intake], arguments)])
+        if left <= 0:
+            return bool(left == 0)
+    return True
 
 
 def node_rows(stats: Stats, drained: Collection[str]) -> list[dict[str, Any]]:

@@ -232,17 +232,6 @@ class Transitions:
                 break
         return given_back
 
-    def strike_off(self, sids: Sequence[str], *, grace_s: float) -> bool:
-        """The same for supervisors that somebody only believes to be gone; fifo.
-
-        False, and nothing is done, if the lease of one passed less than ``grace_s`` ago, or has not.
-        """
-        while sids:
-            left, *_ = self._run("recover", [self.keys.prefix, "", _ms(grace_s), "fifo", *sids])
-            if left <= 0:
-                return bool(left == 0)
-        return True
-
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
         key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
