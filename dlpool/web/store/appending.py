@@ -247,10 +247,6 @@ class Appending:
             self._reception.discard()
         return self.record
 
-    def discard(self) -> None:
-        """Let nothing of it count."""
-        self._reception.discard()
-
     def __enter__(self) -> Appending:
         return self
 
