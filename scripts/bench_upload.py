@@ -1,7 +1,8 @@
 """What scripts/bench upload measures: 1 GiB in chunks of 8 MiB, 4 at once with md5, against curl -T to nginx.
 
 Pairs run alternately; a ratio is the median of the ratios of their pairs. CPU is that of clients and servers together:
-on a busy machine, read that. nginx neither hashes nor syncs, so that most rows are without syncing; one is with. Then
+on a busy machine, read that. nginx neither hashes nor syncs, so that most rows are without syncing; one is with. How
+much hashing alone costs is the machine's business: the first row is a bare loop that receives, hashes and writes. Then
 the memory of the workers, and /health while 200 clients send slowly.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from scripts.bench import DLPOOL, GIB, Run, fill, peak_memory, run
+from scripts.bench_bare import bare
 from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
 from tests.web import WebServer
 
@@ -59,11 +61,13 @@ def nginx(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Bench:
-    """The chunks as files, and both servers."""
+    """The chunks as files, and the servers."""
 
-    def __init__(self, folder: Path, dav: tuple[str, psutil.Process], web: WebServer) -> None:
+    def __init__(self, folder: Path, dav: tuple[str, psutil.Process], loop: tuple[str, psutil.Process],
+                 web: WebServer) -> None:  # fmt: skip
         self.folder = folder
         self.dav, self.nginx = dav
+        self.loop, self.bare = loop
         self.web = web
         self.number = 0
         self.memory = 0.0
@@ -86,7 +90,15 @@ class Bench:
 
     def put(self) -> list[str]:
         """To nginx."""
-        return self.curls(lambda n: f'upload-file = {self.folder}/chunk{n}\nurl = {self.dav}/{n}\nheader = "Expect:"')
+        return self.puts(self.dav)
+
+    def put_bare(self) -> list[str]:
+        """To the bare loop."""
+        return self.puts(self.loop)
+
+    def puts(self, url: str) -> list[str]:
+        """To a server that takes PUT."""
+        return self.curls(lambda n: f'upload-file = {self.folder}/chunk{n}\nurl = {url}/{n}\nheader = "Expect:"')
 
     def post(self) -> list[str]:
         """To dlpool-web, as bytes."""
@@ -121,8 +133,9 @@ class Bench:
         return f"bench-{self.number}"
 
     def served_s(self) -> float:
-        """Seconds of processor that both servers have taken."""
-        times = [process.cpu_times() for process in (*self.nginx.children(), *self.web.workers())]
+        """Seconds of processor that the servers have taken."""
+        servers = (*self.nginx.children(), *self.bare.children(), *self.web.workers())
+        times = [process.cpu_times() for process in servers]
         return sum(time.user + time.system for time in times)
 
     def measure(self, command: list[str]) -> Run:
@@ -133,9 +146,13 @@ class Bench:
             return replace(ended, cpu=ended.cpu + self.served_s() - before)
         finally:
             self.memory = max([self.memory, *(peak_memory(worker.pid) for worker in self.web.workers())])
-            for place in (self.web.upload_dir / "tasks", self.web.merged_dir, self.folder / "dav"):
-                for entry in place.iterdir() if place.exists() else ():
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self.clean()
+
+    def clean(self) -> None:
+        """Remove what was sent."""
+        for place in (self.web.upload_dir / "tasks", self.web.merged_dir, self.folder / "dav", self.folder / "bare"):
+            for entry in place.iterdir() if place.exists() else ():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def compare(self, name: str, mine: Callable[[], list[str]], runs: int, goal: float | None) -> None:
         """Run both alternately and print the medians."""
@@ -201,8 +218,9 @@ def main() -> None:
     rates = {"request_rate": "100000/s", "request_burst": 100_000}
     try:
         fast = {"upload": {"enable_atomic_operations": "no"}, "web": rates}
-        with nginx(folder) as dav, WebServer(folder / "fast", fast) as web:
-            bench = Bench(folder, dav, web)
+        with nginx(folder) as dav, bare(folder) as loop, WebServer(folder / "fast", fast) as web:
+            bench = Bench(folder, dav, loop, web)
+            bench.compare("a bare loop that hashes / curl -T", bench.put_bare, arguments.runs, None)
             bench.compare("chunks as bytes, by 4 curls / curl -T", bench.post, arguments.runs, GOAL)
             bench.compare("chunks as forms, by 4 curls / curl -T", bench.form, arguments.runs, GOAL)
             bench.compare("dlpool upload, with merge / curl -T", bench.upload, arguments.runs, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from dlpool.web.refusal import Refusal
 
 PATIENCE_S = 30.0
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.0002, 0.02
 _FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

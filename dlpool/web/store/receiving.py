@@ -18,7 +18,7 @@ from dlpool.web.store.record import CHUNKED, Identity, Record
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
-from dlpool.web.store.task import Task, Visit, gone, sync_task
+from dlpool.web.store.task import Task, Visit, check_owner, gone, sync_task
 from dlpool.web.store.wishes import ChunkWish, check_size
 
 
@@ -29,7 +29,8 @@ def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit 
     """
     wish.check(settings)
     with layout.seen(wish.file_id) as task:
-        _agreed(task, settings, wish)
+        identity = task.identity()
+        _agreed(task, settings, wish, identity, None if identity is None else task.record())
         return task.visit()
 
 
@@ -47,11 +48,9 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     with layout.task(wish.file_id) as task:
         if reception.visit is not None and reception.visit.is_over(task.folder):
             raise gone()
-        is_new = task.identity() is None
-        if not is_new:
-            settle(settings, task)
-        record = _agreed(task, settings, wish)
-        if is_new:
+        identity = task.identity()
+        record = _agreed(task, settings, wish, identity, None if identity is None else settle(settings, task))
+        if identity is None:
             record = layout.create(task, Identity(wish.file_id, wish.owner, time.time()), record)
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
@@ -59,15 +58,16 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
 
 
-def _agreed(task: Task, settings: UploadSettings, wish: ChunkWish) -> Record:
+def _agreed(
+    task: Task, settings: UploadSettings, wish: ChunkWish, identity: Identity | None, record: Record | None
+) -> Record:
     """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
-    if task.identity() is None:
+    if identity is None or record is None:
         check_room(settings, -1 if wish.file_size is None else wish.file_size)
         if wish.filename is not None:
             check_free(settings, folders(wish.relative_path or ""), wish.filename)
         return wish.fits(Record(), {})
-    task.owned(wish.owner, CHUNKED)
-    record = task.record()
+    check_owner(identity, wish.owner, CHUNKED)
     states.receiving(record.status)
     return wish.fits(record, list_chunks(task.folder) if wish.is_news(record) else {})
 
@@ -102,10 +102,11 @@ def _note_mismatch(layout: Layout, settings: UploadSettings, wish: ChunkWish) ->
     """Count a chunk that is refused for its md5, where there is a task that takes it. Raises Refusal if it does not."""
     key = str(wish.index)
     with layout.task(wish.file_id) as task:
-        if task.identity() is None:
+        identity = task.identity()
+        if identity is None:
             return
-        _agreed(task, settings, wish)
         record = task.record()
+        _agreed(task, settings, wish, identity, record)
         task.save(record, sync=False, retries={**record.retries, key: record.retries.get(key, 0) + 1})
 
 

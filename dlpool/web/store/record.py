@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -141,15 +141,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def save_identity(folder: Path, identity: Identity, *, sync: bool) -> None:
     """Note it in a folder that has no name yet that counts. Raises OSError."""
-    _write(folder / IDENTITY, asdict(identity), sync=sync)
+    _write(folder / IDENTITY, identity, sync=sync)
 
 
 def save_record(folder: Path, record: Record, *, sync: bool) -> None:
     """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
-    _write(folder / RECORD, asdict(record), sync=sync)
+    _write(folder / RECORD, record, sync=sync)
 
 
-def _write(path: Path, value: dict[str, Any], *, sync: bool) -> None:
+def _write(path: Path, value: Identity | Record, *, sync: bool) -> None:
     temporary = path.with_name(path.name + ".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:

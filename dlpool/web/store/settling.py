@@ -22,7 +22,8 @@ def settle(settings: UploadSettings, task: Task) -> Record:
 
     Raises OSError.
     """
-    noted, record = load_record(task.folder), task.record()
+    noted = load_record(task.folder)
+    record = task.effective(noted)
     if record.status == states.MERGING or (noted is None or noted.temporary is None):
         return record
     place = _place_of(settings, task, noted)

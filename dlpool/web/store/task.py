@@ -22,6 +22,14 @@ def gone() -> Refusal:
     return Refusal(404, "no_such_task", "the task was removed meanwhile: send all of it again")
 
 
+def check_owner(identity: Identity, owner: str | None, protocol: str | None = None) -> None:
+    """Raise Refusal: 403 if the task is not the owner's, 409 if it is of another ``protocol``."""
+    if not identity.is_of(owner):
+        raise Refusal(403, "not_owner", "the task belongs to somebody else: choose another file_id")
+    if protocol not in (None, identity.protocol):
+        raise Refusal(409, "other_protocol", "the task is uploaded by another protocol: choose another file_id")
+
+
 def sync_task(task: Task) -> None:
     """Make the names in a task's folder durable. Raises Refusal."""
     with stored("store the chunk"):
@@ -73,10 +81,7 @@ class Task:
         identity = self.identity()
         if identity is None:
             raise Refusal(404, "no_such_task", "there is no such task: send its first chunk")
-        if not identity.is_of(owner):
-            raise Refusal(403, "not_owner", "the task belongs to somebody else: choose another file_id")
-        if protocol not in (None, identity.protocol):
-            raise Refusal(409, "other_protocol", "the task is uploaded by another protocol: choose another file_id")
+        check_owner(identity, owner, protocol)
         return identity
 
     def chunks(self) -> dict[int, Chunk]:
@@ -88,7 +93,11 @@ class Task:
 
     def record(self) -> Record:
         """The record, with the state that chunks and locks say it has; made anew where it is lost."""
-        record = load_record(self.folder) or self._rebuilt()
+        return self.effective(load_record(self.folder))
+
+    def effective(self, noted: Record | None) -> Record:
+        """The same, of a record that was read."""
+        record = noted or self._rebuilt()
         has_chunks = record.status in (states.PENDING, states.MERGING) and bool(list_chunks(self.folder))
         status = states.effective(record.status, has_chunks=has_chunks, is_merging=self.is_merging())
         return replace(record, status=status)
