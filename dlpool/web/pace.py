@@ -14,7 +14,7 @@ from typing import Any
 from dlpool.web.body import TooSlow
 
 TURN_S = 0.25  # between two questions, whether to wait on, at the most
-MAX_RECEIVE = 248 * 1024  # bytes: what a thread may hold of a body at once
+MAX_RECEIVE = 120 * 1024  # bytes: what a thread may hold of a body at once
 
 
 class Pace:
