@@ -120,6 +120,7 @@ def test_the_states_that_help_names_are_those_that_are_listed() -> None:
     [
         (["push"], "a URL is missing"),
         (["push", "http://h/"], "a PATH is missing"),
+        (["push", "http://h/a", "http://h/b"], "PATH looks like a URL; several URLs go into a list: -i FILE"),
         (["push", "nonsense", "p"], "is not an http or https URL"),
         (["push", "http://[::1/", "p"], "cannot be read as a URL"),
         (["push", "http://h/", ""], "save_path is not a text"),
@@ -233,12 +234,13 @@ def test_bad_lines_are_named_and_the_others_pushed(redis_server: RedisServer) ->
     lines = [
         b"http://h/1 one", b"http://h/no-path", b"nonsense path", b"{broken", b'{"url": "http://h/"}',
         b'{"url": "ftp://h/", "save_path": "p"}', b'{"url": "http://h/", "save_path": "p", "dlpool": {"id": "a b"}}',
-        b"http://h/\xff p", b"http://h/" + b"x" * 2_000_000 + b" p", b"[1]", b"http://h/2 two",
+        b"http://h/\xff p", b"http://h/" + b"x" * 2_000_000 + b" p", b"[1]", b"http://h/1 http://h/2",
+        b"http://h/2 two",
     ]  # fmt: skip
     ended = push_lines(redis_server, b"\n".join(lines))
     assert ended.code == 14
-    assert re.findall(r"^dlpool: line (\d+): ", ended.err, re.MULTILINE) == [str(n) for n in range(2, 11)]
-    assert ended.err.endswith("dlpool: 2 jobs pushed, 9 lines refused\n")
+    assert re.findall(r"^dlpool: line (\d+): ", ended.err, re.MULTILINE) == [str(n) for n in range(2, 12)]
+    assert ended.err.endswith("dlpool: 2 jobs pushed, 10 lines refused\n")
     assert len(ended.err) < 3000
     assert [raw_of(redis_server, job_id).save_path for job_id in ended.out.split()] == ["one", "two"]
 

@@ -331,7 +331,7 @@ def test_a_file_that_changes_while_it_is_sent_is_never_mixed(serve: Serve, file:
     ended = upload(file, origin.api, "-c", "1")
     assert ended.code == 3
     assert ended.err.splitlines() == [
-        f"dlpool: {file}: {file} changed while it was sent: run the command again to send what it is now"
+        f"dlpool: {file}: the file changed while it was sent: run the command again to send what it is now"
     ]
     assert not origin.merged
     origin.stored.clear()  # the file has another id by now, so that a server would have nothing of it

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dlpool.cli.items import parse_header
+from dlpool.cli.items import parse_header, refuse_url
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_lines
@@ -50,6 +50,7 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
     without_user(words[0])
     if len(words) < 2:
         raise UsageError("a PATH is missing")
+    refuse_url(words[1])
     return checked(compose(*words, **own))
 
 
@@ -131,6 +132,7 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     if arguments.url is None or arguments.path is None:
         missing = "URL" if arguments.url is None else "PATH"
         raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
+    refuse_url(arguments.path)
     job = checked(compose(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id))
     job_id = job.id or new_id()
     with opened(arguments) as queue:

@@ -22,13 +22,13 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with translated(f"read {path}"):
+        with translated("read the file"):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
             found = os.fstat(self._descriptor)
         self.identity = Identity(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
         if not stat.S_ISREG(found.st_mode) or (not found.st_size and self._has_more()):  # as those of /proc
             self.close()
-            raise UsageError(f"{path} is not a file with a length, and only such can be uploaded")
+            raise UsageError("this is not a file with a length, and only such can be uploaded")
 
     def __enter__(self) -> LocalFile:
         return self
@@ -40,10 +40,10 @@ class LocalFile:
         """The bytes of ``span``, each block in ``buffer``, where the next one replaces it. Raises FileChanged."""
         position = span.start
         while position < span.end:
-            with translated(f"read {self.path}"):
+            with translated("read the file"):
                 size = os.preadv(self._descriptor, [buffer[: span.end - position]], position)
             if not size:
-                raise FileChanged(f"{self.path} became shorter while it was sent: run the command again")
+                raise FileChanged("the file became shorter while it was sent: run the command again")
             yield buffer[:size]
             position += size
 
@@ -55,11 +55,11 @@ class LocalFile:
 
     def check_unchanged(self) -> None:
         """Raise FileChanged if the file was written to since it was opened."""
-        with translated(f"read {self.path}"):
+        with translated("read the file"):
             found = os.fstat(self._descriptor)
         is_same = (found.st_size, found.st_mtime_ns) == (self.identity.size, self.identity.mtime_ns)
         if not is_same or self._has_more():
-            raise FileChanged(f"{self.path} changed while it was sent: run the command again to send what it is now")
+            raise FileChanged("the file changed while it was sent: run the command again to send what it is now")
 
     def close(self) -> None:
         """Close it; nobody may read any more."""
@@ -67,7 +67,7 @@ class LocalFile:
 
     def _has_more(self) -> bool:
         """Whether there are bytes behind its end: some file systems do not tell the size that a file has."""
-        with translated(f"read {self.path}"):
+        with translated("read the file"):
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
