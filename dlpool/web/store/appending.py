@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from dlpool.web.store.wishes import MAX_CHUNKS
 PARTIAL, FINAL = "partial", "final"
 _BODY = re.compile(r"patch-([0-9]+)(?:-([0-9]+))?\.tmp")
 _CHECKED = "patch.tmp"
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Superseded(Exception):
@@ -89,7 +90,7 @@ def received(folder: Path, offset: int) -> int:
         match = _BODY.fullmatch(path.name)
         if match is not None and int(match[1]) == offset:
             with suppress(FileNotFoundError):  # it has just become a chunk
-                size = path.stat().st_size
+                size = path.lstat().st_size
                 return min(size, int(match[2])) if match[2] else size
     return 0
 
@@ -112,13 +113,13 @@ class End:
             at = self.begin(task)
             for path in left:
                 match = _BODY.fullmatch(path.name)
-                if match is not None and int(match[1]) == at.offset:
+                if match is not None and int(match[1]) == at.offset and stat.S_ISREG(path.lstat().st_mode):
                     at = self._adopt_one(path, at, int(match[2]) if match[2] else None)
                 path.unlink(missing_ok=True)
 
     def _adopt_one(self, path: Path, at: Position, size: int | None) -> Position:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise gone() from error
         with Reception(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync) as reception:

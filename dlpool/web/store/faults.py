@@ -12,6 +12,7 @@ _KNOWN = {
     errno.EROFS: (507, "read_only", "the file system is read-only"),
     errno.EACCES: (507, "permission", "the service may not write there"),
     errno.EPERM: (507, "permission", "the service may not write there"),
+    errno.ELOOP: (507, "symbolic_link", "there is a symbolic link among the service's own files: remove it"),
     errno.EFBIG: (413, "too_large", "the file is larger than the file system allows"),
     errno.ENAMETOOLONG: (400, "bad_filename", "the path is too long"),
     errno.EMFILE: (503, "too_many_files", "too many files are open"),

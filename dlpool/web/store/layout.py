@@ -6,6 +6,7 @@ tasks, so that nobody can wait for a lock that is about to vanish.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -44,10 +45,10 @@ class Layout:
         """Somewhere to receive a chunk. Raises Refusal."""
         with stored("begin a chunk"):
             try:
-                return reception.begin(self.root / _TMP, max_size=max_size, sync=self.sync)
+                return reception.begin(self._own(_TMP), max_size=max_size, sync=self.sync)
             except FileNotFoundError:  # somebody removed the folder
                 self.make()
-                return reception.begin(self.root / _TMP, max_size=max_size, sync=self.sync)
+                return reception.begin(self._own(_TMP), max_size=max_size, sync=self.sync)
 
     @contextmanager
     def task(self, file_id: str) -> Iterator[Task]:
@@ -59,7 +60,7 @@ class Layout:
     def named(self, name: str) -> Iterator[Task]:
         """The same, by the name of its folder."""
         with stored("write to the upload folder"):
-            if not (self.root / _LOCKS).is_dir():
+            if not self._own(_LOCKS).is_dir():
                 self.make()
             with locked(self.root / _LOCKS / name[:2]):
                 yield Task(self._folder(name), sync=self.sync)
@@ -68,9 +69,10 @@ class Layout:
     def seen(self, file_id: str) -> Iterator[Task]:
         """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
         name = flat_name(file_id)
-        lock = self.root / _LOCKS / name[:2]
-        with stored("read the upload folder"), locked(lock) if lock.exists() else nullcontext():
-            yield Task(self._folder(name), sync=self.sync)
+        with stored("read the upload folder"):
+            lock = self._own(_LOCKS) / name[:2]
+            with locked(lock) if lock.exists() else nullcontext():
+                yield Task(self._folder(name), sync=self.sync)
 
     def ids(self) -> list[str]:
         """The ids of all tasks that can be read, sorted. Raises Refusal."""
@@ -81,10 +83,11 @@ class Layout:
         """The folders of tasks, also those that no task can be read from. Raises Refusal."""
         with stored("read the upload folder"):
             try:
-                names = os.listdir(self.root / _TASKS)
+                names = os.listdir(self._own(_TASKS))
             except FileNotFoundError:
                 return []
-            return [Task(self._folder(name), sync=self.sync) for name in sorted(names) if is_flat(name)]
+            paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
+            return [Task(path, sync=self.sync) for path in paths if not path.is_symlink()]
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
@@ -108,7 +111,7 @@ class Layout:
     def _fresh_folder(self) -> tuple[Path, int]:
         """A new folder, and a descriptor that has it locked, so that no sweep takes it. Raises OSError."""
         while True:
-            path = self.root / _TMP / f"{secrets.token_hex(16)}.new"
+            path = self._own(_TMP) / f"{secrets.token_hex(16)}.new"
             os.mkdir(path)
             with suppress(FileNotFoundError):  # a sweep came before the lock
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -118,7 +121,7 @@ class Layout:
 
     def trash(self, task: Task) -> Path:
         """Take the folder out of the tasks by one rename; ``empty`` removes it, later or never. Raises OSError."""
-        place = self.root / _TMP / f"{secrets.token_hex(16)}.trash"
+        place = self._own(_TMP) / f"{secrets.token_hex(16)}.trash"
         os.replace(task.folder, place)
         return place
 
@@ -126,13 +129,16 @@ class Layout:
         """Remove what the dead left in ``tmp``, and return how many. Raises Refusal."""
         with stored("clean the upload folder"):
             try:
-                names = os.listdir(self.root / _TMP)
+                names = os.listdir(self._own(_TMP))
             except FileNotFoundError:
                 return 0
-            return sum(remove_dead(self.root / _TMP / name) for name in names)
+            return sum(remove_dead(self._own(_TMP) / name) for name in names)
 
     def _folder(self, name: str) -> Path:
-        return self.root / _TASKS / name
+        return real(self._own(_TASKS) / name)
+
+    def _own(self, name: str) -> Path:
+        return real(self.root / name)
 
 
 def _identity(task: Task) -> Identity | None:
@@ -142,8 +148,18 @@ def _identity(task: Task) -> Identity | None:
         return None
 
 
+def real(path: Path) -> Path:
+    """``path``. Raises OSError if somebody has planted a symbolic link there, which would lead out of the store."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return path
+
+
 def remove_dead(path: Path) -> bool:
-    """Remove a file or folder that no living process has locked; whether it did."""
+    """Remove a file or folder that no living process has locked, or a link, which is none of ours; whether it did."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return True
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # gone, or no file of ours

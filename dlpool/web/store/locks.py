@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -13,7 +14,8 @@ from dlpool.web.refusal import Refusal
 
 PATIENCE_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.0002, 0.02
-_FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block
+_FLAGS = _LOOK | os.O_CREAT
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def held(path: Path) -> int | None:
 def shared(path: Path) -> int | None:
     """A descriptor that shares the lock of the file ``path``, until it is closed; None if there is no such file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, _LOOK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)  # nobody has it alone for longer than a look
@@ -70,9 +72,13 @@ def shared(path: Path) -> int | None:
 def is_held(path: Path) -> bool:
     """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, _LOOK)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # nobody locks by a link
+            return False
+        raise
     try:
         return not has_locked(descriptor)
     finally:

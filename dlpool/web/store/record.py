@@ -6,6 +6,7 @@ Both are JSON, written to a temporary file that is renamed, under the task's loc
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from dlpool import jsontext
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
 
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 IDENTITY, RECORD = "identity.json", "record.json"
 CHUNKED, TUS = "chunked", "tus"
 
@@ -133,10 +136,20 @@ def _has_types(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = jsontext.loads(path.read_bytes())
+        found = jsontext.loads(_bytes_of(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _bytes_of(path: Path) -> bytes:
+    """What is in the file; nothing if it is none. Raises OSError."""
+    descriptor = os.open(path, _READ)
+    try:
+        status = os.fstat(descriptor)
+        return os.read(descriptor, status.st_size) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def save_identity(folder: Path, identity: Identity, *, sync: bool) -> None:
@@ -151,7 +164,11 @@ def save_record(folder: Path, record: Record, *, sync: bool) -> None:
 
 def _write(path: Path, value: Identity | Record, *, sync: bool) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(temporary, _CREATE, 0o666)
+    except FileExistsError:  # a killed process left it, or somebody planted it
+        os.unlink(temporary)
+        descriptor = os.open(temporary, _CREATE, 0o666)
     try:
         view = memoryview(jsontext.dumps(value))
         while view:

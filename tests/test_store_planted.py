@@ -1,0 +1,152 @@
+"""What somebody plants among the store's own files: nothing is written or read outside, and nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import UploadStore
+from dlpool.web.store.names import flat_name
+from tests.uploads import ID, files_below, leftovers, merge, refused, send, state, store_in, uploaded
+
+FILES = ("identity.json", "record.json", "record.json.tmp", "merge.lock", "0.chunk", "1.chunk")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    """With a task of two chunks, of which one is there."""
+    store = store_in(tmp_path)
+    store.sweep()
+    send(store, 0, b"zero", total_chunks=2)
+    return store
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "secret").write_bytes(b"secret")
+    return folder
+
+
+def folder_of(store: UploadStore) -> Path:
+    return Path(store.settings.upload_dir) / "tasks" / flat_name(ID)
+
+
+def use_all(store: UploadStore) -> set[int]:
+    """Whatever a client can do; the statuses of what was refused."""
+    statuses = set()
+    for use in (
+        lambda: store.status(ID, None), lambda: store.task(ID, None), lambda: store.tasks(None),
+        lambda: send(store, 1, b"one"), lambda: merge(store, 2), lambda: store.pause(ID, None),
+        lambda: store.resume(ID, None), lambda: store.cleanup(None, ("failed",), 0), lambda: store.delete(ID, None),
+        store.sweep,
+    ):  # fmt: skip
+        try:
+            use()
+        except Refusal as refusal:
+            statuses.add(refusal.status)
+    return statuses
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_in_place_of_a_file_of_a_task_is_not_followed(store: UploadStore, outside: Path, name: str) -> None:
+    path = folder_of(store) / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside / "secret")
+    use_all(store)
+    assert (files_below(outside), (outside / "secret").read_bytes()) == (["secret"], b"secret")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_to_where_nothing_is_yet_makes_nothing_there(store: UploadStore, outside: Path, name: str) -> None:
+    path = folder_of(store) / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside / "new")
+    use_all(store)
+    assert files_below(outside) == ["secret"]
+
+
+@pytest.mark.parametrize("name", ["record.json.tmp", "1.chunk"])
+def test_a_link_where_a_file_is_to_come_gives_way(store: UploadStore, outside: Path, name: str) -> None:
+    (folder_of(store) / name).symlink_to(outside / "secret")
+    send(store, 1, b"one")
+    assert Path(merge(store, 2).path).read_bytes() == b"zeroone"
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store: UploadStore, outside: Path) -> None:
+    send(store, 1, b"one")
+    (folder_of(store) / "merge.lock").symlink_to(outside / "secret")
+    with refused(507, "symbolic_link"):
+        merge(store, 2)
+    store.delete(ID, None)
+    assert (store.tasks(None)["total"], (outside / "secret").read_bytes()) == (0, b"secret")
+
+
+def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: UploadStore, outside: Path) -> None:
+    send(store, 0, b"other", file_id="other")
+    folder = folder_of(store)
+    shutil.move(folder, outside / "moved")
+    before = files_below(outside)
+    folder.symlink_to(outside / "moved")
+    assert use_all(store) == {507}
+    assert files_below(outside) == before
+    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == ["other"]
+    folder.unlink()
+    shutil.move(outside / "moved", folder)
+    assert uploaded(store) == [0]
+
+
+@pytest.mark.parametrize("name", ["tasks", "tmp", "locks"])
+def test_a_link_in_place_of_a_folder_of_the_store_is_refused(store: UploadStore, outside: Path, name: str) -> None:
+    folder = Path(store.settings.upload_dir) / name
+    shutil.move(folder, folder.with_name("kept"))
+    folder.symlink_to(outside)
+    assert 507 in use_all(store)
+    with refused(507, "symbolic_link"):
+        send(store, 1, b"one")
+    assert files_below(outside) == ["secret"]
+    folder.unlink()
+    shutil.move(folder.with_name("kept"), folder)
+
+
+def test_a_link_among_what_is_swept_goes_and_its_target_stays(store: UploadStore, outside: Path) -> None:
+    link = Path(store.settings.upload_dir) / "tmp" / "x.trash"
+    link.symlink_to(outside)
+    store.sweep()
+    assert not link.is_symlink()
+    assert files_below(outside) == ["secret"]
+
+
+def test_a_link_in_place_of_the_file_that_a_merge_makes_is_not_followed(store: UploadStore, outside: Path) -> None:
+    send(store, 1, b"one")
+    merged = Path(store.settings.merged_dir)
+    merged.mkdir()
+    (merged / f".dlpool-{flat_name(ID)[:32]}.merging").symlink_to(outside / "secret")
+    assert Path(merge(store, 2).path).read_bytes() == b"zeroone"
+    assert ((outside / "secret").read_bytes(), leftovers(store)) == (b"secret", [])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_fifo_keeps_nobody_waiting(store: UploadStore, name: str) -> None:
+    send(store, 0, b"other", file_id="other")
+    path = folder_of(store) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    use_all(store)
+    assert uploaded(store, "other") == [0]
+
+
+@pytest.mark.parametrize("name", ["record.json", "record.json.tmp", "1.chunk"])
+def test_a_fifo_in_place_of_what_is_made_anew_loses_nothing(store: UploadStore, name: str) -> None:
+    path = folder_of(store) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    send(store, 1, b"one")
+    assert state(store) == "uploading"
+    assert Path(merge(store, 2).path).read_bytes() == b"zeroone"
