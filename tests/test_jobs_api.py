@@ -6,9 +6,12 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +305,26 @@ def test_while_redis_is_away_it_says_so_and_goes_on_by_itself(api: Api) -> None:
     finally:
         api.redis.start()
     assert api.push() in {job["id"] for job in api.good("GET", "/jobs")["jobs"]}
+
+
+def test_a_redis_that_never_answers_keeps_nobody_waiting_for_long(tmp_path: Path) -> None:
+    """One request waits for it at a time, and the others are told at once: else each thread would wait, each time."""
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=200))
+        redis = {"url": f"redis://127.0.0.1:{silent.getsockname()[1]}/0"}
+        server = stack.enter_context(
+            WebServer(tmp_path, {"redis": redis, "web": {**ALL, "processes": 1, "threads": 8}})
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(30))
+        asked = [pool.submit(requests.get, f"{server.root}{BASE}/stats", timeout=60) for _ in range(300)]
+        for number in range(20):
+            chunk = {"file_id": "f", "chunk_index": number}
+            answer = requests.post(f"{server.url}/upload_chunk", data=chunk, files={"chunk": b"x"}, timeout=60)
+            assert answer.status_code == 200, answer.text
+        for one in asked:  # one after the other in each thread they would take more than three minutes
+            answer = one.result(60)
+            assert (answer.status_code, answer.json()["code"]) == (503, "redis")
+            assert int(answer.headers["Retry-After"]) > 0
 
 
 def test_a_page_of_another_site_changes_nothing(api: Api) -> None:

@@ -13,6 +13,7 @@ from dlpool.errors import DlpoolError
 from dlpool.web.desk import Desk, refusal_of
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
+from dlpool.web.outage import Outage
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 
@@ -20,11 +21,11 @@ from dlpool.web.refusal import Refusal
 class Resource:
     """One path of the API, with its methods."""
 
-    def __init__(self, parts: WebParts, desk: Desk, operations: Iterable[Operation]) -> None:
+    def __init__(self, parts: WebParts, desk: Desk, outage: Outage, operations: Iterable[Operation]) -> None:
         for one in operations:
-            setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, one))
+            setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one))
             if one.method == "GET":
-                self.on_head = _responder(parts, desk, one)
+                self.on_head = _responder(parts, desk, outage, one)
 
 
 class Document:
@@ -42,9 +43,9 @@ class Document:
 
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
     """Add the job API and its document. Raises ConfigurationError, LocalFault."""
-    desk = Desk(parts.settings)
+    desk, outage = Desk(parts.settings), Outage()
     for path in sorted({one.path for one in OPERATIONS}):
-        app.add_route(BASE + path, Resource(parts, desk, [one for one in OPERATIONS if one.path == path]))
+        app.add_route(BASE + path, Resource(parts, desk, outage, [one for one in OPERATIONS if one.path == path]))
     made = document(OPERATIONS, parts.settings.web.prefix, is_authenticated=parts.keys.is_required)
     app.add_route(f"{BASE}/openapi.json", Document(made))
 
@@ -72,11 +73,13 @@ def is_known(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak
     return is_same
 
 
-def _responder(parts: WebParts, desk: Desk, operation: Operation) -> Any:
+def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
             call = operation.call(names, req.params, _body(req, parts, operation))
-            answer_json(req, resp, operation.ask(desk, call))
+            with outage.ask():
+                found = operation.ask(desk, call)
+            answer_json(req, resp, found)
         except DlpoolError as error:
             raise refusal_of(error) from error
 
