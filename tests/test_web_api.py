@@ -330,6 +330,25 @@ def test_no_path_leads_out_of_the_folder(path: str, server: WebServer, merged: b
     assert said["code"] in ("bad_path", "bad_filename", "not_found")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/go-uploader/tasks/%2e%2e%2f%2e%2e%2fweb.ini", "/go-uploader/tasks/../../web.ini", "/static/..%2fapp.py",
+     "/static/%2e%2e/app.py", "/files/..%2f..%2fweb.ini", "/api/v1/jobs/..%2f..%2fweb.ini"],
+)  # fmt: skip
+def test_no_path_of_another_kind_leads_anywhere(path: str, server: WebServer) -> None:
+    with RawClient(server.port) as client:
+        status, said = client.post(path, "Connection: close", "Tus-Resumable: 1.0.0", method="GET").answer()
+    assert status in (404, 405, 503), said  # 503: there is no Redis
+    assert said["code"] in ("not_found", "no_such_task", "method_not_allowed", "redis")
+
+
+@pytest.mark.parametrize("path", ["/health", "/client", "/system", "/metrics", "/tasks", "/upload_status?file_id=x"])
+def test_head_is_answered_where_get_is(path: str, server: WebServer) -> None:
+    answer = requests.head(f"{server.url}{path}", timeout=10)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"] == requests.get(f"{server.url}{path}", timeout=10).headers["Content-Type"]
+
+
 # --- health, system, metrics ---
 
 
@@ -412,8 +431,9 @@ def test_of_eight_merges_at_once_one_works(api: Api, server: WebServer) -> None:
 # --- the documents ---
 
 
-def test_the_curl_commands_of_the_documents_run_as_they_stand(tmp_path: Path) -> None:
-    [script] = [block for block in blocks(ROOT / "docs" / "uploads.md") if "curl " in block]
+@pytest.mark.parametrize("document", ["README.md", "docs/uploads.md"])
+def test_the_curl_commands_of_the_documents_run_as_they_stand(document: str, tmp_path: Path) -> None:
+    [script] = [block for block in blocks(ROOT / document) if "curl " in block]
     (tmp_path / "model.bin").write_bytes(make_data(3_000_000))
     with WebServer(tmp_path / "web") as server:
         assert "http://127.0.0.1:18101" in script

@@ -110,10 +110,75 @@ def test_a_full_disk_is_507_and_what_is_there_stays(tmp_path: Path) -> None:
             merge = {"file_id": "f", "filename": "f", "total_chunks": 1}
             (disk / "filler").write_bytes(bytes(1_500_000))
             assert post(server, "merge_chunks", json=merge)[0] == 507
-            assert requests.get(f"{server.url}/health", timeout=10).status_code in (200, 503)
+            assert requests.get(f"{server.url}/upload_status?file_id=f", timeout=10).json()["uploaded_chunks"] == [0]
             (disk / "filler").unlink()
             assert post(server, "merge_chunks", json=merge)[0] == 200
             assert not server.events("request_broke"), server.said()
+
+
+@needs_root
+def test_a_merge_that_fills_the_disk_leaves_the_chunks_and_nothing_else(tmp_path: Path) -> None:
+    """Two merges that each have room when they begin, and not both: at least one is refused as it copies."""
+    data = make_data(6_000_000)
+    with tmpfs(tmp_path / "files", "11m") as files:
+        upload = {"merged_dir": files / "merged", "disk_warn": 0.99, "disk_refuse": 1}
+        with WebServer(tmp_path / "web", {"upload": upload}) as server:
+            for name in ("a", "b"):
+                form = {"file_id": name, "chunk_index": 0}
+                assert post(server, "upload_chunk", data=form, files={"chunk": data})[0] == 200
+            merges = [{"file_id": name, "filename": name, "total_chunks": 1} for name in ("a", "b")]
+            with ThreadPoolExecutor(2) as pool:
+                statuses = sorted(pool.map(lambda merge: post(server, "merge_chunks", json=merge)[0], merges))
+            assert statuses in ([200, 507], [507, 507])
+            made = [path for path in (files / "merged").iterdir() if path.is_file()]
+            assert [path.read_bytes() for path in made] == [data] * statuses.count(200)
+            remount(files, "size=16m")
+            assert [post(server, "merge_chunks", json=merge)[0] for merge in merges] == [200, 200]
+            assert [(files / "merged" / name).read_bytes() for name in ("a", "b")] == [data, data]
+
+
+@needs_root
+def test_a_record_that_finds_no_room_loses_no_chunk(tmp_path: Path) -> None:
+    """The disk has room for the chunk alone, and not for what is noted of it."""
+    with tmpfs(tmp_path / "disk", "8m,nr_inodes=14") as disk:
+        upload = {"upload_dir": disk / "upload", "disk_warn": 0.99, "disk_refuse": 1}
+        with WebServer(tmp_path / "web", {"upload": upload}) as server:
+            sent, statuses = [], []
+            for index in range(12):
+                form = {"file_id": "f", "chunk_index": index}
+                status, said = post(server, "upload_chunk", data=form, files={"chunk": b"%d" % index})
+                statuses.append(status)
+                sent += [index] if status == 200 else []
+                assert status == 200 or (status, said["code"]) == (507, "no_space")
+            assert {200, 507} == set(statuses)
+            known = requests.get(f"{server.url}/upload_status?file_id=f", timeout=10).json()["uploaded_chunks"]
+            assert set(sent) <= set(known)
+            remount(disk, "nr_inodes=100")
+            for index in set(range(12)) - set(sent):
+                form = {"file_id": "f", "chunk_index": index}
+                assert post(server, "upload_chunk", data=form, files={"chunk": b"%d" % index})[0] == 200
+            merge = {"file_id": "f", "filename": "f", "total_chunks": 12}
+            assert post(server, "merge_chunks", json=merge)[0] == 200
+            assert (server.merged_dir / "f").read_bytes() == b"".join(b"%d" % index for index in range(12))
+            assert not server.events("request_broke"), server.said()
+
+
+@needs_root
+def test_only_the_folder_of_files_is_read_only(tmp_path: Path) -> None:
+    with (
+        tmpfs(tmp_path / "files", "4m") as files,
+        WebServer(tmp_path / "web", {"upload": {"merged_dir": files / "merged"}}) as server,
+    ):
+        form = {"file_id": "f", "chunk_index": 0}
+        remount(files, "ro")
+        assert post(server, "upload_chunk", data=form, files={"chunk": b"x"})[0] == 200
+        merge = {"file_id": "f", "filename": "f", "total_chunks": 1}
+        status, said = post(server, "merge_chunks", json=merge)
+        assert (status, said["code"]) == (507, "read_only"), said
+        assert requests.get(f"{server.url}/health", timeout=10).status_code == 503
+        remount(files, "rw")
+        assert post(server, "merge_chunks", json=merge)[0] == 200
+        assert (files / "merged" / "f").read_bytes() == b"x"
 
 
 @needs_root

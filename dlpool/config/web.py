@@ -78,8 +78,14 @@ def _parse_algorithms(text: str) -> str:
 
 
 def _parse_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)*", text) or re.search(r"/\.\.?(/|$)", text):
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", text) or re.search(r"/\.\.?(/|$)", text):
         raise ValueError("not a path as /go-uploader")
+    return text
+
+
+def _parse_own_prefix(text: str) -> str:
+    if _parse_prefix(text).split("/")[1] in ("api", "files", "static"):
+        raise ValueError("not a path of its own: the job API, tus and the page are below /api, /files and /static")
     return text
 
 
@@ -93,6 +99,7 @@ WORDS = Kind("WORD,...", _parse_words)
 ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
 NETWORKS = Kind("NETWORK,...", _parse_networks)
 PREFIX = Kind("PATH", _parse_prefix)
+OWN_PREFIX = Kind("PATH", _parse_own_prefix)
 HOST = Kind("HOST", _parse_bind)
 
 
@@ -136,7 +143,7 @@ class WebSettings:
     """``[web]``: how dlpool-web serves, whom, and how much of it. Sizes in bytes, times in seconds."""
 
     bind: str = setting(HOST, "127.0.0.1", "address to listen at; any but loopback needs a key", reload=False)
-    prefix: str = setting(PREFIX, "/go-uploader", "where the upload API begins", reload=False)
+    prefix: str = setting(OWN_PREFIX, "/go-uploader", "where the upload API begins", reload=False)
     processes: int | None = setting(
         COUNT, None, "worker processes (default: one a core, 2 to 4)", low=1, high=64, reload=False
     )
@@ -172,7 +179,9 @@ class WebSettings:
     body_rate: int = setting(RATE, "1K", "bytes a second below which a body is too slow; 0: never", reload=False)
     body_rate_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=0.1, reload=False)
     head_timeout: float = setting(DURATION, "10s", "for a client to send the head of a request", low=0.1, reload=False)
-    field_size: int = setting(SIZE, "64K", "forms and JSON are not longer", low=KIB, reload=False)
+    field_size: int = setting(
+        SIZE, "64K", "fields of a form; a whole form or JSON: 4 times that, a batch: 16 times", low=KIB, reload=False
+    )
     accel_prefix: str | None = setting(
         PREFIX, None, "X-Accel-Redirect: nginx sends merged files from this internal location", reload=False
     )

@@ -54,7 +54,7 @@ class Keys:
             claims = jwt.decode(token, self._key or "", algorithms=self._algorithms, leeway=LEEWAY_S,
                                 options={"require": ["exp", "sub"], "verify_aud": False})  # fmt: skip
         except jwt.PyJWTError as error:
-            raise _unauthorized(f"the token is not good: {error}") from error
+            raise _unauthorized(f"the token is not good: {str(error).partition(':')[0]}") from error
         subject = claims["sub"]
         if not isinstance(subject, str) or not subject or len(subject) > 255 or not subject.isprintable():
             raise _unauthorized("the token is not good: its sub is no name")

@@ -14,6 +14,10 @@ class BrokenBody(Exception):
     """The body ends before its end, or its framing is wrong."""
 
 
+class BadFraming(BrokenBody):
+    """The chunks of a body are not framed as RFC 9112, section 7.1, says."""
+
+
 class TooSlow(Exception):
     """A client sends nothing, or hardly anything."""
 

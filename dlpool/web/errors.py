@@ -9,7 +9,7 @@ from falcon.util import http_status_to_code
 
 from dlpool import jsontext
 from dlpool.observe.log import Logger
-from dlpool.web.body import BrokenBody, TooSlow
+from dlpool.web.body import BadFraming, BrokenBody, TooSlow
 from dlpool.web.refusal import Refusal
 
 _LABELS = {
@@ -59,7 +59,10 @@ def _too_slow(_req: falcon.Request, resp: falcon.Response, error: TooSlow, _para
 
 
 def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object) -> None:
-    answer(resp, Refusal(400, "truncated", f"the body did not come whole: {error}"))
+    if isinstance(error, BadFraming):
+        answer(resp, Refusal(400, "bad_framing", f"the body is not framed as HTTP says: {error}"))
+    else:
+        answer(resp, Refusal(400, "truncated", f"the body did not come whole: {error}"))
 
 
 def _http_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: object) -> None:

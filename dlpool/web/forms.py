@@ -62,7 +62,7 @@ class MultipartForm:
                 self._take(event)
             self._parser.close()
         except multipart.MultipartError as error:
-            raise _bad(str(error)) from error
+            raise _bad(str(error.args[0]) if error.args else "it is no multipart/form-data") from error
         return self.fields
 
     def _events(self, body: Body) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
@@ -116,6 +116,8 @@ def urlencoded_fields(text: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2 * MAX_PARTS)
+    except UnicodeDecodeError as error:
+        raise _bad("it is not UTF-8") from error
     except ValueError as error:
         raise _bad(str(error)) from error
     for name, value in pairs:

@@ -43,6 +43,8 @@ class HealthResource:
         resp.data = jsontext.dumps({"status": status, "timestamp": _now(), "checks": checks})
         resp.content_type = "application/json"
 
+    on_head = on_get
+
 
 class ClientResource:
     """``GET /client``: what a client should keep to."""
@@ -54,6 +56,8 @@ class ClientResource:
         """The settings that concern clients."""
         resp.data = self._advice
         resp.content_type = "application/json"
+
+    on_head = on_get
 
 
 class SystemResource:
@@ -71,6 +75,8 @@ class SystemResource:
             "disk": disks(self._parts.settings.upload),
         })  # fmt: skip
         resp.content_type = "application/json"
+
+    on_head = on_get
 
 
 class MetricsResource:
@@ -90,6 +96,8 @@ class MetricsResource:
             resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
         else:
             resp.data, resp.content_type = exposition.text(found)
+
+    on_head = on_get
 
 
 def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:

@@ -48,8 +48,11 @@ class WebParts:
     @contextmanager
     def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:
         """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""
-        if req.get_header("Transfer-Encoding") and req.get_header("Content-Length"):
+        coding = req.get_header("Transfer-Encoding")
+        if coding and req.get_header("Content-Length"):
             raise Refusal(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+        if coding and coding.strip().lower() != "chunked":
+            raise Refusal(501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known")
         body = Body(req.stream, req.content_length, limit, what)
         with self.admission.place(req.context.client):
             yield body

@@ -21,7 +21,7 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.observe.log import Log
-from dlpool.web.body import BrokenBody, TooSlow
+from dlpool.web.body import BadFraming, BrokenBody, TooSlow
 from dlpool.web.lingering import Lingering
 from dlpool.web.pace import Pace, PacedSocket
 
@@ -35,6 +35,13 @@ _STATUSES = {
     "ExpectationFailed": (417, "Expectation Failed", "bad_request"),
     "UnsupportedTransferCoding": (501, "Not Implemented", "bad_request"),
 }  # fmt: skip
+
+_REASONS = {
+    "InvalidHeader": "one of its headers is wrong, or contradicts another one",
+    "InvalidHeaderName": "the name of one of its headers is wrong",
+    "LimitRequestHeaders": "its headers are too many, or too long",
+    "LimitRequestLine": "its first line is too long",
+}
 
 
 class CheckedBody:
@@ -66,8 +73,12 @@ class CheckedBody:
             data = self._receive(size)
         except TooSlow:
             raise
-        except (OSError, http.errors.ParseException) as error:
-            raise BrokenBody(str(error) or "the connection broke") from error
+        except http.errors.NoMoreData as error:
+            raise BrokenBody("the connection ended before the last chunk") from error
+        except http.errors.ParseException as error:
+            raise BadFraming(str(error)) from error
+        except OSError as error:
+            raise BrokenBody(error.strerror or "the connection broke") from error
         self._left = self._left - len(data) if data or self._left < sys.maxsize // 2 else 0
         return data
 
@@ -141,7 +152,8 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         status, reason, code = _STATUSES.get(type(exc).__name__, (400, "Bad Request", "bad_request"))
         if self.refused is not None:
             self.refused(status, code, str(addr[0]) if isinstance(addr, tuple) else "", str(exc))
-        body = jsontext.dumps({"error": f"this is no request that can be read: {exc}", "code": code})
+        text = _REASONS.get(type(exc).__name__, str(exc))
+        body = jsontext.dumps({"error": f"this is no request that can be read: {text}", "code": code})
         head = (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"

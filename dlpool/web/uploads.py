@@ -122,6 +122,8 @@ class StatusResource(_Resource):
         fields = urlencoded_fields(req.query_string)
         say(resp, self._store.status(text_of(fields, "file_id"), owner_of(req)))
 
+    on_head = on_get
+
 
 class TasksResource(_Resource):
     """``GET /tasks``."""
@@ -130,6 +132,8 @@ class TasksResource(_Resource):
         """All of the owner's."""
         say(resp, self._store.tasks(owner_of(req)))
 
+    on_head = on_get
+
 
 class TaskResource(_Resource):
     """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
@@ -137,11 +141,13 @@ class TaskResource(_Resource):
     def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """What can be asked there."""
         resp.set_header("Allow", "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS)
-                        else "DELETE, GET, OPTIONS")  # fmt: skip
+                        else "DELETE, GET, HEAD, OPTIONS")  # fmt: skip
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """The task with its chunks."""
         say(resp, self._store.task(rest, owner_of(req)))
+
+    on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """Remove it and its chunks; a merged file stays."""
