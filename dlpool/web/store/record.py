@@ -143,11 +143,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """What is in the file; nothing if it is none. Raises OSError."""
+    """What is in the file; nothing of a FIFO or device. Raises OSError, also for a folder."""
     descriptor = os.open(path, _READ)
     try:
         status = os.fstat(descriptor)
-        return os.read(descriptor, status.st_size) if stat.S_ISREG(status.st_mode) else b""
+        is_special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+        return b"" if is_special else os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
 
