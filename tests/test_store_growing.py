@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from dlpool.web.store.appending import bodies
 from tests.disks import needs_root, tmpfs
 from tests.uploads import files_below, refused, state, store_in
 
@@ -103,3 +104,40 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
             store.concatenation.make(GrowWish(None, None, "again", concat=f"{FINAL};"), parts)
         assert files_below(disk / "merged") == ["whole"]
         assert store.tasks(None)["total"] == 3
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_chunk_that_was_cut_is_sent_again(store: UploadStore, index: int, length: int, tmp_path: Path) -> None:
+    file_id = begin(store, 15, "cut")
+    append(store, file_id, 0, b"first")
+    append(store, file_id, 5, b"secnd")
+    os.truncate(folder_of(store, file_id) / f"{index}.chunk", length)
+    offset = offset_of(store, file_id)
+    assert offset == 5 * index
+    append(store, file_id, offset, b"firstsecndthird"[offset:])
+    store.growing.finish(file_id, None)
+    assert (tmp_path / "merged" / "cut").read_bytes() == b"firstsecndthird"
+
+
+def test_a_chunk_that_was_spoilt_is_sent_again_in_however_many_pieces(store: UploadStore, tmp_path: Path) -> None:
+    file_id = begin(store, 15, "spoilt")
+    for offset, data in ((0, b"first"), (5, b"secnd"), (10, b"third")):
+        append(store, file_id, offset, data)
+    with (folder_of(store, file_id) / "1.chunk").open("r+b") as file:
+        file.write(b"XX")
+    with refused(400, "chunks_missing"):
+        store.growing.finish(file_id, None)
+    assert offset_of(store, file_id) == 5
+    append(store, file_id, 5, b"secndthird")
+    store.growing.finish(file_id, None)
+    assert (tmp_path / "merged" / "spoilt").read_bytes() == b"firstsecndthird"
+
+
+def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: UploadStore) -> None:
+    file_id = begin(store, 5)
+    folder = folder_of(store, file_id)
+    store.delete(file_id, None)
+    assert bodies(folder) == []
+    with refused(404, "no_such_task"):
+        append(store, file_id, 0, b"x")

@@ -164,6 +164,17 @@ def test_one_task_that_cannot_be_read_hides_no_other(store: UploadStore) -> None
     assert store.tasks(None)["total"] == 0
 
 
+def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
+    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(store, 0, DATA[0])
+    listed = store.layout.folders()
+    monkeypatch.setattr(type(store.layout), "folders", lambda _layout: listed)
+    store.delete(ID, None)
+    swept = store.sweep()
+    assert (swept.removed, swept.failures) == (0, ())
+
+
 def test_what_no_id_leads_to_goes_when_it_is_old(store: UploadStore) -> None:
     send(store, 0, DATA[0])
     folder = folder_of(store)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
-from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.chunkfile import Chunk, index_of, list_chunks
 from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
@@ -80,8 +80,12 @@ class Completed(Refusal):
 
 
 def bodies(folder: Path) -> list[Path]:
-    """What is being received, or was by one who was killed, in the order of offsets."""
-    return sorted(folder.glob("patch*.tmp"))
+    """What is being received, or was by one who was killed, in the order of offsets; nothing if the folder is gone."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(folder / name for name in names if name.startswith("patch") and name.endswith(".tmp"))
 
 
 def received(folder: Path, offset: int) -> int:
@@ -106,14 +110,14 @@ class End:
 
     def adopt(self, task: Task) -> None:
         """Make a chunk of what a killed writer left; what cannot be one goes. Raises Refusal of the disk, OSError."""
-        left = bodies(task.folder)
-        if not left:
-            return
         with stored("go on with the upload"):
+            left = bodies(task.folder)
+            if not left:
+                return
             at = self.begin(task)
             for path in left:
                 match = _BODY.fullmatch(path.name)
-                if match is not None and int(match[1]) == at.offset and stat.S_ISREG(path.lstat().st_mode):
+                if match is not None and int(match[1]) == at.offset and _is_file(path):
                     at = self._adopt_one(path, at, int(match[2]) if match[2] else None)
                 path.unlink(missing_ok=True)
 
@@ -134,11 +138,12 @@ class End:
             return Position(at.chunks + bool(reception.size), at.offset + reception.size)
 
     def begin(self, task: Task) -> Position:
-        """Where the upload goes on. Chunks behind one that was lost go. Raises OSError."""
-        chunks = list_chunks(task.folder)
-        at = position(chunks)
-        for index in [index for index in chunks if index >= at.chunks]:
-            chunk_path(task.folder, index).unlink(missing_ok=True)
+        """Where the upload goes on. Chunks behind one that was lost go, and one that was cut. Raises OSError."""
+        at = position(list_chunks(task.folder))
+        for name in os.listdir(task.folder):
+            index = index_of(name)
+            if index is not None and index >= at.chunks:
+                (task.folder / name).unlink(missing_ok=True)
         return at
 
     def receive(self, task: Task, offset: int, *, is_checked: bool) -> Reception:
@@ -273,6 +278,14 @@ def too_large(offset: int, room: int) -> Refusal:
 def is_passing(error: Refusal | OSError) -> bool:
     """Whether the same may succeed later: the disk is full, say."""
     return not isinstance(error, Refusal) or error.status >= 500
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, no link to one. Raises OSError."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_untrue(error: BaseException | None) -> bool:

@@ -39,6 +39,13 @@ def chunk_path(folder: Path, index: int) -> Path:
     return folder / f"{index}{_SUFFIX}"
 
 
+def index_of(name: str) -> int | None:
+    """The index of the chunk that a file of that name would be; None if it would be none."""
+    index = name.removesuffix(_SUFFIX)
+    is_one = index != name and index.isascii() and index.isdigit() and str(int(index)) == index
+    return int(index) if is_one else None
+
+
 def list_chunks(folder: Path) -> dict[int, Chunk]:
     """The whole chunks in a folder, in their order; none if it is gone. Raises OSError."""
     try:
@@ -50,8 +57,8 @@ def list_chunks(folder: Path) -> dict[int, Chunk]:
 
 
 def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
-    index = entry.name.removesuffix(_SUFFIX)
-    if index == entry.name or not (index.isascii() and index.isdigit()) or str(int(index)) != index:
+    index = index_of(entry.name)
+    if index is None:
         return None
     try:
         if not entry.is_file(follow_symlinks=False):
@@ -60,7 +67,7 @@ def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
         sum_of_it = _md5_of(entry.path, status.st_ino, status.st_mtime_ns, status.st_size)
     except (FileNotFoundError, ValueError):
         return None  # removed meanwhile, or not whole
-    return Chunk(int(index), status.st_size - TRAILER_SIZE, sum_of_it, status.st_mtime)
+    return Chunk(index, status.st_size - TRAILER_SIZE, sum_of_it, status.st_mtime)
 
 
 @lru_cache(maxsize=_REMEMBERED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +68,8 @@ class Cleaner:
 
     def _tend(self, name: str) -> bool:
         with self.layout.named(name) as task:
+            if not os.path.lexists(task.folder):  # it was removed meanwhile
+                return False
             if task.identity() is None:  # of no use to anybody: no id leads there
                 is_over = time.time() - task.folder.stat().st_mtime >= self.settings.task_expiry
             else:

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -87,7 +88,7 @@ class Layout:
             except FileNotFoundError:
                 return []
             paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
-            return [Task(path, sync=self.sync) for path in paths if not path.is_symlink()]
+            return [Task(path, sync=self.sync) for path in paths if not os.path.islink(path)]
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
@@ -115,7 +116,7 @@ class Layout:
             os.mkdir(path)
             with suppress(FileNotFoundError):  # a sweep came before the lock
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                if has_locked(descriptor) and path.exists():
+                if has_locked(descriptor) and os.path.lexists(path):
                     return path, descriptor
                 os.close(descriptor)
 
@@ -150,16 +151,17 @@ def _identity(task: Task) -> Identity | None:
 
 def real(path: Path) -> Path:
     """``path``. Raises OSError if somebody has planted a symbolic link there, which would lead out of the store."""
-    if path.is_symlink():
+    if os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return path
 
 
 def remove_dead(path: Path) -> bool:
     """Remove a file or folder that no living process has locked, or a link, which is none of ours; whether it did."""
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-        return True
+    if os.path.islink(path):
+        with suppress(OSError):
+            os.unlink(path)
+        return not os.path.lexists(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # gone, or no file of ours
@@ -167,10 +169,10 @@ def remove_dead(path: Path) -> bool:
     try:
         if not has_locked(descriptor):
             return False
-        if path.is_dir():
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(path)
     finally:
         os.close(descriptor)

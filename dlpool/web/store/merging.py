@@ -18,7 +18,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
 from dlpool.web.store.reception import HEAD_SIZE
-from dlpool.web.store.record import Publishing, Record, load_record
+from dlpool.web.store.record import CHUNKED, Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_merge
 from dlpool.web.store.settling import complete, settle
@@ -58,7 +58,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
         return _same(settings, record, record.result, wish)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
-    if record.total_chunks not in (0, wish.total_chunks):
+    if wish.protocol == CHUNKED and record.total_chunks not in (0, wish.total_chunks):
         raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
                       total_chunks=record.total_chunks)  # fmt: skip
     chunks = list_chunks(task.folder)
@@ -140,9 +140,12 @@ class _Merge:
         check_merge(self._settings, sum(chunk.size for chunk in self._begun.chunks))
         parts = self._begun.record.temporary or ()
         place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
-        if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
+        try:
+            if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
+                raise name_taken(self._wish.filename)
+        except BaseException:
             place.close()
-            raise name_taken(self._wish.filename)
+            raise
         return place
 
     def _written(self, place: Place) -> tuple[os.stat_result, str]:
