@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from dlpool.web.store.planted import READ
+
 _TRAILER = struct.Struct(">8sQ16s")
 _MAGIC = b"dlpchnk1"
 _SUFFIX = ".chunk"
@@ -73,7 +75,7 @@ def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
 @lru_cache(maxsize=_REMEMBERED)
 def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
     """The md5 in the trailer; of a file that has not changed it is read once. Raises ValueError if it is not whole."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READ)
     try:
         data = os.pread(descriptor, TRAILER_SIZE, max(0, length - TRAILER_SIZE))
     finally:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
+from dlpool.web.store.planted import READ
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BUFFER = 256 * 1024
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}
 
@@ -96,7 +96,7 @@ class Joint:
     def _open(self, chunk: Chunk) -> int:
         """A descriptor of the chunk, which has its length. Raises ChunksBad."""
         try:
-            descriptor = os.open(chunk_path(self.folder, chunk.index), _READ)
+            descriptor = os.open(chunk_path(self.folder, chunk.index), READ)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ChunksBad([chunk.index]) from error
         if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:

@@ -6,7 +6,6 @@ tasks, so that nobody can wait for a lock that is about to vanish.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from dlpool.web.store import reception
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked, locked
 from dlpool.web.store.names import flat_name, is_flat
+from dlpool.web.store.planted import READ, real
 from dlpool.web.store.record import Identity, Record, save_identity, save_record, sync_folder
 from dlpool.web.store.task import Task
 
@@ -130,10 +130,11 @@ class Layout:
         """Remove what the dead left in ``tmp``, and return how many. Raises Refusal."""
         with stored("clean the upload folder"):
             try:
-                names = os.listdir(self._own(_TMP))
+                folder = self._own(_TMP)
+                names = os.listdir(folder)
             except FileNotFoundError:
                 return 0
-            return sum(remove_dead(self._own(_TMP) / name) for name in names)
+            return sum(remove_dead(folder / name) for name in names)
 
     def _folder(self, name: str) -> Path:
         return real(self._own(_TASKS) / name)
@@ -149,13 +150,6 @@ def _identity(task: Task) -> Identity | None:
         return None
 
 
-def real(path: Path) -> Path:
-    """``path``. Raises OSError if somebody has planted a symbolic link there, which would lead out of the store."""
-    if os.path.islink(path):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    return path
-
-
 def remove_dead(path: Path) -> bool:
     """Remove a file or folder that no living process has locked, or a link, which is none of ours; whether it did."""
     if os.path.islink(path):
@@ -163,7 +157,7 @@ def remove_dead(path: Path) -> bool:
             os.unlink(path)
         return not os.path.lexists(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, READ)
     except OSError:  # gone, or no file of ours
         return False
     try:

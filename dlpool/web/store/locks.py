@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.web.refusal import Refusal
+from dlpool.web.store.planted import READ
 
 PATIENCE_S = 30.0
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.0002, 0.02
-_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block
-_FLAGS = _LOOK | os.O_CREAT
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
+_FLAGS = READ | os.O_CREAT
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def held(path: Path) -> int | None:
 def shared(path: Path) -> int | None:
     """A descriptor that shares the lock of the file ``path``, until it is closed; None if there is no such file."""
     try:
-        descriptor = os.open(path, _LOOK)
+        descriptor = os.open(path, READ)
     except (FileNotFoundError, NotADirectoryError):
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)  # nobody has it alone for longer than a look
@@ -72,7 +72,7 @@ def shared(path: Path) -> int | None:
 def is_held(path: Path) -> bool:
     """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
     try:
-        descriptor = os.open(path, _LOOK)
+        descriptor = os.open(path, READ)
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -117,9 +117,9 @@ class Reception:
         self.discard()
 
     def _write(self, data: bytes) -> None:
-        done = os.write(self._descriptor, data)
-        while done < len(data):  # a signal or a full disk may shorten a write; the next one tells which
-            done += os.write(self._descriptor, memoryview(data)[done:])
+        view = memoryview(data)
+        while view:  # a signal or a full disk may shorten a write; the next one tells which
+            view = view[os.write(self._descriptor, view) :]
 
     def _close(self) -> None:
         if self.is_open:

@@ -14,10 +14,10 @@ from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.web.store.planted import READ
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 IDENTITY, RECORD = "identity.json", "record.json"
 CHUNKED, TUS = "chunked", "tus"
@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _bytes_of(path: Path) -> bytes:
     """What is in the file; nothing of a FIFO or device. Raises OSError, also for a folder."""
-    descriptor = os.open(path, _READ)
+    descriptor = os.open(path, READ)
     try:
         status = os.fstat(descriptor)
         is_special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
