@@ -8,7 +8,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from dlpool.web.body import TooSlow
@@ -47,10 +46,11 @@ class Pace:
 
 
 class PacedSocket:
-    """What gunicorn reads a connection from. Used by one thread at a time."""
+    """What gunicorn reads a connection from; while a body is expected, ``sock`` has a timeout. One thread at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._descriptor = sock.fileno()
         self._deadline: float | None = None
         self._pace: Pace | None = None
         self._ask: Callable[[], None] | None = None
@@ -73,29 +73,31 @@ class PacedSocket:
     def recv(self, size: int) -> bytes:
         """Some bytes, none at the end. Raises TooSlow, OSError."""
         size = min(size, MAX_RECEIVE)
-        if self._pace is not None:
-            with suppress(BlockingIOError):  # past the socket's own timeout, which costs a poll(2) each time
-                data = os.read(self._sock.fileno(), size)
-                self._pace.count(len(data), 0.0)
-                return data
+        if self._pace is None:
+            self._await_head()
+            return self._sock.recv(size)
+        waited_s = 0.0
         while True:
-            begun = time.monotonic()
-            is_there = self._wait()
-            data = self._sock.recv(size) if is_there else b""
-            if self._pace is not None and (data or not is_there):
-                self._pace.count(len(data), time.monotonic() - begun)
-            if is_there:
-                return data
+            try:
+                data = os.read(self._descriptor, size)  # not by the socket, whose timeout costs a poll(2) each time
+            except BlockingIOError:
+                waited_s = self._await_body(self._pace)
+                continue
+            self._pace.count(len(data), waited_s)
+            return data
 
-    def _wait(self) -> bool:
-        patience_s = None
-        if self._deadline is not None:
-            patience_s = self._deadline - time.monotonic()
-            if patience_s <= 0:
-                raise TooSlow("the head of the request did not come in time")
-        elif self._pace is not None:
-            patience_s = self._pace.patience_s()
-        return self._poll(math.inf if patience_s is None else patience_s)
+    def _await_head(self) -> None:
+        patience_s = math.inf if self._deadline is None else self._deadline - time.monotonic()
+        if patience_s <= 0 or not self._poll(patience_s):
+            raise TooSlow("the head of the request did not come in time")
+
+    def _await_body(self, pace: Pace) -> float:
+        """Wait until more comes; for how many seconds that was since the last ones were counted."""
+        begun = time.monotonic()
+        while not self._poll(pace.patience_s()):
+            pace.count(0, time.monotonic() - begun)
+            begun = time.monotonic()
+        return time.monotonic() - begun
 
     def _poll(self, patience_s: float) -> bool:
         """Whether something comes in time."""

@@ -23,7 +23,7 @@ from dlpool.config import WebSettings
 from dlpool.observe.log import Log
 from dlpool.web.body import BadFraming, BrokenBody, TooSlow
 from dlpool.web.lingering import Lingering
-from dlpool.web.pace import Pace, PacedSocket
+from dlpool.web.pace import MAX_RECEIVE, Pace, PacedSocket
 
 HURRIED_S = 0.5  # for a head, when half of the threads wait for one
 CROWDED_S = 0.1  # until another connection is taken, where there are too many files open
@@ -52,12 +52,17 @@ class CheckedBody:
     """
 
     def __init__(self, req: Any, sock: socket.socket, paced: PacedSocket) -> None:
-        headers = dict(req.headers)
         self._body = req.body
         self._sock = sock
+        self._paced = paced
         self.while_waiting = paced.while_waiting
         self._is_awaited = bool(getattr(req, "_expected_100_continue", False))
-        self._left = sys.maxsize if "TRANSFER-ENCODING" in headers else int(headers.get("CONTENT-LENGTH", 0))
+        self._held = b""
+        if isinstance(self._body.reader, LengthReader):
+            self._left, self._take = self._body.reader.length, self._known
+            self._held = _taken(self._body.reader.unreader, self._left)
+        else:
+            self._left, self._take = sys.maxsize, self._framed
 
     @property
     def is_left(self) -> bool:
@@ -65,37 +70,44 @@ class CheckedBody:
         return self._left > 0
 
     def read(self, size: int | None = None) -> bytes:
-        """Up to ``size`` bytes, none at the end. Raises BrokenBody, TooSlow."""
+        """Up to ``size`` bytes, or all; none at the end. Raises BrokenBody, TooSlow."""
+        if size is None:
+            return b"".join(iter(lambda: self.read(MAX_RECEIVE), b""))
         if self._is_awaited:
             self._is_awaited = False
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            data = self._receive(size)
-        except TooSlow:
-            raise
+            return self._take(size)
         except http.errors.NoMoreData as error:
             raise BrokenBody("the connection ended before the last chunk") from error
         except http.errors.ParseException as error:
             raise BadFraming(str(error)) from error
         except OSError as error:
             raise BrokenBody(error.strerror or "the connection broke") from error
-        self._left = self._left - len(data) if data or self._left < sys.maxsize // 2 else 0
+
+    def _known(self, size: int) -> bytes:
+        """Of a body of known length, past gunicorn's buffers, where it is copied over and over."""
+        if self._held:  # it came with the head
+            data, self._held = self._held[:size], self._held[size:]
+        else:
+            size = min(size, self._left)
+            data = self._paced.recv(size) if size else b""
+        self._left -= len(data)
         return data
 
-    def _receive(self, size: int | None) -> bytes:
-        """What has come; of a body of known length past gunicorn's buffers, where it is copied four times over."""
-        reader = self._body.reader
-        if size is None or not isinstance(reader, LengthReader) or self._body.buf.tell():
-            return bytes(self._body.read(size))
-        unreader, size = reader.unreader, min(size, reader.length)
-        if unreader.buf.getbuffer().nbytes:  # it came with the head
-            held = unreader.take_buffered()
-            unreader.unread(held[size:])
-            data: bytes = held[:size]
-        else:
-            data = unreader.sock.recv(size) if size else b""
-        reader.length -= len(data)
+    def _framed(self, size: int) -> bytes:
+        """Of a chunked body."""
+        data = bytes(self._body.read(size))
+        if not data:
+            self._left = 0
         return data
+
+
+def _taken(unreader: Any, length: int) -> bytes:
+    """What gunicorn holds of a body; it keeps what is behind it."""
+    held: bytes = unreader.take_buffered()
+    unreader.unread(held[length:])
+    return held[:length]
 
 
 class WebWorker(ThreadWorker):  # type: ignore[misc]

@@ -15,10 +15,11 @@ from types import TracebackType
 
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import trailer
-from dlpool.web.store.faults import stored
+from dlpool.web.store.faults import refused, stored
 from dlpool.web.store.locks import has_locked
 from dlpool.web.store.task import Visit
 
+_STORING = "store the chunk"
 _BUFFER = 256 * 1024
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,9 +53,13 @@ class Reception:
 
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
-        self._check_size(len(data))
-        with stored("store the chunk"):
+        if self.size + len(data) > self._max_size:
+            raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
+                          max_chunk_size=self._max_size)  # fmt: skip
+        try:
             self._write(data)
+        except OSError as error:
+            raise refused(_STORING, error) from error
         self._count(data)
 
     def _count(self, data: bytes) -> None:
@@ -62,11 +67,6 @@ class Reception:
             self.head += bytes(data[: HEAD_SIZE - len(self.head)])
         self.size += len(data)
         self._hash.update(data)
-
-    def _check_size(self, more: int) -> None:
-        if self.size + more > self._max_size:
-            raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
-                          max_chunk_size=self._max_size)  # fmt: skip
 
     def take_over(self, size: int | None) -> None:
         """Take what is in the file already, of which ``size`` bytes count, or all. Raises OSError, Refusal."""
@@ -87,7 +87,7 @@ class Reception:
 
     def seal(self) -> None:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
-        with stored("store the chunk"):
+        with stored(_STORING):
             self._write(trailer(self.size, self._hash.digest()))
             if self._sync:
                 os.fdatasync(self._descriptor)
@@ -117,9 +117,9 @@ class Reception:
         self.discard()
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:  # a signal or a full disk may shorten a write; the next one tells which
-            view = view[os.write(self._descriptor, view) :]
+        written = os.write(self._descriptor, data)
+        while written < len(data):  # by a signal or a full disk; the next one tells which
+            written += os.write(self._descriptor, memoryview(data)[written:])
 
     def _close(self) -> None:
         if self.is_open:
