@@ -22,7 +22,7 @@ FLOORS = [
     {"engine", "upload", "jobs", "observe"},
     {"transfer"},
     {"config"},
-    {"errors", "jsontext"},
+    {"errors", "jsontext", "syscalls"},
     {"kinds", "redaction"},
 ]
 ONLY_IN = {

@@ -6,7 +6,6 @@ the name means (after a publish it is not: then the name is opened again). Every
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
+from dlpool.syscalls import fallocate
 from dlpool.transfer.files import local_fault, make_folders, sync_folder, translated
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.names import PART_SUFFIX
@@ -111,7 +111,7 @@ class PartFile:
                 os.posix_fallocate(self._descriptor, 0, size)
                 self.has_blocks = True
             elif how == "auto" and size >= LEAST_FALLOC:
-                self.has_blocks = self._fallocate(size)
+                self.has_blocks = fallocate(self._descriptor, 0, size)
             if how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self.has_blocks):
                 os.ftruncate(self._descriptor, size)
 
@@ -225,18 +225,6 @@ class PartFile:
         if needed and needed + SPACE_RESERVE > free:
             raise NoSpace(f"{self.target.parent} has {free} bytes free, {needed + SPACE_RESERVE} are needed")
 
-    def _fallocate(self, size: int) -> bool:
-        """Reserve blocks where the file system can; unlike posix_fallocate, never by writing them one by one."""
-        function = getattr(_libc, "fallocate", None)
-        if function is None:
-            return False
-        if function(self._descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-            return True
-        number = ctypes.get_errno()
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(number, os.strerror(number))
-        return False
-
 
 class Writer:
     """One thread's descriptor on a part file, whose offset is 0 at first."""
@@ -270,9 +258,6 @@ class Writer:
     def close(self) -> None:
         if self._closes:
             os.close(self._descriptor)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _is_name_of(path: Path, status: os.stat_result) -> bool:

@@ -38,7 +38,7 @@ class Body:
 
     def __init__(self, stream: Readable, length: int | None, limit: int, what: str = "the request") -> None:
         self._stream = stream
-        self._length = length
+        self.length = length
         self._limit = limit
         self._what = what
         self.size = 0
@@ -50,8 +50,8 @@ class Body:
 
         Raises BrokenBody if fewer bytes come than the client said, TooSlow, Refusal.
         """
-        while self._length is None or self.size < self._length:
-            want = most if self._length is None else min(most, self._length - self.size)
+        while self.length is None or self.size < self.length:
+            want = most if self.length is None else min(most, self.length - self.size)
             data = self._stream.read(want)
             if not data:
                 break
@@ -59,8 +59,8 @@ class Body:
             if self.size > self._limit:
                 raise self._too_large()
             yield data
-        if self._length is not None and self.size < self._length:
-            raise BrokenBody(f"{self.size} of {self._length} bytes came")
+        if self.length is not None and self.size < self.length:
+            raise BrokenBody(f"{self.size} of {self.length} bytes came")
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
         """Call ``ask`` again and again while nothing comes, where the server can do that; what it raises ends it."""

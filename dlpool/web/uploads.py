@@ -76,6 +76,7 @@ class ChunkResource(_Resource):
             raise Refusal(411, "length_required", "a chunk has a Content-Length, 0 for an empty one, or is chunked")
         with self._store.begin() as reception:
             reception.visit = self._store.check_chunk(**wish)
+            reception.expect(body.length or 0)
             for data in body.pieces():
                 reception.write(data)
             return self._store.commit_chunk(reception, **wish)
@@ -83,6 +84,7 @@ class ChunkResource(_Resource):
     def _from_form(self, req: falcon.Request, body: Body) -> ChunkResult:
         owner = owner_of(req)
         with self._store.begin() as reception:
+            reception.expect(body.length or 0)  # its fields are small
             form = MultipartForm(req.content_type or "", self._settings.web.field_size, "chunk",
                                  lambda fields: self._begun(reception, fields, owner))  # fmt: skip
             fields = form.read(body)

@@ -12,7 +12,6 @@ What the next one sees, whoever is killed when:
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from contextlib import suppress
@@ -20,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.config import UploadSettings
+from dlpool.syscalls import rename_to_free
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
 from dlpool.web.store.record import Publishing
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_RENAME_NOREPLACE = 1  # renameat2(2)
 _MAX_SUFFIX = 999
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,11 @@ class Place:
 
     def rename(self, name: str) -> bool:
         """The same by renameat2(2), for file systems without hard links. Raises OSError."""
-        function = getattr(_libc, "renameat2", None)
-        if function is None:
-            raise OSError(errno.EOPNOTSUPP, "the file system has no hard links")
-        old, new = os.fsencode(self.temporary), os.fsencode(name)
-        if function(self.descriptor, old, self.descriptor, new, _RENAME_NOREPLACE) == 0:
-            return True
-        number = ctypes.get_errno()
-        if number == errno.EEXIST:
+        try:
+            rename_to_free(self.descriptor, self.temporary, name)
+        except FileExistsError:
             return False
-        raise OSError(number, os.strerror(number))
+        return True
 
     def has_published(self, publishing: Publishing) -> bool:
         """Whether the recorded file has its name: no other file has its number, as long as it is there."""

@@ -13,14 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from dlpool.syscalls import fallocate
 from dlpool.web.refusal import Refusal
-from dlpool.web.store.chunkfile import trailer
+from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored
 from dlpool.web.store.locks import has_locked
 from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
+_AHEAD = 8 << 20  # bytes
+_LEAST_AHEAD = 1 << 20  # fewer gain nothing
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -41,6 +44,7 @@ class Reception:
         self._max_size = max_size
         self._sync = sync
         self._hash = hashlib.md5(usedforsecurity=False)
+        self._expected = self._reserved = 0
         self.is_open = True
 
     def __repr__(self) -> str:
@@ -51,16 +55,30 @@ class Reception:
         """Of what has come so far, hexadecimal."""
         return self._hash.hexdigest()
 
+    def expect(self, size: int) -> None:
+        """About so many bytes will come: a full disk is noticed before they do, and they are written faster."""
+        self._expected = min(size, self._max_size) + TRAILER_SIZE
+
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
         if self.size + len(data) > self._max_size:
             raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
                           max_chunk_size=self._max_size)  # fmt: skip
         try:
+            if self._reserved < self.size + len(data) < self._expected:
+                self._reserve()
             self._write(data)
         except OSError as error:
             raise refused(_STORING, error) from error
         self._count(data)
+
+    def _reserve(self) -> None:
+        """Only so much as nobody can fill a disk with who never sends it."""
+        more = min(self._expected - self.size, _AHEAD)
+        if more >= _LEAST_AHEAD and fallocate(self._descriptor, self.size, more, keep_size=True):
+            self._reserved = self.size + more
+        else:
+            self._expected = 0
 
     def _count(self, data: bytes) -> None:
         if len(self.head) < HEAD_SIZE:
@@ -89,6 +107,8 @@ class Reception:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
         with stored(_STORING):
             self._write(trailer(self.size, self._hash.digest()))
+            if self._reserved > self.size + TRAILER_SIZE:
+                os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)  # ftruncate(2) frees what is behind it
             if self._sync:
                 os.fdatasync(self._descriptor)
 
