@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from dlpool.web.store import UploadStore, states
+from dlpool.web.store.chunkfile import TRAILER_SIZE
 from dlpool.web.store.content import kinds_of
+from tests.disks import needs_root, tmpfs
 from tests.uploads import ID, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
+MIB = 1024 * 1024
 DATA = [b"the first chunk", b"the second", b"the third one"]
 
 
@@ -39,6 +42,49 @@ def test_chunks_in_any_order_become_the_file(store: UploadStore) -> None:
     }  # fmt: skip
     assert leftovers(store) == []
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
+
+
+def on_disk(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_who_announces_much_and_sends_little_keeps_little_of_the_disk(store: UploadStore) -> None:
+    with store.begin() as reception:
+        reception.expect(90 * MIB)
+        reception.write(b"a")
+        assert 8 * MIB <= on_disk(reception.path) < 9 * MIB
+        reception.write(bytes(8 * MIB))
+        assert 16 * MIB <= on_disk(reception.path) < 17 * MIB
+        assert reception.path.stat().st_size == 8 * MIB + 1
+        store.commit_chunk(reception, file_id=ID, index=0, owner=None)
+    assert on_disk(chunk_file(store, 0)) < 9 * MIB
+    assert store.status(ID, None)["uploaded_chunks"] == [0]
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, 3 * MIB + 5, 8 * MIB - 32, 8 * MIB, 17 * MIB + 1])
+@pytest.mark.parametrize("more", [-1, 0, 700])
+def test_what_is_expected_changes_nothing_of_what_is_stored(store: UploadStore, size: int, more: int) -> None:
+    data = os.urandom(size)
+    with store.begin() as reception:
+        reception.expect(size + more)
+        for begin in range(0, size, 100_000):
+            reception.write(data[begin : begin + 100_000])
+        store.commit_chunk(reception, file_id=ID, index=0, owner=None, md5=md5(data))
+    assert chunk_file(store, 0).stat().st_size == size + TRAILER_SIZE
+    assert on_disk(chunk_file(store, 0)) <= size + TRAILER_SIZE + 8192
+    assert Path(merge(store, 1).path).read_bytes() == data
+
+
+@needs_root
+def test_a_disk_that_is_too_full_for_a_chunk_is_noticed_at_its_beginning(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "small", "7M") as folder:
+        store = store_in(folder, disk_refuse=1.0)
+        with store.begin() as reception:
+            reception.expect(30 * MIB)
+            with refused(507, "no_space"):
+                reception.write(b"a")
+        assert leftovers(store) == []
 
 
 def test_the_first_chunk_makes_the_task(store: UploadStore) -> None:

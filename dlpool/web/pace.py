@@ -50,7 +50,6 @@ class PacedSocket:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._descriptor = sock.fileno()
         self._deadline: float | None = None
         self._pace: Pace | None = None
         self._ask: Callable[[], None] | None = None
@@ -79,7 +78,7 @@ class PacedSocket:
         waited_s = 0.0
         while True:
             try:
-                data = os.read(self._descriptor, size)  # not by the socket, whose timeout costs a poll(2) each time
+                data = os.read(self._sock.fileno(), size)  # past the socket's timeout, which costs a poll(2) each time
             except BlockingIOError:
                 waited_s = self._await_body(self._pace)
                 continue

@@ -57,12 +57,11 @@ class CheckedBody:
         self._paced = paced
         self.while_waiting = paced.while_waiting
         self._is_awaited = bool(getattr(req, "_expected_100_continue", False))
-        self._held = b""
+        self._left, self._held = sys.maxsize, b""
+        self._take: Callable[[int], bytes] = self._framed
         if isinstance(self._body.reader, LengthReader):
-            self._left, self._take = self._body.reader.length, self._known
+            self._left, self._take = int(self._body.reader.length), self._known
             self._held = _taken(self._body.reader.unreader, self._left)
-        else:
-            self._left, self._take = sys.maxsize, self._framed
 
     @property
     def is_left(self) -> bool:
@@ -98,7 +97,7 @@ class CheckedBody:
     def _framed(self, size: int) -> bytes:
         """Of a chunked body."""
         data = bytes(self._body.read(size))
-        if not data:
+        if size and not data:
             self._left = 0
         return data
 

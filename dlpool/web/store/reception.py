@@ -22,7 +22,7 @@ from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
-_AHEAD = 8 << 20  # bytes
+_AHEAD = 8 << 20  # bytes that are reserved before they come
 _LEAST_AHEAD = 1 << 20  # fewer gain nothing
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,11 +61,12 @@ class Reception:
 
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
-        if self.size + len(data) > self._max_size:
+        end = self.size + len(data)
+        if end > self._max_size:
             raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
                           max_chunk_size=self._max_size)  # fmt: skip
         try:
-            if self._reserved < self.size + len(data) < self._expected:
+            if self._reserved < end < self._expected:
                 self._reserve()
             self._write(data)
         except OSError as error:
@@ -73,10 +74,11 @@ class Reception:
         self._count(data)
 
     def _reserve(self) -> None:
-        """Only so much as nobody can fill a disk with who never sends it."""
-        more = min(self._expected - self.size, _AHEAD)
-        if more >= _LEAST_AHEAD and fallocate(self._descriptor, self.size, more, keep_size=True):
-            self._reserved = self.size + more
+        """The next blocks, where the file system can: fewer than a disk can be filled with by promises."""
+        begin = max(self.size, self._reserved)
+        more = min(_AHEAD, self._expected - begin)
+        if more >= _LEAST_AHEAD and fallocate(self._descriptor, begin, more, keep_size=True):
+            self._reserved = begin + more
         else:
             self._expected = 0
 
