@@ -307,6 +307,31 @@ def test_an_unread_body_does_not_become_the_next_request(client: RawClient) -> N
     assert said.get("status", "healthy") == "healthy"
 
 
+@pytest.mark.parametrize("step", [1_000_000, 700, 7])
+def test_requests_that_follow_each_other_at_once_keep_their_bodies(step: int, server: WebServer) -> None:
+    """The first bytes of a body come with its head, or with the request before; whatever the client's packets are."""
+    data = [b"", b"a", b"bc" * 400, make_data(60_000 if step > 7 else 600), b"the last"]
+    chunked = b"3\r\nthe\r\n5\r\n last\r\n0\r\n\r\n"
+    sent = b""
+    for index, body in enumerate(data):
+        framing = "Transfer-Encoding: chunked" if body == b"the last" else f"Content-Length: {len(body)}"
+        head = f"POST {UPLOAD}?file_id=p&chunk_index={index} HTTP/1.1\r\nHost: localhost\r\n{RAW}\r\n{framing}\r\n\r\n"
+        sent += head.encode() + (chunked if body == b"the last" else body)
+    with RawClient(server.port) as client:
+        for begin in range(0, len(sent), step):
+            client.say(sent[begin : begin + step])
+        got = b""
+        while got.count(b'"status":"ok"') < len(data) and (more := client.sock.recv(65536)):
+            got += more
+    try:
+        assert got.count(b"HTTP/1.1 200 OK\r\n") == len(data), got
+        merged = requests.post(f"{server.url}/merge_chunks", timeout=20,
+                               data={"file_id": "p", "filename": f"p{step}", "total_chunks": len(data)})  # fmt: skip
+        assert merged.json()["md5"] == hashlib.md5(b"".join(data)).hexdigest(), merged.text
+    finally:
+        requests.delete(f"{server.url}/tasks/p", timeout=10)
+
+
 def test_slow_uploads_keep_nobody_else_waiting(server: WebServer) -> None:
     """200 clients that stall; each is refused, or given up; health answers all the time, an upload after that."""
     data = make_data(300_000)
