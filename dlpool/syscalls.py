@@ -1,4 +1,4 @@
-"""System calls that ``os`` lacks, by the C library. Thread-safe; the interpreter's lock is free meanwhile."""
+"""System calls as ``os`` does not have them. Thread-safe; the interpreter's lock is free meanwhile."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = Fals
     if number in _FULL:
         raise OSError(number, os.strerror(number))
     return False
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """write(2) until all is written: a signal may shorten one, or a full disk, which the next tells. Raises OSError."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
 
 
 def rename_to_free(folder: int, old: str, new: str) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlpool.syscalls import write_all
 from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
 from dlpool.web.store.planted import READ
 
@@ -121,8 +122,6 @@ def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
 
 
 def _copy_some(source: int, target: int, left: int) -> int:
-    data = memoryview(os.read(source, min(left, _BUFFER)))
-    count = len(data)
-    while data:
-        data = data[os.write(target, data) :]
-    return count
+    data = os.read(source, min(left, _BUFFER))
+    write_all(target, data)
+    return len(data)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool.syscalls import fallocate
+from dlpool.syscalls import fallocate, write_all
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored
@@ -68,7 +68,7 @@ class Reception:
         try:
             if self._reserved < end < self._expected:
                 self._reserve()
-            self._write(data)
+            write_all(self._descriptor, data)
         except OSError as error:
             raise refused(_STORING, error) from error
         self._count(data)
@@ -108,7 +108,7 @@ class Reception:
     def seal(self) -> None:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
         with stored(_STORING):
-            self._write(trailer(self.size, self._hash.digest()))
+            write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
                 os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)  # ftruncate(2) frees what is behind it
             if self._sync:
@@ -137,11 +137,6 @@ class Reception:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.discard()
-
-    def _write(self, data: bytes) -> None:
-        written = os.write(self._descriptor, data)
-        while written < len(data):  # by a signal or a full disk; the next one tells which
-            written += os.write(self._descriptor, memoryview(data)[written:])
 
     def _close(self) -> None:
         if self.is_open:

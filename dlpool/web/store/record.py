@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.syscalls import write_all
 from dlpool.web.store.planted import READ
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
@@ -171,9 +172,7 @@ def _write(path: Path, value: Identity | Record, *, sync: bool) -> None:
         os.unlink(temporary)
         descriptor = os.open(temporary, _CREATE, 0o666)
     try:
-        view = memoryview(jsontext.dumps(value))
-        while view:
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, jsontext.dumps(value))
         if sync:
             os.fsync(descriptor)
     finally:
