@@ -6,6 +6,8 @@ The others are served meanwhile, and nothing of them stays.
 from __future__ import annotations
 
 import hashlib
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -168,6 +170,32 @@ def test_who_waits_for_100_gets_it_when_the_body_is_wanted(server: WebServer, cl
         client.say(b"hello")
         assert answer.readline().startswith(b"HTTP/1.1 200")
     assert requests.delete(f"{server.url}/tasks/f", timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head", [f"POST {QUERY} HTTP/1.1\r\n{RAW}\r\nContent-Length: 0", "GET /go-uploader/health HTTP/1.1"]
+)
+def test_where_no_body_comes_there_is_no_100(head: str, server: WebServer, client: RawClient) -> None:
+    got = b""
+    for answers in (1, 2):
+        client.say(f"{head}\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n")
+        while got.count(b"HTTP/1.1 200 OK\r\n") < answers or b"}" not in got[got.rindex(b"HTTP/1.1") :]:
+            more = client.sock.recv(65536)
+            assert more, got
+            got += more
+    client.sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        client.sock.recv(1)
+    assert b"Continue" not in got
+    requests.delete(f"{server.url}/tasks/f", timeout=10)
+
+
+def test_who_is_gone_before_its_100_is_no_error_of_ours(server: WebServer) -> None:
+    for number in range(150):
+        with RawClient(server.port) as client:
+            client.post(QUERY, RAW, "Content-Length: 5", "Expect: 100-continue")
+            time.sleep(number % 15 * 0.000_2)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
 
 
 def form(**fields: object) -> tuple[str, bytes]:

@@ -26,7 +26,7 @@ class Readable(Protocol):
     """The part of a WSGI input that is used here."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes, fewer only at the end."""
+        """Up to ``size`` bytes: what is there, none at the end."""
         ...
 
 

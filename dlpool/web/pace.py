@@ -80,7 +80,7 @@ class PacedSocket:
             try:
                 data = os.read(self._sock.fileno(), size)  # past the socket's timeout, which costs a poll(2) each time
             except BlockingIOError:
-                waited_s = self._await_body(self._pace)
+                waited_s += self._await_body(self._pace)
                 continue
             self._pace.count(len(data), waited_s)
             return data

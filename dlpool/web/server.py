@@ -56,12 +56,12 @@ class CheckedBody:
         self._sock = sock
         self._paced = paced
         self.while_waiting = paced.while_waiting
-        self._is_awaited = bool(getattr(req, "_expected_100_continue", False))
         self._left, self._held = sys.maxsize, b""
         self._take: Callable[[int], bytes] = self._framed
         if isinstance(self._body.reader, LengthReader):
             self._left, self._take = int(self._body.reader.length), self._known
             self._held = _taken(self._body.reader.unreader, self._left)
+        self._is_awaited = bool(req._expected_100_continue) and self._left > 0
 
     @property
     def is_left(self) -> bool:
@@ -70,12 +70,12 @@ class CheckedBody:
 
     def read(self, size: int | None = None) -> bytes:
         """Up to ``size`` bytes, or all; none at the end. Raises BrokenBody, TooSlow."""
-        if size is None:
+        if size is None or size < 0:
             return b"".join(iter(lambda: self.read(MAX_RECEIVE), b""))
-        if self._is_awaited:
-            self._is_awaited = False
-            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
+            if self._is_awaited:
+                self._is_awaited = False
+                self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             return self._take(size)
         except http.errors.NoMoreData as error:
             raise BrokenBody("the connection ended before the last chunk") from error

@@ -22,8 +22,7 @@ from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
-_AHEAD = 8 << 20  # bytes that are reserved before they come
-_LEAST_AHEAD = 1 << 20  # fewer gain nothing
+_LEAST = 1 << 20  # bytes to reserve: fewer gain nothing
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -56,7 +55,7 @@ class Reception:
         return self._hash.hexdigest()
 
     def expect(self, size: int) -> None:
-        """About so many bytes will come: a full disk is noticed before they do, and they are written faster."""
+        """About so many bytes will come: their blocks may be reserved, which makes writing cheaper."""
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
     def write(self, data: bytes) -> None:
@@ -74,13 +73,12 @@ class Reception:
         self._count(data)
 
     def _reserve(self) -> None:
-        """The next blocks, where the file system can: fewer than a disk can be filled with by promises."""
-        begin = max(self.size, self._reserved)
-        more = min(_AHEAD, self._expected - begin)
-        if more >= _LEAST_AHEAD and fallocate(self._descriptor, begin, more, keep_size=True):
-            self._reserved = begin + more
+        """As many blocks again as were filled: who only promises bytes takes hardly more of the disk than he sent."""
+        more = min(max(_LEAST, self._reserved), self._expected - self._reserved)
+        if more >= _LEAST and fallocate(self._descriptor, self._reserved, more, keep_size=True):
+            self._reserved += more
         else:
-            self._expected = 0
+            self._expected = 0  # no more of this
 
     def _count(self, data: bytes) -> None:
         if len(self.head) < HEAD_SIZE:
