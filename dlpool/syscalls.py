@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 
+LEAST_FALLOC = 1024 * 1024  # bytes: to reserve fewer gains nothing
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)

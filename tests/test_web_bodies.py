@@ -191,6 +191,7 @@ def test_where_no_body_comes_there_is_no_100(head: str, server: WebServer, clien
 
 
 def test_who_is_gone_before_its_100_is_no_error_of_ours(server: WebServer) -> None:
+    """``nothing_stays`` looks."""
     for number in range(150):
         with RawClient(server.port) as client:
             client.post(QUERY, RAW, "Content-Length: 5", "Expect: 100-continue")

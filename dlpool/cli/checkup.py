@@ -22,8 +22,9 @@ from dlpool.jobs.embedded import folder as embedded_folder
 from dlpool.jobs.facts import Said, ask_server, warnings
 from dlpool.service.redisserver import find_server
 from dlpool.service.space import Room
+from dlpool.syscalls import LEAST_FALLOC
 from dlpool.transfer import files
-from dlpool.transfer.partfile import LEAST_FALLOC, PartFile
+from dlpool.transfer.partfile import PartFile
 
 PINGS = 20
 _CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}

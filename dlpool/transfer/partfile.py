@@ -14,13 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
-from dlpool.syscalls import fallocate
+from dlpool.syscalls import LEAST_FALLOC, fallocate
 from dlpool.transfer.files import local_fault, make_folders, sync_folder, translated
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.names import PART_SUFFIX
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
-LEAST_FALLOC = 1024 * 1024  # bytes: smaller files gain nothing from reserved blocks
 MAX_OPENS = 100
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dlpool.web.refusal import Refusal
 
-PIECE = 120 * 1024  # bytes: with larger writes the page cache takes larger folios, and more often fresh memory
+PIECE = 120 * 1024  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
 
 
 class BrokenBody(Exception):

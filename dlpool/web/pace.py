@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dlpool.web.body import TooSlow
+from dlpool.web.body import PIECE, TooSlow
 
 TURN_S = 0.25  # between two questions, whether to wait on, at the most
-MAX_RECEIVE = 120 * 1024  # bytes: what a thread may hold of a body at once
 
 
 class Pace:
@@ -71,7 +70,7 @@ class PacedSocket:
 
     def recv(self, size: int) -> bytes:
         """Some bytes, none at the end. Raises TooSlow, OSError."""
-        size = min(size, MAX_RECEIVE)
+        size = min(size, PIECE)
         if self._pace is None:
             self._await_head()
             return self._sock.recv(size)

@@ -21,9 +21,9 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.observe.log import Log
-from dlpool.web.body import BadFraming, BrokenBody, TooSlow
+from dlpool.web.body import PIECE, BadFraming, BrokenBody, TooSlow
 from dlpool.web.lingering import Lingering
-from dlpool.web.pace import MAX_RECEIVE, Pace, PacedSocket
+from dlpool.web.pace import Pace, PacedSocket
 
 HURRIED_S = 0.5  # for a head, when half of the threads wait for one
 CROWDED_S = 0.1  # until another connection is taken, where there are too many files open
@@ -71,7 +71,7 @@ class CheckedBody:
     def read(self, size: int | None = None) -> bytes:
         """Up to ``size`` bytes, or all; none at the end. Raises BrokenBody, TooSlow."""
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(MAX_RECEIVE), b""))
+            return b"".join(iter(lambda: self.read(PIECE), b""))
         try:
             if self._is_awaited:
                 self._is_awaited = False

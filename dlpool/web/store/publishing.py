@@ -79,6 +79,10 @@ class Place:
             rename_to_free(self.descriptor, self.temporary, name)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            raise OSError(errno.EOPNOTSUPP, "the file system has no hard links") from error
         return True
 
     def has_published(self, publishing: Publishing) -> bool:

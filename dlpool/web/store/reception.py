@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool.syscalls import fallocate, write_all
+from dlpool.syscalls import LEAST_FALLOC, fallocate, write_all
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored
@@ -22,7 +22,6 @@ from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
-_LEAST = 1 << 20  # bytes to reserve: fewer gain nothing
 HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -74,8 +73,8 @@ class Reception:
 
     def _reserve(self) -> None:
         """As many blocks again as were filled: who only promises bytes takes hardly more of the disk than he sent."""
-        more = min(max(_LEAST, self._reserved), self._expected - self._reserved)
-        if more >= _LEAST and fallocate(self._descriptor, self._reserved, more, keep_size=True):
+        more = min(max(LEAST_FALLOC, self._reserved), self._expected - self._reserved)
+        if more >= LEAST_FALLOC and fallocate(self._descriptor, self._reserved, more, keep_size=True):
             self._reserved += more
         else:
             self._expected = 0  # no more of this
