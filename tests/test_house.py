@@ -22,6 +22,7 @@ FLOORS = [
     {"engine", "upload", "jobs", "observe"},
     {"transfer"},
     {"config"},
+    {"disk"},
     {"errors", "jsontext", "syscalls"},
     {"kinds", "redaction"},
 ]
@@ -44,8 +45,8 @@ ONLY_IN = {
     "jsonschema": {"web/checking.py"},
 }
 FORBIDDEN = {"asyncio", "gevent"}
-MAX_MODULE_LINES = 300
-MAX_FUNCTION_LINES = 40
+MAX_MODULE_LINES = 450
+MAX_FUNCTION_LINES = 50
 MAX_NESTING = 3
 
 
