@@ -1,0 +1,289 @@
+"""Change the code in one place at a time, and see whether a test notices.
+
+Which tests cover which function is recorded once by coverage.py, a test file at a time, and again for a file that has
+changed; it is kept in ``.mutants``. Each mutant then runs the tests that cover its function, quickest first, until one
+fails. A failure counts only if the same test passes on the unchanged code. What is known to change no behaviour stands
+in ``scripts/equivalent_mutants.txt`` with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import coverage
+
+from scripts.mutants import Mutant, functions_of, mutants_of
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".mutants"
+EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
+PACKAGES = ("transfer", "jobs", "service", "web/store")
+COPIED = ("dlpool", "tests", "scripts", "etc", "share", "docs")
+GOAL = 0.95
+MOST_TEST_S = 240.0  # recorded seconds of tests that one mutant may cost
+SLACK_S = 90.0  # beyond a multiple of the recorded seconds, before a run counts as hanging
+SLACK = 5
+PLUGIN = "scripts.mutate_plugin"
+SKIPPED = {"tests/test_house.py", "tests/test_chaos.py", "tests/test_docs.py", "tests/test_package.py"}
+
+
+@dataclass
+class Record:
+    """Which tests cover which function, and how long each takes. ``covering`` has (module, function) as keys."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    covering: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def tests_for(self, mutant: Mutant) -> list[str]:
+        """Return the tests that cover the mutant's function, quickest first, as many as fit into the time."""
+        chosen, total = [], 0.0
+        tests = self.covering.get((mutant.module, mutant.function), set())
+        for test in sorted(tests, key=lambda test: (self.seconds.get(test, 0.0), test)):
+            total += self.seconds.get(test, 0.0)
+            if total > MOST_TEST_S:
+                break
+            chosen.append(test)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one mutant ended: ``killed``, ``survived``, ``uncovered`` or ``equivalent``."""
+
+    mutant: Mutant
+    identity: str
+    ending: str
+    by: str = ""
+
+
+class Copies:
+    """Copies of the project in which mutants run, one a thread."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._free: SimpleQueue[Path] = SimpleQueue()
+        for index in range(number):
+            copy = folder / f"copy{index}"
+            copy.mkdir()
+            for name in COPIED:
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for path in ROOT.iterdir():
+                if path.is_file():
+                    shutil.copy2(path, copy)
+            self._free.put(copy)
+
+    def run(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
+        """Run ``tests`` on the changed code; returns the one that failed, "" if none did."""
+        copy = self._free.get()
+        path = copy / mutant.module
+        text = path.read_text(encoding="utf-8")
+        try:
+            path.write_text(mutant.applied(text), encoding="utf-8")
+            failed = _failing_test(copy, tests, seconds)
+            path.write_text(text, encoding="utf-8")
+            if failed and failed != "timeout" and _failing_test(copy, [failed], SLACK_S):
+                others = [test for test in tests if test != failed]  # it fails without the change, too
+                path.write_text(mutant.applied(text), encoding="utf-8")
+                failed = _failing_test(copy, others, seconds) if others else ""
+            return failed
+        finally:
+            path.write_text(text, encoding="utf-8")
+            self._free.put(copy)
+
+
+def _failing_test(copy: Path, tests: list[str], seconds: float) -> str:
+    """Run the tests in the copy until one fails; returns its name, ``timeout``, or "" if all passed."""
+    with tempfile.TemporaryDirectory(dir=copy, prefix="run", ignore_cleanup_errors=True) as folder:
+        arguments = Path(folder, "tests")
+        arguments.write_text("\n".join(tests) + "\n", encoding="utf-8")
+        report = Path(folder, "failed")
+        options = ["-x", "-q", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", PLUGIN, f"--basetemp={folder}/t"]
+        command = [*_isolation(), sys.executable, "-m", "pytest", *options, f"@{arguments}"]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"DLPOOL_FAILED_TEST": str(report), "CI": "true"}
+        try:
+            ended = subprocess.run(
+                command, cwd=copy, env=environment, timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True
+            )
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        if ended.returncode == 0:
+            return ""
+        return report.read_text(encoding="utf-8") if report.exists() else "collection"
+
+
+def _isolation() -> list[str]:
+    """Return the command that gives a run process ids of its own, so that nothing outlives it; as root only."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return []
+    return ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def record(files: Iterable[Path], jobs: int) -> Record:
+    """Read what is recorded of the test files, after recording those that are new or have changed."""
+    KEPT.mkdir(exist_ok=True)
+    stale = [path for path in files if not _record_of(path).exists()]
+    if stale:
+        print(f"recording what {len(stale)} test files cover, in {jobs} processes ...", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(_record_file, stale))
+    result = Record()
+    for path in files:
+        data = json.loads(_record_of(path).read_text(encoding="utf-8"))
+        result.seconds |= data["seconds"]
+        for module, functions in data["covered"].items():
+            for function, tests in functions.items():
+                result.covering[module, function].update(tests)
+    return result
+
+
+def _record_of(path: Path) -> Path:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return KEPT / f"{path.stem}.{digest}.json"
+
+
+def _record_file(path: Path) -> None:
+    """Run one test file under coverage.py, its child processes too, and keep which test covers which function."""
+    with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
+        rc, seconds = Path(folder, "rc"), Path(folder, "seconds")
+        sources = "\n    ".join(str(ROOT / "dlpool" / package) for package in PACKAGES)
+        rc.write_text(
+            f"[run]\nsource =\n    {sources}\nparallel = true\ndata_file = {folder}/data\n"
+            "context = ${PYTEST_CURRENT_TEST-}\ndisable_warnings = no-data-collected, module-not-imported\n",
+            encoding="utf-8",
+        )
+        Path(folder, "sitecustomize.py").write_text("from scripts import mutate_child\n\nmutate_child.start()\n")
+        environment = {**os.environ, "DLPOOL_COVERAGE": str(rc), "DLPOOL_TEST_SECONDS": str(seconds)}
+        environment["PYTHONPATH"] = f"{folder}:{ROOT}"
+        command = [*_isolation(), sys.executable, "-m", "pytest", "-q", "-p", "no:valkey", "-p", "no:cacheprovider"]
+        relative = path.relative_to(ROOT)
+        subprocess.run(
+            [*command, "-p", PLUGIN, f"--basetemp={folder}/t", str(relative)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=1800,
+        )
+        taken = dict(line.rsplit(" ", 1) for line in seconds.read_text().splitlines()) if seconds.exists() else {}
+        covered = _covered(folder)
+        data = {"seconds": {test: float(value) for test, value in taken.items()}, "covered": covered}
+        for old in KEPT.glob(f"{path.stem}.*.json"):
+            old.unlink()
+        _record_of(path).write_text(json.dumps(data), encoding="utf-8")
+        print(f"  {relative}: {len(taken)} tests", flush=True)
+
+
+def _covered(folder: str) -> dict[str, dict[str, list[str]]]:
+    """Return the tests by module and function out of the data files of one run."""
+    cov = coverage.Coverage(data_file=f"{folder}/data", config_file=False)
+    try:
+        cov.combine([folder])
+    except coverage.exceptions.NoDataError:
+        return {}
+    data, covered = cov.get_data(), {}
+    for name in data.measured_files():
+        module = str(Path(name).relative_to(ROOT))
+        lines = _function_lines(Path(name).read_text(encoding="utf-8"))
+        functions: dict[str, set[str]] = defaultdict(set)
+        for line, contexts in data.contexts_by_lineno(name).items():
+            if line in lines:
+                functions[lines[line]].update(context.partition(" (")[0] for context in contexts if context)
+        covered[module] = {function: sorted(tests) for function, tests in functions.items()}
+    return covered
+
+
+def _function_lines(text: str) -> dict[int, str]:
+    """Return the function around each line of a function's body."""
+    lines = {}
+    for name, function in functions_of(ast.parse(text)):
+        for line in range(function.body[0].lineno, (function.end_lineno or 0) + 1):
+            lines[line] = name
+    return lines
+
+
+def chosen_mutants(packages: Iterable[str], seed: int, number: int) -> list[Mutant]:
+    """Return ``number`` mutants of the packages, each as likely as any other."""
+    every = []
+    for package in packages:
+        for path in sorted((ROOT / "dlpool" / package).rglob("*.py")):
+            every += mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    return random.Random(seed).sample(every, min(number, len(every)))
+
+
+def equivalents() -> dict[str, str]:
+    """Return the mutants that are known to change no behaviour, with the reason for each."""
+    lines = EQUIVALENT.read_text(encoding="utf-8").splitlines() if EQUIVALENT.exists() else []
+    pairs = (line.rpartition(" | ") for line in lines if line.strip() and not line.startswith("#"))
+    return {identity.strip(): reason.strip() for identity, _, reason in pairs}
+
+
+def judge(mutants: list[Mutant], known: Record, jobs: int) -> list[Verdict]:
+    """Run every mutant, ``jobs`` at once, and print each that no test notices."""
+    reasons, lock, done = equivalents(), threading.Lock(), Counter[str]()
+
+    def judged(mutant: Mutant) -> Verdict:
+        identity = mutant.identity((ROOT / mutant.module).read_text(encoding="utf-8"))
+        tests = known.tests_for(mutant)
+        if identity in reasons:
+            verdict = Verdict(mutant, identity, "equivalent", reasons[identity])
+        elif not tests:
+            verdict = Verdict(mutant, identity, "uncovered")
+        else:
+            limit = SLACK_S + SLACK * sum(known.seconds.get(test, 0.0) for test in tests)
+            by = copies.run(mutant, tests, limit)
+            verdict = Verdict(mutant, identity, "killed" if by else "survived", by)
+        with lock:
+            done[verdict.ending] += 1
+            if verdict.ending != "killed":
+                print(f"{verdict.ending}: {mutant.module}:{mutant.line} {identity}", flush=True)
+            if done.total() % 10 == 0:
+                print(f"  {done.total()} of {len(mutants)}: {dict(done)}", flush=True)
+        return verdict
+
+    with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
+        copies = Copies(Path(folder), jobs)
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(judged, mutants))
+
+
+def main() -> int:
+    """Run from the command line; exit code 0 if enough of the mutants that change behaviour were noticed."""
+    parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=1, help="which mutants are chosen (default 1)")
+    parser.add_argument("--mutants", type=int, default=100, metavar="M", help="how many (default 100)")
+    parser.add_argument("--package", action="append", metavar="P", help=f"below dlpool/ (default {' '.join(PACKAGES)})")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="mutants at once")
+    parser.add_argument("--record", action="store_true", help="record again what the tests cover")
+    given = parser.parse_args()
+    if given.record:
+        shutil.rmtree(KEPT, ignore_errors=True)
+    files = [path for path in sorted(ROOT.glob("tests/test_*.py")) if str(path.relative_to(ROOT)) not in SKIPPED]
+    known = record(files, given.jobs)
+    mutants = chosen_mutants(given.package or PACKAGES, given.seed, given.mutants)
+    verdicts = judge(mutants, known, given.jobs)
+    endings = Counter(verdict.ending for verdict in verdicts)
+    changing = len(verdicts) - endings["equivalent"]
+    share = endings["killed"] / changing if changing else 1.0
+    print(f"seed {given.seed}: {len(verdicts)} mutants: {dict(endings)}")
+    print(f"{share:.1%} of those that change behaviour were killed")
+    return 0 if share >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
