@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -17,14 +17,14 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
-from dlpool.transfer.connection import pool_classes
+from dlpool.transfer.connection import TargetedHeaders, pool_classes
 from dlpool.transfer.exchange import Body
 from dlpool.transfer.hostshares import HostShares
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
 from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.ticker import Ticker
-from dlpool.transfer.urls import shown_url
+from dlpool.transfer.urls import request_target, shown_url
 
 ENOUGH = 128 * 1024  # bytes that one read collects
 MAX_HOSTS = 64  # whose idle connections are kept
@@ -72,12 +72,12 @@ class Client:
 
         By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
         """
-        pool, target = self._adapter.route(url, self.proxies(url))
+        pool, request = self._adapter.route(url, self.proxies(url))
         raw: Any = pool.urlopen(
             method,
-            target,
+            request.route,
             body=cast(Any, body),
-            headers=headers,
+            headers=TargetedHeaders(request.target, headers),
             redirect=False,
             retries=False,
             assert_same_host=False,
@@ -101,6 +101,13 @@ class Client:
         self.session.close()
 
 
+class Request(NamedTuple):
+    """``route`` is what urllib3 chooses tunnels by, ``target`` what stands in the request line (RFC 9112, 3.2)."""
+
+    route: str
+    target: str
+
+
 class _Adapter(HTTPAdapter):
     """requests' adapter over our connections, with one TLS context, loaded when the first https URL comes."""
 
@@ -120,15 +127,16 @@ class _Adapter(HTTPAdapter):
         manager.pool_classes_by_scheme = pool_classes(self._settings.network)
         return manager
 
-    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, str]:
-        """The connections to the host of a URL, or to its proxy, and the target of the request there."""
-        request = requests.PreparedRequest()
-        request.url = url
-        if proxies:
-            pool = self.get_connection_with_tls_context(request, verify=True, proxies=dict(proxies))
-            return pool, self.request_url(request, dict(proxies))
-        target = request.path_url
-        return self._direct(request), "/" + target.lstrip("/") if target.startswith("//") else target
+    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, Request]:
+        """The connections to the host of a URL, or to its proxy, and what is asked there."""
+        prepared = requests.PreparedRequest()
+        prepared.url = url
+        if not proxies:
+            return self._direct(prepared), Request("/", request_target(url))
+        pool = self.get_connection_with_tls_context(prepared, verify=True, proxies=dict(proxies))
+        if url.startswith("https:") or select_proxy(url, dict(proxies)) is None:
+            return pool, Request("/", request_target(url))
+        return pool, Request(url[: -len(request_target(url))] + "/", url)
 
     def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
         """The pool of the request's own host. Looking one up costs urllib3 as much as all else that a request is."""

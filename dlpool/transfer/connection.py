@@ -28,6 +28,18 @@ _Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing i
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
+class TargetedHeaders(dict[str, str]):
+    """Header fields of a request, with its target: urllib3 would rewrite a target that is given to it as a URL."""
+
+    def __init__(self, target: str, fields: Mapping[str, str]) -> None:
+        super().__init__(fields)
+        self.target = target
+
+    def copy(self) -> TargetedHeaders:
+        """What urllib3 adds the fields for a proxy to."""
+        return TargetedHeaders(self.target, self)
+
+
 class _Watched(HTTPConnection):
     """A connection whose running exchange can end it."""
 
@@ -54,9 +66,12 @@ class _Watched(HTTPConnection):
             exchange.attach(self._breaker)
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None = None, **_: Any
+        self, method: str, _url: str, *, headers: TargetedHeaders, body: Body | None = None, **_: Any
     ) -> None:
-        """Send a request; ``headers`` say all but perhaps the Host, and the length of the body."""
+        """Send a request; ``headers`` say all but perhaps the Host, and the length of the body.
+
+        The target of ``headers`` is sent; ``_url`` only led urllib3 to this connection.
+        """
         exchange = running()
         if exchange is not None:
             exchange.is_reused = self.sock is not None and self.idle_since > 0
@@ -65,7 +80,7 @@ class _Watched(HTTPConnection):
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
         has_host = any(name.lower() == "host" for name in headers)
-        _Plain.putrequest(self, method, url, skip_host=has_host, skip_accept_encoding=True)
+        _Plain.putrequest(self, method, headers.target, skip_host=has_host, skip_accept_encoding=True)
         for name, value in headers.items():
             _Plain.putheader(self, name, value)
         if body is not None:

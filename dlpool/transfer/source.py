@@ -10,13 +10,13 @@ import http.client
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, cast
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
-from requests.utils import get_netrc_auth, requote_uri
 
 from dlpool.errors import (
     DlpoolError,
@@ -28,11 +28,12 @@ from dlpool.errors import (
 )
 from dlpool.transfer.answer import Span
 from dlpool.transfer.client import Client
+from dlpool.transfer.credentials import netrc_user
 from dlpool.transfer.exchange import Body, Exchange
 from dlpool.transfer.neterrors import network_error
 from dlpool.transfer.policy import headers_for
 from dlpool.transfer.response import StrictResponse
-from dlpool.transfer.urls import basic_auth, check_literal, own_and_given, without_user
+from dlpool.transfer.urls import basic_auth, check_literal, joined, merged_cookies, own_and_given, without_user
 
 MAX_REDIRECTS = 10
 COLLECT_S = 0.02  # for so long one read collects
@@ -105,7 +106,9 @@ class Source:
         self._client = client
         self.url, in_url = without_user(url)
         self._headers = own_and_given(client.settings, headers)
-        user = user or in_url or (get_netrc_auth(self.url) if client.settings.netrc else None)
+        user = user or in_url
+        if client.settings.netrc and (user is None or not user[1]):
+            user = netrc_user(self.url, user[0] if user else None) or user
         if user is not None:
             self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
             self._headers["Authorization"] = basic_auth(*user)
@@ -168,10 +171,8 @@ class Source:
         location = reply.headers.get("Location")
         if not location:
             raise ProtocolBroken(f"the server answered {reply.status} without a Location")
-        with suppress(UnicodeError):  # http.client decodes as latin-1; most servers mean UTF-8
-            location = location.encode("latin-1").decode()
         try:
-            url, _user = without_user(requote_uri(urljoin(reply.url, location)))
+            url, _user = without_user(joined(reply.url, location))
         except (UsageError, ValueError) as error:
             raise PolicyRefused("the server redirected to what is not an http or https URL") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
@@ -204,24 +205,30 @@ class Source:
         return Reply(raw, url, exchange, client.collect)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """What is sent to ``url``, which may be another origin than the one that the headers were given for."""
+        """What is sent to ``url``, which may be another origin than the one that the headers were given for.
+
+        Cookies of the user go with those that servers have set: a redirect that sets one expects it back.
+        """
         sent = headers_for(url, self.url, self._headers)
         sent.update(headers)
-        if "cookie" not in (name.lower() for name in sent):
-            with self._lock:
-                cookie: str | None = (
-                    get_cookie_header(self._cookies, requests.Request("GET", url).prepare())
-                    if len(self._cookies)
-                    else None
-                )
-            if cookie:
-                sent["Cookie"] = cookie
+        if not self._cookies:
+            return sent
+        with self._lock:
+            stored = get_cookie_header(self._cookies, _asked_by_cookies(url))
+        given = next((name for name in sent if name.lower() == "cookie"), "Cookie")
+        if cookie := merged_cookies(sent.get(given), stored):
+            sent[given] = cookie
         return sent
 
     def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
         if "Set-Cookie" in raw.headers:
             with self._lock:
-                extract_cookies_to_jar(self._cookies, requests.Request("GET", url).prepare(), cast(Any, raw))
+                extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), cast(Any, raw))
+
+
+def _asked_by_cookies(url: str) -> Any:
+    """A request as the cookie jar looks at it; a prepared one has another URL than the one that is sent."""
+    return SimpleNamespace(url=url, headers={})
 
 
 def is_expiry(status: int) -> bool:

@@ -7,11 +7,11 @@ import socket
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 import urllib3
-from requests.utils import check_header_validity, get_auth_from_url
+from requests.utils import check_header_validity
 
 from dlpool import __version__
 from dlpool.config import NetworkSettings
@@ -21,9 +21,12 @@ from dlpool.transfer.policy import check_address
 # Header fields on which a right answer depends.
 _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 # A URL that needs no rewriting.
-_PLAIN_URL = re.compile(
-    r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/(?:[A-Za-z0-9._~/?=&+-]|%[0-9A-F]{2})*"
-)
+_PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*")
+_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL)
+# What cannot stand in a request line (RFC 9112 section 3): all else is sent as it was given.
+_UNSENDABLE = re.compile(rb"[^!-~]")
+_NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def shown_url(url: str) -> str:
@@ -33,22 +36,89 @@ def shown_url(url: str) -> str:
 
 
 def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
-    """A URL as requests sends it, less user info and fragment, and the user info. Raises UsageError."""
-    if _PLAIN_URL.fullmatch(url) and "/." not in url:
+    """Return a URL as it is sent, without user info and fragment, and the user info. Raises UsageError.
+
+    Path and query stay byte for byte as they are, but for controls, spaces and bytes above 0x7e, which are
+    percent-encoded. No segment, escape or empty query is rewritten: a signature may cover each of them. Only scheme
+    and host are normalised, an IDN to its ASCII form. Without a password the user has an empty one, as in curl.
+    """
+    if _PLAIN_URL.fullmatch(url):
         return url, None
-    if not re.match(r"\s*https?://", url, re.IGNORECASE):
+    match = _URL.fullmatch(url.lstrip())
+    if match is None:
         raise UsageError(f"{shown_url(url)!r} is not an http or https URL")
-    request = requests.PreparedRequest()
+    scheme, authority, path, query = match.groups(default="")
+    info, _, place = authority.rpartition("@")
     try:
         urlsplit(url)  # as it was given: others read it, too
-        request.prepare_url(url, None)
-        parts = urlsplit(request.url or "")
-        _ = parts.port
+        if "\\" in info or _NOT_IN_HOST.search(place):
+            raise ValueError("no host has such a character, and parsers of URLs do not agree on a backslash")
+        return f"{_site(scheme, place)}{_sendable((path or '/') + query)}", _user(info)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise UsageError(f"{shown_url(url)!r} is not a URL") from error
-    user = get_auth_from_url(request.url or "")
-    netloc = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=netloc, fragment="").geturl(), user if any(user) else None
+
+
+def joined(base: str, location: str) -> str:
+    """Return the URL that ``location``, as http.client decoded it, means in an answer from ``base``.
+
+    RFC 3986 section 5.2, except that dot segments are removed only where ``location`` is a relative path: what is
+    complete by itself stays byte for byte as the server sent it. Raises UsageError for a base that is no URL.
+    """
+    location = location.encode("latin-1").decode("utf-8", "surrogateescape").partition("#")[0]
+    match = _URL.fullmatch(base)
+    if match is None:
+        raise UsageError(f"{shown_url(base)!r} is not an http or https URL")
+    scheme, authority, path, query = match.groups(default="")
+    site = f"{scheme}://{authority}"
+    if _SCHEME.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{scheme}:{location}"
+    if location.startswith("/"):
+        return site + location
+    if location.startswith("?"):
+        return site + path + location
+    relative, mark, asked = location.partition("?")
+    return site + (_resolved(path, relative) + mark + asked if relative else path + query)
+
+
+def _resolved(path: str, relative: str) -> str:
+    """A relative path in the folder of ``path``; dot segments of the base stay, unless ``..`` goes above them."""
+    names = path.rpartition("/")[0].split("/")
+    segments = relative.split("/")
+    if ".." in segments:
+        segments, names = names[1:] + segments, [""]
+    for segment in segments:
+        if segment == "..":
+            del names[max(1, len(names) - 1) :]
+        elif segment != ".":
+            names.append(segment)
+    return "/".join(names) + ("/" if segments[-1] in (".", "..") else "")
+
+
+def _site(scheme: str, place: str) -> str:
+    """Scheme, host and port in their normal form, as requests knows it."""
+    request = requests.PreparedRequest()
+    request.prepare_url(f"{scheme}://{place}/", None)
+    site, _, path = (request.url or "").rpartition("/")
+    if path or not urlsplit(site).hostname:
+        raise ValueError("it has no host")
+    _ = urlsplit(site).port
+    return site
+
+
+def _sendable(target: str) -> str:
+    """The path and query for a request line; bytes that were no UTF-8 are escaped as they came."""
+    data = target.encode("utf-8", "surrogateescape")
+    return _UNSENDABLE.sub(lambda found: b"%%%02X" % found[0][0], data).decode("ascii")
+
+
+def _user(info: str) -> tuple[str, str] | None:
+    """Name and password of a URL's user info; None if it has none."""
+    name, _, password = info.partition(":")
+    if not info:
+        return None
+    return unquote(name, errors="surrogateescape"), unquote(password, errors="surrogateescape")
 
 
 def check_header(name: str, value: str) -> None:
@@ -78,6 +148,27 @@ def own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[s
     for name, value in (*given.items(), ("User-Agent", agent)):
         check_header(name, value)
     return {name: value for name, value in fields.items() if name.lower() not in names} | dict(given)
+
+
+def request_target(url: str) -> str:
+    """The path and query of a URL from ``without_user``, as they stand in a request line (RFC 9112 section 3.2.1)."""
+    return url[url.index("/", url.index("//") + 2) :]
+
+
+def merged_cookies(given: str | None, stored: str | None) -> str | None:
+    """The value of ``Cookie`` for what the user gave and what servers have set, which replaces the same name.
+
+    As RFC 6265 section 4.2: pairs, with semicolons between them. None if there are none at all.
+    """
+    if not given or not stored:
+        return given or stored
+    names = {_cookie_name(pair) for pair in stored.split(";")}
+    kept = [pair.strip() for pair in given.split(";") if pair.strip() and _cookie_name(pair) not in names]
+    return "; ".join((*kept, stored))
+
+
+def _cookie_name(pair: str) -> str:
+    return pair.partition("=")[0].strip()
 
 
 def check_literal(url: str, policy: str) -> None:
