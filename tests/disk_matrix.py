@@ -1,0 +1,195 @@
+"""Lets each file system call of a workload fail in each way, and says where that ended wrongly.
+
+``python -m tests.disk_matrix WORKLOAD FOLDER``, started by ``disk_faults.start``, prints JSON: how many combinations
+ran, in how many the fault happened, and a line for each that ended wrongly. With ``calls`` behind it, it prints the
+calls of one run without a fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.disk_faults import DONE, FAIL, SHORT, Call, DiskFaults, Fault
+
+NUMBERS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EINTR,
+)
+REPEATED = {
+    "rename": errno.ENOENT,
+    "renameat2": errno.ENOENT,
+    "link": errno.EEXIST,
+    "unlink": errno.ENOENT,
+    "mkdir": errno.EEXIST,
+    "rmdir": errno.ENOENT,
+}
+"""What a second try of a call reports whose first answer was lost, as NFS sends one again."""
+LOOKS = {"stat", "statvfs", "getxattr", "read", "opendir", "close"}
+"""Calls of which "done, but reported as failed" is no case of its own."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: ``label`` is that of its error, "" for success."""
+
+    label: str
+    text: str = ""
+
+
+class Workload(ABC):
+    """Something that writes files below a folder, again and again; used by one thread."""
+
+    always: tuple[Fault, ...] = ()  # what the file system is like in all runs
+    is_repeatable = True  # whether a run after a successful one is to succeed
+
+    @abstractmethod
+    def prepare(self, folder: Path) -> None:
+        """Put into the empty folder what a run finds there."""
+
+    @abstractmethod
+    def run(self, folder: Path) -> Ended:
+        """Do it. Whatever it raises is a defect."""
+
+    @abstractmethod
+    def wrong(self, folder: Path, ended: Ended) -> str:
+        """What is wrong with the files after a run that ended so; "" if nothing is."""
+
+    @abstractmethod
+    def labels(self, number: int) -> set[str]:
+        """The labels that an error of that errno may have."""
+
+
+class Matrix:
+    """The combinations of one workload, in folders below ``folder``."""
+
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        self._workload = workload
+        self._root = folder
+        self._faults = DiskFaults()
+        self.runs = self.fired = 0
+        self.failures: list[str] = []
+
+    def calls(self) -> list[Call]:
+        """The calls of a run without a fault; paths are relative to its folder."""
+        folder = self._fresh()
+        self._watch(folder)
+        ended = self._workload.run(folder)
+        calls = self._faults.calls()
+        self._faults.stop()
+        wrong = self._workload.wrong(folder, ended)
+        assert not (ended.label or wrong), f"the workload fails without a fault: {ended} {wrong}"
+        return [Call(kind, *(path.removeprefix(f"{folder}/") for path in paths)) for kind, *paths in calls]
+
+    def run(self) -> None:
+        """Run all."""
+        calls = self.calls()
+        self.counts = Counter(call.kind for call in calls)
+        for kind, count in self.counts.items():
+            places = [call for call in calls if call.kind == kind]
+            for nth in range(1, count + 1):
+                for fault in _ways(kind, nth):
+                    self._one(fault, places[nth - 1].path)
+
+    def _one(self, fault: Fault, place: str) -> None:
+        folder, workload = self._fresh(), self._workload
+        self._watch(folder)
+        number = self._faults.add(fault)
+        problems = []
+        try:
+            ended = workload.run(folder)
+        except Exception as error:  # noqa: BLE001 - that is what is looked for
+            ended = Ended("traceback", f"{type(error).__name__}: {error}")
+        has_fired = bool(self._faults.fired(number))
+        self._faults.stop()
+        self.runs += 1
+        self.fired += has_fired
+        if ended.label and ended.label not in (workload.labels(fault.number) if has_fired else ()):
+            problems.append(f"ended as {ended.label}: {ended.text}")
+        problems.append(workload.wrong(folder, ended))
+        problems.append(_leaked(folder))
+        try:
+            again = workload.run(folder) if ended.label or workload.is_repeatable else ended
+        except Exception as error:  # noqa: BLE001
+            again = Ended("traceback", f"{type(error).__name__}: {error}")
+        if again.label:
+            problems.append(f"the next run ended as {again.label}: {again.text}")
+        else:
+            problems.append(workload.wrong(folder, again) and f"the next run: {workload.wrong(folder, again)}")
+        found = "; ".join(filter(None, problems)).replace(str(folder), "")
+        if found:
+            self.failures.append(f"{fault} at {place}: {found}")
+
+    def _fresh(self) -> Path:
+        folder = self._root / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._workload.prepare(folder)
+        return folder
+
+    def _watch(self, folder: Path) -> None:
+        self._faults.watch(folder)
+        for fault in self._workload.always:
+            self._faults.add(fault)
+
+
+def _leaked(folder: Path) -> str:
+    """The descriptors that are still open below the folder; they are closed."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            path = os.readlink(f"/proc/self/fd/{name}")
+            if path.startswith(f"{folder}/"):
+                os.close(int(name))
+                found.append(path)
+    return f"descriptors stay open: {found}" if found else ""
+
+
+def _ways(kind: str, nth: int) -> Iterator[Fault]:
+    """In which ways that call fails."""
+    for number in NUMBERS:
+        yield Fault(kind, nth, FAIL, number)
+    if kind not in LOOKS:
+        yield Fault(kind, nth, DONE, errno.EIO)
+    if kind in REPEATED:
+        yield Fault(kind, nth, DONE, REPEATED[kind])
+    if kind == "write":
+        yield Fault(kind, nth, SHORT, errno.ENOSPC)
+
+
+def main() -> None:
+    """Run the matrix of one workload, or it once, and print what was found."""
+    from tests.disk_downloads import DOWNLOADS
+    from tests.disk_uploads import UPLOADS
+
+    name, folder, *rest = sys.argv[1:]
+    os.umask(0o022)
+    matrix = Matrix({**DOWNLOADS, **UPLOADS}[name](Path(folder)), Path(folder))
+    if rest == ["calls"]:
+        print(json.dumps([list(call) for call in matrix.calls()]))
+    else:
+        matrix.run()
+        print(json.dumps({"runs": matrix.runs, "fired": matrix.fired, "failures": matrix.failures}))
+    sys.stdout.flush()
+    os._exit(0)  # whatever threads there are
+
+
+if __name__ == "__main__":
+    main()
