@@ -10,6 +10,7 @@ LEAST_FALLOC = 1024 * 1024  # bytes: to reserve fewer gains nothing
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
+_AT_FDCWD = -100  # openat(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -22,26 +23,26 @@ def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = Fals
     if function is None:
         return False
     mode = _KEEP_SIZE if keep_size else 0
-    if function(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(size)) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _FULL:
-        raise OSError(number, os.strerror(number))
-    return False
+    while function(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(size)) != 0:
+        number = ctypes.get_errno()
+        if number in _FULL:
+            raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            return False
+    return True
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """write(2) until all is written: a signal may shorten one, or a full disk, which the next tells. Raises OSError."""
-    written = os.write(descriptor, data)
-    while written < len(data):
-        written += os.write(descriptor, memoryview(data)[written:])
+def rename_noreplace(source: str | os.PathLike[str], target: str | os.PathLike[str], dir_fd: int | None = None) -> None:
+    """Rename, unless something has the name ``target``: renameat2(2) with RENAME_NOREPLACE.
 
-
-def rename_to_free(folder: int, old: str, new: str) -> None:
-    """Rename within the open ``folder``, unless there is a ``new``. Raises FileExistsError, OSError."""
+    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, as EINVAL where the file system lacks the flag
+    and ENOSYS where libc lacks the function.
+    """
     function = getattr(_libc, "renameat2", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if function(folder, os.fsencode(old), folder, os.fsencode(new), _NOREPLACE) != 0:
+    folder = _AT_FDCWD if dir_fd is None else dir_fd
+    while function(folder, os.fsencode(source), folder, os.fsencode(target), _NOREPLACE) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), os.fspath(source), None, os.fspath(target))

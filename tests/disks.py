@@ -1,8 +1,9 @@
-"""File systems that are small, full or read-only."""
+"""File systems that are small, full, read-only, without figures, or without links, owners and distinct case."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,38 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def ramfs(folder: Path) -> Iterator[Path]:
+    """A file system whose statvfs(3) says nothing: no blocks, none of them free."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def exfat(folder: Path, size: int) -> Iterator[Path]:
+    """An exFAT over FUSE: no hard links, no rename flags, no extended attributes, and names of any case are one."""
+    if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse") and Path("/dev/fuse").exists()):
+        pytest.skip("needs exfat-fuse, exfatprogs and /dev/fuse")
+    folder.mkdir(parents=True)
+    image = folder.with_name(f"{folder.name}.image")
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.exfat", image], check=True, stdout=subprocess.DEVNULL)
+    loop = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        subprocess.run(["mount.exfat-fuse", loop, folder], check=True, capture_output=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
 
 
 def remount(folder: Path, mode: str) -> None:

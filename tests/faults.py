@@ -2,9 +2,9 @@
 
 ``python -m tests.faults LOG [kill-before|kill-after|fail|hang] [STEP] [ERRNO] -- ARGUMENTS...``
 
-Every call that the transfer modules make to change or sync a file is a step, named PHASE:FUNCTION:NUMBER (as
-``checkpoint:fsync:2``) and written to LOG. At STEP the process is killed with SIGKILL, before or after the call, or the
-call fails with ERRNO, or hangs.
+Every call that the transfer modules and ``disk.py`` make to change or sync a file is a step, named
+PHASE:FUNCTION:NUMBER (as ``checkpoint:fsync:2``) and written to LOG. At STEP the process is killed with SIGKILL, before
+or after the call, or the call fails with ERRNO, or hangs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Faults:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             frame = sys._getframe(1)
-            if not frame.f_globals.get("__name__", "").startswith("dlpool.transfer") or self._is_plain_read(name, args):
+            if not frame.f_globals.get("__name__", "").startswith(
+                ("dlpool.transfer", "dlpool.disk")
+            ) or self._is_plain_read(name, args):
                 return real(*args, **kwargs)
             step = self._named(name, frame)
             print(step, *(arg for arg in args if isinstance(arg, str | os.PathLike)), file=self._log)

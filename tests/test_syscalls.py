@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.syscalls import fallocate, rename_to_free
+from dlpool.syscalls import fallocate, rename_noreplace
 from tests.disks import needs_root, tmpfs
 
 MIB = 1024 * 1024
@@ -47,10 +47,10 @@ def test_a_rename_replaces_nothing(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with pytest.raises(FileExistsError):
-            rename_to_free(folder, "old", "taken")
-        rename_to_free(folder, "old", "free")
+            rename_noreplace("old", "taken", folder)
+        rename_noreplace("old", "free", folder)
         with pytest.raises(FileNotFoundError):
-            rename_to_free(folder, "old", "free too")
+            rename_noreplace("old", "free too", folder)
     finally:
         os.close(folder)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"taken": "taken", "free": "old"}

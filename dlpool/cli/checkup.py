@@ -13,6 +13,7 @@ from pathlib import Path
 
 import redis
 
+from dlpool import disk
 from dlpool.cli.findings import FAILED, OK, WARNING, Finding, files_needed, judged_clock, judged_files, judged_latency
 from dlpool.cli.progress import size_text
 from dlpool.config import Settings
@@ -23,7 +24,6 @@ from dlpool.jobs.facts import Said, ask_server, warnings
 from dlpool.service.redisserver import find_server
 from dlpool.service.space import Room
 from dlpool.syscalls import LEAST_FALLOC
-from dlpool.transfer import files
 from dlpool.transfer.partfile import PartFile
 
 PINGS = 20
@@ -62,13 +62,13 @@ def check_file_system(settings: Settings) -> Iterator[Finding]:
     """Whether that of ``download_dir`` can do what a download needs, and how much is free there."""
     folder = _nearest(Path(settings.paths.download_dir).absolute())
     try:
-        with files.translated(f"use {folder}"):
+        with disk.translated(f"use {folder}"):
             status = os.statvfs(folder)
             room = Room(str(folder), status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, 0)
         yield _space(room, settings.supervisor.min_free)
-        with files.translated(f"make a temporary folder in {folder}"):
+        with disk.translated(f"make a temporary folder in {folder}"):
             scratch = tempfile.TemporaryDirectory(prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True)
-        with scratch, files.translated(f"try out {folder}"):
+        with scratch, disk.translated(f"try out {folder}"):
             yield from _download_like(Path(scratch.name) / "file", settings.transfer.preallocate)
     except LocalFault as error:
         yield Finding("file system", FAILED, str(error), "free space there, or set another download_dir in [paths]")

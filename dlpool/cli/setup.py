@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dlpool.cli.tables import show_lines
 from dlpool.config.ini import default_ini
+from dlpool.disk import make_folders, sync_folder, translated
 from dlpool.errors import TargetExists
-from dlpool.transfer.files import make_folders, sync_folder, translated
 
 PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
 UNIT = "dlpool-supervisor.service"

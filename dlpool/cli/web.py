@@ -14,8 +14,9 @@ from dlpool import __version__
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.config import Settings
 from dlpool.config.layers import effective
+from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, DlpoolError
-from dlpool.transfer.files import allow_open_files, make_folders, translated
+from dlpool.transfer.files import allow_open_files
 
 DEFER_S = 5  # for which the kernel keeps a connection that says nothing
 _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"

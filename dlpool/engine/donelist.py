@@ -11,8 +11,8 @@ import threading
 from hashlib import blake2b
 from pathlib import Path
 
+from dlpool.disk import translated
 from dlpool.errors import LocalFault
-from dlpool.transfer.files import translated
 from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"

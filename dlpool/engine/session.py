@@ -13,11 +13,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from dlpool.disk import sync_folder, translated
 from dlpool.engine.donelist import ENGINE_HEAD, HEAD
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.wish import job_of
 from dlpool.errors import LocalFault, UsageError
-from dlpool.transfer.files import sync_folder, translated
 
 
 class Session:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import PathSettings
+from dlpool.disk import translated
 from dlpool.errors import PolicyRefused
-from dlpool.transfer.files import translated
 from dlpool.transfer.names import MAX_NAME_BYTES
 
 MAX_PATH_BYTES = 4095  # of PATH_MAX, less its NUL

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from dlpool.disk import translated
 from dlpool.errors import NotPermitted
-from dlpool.transfer.files import translated
 
 MAX_SOCKET_BYTES = 100  # the kernel takes 107; some systems and tools take less
 TEMPORARY = Path("/tmp")  # not TMPDIR: a service and a shell have different ones, and must find the same socket

@@ -14,11 +14,11 @@ from pathlib import Path
 from structlog import BoundLoggerBase
 
 from dlpool.config import LoggingSettings
+from dlpool.disk import translated
 from dlpool.kinds import LEVELS, logger_levels
 from dlpool.observe.chain import Origin, processors
 from dlpool.observe.logfile import LogFile
 from dlpool.observe.rotation import Rotation
-from dlpool.transfer.files import translated
 
 LOG_NAME = "dlpool.log"
 _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}

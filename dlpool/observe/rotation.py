@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlpool.config import LoggingSettings
-from dlpool.transfer.files import sync_folder
+from dlpool.disk import sync_folder
 
 _STAMP = "%Y%m%dT%H%M%S"
 _SUFFIX = re.compile(r"\.([0-9]{8}T[0-9]{6})\.([0-9]{3})Z(\.gz)?(\.tmp)?")

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.transfer.files import make_folders, sync_folder
+from dlpool.disk import make_folders, sync_folder
 
 POLL_S = 0.02
 

@@ -15,9 +15,9 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from dlpool.disk import sync_folder, translated
 from dlpool.errors import AlreadyRunning
 from dlpool.service.locks import holder, lock_within, make_private_folder, name_holder, open_lock
-from dlpool.transfer.files import sync_folder, translated
 
 MAX_NODE_ID = 40
 MAX_SIDS = 1000  # of a node that starts and dies without end while Redis is away; the oldest leases end by themselves

@@ -22,11 +22,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
+from dlpool.disk import translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded import folder, socket_path, socket_url
 from dlpool.service import launch
 from dlpool.service.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
-from dlpool.transfer.files import translated
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0

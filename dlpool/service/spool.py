@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from dlpool.disk import sync_folder, translated
 from dlpool.jobs.records import Record
 from dlpool.jobs.transitions import Finish, Ticket
-from dlpool.transfer.files import sync_folder, translated
 
 FINAL = ("success", "failed", "cancelled")
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlpool import jsontext
+from dlpool.disk import translated
 from dlpool.service.frames import Ended
-from dlpool.transfer.files import translated
 
 TIDY_LINES = 1000  # more than that, most of them of no use any more, are written anew
 

@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-from dlpool.transfer.files import translated
+from dlpool.disk import translated
 
 NAME = "user.dlpool.job"
 _ABSENT = {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP}

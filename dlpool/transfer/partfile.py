@@ -13,9 +13,9 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.disk import local_fault, make_folders, sync_folder, translated
 from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
 from dlpool.syscalls import LEAST_FALLOC, fallocate
-from dlpool.transfer.files import local_fault, make_folders, sync_folder, translated
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.names import PART_SUFFIX
 

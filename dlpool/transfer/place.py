@@ -23,9 +23,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from dlpool.disk import sync_folder, translated
 from dlpool.errors import DlpoolError, LocalFault, TargetExists
 from dlpool.transfer.board import Snapshot
-from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.mark import has_mark

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dlpool.disk import sync_folder, translated
 from dlpool.transfer.answer import Span
 from dlpool.transfer.chunks import Chunk
-from dlpool.transfer.files import sync_folder, translated
 from dlpool.transfer.names import STATE_SUFFIX
 from dlpool.transfer.remote import Resource
 

@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from dlpool.disk import translated
 from dlpool.errors import LocalFault, PolicyRefused
-from dlpool.transfer.files import translated
 from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import TransferSettings
+from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
-from dlpool.transfer.files import translated
 from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
 from dlpool.transfer.limits import RateLimit, RateLimits
 from dlpool.transfer.place import AlreadyThere, Place

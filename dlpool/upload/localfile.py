@@ -9,9 +9,9 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+from dlpool.disk import translated
 from dlpool.errors import FileChanged, UsageError
 from dlpool.transfer.answer import Span
-from dlpool.transfer.files import translated
 from dlpool.upload.plan import Identity
 
 BLOCK = 256 * 1024  # bytes of one read

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dlpool.config import WebSettings
-from dlpool.transfer.files import make_folders
+from dlpool.disk import make_folders
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 

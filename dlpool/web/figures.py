@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.transfer.files import make_folders
+from dlpool.disk import make_folders
 
 MAX_ROWS = 256
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds

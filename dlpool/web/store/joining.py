@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.syscalls import write_all
+from dlpool.disk import write_all
 from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
 from dlpool.web.store.planted import READ
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.config import UploadSettings
-from dlpool.syscalls import rename_to_free
+from dlpool.syscalls import rename_noreplace
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
 from dlpool.web.store.record import Publishing
@@ -76,7 +76,7 @@ class Place:
     def rename(self, name: str) -> bool:
         """The same by renameat2(2), for file systems without hard links. Raises OSError."""
         try:
-            rename_to_free(self.descriptor, self.temporary, name)
+            rename_noreplace(self.temporary, name, self.descriptor)
         except FileExistsError:
             return False
         except OSError as error:

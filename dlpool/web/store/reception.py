@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool.syscalls import LEAST_FALLOC, fallocate, write_all
+from dlpool.disk import write_all
+from dlpool.syscalls import LEAST_FALLOC, fallocate
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored

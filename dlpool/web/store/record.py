@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.syscalls import write_all
+from dlpool.disk import write_all
 from dlpool.web.store.planted import READ
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES

@@ -1,0 +1,407 @@
+"""Durable files: what an errno means, atomic replacement, publishing without replacing, folder sync, free space.
+
+Every module that must survive a kill or a power failure writes its files through this one. ``FAULTS`` is the one table
+of errnos; the ``CANNOT_...`` sets name, for each operation, the errnos of a file system that lacks it. A network file
+system may report failure of a call that it has performed, because the reply to the first transmission was lost
+(RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at the names before they believe it.
+
+Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
+from dlpool.syscalls import rename_noreplace
+
+Name = str | os.PathLike[str]
+Identity = tuple[int, int]  # device and inode number
+OnUnsynced = Callable[[str, OSError], None]  # called with the folder and the error, see sync_folder
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an errno of a file operation means.
+
+    ``kind`` is a stable name, which the upload API maps to a status; ``error`` is raised for it by a download;
+    ``reason`` completes the sentence "cannot do X: ...".
+    """
+
+    kind: str
+    error: type[LocalFault]
+    reason: str
+
+
+_LOST_SERVER = "the file server does not answer, or no longer knows the file"
+_DAMAGED = "the file system is damaged: check it"
+FAULTS: dict[int, Fault] = {
+    errno.ENOSPC: Fault("no_space", NoSpace, "the disk is full"),
+    errno.EDQUOT: Fault("no_space", NoSpace, "the quota is used up"),
+    errno.EROFS: Fault("read_only", ReadOnly, "the file system is read-only"),
+    errno.EACCES: Fault("permission", NotPermitted, "permission denied"),
+    errno.EPERM: Fault("permission", NotPermitted, "operation not permitted"),
+    errno.EIO: Fault("disk_failed", DiskFailed, "the disk gave an input/output error"),
+    errno.ENXIO: Fault("disk_failed", DiskFailed, "the device is gone"),
+    errno.ENODEV: Fault("disk_failed", DiskFailed, "the device is gone"),
+    errno.EUCLEAN: Fault("disk_failed", DiskFailed, _DAMAGED),
+    errno.EBADMSG: Fault("disk_failed", DiskFailed, _DAMAGED),
+    errno.ESTALE: Fault("disk_failed", DiskFailed, _LOST_SERVER),
+    errno.ETIMEDOUT: Fault("disk_failed", DiskFailed, _LOST_SERVER),
+    errno.EREMOTEIO: Fault("disk_failed", DiskFailed, _LOST_SERVER),
+    errno.ECONNABORTED: Fault("disk_failed", DiskFailed, _LOST_SERVER),
+    errno.ENOTCONN: Fault("disk_failed", DiskFailed, "the program that serves the file system has ended"),
+    errno.ESHUTDOWN: Fault("disk_failed", DiskFailed, "the file system was shut down after an error"),
+    errno.EHOSTDOWN: Fault("disk_failed", DiskFailed, _LOST_SERVER),
+    errno.ENOENT: Fault("gone", LocalFault, "it, or a folder on the way to it, does not exist or was removed"),
+    errno.ENOTDIR: Fault("not_a_folder", LocalFault, "a part of the path is a file, not a folder"),
+    errno.EISDIR: Fault("not_a_file", LocalFault, "it is a folder"),
+    errno.ELOOP: Fault("symbolic_link", LocalFault, "it is a symbolic link"),
+    errno.ENAMETOOLONG: Fault("bad_name", LocalFault, "the path is too long"),
+    errno.EILSEQ: Fault("bad_name", LocalFault, "the file system does not allow this name"),
+    errno.EFBIG: Fault("too_large", LocalFault, "the file is larger than the file system or a limit allows"),
+    errno.EMFILE: Fault("too_many_files", LocalFault, "this process has too many files open"),
+    errno.ENFILE: Fault("too_many_files", LocalFault, "this machine has too many files open"),
+    errno.EINVAL: Fault("unsupported", LocalFault, "the file system refuses it (invalid argument)"),
+    errno.ENOSYS: Fault("unsupported", LocalFault, "the file system cannot do that (function not implemented)"),
+    errno.EOPNOTSUPP: Fault("unsupported", LocalFault, "the file system cannot do that (operation not supported)"),
+}
+_UNKNOWN = Fault("storage", LocalFault, "")
+
+_ENOTSUPP = 524  # of the Linux kernel's own; NFS clients let it through to the program
+_LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
+CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
+CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
+CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
+CANNOT_LOCK = _LACKS | {errno.ENOLCK}
+IS_LOCKED = frozenset({errno.EWOULDBLOCK, errno.EACCES})  # EACCES: flock by fcntl(2) locks, as on NFS
+CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
+CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
+HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ERANGE}
+
+
+def fault_of(error: OSError) -> Fault:
+    """Return the meaning of ``error``; of kind ``storage``, with the error's own text, outside the table."""
+    known = FAULTS.get(error.errno or 0)
+    return known or Fault(_UNKNOWN.kind, _UNKNOWN.error, error.strerror or str(error) or type(error).__name__)
+
+
+class translated:
+    """Turn an OSError of the block into the LocalFault that it is: "cannot DOING: why"."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError | ValueError):  # ValueError: a NUL in a path
+            raise local_fault(self._doing, error) from error
+
+
+def local_fault(doing: str, error: Exception) -> LocalFault:
+    """Return the LocalFault for ``error``, whose message begins "cannot DOING"."""
+    if not isinstance(error, OSError):
+        return LocalFault(f"cannot {doing}: {error}")
+    fault = fault_of(error)
+    return fault.error(f"cannot {doing}: {fault.reason}")
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Return what tells a file from all others while it is open: device and inode number."""
+    return status.st_dev, status.st_ino
+
+
+def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
+    """Tell whether ``name`` means the file with that identity; a symbolic link does not. Raises OSError."""
+    try:
+        return identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
+    except FileNotFoundError:
+        return False
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises OSError.
+
+    One call may write less: for a signal, or a disk that is nearly full, which the next call tells.
+    """
+    view = memoryview(data)
+    written = 0
+    while written < len(view):
+        rest = view[written:] if written else view
+        count = os.write(descriptor, rest) if offset is None else os.pwrite(descriptor, rest, offset + written)
+        if count == 0:
+            raise OSError(errno.EIO, "the file system wrote nothing and gave no reason")
+        written += count
+
+
+def atomic_write(
+    path: Name,
+    data: bytes,
+    *,
+    sync: bool,
+    mode: int = 0o666,
+    dir_fd: int | None = None,
+    on_unsynced: OnUnsynced | None = None,
+) -> None:
+    """Replace the content of ``path``: a reader, and the next start after a kill, find the old content or the new.
+
+    The temporary file is ``PATH.tmp``; one that an earlier kill left is removed first, so only one writer at a time
+    may write a path. ``sync``: durable when this returns, else after a power failure the file may be absent or empty.
+    ``mode`` is that of the new file, reduced by the umask. Raises OSError, and then the old content is still there
+    unless the error came from the sync of the folder.
+    """
+    temporary = f"{os.fspath(path)}.tmp"
+    descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
+    try:
+        try:
+            write_all(descriptor, data)
+            if sync:
+                os.fsync(descriptor)
+            identity = identity_of(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)  # a network file system may report a failed write only here
+        replace(temporary, path, identity=identity, dir_fd=dir_fd)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    if sync:
+        _sync_parent(path, dir_fd, on_unsynced)
+
+
+def create_exclusive(path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0) -> int:
+    """Return a descriptor of a new, empty file, open for writing; remove a file that has the name. Raises OSError."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, mode, dir_fd=dir_fd)
+    except FileExistsError:
+        os.unlink(path, dir_fd=dir_fd)
+    return os.open(path, flags, mode, dir_fd=dir_fd)
+
+
+def replace(source: Name, target: Name, *, identity: Identity | None = None, dir_fd: int | None = None) -> None:
+    """Rename ``source`` to ``target``, in place of a file that is there. Raises OSError.
+
+    ``identity``: of the source, if the caller knows it. Then an error is not believed if the target is that file.
+    """
+    try:
+        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError as error:
+        if not _is_done(target, identity, dir_fd):
+            raise error from None
+        remove_quietly(source, dir_fd=dir_fd)  # rename(2) of two names of one file does nothing
+
+
+def publish_exclusive(source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None) -> None:
+    """Rename ``source`` to ``target`` unless something has that name. Raises FileExistsError, OSError.
+
+    By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE, 9p and NFS answer EINVAL), by a
+    hard link, which never replaces a file, and removal of ``source``. Where there are no hard links either (exFAT),
+    by looking and then renaming, under ``flock`` of the folder if it can be locked: processes that publish by this
+    function wait for each other, but another program that creates the target in between loses its file.
+    ``identity`` is the source's: an error is not believed if the target is that file.
+    """
+    for publish in (_rename_noreplace, _link, _look_and_rename):
+        try:
+            publish(source, target, dir_fd)
+            return
+        except OSError as error:
+            if _is_done(target, identity, dir_fd):
+                remove_quietly(source, dir_fd=dir_fd)
+                return
+            if error.errno not in _CANNOT_PUBLISH.get(publish, ()):
+                raise error from None
+
+
+def _rename_noreplace(source: Name, target: Name, dir_fd: int | None) -> None:
+    rename_noreplace(source, target, dir_fd)
+
+
+def _link(source: Name, target: Name, dir_fd: int | None) -> None:
+    os.link(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    remove_quietly(source, dir_fd=dir_fd)
+
+
+def _look_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
+    with _locked_folder(target, dir_fd):
+        if exists(target, dir_fd=dir_fd):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+_CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LINK}
+
+
+@contextmanager
+def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
+    """Hold ``flock`` on the folder of ``name``, if it can be locked."""
+    folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def exists(name: Name, *, dir_fd: int | None = None) -> bool:
+    """Tell whether something has that name, also a link that leads nowhere. Raises OSError."""
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(name: Name, *, dir_fd: int | None = None) -> None:
+    """Remove the name of a file; one that is gone already is no error. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        with suppress(OSError):
+            if not exists(name, dir_fd=dir_fd):
+                return
+        raise error from None
+
+
+def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
+    """Remove a name that is of no use any more; if that fails it stays, which is harmless."""
+    with suppress(OSError):
+        os.unlink(name, dir_fd=dir_fd)
+
+
+def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
+    """Tell whether the target is the file although the call reported an error."""
+    if identity is None:
+        return False
+    try:
+        return is_name_of(target, identity, dir_fd)
+    except OSError:
+        return False
+
+
+# --- folders ---
+
+_told_lock = threading.Lock()
+_told: set[int] = set()  # devices of file systems that cannot sync folders and were reported; guarded by _told_lock
+
+
+def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
+    """Make the names in ``folder`` durable (a rename is not, until then). Return whether that was possible.
+
+    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder is no error, as all that it
+    holds is right: ``on_unsynced`` is called with the folder and the error, once in a process for each file system.
+    Raises OSError for any other failure (EIO, ESTALE).
+    """
+    is_open = isinstance(folder, int)
+    try:
+        descriptor = folder if isinstance(folder, int) else _open_folder(folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM):  # a folder that may be written to and not be read
+            raise
+        _tell_unsynced(folder, error, on_unsynced)
+        return False
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC_FOLDER:
+            raise
+        _tell_unsynced(folder, error, on_unsynced)
+        return False
+    finally:
+        if not is_open:
+            os.close(descriptor)
+    return True
+
+
+def _sync_parent(path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None) -> None:
+    folder = os.path.dirname(path)  # noqa: PTH120 - relative to dir_fd
+    if dir_fd is None:
+        sync_folder(folder or ".", on_unsynced=on_unsynced)
+    elif not folder:
+        sync_folder(dir_fd, on_unsynced=on_unsynced)
+    else:
+        descriptor = _open_folder(folder, dir_fd)
+        try:
+            sync_folder(descriptor, on_unsynced=on_unsynced)
+        finally:
+            os.close(descriptor)
+
+
+def _open_folder(folder: Name, dir_fd: int | None = None) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+
+
+def _tell_unsynced(folder: Name | int, error: OSError, on_unsynced: OnUnsynced | None) -> None:
+    if on_unsynced is None:
+        return
+    device = -1
+    with suppress(OSError):
+        device = os.stat(folder).st_dev
+    with _told_lock:
+        is_told = device in _told
+        _told.add(device)
+    if not is_told:
+        name = folder if not isinstance(folder, int) else os.readlink(f"/proc/self/fd/{folder}")
+        on_unsynced(os.fspath(name), error)
+
+
+def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None) -> None:
+    """Make ``folder`` and its missing parents, durably with ``sync``. Raises OSError."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            os.mkdir(new)
+        except OSError:
+            if not new.is_dir():  # else another program made it, or the call was performed and reported as failed
+                raise
+        if sync:
+            sync_folder(new.parent, on_unsynced=on_unsynced)
+
+
+# --- free space ---
+
+
+@dataclass(frozen=True)
+class Space:
+    """The size of a file system, and how much of it this user may still write. In bytes."""
+
+    size: int
+    free: int
+
+
+def space_of(where: Name | int) -> Space | None:
+    """Return the space of the file system of a path or descriptor; None where it is unknown. Raises OSError.
+
+    A file system without blocks (ramfs, some in user space) has no figures: that is not a full disk.
+    """
+    status = os.statvfs(where)
+    if status.f_blocks == 0:
+        return None
+    return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+
+def free_space(where: Name | int) -> int | None:
+    """Return the bytes that this user may still write there; None where it is unknown, which is no limit.
+
+    A file system that cannot say it is no reason to fail: the first write that does not fit tells. Raises nothing.
+    """
+    try:
+        space = space_of(where)
+    except OSError:
+        return None
+    return space.free if space is not None else None
