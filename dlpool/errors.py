@@ -7,6 +7,7 @@ Foreign exceptions are translated once, in the module that touches the foreign l
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 
@@ -82,6 +83,13 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         self.is_own_network = is_own_network
         self.is_away = is_away
         self.is_comparison = is_comparison
+
+    def explained(self, advice: str) -> RetryRange:
+        """Return a copy of the error whose message says ``advice``, too."""
+        told = copy.copy(self)
+        told.args = (f"{self}; {advice}",)
+        told.__cause__ = self.__cause__
+        return told
 
 
 class TimedOut(RetryRange, label="timeout"):

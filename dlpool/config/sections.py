@@ -44,7 +44,7 @@ class TransferSettings:
     )
     min_split_size: int = setting(SIZE, "1M", "no range is planned smaller than this", low=64 * KIB)
     probe: str = setting(choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
-    retries: int = setting(COUNT, "5", "attempts in a row without progress before a range is given up")
+    retries: int = setting(COUNT, "5", "attempts in a row below low_speed_limit before a range is given up")
     retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter")
     retry_max_delay: float = setting(DURATION, "60s", "longest backoff", not_below="retry_delay")
     max_retry_after: float = setting(DURATION, "15m", "longest Retry-After that is waited for")

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from dlpool.errors import DlpoolError, RetryRange
 from dlpool.transfer.chunks import Chunk, ChunkMap, stream
-from dlpool.transfer.retry import Failure
+from dlpool.transfer.retry import Attempt, Failure
 
-RECENT_S = 5.0  # bytes written so lately show that a file is moving
+RECENT_S = 5.0  # bytes written less long ago show that a file is moving
+MAX_CRUMBS = 32  # complete answers in a row that brought next to nothing, before they count as failed attempts
+MAX_REPLACED = 8  # comparisons that excuse a chunk's failed attempts: its patience is at its longest by then
 
 
 class Snapshot(NamedTuple):
@@ -26,8 +28,10 @@ class Board:
     The lock guards the chunk map, the error and the counters. No I/O happens under it.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], least_rate: int = 0) -> None:
+        """``least_rate``: bytes/s below which a connection makes no progress; 0: any byte is progress."""
         self._clock = clock
+        self._least_rate = least_rate
         self._changed = threading.Condition()
         self._map: ChunkMap = stream(None)
         self._error: DlpoolError | None = None
@@ -36,6 +40,7 @@ class Board:
         self._writing = 0
         self._dismissed: set[object] = set()
         self._written_at = -RECENT_S
+        self._brisk_at = -RECENT_S  # when a connection that was fast enough let go of its chunk
         self.retries = 0
         self.ended_chunks = 0
 
@@ -103,27 +108,38 @@ class Board:
         """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
         with self._changed:
             self.ended_chunks += chunk.is_done
+            if self._is_brisk(chunk):
+                self._brisk_at = self._clock()
             self._map.give_back(chunk, self._clock() + delay_s)
             if self._map.is_done():
                 self._is_over = True
             self._changed.notify_all()
 
-    def count_failure(self, chunk: Chunk, error: RetryRange) -> Failure:
+    def count_failure(self, chunk: Chunk, error: RetryRange, attempt: Attempt) -> Failure:
         """Record a failed attempt.
 
-        It counts unless bytes came since the last one; where the server may just admit no further connection, unless
-        any connection of this file has brought bytes lately; and never if it was our own comparison that ended it.
+        It counts unless it brought bytes at the minimum speed (``Attempt.is_progress``). It does not count where the
+        server may just admit no further connection while another connection of this file makes progress, nor where
+        our own comparison with siblings ended it, up to ``MAX_REPLACED`` times.
         """
         with self._changed:
             self.retries += 1
-            progress = chunk.position - max(chunk.failed_at, chunk.start)
-            is_excused = error.is_capacity and self._clock() - self._written_at < RECENT_S
-            if progress > 0:
-                chunk.failures = 0
-            elif not (is_excused or error.is_comparison):
+            is_compared = error.is_comparison and chunk.replaced <= MAX_REPLACED
+            if attempt.is_progress(self._least_rate):
+                chunk.failures = chunk.trickled = 0
+            elif not is_compared and not (error.is_capacity and self._is_moving(chunk)):
                 chunk.failures += 1
-            chunk.failed_at = chunk.position
-            return Failure(chunk.failures, progress)
+                chunk.trickled += attempt.brought
+            return Failure(chunk.failures, attempt.brought, chunk.trickled)
+
+    def count_answer(self, chunk: Chunk, attempt: Attempt) -> bool:
+        """Record an answer that ended before its chunk did; return False after too many tiny ones."""
+        with self._changed:
+            if attempt.is_progress(self._least_rate):
+                chunk.failures = chunk.trickled = chunk.crumbs = 0
+            else:
+                chunk.crumbs += 1
+            return chunk.crumbs <= MAX_CRUMBS
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the end. Raises the error when it ends with one."""
@@ -212,6 +228,19 @@ class Board:
         """The body of unknown length has ended: the file ends here."""
         with self._changed:
             chunk.end = chunk.position
+
+    def _is_brisk(self, chunk: Chunk) -> bool:
+        """Whether its owner has brought bytes at the minimum speed; a speed of 0 is not known yet."""
+        brought = chunk.position - chunk.taken
+        return brought > 0 and brought >= self._least_rate and not 0 < chunk.rate < self._least_rate
+
+    def _is_moving(self, failed: Chunk) -> bool:
+        """Whether other connections than that of the ``failed`` chunk make progress."""
+        now = self._clock()
+        if now - self._written_at >= RECENT_S:
+            return False
+        others = (chunk for chunk in self._map.chunks if chunk is not failed and chunk.owner is not None)
+        return now - self._brisk_at < RECENT_S or any(self._is_brisk(chunk) for chunk in others)
 
     def _take(self, owner: object) -> Chunk | None:
         return self._map.take(owner, self._clock())

@@ -28,8 +28,10 @@ class Chunk:
     claimed: int
     owner: object | None = None
     ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
+    taken: int = 0  # position when its present owner took it
     failures: int = 0  # in a row, without progress
-    failed_at: int = -1  # position at the last failure
+    trickled: int = 0  # bytes that the failed attempts of that row brought
+    crumbs: int = 0  # complete answers in a row that brought next to nothing
     replaced: int = 0  # connections ended for being slower than their siblings
     rate: float = 0.0
 
@@ -85,7 +87,7 @@ class ChunkMap:
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._carve(index)
-                chunk.owner, chunk.rate = owner, 0.0
+                chunk.owner, chunk.rate, chunk.taken = owner, 0.0, chunk.position
                 return chunk
         return None
 
@@ -97,7 +99,7 @@ class ChunkMap:
         victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
         middle = victim.claimed + (victim.remaining + 1) // 2
         stolen = Chunk.missing(Span(middle, victim.end))
-        stolen.owner = owner
+        stolen.owner, stolen.taken = owner, middle
         victim.end = middle
         self.chunks.insert(self.chunks.index(victim) + 1, stolen)
         return stolen

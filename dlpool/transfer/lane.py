@@ -19,7 +19,7 @@ from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.opening import Opened, Opening
 from dlpool.transfer.partfile import Writer
-from dlpool.transfer.retry import Rest
+from dlpool.transfer.retry import Attempt, Rest
 from dlpool.transfer.source import Reply
 
 BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
@@ -44,6 +44,7 @@ class Lane:
         self._plan = plan
         self._writer: Writer | None = None
         self._latest: Exchange | None = None
+        self._base = Attempt(0, 0.0)  # position, and seconds waited in all, when the present attempt began
         self._misses = 0  # failures in a row that say "no further connection"
         self._stale = 0
         self._away_since: float | None = None
@@ -77,6 +78,7 @@ class Lane:
                 return opened
             except RetryRange as error:
                 self.exchange = None
+                self._begin_attempt(chunk)
                 rest = self._rest(chunk, error)
             board.give_back(chunk, rest.chunk_s)
             board.pause(rest.thread_s)
@@ -105,6 +107,7 @@ class Lane:
     def _serve(self, chunk: Chunk | None, opened: Opened | None = None) -> float:
         """One request for ``chunk``, or the rest of the first one; returns for how long this thread should rest."""
         self.chunk = chunk
+        self._begin_attempt(chunk)
         rest = Rest(0.0, 0.0)
         try:
             self._fetch(chunk, opened)
@@ -178,12 +181,22 @@ class Lane:
             self._write(chunk, self._view[:size])
             left -= size
             context.board.pause(context.rate.spend(size))
+        if left <= 0 and not chunk.is_done and not context.board.count_answer(chunk, self._attempt(chunk)):
+            asked = chunk.end - begin
+            raise BadAnswer(f"the server keeps answering with {chunk.position - begin} of {asked} bytes asked for")
         self._misses = self._stale = 0
         self._away_since = None
         if self._latest is not None and self._latest.asked_at is not None:
             context.notify(
                 "range_fetched", seconds=self._asked_s(), start=begin, end=chunk.position, status=reply.status
             )
+
+    def _begin_attempt(self, chunk: Chunk | None) -> None:
+        self._base = Attempt(chunk.position if chunk is not None else 0, self.figures().waited_s)
+
+    def _attempt(self, chunk: Chunk) -> Attempt:
+        """What the present request has brought so far."""
+        return Attempt(chunk.position - self._base.brought, self.figures().waited_s - self._base.waited_s)
 
     def _asked_s(self) -> float:
         """Seconds since the latest request was sent; 0 if it never was."""
@@ -238,8 +251,8 @@ class Lane:
             return Rest(NETWORK_POLL_S, 0.0)
         if context.is_adaptive and error.is_capacity and self._is_sign(error):
             context.client.hosts.refused(context.host, error.label)
-        failure = context.board.count_failure(chunk, error)
-        final = context.policy.verdict(error, failure.attempts)
+        failure = context.board.count_failure(chunk, error, self._attempt(chunk))
+        final = context.policy.verdict(error, failure.attempts, failure.trickled)
         if final is not None:
             raise final from error
         self._misses = self._misses + 1 if error.is_capacity else 0

@@ -8,14 +8,31 @@ from typing import NamedTuple
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
-WORTHWHILE = 64 * 1024  # bytes: an attempt that brought so many is repeated without a rest
+WORTHWHILE = 64 * 1024  # bytes: an attempt that brought this many is repeated without a rest
+LEAST_WAIT_S = 1.0  # an attempt that ended earlier must have brought what the minimum speed brings in this time
+
+
+class Attempt(NamedTuple):
+    """What one request brought: bytes written, and the seconds that the body kept us waiting."""
+
+    brought: int
+    waited_s: float
+
+    def is_progress(self, least_rate: int) -> bool:
+        """Return whether it brought bytes at ``least_rate`` bytes/s or faster.
+
+        An attempt below that rate counts as failed although it brought something: a server that trickles, and breaks
+        off again and again, would otherwise be asked for ever.
+        """
+        return self.brought > 0 and self.brought >= least_rate * max(self.waited_s, LEAST_WAIT_S)
 
 
 class Failure(NamedTuple):
-    """What a failed attempt amounts to: attempts in a row without progress, and bytes written by this one."""
+    """A failed attempt: how many failed in a row without progress, what it wrote, and what all of the row wrote."""
 
     attempts: int
     progress: int
+    trickled: int = 0
 
 
 class Rest(NamedTuple):
@@ -47,11 +64,18 @@ class RetryPolicy:
         ceiling: float = min(self.max_delay, self.delay * 2.0 ** min(failures - 1, 32)) if failures > 0 else 0.0
         return ceiling * chance
 
-    def verdict(self, error: RetryRange, failures: int) -> DlpoolError | None:
-        """The error that ends the job after ``failures`` attempts without progress; None: try again."""
+    def verdict(self, error: RetryRange, failures: int, trickled: int = 0) -> DlpoolError | None:
+        """Return the error that ends the job after ``failures`` attempts without progress; None: try again.
+
+        ``trickled``: bytes that these attempts brought although they made no progress.
+        """
         if error.retry_after_s is not None and error.retry_after_s > self.max_retry_after:
             return WaitTooLong(f"{error} and asked to wait {error.retry_after_s:.0f} s, longer than max_retry_after")
-        return error if failures > self.retries else None
+        if failures <= self.retries:
+            return None
+        if trickled or isinstance(error, TooSlow):
+            return error.explained(_advice(failures, trickled))
+        return error
 
     def rest(self, error: RetryRange, failure: Failure, misses: int, chance: float) -> Rest:
         """How long to rest after an attempt that may be repeated.
@@ -64,3 +88,11 @@ class RetryPolicy:
             return Rest(0.0, 0.0)
         delay = self.backoff_s(max(1, failure.attempts, misses), chance)
         return Rest(0.0, delay) if error.is_capacity else Rest(delay, 0.0)
+
+
+def _advice(failures: int, trickled: int) -> str:
+    brought = f" (the last {failures} attempts brought {trickled} bytes)" if trickled else ""
+    return (
+        f"attempts slower than low_speed_limit are not repeated without end{brought}: lower low_speed_limit for a"
+        " server that is always this slow, and bound the time by deadline instead"
+    )

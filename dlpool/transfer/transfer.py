@@ -143,7 +143,7 @@ class Transfer:
         return self._outcome(plan, current)
 
     def _next_round(self, delay_s: float) -> Round:
-        board = Board(time.monotonic)
+        board = Board(time.monotonic, self._client.settings.low_speed_limit)
         context = Context(
             self._job, self._settings, self._client, self._source, board, self._rate, self._notify, self._permit
         )

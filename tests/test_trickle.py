@@ -1,0 +1,232 @@
+"""Servers that bring a little, again and again: attempts are counted against progress, so that a download ends."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool import errors
+from dlpool.transfer.board import MAX_CRUMBS, MAX_REPLACED, Board
+from dlpool.transfer.chunks import Chunk, ChunkMap
+from dlpool.transfer.retry import Attempt
+from tests.conftest import Fetcher, make_data
+from tests.handlers import DATA, SIZE, Serve, check_file
+from tests.origin import LAST_MODIFIED, Connection, File, Handler, Request
+
+LEAST = 1024  # bytes/s: low_speed_limit of these tests
+MINIMUM: dict[str, Any] = {"low_speed_limit": LEAST, "low_speed_time": 1.0, "read_timeout": 1.0}
+RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Answers each range with ``blocks`` blocks of ``block`` bytes, ``pause_s`` apart, and then does ``end``.
+
+    ``cap``: how many bytes of the range are announced.
+    """
+
+    block: int
+    pause_s: float = 0.0
+    blocks: int = 10**6
+    end: str = "body"
+    cap: int = SIZE
+    data: bytes = DATA
+    serves_ranges: bool = True
+    etag: str = '"v1"'
+
+    def __call__(self, request: Request, connection: Connection) -> None:
+        asked = request.range if self.serves_ranges else None
+        size = len(self.data)
+        start, end = (asked.start, min(asked.end or size, size, asked.start + self.cap)) if asked else (0, size)
+        headers = {"ETag": self.etag, "Last-Modified": LAST_MODIFIED, "Content-Length": str(end - start)}
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        connection.answer(206 if asked else 200, headers, length=False)
+        pause = threading.Event()
+        for low in range(start, end, self.block)[: self.blocks]:
+            pause.wait(self.pause_s)
+            connection.send(self.data[low : min(low + self.block, end)])
+        if self.end == "reset":
+            connection.reset()
+        if self.end == "close":
+            connection.hang_up()
+        if self.end == "silence":
+            connection.wait_for_client_to_go()
+
+
+def another_version_each_time(request: Request, connection: Connection) -> None:
+    Drip(50, 0.1, etag=f'"v{request.number}"')(request, connection)
+
+
+ENDLESS: dict[str, tuple[Handler, type[errors.DlpoolError] | tuple[type[errors.DlpoolError], ...]]] = {
+    "slow": (Drip(50, 0.1), errors.TooSlow),
+    "trickle, then a reset": (Drip(50, 0.1, blocks=6, end="reset"), (errors.ConnectionBroken, errors.TooSlow)),
+    "trickle, then a short body": (Drip(50, 0.1, blocks=6, end="close"), errors.RetryRange),
+    "trickle, then silence": (Drip(50, 0.1, blocks=6, end="silence"), (errors.TimedOut, errors.TooSlow)),
+    "a byte, then a reset": (Drip(1, blocks=1, end="reset"), errors.ConnectionBroken),
+    "some bytes, then a short body": (Drip(500, blocks=1, end="close"), errors.RetryRange),
+    "ranges of a byte": (Drip(1, cap=1), (errors.BadAnswer, errors.TooSlow)),
+    "ranges of some bytes": (Drip(100, cap=100), (errors.BadAnswer, errors.TooSlow)),
+    "ranges of a byte, each on a new connection": (Drip(1, cap=1, end="close"), (errors.BadAnswer, errors.TooSlow)),
+    "a stream that trickles": (Drip(50, 0.1, serves_ranges=False), errors.TooSlow),
+    "another version each time": (another_version_each_time, (errors.RestartFile, errors.TooSlow)),
+}
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_server_below_the_minimum_speed_is_given_up(
+    name: str, connections: int, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    handler, expected = ENDLESS[name]
+    origin = serve(handler)
+    with pytest.raises(expected) as caught:
+        fetch(f"{origin.url}/f", tmp_path / "f", connections=connections, retries=RETRIES, network=MINIMUM)
+    answers = MAX_CRUMBS if "ranges" in name else 0
+    assert len(origin.requests) <= 2 * connections * (answers + 3 * (RETRIES + 1))
+    if "slow" in str(caught.value):
+        assert "lower low_speed_limit" in str(caught.value)
+        assert "deadline" in str(caught.value)
+
+
+SMALL = make_data(16_000)
+PATIENT: dict[str, tuple[Handler, bytes]] = {
+    "slow, above the limit": (Drip(1000, 0.1, data=SMALL), SMALL),
+    "slow, above the limit, and reset again and again": (Drip(1000, 0.05, blocks=4, end="reset", data=SMALL), SMALL),
+    "slow, above the limit, and cut again and again": (Drip(1000, 0.05, blocks=4, end="close", data=SMALL), SMALL),
+    "fast, and reset again and again": (Drip(30_000, blocks=1, end="reset"), DATA),
+    "ranges of some thousand bytes": (Drip(4096, cap=4096, data=SMALL), SMALL),
+    "a tiny file by ranges of a byte": (Drip(1, cap=1, data=SMALL[:20]), SMALL[:20]),
+}
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("name", PATIENT)
+def test_progress_at_the_minimum_speed_is_never_given_up(
+    name: str, connections: int, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    handler, data = PATIENT[name]
+    fetch(f"{serve(handler).url}/f", tmp_path / "f", connections=connections, retries=1, network=MINIMUM)
+    check_file(tmp_path / "f", data)
+
+
+def test_any_byte_is_progress_where_there_is_no_minimum(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    data = DATA[:60]
+    origin = serve(Drip(1, blocks=1, end="reset", data=data))
+    fetch(f"{origin.url}/f", tmp_path / "f", retries=0, network={**MINIMUM, "low_speed_limit": 0})
+    check_file(tmp_path / "f", data)
+    assert len(origin.requests) == len(data)
+
+
+def test_a_trickle_on_each_connection_excuses_none_of_them(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    """One trickling connection is no sign that the server only admits no further one."""
+    trickle, lock = Drip(50, 0.1), threading.Semaphore(1)
+
+    def handle(request: Request, connection: Connection) -> None:
+        if not lock.acquire(blocking=False):
+            connection.answer(503)
+            return
+        try:
+            trickle(request, connection)
+        finally:
+            lock.release()
+
+    with pytest.raises(errors.RetryRange):
+        fetch(f"{serve(handle).url}/f", tmp_path / "f", retries=RETRIES, network=MINIMUM)
+
+
+def test_one_good_connection_excuses_those_that_are_refused(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    file, free = File(DATA, block=8 * 1024, pause_s=0.01), threading.Semaphore(1)
+
+    def handle(request: Request, connection: Connection) -> None:
+        if not free.acquire(blocking=False):
+            connection.answer(503)
+            return
+        try:
+            file(request, connection)
+        finally:
+            free.release()
+
+    options = {"retries": 2, "retry_delay": 0.2, "retry_max_delay": 0.5}
+    fetch(f"{serve(handle).url}/f", tmp_path / "f", **options, network=MINIMUM)
+    check_file(tmp_path / "f")
+
+
+# --- the rule ---
+
+
+@pytest.mark.parametrize(
+    ("brought", "waited_s", "least_rate", "expected"),
+    [
+        (0, 0.0, 0, False),
+        (1, 0.0, 0, True),
+        (1, 100.0, 0, True),
+        (999, 0.0, 1000, False),
+        (1000, 0.0, 1000, True),
+        (1000, 1.0, 1000, True),
+        (1999, 2.0, 1000, False),
+        (2000, 2.0, 1000, True),
+        (10**9, 3600.0, 1000, True),
+    ],
+)
+def test_an_attempt_is_progress_from_the_minimum_speed_on(
+    brought: int, waited_s: float, least_rate: int, expected: bool
+) -> None:
+    assert Attempt(brought, waited_s).is_progress(least_rate) is expected
+
+
+def board(*others: Chunk, least_rate: int = 1000) -> tuple[Board, Chunk]:
+    """A board at time 100 with a free chunk of "me", and the chunks of others."""
+    made = Board(lambda: 100.0, least_rate)
+    chunk = Chunk(0, 10_000, 0, 0)
+    made.start(ChunkMap([chunk, *others]), "me")
+    return made, chunk
+
+
+@pytest.mark.parametrize(
+    ("attempts", "counted"),
+    [
+        ([(0, 0.1)] * 3, 3),
+        ([(500, 1.0)] * 3, 3),
+        ([(500, 1.0), (500, 1.0), (1000, 1.0)], 0),
+        ([(1000, 1.0), (500, 1.0)], 1),
+    ],
+)
+def test_attempts_without_progress_are_counted_in_a_row(attempts: list[tuple[int, float]], counted: int) -> None:
+    made, chunk = board()
+    failures = [made.count_failure(chunk, errors.ShortBody("short"), Attempt(*attempt)) for attempt in attempts]
+    assert failures[-1].attempts == counted
+    row = attempts[len(attempts) - counted :] if counted else []
+    assert failures[-1].trickled == sum(brought for brought, _ in row)
+
+
+@pytest.mark.parametrize(
+    ("other", "is_excused"),
+    [
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=10_000), True, id="brings bytes"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=10_000, rate=999.0), False, id="trickles"),
+        pytest.param(Chunk(10_000, 20_000, 10_999, 10_999, "other", taken=10_000), False, id="brought too little yet"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=15_000), False, id="brought nothing itself"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, taken=10_000), False, id="has no owner"),
+    ],
+)
+def test_only_a_connection_that_makes_progress_excuses_another(other: Chunk, is_excused: bool) -> None:
+    made, chunk = board(other)
+    made.claim(other, 100)
+    made.advance(other, 100)  # bytes came just now
+    other.position = other.claimed = other.position - 100
+    failure = made.count_failure(chunk, errors.ServerBusy("503"), Attempt(0, 0.0))
+    assert failure.attempts == (0 if is_excused else 1)
+
+
+def test_a_comparison_excuses_an_attempt_only_for_a_time() -> None:
+    made, chunk = board()
+    error = errors.TooSlow("slower than its siblings", is_comparison=True)
+    chunk.replaced = MAX_REPLACED
+    assert made.count_failure(chunk, error, Attempt(0, 1.0)).attempts == 0
+    chunk.replaced = MAX_REPLACED + 1
+    assert made.count_failure(chunk, error, Attempt(0, 1.0)).attempts == 1
