@@ -91,7 +91,15 @@ class Connection:
         raise Hangup
 
     def hang_up(self) -> None:
-        """Close in order."""
+        """Close in order; over TLS without close_notify, as an attacker on the way would."""
+        raise Hangup
+
+    def close_notify(self) -> None:
+        """End TLS in order, and close."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        self._socket.settimeout(5.0)
+        with suppress(OSError):
+            self._socket.unwrap()
         raise Hangup
 
     def wait_for_client_to_go(self, timeout_s: float = 20.0) -> None:

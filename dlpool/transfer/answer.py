@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from dlpool.errors import (
@@ -22,8 +22,10 @@ from dlpool.errors import (
     ServerBusy,
     ServerTrouble,
 )
-from dlpool.transfer.headers import content_length, content_range, retry_after_s
+from dlpool.transfer.headers import content_length, content_range, http_date, retry_after_s
 from dlpool.transfer.remote import Resource, Sameness
+
+MAX_CLOCK_OFFSET = timedelta(days=1)  # of a server's clock from ours
 
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
 _BUSY = {429, 503}
@@ -58,7 +60,7 @@ class Answer:
 def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> DlpoolError:
     """The error that a status other than 200, 203 and 206 is."""
     said = f"the server answered {status}"
-    wait = retry_after_s(headers.get("Retry-After"), now)
+    wait = waiting_s(headers, now)
     if status in _BUSY:
         return ServerBusy(said, retry_after_s=wait, is_away=True)
     if status in _PASSING:
@@ -68,6 +70,20 @@ def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> 
     if status in _GONE:
         return NotFound(said)
     return HttpRefused(said) if status >= 400 else ProtocolBroken(f"{said}, which is no file")
+
+
+def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """For how long an answer asks to wait, in seconds: a date in ``Retry-After`` is one of the server's clock.
+
+    That clock is what the answer's ``Date`` says (RFC 9110 section 6.6.1). A ``Date`` that is days off comes from a
+    cache or is a constant; then ``now``, our own clock, counts if it leads to a shorter wait.
+    """
+    asked, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
+    ours = retry_after_s(asked, now)
+    theirs = ours if sent is None else retry_after_s(asked, sent)
+    if sent is not None and abs(sent - now) > MAX_CLOCK_OFFSET and ours and theirs:
+        return min(ours, theirs)
+    return theirs
 
 
 def read_answer(status: int, headers: Mapping[str, str], asked: Span | None, now: datetime) -> Answer:

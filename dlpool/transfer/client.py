@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -123,6 +124,9 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = pool_classes(self._settings.network)
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
+            context = tls_context(replace(self._settings, cert=None, key=None))  # who we are is for the origin alone
+            proxy_kwargs = {"proxy_ssl_context": context, **proxy_kwargs}
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = pool_classes(self._settings.network)
         return manager
@@ -181,12 +185,14 @@ def _check_proxy(proxy: str) -> None:
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     """A context that trusts the given CA bundle, else the system's, else requests' own.
 
+    It tells an end of the connection without close_notify from a proper one, which Python by default does not.
     Raises ConfigurationError for files that cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)
     except OSError as error:
         raise ConfigurationError(f"cacert {settings.cacert} cannot be used: {error}") from error
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     try:
         if settings.cert:
             context.load_cert_chain(settings.cert, settings.key)

@@ -150,7 +150,14 @@ class _Watched(HTTPConnection):
 
 
 class _WatchedTls(_Watched, HTTPSConnection):
-    """The same over TLS."""
+    """The same over TLS, where only close_notify ends a connection: without it somebody may have cut a body.
+
+    RFC 9112 section 9.8.
+    """
+
+    def connect(self) -> None:
+        super().connect()
+        cast(Any, self.sock).suppress_ragged_eofs = False  # of an SSLSocket, and of urllib3's TLS within TLS
 
 
 class _IdleLimit(urllib3.HTTPConnectionPool):

@@ -51,6 +51,8 @@ def _certain(cause: BaseException) -> DlpoolError | None:
 
 
 def _broken(cause: BaseException, is_reused: bool, is_answered: bool) -> DlpoolError:
+    if is_answered and isinstance(cause, ssl.SSLEOFError):
+        return ShortBody("the TLS connection ended without close_notify, so the body may have been cut")
     return ConnectionBroken(f"the connection broke ({cause})", is_stale=is_reused and not is_answered)
 
 

@@ -17,11 +17,14 @@ from typing import Any, BinaryIO, cast
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FIELDS = 100
+MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
 MAX_INFORMATIONAL = 32  # 1xx answers before the final one
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")  # RFC 9112 section 4
 _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.MULTILINE)  # section 5
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")  # section 7.1
 _FOLD = re.compile(r"\r?\n[ \t]+")
+_CUT_HEADER = "the connection ended within the header"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -156,6 +159,27 @@ class StrictResponse(http.client.HTTPResponse):
             return None
         return size if size >= 0 else None
 
+    def _get_chunk_left(self) -> int | None:
+        """Bytes of the chunk that are still to come, None after the last one (RFC 9112 section 7.1).
+
+        Stricter than http.client, which takes a size line that was cut for a smaller size, even for the final 0.
+        """
+        if self.chunk_left:
+            return self.chunk_left
+        if self.chunk_left is not None and (ending := self.fp.read(2)) != b"\r\n":
+            raise http.client.HTTPException("a chunk is too long") if ending[1:] else http.client.IncompleteRead(b"")
+        line = self.fp.readline(MAX_CHUNK_LINE)
+        size = _CHUNK_SIZE.fullmatch(line)
+        if size is None and line.endswith(b"\n"):
+            raise http.client.HTTPException(f"a chunk begins with {line[:80]!r}")
+        if size is None:
+            raise http.client.IncompleteRead(b"")
+        self.chunk_left = int(size[1], 16) or None
+        if self.chunk_left is None:
+            self._read_and_discard_trailer()  # type: ignore[attr-defined]
+            self._close_conn()  # type: ignore[attr-defined]
+        return self.chunk_left
+
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INFORMATIONAL):
             version, status, reason = super()._read_status()  # type: ignore[misc]
@@ -177,6 +201,8 @@ class _HeaderReader:
         self._left -= len(line)
         if self._left < 0:
             raise http.client.HTTPException(f"the header is larger than {MAX_HEADER_BYTES} bytes")
+        if line and not line.endswith(b"\n"):  # what is missing may be a Content-Length
+            raise http.client.RemoteDisconnected(_CUT_HEADER)
         return line
 
     def flush(self) -> None:
@@ -187,9 +213,11 @@ class _HeaderReader:
 
 
 def read_fields(lines: BinaryIO) -> Fields:
-    """The header fields up to the empty line, line by line. Raises HTTPException for too many."""
+    """The header fields up to the empty line, line by line. Raises HTTPException for too many, or if they were cut."""
     read: list[bytes] = []
-    while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n", b""):
+    while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
+        if not line:
+            raise http.client.RemoteDisconnected(_CUT_HEADER)
         read.append(line)
         if len(read) > MAX_FIELDS:
             raise http.client.HTTPException(f"the header has more than {MAX_FIELDS} fields")
