@@ -11,7 +11,8 @@ from typing import Any
 
 AUTO = "auto"
 KIB = 1024
-MAX_DURATION_S = 366 * 86400.0
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
+MAX_DURATION_S = 366 * DAY_S
 LEVELS = ("debug", "info", "warning", "error", "critical")
 LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics", "web")
 
@@ -53,8 +54,22 @@ def parse_duration(text: str) -> float:
     """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
     seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
     if seconds > MAX_DURATION_S:
-        raise ValueError("longer than a year")
+        raise ValueError(f"longer than a year{unit_hint(text)}")
     return seconds
+
+
+def unit_hint(text: str) -> str:
+    """What to add about a duration that is too long: of a number without a unit that it is in seconds."""
+    number = text.strip()
+    return f" (without a unit it is in seconds; milliseconds are {number}ms)" if number[-1:].isdigit() else ""
+
+
+def duration_text(seconds: float) -> str:
+    """``seconds`` in the largest unit in which they are a whole number: ``90s``, ``5m``, ``100ms``."""
+    for unit, factor in (("h", 3600.0), ("m", 60.0), ("s", 1.0)):
+        if seconds and seconds % factor == 0:
+            return f"{int(seconds // factor)}{unit}"
+    return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms" if seconds else "0"
 
 
 def parse_count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,17 +53,95 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
         assert any(part in line for line in lines), (part, lines)
 
 
-@pytest.mark.parametrize("text", ["connections = 4\n", "[transfer\n", "[transfer]\nx = 1\nx = 2\n", "[transfer]\n\xff"])
-def test_what_is_no_ini_file_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("data", "said"), [
+    (b"connections = 4\n", " is no INI file: line 1: 'connections...' comes before the first [section]"),
+    (b"[transfer\n", " is no INI file: line 1: '[transfer' comes before the first [section]"),
+    (b"[transfer]\nretries 5\n", " is no INI file: line 2: 'retries...' is neither a [section] nor NAME = VALUE"),
+    (b"[transfer]\nretries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
+    (b"[transfer]\nRetries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
+    (b"[redis]\n[transfer]\n[redis]\n", " is no INI file: line 3: the section [redis] is there twice"),
+    (b"[transfer]\n# \xff\n", " is no INI file: line 2: not UTF-8: save it in that encoding"),
+    ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is no INI file: it has NUL characters"),
+    (b"[transfer]\n\0\n", " is no INI file: it has NUL characters"),
+    (b"\xff\xfe[\0t\0r", " is no INI file: line 1: not UTF-8"),
+    (b'{"port": }', ":1: it begins as JSON does, and is not JSON"),
+    (b'["transfer"]', " is JSON, but not an object"),
+    (b"transfer:\n  retries: 5\n", " is no INI file: line 1: 'transfer...' comes before the first [section]"),
+])  # fmt: skip
+def test_what_is_no_ini_file_is_one_sentence_with_its_line(data: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "x.ini"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigurationError, match=r"x\.ini"):
+    path.write_bytes(data)
+    with pytest.raises(ConfigurationError) as caught:
         load(str(path))
+    assert str(caught.value).startswith(f"{path}{said}")
+    assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot read"):
-        load(str(tmp_path / "nowhere"))
+def test_a_line_that_cannot_be_read_is_not_shown_whole(tmp_path: Path) -> None:
+    (tmp_path / "x.ini").write_text("[redis]\npassword hunter2\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(str(tmp_path / "x.ini"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_says_the_encoding(encoding: str, end: str, tmp_path: Path) -> None:
+    text = "[transfer]\n# \N{SNOWMAN}\nretries = 7\nsync = no\n".replace("\n", end)
+    (tmp_path / "x.ini").write_bytes(text.encode(encoding))
+    assert load(str(tmp_path / "x.ini"))["transfer"] == TransferSettings(retries=7, sync=False)
+
+
+@pytest.mark.parametrize("program", ["dlpool", "dlpool.cli.web", "dlpool.cli.supervisor"])
+@pytest.mark.parametrize(("kind", "said"), [
+    ("absent", "No such file or directory"), ("folder", "it is a folder, not a file with settings"),
+    ("closed", "Permission denied"), ("below a file", "Not a directory"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_one_sentence(kind: str, said: str, program: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.ini"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "closed":
+        path.touch(0o000)
+        if os.access(path, os.R_OK):
+            pytest.skip("root may read it")
+    elif kind == "below a file":
+        path.touch()
+        path = path / "y.ini"
+    arguments = ["config", "check", "-c", path] if program == "dlpool" else ["-c", path]
+    ended = run(*arguments, module=program)
+    name = {"dlpool": "dlpool", "dlpool.cli.web": "dlpool-web"}.get(program, "dlpool-supervisor")
+    assert (ended.code, ended.err) == (78, f"{name}: cannot read {path}: {said}\n")
+
+
+# --- limits of times ---
+
+
+@pytest.mark.parametrize(("section", "name", "milliseconds"), [
+    ("upload", "retry_initial_delay", 2000), ("upload", "cleanup_interval", 3_600_000),
+    ("upload", "task_expiry", 604_800_000), ("downloader", "retry_delay", 5000), ("downloader", "timeout", 30_000),
+    ("downloader", "progress_interval", 500), ("transfer", "retry_delay", 1000),
+    ("transfer", "retry_max_delay", 60_000), ("transfer", "max_retry_after", 900_000),
+    ("transfer", "network_wait", 300_000), ("transfer", "deadline", 3_600_000),
+    ("network", "connect_timeout", 10_000), ("network", "read_timeout", 30_000), ("network", "low_speed_time", 30_000),
+    ("supervisor", "lease", 30_000), ("supervisor", "grace", 15_000), ("supervisor", "job_retry_delay", 5000),
+    ("supervisor", "job_retry_max_delay", 900_000), ("supervisor", "locked_delay", 5000),
+    ("supervisor", "fault_delay", 30_000), ("supervisor", "worker_timeout", 30_000),
+    ("logging", "progress_interval", 10_000), ("logging", "archive_timeout", 600_000),
+    ("logging", "archive_retry_delay", 60_000), ("web", "body_timeout", 30_000), ("web", "head_timeout", 10_000),
+])  # fmt: skip
+def test_a_time_that_was_meant_in_milliseconds_is_refused_with_its_unit(
+    section: str, name: str, milliseconds: int, tmp_path: Path
+) -> None:
+    """The default of each, as who has another program's settings would write it."""
+    (tmp_path / "x.ini").write_text(f"[{section}]\n{name} = {milliseconds}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(str(tmp_path / "x.ini"))
+    hint = f"without a unit it is in seconds; milliseconds are {milliseconds}ms"
+    assert f"[{section}] {name} = {milliseconds}: it is " in str(caught.value)
+    assert hint in str(caught.value)
+    (tmp_path / "x.ini").write_text(f"[{section}]\n{name} = {milliseconds}ms\n")
+    assert getattr(load(str(tmp_path / "x.ini"))[section], name) == milliseconds / 1000
 
 
 def test_an_option_goes_over_the_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ _CONFIG = """\
 Check the settings that dlpool-supervisor would have with these options, here and now, and exit with 78 if it would
 refuse them; or show them all, without secrets. A later place goes over an earlier one: defaults, the INI file, conf.d
 beside it, systemd's credentials, the environment (DLPOOL_SECTION_KEY), options.
+convert writes the config.json of the Go upload server as an INI file with the same settings.
 """
 _SETUP = """\
 Print the systemd unit of the service, or write it below DIR (/ for this machine), with the user and the folders that
@@ -31,7 +32,10 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     from dlpool.cli.supervisor import add_service_options
 
     parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
-    parser.add_argument("action", metavar="check|show", choices=("check", "show"))
+    parser.add_argument("action", metavar="check|show|convert", choices=("check", "show", "convert"))
+    parser.add_argument("file", metavar="FILE", nargs="?", help="with convert: the config.json of the Go upload server")
+    parser.add_argument("-o", "--output", metavar="FILE", help="with convert: write the INI file there (default: "
+                        "standard output)")  # fmt: skip
     parser.add_argument("--origin", action="store_true", help="with show: also say where each was said")
     add_service_options(parser)
     add_output_options(parser, "print one JSON object, of show a line for each setting")

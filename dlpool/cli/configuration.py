@@ -1,4 +1,4 @@
-"""``dlpool config``: whether the settings can be used, and which hold, and why."""
+"""``dlpool config``: whether the settings can be used, which hold, and why; and other files as INI."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.cli.conversion import convert
+from dlpool.cli.options import settings_told, tell
 from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.config import SECTIONS, LimitSettings
 from dlpool.config.door import check_door
-from dlpool.config.layers import HOST, Effective, effective, examined, text_of
+from dlpool.config.layers import HOST, Effective, examined, text_of
 from dlpool.config.problems import Problem, concerned, in_order
-from dlpool.errors import ConfigurationError, DlpoolError
+from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.tracing import check_traces
 from dlpool.redaction import without_secrets
@@ -44,7 +46,11 @@ class Row:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``dlpool config check`` or ``show``. Raises ConfigurationError, LocalFault."""
+    """``dlpool config check``, ``show`` or ``convert``. Raises UsageError, ConfigurationError, LocalFault."""
+    if arguments.action == "convert":
+        return convert(arguments)
+    if arguments.file is not None or arguments.output is not None:
+        raise UsageError(f"dlpool config {arguments.action} takes its file with -c FILE, and writes none")
     return _check(arguments) if arguments.action == "check" else _show(arguments)
 
 
@@ -108,8 +114,11 @@ def _check(arguments: argparse.Namespace) -> int:
     known = concerned(wrong)
     wrong += [one for one in problems_of(found) if not one.concerns(known)]
     problems = [problem.text for problem in in_order(wrong, found.files)]
+    if not arguments.quiet and not arguments.json:
+        tell(found.notes)
     if arguments.json:
         report = {"is_usable": not problems, "files": found.files, "problems": problems}
+        report |= {"warnings": found.notes} if found.notes else {}
         show_lines([jsontext.dumps(report).decode()])
     elif problems:
         print(*(f"dlpool: {problem}" for problem in problems), sep="\n", file=sys.stderr)
@@ -119,7 +128,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    shown = list(rows(effective(arguments.config, service_given(arguments))))
+    found = settings_told(arguments.config, service_given(arguments), is_quiet=arguments.quiet)
+    shown = list(rows(found))
     if arguments.json:
         show_lines(jsontext.dumps(row.as_json()).decode() for row in shown)
         return 0

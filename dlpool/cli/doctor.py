@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dlpool import jsontext
 from dlpool.cli.checkup import check_file_system, check_folders, check_limits, check_redis
 from dlpool.cli.configuration import problems_of
-from dlpool.cli.findings import CONFIGURATION, FAILED, OK, Finding, exit_code, judged_origin, verdict
+from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, Finding, exit_code, judged_origin, verdict
 from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_lines, show_table
 from dlpool.config import Settings
@@ -53,6 +53,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return
+    yield from (Finding(CONFIGURATION, WARNING, note) for note in read.notes)
     settings, problems = read.settings, [one.text for one in in_order(problems_of(read), read.files)]
     yield from _unusable(problems)
     if not problems:

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.cli.items import Common, items_from_lines, parse_header, refuse_url, single_item
-from dlpool.cli.options import JOBS, given_options
+from dlpool.cli.options import JOBS, given_options, settings_told
 from dlpool.cli.progress import Display, display
 from dlpool.cli.report import Report
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.config.layers import effective
 from dlpool.engine.batch import Batch, Item
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
     options = [*given_options(arguments, "transfer"), *given_options(arguments, "network")]
-    settings = effective(arguments.config, options).settings
+    settings = settings_told(arguments.config, options, is_quiet=arguments.quiet).settings
     return settings.transfer, settings.network
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import Field, fields
 from typing import Any
 
 from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_names, parse_setting
-from dlpool.config.layers import Given
+from dlpool.config.layers import Effective, Given, effective
 from dlpool.kinds import parse_count
 
 JOBS = 5  # files of a list at once
@@ -71,6 +73,26 @@ def given_options(arguments: argparse.Namespace, section: str, names: Collection
         for one in fields(SECTIONS[section])
         if one.name in values and (names is None or one.name in names)
     ]
+
+
+def settings_told(
+    config: str | None, options: Sequence[Given] = (), *, program: str = "dlpool", is_quiet: bool = False
+) -> Effective:
+    """Return the settings that hold; what the user should hear of them goes to standard error.
+
+    Raises ConfigurationError that names everything wrong at once.
+    """
+    found = effective(config, options)
+    if not is_quiet:
+        tell(found.notes, program)
+    return found
+
+
+def tell(notes: Iterable[str], program: str = "dlpool") -> None:
+    """Write warnings to standard error, which may be closed, full, or absent."""
+    with suppress(OSError, ValueError, AttributeError):
+        for note in notes:
+            print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
 
 
 def joined_negatives(argv: Sequence[str]) -> list[str]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlpool.cli.options import settings_told
 from dlpool.config import PathSettings, RedisSettings
-from dlpool.config.layers import Given, effective
+from dlpool.config.layers import Given
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
 
@@ -60,7 +61,7 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 def queue_settings(arguments: argparse.Namespace) -> tuple[RedisSettings, PathSettings]:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
-    settings = effective(arguments.config, queue_given(arguments)).settings
+    settings = settings_told(arguments.config, queue_given(arguments), is_quiet=arguments.quiet).settings
     return settings.redis, settings.paths
 
 

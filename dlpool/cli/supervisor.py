@@ -12,10 +12,10 @@ from dataclasses import fields
 
 from dlpool import __version__
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import add_setting, given_options
+from dlpool.cli.options import add_setting, given_options, settings_told
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
-from dlpool.config.layers import Given, effective
+from dlpool.config.layers import Given
 from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
@@ -53,7 +53,9 @@ def service_given(arguments: argparse.Namespace) -> list[Given]:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of a service with these options. Raises ConfigurationError."""
-    return effective(arguments.config, service_given(arguments)).settings
+    return settings_told(
+        arguments.config, service_given(arguments), program="dlpool-supervisor", is_quiet=arguments.quiet
+    ).settings
 
 
 class Herald:

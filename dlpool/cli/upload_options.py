@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from dlpool.cli.options import add_output_options, add_setting, given_options
+from dlpool.cli.options import add_output_options, add_setting, given_options, settings_told
 from dlpool.config import SECTIONS
-from dlpool.config.layers import Effective, effective
+from dlpool.config.layers import Effective
 from dlpool.kinds import AUTO, parse_count, parse_size
 
 # The settings of downloads that uploads obey, too.
@@ -52,7 +52,7 @@ def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_cod
 def given_settings(arguments: argparse.Namespace) -> Effective:
     """The settings that hold, and which of them somebody said. Raises ConfigurationError."""
     options = [one for section, names in SETTINGS.items() for one in given_options(arguments, section, names)]
-    return effective(arguments.config, options)
+    return settings_told(arguments.config, options, is_quiet=arguments.quiet)
 
 
 def _add_own_options(group: Any) -> None:

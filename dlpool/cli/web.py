@@ -12,12 +12,16 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.cli.main import EXIT_CODES, Parser
+from dlpool.cli.options import settings_told, tell
 from dlpool.config import Settings
-from dlpool.config.layers import effective
+from dlpool.config.goserver import is_json
+from dlpool.config.ini import text_of_file
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.transfer.files import allow_open_files
 
+PROGRAM = "dlpool-web"
+GO_CONFIG = "config.json"  # which the Go upload server reads from its working directory
 DEFER_S = 5  # for which the kernel keeps a connection that says nothing
 _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"
 
@@ -32,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
-    parser.add_argument("-c", "--config", metavar="FILE", help="INI file with the settings")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="INI file with the settings, or the config.json of the Go upload server"
+    )
     return parser
 
 
@@ -43,7 +49,7 @@ def application() -> Any:
     """
     from dlpool.web.app import create_app
 
-    settings = effective(os.environ.get("DLPOOL_INI")).settings
+    settings = settings_told(os.environ.get("DLPOOL_INI"), program=PROGRAM).settings
     _make_folders(settings)
     return create_app(settings)
 
@@ -52,10 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve, and return the exit code. No traceback reaches the user."""
     arguments = build_parser().parse_args(argv)
     try:
-        return _serve(effective(arguments.config).settings)
+        settings = settings_told(arguments.config, program=PROGRAM).settings
+        if arguments.config is None:
+            tell(_unread(), PROGRAM)
+        return _serve(settings)
     except DlpoolError as error:
         print(f"dlpool-web: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _unread() -> list[str]:
+    """Say that the Go upload server's configuration lies here, which is read only where it is named."""
+    try:
+        is_there = is_json(text_of_file(GO_CONFIG))
+    except ConfigurationError:
+        return []
+    return [f"{GO_CONFIG} in this folder is not read: dlpool-web -c {GO_CONFIG} does"] if is_there else []
 
 
 def _serve(settings: Settings) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, field
 from typing import Any
 
-from dlpool.kinds import Kind
+from dlpool.kinds import DURATION, Kind, duration_text, unit_hint
 
 
 def setting(
@@ -39,8 +39,14 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
     if low is not None and value < low:
         raise ValueError(f"below {low:g}")
     if high is not None and value > high:
-        raise ValueError(f"above {high:g}")
+        hint = unit_hint(text) if declared.metadata["kind"] is DURATION else ""
+        raise ValueError(f"above {amount_text(declared, high)}{hint}")
     return value
+
+
+def amount_text(declared: Field[Any], amount: float) -> str:
+    """A bound of a setting, as a user would write it."""
+    return duration_text(amount) if declared.metadata["kind"] is DURATION else f"{amount:g}"
 
 
 def option_names(declared: Field[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import configparser
 import io
 import re
@@ -13,7 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from dlpool.config.declaring import parse_setting
+from dlpool.config import goserver
+from dlpool.config.declaring import amount_text, parse_setting
 from dlpool.config.layers import HOST, Given, effective
 from dlpool.config.problems import Problem
 from dlpool.config.sections import SECTIONS, LimitSettings
@@ -25,6 +27,16 @@ _HEAD = """\
 # The settings of dlpool with their defaults, but for those that say so. Sizes take K M G T (powers of 1024), times ms s
 # m h. What conf.d/*.ini beside this file say goes over it, variables DLPOOL_SECTION_KEY of the environment over that.
 """
+
+
+_CONVERT = "all but [upload] has its defaults; `dlpool config convert` writes it as an INI file"
+_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class _Parser(configparser.ConfigParser):
@@ -65,15 +77,21 @@ def load(path: str | None) -> dict[str, Any]:
     return effective(path).sections()
 
 
-def read(path: str, problems: list[Problem]) -> list[Given]:
-    """What a file says. Its unknown sections are ``problems``. Raises ConfigurationError if it is no INI file."""
+def read(path: str, problems: list[Problem], notes: list[str] | None = None) -> list[Given]:
+    """Return what an INI file says, or the ``config.json`` of the Go upload server, which its content tells.
+
+    Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises ConfigurationError for a file that
+    cannot be read, and for one that is neither.
+    """
+    text, notes = text_of_file(path), [] if notes is None else notes
+    if goserver.is_json(text):
+        notes.append(f"{path} is read as the configuration of the Go upload server: {_CONVERT}")
+        return goserver.read_json(text, path, problems, notes)
     parser = _Parser()
     try:
-        found = list(parser.read_text(Path(path).read_text(encoding="utf-8"), path))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no INI file: {error}".replace("\n", " ")) from error
+        found = list(parser.read_text(text, path))
+    except configparser.Error as error:
+        raise ConfigurationError(f"{path} is no INI file: {_syntax_problem(error)}") from error
     for name in parser.sections():
         place = f"{path}:{parser.lines[name]}"
         if name.startswith(HOST) and not re.fullmatch(r"[^\s/@{}]{1,255}", _host(name)):
@@ -85,6 +103,50 @@ def read(path: str, problems: list[Problem]) -> list[Given]:
         for section, key, text, line in found
         if section in SECTIONS or section.startswith(HOST)
     ]
+
+
+def text_of_file(path: str) -> str:
+    """Return the text of a configuration file in UTF-8, or in the encoding that its byte order mark names.
+
+    Raises ConfigurationError.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except IsADirectoryError as error:
+        raise ConfigurationError(f"cannot read {path or '.'}: it is a folder, not a file with settings") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"cannot read {path}: {reason}") from error
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding") from error
+    if "\0" in text:
+        raise ConfigurationError(f"{path} is no INI file: it has NUL characters: save it as text in UTF-8")
+    return text
+
+
+def _syntax_problem(error: configparser.Error) -> str:
+    """What is wrong with the form of an INI file, in a sentence with its line."""
+    if isinstance(error, configparser.DuplicateOptionError):
+        return f"line {error.lineno}: [{error.section}] {error.option} is given twice"
+    if isinstance(error, configparser.DuplicateSectionError):
+        return f"line {error.lineno}: the section [{error.section}] is there twice: write all its keys in one place"
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return f"line {error.lineno}: {_cut(error.line)} comes before the first [section]"
+    if isinstance(error, configparser.ParsingError) and error.errors:
+        line, text = error.errors[0]
+        return f"line {line}: {_cut(text)} is neither a [section] nor NAME = VALUE"
+    return str(error).replace("\n", " ")
+
+
+def _cut(line: str) -> str:
+    """A line in a message; what follows its first word may be a secret."""
+    text = line.strip().strip("'").replace("\\n", "").strip()
+    word = re.split(r"[\s=:]", text, maxsplit=1)[0][:40]
+    return repr(word if word == text else f"{word}...")
 
 
 def checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
@@ -166,6 +228,10 @@ def bounds(declared: Field[Any], section: str) -> str:
     """What a value must keep besides its kind, to follow its name."""
     meta = declared.metadata
     least, most, other = meta["low"], meta["high"], meta["not_below"]
-    said = [f"at least {least:g}" if least is not None else "", f"at most {most:g}" if most is not None else "",
-            f"not below {other}" if other else "", "by profile" if preset(section, declared.name) else ""]  # fmt: skip
+    said = [
+        f"at least {least:g}" if least is not None else "",
+        f"at most {amount_text(declared, most)}" if most is not None else "",
+        f"not below {other}" if other else "",
+        "by profile" if preset(section, declared.name) else "",
+    ]
     return "".join(f", {text}" for text in said if text)

@@ -38,11 +38,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Effective:
-    """The settings, what was given of them by (section, name), and the files that were read, in their order."""
+    """The settings, what was given of them by (section, name), and the files that were read, in their order.
+
+    ``notes``: what the user should hear of them, a sentence each, though nothing is wrong.
+    """
 
     settings: Settings
     given: Mapping[tuple[str, str], Given]
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def sections(self) -> dict[str, Any]:
         """The settings of each section, by its name, and ``hosts``."""
@@ -66,7 +70,8 @@ def examined(
     config: str | None, options: Sequence[Given] = (), environment: Mapping[str, str] = os.environ
 ) -> tuple[Effective, list[Problem]]:
     """The settings that would hold without what is wrong, and all that is wrong, in the order of places and lines."""
-    files, read, problems = _read_files(config) if config is not None else ((), [], [])
+    notes: list[str] = []
+    files, read, problems = _read_files(config, notes) if config is not None else ((), [], [])
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
     found = _merged([*layers, options])
@@ -77,7 +82,7 @@ def examined(
         for one in contradictions(settings, lambda section, name: _described(found, section, name))
         if not one.concerns(wrong)
     ]
-    return Effective(settings, found, files), in_order(problems, files)
+    return Effective(settings, found, files, tuple(notes)), in_order(problems, files)
 
 
 def text_of(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
@@ -131,7 +136,7 @@ def _declared(section: str, name: str) -> Field[Any]:
     return next(one for one in fields(SECTIONS[section]) if one.name == name)
 
 
-def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[Problem]]:
+def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[list[Given]], list[Problem]]:
     """The INI file and those beside it, what they say, and why one cannot be read."""
     from dlpool.config.ini import read
 
@@ -146,7 +151,7 @@ def _read_files(config: str) -> tuple[tuple[str, ...], list[list[Given]], list[P
     layers = []
     for name in names:
         try:
-            layers.append(read(name, problems))
+            layers.append(read(name, problems, notes))
         except ConfigurationError as error:
             problems.append(Problem(str(error), name))
     return tuple(names), layers, problems

@@ -13,12 +13,15 @@ from dlpool.kinds import (
     COMMAND,
     COUNT,
     COUNT_OR_AUTO,
+    DAY_S,
     DURATION,
     FREQUENCY,
     GROUP,
+    HOUR_S,
     KIB,
     LEVELS,
     LOGGER_LEVELS,
+    MINUTE_S,
     NAME,
     PATH,
     RATE,
@@ -45,11 +48,11 @@ class TransferSettings:
     min_split_size: int = setting(SIZE, "1M", "no range is planned smaller than this", low=64 * KIB)
     probe: str = setting(choice("range", "head"), "range", "how to learn size and ranges: by the first range, or HEAD")
     retries: int = setting(COUNT, "5", "attempts in a row below low_speed_limit before a range is given up")
-    retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter")
-    retry_max_delay: float = setting(DURATION, "60s", "longest backoff", not_below="retry_delay")
-    max_retry_after: float = setting(DURATION, "15m", "longest Retry-After that is waited for")
-    deadline: float | None = setting(DURATION, None, "time limit of a whole download")
-    network_wait: float = setting(DURATION, "5m", "how long to wait for our own network to come back")
+    retry_delay: float = setting(DURATION, "1s", "first backoff; it doubles, with full jitter", high=5 * MINUTE_S)
+    retry_max_delay: float = setting(DURATION, "60s", "longest backoff", not_below="retry_delay", high=6 * HOUR_S)
+    max_retry_after: float = setting(DURATION, "15m", "longest Retry-After that is waited for", high=DAY_S)
+    deadline: float | None = setting(DURATION, None, "time limit of a whole download", high=30 * DAY_S)
+    network_wait: float = setting(DURATION, "5m", "how long to wait for our own network to come back", high=DAY_S)
     limit_rate: int | None = setting(RATE, None, "bytes a second for this download", low=KIB)
     if_exists: str = setting(choice("overwrite", "skip", "fail", "rename"), "overwrite", "when the target exists")
     resume: bool = setting(SWITCH, "yes", "go on with a part file that an earlier run left")
@@ -71,10 +74,12 @@ class TransferSettings:
 class NetworkSettings:
     """``[network]``: how connections are made. Sizes in bytes, times in seconds."""
 
-    connect_timeout: float = setting(DURATION, "10s", "limit of connecting, TLS handshake included", low=0.001)
-    read_timeout: float = setting(DURATION, "30s", "longest silence of a server", low=0.001)
+    connect_timeout: float = setting(
+        DURATION, "10s", "limit of connecting, TLS handshake included", low=0.001, high=10 * MINUTE_S
+    )
+    read_timeout: float = setting(DURATION, "30s", "longest silence of a server", low=0.001, high=HOUR_S)
     low_speed_limit: int = setting(RATE, "1K", "bytes a second below which a connection is too slow; 0: never")
-    low_speed_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=1)
+    low_speed_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=1, high=HOUR_S)
     proxy: str | None = setting(Kind("URL", parse_text), None, "proxy (default: the environment's)", reload=False)
     cacert: str | None = setting(PATH, None, "CA certificates (default: the system's)", reload=False)
     cert: str | None = setting(PATH, None, "client certificate, PEM", reload=False)
@@ -136,16 +141,26 @@ class SupervisorSettings:
     )
     node_rate: int | None = setting(RATE, None, "bytes a second of all jobs of this node together", low=64 * KIB)
     drain_timeout: float = setting(DURATION, "30s", "after SIGTERM, how long running jobs may go on")
-    lease: float = setting(DURATION, "30s", "how long a silent supervisor keeps its jobs", low=1, reload=False)
-    grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False)
+    lease: float = setting(
+        DURATION, "30s", "how long a silent supervisor keeps its jobs", low=1, reload=False, high=HOUR_S
+    )
+    grace: float = setting(DURATION, "15s", "how much longer before others take them", low=1, reload=False, high=HOUR_S)
     max_attempts: int = setting(COUNT, "5", "runs of a job, each with its own retries of ranges", low=1)
-    job_retry_delay: float = setting(DURATION, "5s", "first backoff of a job; it doubles, with full jitter")
-    job_retry_max_delay: float = setting(DURATION, "15m", "longest backoff of a job", not_below="job_retry_delay")
-    locked_delay: float = setting(DURATION, "5s", "when a job whose target another one writes is tried again")
-    fault_delay: float = setting(DURATION, "30s", "how long this node takes no jobs after a full or broken disk")
+    job_retry_delay: float = setting(
+        DURATION, "5s", "first backoff of a job; it doubles, with full jitter", high=HOUR_S
+    )
+    job_retry_max_delay: float = setting(
+        DURATION, "15m", "longest backoff of a job", not_below="job_retry_delay", high=7 * DAY_S
+    )
+    locked_delay: float = setting(
+        DURATION, "5s", "when a job whose target another one writes is tried again", high=HOUR_S
+    )
+    fault_delay: float = setting(
+        DURATION, "30s", "how long this node takes no jobs after a full or broken disk", high=HOUR_S
+    )
     max_crashes: int = setting(COUNT, "3", "worker deaths that a job may be aboard of", low=1)
     max_takeovers: int = setting(COUNT, "10", "supervisor deaths that a job may be aboard of", low=1)
-    worker_timeout: float = setting(DURATION, "30s", "a worker that is silent so long is killed", low=2)
+    worker_timeout: float = setting(DURATION, "30s", "a worker that is silent so long is killed", low=2, high=HOUR_S)
     worker_memory_soft: int | None = setting(SIZE, "512M", "a worker above it ends after its jobs and is replaced")
     worker_memory_hard: int | None = setting(
         SIZE, "1G", "a worker above it is killed, its jobs are given back", not_below="worker_memory_soft"
@@ -186,9 +201,15 @@ class LoggingSettings:
     archive_command: str | None = setting(
         COMMAND, None, "runs with each compressed log's path as its last argument, to store it elsewhere"
     )
-    archive_timeout: float = setting(DURATION, "10m", "an archive_command that takes longer is ended", low=0.1)
-    archive_retry_delay: float = setting(DURATION, "1m", "when one that failed is tried again", low=0.1)
-    progress_interval: float = setting(DURATION, "10s", "between two download_progress lines of a job", low=0.1)
+    archive_timeout: float = setting(
+        DURATION, "10m", "an archive_command that takes longer is ended", low=0.1, high=DAY_S
+    )
+    archive_retry_delay: float = setting(
+        DURATION, "1m", "when one that failed is tried again", low=0.1, high=6 * HOUR_S
+    )
+    progress_interval: float = setting(
+        DURATION, "10s", "between two download_progress lines of a job", low=0.1, high=HOUR_S
+    )
 
 
 @dataclass(frozen=True)
@@ -229,9 +250,13 @@ class DownloaderSettings:
     chunk_size: int = setting(SIZE, "8192", "the least that one write collects, of what comes within 20 ms; less "
                               "than 128K means 128K", low=1)  # fmt: skip
     retry_times: int = setting(COUNT, "3", "attempts in a row without progress; instead of retries in [transfer]")
-    retry_delay: float = setting(DURATION, "5s", "first backoff; instead of the one in [transfer]")
-    timeout: float = setting(DURATION, "30s", "limit of connecting; instead of connect_timeout in [network]", low=0.001)
-    progress_interval: float = setting(DURATION, "500ms", "between two calls of progress callbacks", low=0.001)
+    retry_delay: float = setting(DURATION, "5s", "first backoff; instead of the one in [transfer]", high=5 * MINUTE_S)
+    timeout: float = setting(
+        DURATION, "30s", "limit of connecting; instead of connect_timeout in [network]", low=0.001, high=10 * MINUTE_S
+    )
+    progress_interval: float = setting(
+        DURATION, "500ms", "between two calls of progress callbacks", low=0.001, high=MINUTE_S
+    )
     verify_hash: bool = setting(SWITCH, "yes", "verify the task's checksum, or the server's digest of the file")
 
 

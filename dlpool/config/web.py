@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from dlpool.config.declaring import setting
 from dlpool.kinds import (
     COUNT,
+    DAY_S,
     DURATION,
     FREQUENCY,
+    HOUR_S,
     KIB,
+    MINUTE_S,
     PATH,
     RATE,
     RATIO,
@@ -113,12 +116,21 @@ class UploadSettings:
     port: int = setting(COUNT, "18101", "TCP port of dlpool-web", low=1, high=65535, reload=False)
     max_file_size: int = setting(SIZE, "10G", "larger files are refused", low=1, reload=False)
     max_chunk_size: int = setting(SIZE, "100M", "larger chunks are refused", low=1, reload=False)
-    cleanup_interval: float = setting(DURATION, "1h", "between two removals of expired tasks", low=0.1, reload=False)
+    cleanup_interval: float = setting(
+        DURATION, "1h", "between two removals of expired tasks", low=0.1, reload=False, high=30 * DAY_S
+    )
     task_expiry: float = setting(
-        DURATION, "168h", "a task that got nothing for so long is removed, with its chunks", low=1, reload=False
+        DURATION,
+        "168h",
+        "a task that got nothing for so long is removed, with its chunks",
+        low=1,
+        reload=False,
+        high=366 * DAY_S,
     )
     retry_max_attempts: int = setting(COUNT, "3", "attempts of a client to send a chunk", low=1, reload=False)
-    retry_initial_delay: float = setting(DURATION, "1s", "a client's first backoff; it doubles", reload=False)
+    retry_initial_delay: float = setting(
+        DURATION, "1s", "a client's first backoff; it doubles", reload=False, high=5 * MINUTE_S
+    )
     concurrent_uploads: int = setting(COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False)
     enable_integrity_check: bool = setting(SWITCH, "yes", "compare the md5 that clients send", reload=False)
     enable_atomic_operations: bool = setting(SWITCH, "yes", "wait until bytes are on the disk", reload=False)
@@ -175,10 +187,16 @@ class WebSettings:
     request_rate: float | None = setting(FREQUENCY, "100/s", "requests of one client", reload=False)
     request_burst: int = setting(COUNT, "500", "how many of them may come at once", low=1, reload=False)
     client_uploads: int = setting(COUNT, "32", "bodies that are received from one client at once", low=1, reload=False)
-    body_timeout: float = setting(DURATION, "30s", "longest silence of a client within a body", low=0.1, reload=False)
+    body_timeout: float = setting(
+        DURATION, "30s", "longest silence of a client within a body", low=0.1, reload=False, high=HOUR_S
+    )
     body_rate: int = setting(RATE, "1K", "bytes a second below which a body is too slow; 0: never", reload=False)
-    body_rate_time: float = setting(DURATION, "30s", "for how long it may be that slow", low=0.1, reload=False)
-    head_timeout: float = setting(DURATION, "10s", "for a client to send the head of a request", low=0.1, reload=False)
+    body_rate_time: float = setting(
+        DURATION, "30s", "for how long it may be that slow", low=0.1, reload=False, high=HOUR_S
+    )
+    head_timeout: float = setting(
+        DURATION, "10s", "for a client to send the head of a request", low=0.1, reload=False, high=10 * MINUTE_S
+    )
     field_size: int = setting(
         SIZE, "64K", "fields of a form; a whole form or JSON: 4 times that, a batch: 16 times", low=KIB, reload=False
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -97,7 +98,10 @@ class DownloadEngine:
         What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes over that, as in the service.
         Raises ConfigurationError that names everything wrong at once.
         """
-        settings = effective(os.fspath(path)).settings
+        found = effective(os.fspath(path))
+        for note in found.notes:
+            warnings.warn(note, stacklevel=2)
+        settings = found.settings
         own = vars(settings.downloader)
         return cls(**own, session=session, transfer=settings.transfer, network=settings.network)
 

@@ -58,4 +58,4 @@ complete -c dlpool-web -f
 
 complete -c dlpool-web -n _shtab_dlpool_web_using -s h -l help -d 'show this help message and exit'
 complete -c dlpool-web -n _shtab_dlpool_web_using -l version -d 'show program'"'"'s version number and exit'
-complete -c dlpool-web -n _shtab_dlpool_web_using -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'INI file with the settings'
+complete -c dlpool-web -n _shtab_dlpool_web_using -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'INI file with the settings, or the config.json of the Go upload server'

@@ -51,7 +51,7 @@ function _shtab_dlpool_using
 end
 
 set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -312,6 +312,7 @@ complete -c dlpool -n '_shtab_dlpool_using top' -l json -d 'print one JSON objec
 complete -c dlpool -n '_shtab_dlpool_using top' -s q -l quiet -d 'say nothing but errors'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a config -d 'check or show the settings'
 complete -c dlpool -n '_shtab_dlpool_using config' -s h -l help -d 'show this help message and exit'
+complete -c dlpool -n '_shtab_dlpool_using config' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'with convert: write the INI file there (default: standard output)'
 complete -c dlpool -n '_shtab_dlpool_using config' -l origin -d 'with show: also say where each was said'
 complete -c dlpool -n '_shtab_dlpool_using config' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'
 complete -c dlpool -n '_shtab_dlpool_using config' -l redis-url -x -d 'redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL'
@@ -323,7 +324,8 @@ complete -c dlpool -n '_shtab_dlpool_using config' -l drain-timeout -x -d 'after
 complete -c dlpool -n '_shtab_dlpool_using config' -l log-format -xka "json console" -d 'lines for machines (ECS), or for the eyes (default: json)'
 complete -c dlpool -n '_shtab_dlpool_using config' -l json -d 'print one JSON object, of show a line for each setting'
 complete -c dlpool -n '_shtab_dlpool_using config' -s q -l quiet -d 'say nothing but errors'
-complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos -eq 0' -ka "check show" -d 'check|show'
+complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos -eq 0' -ka "check show convert" -d 'check|show|convert'
+complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'with convert: the config.json of the Go upload server'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a doctor -d 'try out what the service lives on'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'

@@ -1,0 +1,86 @@
+"""``dlpool config convert``: the ``config.json`` of the Go upload server as an INI file with the same settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlpool.cli.options import tell
+from dlpool.cli.tables import show_lines
+from dlpool.config.goserver import SECTION, is_json, read_json
+from dlpool.config.ini import checked, text_of_file
+from dlpool.config.layers import Given
+from dlpool.config.problems import Problem, in_order
+from dlpool.disk import (
+    create_exclusive,
+    identity_of,
+    publish_exclusive,
+    remove_quietly,
+    sync_folder,
+    translated,
+    write_all,
+)
+from dlpool.errors import ConfigurationError, TargetExists, UsageError
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Write the INI file; returns the exit code.
+
+    Raises UsageError without a file to read, ConfigurationError for one that is not such a JSON or has wrong values,
+    TargetExists instead of overwriting, LocalFault.
+    """
+    source = arguments.file or arguments.config
+    if source is None:
+        raise UsageError("dlpool config convert needs the file to read: dlpool config convert config.json")
+    notes: list[str] = []
+    lines = ini_lines(source, given_of(source, notes))
+    if not arguments.quiet:
+        tell(notes)
+    if arguments.output is None:
+        show_lines(lines)
+        return 0
+    _write(Path(arguments.output), ("\n".join(lines) + "\n").encode())
+    if not arguments.quiet:
+        show_lines([f"written: {arguments.output}"])
+    return 0
+
+
+def given_of(source: str, notes: list[str]) -> Sequence[Given]:
+    """Return the settings that the file says. Raises ConfigurationError that names all that is wrong with them."""
+    text = text_of_file(source)
+    if not is_json(text):
+        raise ConfigurationError(f"{source} is not JSON: it is an INI file already, or neither of both")
+    problems: list[Problem] = []
+    given = checked(read_json(text, source, problems, notes), problems)
+    if problems:
+        raise ConfigurationError("\n".join(one.text for one in in_order(problems, (source,))))
+    return given
+
+
+def ini_lines(source: str, given: Sequence[Given]) -> list[str]:
+    """Return the lines of an INI file that says the settings ``given``."""
+    return [
+        f"# The settings of {Path(source).name!r}, by dlpool config convert.",
+        f"[{SECTION}]",
+        *(f"{one.name} = {one.text}" for one in given),
+    ]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file. Raises TargetExists, LocalFault; then there is nothing under its name."""
+    new = path.with_name(f".{path.name}.new")
+    with translated(f"write {path}"):
+        descriptor = create_exclusive(new)
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                write_all(descriptor, data)
+                os.fsync(file)
+                identity = identity_of(os.fstat(descriptor))
+            publish_exclusive(new, path, identity=identity)
+            sync_folder(path.parent)
+        except FileExistsError:
+            raise TargetExists(f"{path} exists, and is kept: name another file, or move it away") from None
+        finally:
+            remove_quietly(new)
