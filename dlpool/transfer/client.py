@@ -21,6 +21,7 @@ from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import TargetedHeaders, pool_classes
 from dlpool.transfer.exchange import Body
 from dlpool.transfer.hostshares import HostShares
+from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
 from dlpool.transfer.response import StrictResponse
@@ -39,9 +40,12 @@ class Client:
 
     def __init__(
         self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch,
-        rate: RateLimit | None = None, collect: int = 0,
+        rate: RateLimit | None = None, collect: int = 0, max_idle_s: float | None = None,
     ) -> None:  # fmt: skip
-        """``collect``: the least that one read collects of what comes without delay, if more than usual."""
+        """``collect``: the least that one read collects of what comes without delay, if more than usual.
+
+        ``max_idle_s``: after which idle connections are closed, in seconds; by default ``MAX_IDLE_S``.
+        """
         self.settings = settings
         self.gate = gate
         self.watch = watch
@@ -49,7 +53,8 @@ class Client:
         self.rate = rate or RateLimit(None, time.monotonic)
         self.collect = max(collect, ENOUGH)
         self.session = requests.Session()
-        self._adapter = _Adapter(settings, pool_size)
+        self._idle_closer = IdleCloser(max_idle_s)
+        self._adapter = _Adapter(settings, pool_size, self._idle_closer)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout)
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
@@ -99,6 +104,7 @@ class Client:
 
     def close(self) -> None:
         """Close the idle connections."""
+        self._idle_closer.close()
         self.session.close()
 
 
@@ -112,8 +118,9 @@ class Request(NamedTuple):
 class _Adapter(HTTPAdapter):
     """requests' adapter over our connections, with one TLS context, loaded when the first https URL comes."""
 
-    def __init__(self, settings: NetworkSettings, pool_size: int) -> None:
+    def __init__(self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser) -> None:
         self._settings = settings
+        self._pool_classes = pool_classes(settings.network, idle_closer)
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}
@@ -121,14 +128,20 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
-        self.poolmanager.pool_classes_by_scheme = pool_classes(self._settings.network)
+        self.poolmanager.pool_classes_by_scheme = self._pool_classes
+
+    def close(self) -> None:
+        super().close()
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():  # urllib3 closes only those that nobody refers to
+            pool.close()
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
             context = tls_context(replace(self._settings, cert=None, key=None))  # who we are is for the origin alone
             proxy_kwargs = {"proxy_ssl_context": context, **proxy_kwargs}
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
-        manager.pool_classes_by_scheme = pool_classes(self._settings.network)
+        manager.pool_classes_by_scheme = self._pool_classes
         return manager
 
     def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, Request]:

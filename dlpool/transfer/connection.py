@@ -18,10 +18,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
 from dlpool.transfer.exchange import Body, Breaker, Exchange, running
+from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.policy import check_address
 from dlpool.transfer.response import StrictResponse
 
-MAX_IDLE_S = 30.0
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
 _KNOWN_BY = 10  # bytes of an answer tell whether it is one
 _Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed here
@@ -161,11 +161,13 @@ class _WatchedTls(_Watched, HTTPSConnection):
 
 
 class _IdleLimit(urllib3.HTTPConnectionPool):
-    """A pool that does not hand out connections which were idle for long: the server is about to close them."""
+    """A pool whose connections are not idle for long: servers close such, and each takes a descriptor on both sides."""
+
+    idle_closer: IdleCloser
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = cast(Any, super()._get_conn(timeout))
-        if connection.idle_since and time.monotonic() - connection.idle_since > MAX_IDLE_S:
+        if connection.idle_since and time.monotonic() - connection.idle_since > self.idle_closer.max_idle_s:
             connection.close()
         return connection
 
@@ -175,6 +177,27 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
         if conn is not None:
             conn.idle_since = time.monotonic()
         super()._put_conn(conn)
+        if conn is not None:
+            self.idle_closer.watch(self)
+
+    def close_idle(self, max_idle_s: float) -> float | None:
+        """Close what has been idle for ``max_idle_s``; returns seconds until the next will have been, None if none."""
+        idle: Any = self.pool
+        if idle is None:  # the pool is closed
+            return None
+        now, expired, since = time.monotonic(), [], []
+        with idle.mutex:
+            for index, connection in enumerate(idle.queue):
+                if connection is None or not connection.idle_since:
+                    continue
+                if now - connection.idle_since < max_idle_s:
+                    since.append(connection.idle_since)
+                    continue
+                idle.queue[index] = None  # for urllib3 that is a place for a new connection
+                expired.append(connection)
+        for connection in expired:
+            connection.close()
+        return max_idle_s - (now - min(since)) if since else None
 
 
 class _IdleLimitTls(_IdleLimit, urllib3.HTTPSConnectionPool):
@@ -196,14 +219,14 @@ def _peeked(sock: socket.socket) -> bytes:
     return b""
 
 
-def pool_classes(network_policy: str) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """urllib3 pool classes, by scheme, whose connections obey the network policy."""
+def pool_classes(network_policy: str, idle_closer: IdleCloser) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """urllib3 pool classes, by scheme, whose connections obey the network policy and are closed when idle."""
     policy = {"network_policy": network_policy}
     plain = type("WatchedConnection", (_Watched,), policy)
     tls = type("WatchedTlsConnection", (_WatchedTls,), policy)
     return {
-        "http": type("WatchedPool", (_IdleLimit,), {"ConnectionCls": plain}),
-        "https": type("WatchedTlsPool", (_IdleLimitTls,), {"ConnectionCls": tls}),
+        "http": type("WatchedPool", (_IdleLimit,), {"ConnectionCls": plain, "idle_closer": idle_closer}),
+        "https": type("WatchedTlsPool", (_IdleLimitTls,), {"ConnectionCls": tls, "idle_closer": idle_closer}),
     }
 
 

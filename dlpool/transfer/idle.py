@@ -1,0 +1,76 @@
+"""Closes connections that have been idle for long, while nothing else happens in the process."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Protocol
+
+MAX_IDLE_S = 30.0
+LEAST_WAIT_S = 0.01
+
+
+class Pool(Protocol):
+    """Connections to one host."""
+
+    def close_idle(self, max_idle_s: float) -> float | None:
+        """Close what has been idle for ``max_idle_s``; returns seconds until the next will have been, None if none."""
+
+
+class IdleCloser:
+    """One daemon thread, there while a connection is idle. Thread-safe; the lock guards the pools and the thread.
+
+    ``max_idle_s``: how long a connection may be idle, in seconds; by default ``MAX_IDLE_S``.
+    """
+
+    def __init__(self, max_idle_s: float | None = None) -> None:
+        self.max_idle_s = MAX_IDLE_S if max_idle_s is None else max_idle_s
+        self._lock = threading.Lock()
+        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+        self._woken = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<IdleCloser after {self.max_idle_s:g} s, {len(self._pools)} pools>"
+
+    def watch(self, pool: Pool) -> None:
+        """Look after a pool to which a connection has just been given back."""
+        if pool in self._pools:
+            return
+        with self._lock:
+            self._pools.add(pool)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dlpool-idle", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """End the thread: the pools are about to be closed."""
+        with self._lock:
+            self._pools.clear()
+            self._woken.set()
+
+    def _run(self) -> None:
+        wait_s = self.max_idle_s
+        while True:
+            if self._woken.wait(wait_s):
+                self._woken.clear()
+            waits = [pool_s for pool in self._taken() if (pool_s := self._close_idle(pool)) is not None]
+            with self._lock:
+                if not self._pools:
+                    self._thread = None
+                    return
+            wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
+
+    def _taken(self) -> list[Pool]:
+        """The pools, taken out: what a thread gives back to one from now on makes ``watch`` add it again."""
+        with self._lock:
+            pools = list(self._pools)
+            self._pools.clear()
+            return pools
+
+    def _close_idle(self, pool: Pool) -> float | None:
+        wait_s = pool.close_idle(self.max_idle_s)
+        if wait_s is not None:
+            with self._lock:
+                self._pools.add(pool)
+        return wait_s

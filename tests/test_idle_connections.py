@@ -1,0 +1,172 @@
+"""Idle connections are closed after a while, also when nothing else happens, and keep no process alive."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dlpool.engine import DownloadEngine
+from dlpool.transfer import idle
+from dlpool.transfer.client import Client
+from dlpool.transfer.idle import IdleCloser
+from dlpool.transfer.limits import HostGate, NetworkWatch
+from tests.conftest import PATIENT, Authority, Fetcher, wait_until
+from tests.handlers import DATA, Serve
+from tests.origin import Connection, File, Request
+from tests.processes import ROOT
+
+SHORT_S = 0.2
+LONG_S = 3600.0
+
+
+def client_of(max_idle_s: float | None, **network: str) -> Client:
+    gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
+    return Client(replace(PATIENT, **network), 16, gate, watch, max_idle_s=max_idle_s)  # type: ignore[arg-type]
+
+
+def closers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "dlpool-idle"]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+def test_the_origin_sees_every_idle_connection_end(
+    connections: int, is_tls: bool, authority: Authority, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    origin = serve(File(DATA), tls=authority.server_context() if is_tls else None)
+    client = client_of(SHORT_S, cacert=str(authority.ca_file))
+    fetch(f"{origin.url}/f", tmp_path / "f", client=client, connections=connections)
+    wait_until(lambda: origin.open_connections == 0)
+    fetch(f"{origin.url}/f", tmp_path / "f", client=client)  # and the pool is of use afterwards
+    assert (tmp_path / "f").read_bytes() == DATA
+    wait_until(lambda: origin.open_connections == 0)
+
+
+def test_connections_that_are_not_idle_for_long_are_used_again(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    origin = serve(File(b"x"))
+    client = client_of(LONG_S)
+    for number in range(5):
+        fetch(f"{origin.url}/{number}", tmp_path / "f", client=client)
+    assert {request.connection for request in origin.requests} == {1}
+    assert origin.open_connections == 1
+    client.close()
+
+
+def test_connections_to_several_hosts_each_end(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    origins = [serve(File(b"x")) for _ in range(3)]
+    client = client_of(SHORT_S)
+    for origin in origins:
+        fetch(f"{origin.url}/f", tmp_path / "f", client=client)
+    wait_until(lambda: all(origin.open_connections == 0 for origin in origins))
+
+
+def test_so_do_those_to_a_proxy(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    proxy = serve(File(b"x"))
+    fetch("http://origin.test/f", tmp_path / "f", client=client_of(SHORT_S, proxy=proxy.url))
+    wait_until(lambda: proxy.open_connections == 0)
+
+
+def test_a_connection_in_use_is_not_idle(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def handle(request: Request, connection: Connection) -> None:
+        if request.path == "/slow":
+            release.wait(20.0)
+        File(b"x")(request, connection)
+
+    origin = serve(handle)
+    client = client_of(SHORT_S)
+    fetch(f"{origin.url}/first", tmp_path / "first", client=client)
+    slow = threading.Thread(target=fetch, args=(f"{origin.url}/slow", tmp_path / "slow"), kwargs={"client": client})
+    slow.start()
+    wait_until(lambda: len(origin.requests) == 2)
+    fetch(f"{origin.url}/second", tmp_path / "second", client=client)
+    wait_until(lambda: origin.open_connections == 1)  # the idle one has gone, the one in use stays
+    release.set()
+    slow.join(20.0)
+    assert (tmp_path / "slow").read_bytes() == b"x"
+
+
+def test_an_idle_engine_closes_its_connections(monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path) -> None:
+    monkeypatch.setattr(idle, "MAX_IDLE_S", SHORT_S)
+    origin = serve(File(b"x"))
+    with DownloadEngine(network=PATIENT) as engine:
+        task = engine.download(f"{origin.url}/f", tmp_path)
+        task.result(20.0)
+        wait_until(lambda: origin.open_connections == 0)
+
+
+PROGRAM = """
+import sys, time
+from dlpool.config import NetworkSettings
+from dlpool.transfer.client import Client
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.source import Source
+
+client = Client(NetworkSettings(network="any"), 4, HostGate(time.monotonic), NetworkWatch(time.monotonic),
+                max_idle_s=3600.0)
+with Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange:
+    reply = Source(client, sys.argv[1], {}).get(exchange, None)
+    view = memoryview(bytearray(100))
+    while reply.read(view):
+        pass
+    reply.close()
+print("idle")
+"""
+
+
+def test_an_idle_connection_keeps_no_process_alive(serve: Serve) -> None:
+    origin = serve(File(b"x"))
+    command = [sys.executable, "-c", PROGRAM, f"{origin.url}/f"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    assert ended.stdout == b"idle\n"
+
+
+def test_the_thread_ends_when_nothing_is_idle_and_when_the_client_is_closed(
+    serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    origin = serve(File(b"x"))
+    before = set(closers())
+    fetch(f"{origin.url}/f", tmp_path / "f", client=client_of(SHORT_S))
+    wait_until(lambda: set(closers()) <= before)
+    client = client_of(LONG_S)
+    fetch(f"{origin.url}/f", tmp_path / "f", client=client)
+    assert len(set(closers()) - before) == 1
+    client.close()
+    wait_until(lambda: set(closers()) <= before)
+    wait_until(lambda: origin.open_connections == 0)
+
+
+class Counted:
+    """A pool that has an idle connection for a number of looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def close_idle(self, _max_idle_s: float) -> float | None:
+        self.looks -= 1
+        return 0.0 if self.looks > 0 else None
+
+
+def test_a_pool_is_looked_at_until_nothing_in_it_is_idle_and_again_later() -> None:
+    closer, pool = IdleCloser(0.01), Counted(3)
+    closer.watch(pool)
+    wait_until(lambda: pool.looks == 0)
+    pool.looks = 2
+    closer.watch(pool)
+    wait_until(lambda: pool.looks == 0)
+
+
+def test_a_closed_closer_can_be_used_again() -> None:
+    closer = IdleCloser(0.01)
+    closer.close()
+    pool = Counted(2)
+    closer.watch(pool)
+    wait_until(lambda: pool.looks == 0)
