@@ -170,3 +170,18 @@ def test_a_closed_closer_can_be_used_again() -> None:
     pool = Counted(2)
     closer.watch(pool)
     wait_until(lambda: pool.looks == 0)
+
+
+def test_a_closer_that_gets_no_thread_tries_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    closer, pool = IdleCloser(0.01), Counted(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        closer.watch(pool)
+    assert pool.looks == 2
+    closer.watch(pool)
+    wait_until(lambda: pool.looks == 0)

@@ -40,14 +40,21 @@ class IdleCloser:
         with self._lock:
             self._pools.add(pool)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dlpool-idle", daemon=True)
-                self._thread.start()
+                self._begin()
 
     def close(self) -> None:
         """End the thread: the pools are about to be closed."""
         with self._lock:
             self._pools.clear()
             self._woken.set()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="dlpool-idle", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # this machine gives us no thread: the next request closes what is idle
+            self._thread = None
+            self._pools.clear()
 
     def _run(self) -> None:
         wait_s = self.max_idle_s
