@@ -45,6 +45,7 @@ class RedisServer:
         }  # fmt: skip
         if password is not None:
             self._settings["requirepass"] = password
+        self.environment: dict[str, str] | None = None  # of the process; None is ours
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -88,7 +89,8 @@ class RedisServer:
         assert binary is not None, "redis-server is not installed: scripts/test installs it"
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = [text for name, value in self._settings.items() for text in (f"--{name.replace('_', '-')}", value)]
-        self._process = subprocess.Popen([binary, *map(str, settings)], stdout=subprocess.DEVNULL)
+        command = [binary, *map(str, settings)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=self.environment)
         deadline = time.monotonic() + START_S
         while not self._answers():
             assert time.monotonic() < deadline, f"the server does not answer, see {self.folder / 'redis.log'}"

@@ -7,9 +7,11 @@ from typing import Any
 
 import redis
 
+from dlpool.jobs.clock import ahead_ms_of
 from dlpool.jobs.connection import translated
 from dlpool.jobs.jobview import number
 from dlpool.jobs.keys import Keys
+from dlpool.jobs.transitions import Transitions
 from dlpool.jobs.views import Views
 
 SAMPLE_S = 10
@@ -28,25 +30,24 @@ class History:
         self._client: Any = client
         self._keys = keys
         self._views = Views(client, keys)
+        self._transitions = Transitions(client, keys)
 
     def sample(self) -> bool:
         """Note the figures of now, unless somebody has within the last ten seconds; whether that was done."""
-        with translated(self._client):
-            if not self._client.set(self._keys.sampled, 1, nx=True, px=SAMPLE_S * 1000):
-                return False
-            stats = self._views.stats(is_whole=False)
-            failed = stats.days[0].counters.get("failed", 0)
-            values = (stats.waiting, stats.running, stats.rate, failed)
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.xadd(self._keys.history, dict(zip(FIELDS, values, strict=True)), maxlen=KEPT, approximate=True)
-            pipeline.pexpire(self._keys.history, TTL_MS).execute()
+        if not self._transitions.take_turn(self._keys.sampled, SAMPLE_S):
+            return False
+        stats = self._views.stats(is_whole=False)
+        failed = stats.days[0].counters.get("failed", 0)
+        values = (stats.waiting, stats.running, stats.rate, failed)
+        self._transitions.sample(dict(zip(FIELDS, values, strict=True)), kept=KEPT, ttl_ms=TTL_MS)
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
         """The samples since then (ms since 1970), oldest first; of more than ``most`` some, evenly."""
         with translated(self._client):
-            entries = self._client.xrange(self._keys.history, min=ms)
-        return [_sample(entry_id, fields) for entry_id, fields in thinned(entries, most)]
+            ahead_ms = ahead_ms_of(self._client.hget(self._keys.clock, "ahead"))
+            entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)
+        return [_sample(entry_id, fields, ahead_ms) for entry_id, fields in thinned(entries, most)]
 
 
 def thinned(entries: list[Any], most: int) -> list[Any]:
@@ -57,6 +58,6 @@ def thinned(entries: list[Any], most: int) -> list[Any]:
     return [entries[place * (count - 1) // (most - 1)] for place in range(most)]
 
 
-def _sample(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Sample:
+def _sample(entry_id: bytes, fields: Mapping[bytes, bytes], ahead_ms: int) -> Sample:
     values = (number(fields.get(name.encode(), b"").decode("ascii", "replace")) for name in FIELDS[:3])
-    return [int(entry_id.partition(b"-")[0]), *(int(value or 0) for value in values)]
+    return [int(entry_id.partition(b"-")[0]) - ahead_ms, *(int(value or 0) for value in values)]

@@ -71,7 +71,8 @@ class HostSlots:
             self._run("free", host, [job_id], 0)
 
     def _run(self, verb: str, host: str, job_ids: Sequence[str], lease_s: float, *more: float) -> list[Any]:
-        keys, prefix, lease_ms = limit_keys(host), self._transitions.keys.prefix, round(lease_s * 1000)
+        keys, lease_ms = limit_keys(host), round(lease_s * 1000)
+        prefix = f"{keys[1]}:"  # the clock of these keys outlives the slots, as the time of the next start does
         calls = [(keys, [prefix, verb, f"{self._group} {one}", lease_ms, *(more or (0, 0, 0))]) for one in job_ids]
         try:
             with translated(self._transitions.client):

@@ -51,15 +51,18 @@ class JobView:
         return cls(None, "queued", **_asked(raw))
 
     @classmethod
-    def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes]) -> JobView:
-        """A job that has its hash; whatever is missing or broken in it has its default."""
+    def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes], ahead_ms: int = 0) -> JobView:
+        """A job that has its hash; whatever is missing or broken in it has its default.
+
+        ``ahead_ms``: how far the queue's time, in which the hash tells its times, is ahead of the clock.
+        """
         texts = {name.decode("ascii", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
         known: dict[str, Any] = _asked(fields.get(b"raw", b""))
         known["priority"] = texts.get("priority") or known["priority"]
         for name in ("fence", "attempts", "crashes", "takeovers"):
             known[name] = int(number(texts.get(name)) or 0)
         for name in ("created", "started", "ended", "due"):
-            known[f"{name}_at"] = _seconds(texts.get(name))
+            known[f"{name}_at"] = _seconds(texts.get(name), ahead_ms)
         for name in ("progress", "note"):
             known[name] = json_object(texts.get(name))
         for name in ("owner", "flag", "leader"):
@@ -124,9 +127,9 @@ def number(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", text) else None
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, ahead_ms: int) -> float | None:
     ms = number(text)
-    return None if ms is None else ms / 1000
+    return None if ms is None else (ms - ahead_ms) / 1000
 
 
 def json_object(text: str | None) -> dict[str, Any]:

@@ -102,6 +102,11 @@ class Keys:
         return f"{self.prefix}events"
 
     @property
+    def clock(self) -> str:
+        """Hash: the queue's time when it was noted last (``seen``), and how far it is ahead of the clock, in ms."""
+        return f"{self.prefix}looked:clock"
+
+    @property
     def outbox(self) -> str:
         """Hash: in a Cluster, records by ticket that clients cannot see yet."""
         return f"{self.prefix}outbox"
@@ -137,12 +142,12 @@ class Keys:
 
     @property
     def watched(self) -> str:
-        """String, for a second: somebody watches, and supervisors were asked for news."""
+        """String: until when (ms) supervisors need not be asked for news again, for a page that watches them."""
         return f"{self.prefix}watched"
 
     @property
     def sampled(self) -> str:
-        """String, for ten seconds: figures were noted in the history."""
+        """String: until when (ms) no further figures are noted in the history."""
         return f"{self.prefix}sampled"
 
     @property

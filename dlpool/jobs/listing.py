@@ -10,6 +10,7 @@ from typing import Any
 import redis
 
 from dlpool.errors import UsageError
+from dlpool.jobs.clock import ahead_ms_of
 from dlpool.jobs.connection import translated
 from dlpool.jobs.jobview import JobView, number
 from dlpool.jobs.keys import Keys
@@ -139,10 +140,12 @@ class Listing:
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
+        pipeline.hget(self._keys.clock, "ahead")
+        *hashes, ahead = pipeline.execute() if ids else (None,)
         found: Rows = []
-        for job_id, fields in zip(ids, pipeline.execute() if ids else (), strict=True):
+        for job_id, fields in zip(ids, hashes, strict=True):
             is_there = fields and (at is None or fields.get(b"at", at.encode()) == at.encode())
-            view = JobView.from_hash(job_id, fields) if is_there else None
+            view = JobView.from_hash(job_id, fields, ahead_ms_of(ahead)) if is_there else None
             found.append(view if view is not None and view.state == state else None)
         return found
 

@@ -15,6 +15,7 @@ import redis
 
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused
+from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
 from dlpool.jobs.records import Record
@@ -39,6 +40,7 @@ class Outbox:
 
     def __init__(self, client: redis.Redis, keys: Keys, cluster: ClusterRoute) -> None:
         self._client: Any = client
+        self._keys = keys
         self._key = keys.outbox
         self._cluster = cluster
 
@@ -55,7 +57,7 @@ class Outbox:
         """Write some of the records that lie there for long; one that has expired, or is overtaken, is dropped."""
         with translated(self._client):
             members = self._client.hrandfield(self._key, AT_ONCE, withvalues=True) or []
-            now_s = self._client.time()[0] if members else 0
+            now_s = queue_time(self._client, self._keys).now_ms // 1000 if members else 0
         late: list[tuple[str, Record, int]] = []
         for ticket, entry in zip(members[::2], members[1::2], strict=True):
             age_s = now_s - int(entry.partition(b" ")[0]) // 1000

@@ -6,6 +6,7 @@ from typing import Any
 
 import redis
 
+from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.keys import Keys
@@ -26,8 +27,7 @@ class Steering:
     def pause(self) -> bool:
         """Let nobody begin another job; running ones go on. Returns False if that was so already."""
         with translated(self._client):
-            seconds, fraction = self._client.time()
-            return bool(self._client.set(self._keys.halted, seconds * 1000 + fraction // 1000, nx=True))
+            return bool(self._client.set(self._keys.halted, queue_time(self._client, self._keys).now_ms, nx=True))
 
     def resume(self) -> None:
         """Let jobs begin again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -135,6 +135,22 @@ def _source(name: str) -> str:
     return (folder / "shared.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
 
 
+SCRIPTS = (
+    "push",
+    "claim",
+    "beat",
+    "finish",
+    "recover",
+    "control",
+    "requeue",
+    "hold",
+    "host_slot",
+    "oldest",
+    "turn",
+    "sample",
+)
+
+
 class Transitions:
     """The queue of one group. Thread-safe, as the client is. Each method raises QueueError.
 
@@ -150,8 +166,7 @@ class Transitions:
         self._timed = timed
         cluster = cluster_of(client)
         self.outbox = Outbox(client, keys, cluster) if cluster else None
-        names = ("push", "claim", "beat", "finish", "recover", "control", "requeue", "hold", "host_slot", "oldest")
-        self._scripts = {name: client.register_script(_source(name)) for name in names}
+        self._scripts = {name: client.register_script(_source(name)) for name in SCRIPTS}
 
     def __repr__(self) -> str:
         return f"<Transitions of {self.keys.intake}>"
@@ -208,6 +223,16 @@ class Transitions:
     def hold(self, host: str, seconds: float) -> None:
         """Have no supervisor ask ``host`` for that long; all hear of it at once."""
         self._run("hold", [self.keys.prefix, host, _ms(seconds)])
+
+    def take_turn(self, key: str, seconds: float) -> bool:
+        """Return whether it is this caller's turn: ``key`` says that no other has had it within ``seconds``."""
+        reply = self._run("turn", [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)])
+        return reply is not None
+
+    def sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
+        """Note figures in the history, of which the last ``kept`` samples stay, for ``ttl_ms`` after the last one."""
+        pairs = [text for pair in figures.items() for text in pair]
+        self._run("sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 
     def oldest(self) -> Oldest:
         """What waits longest, for figures."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import redis
 
+from dlpool.jobs.clock import QueueTime, ahead_ms_of, queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
 from dlpool.jobs.jobview import JobView, json_object, number, time_text
@@ -150,13 +151,14 @@ class Views:
 
     def job(self, job_id: str) -> JobView:
         """One job. Raises NoSuchJob for one that is not known, or not any more."""
-        fields = {}
+        fields, ahead = {}, None
         if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", job_id):
             with translated(self._client):
-                fields = self._client.hgetall(self._keys.job(job_id))
+                pipeline = self._client.pipeline(transaction=False)
+                fields, ahead = pipeline.hgetall(self._keys.job(job_id)).hget(self._keys.clock, "ahead").execute()
         if not fields:
             raise unknown_job(job_id)
-        return JobView.from_hash(job_id, fields)
+        return JobView.from_hash(job_id, fields, ahead_ms_of(ahead))
 
     def stats(self, *, is_whole: bool = True) -> Stats:
         """The figures of now, by the clock of Redis, and the counters of the last days.
@@ -165,13 +167,12 @@ class Views:
         """
         keys = self._keys
         with translated(self._client):
-            seconds, fraction = self._client.time()
-            now = seconds + fraction / 1_000_000
-            days = [seconds // DAY_S - back for back in range(DAYS)]
+            time = queue_time(self._client, keys)
+            days = [time.clock_ms // (DAY_S * 1000) - back for back in range(DAYS)]
             pipeline = self._client.pipeline(transaction=False)
             pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(keys.leases)
             for key, kept_s in ((keys.done, DONE_KEPT_S), (keys.dead, DEAD_KEPT_S), (keys.cancelled, DEAD_KEPT_S)):
-                pipeline.zcount(key, (seconds - kept_s) * 1000, "+inf")
+                pipeline.zcount(key, time.now_ms - kept_s * 1000, "+inf")
             pipeline.get(keys.halted).hmget(keys.stale, READY)
             for priority in READY:
                 pipeline.llen(keys.ready(priority))
@@ -179,40 +180,41 @@ class Views:
                 pipeline.hgetall(keys.stats(day))
             backlog, delayed, paused, running, succeeded, failed, cancelled, halted, stale, *rest = pipeline.execute()
             records = records_client(self._client, keys).hlen(keys.failed) if is_whole else 0
-            reserved, supervisors, lost = self._supervisors(seconds)
-            parked, waiting_hosts, held_hosts = self._hosts(seconds)
+            reserved, supervisors, lost = self._supervisors(time)
+            parked, waiting_hosts, held_hosts = self._hosts(time.now_ms)
         ready, counted = rest[: len(READY)], rest[len(READY) :]
         places = zip(READY, ready, stale, strict=True)
         return Stats(
-            now, backlog, reserved, {name: max(0, length - int(old or 0)) for name, length, old in places},
+            time.clock_ms / 1000, backlog, reserved,
+            {name: max(0, length - int(old or 0)) for name, length, old in places},
             delayed, paused, running, succeeded, failed, cancelled,
             records, supervisors, lost, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
-            is_halted=halted is not None, halted_at=_since(halted), parked=parked, waiting_hosts=waiting_hosts,
+            is_halted=halted is not None, halted_at=_since(halted, time), parked=parked, waiting_hosts=waiting_hosts,
             held_hosts=held_hosts,
         )  # fmt: skip
 
-    def _hosts(self, now_s: int) -> tuple[int, dict[str, int], dict[str, float]]:
+    def _hosts(self, now_ms: int) -> tuple[int, dict[str, int], dict[str, float]]:
         """How many jobs are parked, for which hosts, and which hosts are held for how long."""
         keys = self._keys
         pipeline = self._client.pipeline(transaction=False)
         pipeline.zcard(keys.parked).zrange(keys.parked, 0, MAX_PARKED - 1)
-        pipeline.zrange(keys.holds, now_s * 1000, "+inf", byscore=True, withscores=True)
+        pipeline.zrange(keys.holds, now_ms, "+inf", byscore=True, withscores=True)
         parked, ids, holds = pipeline.execute()
         for job_id in ids:
             pipeline.hget(keys.job(job_id.decode()), "host")
         waiting = Counter(host.decode("utf-8", "replace") for host in (pipeline.execute() if ids else ()) if host)
-        held = {host.decode("utf-8", "replace"): round(until / 1000 - now_s, 3) for host, until in holds}
+        held = {host.decode("utf-8", "replace"): round((until - now_ms) / 1000, 3) for host, until in holds}
         return parked, dict(waiting.most_common()), held
 
-    def _supervisors(self, now_s: int) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
+    def _supervisors(self, time: QueueTime) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
         """How many jobs they have reserved, those that live, and those that have fallen silent within a day."""
         rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True)
-        sids = [(sid.decode(), passes_ms / 1000) for sid, passes_ms in rows]
+        sids = [(sid.decode(), (passes_ms - time.ahead_ms) / 1000) for sid, passes_ms in rows]
         pipeline = self._client.pipeline(transaction=False)
         for sid, _ in sids:
             pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
         replies = pipeline.execute() if sids else []
-        living, lost = [], []
+        living, lost, now_s = [], [], time.clock_ms / 1000
         for (sid, passes_at), said in zip(sids, replies[1::2], strict=True):
             info = json_object((said or b"").decode("utf-8", "replace"))
             if passes_at > now_s:
@@ -222,10 +224,10 @@ class Views:
         return sum(replies[::2]), tuple(sorted(living, key=attrgetter("sid"))), tuple(lost)
 
 
-def _since(halted: bytes | None) -> float | None:
+def _since(halted: bytes | None, time: QueueTime) -> float | None:
     """Since when the queue is paused, if that was noted."""
     at = number((halted or b"").decode("ascii", "replace"))
-    return at / 1000 if at and at > 1 else None
+    return (at - time.ahead_ms) / 1000 if at and at > 1 else None
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:

@@ -12,7 +12,7 @@ from typing import Any
 from dlpool.config import Settings
 from dlpool.errors import DlpoolError, NoSuchJob, QueueAway
 from dlpool.jobs.confine import Confinement
-from dlpool.jobs.connection import connect, translated
+from dlpool.jobs.connection import connect
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
 from dlpool.jobs.history import History
@@ -31,7 +31,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.schemas import JOB
 
 LISTED = 50  # jobs of each list of an overview
-NEWS_MS = 900  # however many watch, supervisors are asked for news this often
+NEWS_S = 0.9  # however many watch, supervisors are asked for news this often
 RETRY_S = 2
 
 
@@ -182,8 +182,7 @@ class Desk:
         return found
 
     def _is_time(self) -> bool:
-        with translated(self._client):
-            return bool(self._client.set(self._keys.watched, 1, nx=True, px=NEWS_MS))
+        return self._transitions.take_turn(self._keys.watched, NEWS_S)
 
 
 def refusal_of(error: DlpoolError) -> Refusal:

@@ -9,7 +9,7 @@ redis.call('ZREMRANGEBYSCORE', holds, '-inf', now)
 if tonumber(redis.call('ZSCORE', holds, host) or 0) >= till then return 'KNOWN' end
 redis.call('ZADD', holds, till, host)
 if redis.call('ZCARD', holds) > HELD_AT_ONCE then redis.call('ZPOPMIN', holds) end
-redis.call('PEXPIREAT', holds, redis.call('ZRANGE', holds, -1, -1, 'WITHSCORES')[2])
+redis.call('PEXPIRE', holds, redis.call('ZRANGE', holds, -1, -1, 'WITHSCORES')[2] - now)
 for _, sid in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'supervisors', now, '+inf', 'LIMIT', 0, TOLD_AT_ONCE)) do
   local mail = prefix .. 'mail:' .. sid -- they beat at once, and the answer says what is held
   redis.call('RPUSH', mail, 'hold')

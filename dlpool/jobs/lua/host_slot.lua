@@ -1,11 +1,12 @@
 -- The slots of a host, for the whole fleet: how many jobs may ask it at once, and how soon after one another they begin.
 -- A slot belongs to a ticket until it is given back, or its lease passes.
 -- KEYS  1 sorted set of the tickets by the end of their leases, 2 when the next job may begin; both in the host's slot
--- ARGV  1 prefix, 2 verb: take, keep, free; 3 ticket, 4 lease ms
+-- ARGV  1 prefix of the host's keys, 2 verb: take, keep, free; 3 ticket, 4 lease ms
 --       5 most jobs at once, or 0; 6 ms from one start to the next, or 0; 7 whether its start is reserved: 1 or 0 (take)
 -- Returns take: {ms to wait, whether its start is reserved then}: 0 ms: it has the slot; -1: none is free
 --         else OK. Repeated, each does nothing more; but a take whose reply was lost may cost a start.
 local verb, ticket, lease, is_paid = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[7]
+redis.call('PEXPIRE', prefix .. 'looked:clock', 86400000)
 
 local function hold()
   redis.call('ZADD', KEYS[1], now + lease, ticket)

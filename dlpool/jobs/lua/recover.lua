@@ -94,7 +94,7 @@ if #ARGV > 4 then
     if caller == '' and passes > now - grace then return { -1 } end
   end
   for index = 5, #ARGV do take_back(ARGV[index]) end
-elseif redis.call('SET', prefix .. 'recoverer', caller, 'NX', 'PX', TURN_MS) then
+elseif take_turn('recoverer', TURN_MS) then
   local is_trusted = not was_silent()
   local passed = redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', now, 'LIMIT', 0, LEASES_AT_ONCE)
   for _, id in ipairs(passed) do judge(id, is_trusted) end

@@ -1,8 +1,37 @@
 -- What the transitions share. It is put in front of each of them; ARGV[1] is always the prefix of dlpool's own keys,
--- which share the hash tag of KEYS[1], the intake list, and so its slot.
+-- which share the hash tag of KEYS[1] (the intake list, or the slots of a host), and so its slot.
 local prefix = ARGV[1]
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000) -- ms since 1970
+local JUMP_MS = 2000 -- a clock that is set back by less is not corrected for
+local NOTED_MS = 1000 -- the time is written down no more often than this
+
+-- Return the queue's time and how far it is ahead of the clock of Redis, both in ms. The queue's time runs as that clock
+-- does, but is never set back: when the clock is, by an administrator, by NTP or by a failover to another host, the
+-- difference is added from then on. So what is due in a minute stays due in a minute. All times in dlpool's own keys
+-- are in the queue's time; people are shown them less the difference (clock.py).
+local function queue_time()
+  local clock = redis.call('TIME')
+  local wall = clock[1] * 1000 + math.floor(clock[2] / 1000) -- since 1970
+  local seen, ahead = unpack(redis.call('HMGET', prefix .. 'looked:clock', 'seen', 'ahead'))
+  seen, ahead = tonumber(seen or 0), tonumber(ahead or 0)
+  local behind = seen - (wall + ahead)
+  if behind >= JUMP_MS then ahead = ahead + behind end
+  local time = wall + ahead
+  if behind >= JUMP_MS or time - seen >= NOTED_MS then
+    redis.call('HSET', prefix .. 'looked:clock', 'seen', time, 'ahead', ahead)
+  end
+  return time, ahead
+end
+
+local now, ahead = queue_time()
+
+-- Whether the caller may do something that is done once each interval, whoever does it. The key's own expiry is by the
+-- clock, and only removes it in the end.
+local function take_turn(name, interval)
+  local free = tonumber(redis.call('GET', prefix .. name) or 0) or 0
+  if free > now then return false end
+  redis.call('SET', prefix .. name, now + interval, 'PX', interval)
+  return true
+end
 
 local DONE_KEPT, DEAD_KEPT = 10000, 10000 -- ended jobs that are remembered
 local DONE_TTL_MS, DEAD_TTL_MS = 86400000, 7 * 86400000
@@ -27,7 +56,7 @@ local function tell(event, id, ...)
 end
 
 local function count(what)
-  local key = prefix .. 'stats:' .. math.floor(now / 86400000)
+  local key = prefix .. 'stats:' .. math.floor((now - ahead) / 86400000)
   redis.call('HINCRBY', key, what, 1)
   redis.call('EXPIRE', key, STATS_TTL_S)
 end

@@ -1,0 +1,52 @@
+"""The queue's time: the clock of Redis, but never set back. The transitions keep it (``queue_time`` in shared.lua).
+
+All times in dlpool's own keys are in it. For people they are turned into those of the clock as it goes now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import translated
+from dlpool.jobs.keys import Keys
+
+
+@dataclass(frozen=True)
+class QueueTime:
+    """A moment. ``now_ms``: in the queue's time; ``ahead_ms``: by how much that is ahead of the clock of Redis."""
+
+    now_ms: int
+    ahead_ms: int
+
+    @property
+    def clock_ms(self) -> int:
+        """What the clock of Redis says, in ms since 1970."""
+        return self.now_ms - self.ahead_ms
+
+    @classmethod
+    def of(cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]) -> QueueTime:
+        """The time by the replies to ``TIME`` and to ``HMGET clock seen ahead``. Pure."""
+        clock_ms = clock[0] * 1000 + clock[1] // 1000
+        seen_ms, ahead_ms = (_whole(one) for one in noted)
+        now_ms = max(clock_ms + ahead_ms, seen_ms)
+        return cls(now_ms, ahead_ms if now_ms == clock_ms + ahead_ms else now_ms - clock_ms)
+
+
+def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
+    """Ask Redis for the queue's time, with one round trip; nothing is written. Raises QueueError."""
+    pipeline: Any = client.pipeline(transaction=False)
+    with translated(client):
+        clock, noted = pipeline.time().hmget(keys.clock, "seen", "ahead").execute()
+    return QueueTime.of(clock, noted)
+
+
+def ahead_ms_of(reply: bytes | None) -> int:
+    """How far the queue's time is ahead of the clock, by the reply to ``HGET clock ahead``. Pure."""
+    return _whole(reply)
+
+
+def _whole(reply: bytes | None) -> int:
+    return int(reply) if reply and reply.lstrip(b"-").isdigit() else 0
