@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from dlpool.config import LoggingSettings
 from dlpool.observe.rotation import Rotation
@@ -19,6 +21,7 @@ from tests.bulk import Bulk
 from tests.conftest import wait_until
 from tests.processes import ROOT
 from tests.test_log_files import Writer, make_log
+from tests.web import WebServer
 
 BINARY = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin")
 
@@ -97,6 +100,35 @@ def test_each_line_of_a_rotating_log_arrives_once(folder: Path, writers: list[Wr
         assert (bulk.away, bulk.busy) == (0, 0)
         assert bulk.indices == {"logs-dlpool-default"}
     assert not (folder / "refused").exists()
+
+
+def test_the_log_of_dlpool_web_is_shipped_beside_that_of_the_service(folder: Path) -> None:
+    """Its folder comes into being while rsyslog runs; it is rotated, and each line arrives once."""
+    service = make_log(folder / "log")
+    server = WebServer(folder)
+    rotation = Rotation(server.log_file)
+    with Bulk() as bulk, rsyslog(folder, bulk.port), server:
+        count = 0
+        for _ in range(3):
+            is_rotated = False
+            while not is_rotated:  # there is a new log as soon as a process has seen that the old one was renamed
+                requests.get(f"{server.url}/tasks/t{count}", timeout=10)
+                service.logger("a").info("of_the_service", number=count)
+                count += 1
+                is_rotated = rotation.rotate_if_due(LoggingSettings(rotate_size=1), datetime.now(timezone.utc))
+        wait_until(lambda: len(told(bulk, "request_served")) >= count, 40)
+        wait_until(lambda: len(told(bulk, "of_the_service")) >= count, 40)
+        expected = sorted(f"/go-uploader/tasks/t{number}" for number in range(count))
+        assert sorted(one["url.path"] for one in told(bulk, "request_served")) == expected
+        assert {one["service.name"] for one in told(bulk, "request_served")} == {"dlpool-web"}
+        assert len(told(bulk, "of_the_service")) == count
+        assert told(bulk, "web_started")
+    assert not (folder / "refused").exists()
+
+
+def told(bulk: Bulk, event: str) -> list[dict[str, Any]]:
+    """The documents of that event."""
+    return [one for one in list(bulk.documents.values()) if one["event.action"] == event]
 
 
 def test_a_line_that_elasticsearch_never_takes_is_set_aside(folder: Path) -> None:

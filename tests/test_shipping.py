@@ -9,13 +9,18 @@ import json
 import re
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 import yaml
 
+from dlpool.cli.setup import files
+from dlpool.kinds import LOGGERS
+from dlpool.observe.chain import MAX_LINE
+from dlpool.observe.log import LOG_NAME
 from dlpool.observe.rotation import old_name
+from dlpool.web.parts import LOG_FOLDER
 from tests.log_docs import EVENTS, FIELDS
 from tests.processes import ROOT
 from tests.test_log_files import make_log
@@ -24,7 +29,8 @@ ETC = ROOT / "etc"
 INDEX = "logs-dlpool-default"
 BUILT_IN_PRIORITY = 100  # of Elasticsearch's template "logs"
 ADDED = {"event.kind", "event.module", "event.ingested", "tags"}  # by the pipeline; all in ECS
-LIVE = Path("/var/log/dlpool/dlpool.log")
+LOG_DIR = Path("/var/log/dlpool")
+LIVE = {"the service": LOG_DIR / LOG_NAME, "dlpool-web": LOG_DIR / LOG_FOLDER / LOG_NAME}
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone.utc)
 
 
@@ -47,13 +53,33 @@ def patterns(shipper: str) -> list[str]:
     return re.findall(r'File="([^"]+)"', (ETC / "rsyslog" / "dlpool.conf").read_text())
 
 
+def is_shipped(name: str, shipper: str) -> bool:
+    """By one pattern, and by no other as well; ``*`` does not match a slash in these programs."""
+    return [PurePosixPath(name).match(one) for one in patterns(shipper) if one.count("/") == name.count("/")].count(
+        True
+    ) == 1
+
+
+@pytest.mark.parametrize("of", LIVE)
 @pytest.mark.parametrize("shipper", ["filebeat", "rsyslog"])
-def test_shippers_read_live_and_rotated_logs_and_nothing_else(shipper: str) -> None:
-    old = str(old_name(LIVE, NOW))
-    wanted = {str(LIVE): True, old: True, f"{old}.gz": False, f"{old}.gz.tmp": False, f"{LIVE}.archived": False,
-              f"{LIVE}.archived.tmp": False}  # fmt: skip
+def test_shippers_read_live_and_rotated_logs_and_nothing_else(shipper: str, of: str) -> None:
+    live, old = LIVE[of], old_name(LIVE[of], NOW)
+    wanted = {live: True, old: True, f"{old}.gz": False, f"{old}.gz.tmp": False, f"{live}.archived": False,
+              f"{live}.archived.tmp": False}  # fmt: skip
     for name, is_read in wanted.items():
-        assert any(fnmatch(name, pattern) for pattern in patterns(shipper)) is is_read, name
+        assert is_shipped(str(name), shipper) is is_read, name
+
+
+def test_the_paths_are_those_of_the_installed_settings() -> None:
+    """As ``dlpool setup`` writes the INI file: log_dir of it, and below it the folder of dlpool-web."""
+    ini = files("/usr/bin/dlpool-supervisor", None)["etc/dlpool/dlpool.ini"]
+    assert f"\nlog_dir = {LOG_DIR}\n" in ini
+
+
+def test_logrotate_takes_both_logs() -> None:
+    text = (ETC / "logrotate" / "dlpool").read_text()
+    named = [line.strip() for line in text.partition("{")[0].splitlines() if not line.startswith("#")]
+    assert named == [str(path) for path in LIVE.values()]
 
 
 def test_filebeat_knows_each_file_from_its_first_line_on(tmp_path: Path) -> None:
@@ -69,6 +95,20 @@ def test_filebeat_knows_each_file_from_its_first_line_on(tmp_path: Path) -> None
         assert len(line) >= length
         begins.add(line[:length])
     assert len(begins) == 3
+
+
+def test_the_first_lines_of_both_logs_differ_within_one_millisecond(tmp_path: Path) -> None:
+    """At midnight both are rotated at once: files with equal fingerprints are one to Filebeat."""
+    length = filestream()["prospector.scanner.fingerprint"]["length"]
+    begins = []
+    for name in sorted(set(LOGGERS) - {"log"}):
+        log = make_log(tmp_path / name, clock=lambda: NOW)
+        log.logger(name).info("x", text="y" * MAX_LINE if name == "web" else "")
+        begins.append(log.path.read_bytes()[:length])
+    assert len(set(begins)) == len(begins) > 5
+
+
+def test_filebeat_names_the_file_by_its_fingerprint() -> None:
     assert filestream()["file_identity.fingerprint"] is None
 
 
