@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import make_data
@@ -75,3 +77,41 @@ def cut_after(size: int, *, reset: bool) -> Handler:
 def redirect(location: str, status: int = 302, **headers: str) -> Handler:
     """A handler that redirects everything."""
     return lambda _request, connection: connection.answer(status, {"Location": location, **headers})
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Answers each range with ``blocks`` blocks of ``block`` bytes, ``pause_s`` apart, and then does ``end``.
+
+    ``cap``: how many bytes of the range are announced. ``end``: "body" sends what is left at once.
+    """
+
+    block: int
+    pause_s: float = 0.0
+    blocks: int = 10**6
+    end: str = "body"
+    cap: int = SIZE
+    data: bytes = DATA
+    serves_ranges: bool = True
+    etag: str = '"v1"'
+
+    def __call__(self, request: Request, connection: Connection) -> None:
+        asked = request.range if self.serves_ranges else None
+        size = len(self.data)
+        start, end = (asked.start, min(asked.end or size, size, asked.start + self.cap)) if asked else (0, size)
+        headers = {"ETag": self.etag, "Last-Modified": LAST_MODIFIED, "Content-Length": str(end - start)}
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        connection.answer(206 if asked else 200, headers, length=False)
+        pause = threading.Event()
+        for low in range(start, end, self.block)[: self.blocks]:
+            pause.wait(self.pause_s)
+            connection.send(self.data[low : min(low + self.block, end)])
+        if self.end == "body":
+            connection.send(self.data[min(end, start + self.block * self.blocks) : end])
+        if self.end == "reset":
+            connection.reset()
+        if self.end == "close":
+            connection.hang_up()
+        if self.end == "silence":
+            connection.wait_for_client_to_go()

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlpool.transfer.answer import Span
-from dlpool.transfer.chunks import LEAST_STEAL, LEAST_STEAL_S, UNKNOWN_END, Chunk, ChunkMap, plan, stream
+from dlpool.transfer.chunks import (
+    LEAST_STEAL,
+    LEAST_STEAL_S,
+    LEAST_TAIL,
+    SLOW_S,
+    UNKNOWN_END,
+    Chunk,
+    ChunkMap,
+    plan,
+    stream,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -257,6 +267,41 @@ def test_nobody_steals_from_a_chunk_without_owner() -> None:
 )
 def test_only_what_is_worth_a_request_is_stolen(chunk_map: ChunkMap, is_worth_it: bool) -> None:
     assert (chunk_map.steal("thief") is not None) == is_worth_it
+
+
+@pytest.mark.parametrize(
+    ("chunk_map", "is_worth_it"),
+    [
+        (owned(LEAST_STEAL, rate=LEAST_STEAL / SLOW_S), True),
+        (owned(LEAST_STEAL, rate=LEAST_STEAL / SLOW_S + 1), False),
+        (owned(2 * LEAST_TAIL, rate=1.0), True),
+        (owned(2 * LEAST_TAIL - 1, rate=1.0), False),
+        (owned(LEAST_STEAL, claimed=LEAST_STEAL, rate=1.0), False),
+        (owned(LEAST_STEAL), False),
+        (owned(UNKNOWN_END, rate=1.0), False),
+    ],
+)
+def test_a_slow_owner_is_helped_with_its_last_bytes(chunk_map: ChunkMap, is_worth_it: bool) -> None:
+    assert (chunk_map.steal_tail("thief") is not None) == is_worth_it
+
+
+@pytest.mark.parametrize(
+    ("rate", "thief", "kept"),
+    [
+        (0.0, 0.0, 512 * KIB),
+        (1024.0, 0.0, 512 * KIB),
+        (0.0, 1e6, 512 * KIB),
+        (1024.0, 2047.0, 512 * KIB),
+        (1024.0, 1024.0 * 1023, KIB),
+        (1024.0, 3 * 1024.0, 256 * KIB),
+        (1.0, 1e9, LEAST_TAIL),
+    ],
+)
+def test_a_thief_that_is_much_faster_gets_more_than_half(rate: float, thief: float, kept: int) -> None:
+    chunk_map = owned(MIB, rate=rate)
+    stolen = chunk_map.steal("thief", thief)
+    assert stolen is not None
+    assert (stolen.start, stolen.end) == (kept, MIB)
 
 
 @pytest.mark.parametrize("size", [None, 0, 10 * MIB])

@@ -16,6 +16,7 @@ MIB = 1024 * KIB
 MAX_SIZE = 16 * MIB
 
 OWNERS = st.sampled_from(["ann", "bob", "cid", "dan", "eve"])
+RATES = st.sampled_from([0.0, 1.0, 1.0 * KIB, 1.0 * MIB, 100.0 * MIB])
 SIZES = st.sampled_from([1, 2 * KIB, 64 * KIB, 200 * KIB, MIB, MAX_SIZE])
 
 
@@ -43,8 +44,8 @@ class Download(RuleBasedStateMachine):
 
     # --- what owners do ---
 
-    @rule(owner=OWNERS)
-    def find_work(self, owner: str) -> None:
+    @rule(owner=OWNERS, rate=RATES)
+    def find_work(self, owner: str, rate: float = 0.0) -> None:
         if owner in self.held:
             return
         chunk = self.map.take(owner, self.now)
@@ -52,7 +53,7 @@ class Download(RuleBasedStateMachine):
             assert chunk.ready_at <= self.now
             assert self.piece is None or chunk.end - chunk.position <= self.piece
         else:
-            chunk = self.map.steal(owner)
+            chunk = self.map.steal(owner, rate) or self.map.steal_tail(owner, rate)
         if chunk is not None:
             assert not any(chunk is other for other in self.held.values())
             assert not chunk.is_done
@@ -90,7 +91,7 @@ class Download(RuleBasedStateMachine):
         chunk.position = chunk.claimed = chunk.end
         self.map.give_back(self.held.pop(owner), self.now)
 
-    @rule(owner=OWNERS, rate=st.sampled_from([0.0, 1.0 * KIB, 1.0 * MIB, 100.0 * MIB]))
+    @rule(owner=OWNERS, rate=RATES)
     def measure(self, owner: str, rate: float) -> None:
         if owner in self.held:
             self.held[owner].rate = rate

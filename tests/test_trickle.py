@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,12 @@ from dlpool.transfer.board import MAX_CRUMBS, MAX_REPLACED, Board
 from dlpool.transfer.chunks import Chunk, ChunkMap
 from dlpool.transfer.retry import Attempt
 from tests.conftest import Fetcher, make_data
-from tests.handlers import DATA, SIZE, Serve, check_file
-from tests.origin import LAST_MODIFIED, Connection, File, Handler, Request
+from tests.handlers import DATA, Drip, Serve, check_file
+from tests.origin import Connection, File, Handler, Request
 
 LEAST = 1024  # bytes/s: low_speed_limit of these tests
 MINIMUM: dict[str, Any] = {"low_speed_limit": LEAST, "low_speed_time": 1.0, "read_timeout": 1.0}
 RETRIES = 2
-
-
-@dataclass(frozen=True)
-class Drip:
-    """Answers each range with ``blocks`` blocks of ``block`` bytes, ``pause_s`` apart, and then does ``end``.
-
-    ``cap``: how many bytes of the range are announced.
-    """
-
-    block: int
-    pause_s: float = 0.0
-    blocks: int = 10**6
-    end: str = "body"
-    cap: int = SIZE
-    data: bytes = DATA
-    serves_ranges: bool = True
-    etag: str = '"v1"'
-
-    def __call__(self, request: Request, connection: Connection) -> None:
-        asked = request.range if self.serves_ranges else None
-        size = len(self.data)
-        start, end = (asked.start, min(asked.end or size, size, asked.start + self.cap)) if asked else (0, size)
-        headers = {"ETag": self.etag, "Last-Modified": LAST_MODIFIED, "Content-Length": str(end - start)}
-        if asked:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        connection.answer(206 if asked else 200, headers, length=False)
-        pause = threading.Event()
-        for low in range(start, end, self.block)[: self.blocks]:
-            pause.wait(self.pause_s)
-            connection.send(self.data[low : min(low + self.block, end)])
-        if self.end == "reset":
-            connection.reset()
-        if self.end == "close":
-            connection.hang_up()
-        if self.end == "silence":
-            connection.wait_for_client_to_go()
 
 
 def another_version_each_time(request: Request, connection: Connection) -> None:

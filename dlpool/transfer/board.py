@@ -39,6 +39,8 @@ class Board:
         self._is_sealed = False
         self._writing = 0
         self._dismissed: set[object] = set()
+        self._rates: dict[object, float] = {}  # what the connections of each owner brought last, in bytes/s
+        self._waiting = 0  # threads that have nothing to do
         self._written_at = -RECENT_S
         self._brisk_at = -RECENT_S  # when a connection that was fast enough let go of its chunk
         self.retries = 0
@@ -67,6 +69,7 @@ class Board:
         """A dismissed owner has gone."""
         with self._changed:
             self._dismissed.discard(owner)
+            self._rates.pop(owner, None)
 
     # --- for connection threads ---
 
@@ -74,14 +77,20 @@ class Board:
         return owner in self._dismissed
 
     def take(self, owner: object) -> Chunk | None:
-        """Wait for a chunk: a free one, else half of the one that would finish last. None: it is over, or dismissed."""
+        """Wait for a chunk: a free one, else a part of the one that would finish last.
+
+        Returns None when the download is over, or ``owner`` dismissed.
+        """
         with self._changed:
             while not self._is_over and owner not in self._dismissed:
-                chunk = self._take(owner) or self._map.steal(owner)
+                rate = self._rates.get(owner, 0.0)
+                chunk = self._take(owner) or self._map.steal(owner, rate) or self._map.steal_tail(owner, rate)
                 if chunk is not None:
                     return chunk
                 ready_at = self._map.next_ready_at()
+                self._waiting += 1
                 self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
+                self._waiting -= 1
             return None
 
     def claim(self, chunk: Chunk, size: int) -> int:
@@ -219,10 +228,28 @@ class Board:
             return Snapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
-        """What the owner's connection brings, in bytes/s; idle threads look again for something to steal."""
+        """Note what the owner's connection brings, in bytes/s; idle threads look again for something to steal."""
         with self._changed:
             chunk.rate = rate
+            if chunk.owner is not None and rate > 0:
+                self._rates[chunk.owner] = rate
             self._changed.notify_all()
+
+    def note_rate(self, owner: object, rate: float) -> None:
+        """Note what the connection of ``owner`` has brought, in bytes/s, over a chunk that it has finished."""
+        with self._changed:
+            self._rates[owner] = rate
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a thread waits for a chunk."""
+        return self._waiting > 0
+
+    def slowest_s(self) -> float:
+        """Return for how many seconds the slowest owner of a known speed will be busy with its chunk."""
+        with self._changed:
+            known = (chunk for chunk in self._map.chunks if chunk.owner is not None and chunk.rate > 0)
+            return max((chunk.eta_s for chunk in known), default=0.0)
 
     def end_stream(self, chunk: Chunk) -> None:
         """The body of unknown length has ended: the file ends here."""

@@ -7,7 +7,7 @@ written, bytes below ``claimed`` are being written. Only its owner moves the two
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,9 @@ from dlpool.transfer.answer import Span
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
 LEAST_STEAL = 64 * 1024  # bytes: less is not worth a request
 LEAST_STEAL_S = 0.5  # seconds: an owner that needs less than this to finish is left alone
+SLOW_S = 2.0  # seconds: an owner that needs longer is helped with less than LEAST_STEAL too, down to
+LEAST_TAIL = 1024  # bytes
+FASTER = 2.0  # times as fast as its victim a thief must be to get more than half
 
 
 @dataclass(eq=False)
@@ -91,13 +94,24 @@ class ChunkMap:
                 return chunk
         return None
 
-    def steal(self, owner: object) -> Chunk | None:
-        """Split the chunk that would finish last; its upper half goes to ``owner``. None if not worth it."""
-        victims = [chunk for chunk in self.chunks if chunk.owner is not None and self._is_worth_stealing(chunk)]
+    def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
+        """Split the chunk that would finish last; its upper part goes to ``owner``. Return None if not worth it.
+
+        ``rate``: bytes/s that ``owner`` has brought before, 0 if unknown. Each gets a share by its speed, the thief
+        half at least.
+        """
+        return self._split(owner, rate, self._is_worth_stealing)
+
+    def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
+        """Do the same for less than ``LEAST_STEAL``, where it would take its owner longer than ``SLOW_S``."""
+        return self._split(owner, rate, _is_slow_tail)
+
+    def _split(self, owner: object, rate: float, is_worth_it: Callable[[Chunk], bool]) -> Chunk | None:
+        victims = [chunk for chunk in self.chunks if chunk.owner is not None and is_worth_it(chunk)]
         if not victims:
             return None
         victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
-        middle = victim.claimed + (victim.remaining + 1) // 2
+        middle = victim.claimed + _kept(victim, rate)
         stolen = Chunk.missing(Span(middle, victim.end))
         stolen.owner, stolen.taken = owner, middle
         victim.end = middle
@@ -156,6 +170,20 @@ class ChunkMap:
         high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_settled else index
         end = self.chunks[high].end
         self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
+
+
+def _is_slow_tail(chunk: Chunk) -> bool:
+    half = chunk.remaining // 2
+    return LEAST_TAIL <= half < LEAST_STEAL and chunk.rate > 0 and chunk.eta_s >= SLOW_S
+
+
+def _kept(victim: Chunk, rate: float) -> int:
+    """Return how many bytes beyond ``claimed`` a victim keeps from a thief of ``rate`` bytes/s."""
+    half = (victim.remaining + 1) // 2
+    if victim.rate <= 0 or rate < FASTER * victim.rate:
+        return half
+    share = int(victim.remaining * victim.rate / (victim.rate + rate))
+    return max(share, min(half, LEAST_TAIL))
 
 
 def plan(missing: Sequence[Span], size: int, connections: int, min_split: int, piece: int | None = None) -> ChunkMap:

@@ -25,6 +25,8 @@ from dlpool.transfer.source import Reply
 BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
 MAX_SKIP = 1024 * 1024  # bytes before the asked range that are read and dropped rather than asked for again
 NETWORK_POLL_S = 2.0
+LEAST_SPAN_S = 0.05  # of waiting, for a speed
+YIELD_S = 0.1  # seconds for which a thread whose connection was too slow leaves its chunk to an idle one
 MAX_STALE = 16  # idle connections in a row that had died
 
 
@@ -184,6 +186,7 @@ class Lane:
         if left <= 0 and not chunk.is_done and not context.board.count_answer(chunk, self._attempt(chunk)):
             asked = chunk.end - begin
             raise BadAnswer(f"the server keeps answering with {chunk.position - begin} of {asked} bytes asked for")
+        self._note_rate(chunk)
         self._misses = self._stale = 0
         self._away_since = None
         if self._latest is not None and self._latest.asked_at is not None:
@@ -197,6 +200,12 @@ class Lane:
     def _attempt(self, chunk: Chunk) -> Attempt:
         """What the present request has brought so far."""
         return Attempt(chunk.position - self._base.brought, self.figures().waited_s - self._base.waited_s)
+
+    def _note_rate(self, chunk: Chunk) -> None:
+        """Tell the board a speed that this connection has at least, for its next steal."""
+        attempt = self._attempt(chunk)
+        if attempt.brought > 0:
+            self._context.board.note_rate(self, attempt.brought / max(attempt.waited_s, LEAST_SPAN_S))
 
     def _asked_s(self) -> float:
         """Seconds since the latest request was sent; 0 if it never was."""
@@ -257,6 +266,8 @@ class Lane:
             raise final from error
         self._misses = self._misses + 1 if error.is_capacity else 0
         rest = context.policy.rest(error, failure, self._misses, context.chance())
+        if error.is_comparison and context.board.has_idle:
+            rest = Rest(0.0, YIELD_S)
         context.notify(
             "range_retry", label=error.label, error=str(error), start=chunk.position, end=chunk.end,
             attempt=failure.attempts, delay_s=round(max(rest), 3), seconds=self._asked_s(),

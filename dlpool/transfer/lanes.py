@@ -9,6 +9,8 @@ from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.hostshares import Share
 from dlpool.transfer.lane import Lane
 
+HELP_S = 10.0  # seconds
+
 
 class Lanes:
     """Used by the thread that runs the round; others read ``all`` and ``received``.
@@ -53,6 +55,18 @@ class Lanes:
             connections = self._share.wanted
         self._grow(plan, connections)
         self._shown = connections
+
+    def help(self, plan: Plan) -> None:
+        """Add a second connection to the only one if that will need longer than ``HELP_S``.
+
+        A file that is worth one connection by its size may have got a slow one. Called by the ticker's thread; the one
+        that runs the round adds none meanwhile, as the file is worth no more.
+        """
+        context = self._context
+        is_alone = len(self.all) == 1 and self._share is None and plan.has_ranges and not plan.resource.refuses_ranges
+        if is_alone and context.board.slowest_s() >= HELP_S and context.connections() > 1:
+            lane = self.add(Lane(context, plan))
+            self.spawn(lane, lane.run)
 
     def adapt(self, plan: Plan) -> None:
         """Compare wanted with actual; again and again, while it goes on."""

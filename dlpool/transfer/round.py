@@ -155,6 +155,8 @@ class Round:
             if self._deadline is not None and self._context.clock() >= self._deadline:
                 self.stop(DeadlineExceeded("the download took longer than its deadline"))
             self._watch.look(self.lanes.all)
+            if self.plan is not None and self.phase == "downloading":
+                self.lanes.help(self.plan)
         except Exception as error:  # noqa: BLE001 - the thread is everybody's
             self.stop(InternalError.of(error))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlpool.errors import DlpoolError, TimedOut, TooSlow
-from dlpool.transfer.chunks import Chunk
+from dlpool.transfer.chunks import LEAST_TAIL, Chunk
 from dlpool.transfer.context import Context
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.lane import Lane
@@ -20,6 +20,8 @@ LEAST_SPAN_S = 0.05  # of waiting, below which a speed would be noise
 LEAST_WAIT_S = 1.0  # of waiting before a connection is compared with its siblings
 SLOWER = 5.0  # times slower than the fastest sibling is too slow
 LEAST_GAIN_S = 2.0  # a connection that will be done by then is left alone
+STALLED_S = 0.5  # of waiting without a byte: that is not "too little to say" any more
+STALLED_RATE = 1.0  # bytes/s, the speed of a connection that brings nothing, so that its end can be compared
 MAX_PATIENCE_S = 60.0
 ANSWER_FACTOR = 10.0  # times the usual wait for an answer is too long, if others are idle meanwhile
 
@@ -48,6 +50,14 @@ class Gauge:
         first, last = self.samples[0], self.samples[-1]
         span = last.waited_s - first.waited_s
         return (last.received - first.received) / span if span > LEAST_SPAN_S else 0.0
+
+    @property
+    def proven_rate(self) -> float:
+        """The same, but ``STALLED_RATE`` for a connection that has brought nothing for a while."""
+        if not self.samples:
+            return 0.0
+        span = self.samples[-1].waited_s - self.samples[0].waited_s
+        return self.rate or (STALLED_RATE if span >= STALLED_S else 0.0)
 
     @property
     def waited_s(self) -> float:
@@ -86,6 +96,17 @@ def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience
     return TooSlow(reason, is_comparison=True)
 
 
+def holds_up(gauge: Gauge, remaining: int, patience: float) -> DlpoolError | None:
+    """Return the error for a connection that is slow with its last bytes while others have no work.
+
+    What is more than ``2 * LEAST_TAIL`` is not its matter: the others steal from it.
+    """
+    if gauge.waited_s < patience or remaining >= 2 * LEAST_TAIL or remaining <= gauge.rate * LEAST_GAIN_S:
+        return None
+    reason = f"the connection brings {gauge.rate:.0f} bytes/s, and others wait for its last {remaining} bytes"
+    return TooSlow(reason, is_comparison=True)
+
+
 def overdue(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> DlpoolError | None:
     """The error for a request that has had no complete answer header for ``asked_s``, however its bytes trickle."""
     if asked_s < connect_timeout_s + read_timeout_s:
@@ -118,11 +139,10 @@ class Watch:
             gauge = self._gauges.setdefault(lane, Gauge())
             gauge.add(lane.figures())
             if (chunk := lane.chunk) is not None:
-                self._context.board.set_rate(chunk, gauge.rate)
-        serving = sum(not lane.is_dismissed for lane in lanes)
+                self._context.board.set_rate(chunk, gauge.proven_rate)
         for lane, exchange in busy:
             chunk = lane.chunk
-            error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, busy, serving)
+            error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, lanes)
             if error is not None:
                 del self._gauges[lane]
                 if chunk is not None:
@@ -140,17 +160,24 @@ class Watch:
         return below_minimum(self._gauges[lane], network.low_speed_limit, network.low_speed_time)
 
     def _outdone(
-        self, lane: Lane, exchange: Exchange, chunk: Chunk | None, busy: Sequence[tuple[Lane, Exchange]], lanes: int
+        self, lane: Lane, exchange: Exchange, chunk: Chunk | None, lanes: Sequence[Lane]
     ) -> DlpoolError | None:
-        """What is too slow beside the others that work now."""
-        others = [other for other, _exchange in busy if other is not lane]
+        """Return the error for what is too slow beside the other connections of the download."""
+        others = [other for other in lanes if other is not lane]
         if chunk is None or exchange.asked_at is None:
             return None
         patience = patience_s(chunk.replaced)
         if exchange.answered_at is not None:
-            gauges = [self._gauges[other] for other in others if other in self._gauges]
-            return far_behind(self._gauges[lane], gauges, chunk.remaining, patience)
+            gauges = [self._gauges[other] for other in others if other.exchange is not None and other in self._gauges]
+            error = far_behind(self._gauges[lane], gauges, chunk.remaining, patience)
+            if error is None and self._context.board.has_idle:
+                error = holds_up(self._gauges[lane], chunk.remaining, patience)
+            return error
         usual = [answer_s for other in others if (answer_s := other.answer_s()) is not None]
-        if not usual or len(busy) >= lanes:  # nobody has nothing to do
+        if not usual or not self._has_idle(lanes):
             return None
         return outwaited(self._context.clock() - exchange.asked_at, max(usual), patience)
+
+    def _has_idle(self, lanes: Sequence[Lane]) -> bool:
+        """Whether a connection has no request in flight."""
+        return any(lane.exchange is None and not lane.is_dismissed for lane in lanes)
