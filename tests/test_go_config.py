@@ -25,10 +25,18 @@ from tests.web import WebServer
 
 GIB, MIB = 1 << 30, 1 << 20
 REPORTED = {
-    "upload_dir": "./upload", "merged_dir": "./merged", "port": "18101", "max_file_size": 10 * GIB,
-    "max_chunk_size": 100 * MIB, "cleanup_interval": 3_600_000, "retry_max_attempts": 5, "retry_initial_delay": 2000,
-    "concurrent_uploads": 3, "enable_integrity_check": True, "enable_atomic_operations": False,
-}  # fmt: skip
+    "upload_dir": "./upload",
+    "merged_dir": "./merged",
+    "port": "18101",
+    "max_file_size": 10 * GIB,
+    "max_chunk_size": 100 * MIB,
+    "cleanup_interval": 3_600_000,
+    "retry_max_attempts": 5,
+    "retry_initial_delay": 2000,
+    "concurrent_uploads": 3,
+    "enable_integrity_check": True,
+    "enable_atomic_operations": False,
+}
 
 
 def written(folder: Path, value: object, name: str = "config.json") -> Path:
@@ -58,55 +66,69 @@ def outside() -> dict[str, str]:
 def test_all_keys_of_that_server_are_read_in_its_units(tmp_path: Path) -> None:
     found = loaded(written(tmp_path, REPORTED))
     assert found.settings.upload == UploadSettings(
-        upload_dir="./upload", merged_dir="./merged", port=18101, max_file_size=10 * GIB, max_chunk_size=100 * MIB,
-        cleanup_interval=3600.0, retry_max_attempts=5, retry_initial_delay=2.0, concurrent_uploads=3,
-        enable_integrity_check=True, enable_atomic_operations=False,
-    )  # fmt: skip
+        upload_dir="./upload",
+        merged_dir="./merged",
+        port=18101,
+        max_file_size=10 * GIB,
+        max_chunk_size=100 * MIB,
+        cleanup_interval=3600.0,
+        retry_max_attempts=5,
+        retry_initial_delay=2.0,
+        concurrent_uploads=3,
+        enable_integrity_check=True,
+        enable_atomic_operations=False,
+    )
     assert found.given["upload", "port"].origin == f"{tmp_path}/config.json:4"
 
 
-@pytest.mark.parametrize(("key", "value", "name", "expected"), [
-    ("port", 18222, "port", 18222),
-    ("port", "18222", "port", 18222),
-    ("port", ":18222", "port", 18222),
-    ("Port", " 18222 ", "port", 18222),
-    ("uploadDir", "/srv/u", "upload_dir", "/srv/u"),
-    ("UploadDir", "/srv/u", "upload_dir", "/srv/u"),
-    ("MERGED_DIR", "m/\N{SNOWMAN}", "merged_dir", "m/\N{SNOWMAN}"),
-    ("max-file-size", 1, "max_file_size", 1),
-    ("maxFileSize", 1.073741824e10, "max_file_size", 10 * GIB),
-    ("max_file_size", "10GB", "max_file_size", 10 * GIB),
-    ("max_file_size", "1073741824", "max_file_size", GIB),
-    ("max_chunk_size", "50M", "max_chunk_size", 50 * MIB),
-    ("retry_initial_delay", 500, "retry_initial_delay", 0.5),
-    ("retry_initial_delay", 0, "retry_initial_delay", 0.0),
-    ("retry_initial_delay", 1500.5, "retry_initial_delay", 1.5005),
-    ("retry_initial_delay", "2000", "retry_initial_delay", 2.0),
-    ("retry_initial_delay", "2s", "retry_initial_delay", 2.0),
-    ("retry_initial_delay", "1m0.5s", "retry_initial_delay", 60.5),
-    ("retry_initial_delay", "250ms", "retry_initial_delay", 0.25),
-    ("retry_initial_delay", 500_000_000, "retry_initial_delay", 0.5),  # time.Duration of Go
-    ("retry_initial_delay", 2_000_000_000, "retry_initial_delay", 2.0),
-    ("cleanup_interval", 60_000, "cleanup_interval", 60.0),
-    ("cleanup_interval", 86_400_000, "cleanup_interval", 86400.0),
-    ("cleanup_interval", "1h30m", "cleanup_interval", 5400.0),
-    ("cleanupInterval", "1h0m0s", "cleanup_interval", 3600.0),
-    ("cleanup_interval", 3_600_000_000_000, "cleanup_interval", 3600.0),
-    ("concurrentUploads", 8, "concurrent_uploads", 8),
-    ("enableIntegrityCheck", False, "enable_integrity_check", False),
-    ("allowed_extensions", [".zip", ".bin"], "allowed_extensions", ".zip,.bin"),
-    ("disk_warn", 0.5, "disk_warn", 0.5),
-    ("merged_dir", None, "merged_dir", "./merged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "name", "expected"),
+    [
+        ("port", 18222, "port", 18222),
+        ("port", "18222", "port", 18222),
+        ("port", ":18222", "port", 18222),
+        ("Port", " 18222 ", "port", 18222),
+        ("uploadDir", "/srv/u", "upload_dir", "/srv/u"),
+        ("UploadDir", "/srv/u", "upload_dir", "/srv/u"),
+        ("MERGED_DIR", "m/\N{SNOWMAN}", "merged_dir", "m/\N{SNOWMAN}"),
+        ("max-file-size", 1, "max_file_size", 1),
+        ("maxFileSize", 1.073741824e10, "max_file_size", 10 * GIB),
+        ("max_file_size", "10GB", "max_file_size", 10 * GIB),
+        ("max_file_size", "1073741824", "max_file_size", GIB),
+        ("max_chunk_size", "50M", "max_chunk_size", 50 * MIB),
+        ("retry_initial_delay", 500, "retry_initial_delay", 0.5),
+        ("retry_initial_delay", 0, "retry_initial_delay", 0.0),
+        ("retry_initial_delay", 1500.5, "retry_initial_delay", 1.5005),
+        ("retry_initial_delay", "2000", "retry_initial_delay", 2.0),
+        ("retry_initial_delay", "2s", "retry_initial_delay", 2.0),
+        ("retry_initial_delay", "1m0.5s", "retry_initial_delay", 60.5),
+        ("retry_initial_delay", "250ms", "retry_initial_delay", 0.25),
+        ("retry_initial_delay", 500_000_000, "retry_initial_delay", 0.5),  # time.Duration of Go
+        ("retry_initial_delay", 2_000_000_000, "retry_initial_delay", 2.0),
+        ("cleanup_interval", 60_000, "cleanup_interval", 60.0),
+        ("cleanup_interval", 86_400_000, "cleanup_interval", 86400.0),
+        ("cleanup_interval", "1h30m", "cleanup_interval", 5400.0),
+        ("cleanupInterval", "1h0m0s", "cleanup_interval", 3600.0),
+        ("cleanup_interval", 3_600_000_000_000, "cleanup_interval", 3600.0),
+        ("concurrentUploads", 8, "concurrent_uploads", 8),
+        ("enableIntegrityCheck", False, "enable_integrity_check", False),
+        ("allowed_extensions", [".zip", ".bin"], "allowed_extensions", ".zip,.bin"),
+        ("disk_warn", 0.5, "disk_warn", 0.5),
+        ("merged_dir", None, "merged_dir", "./merged"),
+    ],
+)
 def test_spellings_types_and_units(key: str, value: object, name: str, expected: object, tmp_path: Path) -> None:
     assert getattr(loaded(written(tmp_path, {key: value})).settings.upload, name) == expected
 
 
-@pytest.mark.parametrize("value", [
-    {"upload": {"max_file_size": 5, "retry": {"max_attempts": 7}}},
-    {"server": {"storage": {"maxFileSize": 5}}, "retryMaxAttempts": 7},
-    {"max": {"file": {"size": 5}}, "retry": {"max": {"attempts": 7}}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"upload": {"max_file_size": 5, "retry": {"max_attempts": 7}}},
+        {"server": {"storage": {"maxFileSize": 5}}, "retryMaxAttempts": 7},
+        {"max": {"file": {"size": 5}}, "retry": {"max": {"attempts": 7}}},
+    ],
+)
 def test_objects_within_objects_are_looked_into(value: dict[str, Any], tmp_path: Path) -> None:
     found = loaded(written(tmp_path, value)).settings.upload
     assert (found.max_file_size, found.retry_max_attempts) == (5, 7)
@@ -129,42 +151,45 @@ def test_conf_d_and_the_environment_go_over_it(tmp_path: Path) -> None:
 # --- what is wrong with it ---
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    ({"port": True}, "port = true: it is not a whole number"),
-    ({"port": 1.5}, "port = 1.5: it is not a whole number"),
-    ({"port": "http"}, 'port = "http": it is not a whole number'),
-    ({"port": 70000}, "[upload] port = 70000: it is above 65535"),
-    ({"port": "127.0.0.1:18101"}, "write the port here, and the address as bind in [web]"),
-    ({"port": [1]}, "port = [1]: it is not a whole number"),
-    ({"port": {"a": 1}}, "port = {...}: it is an object"),
-    ({"upload_dir": 5}, "upload_dir = 5: it is not a text"),
-    ({"upload_dir": ""}, 'upload_dir = "": it is empty'),
-    ({"upload_dir": "a\nb"}, "control characters"),
-    ({"upload_dir": " a"}, "spaces around it"),
-    ('{"upload_dir": "\\ud800"}', "not text that UTF-8 can say"),
-    ({"max_file_size": -1}, "max_file_size = -1: it is negative"),
-    ({"max_file_size": 0}, "max_file_size = 0: it is below 1"),
-    ({"max_file_size": "much"}, "max_file_size = much: it is not a number with a unit"),
-    ({"max_chunk_size": False}, "max_chunk_size = false: it is not a whole number"),
-    ({"retry_initial_delay": "soon"}, 'retry_initial_delay = "soon": it is not a duration'),
-    ({"retry_initial_delay": "1.2.3"}, 'retry_initial_delay = "1.2.3": it is not a duration'),
-    ({"retry_initial_delay": 400_000}, "it is above 5m"),
-    ({"retry_initial_delay": -5}, "retry_initial_delay = -5: it is negative"),
-    ({"retry_initial_delay": True}, "it is not a number of milliseconds"),
-    ({"cleanup_interval": 1}, "cleanup_interval = 1ms: it is below 0.1"),
-    ({"enable_integrity_check": "yes"}, 'enable_integrity_check = "yes": it is neither true nor false'),
-    ({"enable_atomic_operations": 1}, "enable_atomic_operations = 1: it is neither true nor false"),
-    ({"concurrent_uploads": 65}, "concurrent_uploads = 65: it is above 64"),
-    ('{"port": NaN}', "NaN is not a number of JSON"),
-    ('{"port": 1, "port": 2}', "port is given twice"),
-    ('{"upload_dir": "a", "uploadDir": "b"}', "uploadDir: upload_dir is given twice"),
-    ('{\n"port": 1,\n// comment\n}', "config.json:3: it begins as JSON does, and is not JSON"),
-    ('{"port": 1', "config.json:1: it begins as JSON does"),
-    ("[1, 2]", "is JSON, but not an object"),
-    ("18101", "is JSON, but not an object"),
-    ('["upload"]', "is JSON, but not an object"),
-    ('{"a":' * 10_000, "config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"port": True}, "port = true: it is not a whole number"),
+        ({"port": 1.5}, "port = 1.5: it is not a whole number"),
+        ({"port": "http"}, 'port = "http": it is not a whole number'),
+        ({"port": 70000}, "[upload] port = 70000: it is above 65535"),
+        ({"port": "127.0.0.1:18101"}, "write the port here, and the address as bind in [web]"),
+        ({"port": [1]}, "port = [1]: it is not a whole number"),
+        ({"port": {"a": 1}}, "port = {...}: it is an object"),
+        ({"upload_dir": 5}, "upload_dir = 5: it is not a text"),
+        ({"upload_dir": ""}, 'upload_dir = "": it is empty'),
+        ({"upload_dir": "a\nb"}, "control characters"),
+        ({"upload_dir": " a"}, "spaces around it"),
+        ('{"upload_dir": "\\ud800"}', "not text that UTF-8 can say"),
+        ({"max_file_size": -1}, "max_file_size = -1: it is negative"),
+        ({"max_file_size": 0}, "max_file_size = 0: it is below 1"),
+        ({"max_file_size": "much"}, "max_file_size = much: it is not a number with a unit"),
+        ({"max_chunk_size": False}, "max_chunk_size = false: it is not a whole number"),
+        ({"retry_initial_delay": "soon"}, 'retry_initial_delay = "soon": it is not a duration'),
+        ({"retry_initial_delay": "1.2.3"}, 'retry_initial_delay = "1.2.3": it is not a duration'),
+        ({"retry_initial_delay": 400_000}, "it is above 5m"),
+        ({"retry_initial_delay": -5}, "retry_initial_delay = -5: it is negative"),
+        ({"retry_initial_delay": True}, "it is not a number of milliseconds"),
+        ({"cleanup_interval": 1}, "cleanup_interval = 1ms: it is below 0.1"),
+        ({"enable_integrity_check": "yes"}, 'enable_integrity_check = "yes": it is neither true nor false'),
+        ({"enable_atomic_operations": 1}, "enable_atomic_operations = 1: it is neither true nor false"),
+        ({"concurrent_uploads": 65}, "concurrent_uploads = 65: it is above 64"),
+        ('{"port": NaN}', "NaN is not a number of JSON"),
+        ('{"port": 1, "port": 2}', "port is given twice"),
+        ('{"upload_dir": "a", "uploadDir": "b"}', "uploadDir: upload_dir is given twice"),
+        ('{\n"port": 1,\n// comment\n}', "config.json:3: it begins as JSON does, and is not JSON"),
+        ('{"port": 1', "config.json:1: it begins as JSON does"),
+        ("[1, 2]", "is JSON, but not an object"),
+        ("18101", "is JSON, but not an object"),
+        ('["upload"]', "is JSON, but not an object"),
+        ('{"a":' * 10_000, "config.json"),
+    ],
+)
 def test_what_is_wrong_is_said_with_file_key_and_reason(value: object, said: str, tmp_path: Path) -> None:
     path = written(tmp_path, value)
     sentence = problem(path)
@@ -209,8 +234,12 @@ def test_dlpool_web_serves_with_it(tmp_path: Path) -> None:
     places = {"DLPOOL_PATHS_STATE_DIR": str(tmp_path / "state"), "DLPOOL_PATHS_LOG_DIR": str(tmp_path / "log")}
     try:
         server.start(environment=places)
-        answer = requests.post(f"{server.url}/upload_chunk?file_id=f&chunk_index=0&file_size=1001", data=b"x",
-                               headers={"Content-Type": "application/octet-stream"}, timeout=10)  # fmt: skip
+        answer = requests.post(
+            f"{server.url}/upload_chunk?file_id=f&chunk_index=0&file_size=1001",
+            data=b"x",
+            headers={"Content-Type": "application/octet-stream"},
+            timeout=10,
+        )
     finally:
         server.kill()
     assert answer.status_code == 413
@@ -240,8 +269,12 @@ def test_convert_writes_an_ini_file_with_the_same_settings(tmp_path: Path) -> No
     ended = converted(source)
     assert (ended.code, ended.err) == (0, f"dlpool: warning: {source}: unknown keys are ignored: colour\n")
     assert ended.out.splitlines()[1:5] == ["[upload]", "upload_dir = ./upload", "merged_dir = ./merged", "port = 18101"]
-    for line in ("max_file_size = 10G", "cleanup_interval = 1h", "retry_initial_delay = 2s",
-                 "enable_atomic_operations = no"):  # fmt: skip
+    for line in (
+        "max_file_size = 10G",
+        "cleanup_interval = 1h",
+        "retry_initial_delay = 2s",
+        "enable_atomic_operations = no",
+    ):
         assert line in ended.out.splitlines()
     written(tmp_path, ended.out, "dlpool.ini")
     assert loaded(tmp_path / "dlpool.ini").settings == loaded(source).settings
@@ -257,9 +290,16 @@ def test_convert_into_a_file_keeps_one_that_is_there(tmp_path: Path) -> None:
     assert converted(source, "-o", tmp_path / "absent" / "x.ini").code == 3
 
 
-@pytest.mark.parametrize(("arguments", "code"), [
-    ((), 2), (("config.json",), 78), (("x.ini",), 78), (("absent",), 78), (("wrong.json",), 78),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((), 2),
+        (("config.json",), 78),
+        (("x.ini",), 78),
+        (("absent",), 78),
+        (("wrong.json",), 78),
+    ],
+)
 def test_convert_refuses_what_it_cannot_read(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
     written(tmp_path, "[upload]\nport = 1\n", "x.ini")
     written(tmp_path, {"port": "x"}, "wrong.json")

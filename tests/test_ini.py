@@ -53,21 +53,24 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
         assert any(part in line for line in lines), (part, lines)
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    (b"connections = 4\n", " is no INI file: line 1: 'connections...' comes before the first [section]"),
-    (b"[transfer\n", " is no INI file: line 1: '[transfer' comes before the first [section]"),
-    (b"[transfer]\nretries 5\n", " is no INI file: line 2: 'retries...' is neither a [section] nor NAME = VALUE"),
-    (b"[transfer]\nretries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
-    (b"[transfer]\nRetries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
-    (b"[redis]\n[transfer]\n[redis]\n", " is no INI file: line 3: the section [redis] is there twice"),
-    (b"[transfer]\n# \xff\n", " is no INI file: line 2: not UTF-8: save it in that encoding"),
-    ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is no INI file: it has NUL characters"),
-    (b"[transfer]\n\0\n", " is no INI file: it has NUL characters"),
-    (b"\xff\xfe[\0t\0r", " is no INI file: line 1: not UTF-8"),
-    (b'{"port": }', ":1: it begins as JSON does, and is not JSON"),
-    (b'["transfer"]', " is JSON, but not an object"),
-    (b"transfer:\n  retries: 5\n", " is no INI file: line 1: 'transfer...' comes before the first [section]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"connections = 4\n", " is no INI file: line 1: 'connections...' comes before the first [section]"),
+        (b"[transfer\n", " is no INI file: line 1: '[transfer' comes before the first [section]"),
+        (b"[transfer]\nretries 5\n", " is no INI file: line 2: 'retries...' is neither a [section] nor NAME = VALUE"),
+        (b"[transfer]\nretries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
+        (b"[transfer]\nRetries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
+        (b"[redis]\n[transfer]\n[redis]\n", " is no INI file: line 3: the section [redis] is there twice"),
+        (b"[transfer]\n# \xff\n", " is no INI file: line 2: not UTF-8: save it in that encoding"),
+        ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is no INI file: it has NUL characters"),
+        (b"[transfer]\n\0\n", " is no INI file: it has NUL characters"),
+        (b"\xff\xfe[\0t\0r", " is no INI file: line 1: not UTF-8"),
+        (b'{"port": }', ":1: it begins as JSON does, and is not JSON"),
+        (b'["transfer"]', " is JSON, but not an object"),
+        (b"transfer:\n  retries: 5\n", " is no INI file: line 1: 'transfer...' comes before the first [section]"),
+    ],
+)
 def test_what_is_no_ini_file_is_one_sentence_with_its_line(data: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "x.ini"
     path.write_bytes(data)
@@ -93,10 +96,15 @@ def test_a_byte_order_mark_says_the_encoding(encoding: str, end: str, tmp_path: 
 
 
 @pytest.mark.parametrize("program", ["dlpool", "dlpool.cli.web", "dlpool.cli.supervisor"])
-@pytest.mark.parametrize(("kind", "said"), [
-    ("absent", "No such file or directory"), ("folder", "it is a folder, not a file with settings"),
-    ("closed", "Permission denied"), ("below a file", "Not a directory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("absent", "No such file or directory"),
+        ("folder", "it is a folder, not a file with settings"),
+        ("closed", "Permission denied"),
+        ("below a file", "Not a directory"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_one_sentence(kind: str, said: str, program: str, tmp_path: Path) -> None:
     path = tmp_path / "x.ini"
     if kind == "folder":
@@ -117,19 +125,37 @@ def test_a_file_that_cannot_be_read_is_one_sentence(kind: str, said: str, progra
 # --- limits of times ---
 
 
-@pytest.mark.parametrize(("section", "name", "milliseconds"), [
-    ("upload", "retry_initial_delay", 2000), ("upload", "cleanup_interval", 3_600_000),
-    ("upload", "task_expiry", 604_800_000), ("downloader", "retry_delay", 5000), ("downloader", "timeout", 30_000),
-    ("downloader", "progress_interval", 500), ("transfer", "retry_delay", 1000),
-    ("transfer", "retry_max_delay", 60_000), ("transfer", "max_retry_after", 900_000),
-    ("transfer", "network_wait", 300_000), ("transfer", "deadline", 3_600_000),
-    ("network", "connect_timeout", 10_000), ("network", "read_timeout", 30_000), ("network", "low_speed_time", 30_000),
-    ("supervisor", "lease", 30_000), ("supervisor", "grace", 15_000), ("supervisor", "job_retry_delay", 5000),
-    ("supervisor", "job_retry_max_delay", 900_000), ("supervisor", "locked_delay", 5000),
-    ("supervisor", "fault_delay", 30_000), ("supervisor", "worker_timeout", 30_000),
-    ("logging", "progress_interval", 10_000), ("logging", "archive_timeout", 600_000),
-    ("logging", "archive_retry_delay", 60_000), ("web", "body_timeout", 30_000), ("web", "head_timeout", 10_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("section", "name", "milliseconds"),
+    [
+        ("upload", "retry_initial_delay", 2000),
+        ("upload", "cleanup_interval", 3_600_000),
+        ("upload", "task_expiry", 604_800_000),
+        ("downloader", "retry_delay", 5000),
+        ("downloader", "timeout", 30_000),
+        ("downloader", "progress_interval", 500),
+        ("transfer", "retry_delay", 1000),
+        ("transfer", "retry_max_delay", 60_000),
+        ("transfer", "max_retry_after", 900_000),
+        ("transfer", "network_wait", 300_000),
+        ("transfer", "deadline", 3_600_000),
+        ("network", "connect_timeout", 10_000),
+        ("network", "read_timeout", 30_000),
+        ("network", "low_speed_time", 30_000),
+        ("supervisor", "lease", 30_000),
+        ("supervisor", "grace", 15_000),
+        ("supervisor", "job_retry_delay", 5000),
+        ("supervisor", "job_retry_max_delay", 900_000),
+        ("supervisor", "locked_delay", 5000),
+        ("supervisor", "fault_delay", 30_000),
+        ("supervisor", "worker_timeout", 30_000),
+        ("logging", "progress_interval", 10_000),
+        ("logging", "archive_timeout", 600_000),
+        ("logging", "archive_retry_delay", 60_000),
+        ("web", "body_timeout", 30_000),
+        ("web", "head_timeout", 10_000),
+    ],
+)
 def test_a_time_that_was_meant_in_milliseconds_is_refused_with_its_unit(
     section: str, name: str, milliseconds: int, tmp_path: Path
 ) -> None:

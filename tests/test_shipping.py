@@ -64,8 +64,14 @@ def is_shipped(name: str, shipper: str) -> bool:
 @pytest.mark.parametrize("shipper", ["filebeat", "rsyslog"])
 def test_shippers_read_live_and_rotated_logs_and_nothing_else(shipper: str, of: str) -> None:
     live, old = LIVE[of], old_name(LIVE[of], NOW)
-    wanted = {live: True, old: True, f"{old}.gz": False, f"{old}.gz.tmp": False, f"{live}.archived": False,
-              f"{live}.archived.tmp": False}  # fmt: skip
+    wanted = {
+        live: True,
+        old: True,
+        f"{old}.gz": False,
+        f"{old}.gz.tmp": False,
+        f"{live}.archived": False,
+        f"{live}.archived.tmp": False,
+    }
     for name, is_read in wanted.items():
         assert is_shipped(str(name), shipper) is is_read, name
 

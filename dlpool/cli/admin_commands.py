@@ -34,8 +34,9 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
     parser.add_argument("action", metavar="check|show|convert", choices=("check", "show", "convert"))
     parser.add_argument("file", metavar="FILE", nargs="?", help="with convert: the config.json of the Go upload server")
-    parser.add_argument("-o", "--output", metavar="FILE", help="with convert: write the INI file there (default: "
-                        "standard output)")  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="with convert: write the INI file there (default: standard output)"
+    )
     parser.add_argument("--origin", action="store_true", help="with show: also say where each was said")
     add_service_options(parser)
     add_output_options(parser, "print one JSON object, of show a line for each setting")

@@ -25,6 +25,7 @@ from dlpool.jobs.replies import NoSuchNode, NotPossible, problem_of
 from dlpool.jobs.steering import Steering
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.jobs.views import Views
+from dlpool.observe.tracecontext import HEADER
 from dlpool.transfer.urls import shown_url
 from dlpool.web.checking import check
 from dlpool.web.refusal import Refusal
@@ -53,23 +54,23 @@ class Desk:
         self._transitions = Transitions(client, keys)
         self._confinement = Confinement(settings.paths)
 
-    def push(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Queue a job. Raises UsageError, PolicyRefused."""
-        found = self._checked(job)
+    def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
+        """Queue a job; ``trace_id`` is for one that names no trace. Raises UsageError, PolicyRefused."""
+        found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
         try:
             return {"id": job_id, "result": self._transitions.push([(found, job_id)])[0]}
         except QueueAway as error:
             raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
 
-    def push_many(self, jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def push_many(self, jobs: Sequence[dict[str, Any]], trace_id: str | None = None) -> dict[str, Any]:
         """Queue those of the jobs that can be run; each has its answer, in the same order."""
         answers: list[dict[str, Any]] = []
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
             try:
                 check(JOB, job, "the job")
-                found = self._checked(job)
+                found = self._checked(_traced(job, trace_id))
             except DlpoolError as error:
                 answers.append({"error": str(error), "code": error.label})
                 continue
@@ -183,6 +184,15 @@ class Desk:
 
     def _is_time(self) -> bool:
         return self._transitions.take_turn(self._keys.watched, NEWS_S)
+
+
+def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
+    """The job as part of the trace of the request that brought it, unless it has a trace of its own."""
+    own = job.get("dlpool", {})
+    has_header = any(name.lower() == HEADER for name in own.get("headers", {}))
+    if trace_id is None or "trace_id" in own or has_header:
+        return job
+    return {**job, "dlpool": {**own, "trace_id": trace_id}}
 
 
 def refusal_of(error: DlpoolError) -> Refusal:

@@ -10,6 +10,7 @@ from falcon.util import http_status_to_code
 from dlpool import jsontext
 from dlpool.observe.log import Logger
 from dlpool.web.body import BadFraming, BrokenBody, TooSlow
+from dlpool.web.gate import traced
 from dlpool.web.refusal import Refusal
 
 _LABELS = {
@@ -26,7 +27,7 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     """Let everything that is raised end in that shape."""
 
     def unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
-        log.error("request_broke", error=error, method=req.method, location=req.path)
+        traced(log, req).error("request_broke", error=error, method=req.method, location=req.path)
         answer(resp, Refusal(500, "internal", "something went wrong on the server; its log says what"))
 
     app.add_error_handler(Exception, unexpected)

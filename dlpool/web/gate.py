@@ -9,6 +9,8 @@ from typing import Any
 import falcon
 
 from dlpool.config.web import networks, words
+from dlpool.observe.log import Logger
+from dlpool.observe.tracecontext import HEADER, trace_id_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.sameorigin import is_foreign, is_rebound
@@ -19,7 +21,7 @@ class Gate:
 
     ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
     addresses. What a server can do (OPTIONS) everybody may ask. ``req.context`` gets ``client``, an address or the
-    owner, and ``owner``, None where nobody is asked.
+    owner, and ``owner``, None where nobody is asked, and ``trace_id``, None without a valid ``traceparent``.
     """
 
     def __init__(self, parts: WebParts) -> None:
@@ -36,6 +38,7 @@ class Gate:
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None
+        req.context.trace_id = trace_id_of(req.get_header(HEADER))
         resp.context.code = ""
 
     def process_resource(
@@ -73,7 +76,7 @@ class Gate:
         self._parts.figures.served(seconds, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
-        log = self._parts.log
+        log = traced(self._parts.log, req)
         fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
                   "client": req.context.address, "user_id": req.context.owner}  # fmt: skip
         if status < 500:
@@ -98,6 +101,18 @@ class Gate:
             return False
         found = getattr(found, "ipv4_mapped", None) or found  # as IPv4 peers are called where bind = ::
         return any(found in network for network in wanted)
+
+
+def traced(log: Logger, req: falcon.Request) -> Logger:
+    """Return a logger whose records have the trace id that came with the request, if one did."""
+    trace_id = trace_of(req)
+    return log if trace_id is None else log.bind(trace_id=trace_id)
+
+
+def trace_of(req: falcon.Request) -> str | None:
+    """Return the trace id that came with the request."""
+    trace_id: str | None = getattr(req.context, "trace_id", None)
+    return trace_id
 
 
 def owner_of(req: falcon.Request) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import falcon
@@ -11,6 +12,7 @@ import falcon
 from dlpool import jsontext
 from dlpool.errors import DlpoolError
 from dlpool.web.desk import Desk, refusal_of
+from dlpool.web.gate import trace_of
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
 from dlpool.web.outage import Outage
@@ -77,6 +79,7 @@ def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
             call = operation.call(names, req.params, _body(req, parts, operation))
+            call = replace(call, trace_id=trace_of(req))
             with outage.ask():
                 found = operation.ask(desk, call)
             answer_json(req, resp, found)

@@ -19,11 +19,12 @@ Ask = Callable[[Desk, "Call"], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks for, once it is checked: names in its path, options, and its body."""
+    """What a request asks for, once it is checked; ``trace_id``: of the trace that the request is part of."""
 
     names: Mapping[str, str]
     options: Mapping[str, Any]
     body: Any = None
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def _post(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: 
 
 
 def _push(desk: Desk, call: Call) -> Any:
-    return desk.push_many(call.body["jobs"]) if "jobs" in call.body else desk.push(call.body)
+    if "jobs" in call.body:
+        return desk.push_many(call.body["jobs"], call.trace_id)
+    return desk.push(call.body, call.trace_id)
 
 
 def _control(verb: str, summary: str) -> Operation:
