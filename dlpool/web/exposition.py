@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -11,6 +12,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from dlpool.web.figures import BUCKETS
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
+
+_HEALTHS = (HEALTHY, WARNING, UNHEALTHY)
+_HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse, where no new uploads are taken"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Snapshot:
     chunks: int
     size: int
     memory: Mapping[str, int]
-    disks: Mapping[str, Mapping[str, float]]
+    disks: Mapping[str, Mapping[str, Any]]
 
 
 class _Collector(Collector):
@@ -52,6 +57,10 @@ class _Collector(Collector):
             for folder, room in found.disks.items():
                 disk.add_metric([folder], room[name])
             yield disk
+        health = GaugeMetricFamily("dlpool_web_disk_health", f"Disk: {_HEALTH}", labels=["folder"])
+        for folder, room in found.disks.items():
+            health.add_metric([folder], _HEALTHS.index(room["health"]))
+        yield health
 
     def _durations(self) -> Metric:
         counts, buckets, sum_so_far = self._found.counts, [], 0.0

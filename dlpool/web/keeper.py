@@ -1,4 +1,4 @@
-"""What is done besides requests: expired tasks and leftovers are removed, counts are shared, the log is tended."""
+"""What is done besides requests: expired tasks and leftovers are removed, counts shared, log and disks looked after."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from dlpool.web.diskwatch import DiskWatch
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 
@@ -23,6 +24,7 @@ class Keeper:
         self._parts = parts
         self._interval_s = parts.settings.upload.cleanup_interval
         self._turn_s = min(TURN_S, self._interval_s)
+        self._disks = DiskWatch(parts.settings.upload, parts.folder, parts.log)
         self._swept_at = float("-inf")  # by the wall clock, where the file with the time cannot be written
 
     def start(self) -> None:
@@ -46,6 +48,7 @@ class Keeper:
         with self._alone() as is_alone:
             if is_alone:
                 self._parts.log_file.tend()
+                self._disks.look()
                 self._sweep(is_first)
         return is_alone
 

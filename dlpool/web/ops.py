@@ -140,13 +140,14 @@ def memory() -> dict[str, int]:
 
 def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
     """Total and free bytes of the folders' file systems."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
         try:
             room = room_of(folder)
         except OSError:
             continue
         found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used, 1)}
+        found[name]["health"] = level(room, settings)
     return found
 
 

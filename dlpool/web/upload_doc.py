@@ -41,7 +41,14 @@ _CHUNK_VIEW = record({"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT
                       "retry_count": COUNT})  # fmt: skip
 _SAID = {"status": TEXT}
 _DONE = record({**_SAID, "message": TEXT, "task_id": TEXT})
-_DISK = record({"total": COUNT, "free": COUNT, "used_percent": {"type": "number"}})
+_DISK = record(
+    {
+        "total": COUNT,
+        "free": COUNT,
+        "used_percent": {"type": "number"},
+        "health": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
+    }
+)
 _OPEN: dict[str, Any] = {"security": []}
 
 

@@ -1,0 +1,105 @@
+"""Tells the log when a disk of uploads fills up, and when it has room again: once for each change, by all processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool import jsontext
+from dlpool.config import UploadSettings
+from dlpool.disk import atomic_write
+from dlpool.observe.log import Logger
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, room_of
+
+LOOK_S = 5.0  # between two looks at the disks
+MARGIN = 0.02  # a disk has room again only this share below the threshold that it had reached
+_ORDER = (HEALTHY, WARNING, UNHEALTHY)
+
+
+def next_health(before: str, used: float, settings: UploadSettings) -> str:
+    """Return the health of a disk whose share ``used`` is in use, and whose health was ``before``. Pure.
+
+    It gets worse at ``disk_warn`` and ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
+    goes up and down at a threshold is told of once.
+    """
+    reached = _level(used, settings)
+    held = min(before, _level(used + MARGIN, settings), key=_ORDER.index)
+    return max(reached, held, key=_ORDER.index)
+
+
+def _level(used: float, settings: UploadSettings) -> str:
+    if used >= settings.disk_refuse:
+        return UNHEALTHY
+    return WARNING if used >= settings.disk_warn else HEALTHY
+
+
+class DiskWatch:
+    """Looks at the disks of ``upload_dir`` and ``merged_dir``; one thread of one process at a time calls ``look``.
+
+    What was told is in a file of ``folder``, so that the next process, and the next start, do not tell it again; where
+    that cannot be written, in memory.
+    """
+
+    def __init__(
+        self, settings: UploadSettings, folder: Path, log: Logger, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._path = folder / "disks.json"
+        self._log = log
+        self._clock = clock
+        self._next_look = float("-inf")
+        self._told: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Log each disk whose health has changed, if it is time to look. Raises nothing."""
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + LOOK_S
+        told, seen = self._read(), set()
+        for name, folder in (("upload_dir", self._settings.upload_dir), ("merged_dir", self._settings.merged_dir)):
+            try:
+                room, device = room_of(folder), _device_of(folder)
+            except OSError:  # /health tells of it
+                continue
+            if device not in seen:
+                seen.add(device)
+                told[name] = self._judge(folder, room, told.get(name, HEALTHY))
+        self._write(told)
+
+    def _judge(self, folder: str, room: Room | None, before: str) -> str:
+        """Return the health of one disk, after it was logged if it is another one than before."""
+        if room is None:  # a file system without figures: nothing can be said
+            return HEALTHY
+        health = next_health(before, room.used, self._settings)
+        fields = {"folder": folder, "free": room.free, "used_percent": round(100 * room.used, 1), "health": health}
+        if _ORDER.index(health) > _ORDER.index(before):
+            self._log.warning("upload_disk_low", **fields)
+        elif health != before:
+            self._log.info("upload_disk_back", **fields)
+        return health
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return dict(self._told)
+        if not isinstance(found, dict):
+            return {}
+        return {name: health for name, health in found.items() if health in _ORDER}
+
+    def _write(self, told: dict[str, str]) -> None:
+        is_news, self._told = told != self._told, told
+        if is_news or not self._path.exists():
+            with suppress(OSError):
+                atomic_write(self._path, jsontext.dumps(told), sync=False)
+
+
+def _device_of(folder: str) -> int:
+    """The file system of the nearest folder above that is there. Raises OSError."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
