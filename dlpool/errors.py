@@ -142,6 +142,10 @@ class ServerBusy(ServerTrouble, label="server_busy"):
     is_capacity = True
 
 
+class NotAdmitted(ServerBusy):
+    """The server refuses a further connection while it sends the same file over others."""
+
+
 # --- all threads stop, the file begins anew -----------------------------------------------------------------------
 
 

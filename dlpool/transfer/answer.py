@@ -32,6 +32,7 @@ _BUSY = {429, 503}
 _AWAY = {502, 504, *_BUSY}
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
+_MAY_WAIT = {400, 403}  # some servers refuse a further connection so, and say when it may come
 
 # A server that answers a ranged GET so may still answer a plain one.
 RANGE_REFUSALS = {400, 405, 416, 501}
@@ -61,7 +62,7 @@ def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> 
     """The error that a status other than 200, 203 and 206 is."""
     said = f"the server answered {status}"
     wait = waiting_s(headers, now)
-    if status in _BUSY:
+    if status in _BUSY or (status in _MAY_WAIT and wait is not None):
         return ServerBusy(said, retry_after_s=wait, is_away=True)
     if status in _PASSING:
         return ServerTrouble(said, retry_after_s=wait, is_away=status in _AWAY)

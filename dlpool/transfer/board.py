@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dlpool.errors import DlpoolError, RetryRange
+from dlpool.errors import DlpoolError, NotAdmitted, RetryRange
 from dlpool.transfer.chunks import Chunk, ChunkMap, stream
 from dlpool.transfer.retry import Attempt, Failure
 
@@ -41,6 +41,9 @@ class Board:
         self._dismissed: set[object] = set()
         self._rates: dict[object, float] = {}  # what the connections of each owner brought last, in bytes/s
         self._waiting = 0  # threads that have nothing to do
+        self._receiving: set[object] = set()  # owners whose connection brings a body at present
+        self._received_at: dict[object, float] = {}  # by owner, when its last body began or ended
+        self.is_crowded = False  # whether the server has refused a connection beside those that it served
         self._written_at = -RECENT_S
         self._brisk_at = -RECENT_S  # when a connection that was fast enough let go of its chunk
         self.retries = 0
@@ -70,6 +73,7 @@ class Board:
         with self._changed:
             self._dismissed.discard(owner)
             self._rates.pop(owner, None)
+            self._received_at.pop(owner, None)
 
     # --- for connection threads ---
 
@@ -92,6 +96,33 @@ class Board:
                 self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
                 self._waiting -= 1
             return None
+
+    def begin_body(self, owner: object) -> None:
+        """Note that the server sends ``owner`` a body, until it gives its chunk back."""
+        with self._changed:
+            self._receiving.add(owner)
+            self._received_at[owner] = self._clock()
+
+    def others_receiving(self, owner: object) -> int:
+        """Return to how many others the server sends a body, while it refuses ``owner``."""
+        with self._changed:
+            others = self._others_receiving(owner)
+            self.is_crowded = self.is_crowded or others > 0
+            return others
+
+    def others_served_lately(self, owner: object) -> bool:
+        """Return whether the server sent a body to another one less than ``RECENT_S`` ago."""
+        with self._changed:
+            since = self._clock() - RECENT_S
+            return any(at > since for other, at in self._received_at.items() if other is not owner)
+
+    def retire(self, owner: object) -> bool:
+        """Dismiss ``owner`` unless nobody else receives anything; return whether it was dismissed."""
+        with self._changed:
+            if not self._others_receiving(owner):
+                return False
+            self._dismissed.add(owner)
+            return True
 
     def claim(self, chunk: Chunk, size: int) -> int:
         """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
@@ -117,6 +148,9 @@ class Board:
         """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
         with self._changed:
             self.ended_chunks += chunk.is_done
+            if chunk.owner in self._receiving:
+                self._receiving.discard(chunk.owner)
+                self._received_at[chunk.owner] = self._clock()
             if self._is_brisk(chunk):
                 self._brisk_at = self._clock()
             self._map.give_back(chunk, self._clock() + delay_s)
@@ -129,14 +163,15 @@ class Board:
 
         It counts unless it brought bytes at the minimum speed (``Attempt.is_progress``). It does not count where the
         server may just admit no further connection while another connection of this file makes progress, nor where
-        our own comparison with siblings ended it, up to ``MAX_REPLACED`` times.
+        our own comparison with siblings ended it, up to ``MAX_REPLACED`` times, nor where the server refuses a further
+        connection.
         """
         with self._changed:
             self.retries += 1
-            is_compared = error.is_comparison and chunk.replaced <= MAX_REPLACED
+            is_excused = (error.is_comparison and chunk.replaced <= MAX_REPLACED) or isinstance(error, NotAdmitted)
             if attempt.is_progress(self._least_rate):
                 chunk.failures = chunk.trickled = 0
-            elif not is_compared and not (error.is_capacity and self._is_moving(chunk)):
+            elif not is_excused and not (error.is_capacity and self._is_moving(chunk)):
                 chunk.failures += 1
                 chunk.trickled += attempt.brought
             return Failure(chunk.failures, attempt.brought, chunk.trickled)
@@ -260,6 +295,9 @@ class Board:
         """Whether its owner has brought bytes at the minimum speed; a speed of 0 is not known yet."""
         brought = chunk.position - chunk.taken
         return brought > 0 and brought >= self._least_rate and not 0 < chunk.rate < self._least_rate
+
+    def _others_receiving(self, owner: object) -> int:
+        return len(self._receiving - self._dismissed - {owner})
 
     def _is_moving(self, failed: Chunk) -> bool:
         """Whether other connections than that of the ``failed`` chunk make progress."""

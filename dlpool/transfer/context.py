@@ -57,7 +57,7 @@ class Context:
         """How many a file that is large enough begins with."""
         fixed = self.settings.connections
         if isinstance(fixed, int):
-            return fixed
+            return self.client.hosts.most(self.host, fixed)
         return self.client.hosts.level(self.host, self.settings.max_connections)
 
     def exchange(self, before: Figures) -> Exchange:

@@ -89,6 +89,21 @@ class HostShares:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, Host] = {}
+        self._admitted: dict[str, tuple[int, float]] = {}  # connections to one file, and when that was learnt
+
+    def admits(self, host: str, connections: int) -> None:
+        """Remember for ``MEMORY_S`` that ``host`` refused a further connection beside this number of them."""
+        with self._lock:
+            now = self._clock()
+            self._admitted = {name: one for name, one in self._admitted.items() if now - one[1] < MEMORY_S}
+            self._admitted[host] = min(connections, self._admitted.get(host, (connections, now))[0]), now
+
+    def most(self, host: str, fixed: int) -> int:
+        """Return how many of ``fixed`` connections to a file ``host`` admits, as far as is known."""
+        known = self._admitted.get(host)
+        if known is None or self._clock() - known[1] >= MEMORY_S:
+            return fixed
+        return min(fixed, known[0])
 
     def level(self, host: str, most: int) -> int:
         """How many connections ``host`` is worth at present, ``most`` at most."""

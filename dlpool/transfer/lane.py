@@ -13,6 +13,7 @@ from dlpool.errors import (
     ShortBody,
     StreamBroken,
 )
+from dlpool.transfer.admission import Admission
 from dlpool.transfer.answer import Answer, Span, check_same_version, check_unsatisfied
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.context import Context, Plan
@@ -46,6 +47,7 @@ class Lane:
         self._plan = plan
         self._writer: Writer | None = None
         self._latest: Exchange | None = None
+        self._admission = Admission(context, self)
         self._base = Attempt(0, 0.0)  # position, and seconds waited in all, when the present attempt began
         self._misses = 0  # failures in a row that say "no further connection"
         self._stale = 0
@@ -77,6 +79,7 @@ class Lane:
                     opened = opening.run(exchange)
                 self._plan = opened.plan
                 self.chunk = board.start(opened.chunks, self)
+                board.begin_body(self)
                 return opened
             except RetryRange as error:
                 self.exchange = None
@@ -149,7 +152,7 @@ class Lane:
         reply = context.source.get(exchange, asked, if_range)
         try:
             check_unsatisfied(reply.status, reply.headers, plan.resource)
-            answer = context.judge(reply, asked)
+            answer = self._admission.judge(reply, asked)
             check_same_version(plan.resource, answer)
         except BaseException:
             context.source.forget_location()
@@ -171,8 +174,9 @@ class Lane:
         left = UNKNOWN_END if answer.length is None else answer.length - ahead
         if left <= 0 or ahead > MAX_SKIP:
             raise BadAnswer(f"the server sent bytes from {answer.start} on, asked was for {chunk.position}")
-        self._skip(reply, ahead)
         context, begin = self._context, chunk.position
+        context.board.begin_body(self)
+        self._skip(reply, ahead)
         while left > 0 and not chunk.is_done and not self.is_dismissed:
             size = reply.read(self._space(min(left, chunk.own_share)))
             if not size:
@@ -252,6 +256,8 @@ class Lane:
         context, plan = self._context, self._plan
         if plan is not None and not plan.has_ranges:
             raise StreamBroken(error) from error
+        if self.is_dismissed:  # another thread will ask for the chunk, and count
+            return Rest(0.0, 0.0)
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
             return Rest(0.0, 0.0)

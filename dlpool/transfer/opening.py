@@ -100,7 +100,7 @@ class Opening:
 
     def _step(self, reply: Reply, asked: Span | None) -> Opened | None:
         """Take the answer as the beginning, or note what to ask instead and return None."""
-        is_refusal = asked is not None and reply.status in RANGE_REFUSALS
+        is_refusal = asked is not None and reply.status in RANGE_REFUSALS and not reply.headers.get("Retry-After")
         if is_refusal and not is_empty_file(reply.status, reply.headers):
             self._is_whole = True
             return None

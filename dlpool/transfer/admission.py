@@ -1,0 +1,58 @@
+"""Refusals that mean "no further connection": told from those that are meant for the file.
+
+Servers that admit only a few connections answer the others with 429 or 503, but also with 403, 400, 404 and the like.
+While another connection receives the same file, such a status cannot be about the file.
+"""
+
+from __future__ import annotations
+
+from dlpool.errors import FailJob, NotAdmitted, ServerBusy
+from dlpool.transfer.answer import Answer, Span
+from dlpool.transfer.context import Context
+from dlpool.transfer.source import Reply
+
+FURTHER_REFUSALS = {400, 401, 403, 404, 410, 509}
+MAX_DENIED = 3  # in a row while nothing is received: the server may not yet have noticed that a connection has gone
+DENIED_S = 0.5  # before it is asked again; doubled each time
+
+
+class Admission:
+    """Judges the answers to one connection thread of a download, ``owner`` on its board. Used by that thread."""
+
+    def __init__(self, context: Context, owner: object) -> None:
+        self._context = context
+        self._owner = owner
+        self._denied = 0
+
+    def judge(self, reply: Reply, asked: Span | None) -> Answer:
+        """Return what the reply is worth.
+
+        Raises NotAdmitted where the server does not admit this connection beside those that it serves. The thread is
+        dismissed then, unless the number of connections is found by trying or it is the last. Raises what
+        ``Context.judge`` raises for all else.
+        """
+        try:
+            answer = self._context.judge(reply, asked)
+        except (FailJob, ServerBusy) as error:
+            reply.close()
+            if reply.status not in FURTHER_REFUSALS or not self._is_crowded():
+                raise
+            wait_s = error.retry_after_s if isinstance(error, ServerBusy) else None
+            raise NotAdmitted(f"{error} to a further connection", retry_after_s=wait_s) from error
+        self._denied = 0
+        return answer
+
+    def _is_crowded(self) -> bool:
+        """Whether others are served; where they were just now, pause first."""
+        context, board = self._context, self._context.board
+        if others := board.others_receiving(self._owner):
+            self._denied = 0
+            if not context.is_adaptive and board.retire(self._owner):
+                context.client.hosts.admits(context.host, others)
+                context.notify("connections_changed", host=context.host, connections=others, reason="refused")
+            return True
+        if self._denied == MAX_DENIED or not (board.is_crowded or board.others_served_lately(self._owner)):
+            return False
+        board.pause(DENIED_S * 2**self._denied)
+        self._denied += 1
+        return True
