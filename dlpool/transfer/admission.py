@@ -12,6 +12,7 @@ from dlpool.transfer.context import Context
 from dlpool.transfer.source import Reply
 
 FURTHER_REFUSALS = {400, 401, 403, 404, 410, 509}
+_BUSY = {429, 503}
 MAX_DENIED = 3  # in a row while nothing is received: the server may not yet have noticed that a connection has gone
 DENIED_S = 0.5  # before it is asked again; doubled each time
 
@@ -35,12 +36,19 @@ class Admission:
             answer = self._context.judge(reply, asked)
         except (FailJob, ServerBusy) as error:
             reply.close()
-            if reply.status not in FURTHER_REFUSALS or not self._is_crowded():
+            if not self._is_capacity(reply.status):
                 raise
             wait_s = error.retry_after_s if isinstance(error, ServerBusy) else None
-            raise NotAdmitted(f"{error} to a further connection", retry_after_s=wait_s) from error
+            said = f"{error} to a further connection"
+            raise NotAdmitted(said, retry_after_s=wait_s, is_away=isinstance(error, ServerBusy)) from error
         self._denied = 0
         return answer
+
+    def _is_capacity(self, status: int) -> bool:
+        """Whether a status was meant for this connection, and not for the file."""
+        if status in _BUSY:  # these threads stay: it may be the hour, and not their number
+            return self._context.board.others_receiving(self._owner) > 0
+        return status in FURTHER_REFUSALS and self._is_crowded()
 
     def _is_crowded(self) -> bool:
         """Whether others are served; where they were just now, pause first."""
