@@ -196,12 +196,10 @@ def test_the_last_thread_that_receives_never_retires() -> None:
 def test_a_body_counts_while_it_lasts_and_is_remembered_shortly_after() -> None:
     now = 0.0
     board = Board(lambda: now)
-    chunk = board.take("a")
-    assert chunk is not None
     board.begin_body("a")
     now = 10 * RECENT_S
     assert (board.others_receiving("b"), board.others_receiving("a")) == (1, 0)
-    board.give_back(chunk)
+    board.end_body("a")
     assert (board.others_receiving("b"), board.others_served_lately("b")) == (0, True)
     assert not board.others_served_lately("a")
     now += RECENT_S

@@ -98,10 +98,17 @@ class Board:
             return None
 
     def begin_body(self, owner: object) -> None:
-        """Note that the server sends ``owner`` a body, until it gives its chunk back."""
+        """Note that the server sends ``owner`` a body, until ``end_body``."""
         with self._changed:
             self._receiving.add(owner)
             self._received_at[owner] = self._clock()
+
+    def end_body(self, owner: object) -> None:
+        """Note that ``owner`` receives nothing any more."""
+        with self._changed:
+            if owner in self._receiving:
+                self._receiving.discard(owner)
+                self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
         """Return to how many others the server sends a body, while it refuses ``owner``."""
@@ -148,9 +155,6 @@ class Board:
         """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
         with self._changed:
             self.ended_chunks += chunk.is_done
-            if chunk.owner in self._receiving:
-                self._receiving.discard(chunk.owner)
-                self._received_at[chunk.owner] = self._clock()
             if self._is_brisk(chunk):
                 self._brisk_at = self._clock()
             self._map.give_back(chunk, self._clock() + delay_s)

@@ -120,6 +120,7 @@ class Lane:
             assert chunk is not None
             rest = self._rest(chunk, error)
         finally:
+            self._context.board.end_body(self)
             self.exchange = None
             self.chunk = None
             if chunk is not None:
