@@ -1,4 +1,4 @@
-"""``dlpool events``: what happens to jobs, for a person who watches, or a program that follows."""
+"""``dlpool events``: what happens to jobs and uploads, for a person who watches, or a program that follows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dlpool.cli.tables import show_lines, show_row, show_table
 from dlpool.jobs.events import BEGIN, PAGE, Event, Events
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
-WIDTHS = (15, 24, 13, 32)  # of the columns while they are followed
+WIDTHS = (15, 24, 16, 32)  # of the columns while they are followed
+_SHOWN_ELSEWHERE = ("note", "upload_id")
 DETAIL_SHOWN = 200  # characters
 
 
@@ -71,11 +72,11 @@ def _show_more(found: list[Event], arguments: argparse.Namespace) -> None:
 
 
 def _row(event: Event) -> tuple[str, ...]:
-    return event.id, event.at, event.name, event.job_id, detail_text(event)
+    return event.id, event.at, event.name, event.job_id or event.upload_id, detail_text(event)
 
 
 def detail_text(event: Event) -> str:
     """What an event says beyond its name, in one line: why, or where the file is."""
-    said = [f"{name}={value}" for name, value in event.fields.items() if name != "note" and value]
+    said = [f"{name}={value}" for name, value in event.fields.items() if name not in _SHOWN_ELSEWHERE and value]
     reason = event.note.get("message") or event.note.get("path")
     return " ".join([*said, str(reason)] if reason else said)[:DETAIL_SHOWN]

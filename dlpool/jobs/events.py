@@ -1,4 +1,4 @@
-"""The stream of events, as other programs read it: what happens to jobs, in the order in which it happened."""
+"""The stream of events, as other programs read it: what happens to jobs and uploads, in the order of its happening."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from dlpool.jobs.jobview import exact_text, json_object
 from dlpool.jobs.keys import Keys
 
 PAGE = 1000  # events a round trip
+KEPT = 10_000  # entries, about; as in shared.lua
 BEGIN = "0-0"  # before all of them
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job. ``id`` is its place in the stream: ms since 1970, and a number."""
+    """Something that happened to a job, or to an upload, whose ``upload_id`` is among the fields.
+
+    ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty for an upload.
+    """
 
     id: str
     name: str
@@ -35,9 +39,31 @@ class Event:
         """What was noted: ``label`` and ``message``, or the figures of a success."""
         return json_object(self.fields.get("note"))
 
+    @property
+    def upload_id(self) -> str:
+        """Which upload it is about; empty for a job."""
+        return self.fields.get("upload_id", "")
+
     def as_json(self) -> dict[str, Any]:
-        known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name, "job_id": self.job_id}
+        known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name}
+        known |= {} if self.upload_id else {"job_id": self.job_id}
         return known | {**self.fields, **({"note": dict(self.note)} if "note" in self.fields else {})}
+
+
+class EventWriter:
+    """Adds entries to the stream of one queue, which is capped as the transitions cap it."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._key = keys.events
+
+    def add(self, entries: Sequence[Mapping[str, str]]) -> None:
+        """Add them in this order, in one round trip. When their reply is lost they may be there. Raises QueueError."""
+        with translated(self._client):
+            pipeline = self._client.pipeline(transaction=False)
+            for fields in entries:
+                pipeline.xadd(self._key, dict(fields), maxlen=KEPT, approximate=True)
+            pipeline.execute()
 
 
 class Events:

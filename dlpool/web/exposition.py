@@ -44,6 +44,10 @@ class _Collector(Collector):
         yield GaugeMetricFamily("dlpool_upload_chunks_stored", "Chunks that are on the disk", found.chunks)
         yield CounterMetricFamily("dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0))
         yield CounterMetricFamily("dlpool_upload_bytes", "Bytes of chunks received", counts.get("bytes", 0))
+        events = CounterMetricFamily("dlpool_upload_events", "Events of uploads, told or lost", labels=["outcome"])
+        for outcome in ("told", "lost"):
+            events.add_metric([outcome], counts.get(f"events {outcome}", 0))
+        yield events
         errors = CounterMetricFamily("dlpool_web_errors", "Requests refused or failed", labels=["code"])
         for key in sorted(counts):
             if key.startswith("error "):

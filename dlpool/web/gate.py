@@ -11,6 +11,7 @@ import falcon
 from dlpool.config.web import networks, words
 from dlpool.observe.log import Logger
 from dlpool.observe.tracecontext import HEADER, trace_id_of
+from dlpool.web.announcing import current_trace
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.sameorigin import is_foreign, is_rebound
@@ -39,6 +40,7 @@ class Gate:
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None
         req.context.trace_id = trace_id_of(req.get_header(HEADER))
+        current_trace.set(req.context.trace_id)  # of this thread, until its next request
         resp.context.code = ""
 
     def process_resource(

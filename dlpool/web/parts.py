@@ -12,6 +12,7 @@ from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.web.admission import Admission
+from dlpool.web.announcing import open_announcer
 from dlpool.web.auth import Keys
 from dlpool.web.body import Body
 from dlpool.web.figures import Figures
@@ -38,7 +39,8 @@ class WebParts:
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
         self.admission = Admission(self.folder, settings.web)
         self.figures = Figures(self.folder)
-        self.store = UploadStore(settings.upload)
+        self.announcer = open_announcer(settings, self.figures, self.log)
+        self.store = UploadStore(settings.upload, self.announcer)
 
     def refused(self, status: int, label: str, client: str, reason: str) -> None:
         """The server itself refused what is no request that can be read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlpool.web.store.appending import FINAL, PARTIAL, Appending, Completed, Superseded, conflict, too_large
+from dlpool.web.store.events import Announce, UploadEvent
 from dlpool.web.store.growing import Growth, GrowWish, locked
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
@@ -11,6 +12,7 @@ from dlpool.web.store.store import UploadStore
 __all__ = [
     "FINAL",
     "PARTIAL",
+    "Announce",
     "Appending",
     "ChunkResult",
     "Completed",
@@ -19,6 +21,7 @@ __all__ = [
     "MergeResult",
     "Reception",
     "Superseded",
+    "UploadEvent",
     "UploadStore",
     "conflict",
     "locked",

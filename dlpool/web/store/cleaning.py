@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
+from dlpool.web.store.events import DELETED, EXPIRED
 from dlpool.web.store.layout import Layout, remove_dead
+from dlpool.web.store.record import Record
 from dlpool.web.store.settling import settle
 from dlpool.web.store.task import Task
 
@@ -35,9 +38,10 @@ class Cleaner:
         """Remove a task and its chunks. Raises Refusal: 404, 403, 409 while it is merged."""
         with self.layout.task(file_id) as task:
             task.owned(owner)
-            if settle(self.settings, task).status == states.MERGING:
+            record = settle(self.settings, task)
+            if record.status == states.MERGING:
                 raise states.wrong_state(states.MERGING)
-            place = self.layout.trash(task)
+            place = self._removed(task, record, DELETED)
         remove_dead(place)
 
     def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
@@ -50,8 +54,7 @@ class Cleaner:
                 identity = task.identity()
                 if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
                     return False
-                settle(self.settings, task)
-                place = self.layout.trash(task)
+                place = self._removed(task, settle(self.settings, task), DELETED)
         except Refusal:  # what cannot be read hides no other
             return False
         return remove_dead(place)
@@ -77,8 +80,16 @@ class Cleaner:
                 is_over = self._is_old(task, frozenset(states.STATES), self.settings.task_expiry)
             if not is_over:
                 return False
-            place = self.layout.trash(task)
+            place = self._removed(task, task.record(), EXPIRED)
         return remove_dead(place)
+
+    def _removed(self, task: Task, record: Record, event: str) -> Path:
+        """Take a task away, and tell; where its folder is now. Raises OSError."""
+        identity = task.identity()
+        place = self.layout.trash(task)
+        if identity is not None:
+            task.tell(event, record, identity, status=record.status)
+        return place
 
     def _is_old(self, task: Task, wanted: frozenset[str], age_s: float) -> bool:
         record = task.record()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlpool.web.store import reception
+from dlpool.web.store.events import STARTED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import has_locked, locked
 from dlpool.web.store.names import flat_name, is_flat
@@ -29,9 +30,11 @@ _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
 class Layout:
     """The folders of one store. Immutable; processes and threads share what is on the disk."""
 
-    def __init__(self, root: str, *, sync: bool) -> None:
+    def __init__(self, root: str, *, sync: bool, announce: Announce = silent) -> None:
+        """``announce`` hears of each change of a task, on the thread that makes it."""
         self.root = Path(root).absolute()
         self.sync = sync
+        self._announce = announce
 
     def __repr__(self) -> str:
         return f"<Layout of {self.root}>"
@@ -64,7 +67,7 @@ class Layout:
             if not self._own(_LOCKS).is_dir():
                 self.make()
             with locked(self.root / _LOCKS / name[:2]):
-                yield Task(self._folder(name), sync=self.sync)
+                yield Task(self._folder(name), self.sync, self._announce)
 
     @contextmanager
     def seen(self, file_id: str) -> Iterator[Task]:
@@ -73,7 +76,7 @@ class Layout:
         with stored("read the upload folder"):
             lock = self._own(_LOCKS) / name[:2]
             with locked(lock) if lock.exists() else nullcontext():
-                yield Task(self._folder(name), sync=self.sync)
+                yield Task(self._folder(name), self.sync, self._announce)
 
     def ids(self) -> list[str]:
         """The ids of all tasks that can be read, sorted. Raises Refusal."""
@@ -88,7 +91,7 @@ class Layout:
             except FileNotFoundError:
                 return []
             paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
-            return [Task(path, sync=self.sync) for path in paths if not os.path.islink(path)]
+            return [Task(path, self.sync, self._announce) for path in paths if not os.path.islink(path)]
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
@@ -107,6 +110,7 @@ class Layout:
             os.close(lock)
         if self.sync:
             sync_folder(self.root / _TASKS)
+        task.tell(STARTED, record, identity)
         return record
 
     def _fresh_folder(self) -> tuple[Path, int]:

@@ -12,6 +12,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
 from dlpool.web.store.content import check_head
+from dlpool.web.store.events import FAILED
 from dlpool.web.store.faults import stored
 from dlpool.web.store.joining import ChunksBad, Joint
 from dlpool.web.store.layout import Layout
@@ -200,4 +201,5 @@ class _Merge:
             if record is not None and record.publishing is None:
                 task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
                           failed_merges=record.failed_merges + 1)  # fmt: skip
+                task.tell(FAILED, record, label=refusal.code, message=refusal.text)
         return refusal

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple
+from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.events import COMPLETED
 from dlpool.web.store.publishing import Place, open_place
 from dlpool.web.store.record import Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
@@ -52,11 +54,19 @@ def complete(
     entries = tuple(astuple(chunk) for chunk in chunks)
     record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries,
                        file_size=published.size, relative_path=result.relative_path)  # fmt: skip
+    task.tell(COMPLETED, record, **_figures(published))
     with suppress(OSError):  # the file is there; the rest is a sweep's
         place.remove_temporary()
         _remove_chunks(task, record)
         task.save(record, sync=False, temporary=None)
     return result
+
+
+def _figures(published: Publishing) -> dict[str, Any]:
+    """What is told of a completed upload; its path is relative to merged_dir."""
+    path = "/".join((*published.folder, published.name))
+    seconds = round(published.merge_time / 1e9, 6)
+    return {"path": path, "size": published.size, "md5": published.md5, "seconds": seconds}
 
 
 def _result(settings: UploadSettings, published: Publishing) -> MergeResult:

@@ -12,6 +12,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner, Swept
 from dlpool.web.store.concatenating import Concatenation
+from dlpool.web.store.events import PAUSED, RESUMED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
@@ -30,9 +31,10 @@ class UploadStore:
     where nobody is asked who he is, who then sees all tasks.
     """
 
-    def __init__(self, settings: UploadSettings) -> None:
+    def __init__(self, settings: UploadSettings, announce: Announce = silent) -> None:
+        """``announce`` hears of each change of an upload; it may neither wait nor raise."""
         self.settings = settings
-        self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations)
+        self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations, announce=announce)
         self.growing = GrowingUploads(self.layout, settings)
         self._cleaner = Cleaner(self.layout, settings)
         self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
@@ -112,7 +114,10 @@ class UploadStore:
         with self.layout.task(file_id) as task:
             identity = task.owned(owner)
             record = settle(self.settings, task)
+            was_paused = record.status == states.PAUSED
             record = task.save(record, status=states.moved(record.status, wanted))
+            if was_paused != (record.status == states.PAUSED):
+                task.tell(RESUMED if was_paused else PAUSED, record, identity)
             return detail_view(identity, record, task.chunks())
 
     def delete(self, file_id: str, owner: str | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.events import Announce, UploadEvent, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.locks import held, is_held, shared
 from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record, sync_folder
@@ -68,6 +69,18 @@ class Task:
 
     folder: Path
     sync: bool
+    announce: Announce = silent
+
+    def tell(self, name: str, record: Record, identity: Identity | None = None, **note: Any) -> None:
+        """Announce a change of the task; one without an identity, which no id leads to, is not told of."""
+        with suppress(OSError):  # the change is made, whoever hears of it
+            known = identity or self.identity()
+            if known is not None:
+                self.announce(
+                    UploadEvent(
+                        name, known.file_id, known.protocol, known.owner, record.filename, record.file_size, note
+                    )
+                )
 
     def identity(self) -> Identity | None:
         """None if there is no such task."""
