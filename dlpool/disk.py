@@ -150,32 +150,41 @@ def atomic_write(
     sync: bool,
     mode: int = 0o666,
     dir_fd: int | None = None,
+    temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
     """Replace the content of ``path``: a reader, and the next start after a kill, find the old content or the new.
 
-    The temporary file is ``PATH.tmp``; one that an earlier kill left is removed first, so only one writer at a time
-    may write a path. ``sync``: durable when this returns, else after a power failure the file may be absent or empty.
+    ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier kill left is removed first, so
+    only one writer at a time may write a path. ``sync``: durable when this returns, else after a power failure the file may be absent or empty.
     ``mode`` is that of the new file, reduced by the umask. Raises OSError, and then the old content is still there
     unless the error came from the sync of the folder.
     """
-    temporary = f"{os.fspath(path)}.tmp"
+    temporary = temporary or f"{os.fspath(path)}.tmp"
     descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
     try:
-        try:
-            write_all(descriptor, data)
-            if sync:
-                os.fsync(descriptor)
-            identity = identity_of(os.fstat(descriptor))
-        finally:
-            os.close(descriptor)  # a network file system may report a failed write only here
+        identity = _fill(descriptor, data, sync=sync)
         replace(temporary, path, identity=identity, dir_fd=dir_fd)
     except OSError:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=dir_fd)
+        remove_quietly(temporary, dir_fd=dir_fd)
         raise
     if sync:
         _sync_parent(path, dir_fd, on_unsynced)
+
+
+def _fill(descriptor: int, data: bytes, *, sync: bool) -> Identity:
+    """Write all, and close: a network file system may report a failed write only then. Raises OSError, the first."""
+    try:
+        write_all(descriptor, data)
+        if sync:
+            os.fsync(descriptor)
+        identity = identity_of(os.fstat(descriptor))
+    except OSError:
+        with suppress(OSError):
+            os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return identity
 
 
 def create_exclusive(path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0) -> int:
@@ -185,6 +194,9 @@ def create_exclusive(path: Name, mode: int = 0o666, *, dir_fd: int | None = None
         return os.open(path, flags, mode, dir_fd=dir_fd)
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
+    except OSError:
+        remove_quietly(path, dir_fd=dir_fd)  # in case that it was created all the same
+        raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 

@@ -216,6 +216,10 @@ class TargetExists(FailJob, label="target_exists", exit_code=13):
     """The target is there and ``if_exists`` is ``fail``."""
 
 
+class ForeignFile(FailJob, label="foreign_file", exit_code=13):
+    """A file that is not dlpool's has the name of a part or state file."""
+
+
 class Conflict(FailJob, label="conflict", exit_code=13):
     """409: the state of an upload forbids it, or another file has its name."""
 

@@ -1,103 +1,146 @@
 """The file under construction, ``PATH.part``: lock, length, bounded writes, sync, publishing by rename.
 
-One process at a time works on a part file: it holds ``flock`` on it, and the inode that it locked is the one that
-the name means (after a publish it is not: then the name is opened again). Every writer has a descriptor of its own.
+One process at a time works on a part file: it holds its lock (``filelock.py``), and the file that it locked is the one
+that the name means (after a publish it is not: then the name is opened again). Every writer has a descriptor of its
+own, where ``/proc`` is there or the name still means the file.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import stat
+import secrets
+import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import local_fault, make_folders, sync_folder, translated
-from dlpool.errors import LocalFault, Locked, NoSpace, TargetExists
+from dlpool import disk
+from dlpool.disk import local_fault, translated
+from dlpool.errors import LocalFault, NoSpace, TargetExists
 from dlpool.syscalls import LEAST_FALLOC, fallocate
+from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.mark import set_mark
-from dlpool.transfer.names import PART_SUFFIX
+from dlpool.transfer.partopen import OpenPart, PartOpener, remove_mark
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
-MAX_OPENS = 100
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+_OWNER = 0o600
+_ACL = "system.posix_acl_access"
 
 
 class PartFile:
     """A locked part file. One thread owns it; ``writer()`` gives others what they need."""
 
-    def __init__(self, target: Path, *, sync: bool) -> None:
+    def __init__(self, target: Path, *, sync: bool, notify: Notify = ignore) -> None:
         """Open or create, and lock, ``TARGET.part``; missing parent folders are made.
 
-        Raises Locked if another download has it, LocalFault for what the file system refuses.
+        Raises Locked if another download has it, ForeignFile for a file that is not dlpool's, LocalFault for what the
+        file system refuses.
         """
         self.target = target
-        self.path = target.with_name(target.name + PART_SUFFIX)
+        self._opener = PartOpener(target, sync=sync, notify=notify)
+        self.path = self._opener.path
         self._sync = sync
+        self._notify = notify
+        self._writers: list[Writer] = []  # those that are open; guarded by the lock
+        self._writers_lock = threading.Lock()
+        self._final_mode: int | None = None  # to be set when it is published; None: as it is
         self.has_blocks = False  # whether its whole length is reserved on the disk
-        self._descriptor = self._open_locked()
+        self._opened = self._opener.open()
 
     def __repr__(self) -> str:
         return f"<PartFile {self.path}>"
 
     @property
+    def is_new(self) -> bool:
+        """Whether there was none before."""
+        return self._opened.is_new
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the file itself says that it is dlpool's, so that no state has to."""
+        return self._opened.is_marked
+
+    @property
     def was_empty(self) -> bool:
         """Whether it held nothing when it was locked."""
-        return self._status.st_size == 0
+        return self._opened.status.st_size == 0
+
+    @property
+    def was_expired(self) -> bool:
+        """Whether another process may write to it still: its lock was taken over without proof that it has ended."""
+        return self._opened.lock.was_expired
 
     @property
     def inode(self) -> int:
-        return self._status.st_ino
+        return self._opened.status.st_ino
 
     @property
     def length(self) -> int:
-        """Length of the file in bytes."""
-        return os.fstat(self._descriptor).st_size
+        """Length of the file in bytes. Raises LocalFault."""
+        with translated(f"look at {self.path}"):
+            return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
-        """Whether the name of the part file means the file that is locked."""
-        return _is_name_of(self.path, self._status)
+        """Whether the name of the part file means the file that is locked. Raises LocalFault."""
+        with translated(f"look at {self.path}"):
+            return disk.is_name_of(self.path, self._identity)
 
     def check_named(self) -> None:
         """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
-        if not self.is_named():
-            raise LocalFault(f"cannot go on with {self.target}: another program removed or replaced {self.path}")
+        with translated(f"look at the lock of {self.path}"):
+            if not self._opened.lock.is_held():
+                raise LocalFault(
+                    f"cannot continue with {self.target}: another download has taken over its lock file, which this "
+                    "process had not renewed for too long"
+                )
+        if self.is_named():
+            return
+        if not self.path.parent.is_dir():
+            raise LocalFault(f"cannot continue with {self.target}: the folder {self.path.parent} was removed")
+        raise LocalFault(f"cannot continue with {self.target}: another program removed or replaced {self.path}")
 
     def mark(self, job_id: str) -> bool:
         """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
         return set_mark(self._descriptor, job_id)
 
     def begin_anew(self) -> None:
-        """Go on with a new, empty, locked file under the same name; late writers reach only the old one."""
+        """Continue with a new, empty, locked file under the same name; late writers reach only the old one.
+
+        Raises Locked if another download took the name in between, LocalFault.
+        """
         self.check_named()
-        with translated(f"begin {self.path} anew"):
-            with suppress(FileNotFoundError):
-                os.unlink(self._fresh)
-            descriptor = os.open(self._fresh, _FLAGS | os.O_EXCL, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.replace(self._fresh, self.path)
-            except BaseException:
-                os.close(descriptor)
-                raise
-        os.close(self._descriptor)
-        self._descriptor, self._status, self.has_blocks = descriptor, os.fstat(descriptor), False
-
-    def remove_leftovers(self) -> None:
-        """Remove what a run left that was killed while it began anew."""
-        with translated(f"remove {self._fresh}"), suppress(FileNotFoundError):
-            os.unlink(self._fresh)
-
-    @property
-    def _fresh(self) -> Path:
-        return self.path.with_name(self.path.name + ".tmp")
+        old = self._opened
+        self._opened = self._opener.replace(old.lock)
+        if not old.lock.is_file:
+            old.lock.release()
+        with suppress(OSError):
+            os.close(old.descriptor)
+        with self._writers_lock:
+            self._writers.clear()  # their owners close them
+        self.has_blocks = False
 
     def empty(self) -> None:
         """Drop the content; for a file that nobody has written to since it was locked."""
         with translated(f"empty {self.path}"):
             os.ftruncate(self._descriptor, 0)
+
+    def keep_permissions(self, status: os.stat_result | None = None) -> None:
+        """Give the file mode, owner and group of the file that it will replace: owner and group as far as we may.
+
+        ``status`` is that of the target, None to look. The owner of a file under construction may always read and
+        write it. New targets get what the umask leaves. Raises LocalFault.
+        """
+        with translated(f"set the permissions of {self.path}"):
+            try:
+                old = status or os.stat(self.target)
+            except FileNotFoundError:
+                return
+            own = os.fstat(self._descriptor)
+            self._keep_owner(old, own)
+            self._keep_acl()
+            wanted = old.st_mode & 0o777  # no bits that would give rights to what came over the network
+            if own.st_mode & 0o7777 != wanted | _OWNER:
+                os.fchmod(self._descriptor, wanted | _OWNER)
+            self._final_mode = None if wanted | _OWNER == wanted else wanted
 
     def preallocate(self, size: int, how: str) -> None:
         """Give the file its length; ``how`` is a value of the setting ``preallocate``.
@@ -115,13 +158,34 @@ class PartFile:
                 os.ftruncate(self._descriptor, size)
 
     def writer(self) -> Writer:
-        """A descriptor of its own on the same file, for one thread."""
+        """Return a descriptor of its own on the same file, for one thread. Raises LocalFault."""
         with translated(f"open {self.path}"):
-            return Writer(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR), self.path)
+            descriptor = self._second()
+            is_shared = descriptor is None
+            writer = Writer(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
+        with self._writers_lock:
+            self._writers.append(writer)
+        return writer
 
     def own_writer(self) -> Writer:
-        """The locked descriptor itself, for the thread that owns the part file and writes before it closes it."""
+        """Return the locked descriptor itself, for the thread that owns the part file and writes before it closes."""
         return Writer(self._descriptor, self.path, closes=False)
+
+    def close_writers(self) -> None:
+        """Close all writers, when none of them will write again: network file systems report failed writes only then.
+
+        Raises LocalFault, the first.
+        """
+        with self._writers_lock:
+            writers, self._writers = self._writers, []
+        first: LocalFault | None = None
+        for writer in writers:
+            try:
+                writer.close()
+            except LocalFault as fault:
+                first = first or fault
+        if first is not None:
+            raise first
 
     def sync_data(self) -> None:
         """Return when all written bytes are on disk. A failure is final: the kernel may have dropped the pages."""
@@ -129,119 +193,163 @@ class PartFile:
             with translated(f"write {self.path} to disk"):
                 os.fdatasync(self._descriptor)
 
+    def check_close(self) -> None:
+        """Have the file system report what it would report when the last descriptor is closed. Raises LocalFault."""
+        with translated(f"close {self.path}"):
+            os.close(os.dup(self._descriptor))  # the descriptor itself holds the lock until the file is published
+
     def set_modified(self, seconds: float) -> None:
-        """Set the modification time, seconds since the epoch."""
+        """Set the modification time, seconds since the epoch, if the file system can keep it. Raises LocalFault."""
         with translated(f"set the time of {self.path}"):
-            os.utime(self._descriptor, (seconds, seconds))
+            try:
+                os.utime(self._descriptor, (seconds, seconds))
+            except OSError as error:
+                if disk.fault_of(error).kind not in ("unsupported", "permission"):
+                    raise
 
     def publish(self, *, overwrite: bool) -> None:
         """Let the target's name mean this file, at once and durably; the data must be synced already.
 
-        Raises TargetExists, without ``overwrite``, if the target is there.
+        Raises TargetExists, without ``overwrite``, if the target is there; LocalFault, and then the target is not
+        there, or as it was.
         """
+        self.check_named()
         with translated(f"publish {self.target}"):
-            self.check_named()
-            if overwrite:
-                os.replace(self.path, self.target)
-            else:
-                self._link()
-            if self._sync:
-                sync_folder(self.target.parent)
+            source = self._private_name()
+            try:
+                if overwrite:
+                    disk.replace(source, self.target, identity=self._identity)
+                else:
+                    disk.publish_exclusive(source, self.target, identity=self._identity)
+            except OSError as error:
+                if source != self.path:
+                    disk.remove_quietly(source)
+                if isinstance(error, FileExistsError):
+                    raise TargetExists(f"{self.target} exists already") from error
+                raise
+        self._tidy(source)
 
     def retarget(self, target: Path) -> None:
         """Publish to another name than was planned; the part file keeps its own."""
         self.target = target
 
     def discard(self) -> None:
-        """Remove the part file, if its name still means it."""
-        with translated(f"remove {self.path}"), suppress(FileNotFoundError):
-            if self.is_named():
-                os.unlink(self.path)
+        """Remove the part file, if its name still means it. Raises LocalFault."""
+        with translated(f"remove {self.path}"):
+            if disk.is_name_of(self.path, self._identity):
+                disk.remove(self.path)
 
     def close(self) -> None:
-        """Give up the lock."""
-        os.close(self._descriptor)
+        """Give up the lock. Raises nothing: what a close can tell was asked before the file was published."""
+        with suppress(LocalFault):
+            self.close_writers()
+        with suppress(OSError):
+            os.close(self._descriptor)
+        self._opened.lock.release()
 
-    def _link(self) -> None:
-        """Give the file its name unless that exists; by a hard link, which cannot replace, where there are some."""
-        try:
-            os.link(self.path, self.target)
-        except FileExistsError as error:
-            raise TargetExists(f"{self.target} exists already") from error
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            if os.path.lexists(self.target):
-                raise TargetExists(f"{self.target} exists already") from error
-            os.replace(self.path, self.target)
-        else:
-            os.unlink(self.path)
+    @property
+    def _descriptor(self) -> int:
+        return self._opened.descriptor
 
-    def _open_locked(self) -> int:
-        for _ in range(MAX_OPENS):
-            descriptor = self._open()
+    @property
+    def _identity(self) -> disk.Identity:
+        return disk.identity_of(self._opened.status)
+
+    def _second(self) -> int | None:
+        """Another descriptor of the file, None where it cannot be opened again."""
+        for path in (f"/proc/self/fd/{self._descriptor}", self.path):
             try:
-                self._status = self._locked(descriptor)
-                if _is_name_of(self.path, self._status):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # published or replaced between open and lock
-        raise LocalFault(f"cannot use {self.path}: it is replaced again and again")
-
-    def _open(self) -> int:
-        with translated(f"open {self.path}"):
-            try:
-                return os.open(self.path, _FLAGS, 0o666)
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
-                make_folders(self.target.parent, sync=self._sync)
-                return os.open(self.path, _FLAGS, 0o666)
+                continue  # no /proc, or the file has no name any more
+            if disk.identity_of(os.fstat(descriptor)) == self._identity:
+                return descriptor
+            os.close(descriptor)
+        return None
 
-    def _locked(self, descriptor: int) -> os.stat_result:
-        """Lock the open file and return its status."""
+    def _private_name(self) -> Path:
+        """The name to publish from. Under a lock file, which can be lost at any moment, one that no other process uses.
+
+        Else the part file's name could mean the file of the next holder by now. Where there are no hard links or no
+        /proc, the name that was looked at just before has to do.
+        """
+        if not self._opened.lock.is_file:
+            return self.path
+        private = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.part")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Locked(f"another download is writing to {self.target}{_holder(os.fstat(descriptor))}") from error
+            source = f"/proc/self/fd/{self._descriptor}"
+            os.link(source, private, src_dir_fd=self._descriptor, follow_symlinks=True)
+        except OSError:
+            return self.path
+        return private
+
+    def _tidy(self, source: Path) -> None:
+        """What is left to do when the file has its name; none of it can make the file wrong."""
+        with suppress(OSError):
+            if source != self.path and disk.is_name_of(self.path, self._identity):
+                disk.remove(self.path)
+        if self._final_mode is not None:
+            with suppress(OSError):
+                os.fchmod(self._descriptor, self._final_mode)
+        if self._opened.is_marked:
+            remove_mark(self._descriptor)
+        if not self._sync:
+            return
+        try:
+            disk.sync_folder(self.target.parent, on_unsynced=self._opener.on_unsynced)
         except OSError as error:
-            raise local_fault(f"lock {self.path}", error) from error
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise LocalFault(f"cannot use {self.path}: it is not a regular file")
-        if status.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
-            with translated(f"remove {self.path}"), suppress(FileNotFoundError):
-                os.unlink(self.path)
-        return status
+            self._opener.on_unsynced(str(self.target.parent), error)
+
+    def _keep_owner(self, old: os.stat_result, own: os.stat_result) -> None:
+        if (old.st_uid, old.st_gid) == (own.st_uid, own.st_gid):
+            return
+        owner = old.st_uid if os.geteuid() == 0 else -1
+        try:
+            os.fchown(self._descriptor, owner, old.st_gid)
+        except OSError as error:
+            if disk.fault_of(error).kind not in ("unsupported", "permission"):
+                raise
+
+    def _keep_acl(self) -> None:
+        """Copy the access control list, where there is one; see acl(5)."""
+        with suppress(OSError):
+            os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
 
     def _check_space(self, size: int) -> None:
         if size < LEAST_FALLOC:
             return  # its first write tells as soon
-        status = os.fstat(self._descriptor)
-        needed = max(0, size - status.st_blocks * 512)
-        room = os.fstatvfs(self._descriptor)
-        free = room.f_bavail * room.f_frsize
-        if needed and needed + SPACE_RESERVE > free:
+        with translated(f"look at {self.path}"):
+            needed = max(0, size - os.fstat(self._descriptor).st_blocks * 512)
+        free = disk.free_space(self._descriptor)
+        if needed and free is not None and needed + SPACE_RESERVE > free:
             raise NoSpace(f"{self.target.parent} has {free} bytes free, {needed + SPACE_RESERVE} are needed")
 
 
 class Writer:
-    """One thread's descriptor on a part file, whose offset is 0 at first."""
+    """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
 
-    def __init__(self, descriptor: int, path: Path, *, closes: bool = True) -> None:
+    ``is_shared``: its offset is that of other descriptors, too, and is not used.
+    """
+
+    def __init__(self, descriptor: int, path: Path, is_shared: bool = False, *, closes: bool = True) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._is_shared = is_shared
         self._closes = closes
         self._position = 0
+        self._lock = threading.Lock()  # guards that the descriptor is closed once
 
     def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
+        if not data:
+            return  # the writer may have been closed: all bytes of the file are there
         try:
+            if self._is_shared:
+                disk.write_all(self._descriptor, data, position)
+                return
             if position != self._position:
                 os.lseek(self._descriptor, position, os.SEEK_SET)
-            written = os.write(self._descriptor, data)
-            while written < len(data):  # a signal or a full disk; the next write tells which
-                written += os.write(self._descriptor, data[written:])
+            disk.write_all(self._descriptor, data)
         except OSError as error:
             self._position = -1
             raise local_fault(f"write {self._path}", error) from error
@@ -255,25 +363,9 @@ class Writer:
             raise local_fault(f"read {self._path}", error) from error
 
     def close(self) -> None:
-        if self._closes:
-            os.close(self._descriptor)
-
-
-def _is_name_of(path: Path, status: os.stat_result) -> bool:
-    try:
-        named = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
-
-
-def _holder(status: os.stat_result) -> str:
-    """Who has the lock, where ``/proc/locks`` (proc_locks(5)) tells: " (process 123, dlpool)"."""
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with suppress(OSError, IndexError), open("/proc/locks", encoding="ascii") as locks:
-        for fields in (line.split() for line in locks):
-            if device in fields and fields[1] == "FLOCK":
-                process = int(fields[4])
-                name = Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
-                return f" (process {process}, {name})"
-    return ""
+        """Close the descriptor, once. Raises LocalFault for a write that failed."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0 and self._closes:
+            with translated(f"write {self._path}"):
+                os.close(descriptor)

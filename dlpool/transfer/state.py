@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dlpool.disk import sync_folder, translated
+from dlpool import disk
+from dlpool.disk import translated
+from dlpool.errors import LocalFault
 from dlpool.transfer.answer import Span
 from dlpool.transfer.chunks import Chunk
+from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.names import STATE_SUFFIX
 from dlpool.transfer.remote import Resource
 
@@ -29,6 +33,11 @@ MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_STATE_BYTES = 16 * 1024 * 1024
+
+
+_BEGINNING = b'{"version":'  # of every state file, also of one that a power failure has cut
+_PLACEHOLDER = b'{"version":1,"placeholder":true}'
+_NOT_READ = {"disk_failed", "permission", "too_many_files"}  # kinds of faults that say nothing about the content
 
 
 class StateUnusable(Exception):
@@ -144,87 +153,147 @@ def url_digest(url: str) -> str:
 
 
 class StateFile:
-    """The state file of one part file. Used by the thread that holds the part file's lock."""
+    """The state file of one part file. Used by the thread that holds the part file's lock.
 
-    def __init__(self, path: Path, *, sync: bool) -> None:
+    ``exists``: something has the name. ``is_placeholder``: it only says that the part file beside it is dlpool's.
+    """
+
+    def __init__(self, path: Path, *, sync: bool, notify: Notify = ignore) -> None:
+        """Raises LocalFault."""
         self.path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary: Path | None = None
         self._sync = sync
-        self.exists = os.path.lexists(path)
+        self._notify = notify
+        self.is_placeholder = False
+        with translated(f"look at {path}"):
+            self.exists = disk.exists(path)
 
     @classmethod
-    def of(cls, target: Path, *, sync: bool) -> StateFile:
-        """The state file of a target."""
-        return cls(target.with_name(target.name + STATE_SUFFIX), sync=sync)
+    def of(cls, target: Path, *, sync: bool, notify: Notify = ignore) -> StateFile:
+        """Return the state file of a target. Raises LocalFault."""
+        return cls(target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify)
+
+    @property
+    def holds_progress(self) -> bool:
+        """Whether it is more than a placeholder."""
+        return self.exists and not self.is_placeholder
+
+    def is_ours(self) -> bool:
+        """Tell whether a file of the name was written by dlpool. Raises LocalFault."""
+        try:
+            return self.exists and self._content(len(_BEGINNING)).startswith(_BEGINNING)
+        except StateUnusable:
+            return False
 
     def load(self) -> SavedState | None:
-        """The committed state, None if there is none. Raises StateUnusable."""
+        """Return the committed state, None if there is none. Raises StateUnusable, LocalFault."""
         if not self.exists:
             return None
-        try:
-            with open(self.path, "rb", opener=_open_itself) as file:
-                size = os.fstat(file.fileno()).st_size  # a read of the most would allocate the most
-                text = file.read(min(size, MAX_STATE_BYTES) + 1)
-        except OSError as error:
-            raise StateUnusable(f"it cannot be read ({error.strerror})") from error
+        text = self._content(MAX_STATE_BYTES + 1)
         if len(text) > MAX_STATE_BYTES:
             raise StateUnusable("it is too large")
-        return SavedState.from_json(text)
+        self.is_placeholder = text == _PLACEHOLDER
+        return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically and durably; a reader sees the old one or the new one.
+        """Replace the state atomically and durably; a reader sees the old one or the new one. Raises LocalFault.
 
         Not durably is enough for what only a killed process needs: after a power failure it may be absent or empty.
         """
-        sync = self._sync and is_durable
-        with translated(f"write {self.path}"):
-            try:
-                _write_file(self._temporary, state.as_json().encode(), sync=sync)
-                os.replace(self._temporary, self.path)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(self._temporary)
-                raise
-            self.exists = True
-            if sync:
-                sync_folder(self.path.parent)
+        self._write(state.as_json().encode(), sync=self._sync and is_durable)
+        self.is_placeholder = False
+
+    def reserve(self) -> None:
+        """Write a placeholder, unless there is a state. Raises LocalFault."""
+        if not self.exists:
+            self._write(_PLACEHOLDER, sync=False)
+            self.is_placeholder = True
+
+    def unreserve(self) -> None:
+        """Remove the placeholder, if it is one that this object has written or read."""
+        if self.is_placeholder:
+            disk.remove_quietly(self.path)
+            self.exists = self.is_placeholder = False
+
+    def empty(self) -> None:
+        """Forget the state, durably, but keep saying that the part file is dlpool's. Raises LocalFault."""
+        if not self.is_placeholder:
+            self._write(_PLACEHOLDER, sync=self._sync)
+            self.is_placeholder = True
 
     def remove_leftovers(self) -> None:
-        """Remove what a run left that was killed while it committed."""
-        with translated(f"remove {self._temporary}"), suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        """Remove what a run left that was killed while it committed. Raises LocalFault."""
+        temporary = self._usual_temporary
+        with translated(f"remove {temporary}"):
+            if disk.exists(temporary) and _is_leftover(temporary):
+                disk.remove(temporary)
 
     def remove(self) -> None:
-        """Forget the state, durably: what it said must not be believed of the bytes that come next."""
+        """Forget the state, durably: what it said must not be believed of the bytes that come next. Raises LocalFault."""
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
-            with suppress(FileNotFoundError):
-                os.unlink(self.path)
-            self.exists = False
+            disk.remove(self.path)
+            self.exists = self.is_placeholder = False
             if self._sync:
-                sync_folder(self.path.parent)
+                disk.sync_folder(self.path.parent, on_unsynced=self._on_unsynced)
+
+    def remove_published(self) -> None:
+        """Remove the state of a file that has been published; if that fails, the next run sees that it is of no use."""
+        for _ in range(2):
+            if self.exists:
+                with suppress(LocalFault):
+                    self.remove()
+
+    def _content(self, most: int) -> bytes:
+        """The first ``most`` bytes. Raises StateUnusable, LocalFault."""
+        try:
+            with open(self.path, "rb", opener=_open_itself) as file:
+                size = os.fstat(file.fileno()).st_size  # a read of the most would allocate the most
+                return file.read(min(size, most))
+        except OSError as error:
+            if disk.fault_of(error).kind in _NOT_READ:
+                raise disk.local_fault(f"read {self.path}", error) from error
+            raise StateUnusable(f"it cannot be read ({error.strerror})") from error
+
+    def _write(self, data: bytes, *, sync: bool) -> None:
+        with translated(f"write {self.path}"):
+            disk.atomic_write(
+                self.path, data, sync=sync, temporary=self._free_temporary(), on_unsynced=self._on_unsynced
+            )
+        self.exists = True
+
+    @property
+    def _usual_temporary(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.tmp")
+
+    def _free_temporary(self) -> Path:
+        """The name to write to: another one than usual where that is a foreign file's. Raises OSError."""
+        if self._temporary is None:
+            self._temporary = self._usual_temporary
+            if disk.exists(self._temporary) and not _is_leftover(self._temporary):
+                self._temporary = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
+        return self._temporary
+
+    def _on_unsynced(self, folder: str, error: OSError) -> None:
+        self._notify("folder_not_synced", path=folder, error=error.strerror or str(error))
+
+
+def _is_leftover(temporary: Path) -> bool:
+    """Whether a temporary file is one of ours that a kill has left: a state, or the beginning of one. Raises OSError."""
+    try:
+        with open(temporary, "rb", opener=_open_itself) as file:
+            beginning = file.read(len(_BEGINNING))
+    except OSError as error:
+        if disk.fault_of(error).kind in _NOT_READ:
+            raise
+        return False  # a link, a folder or a pipe
+    return _BEGINNING.startswith(beginning)
 
 
 def _open_itself(path: str, flags: int) -> int:
     """Open no link, and do not wait for a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _write_file(path: Path, data: bytes, *, sync: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-    try:
-        _write_all(descriptor, data)
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _check_tiling(state: SavedState) -> None:

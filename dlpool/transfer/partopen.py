@@ -1,0 +1,220 @@
+"""Find or create the part file of a target: locked, and known to be dlpool's.
+
+Other programs use the ending ``.part``, too. A file of that name is ours if it has the extended attribute ``MARK``, or
+if a state file of ours lies beside it; any other file is refused and left alone, also an empty one.
+
+So that a kill never leaves a part file of ours that the next run would refuse, it is created without a name
+(O_TMPFILE), locked and marked, and only then linked to its name. Where the file system cannot do that, or has no
+extended attributes, a placeholder of the state file is written before the part file is created; it stays as long as
+there is no mark and no state. See open(2), xattr(7).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool import disk
+from dlpool.errors import ForeignFile, LocalFault, Locked
+from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.transfer.job import Notify
+from dlpool.transfer.names import PART_SUFFIX
+from dlpool.transfer.state import StateFile
+
+MARK = "user.dlpool.part"
+MAX_OPENS = 100
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MODE = 0o666
+
+
+@dataclass(frozen=True)
+class OpenPart:
+    """A part file that is open and locked. ``is_new``: it was created by this call."""
+
+    descriptor: int
+    status: os.stat_result
+    lock: FileLock
+    is_marked: bool
+    is_new: bool
+
+
+class PartOpener:
+    """Opens the part file of one target, at first and after each restart. Used by one thread."""
+
+    def __init__(self, target: Path, *, sync: bool, notify: Notify) -> None:
+        self.path = target.with_name(target.name + PART_SUFFIX)
+        self._target = target
+        self._sync = sync
+        self._notify = notify
+
+    def open(self) -> OpenPart:
+        """Open or create; missing parent folders are made.
+
+        Raises Locked if another download has it, ForeignFile for a file that is not ours, LocalFault.
+        """
+        for _ in range(MAX_OPENS):
+            with disk.translated(f"open {self.path}"):
+                opened = self._existing() or self._created()
+            if opened is not None:
+                return opened
+        raise LocalFault(f"cannot use {self.path}: it is replaced again and again")
+
+    def replace(self, old: FileLock) -> OpenPart:
+        """Remove the part file and create another one. A lock file stays the same.
+
+        Raises Locked if another download was faster, LocalFault.
+        """
+        held = old if old.is_file else None
+        with disk.translated(f"replace {self.path}"):
+            disk.remove(self.path)
+            opened = self._created(held)
+        if opened is None:
+            raise Locked(f"another download is writing to {self._target}")
+        return opened
+
+    def on_unsynced(self, folder: str, error: OSError) -> None:
+        """Report a folder whose names could not be made durable."""
+        self._notify("folder_not_synced", path=folder, error=error.strerror or str(error))
+
+    def _existing(self) -> OpenPart | None:
+        """The part file that has the name, None if there is none or it was replaced. Raises OSError."""
+        try:
+            descriptor = os.open(self.path, _FLAGS)
+        except FileNotFoundError:
+            return None
+        lock: FileLock | None = None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+            is_marked = self._checked_mark(descriptor)
+            lock = self._locked(descriptor)
+            status = os.fstat(descriptor)
+            if status.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
+                disk.remove(self.path)
+            elif disk.is_name_of(self.path, disk.identity_of(status)):
+                return OpenPart(descriptor, status, lock, is_marked, is_new=False)
+        except BaseException:
+            _abandon(descriptor, lock)
+            raise
+        _abandon(descriptor, lock)  # published or replaced between open and lock
+        return None
+
+    def _checked_mark(self, descriptor: int) -> bool:
+        """Whether the file has the mark; raises ForeignFile for one that is not ours."""
+        if _has_mark(descriptor):
+            return True
+        if StateFile.of(self._target, sync=False).is_ours():
+            return _mark(descriptor)
+        raise ForeignFile(
+            f"{self.path} was not made by dlpool: move it away, or choose another name for the download"
+        )
+
+    def _created(self, held: FileLock | None = None) -> OpenPart | None:
+        """A new part file; None if another process has created one meanwhile. Raises OSError.
+
+        ``held``: a lock file that is ours already.
+        """
+        try:
+            return self._linked(held)
+        except FileExistsError:
+            return None
+        except OSError:
+            return self._named(held)
+
+    def _linked(self, held: FileLock | None) -> OpenPart:
+        """Create it without a name, lock and mark it, and give it its name. Raises FileExistsError, OSError."""
+        descriptor = self._unnamed()
+        lock = held
+        try:
+            again = Path(f"/proc/self/fd/{descriptor}")
+            lock = held or self._locked(descriptor, again)
+            is_marked = _mark(descriptor)
+            if not is_marked:
+                StateFile.of(self._target, sync=False).reserve()
+            identity = disk.identity_of(os.fstat(descriptor))
+            try:
+                os.link(again, self.path, src_dir_fd=descriptor, follow_symlinks=True)
+            except OSError:
+                if not disk.is_name_of(self.path, identity):
+                    raise
+            return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+        except BaseException:
+            _abandon(descriptor, None if held else lock)
+            raise
+
+    def _unnamed(self) -> int:
+        try:
+            return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+        except FileNotFoundError:
+            disk.make_folders(self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced)
+            return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+
+    def _named(self, held: FileLock | None) -> OpenPart | None:
+        """Create it under its name, behind a placeholder of the state. Raises OSError."""
+        state_file = StateFile.of(self._target, sync=False)
+        state_file.reserve()
+        try:
+            descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
+        except FileExistsError:
+            return None
+        except OSError:
+            if not disk.exists(self.path):
+                state_file.unreserve()
+            raise
+        lock = held
+        try:
+            is_marked = _mark(descriptor)
+            lock = held or self._locked(descriptor)
+            if is_marked:
+                state_file.unreserve()
+            return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+        except BaseException:
+            _abandon(descriptor, None if held else lock)
+            raise
+
+    def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
+        """Lock the open file. Raises Locked, ForeignFile, OSError."""
+        try:
+            return FileLock(descriptor, self.path, again=again)
+        except LockHeld as error:
+            holder = f" ({error})" if str(error) else ""
+            raise Locked(f"another download is writing to {self._target}{holder}") from error
+        except LockForeign as error:
+            raise ForeignFile(f"{error} was not made by dlpool: move it away") from error
+
+
+def _abandon(descriptor: int, lock: FileLock | None) -> None:
+    with suppress(OSError):
+        os.close(descriptor)
+    if lock is not None:
+        lock.release()
+
+
+def _mark(descriptor: int) -> bool:
+    """Mark the file as dlpool's; False where that is not possible."""
+    try:
+        os.setxattr(descriptor, MARK, b"1")
+    except OSError:
+        return False
+    return True
+
+
+def _has_mark(descriptor: int) -> bool:
+    """Whether the file has the mark. Raises OSError."""
+    try:
+        os.getxattr(descriptor, MARK)
+    except OSError as error:
+        if error.errno in disk.HAS_NO_XATTR:
+            return False
+        raise
+    return True
+
+
+def remove_mark(descriptor: int) -> None:
+    """Remove the mark of a file that has been published; a mark that stays is harmless."""
+    with suppress(OSError):
+        os.removexattr(descriptor, MARK)
