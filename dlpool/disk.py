@@ -81,7 +81,6 @@ CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
 CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_LOCK = _LACKS | {errno.ENOLCK}
-IS_LOCKED = frozenset({errno.EWOULDBLOCK, errno.EACCES})  # EACCES: flock by fcntl(2) locks, as on NFS
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ERANGE}
@@ -156,9 +155,9 @@ def atomic_write(
     """Replace the content of ``path``: a reader, and the next start after a kill, find the old content or the new.
 
     ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier kill left is removed first, so
-    only one writer at a time may write a path. ``sync``: durable when this returns, else after a power failure the file may be absent or empty.
-    ``mode`` is that of the new file, reduced by the umask. Raises OSError, and then the old content is still there
-    unless the error came from the sync of the folder.
+    only one writer at a time may write a path. ``sync``: durable when this returns, else after a power failure the
+    file may be absent or empty. ``mode`` is that of the new file, reduced by the umask. Raises OSError, and then the
+    old content is still there unless the error came from the sync of the folder.
     """
     temporary = temporary or f"{os.fspath(path)}.tmp"
     descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
@@ -180,8 +179,7 @@ def _fill(descriptor: int, data: bytes, *, sync: bool) -> Identity:
             os.fsync(descriptor)
         identity = identity_of(os.fstat(descriptor))
     except OSError:
-        with suppress(OSError):
-            os.close(descriptor)
+        close_quietly(descriptor)
         raise
     os.close(descriptor)
     return identity
@@ -262,7 +260,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(folder)
+        close_quietly(folder)
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
@@ -291,6 +289,12 @@ def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
     """Remove a name that is of no use any more; if that fails it stays, which is harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
+
+
+def close_quietly(descriptor: int) -> None:
+    """Close a descriptor that nothing was written by, or whose error would hide an earlier one."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
@@ -333,7 +337,7 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
         return False
     finally:
         if not is_open:
-            os.close(descriptor)
+            close_quietly(descriptor)
     return True
 
 
@@ -348,7 +352,7 @@ def _sync_parent(path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None)
         try:
             sync_folder(descriptor, on_unsynced=on_unsynced)
         finally:
-            os.close(descriptor)
+            close_quietly(descriptor)
 
 
 def _open_folder(folder: Name, dir_fd: int | None = None) -> int:

@@ -14,7 +14,6 @@ succeeds and locks nothing. A lock is verified by a second descriptor of the sam
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -35,6 +34,7 @@ _MAX_BYTES = 4096
 _ATTEMPTS = 20
 
 _no_flock: set[int] = set()  # devices whose flock(2) was found to be refused or without effect; only ever added to
+_own_tokens: set[str] = set()  # of the lock files that this process holds; each operation on it is atomic
 
 
 class LockHeld(Exception):
@@ -55,8 +55,6 @@ def flock(descriptor: int, *, is_shared: bool = False) -> bool:
     except OSError as error:
         if error.errno in disk.CANNOT_LOCK:
             return False
-        if error.errno in disk.IS_LOCKED:
-            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK)) from error
         raise
     return True
 
@@ -125,7 +123,7 @@ def _refuses_second(path: Path, identity: disk.Identity) -> bool:
     else:
         return False
     finally:
-        os.close(second)
+        disk.close_quietly(second)
 
 
 def _flock_holder(status: os.stat_result) -> str:
@@ -158,9 +156,7 @@ class Owner:
     def own(cls) -> Owner:
         """Return this process, with a new token."""
         pid = os.getpid()
-        return cls(
-            socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_time(pid), secrets.token_hex(8)
-        )
+        return cls(socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_time(pid), secrets.token_hex(8))
 
     @classmethod
     def parse(cls, data: bytes) -> Owner | None:
@@ -179,6 +175,8 @@ class Owner:
         """Tell whether the process is known to have ended: only for one of this host, boot and PID namespace."""
         if not self.boot or (self.boot, self.namespace) != (_boot_id(), _pid_namespace()):
             return False
+        if self.pid == os.getpid():
+            return self.token not in _own_tokens  # then it could not be removed
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -195,11 +193,12 @@ class Owner:
 class _LockFile:
     """A lock file that we made. Its descriptor stays open: the inode number is ours as long as it is."""
 
-    def __init__(self, path: Path, descriptor: int, *, was_expired: bool) -> None:
+    def __init__(self, path: Path, made: _Made, *, was_expired: bool) -> None:
         self.path = path
+        self._token = made.token
         self.was_expired = was_expired
-        self._descriptor = descriptor
-        self._identity = disk.identity_of(os.fstat(descriptor))
+        self._descriptor = made.descriptor
+        self._identity = made.identity
         self._lock = threading.Lock()  # guards the descriptor
         _heartbeat.add(self)
 
@@ -208,7 +207,7 @@ class _LockFile:
         """Create the lock file, or replace a stale one. Raises LockHeld, LockForeign, OSError."""
         for _ in range(_ATTEMPTS):
             try:
-                return cls(path, _create(path), was_expired=False)
+                return cls(path, _Made.create(path), was_expired=False)
             except FileExistsError:
                 found = _take_over(path)
             if found is not None:
@@ -224,7 +223,7 @@ class _LockFile:
         try:
             return disk.identity_of(os.fstat(named)) == self._identity
         finally:
-            os.close(named)
+            disk.close_quietly(named)
 
     def renew(self) -> None:
         """Set the modification time to the server's present. A failure is not ours to report: others judge by it."""
@@ -235,14 +234,16 @@ class _LockFile:
     def release(self) -> None:
         """Remove it, if it is ours."""
         _heartbeat.drop(self)
-        with self._lock, suppress(OSError):
-            if self._descriptor >= 0:
-                descriptor, self._descriptor = self._descriptor, -1
-                try:
-                    if self.is_named():
-                        disk.remove(self.path)
-                finally:
-                    os.close(descriptor)
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        for _ in range(2):
+            with suppress(OSError):
+                if self.is_named():
+                    disk.remove(self.path)
+        _own_tokens.discard(self._token)
+        disk.close_quietly(descriptor)
 
 
 class _Heartbeat:
@@ -282,41 +283,58 @@ class _Heartbeat:
 _heartbeat = _Heartbeat()
 
 
-def _create(path: Path) -> int:
-    """Create the file and write who owns it. Raises FileExistsError, OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        disk.write_all(descriptor, Owner.own().as_json())
-    except OSError:
-        os.close(descriptor)
-        disk.remove_quietly(path)
-        raise
-    return descriptor
+@dataclass(frozen=True)
+class _Made:
+    """A lock file that this process has created."""
+
+    descriptor: int
+    identity: disk.Identity
+    token: str
+
+    @classmethod
+    def create(cls, path: Path) -> _Made:
+        """Create the file and write who owns it. Raises FileExistsError, OSError."""
+        owner = Owner.own()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            _own_tokens.add(owner.token)
+            disk.write_all(descriptor, owner.as_json())
+            return cls(descriptor, disk.identity_of(os.fstat(descriptor)), owner.token)
+        except OSError:
+            _own_tokens.discard(owner.token)
+            disk.remove_quietly(path)
+            disk.close_quietly(descriptor)
+            raise
+
+    def remove(self, path: Path) -> None:
+        """Undo it, if the name still means the file."""
+        _own_tokens.discard(self.token)
+        with suppress(OSError):
+            if disk.is_name_of(path, self.identity):
+                disk.remove(path)
+        disk.close_quietly(self.descriptor)
 
 
 def _take_over(path: Path) -> _LockFile | None:
     """Replace a stale lock by one of ours; None if it has gone meanwhile. Raises LockHeld, LockForeign, OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        descriptor = _create(temporary)
+        made = _Made.create(temporary)
     except FileExistsError:
         if _judged(temporary, now=None):  # left by a process that was killed right here
             disk.remove(temporary)
         return None
-    identity = disk.identity_of(os.fstat(descriptor))
     try:
-        found = _judged(path, now=os.fstat(descriptor).st_mtime)
+        found = _judged(path, now=os.fstat(made.descriptor).st_mtime)
         if found is not None:
-            disk.replace(temporary, path, identity=identity)
-            if disk.is_name_of(path, identity):  # else another process took our temporary file for a stale one
-                kept, descriptor = descriptor, -1
-                return _LockFile(path, kept, was_expired=not found.has_ended)
-        return None
-    finally:
-        if descriptor >= 0:
-            if disk.is_name_of(temporary, identity):
-                disk.remove_quietly(temporary)
-            os.close(descriptor)
+            disk.replace(temporary, path, identity=made.identity)
+            if disk.is_name_of(path, made.identity):  # else another process took our temporary file for a stale one
+                return _LockFile(path, made, was_expired=not found.has_ended)
+    except BaseException:
+        made.remove(temporary)
+        raise
+    made.remove(temporary)
+    return None
 
 
 @dataclass(frozen=True)
@@ -338,7 +356,7 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
     try:
         data, status = os.read(descriptor, _MAX_BYTES), os.fstat(descriptor)
     finally:
-        os.close(descriptor)
+        disk.close_quietly(descriptor)
     owner = Owner.parse(data)
     if owner is None and data:
         raise LockForeign(str(path))
@@ -357,7 +375,7 @@ def _server_time(folder: Path) -> float:
         os.utime(descriptor)
         return os.fstat(descriptor).st_mtime
     finally:
-        os.close(descriptor)
+        disk.close_quietly(descriptor)
         disk.remove_quietly(path)
 
 

@@ -32,8 +32,8 @@ class Faults:
         self._errno = number
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    def wrap(self, name: str) -> None:
-        real: Callable[..., Any] = getattr(os, name)
+    def wrap(self, name: str, owner: Any = os) -> None:
+        real: Callable[..., Any] = getattr(owner, name)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             frame = sys._getframe(1)
@@ -54,7 +54,7 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        setattr(os, name, wrapped)
+        setattr(owner, name, wrapped)
 
     def _named(self, name: str, frame: FrameType | None) -> str:
         phase = "open"
@@ -71,6 +71,7 @@ class Faults:
 
 
 def main() -> int:
+    from dlpool import disk
     from dlpool.cli.main import main as dlpool
     from dlpool.transfer import round as rounds
 
@@ -81,6 +82,7 @@ def main() -> int:
     faults = Faults(log, action, step, int(number))
     for name in WATCHED:
         faults.wrap(name)
+    faults.wrap("rename_noreplace", disk)
     return dlpool(sys.argv[split + 1 :])
 
 

@@ -22,6 +22,7 @@ FLOORS = [
     {"engine", "upload", "jobs", "observe"},
     {"transfer"},
     {"config"},
+    {"filelock"},
     {"disk"},
     {"errors", "jsontext", "syscalls"},
     {"kinds", "redaction"},

@@ -42,10 +42,12 @@ def test_a_target_in_a_folder_is_skipped_overwritten_refused_or_renamed(
 @pytest.mark.parametrize(
     ("if_exists", "when", "step"),
     [
-        ("overwrite", "kill-after", "publish:replace:2"), ("skip", "kill-after", "publish:link:1"),
-        ("fail", "kill-after", "publish:link:1"), ("rename", "kill-before", "publish:unlink:2"),
+        ("overwrite", "kill-after", "publish:replace:2"),
+        ("skip", "kill-after", "publish:rename_noreplace:1"),
+        ("fail", "kill-after", "publish:rename_noreplace:1"),
+        ("rename", "kill-before", "publish:unlink:1"),
     ],
-)  # fmt: skip
+)
 def test_a_download_to_a_folder_killed_after_its_publish_is_done(
     if_exists: str, when: str, step: str, tmp_path: Path
 ) -> None:
@@ -58,6 +60,25 @@ def test_a_download_to_a_folder_killed_after_its_publish_is_done(
     assert (ended.code, ended.json["path"]) == (0, str(tmp_path / "out" / "f"))
     assert os.listdir(tmp_path / "out") == ["f"]
     assert (tmp_path / "out" / "f").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "fail"])
+def test_a_download_killed_between_a_link_and_the_removal_of_the_old_name_is_done(
+    if_exists: str, tmp_path: Path
+) -> None:
+    """As where the file system cannot rename without replacing; the link is made by the test."""
+    target, options = tmp_path / "f", ["--if-exists", if_exists, "--json", "-q", "--min-split-size", "256K"]
+    with Origin(File(DATA, block=64 * 1024, pause_s=0.05)) as origin:
+        arguments = ["fetch", f"{origin.url}/f", target, *options]
+        step = "publish:replace:2" if if_exists == "overwrite" else "publish:rename_noreplace:1"
+        killed = run(tmp_path / "log", "kill-before", step, "--", *arguments, module="tests.faults")
+        assert killed.code == -signal.SIGKILL
+        (tmp_path / "log").unlink()
+        os.link(tmp_path / "f.part", target)
+        ended = run(*arguments)
+    assert (ended.code, ended.json["path"], ended.json["received"]) == (0, str(target), 0)
+    assert os.listdir(tmp_path) == ["f"]
+    assert target.read_bytes() == DATA
 
 
 def test_skip_leaves_nothing_behind_when_the_target_appears_meanwhile(

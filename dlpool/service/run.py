@@ -36,9 +36,15 @@ if TYPE_CHECKING:
 
 Send = Callable[[Frame], object]
 _LEVELS: Mapping[str, str] = {
-    "range_retry": "warning", "download_restarted": "warning", "state_unusable": "warning", "job_started": "info",
-    "checksum_verified": "info", "target_skipped": "info", "job_succeeded": "debug",
-}  # fmt: skip
+    "range_retry": "warning",
+    "download_restarted": "warning",
+    "state_unusable": "warning",
+    "folder_not_synced": "warning",
+    "job_started": "info",
+    "checksum_verified": "info",
+    "target_skipped": "info",
+    "job_succeeded": "debug",
+}
 
 SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable takes no time that matters
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 
 from dlpool.errors import DlpoolError, LocalFault
 from dlpool.transfer.board import Board
@@ -44,7 +45,8 @@ class Follower:
         except DlpoolError as error:
             self._error = error
         finally:
-            self._reader.close()
+            with suppress(LocalFault):  # it only read
+                self._reader.close()
 
     def _hash_up_to(self, front: int, position: int) -> int:
         while position < front and self._board.error is None:

@@ -106,8 +106,14 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - top of a thread
             board.stop(InternalError.of(error))
         finally:
-            if self._writer is not None:
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            try:
                 self._writer.close()
+            except DlpoolError as error:
+                self._context.board.stop(error)
 
     def _serve(self, chunk: Chunk | None, opened: Opened | None = None) -> float:
         """One request for ``chunk``, or the rest of the first one; returns for how long this thread should rest."""

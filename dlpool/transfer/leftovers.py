@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.errors import ForeignFile
 from dlpool.transfer.names import PART_SUFFIX
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.state import StateFile, StateUnusable, url_digest
@@ -26,7 +27,7 @@ def forget_published(target: Path, job_id: str) -> None:
 def discard_unfinished(target: Path, url: str) -> None:
     """Remove the part file and state of a download of ``url`` that will not go on. What is another's stays.
 
-    A part file without state holds nothing that anybody could use. Raises Locked while a download works on it, and
+    A part file without state holds nothing that a later run could use. Raises Locked while a download works on it, and
     LocalFault.
     """
     state_file = StateFile.of(target, sync=False)
@@ -36,9 +37,16 @@ def discard_unfinished(target: Path, url: str) -> None:
             return
         if saved is None and not os.path.lexists(target.with_name(target.name + PART_SUFFIX)):
             return
-        part = PartFile(target, sync=False)
-        try:
+        with suppress(ForeignFile):
+            _discard(PartFile(target, sync=False), state_file)
+
+
+def _discard(part: PartFile, state_file: StateFile) -> None:
+    try:
+        if not state_file.exists or state_file.is_ours():
             state_file.remove()
             part.discard()
-        finally:
-            part.close()
+        elif part.is_new:
+            part.discard()
+    finally:
+        part.close()

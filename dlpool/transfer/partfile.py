@@ -19,7 +19,7 @@ from dlpool.errors import LocalFault, NoSpace, TargetExists
 from dlpool.syscalls import LEAST_FALLOC, fallocate
 from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.mark import set_mark
-from dlpool.transfer.partopen import OpenPart, PartOpener, remove_mark
+from dlpool.transfer.partopen import PartOpener, remove_mark
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
 _OWNER = 0o600
@@ -112,8 +112,7 @@ class PartFile:
         self._opened = self._opener.replace(old.lock)
         if not old.lock.is_file:
             old.lock.release()
-        with suppress(OSError):
-            os.close(old.descriptor)
+        disk.close_quietly(old.descriptor)
         with self._writers_lock:
             self._writers.clear()  # their owners close them
         self.has_blocks = False
@@ -227,7 +226,7 @@ class PartFile:
                 if isinstance(error, FileExistsError):
                     raise TargetExists(f"{self.target} exists already") from error
                 raise
-        self._tidy(source)
+        self._tidy()
 
     def retarget(self, target: Path) -> None:
         """Publish to another name than was planned; the part file keeps its own."""
@@ -241,10 +240,7 @@ class PartFile:
 
     def close(self) -> None:
         """Give up the lock. Raises nothing: what a close can tell was asked before the file was published."""
-        with suppress(LocalFault):
-            self.close_writers()
-        with suppress(OSError):
-            os.close(self._descriptor)
+        disk.close_quietly(self._descriptor)
         self._opened.lock.release()
 
     @property
@@ -262,10 +258,17 @@ class PartFile:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue  # no /proc, or the file has no name any more
-            if disk.identity_of(os.fstat(descriptor)) == self._identity:
+            if self._is_same(descriptor):
                 return descriptor
-            os.close(descriptor)
+            disk.close_quietly(descriptor)
         return None
+
+    def _is_same(self, descriptor: int) -> bool:
+        """Whether it is a descriptor of this file; if that cannot be told it is not."""
+        try:
+            return disk.identity_of(os.fstat(descriptor)) == self._identity
+        except OSError:
+            return False
 
     def _private_name(self) -> Path:
         """The name to publish from. Under a lock file, which can be lost at any moment, one that no other process uses.
@@ -283,15 +286,15 @@ class PartFile:
             return self.path
         return private
 
-    def _tidy(self, source: Path) -> None:
-        """What is left to do when the file has its name; none of it can make the file wrong."""
-        with suppress(OSError):
-            if source != self.path and disk.is_name_of(self.path, self._identity):
-                disk.remove(self.path)
+    def _tidy(self) -> None:
+        """Do what is left when the file has its name; none of it can make the file wrong.
+
+        The mark stays as long as the old name does, so that the next run removes that.
+        """
         if self._final_mode is not None:
             with suppress(OSError):
                 os.fchmod(self._descriptor, self._final_mode)
-        if self._opened.is_marked:
+        if self._has_one_name() and self._opened.is_marked:
             remove_mark(self._descriptor)
         if not self._sync:
             return
@@ -299,6 +302,16 @@ class PartFile:
             disk.sync_folder(self.target.parent, on_unsynced=self._opener.on_unsynced)
         except OSError as error:
             self._opener.on_unsynced(str(self.target.parent), error)
+
+    def _has_one_name(self) -> bool:
+        """Remove the part file's name where a link has published it; whether no name but the target is left."""
+        for _ in range(2):
+            with suppress(OSError):
+                if os.fstat(self._descriptor).st_nlink == 1:
+                    return True
+                if disk.is_name_of(self.path, self._identity):
+                    disk.remove(self.path)
+        return False
 
     def _keep_owner(self, old: os.stat_result, own: os.stat_result) -> None:
         if (old.st_uid, old.st_gid) == (own.st_uid, own.st_gid):
@@ -337,7 +350,8 @@ class Writer:
         self._is_shared = is_shared
         self._closes = closes
         self._position = 0
-        self._lock = threading.Lock()  # guards that the descriptor is closed once
+        self._lock = threading.Lock()  # guards that the descriptor is closed once, and what that reported
+        self._failure: LocalFault | None = None
 
     def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
@@ -363,9 +377,13 @@ class Writer:
             raise local_fault(f"read {self._path}", error) from error
 
     def close(self) -> None:
-        """Close the descriptor, once. Raises LocalFault for a write that failed."""
+        """Close the descriptor, once. Raises LocalFault, each time, if a write turns out to have failed."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0 and self._closes:
-            with translated(f"write {self._path}"):
-                os.close(descriptor)
+            if descriptor >= 0 and self._closes:
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    self._failure = local_fault(f"write {self._path}", error)
+            if self._failure is not None:
+                raise self._failure

@@ -77,7 +77,7 @@ class PartOpener:
 
     def on_unsynced(self, folder: str, error: OSError) -> None:
         """Report a folder whose names could not be made durable."""
-        self._notify("folder_not_synced", path=folder, error=error.strerror or str(error))
+        self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
 
     def _existing(self) -> OpenPart | None:
         """The part file that has the name, None if there is none or it was replaced. Raises OSError."""
@@ -109,49 +109,51 @@ class PartOpener:
             return True
         if StateFile.of(self._target, sync=False).is_ours():
             return _mark(descriptor)
-        raise ForeignFile(
-            f"{self.path} was not made by dlpool: move it away, or choose another name for the download"
-        )
+        raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
         """A new part file; None if another process has created one meanwhile. Raises OSError.
 
         ``held``: a lock file that is ours already.
         """
-        try:
-            return self._linked(held)
-        except FileExistsError:
-            return None
-        except OSError:
-            return self._named(held)
-
-    def _linked(self, held: FileLock | None) -> OpenPart:
-        """Create it without a name, lock and mark it, and give it its name. Raises FileExistsError, OSError."""
         descriptor = self._unnamed()
+        opened = self._linked(descriptor, held) if descriptor is not None else None
+        return opened or self._named(held)
+
+    def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
+        """Lock and mark a file without a name, and give it its name; None if that is not possible. Raises OSError."""
         lock = held
         try:
-            again = Path(f"/proc/self/fd/{descriptor}")
-            lock = held or self._locked(descriptor, again)
+            lock = held or self._locked(descriptor, Path(f"/proc/self/fd/{descriptor}"))
             is_marked = _mark(descriptor)
             if not is_marked:
                 StateFile.of(self._target, sync=False).reserve()
-            identity = disk.identity_of(os.fstat(descriptor))
-            try:
-                os.link(again, self.path, src_dir_fd=descriptor, follow_symlinks=True)
-            except OSError:
-                if not disk.is_name_of(self.path, identity):
-                    raise
-            return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+            if self._has_linked(descriptor):
+                return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
+        _abandon(descriptor, None if held else lock)
+        return None
 
-    def _unnamed(self) -> int:
+    def _has_linked(self, descriptor: int) -> bool:
+        """Link a file without a name to the part file's; whether that was done, whatever the call reports."""
         try:
-            return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
-        except FileNotFoundError:
+            os.link(f"/proc/self/fd/{descriptor}", self.path, src_dir_fd=descriptor, follow_symlinks=True)
+        except OSError:
+            return disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor)))
+        return True
+
+    def _unnamed(self) -> int | None:
+        """A descriptor of a new file without a name; None where that is not possible. Raises OSError."""
+        for _ in range(2):
+            try:
+                return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+            except OSError:
+                if self.path.parent.is_dir():
+                    break  # another way to create the file will tell whether that is all that is wrong
             disk.make_folders(self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced)
-            return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+        return None
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
         """Create it under its name, behind a placeholder of the state. Raises OSError."""
@@ -188,8 +190,7 @@ class PartOpener:
 
 
 def _abandon(descriptor: int, lock: FileLock | None) -> None:
-    with suppress(OSError):
-        os.close(descriptor)
+    disk.close_quietly(descriptor)
     if lock is not None:
         lock.release()
 

@@ -23,8 +23,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dlpool.disk import sync_folder, translated
-from dlpool.errors import DlpoolError, LocalFault, TargetExists
+from dlpool import disk
+from dlpool.disk import translated
+from dlpool.errors import DlpoolError, ForeignFile, LocalFault, TargetExists
 from dlpool.transfer.board import Snapshot
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
@@ -58,7 +59,7 @@ class Place:
     """The local side of one download. Used by one thread at a time."""
 
     def __init__(self, job: Job, target: Path, *, if_exists: str, resume: bool, sync: bool, notify: Notify) -> None:
-        """Choose and lock. Raises AlreadyThere, TargetExists, Locked, PolicyRefused or LocalFault."""
+        """Choose and lock. Raises AlreadyThere, TargetExists, ForeignFile, Locked, PolicyRefused or LocalFault."""
         self._job = job
         self._if_exists = if_exists
         self._resume = resume
@@ -67,21 +68,23 @@ class Place:
         self.target, exists = resolved(target)
         if exists:
             self.target = self._chosen(self.target)
-        self.part = PartFile(self.target, sync=sync)
-        self._state_file = StateFile.of(self.target, sync=sync)
+        self.part = PartFile(self.target, sync=sync, notify=notify)
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
-            if self._state_file.exists or not self.part.was_empty:
-                self.part.remove_leftovers()
+            self._state_file = StateFile.of(self.target, sync=sync, notify=notify)
+            self._check_state_ours()
+            if (self._state_file.exists or not self.part.was_empty) and self._state_file.has_leftovers:
                 self._state_file.remove_leftovers()
-            self.saved = self._load() if resume else None
+            self.saved = self._load() if resume and not self.part.was_expired else None
             if self.saved is None:
                 self._empty()
+            if exists and self._keeps_permissions:
+                self.part.keep_permissions()
         except BaseException:
-            self.close()
+            self._abandon()
             raise
 
     def __repr__(self) -> str:
@@ -91,8 +94,10 @@ class Place:
         """Forget all bytes; the state goes first, so that it never speaks of a part file that is not its own."""
         self._notify("download_restarted", reason=reason, path=str(self.target))
         self.part.check_named()
-        self._state_file.remove()
+        self._forget_state()
         self.part.begin_anew()
+        if self._keeps_permissions:
+            self.part.keep_permissions()
         self.saved = self._state = None
 
     def begin_state(self, resource: Resource) -> None:
@@ -109,12 +114,16 @@ class Place:
             self._commit(snapshot, last_error, None)
 
     def prepare(self, resource: Resource, *, remote_time: bool) -> None:
-        """Make the complete part file durable: what is left to do is to publish it."""
+        """Make the complete part file durable: what is left to do is to publish it. Nobody may write any more."""
         modified = http_date(resource.last_modified) if remote_time else None
-        if modified is not None:
-            self.part.set_modified(modified.timestamp())
         with self._noting_breakage():
+            self.part.close_writers()
+            if self._keeps_permissions:
+                self.part.keep_permissions()
+            if modified is not None:
+                self.part.set_modified(modified.timestamp())
             self.part.sync_data()
+            self.part.check_close()
 
     def publish(self, resource: Resource, snapshot: Snapshot) -> None:
         """Rename what was prepared to the target, and forget the state.
@@ -124,16 +133,16 @@ class Place:
         """
         job = self._job
         with self._noting_breakage():
-            if self._state_file.exists:
+            if self._state_file.holds_progress:
                 self._commit(snapshot, None, self._publishing())
             elif job.id is not None and not self.part.mark(job.id):
                 self.part.check_named()
                 state = SavedState.published(job.url, resource, self._publishing(), _now())
                 self._state_file.commit(state, is_durable=False)
         self._rename()
-        if job.id is None:
-            self._state_file.remove()
         self._is_published = True
+        if job.id is None or self._state_file.is_placeholder:
+            self._state_file.remove_published()
 
     @property
     def leaves_state(self) -> bool:
@@ -141,17 +150,50 @@ class Place:
         return self._state_file.exists
 
     def close(self) -> None:
-        """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours."""
+        """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours.
+
+        Raises nothing, so that the error that ended the download stays the one that is reported.
+        """
         try:
-            if not self._is_published and not self._state_file.exists:
-                self.part.discard()
+            if not self._is_published and not self._state_file.holds_progress:
+                with suppress(LocalFault):
+                    self.part.discard()
+                    self._state_file.unreserve()
         finally:
             self.part.close()
 
     def discard(self) -> None:
         """Remove state and part file: what they hold is wrong."""
         if self.part.is_named():
+            self._forget_state()
+
+    @property
+    def _keeps_permissions(self) -> bool:
+        return self._if_exists == "overwrite"
+
+    def _abandon(self) -> None:
+        """Unlock after a failed opening; a part file that was created for it goes."""
+        try:
+            if self.part.is_new:
+                with suppress(LocalFault):
+                    self.part.discard()
+        finally:
+            self.part.close()
+
+    def _check_state_ours(self) -> None:
+        """Raise ForeignFile where another program's file has the name of the state."""
+        is_ours = self.part.is_marked and not self.part.is_new
+        if self._state_file.exists and not is_ours and not self._state_file.is_ours():
+            raise ForeignFile(
+                f"{self._state_file.path} was not made by dlpool: move it away, or choose another name for the download"
+            )
+
+    def _forget_state(self) -> None:
+        """Remove the state; it stays as a placeholder where the part file itself does not say whose it is."""
+        if self.part.is_marked:
             self._state_file.remove()
+        else:
+            self._state_file.empty()
 
     @contextmanager
     def _noting_breakage(self) -> Iterator[None]:
@@ -188,7 +230,7 @@ class Place:
     def _chosen(self, target: Path) -> Path:
         """The name to publish under, by ``if_exists``; raises AlreadyThere for what an earlier run had published."""
         self._check_unpublished(target)
-        if self._if_exists == "overwrite" or not os.path.lexists(target):
+        if self._if_exists == "overwrite" or not _is_there(target):
             return target
         if self._if_exists == "skip":
             raise AlreadyThere(target, is_published=False)
@@ -200,7 +242,7 @@ class Place:
             other = target.with_name(os.fsdecode(stem) + ending)
             self._check_unpublished(other)
             self._check_unpublished(other, part_of=target)
-            if not os.path.lexists(other):
+            if not _is_there(other):
                 return other
         raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
 
@@ -221,12 +263,12 @@ class Place:
             if saved is None or not self._is_ours(saved, status):
                 return
             part = (part_of or target).with_name((part_of or target).name + PART_SUFFIX)
-            if os.path.lexists(part) and part.samefile(target):
-                os.unlink(part)
+            if disk.is_name_of(part, disk.identity_of(status)):
+                disk.remove(part)
             if self._sync:
-                sync_folder(target.parent)
+                disk.sync_folder(target.parent)
             if self._job.id is None:
-                state_file.remove()
+                state_file.remove_published()
             raise AlreadyThere(target, is_published=True)
 
     def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
@@ -244,8 +286,10 @@ class Place:
         return (self.part.inode, self.part.length) == (publishing.inode, publishing.size)
 
     def _empty(self) -> None:
-        self._state_file.remove()
-        if not self.part.was_empty:
+        self._forget_state()
+        if self.part.was_expired:  # its earlier holder may write to it still
+            self.part.begin_anew()
+        elif not self.part.was_empty:
             self.part.empty()
 
     def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
@@ -279,6 +323,12 @@ class Place:
                     raise
                 self.target = self._chosen(self.target)
                 self.part.retarget(self.target)
+
+
+def _is_there(target: Path) -> bool:
+    """Whether something has the name. Raises LocalFault."""
+    with translated(f"look at {target}"):
+        return disk.exists(target)
 
 
 def _now() -> str:

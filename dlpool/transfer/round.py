@@ -188,6 +188,7 @@ class Round:
         context = self._context
         context.notify("body_complete", size=context.board.written())
         self._verify(plan)
+        context.board.wait_for_writes(STOP_S)
         plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
         self.phase = "publishing"
         context.permit()

@@ -221,15 +221,20 @@ class StateFile:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
 
-    def remove_leftovers(self) -> None:
-        """Remove what a run left that was killed while it committed. Raises LocalFault."""
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether a run that was killed while it committed has left its temporary file. Raises LocalFault."""
         temporary = self._usual_temporary
-        with translated(f"remove {temporary}"):
-            if disk.exists(temporary) and _is_leftover(temporary):
-                disk.remove(temporary)
+        with translated(f"look at {temporary}"):
+            return disk.exists(temporary) and _is_leftover(temporary)
+
+    def remove_leftovers(self) -> None:
+        """Remove what such a run has left. Raises LocalFault."""
+        with translated(f"remove {self._usual_temporary}"):
+            disk.remove(self._usual_temporary)
 
     def remove(self) -> None:
-        """Forget the state, durably: what it said must not be believed of the bytes that come next. Raises LocalFault."""
+        """Forget the state, durably, as it must not be believed of the bytes that come next. Raises LocalFault."""
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
@@ -276,11 +281,11 @@ class StateFile:
         return self._temporary
 
     def _on_unsynced(self, folder: str, error: OSError) -> None:
-        self._notify("folder_not_synced", path=folder, error=error.strerror or str(error))
+        self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
 
 
 def _is_leftover(temporary: Path) -> bool:
-    """Whether a temporary file is one of ours that a kill has left: a state, or the beginning of one. Raises OSError."""
+    """Whether a temporary file was left by a kill of ours: a state, or the beginning of one. Raises OSError."""
     try:
         with open(temporary, "rb", opener=_open_itself) as file:
             beginning = file.read(len(_BEGINNING))
