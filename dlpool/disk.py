@@ -31,12 +31,12 @@ OnUnsynced = Callable[[str, OSError], None]  # called with the folder and the er
 class Fault:
     """What an errno of a file operation means.
 
-    ``kind`` is a stable name, which the upload API maps to a status; ``error`` is raised for it by a download;
+    ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the error of a download;
     ``reason`` completes the sentence "cannot do X: ...".
     """
 
     kind: str
-    error: type[LocalFault]
+    raised: type[LocalFault]
     reason: str
 
 
@@ -89,7 +89,7 @@ HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM
 def fault_of(error: OSError) -> Fault:
     """Return the meaning of ``error``; of kind ``storage``, with the error's own text, outside the table."""
     known = FAULTS.get(error.errno or 0)
-    return known or Fault(_UNKNOWN.kind, _UNKNOWN.error, error.strerror or str(error) or type(error).__name__)
+    return known or Fault(_UNKNOWN.kind, _UNKNOWN.raised, error.strerror or str(error) or type(error).__name__)
 
 
 class translated:
@@ -111,7 +111,7 @@ def local_fault(doing: str, error: Exception) -> LocalFault:
     if not isinstance(error, OSError):
         return LocalFault(f"cannot {doing}: {error}")
     fault = fault_of(error)
-    return fault.error(f"cannot {doing}: {fault.reason}")
+    return fault.raised(f"cannot {doing}: {fault.reason}")
 
 
 def identity_of(status: os.stat_result) -> Identity:
