@@ -50,7 +50,7 @@ class Bars:
         self._bars.refresh()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bars.stop()

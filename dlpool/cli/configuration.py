@@ -12,8 +12,9 @@ from typing import Any
 from dlpool import jsontext
 from dlpool.cli.conversion import convert
 from dlpool.cli.options import settings_told, tell
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.supervisor import service_given
-from dlpool.cli.tables import show_lines, show_table
+from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings
 from dlpool.config.door import check_door
 from dlpool.config.layers import HOST, Effective, examined, text_of
@@ -114,6 +115,12 @@ def _check(arguments: argparse.Namespace) -> int:
     known = concerned(wrong)
     wrong += [one for one in problems_of(found) if not one.concerns(known)]
     problems = [problem.text for problem in in_order(wrong, found.files)]
+    with telling_result():
+        _show_check(problems, found, arguments)
+    return ConfigurationError.exit_code if problems else 0
+
+
+def _show_check(problems: list[str], found: Effective, arguments: argparse.Namespace) -> None:
     if not arguments.quiet and not arguments.json:
         tell(found.notes)
     if arguments.json:
@@ -124,7 +131,6 @@ def _check(arguments: argparse.Namespace) -> int:
         print(*(f"dlpool: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     elif not arguments.quiet:
         show_lines([f"the settings can be used; read: {', '.join(found.files) or 'no file'}"])
-    return ConfigurationError.exit_code if problems else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.jobs import show_stats
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
-from dlpool.cli.tables import show_lines, show_table
+from dlpool.cli.tables import show_table
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures
@@ -61,10 +63,11 @@ def purge(arguments: argparse.Namespace) -> int:
     with opened(arguments) as queue:
         keys = [queue.keys.done] if arguments.done else [queue.keys.dead, queue.keys.cancelled]
         count = sum(Steering(queue.client, queue.keys).forget(key) for key in keys)
-    if arguments.json:
-        show_lines([json.dumps({"forgotten": count})])
-    elif not arguments.quiet:
-        show_lines([f"{count} jobs are forgotten"])
+    with telling_result():
+        if arguments.json:
+            show_lines([json.dumps({"forgotten": count})])
+        elif not arguments.quiet:
+            show_lines([f"{count} jobs are forgotten"])
     return 0
 
 
@@ -78,11 +81,12 @@ def queue(arguments: argparse.Namespace) -> int:
         was_paused = is_paused and not steering.pause()
         if not is_paused:
             steering.resume()
-    if arguments.json:
-        show_lines([json.dumps({"is_paused": is_paused})])
-    elif not arguments.quiet:
-        paused = f"{'it is paused already: ' if was_paused else ''}no other job begins; running ones go on"
-        show_lines([paused if is_paused else "jobs begin again"])
+    with telling_result():
+        if arguments.json:
+            show_lines([json.dumps({"is_paused": is_paused})])
+        elif not arguments.quiet:
+            paused = f"{'it is paused already: ' if was_paused else ''}no other job begins; running ones go on"
+            show_lines([paused if is_paused else "jobs begin again"])
     return 0
 
 
@@ -95,6 +99,12 @@ def nodes(arguments: argparse.Namespace) -> int:
         if arguments.action != "list":
             {"drain": there.drain, "resume": there.resume, "forget": there.forget}[arguments.action](arguments.node)
         rows = there.all()
+    with nullcontext() if arguments.action == "list" else telling_result():
+        _show_nodes(rows, arguments)
+    return 0
+
+
+def _show_nodes(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
     if arguments.json:
         show_lines(json.dumps(row) for row in rows)
     elif not arguments.quiet:
@@ -102,7 +112,6 @@ def nodes(arguments: argparse.Namespace) -> int:
     if arguments.verbose and not (arguments.json or arguments.quiet):
         show_lines([""])
         show_table(("NODE", *(f"WORKER_{name.upper()}" for name in WORKER_FIELDS)), list(_worker_rows(rows)))
-    return 0
 
 
 def _node_row(row: Mapping[str, Any]) -> list[object]:
@@ -146,12 +155,13 @@ def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str,
     """Say how each went. One that went wrong alone is an error; of several, the others are done (exit 14)."""
     problems: list[DlpoolError] = []
     for name, reply in replies:
-        if arguments.json:
-            show_lines([json.dumps({"id": name, "result": reply})])
         if problem := problem_of(verb, name, reply):
             problems.append(problem)
-        elif not (arguments.json or arguments.quiet):
-            show_lines([f"{name}\t{WORDS[reply]}"])
+        with telling_result():
+            if arguments.json:
+                show_lines([json.dumps({"id": name, "result": reply})])
+            elif not (problem or arguments.quiet):
+                show_lines([f"{name}\t{WORDS[reply]}"])
     if not problems:
         return 0
     if count == 1:

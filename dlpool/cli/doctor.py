@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dlpool import jsontext
 from dlpool.cli.checkup import check_file_system, check_folders, check_limits, check_redis
 from dlpool.cli.configuration import problems_of
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, Finding, exit_code, judged_origin, verdict
 from dlpool.cli.supervisor import service_given
-from dlpool.cli.tables import show_lines, show_table
+from dlpool.cli.tables import show_table
 from dlpool.config import Settings
 from dlpool.config.layers import effective
 from dlpool.config.problems import in_order
@@ -34,6 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         without_user(arguments.url)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE))  # so that the temporary file goes
     found = list(examine(arguments))
+    with telling_result():
+        _show(found, arguments)
+    return exit_code(found)
+
+
+def _show(found: list[Finding], arguments: argparse.Namespace) -> None:
     if arguments.json:
         report = {"verdict": verdict(found), "exit_code": exit_code(found), "checks": [one.as_json() for one in found]}
         show_lines([jsontext.dumps(report).decode()])
@@ -43,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
             show_table(COLUMNS, [(one.check, one.state, one.found, one.advice) for one in shown])
         if not arguments.quiet:
             show_lines([f"verdict: {verdict(found)}"])
-    return exit_code(found)
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:

@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Iterator
 
+from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import opened
-from dlpool.cli.tables import show_lines, show_row, show_table
+from dlpool.cli.tables import show_row, show_table
 from dlpool.jobs.events import BEGIN, PAGE, Event, Events
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")

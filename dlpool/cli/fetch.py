@@ -76,22 +76,17 @@ def _watch(batch: Batch, shown: Display, report: Report, events: Events) -> None
     interruption = Interruption()
     batch.start()
     deadline = float("inf")
-    try:
-        while not batch.finished.wait(DRAW_S) and time.monotonic() < deadline:
-            if interruption.signal is not None and deadline == float("inf"):
-                deadline = time.monotonic() + STOP_S
-                report.signal = interruption.signal
-                batch.cancel()
-            events.say(shown)
-            report.add(batch.ended())
-            view = batch.view()
-            shown.update(view)
-            if batch.stopped.is_set():
-                break  # what is left waits for a line of the list
-    except BrokenPipeError:  # nobody hears us any more: end as if interrupted
-        batch.cancel()
-        batch.stopped.wait(STOP_S)
-        raise
+    while not batch.finished.wait(DRAW_S) and time.monotonic() < deadline:
+        if interruption.signal is not None and deadline == float("inf"):
+            deadline = time.monotonic() + STOP_S
+            report.signal = interruption.signal
+            batch.cancel()
+        events.say(shown)
+        report.add(batch.ended())
+        view = batch.view()
+        shown.update(view)
+        if batch.stopped.is_set():
+            break  # what is left waits for a line of the list
     events.say(shown)
     report.add(batch.ended())
 

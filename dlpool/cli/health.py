@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.client
 
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.config import MetricsSettings
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import split_address
@@ -24,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not text.endswith("ok\n"):
         raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
     if not arguments.quiet:
-        print(text, end="", flush=True)
+        with telling_result():
+            show_lines(text.splitlines())
     if status != http.client.OK:
         raise Unhealthy(f"the supervisor at {listen} is not {'alive' if arguments.live else 'ready'}")
     return 0

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from dlpool.cli.console import show_lines
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
-from dlpool.cli.tables import show_lines, show_pairs, show_table
+from dlpool.cli.tables import show_pairs, show_table
 from dlpool.jobs.jobview import JobView, time_text
 from dlpool.jobs.views import DayView, Stats, SupervisorView, Views
 from dlpool.transfer.urls import shown_url

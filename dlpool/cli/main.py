@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dlpool import __version__
 from dlpool.cli.admin_commands import add_admin_commands
+from dlpool.cli.console import program
 from dlpool.cli.control_commands import add_control_commands
 from dlpool.cli.options import add_fetch, joined_negatives
 from dlpool.cli.queue_commands import add_queue_commands
 from dlpool.cli.upload_options import add_upload
-from dlpool.errors import DlpoolError
 
 EXIT_CODES = """\
 exit codes:
@@ -85,21 +84,10 @@ def _upload(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. No traceback reaches the user."""
-    try:
+
+    def run() -> int:
         arguments = build_parser().parse_args(joined_negatives(sys.argv[1:] if argv is None else argv))
         code: int = arguments.run(arguments)
-    except DlpoolError as error:
-        print(f"dlpool: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:  # before the command had its own handler
-        return 130
-    except BrokenPipeError:
-        _close_outputs()
-        return 1
-    return code
+        return code
 
-
-def _close_outputs() -> None:
-    """Let nobody complain at the end of the process that what is still buffered finds no reader."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stderr.close()
+    return program("dlpool", run)

@@ -23,7 +23,7 @@ class Display(Protocol):
         """Draw if it is time."""
 
     def say(self, text: str) -> None:
-        """Print a line, without harm to what is drawn."""
+        """Print a line without control characters, and without harm to what is drawn."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -79,7 +79,7 @@ class Silent:
         """Nothing."""
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(clean(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing."""

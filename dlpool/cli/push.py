@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.items import parse_header, refuse_url
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
-from dlpool.cli.tables import show_lines
 from dlpool.errors import DlpoolError, LocalFault, QueueAway, UsageError
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, checked, compose
 from dlpool.jobs.transitions import Transitions, new_id
@@ -85,17 +85,18 @@ class ListPush:
         return SOME_FAILED if self._refused else 0
 
     def add(self, lines: Sequence[bytes]) -> None:
-        """Push these lines. Raises QueueError, LocalFault, BrokenPipeError."""
+        """Push these lines. Raises QueueError, LocalFault."""
         for start in range(0, len(lines), BATCH):
             batch = list(self._jobs(lines[start : start + BATCH]))
             results = self._transitions.push([(job, job_id) for _, job, job_id in batch]) if batch else []
             self._done = self._read
             for result in results:
                 self._results[result] += 1
-            show_lines(
-                json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
-                for (line, _, job_id), result in zip(batch, results, strict=True)
-            )
+            with telling_result():
+                show_lines(
+                    json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
+                    for (line, _, job_id), result in zip(batch, results, strict=True)
+                )
 
     def summary(self) -> str:
         """What became of the list, in one sentence."""
@@ -142,7 +143,8 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
             raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
     if result in WORDS and not arguments.quiet:
         print(f"dlpool: job {job_id} is {WORDS[result]}", file=sys.stderr)
-    show_lines([json.dumps({"id": job_id, "result": result}) if arguments.json else job_id])
+    with telling_result():
+        show_lines([json.dumps({"id": job_id, "result": result}) if arguments.json else job_id])
     return 0
 
 
@@ -152,7 +154,7 @@ def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         try:
             for lines in blocks_of_lines(read):
                 pushed.add(lines)
-        except (DlpoolError, BrokenPipeError, KeyboardInterrupt):
+        except (DlpoolError, KeyboardInterrupt):
             print(f"dlpool: {pushed.stopped()}", file=sys.stderr)
             raise
     if not arguments.quiet:

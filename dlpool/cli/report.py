@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.progress import Display, size_text
 from dlpool.engine.batch import Result, View
 from dlpool.errors import DlpoolError
@@ -53,7 +54,8 @@ class Report:
             self._shown.say(self._summary(view, seconds))
         if self._keeps:
             single = {**self._objects[0], "exit_code": code} if self._objects else {"exit_code": code}
-            print(json.dumps(self._as_json(code, view, seconds) if self._is_list else single))
+            with telling_result():
+                show_lines([json.dumps(self._as_json(code, view, seconds) if self._is_list else single)])
         return code
 
     def _summary(self, view: View, seconds: float) -> str:

@@ -10,7 +10,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from dlpool.cli.tables import show_lines
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.config.ini import default_ini
 from dlpool.disk import make_folders, sync_folder, translated
 from dlpool.errors import TargetExists
@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
             "drop-in, see systemctl edit)" for path in kept
         ))  # fmt: skip
     name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
-    show_lines([_NEXT.format(unit=name.removesuffix(".service")), *([_NEXT_WEB] if arguments.instance is None else [])])
+    with telling_result():
+        show_lines(
+            [_NEXT.format(unit=name.removesuffix(".service")), *([_NEXT_WEB] if arguments.instance is None else [])]
+        )
     return 0
 
 
@@ -104,11 +107,14 @@ def install(root: Path, wanted: dict[str, str]) -> list[Path]:
         with translated(f"write {path}"):
             if not os.path.lexists(path):
                 _write(path, text)
-                show_lines([f"written: {path}"])
+                said = f"written: {path}"
             elif path.is_file() and path.read_bytes() == text.encode():
-                show_lines([f"as it should be: {path}"])
+                said = f"as it should be: {path}"
             else:
                 kept.append(path)
+                continue
+        with telling_result():
+            show_lines([said])
     return kept
 
 

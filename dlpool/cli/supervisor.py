@@ -7,16 +7,15 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
 
 from dlpool import __version__
+from dlpool.cli.console import program
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options, settings_told
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.config.layers import Given
-from dlpool.errors import DlpoolError
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
 
@@ -70,8 +69,7 @@ class Herald:
             return
         self._left.discard(event)
         said = "ready" if event == "service_ready" else f"{fields.get('error')}; it waits until Redis can be used"
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            print(f"dlpool-supervisor: {said}", file=sys.stderr, flush=True)
+        print(f"dlpool-supervisor: {said}", file=sys.stderr, flush=True)
 
 
 def _queued_signals() -> deque[int]:
@@ -84,22 +82,20 @@ def _queued_signals() -> deque[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service and return its exit code. No traceback reaches the user."""
+    return program("dlpool-supervisor", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     early = _queued_signals()
-    try:
-        from dlpool.service.service import serve
+    from dlpool.service.service import serve
 
-        settings = settings_of(arguments)
-        herald = Herald(is_quiet=arguments.quiet)
-        if sys.stderr.isatty() and not arguments.quiet:
-            print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
-        arguments.quiet = True  # a reload need not warn again
-        serve(settings, lambda: settings_of(arguments), early, herald.hear)
-    except DlpoolError as error:
-        print(f"dlpool-supervisor: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:  # before the service had its own handlers
-        return 130
+    settings = settings_of(arguments)
+    herald = Herald(is_quiet=arguments.quiet)
+    if sys.stderr.isatty() and not arguments.quiet:
+        print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
+    arguments.quiet = True  # a reload need not warn again
+    serve(settings, lambda: settings_of(arguments), early, herald.hear)
     return 0
 
 

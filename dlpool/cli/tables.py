@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from dlpool.errors import LocalFault
+from dlpool.cli.console import show_lines
 
 # Control characters, and those that turn the direction of text: a URL must not write on the terminal what it likes.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,20 +41,6 @@ def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in texts), default=0)
     is_terminal = _is_terminal()
     show_lines(f"{name:{width}}  {value}" if is_terminal else f"{name}\t{value}" for name, value in texts)
-
-
-def show_lines(lines: Iterable[str]) -> None:
-    """Print lines, and see them out. Raises LocalFault, or BrokenPipeError when nobody reads them any more."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        for line in lines:
-            print(line)
-        print(end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise LocalFault(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlpool.cli.console import show_lines
 from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
-from dlpool.cli.tables import clean, show_lines, show_pairs, show_table
+from dlpool.cli.tables import clean, show_pairs, show_table
 from dlpool.errors import QueueAway
 from dlpool.jobs.jobview import JobView
 from dlpool.jobs.keys import node_of

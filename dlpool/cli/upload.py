@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,7 +11,6 @@ from pathlib import Path
 from dlpool.cli.progress import Display, display
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
 from dlpool.cli.upload_access import access_headers
-from dlpool.cli.upload_display import Tolerant
 from dlpool.cli.upload_options import SETTINGS, given_settings
 from dlpool.cli.upload_report import Report
 from dlpool.config.layers import Effective
@@ -30,8 +27,6 @@ from dlpool.upload.values import Outcome, Wish
 
 def run(arguments: argparse.Namespace) -> int:
     """Upload what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
-    if sys.stderr is None:  # closed by who called us: what is opened next must not become it
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if len(arguments.files) > 1 and arguments.name is not None:
         raise UsageError("--name is for one file")
     found = given_settings(arguments)
@@ -43,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     client = Client(network, connections + 1, HostGate(time.monotonic), NetworkWatch(time.monotonic))
     client.check()
     server = Server(client, arguments.url, headers)
-    shown = Tolerant(display(arguments.progress, quiet=arguments.quiet))
+    shown = display(arguments.progress, quiet=arguments.quiet)
     uploads = Run(arguments, found, client, server, shown)
     try:
         for path in arguments.files:
@@ -86,7 +81,7 @@ class Run:
         self._report.add(path, result)
 
     def end(self) -> int:
-        """Tell the end, and return the exit code. Raises LocalFault, BrokenPipeError."""
+        """Tell the end, and return the exit code."""
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: Attempt) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.progress import Display, size_text
 from dlpool.cli.report import SOME_FAILED
-from dlpool.cli.tables import show_lines
-from dlpool.errors import DlpoolError, LocalFault
+from dlpool.errors import DlpoolError
 from dlpool.transfer.urls import shown_url
 from dlpool.upload.values import Outcome
 
@@ -59,7 +59,7 @@ class Report:
             self._shown.say(f"dlpool: {path}: {result}")
 
     def end(self, signal: int | None, *, as_json: bool) -> int:
-        """Print the JSON, and return the exit code. Raises LocalFault, BrokenPipeError."""
+        """Print the JSON, and return the exit code."""
         code = self._exit_code(signal)
         not_begun = self._files[self.ended :]
         self._counts["not_begun"] += len(not_begun)
@@ -71,13 +71,8 @@ class Report:
         files = [*self._results, *({"status": "not_begun", "url": self._url, "file": file, "error": None}
                                    for file in not_begun)]  # fmt: skip
         whole = {"exit_code": code, **{state: self._counts[state] for state in STATES}, "files": files}
-        try:
+        with telling_result():
             show_lines([json.dumps(whole if len(self._files) > 1 else {**files[0], "exit_code": code})])
-        except LocalFault as error:
-            if code:
-                self._shown.say(f"dlpool: {error}")
-                return code
-            raise LocalFault(f"{error}; what was to be uploaded is uploaded") from error
         return code
 
     def _exit_code(self, signal: int | None) -> int:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import __version__
+from dlpool.cli.console import program
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import settings_told, tell
 from dlpool.config import Settings
 from dlpool.config.goserver import is_json
 from dlpool.config.ini import text_of_file
 from dlpool.disk import make_folders, translated
-from dlpool.errors import ConfigurationError, DlpoolError
+from dlpool.errors import ConfigurationError
 from dlpool.transfer.files import allow_open_files
 
 PROGRAM = "dlpool-web"
@@ -56,15 +57,15 @@ def application() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve, and return the exit code. No traceback reaches the user."""
-    arguments = build_parser().parse_args(argv)
-    try:
+
+    def run() -> int:
+        arguments = build_parser().parse_args(argv)
         settings = settings_told(arguments.config, program=PROGRAM).settings
         if arguments.config is None:
             tell(_unread(), PROGRAM)
         return _serve(settings)
-    except DlpoolError as error:
-        print(f"dlpool-web: {error}", file=sys.stderr)
-        return error.exit_code
+
+    return program(PROGRAM, run)
 
 
 def _unread() -> list[str]:

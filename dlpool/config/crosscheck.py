@@ -40,7 +40,7 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
 
 def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[Problem]:
     """What clients merge and fetch may be nothing of ours: neither chunks of others, nor state, nor logs."""
-    merged = os.path.realpath(settings.upload.merged_dir)
+    merged = _real(settings.upload.merged_dir)
     ours = (("upload", "upload_dir"), ("paths", "state_dir"), ("paths", "log_dir"))
     return [
         Problem(
@@ -49,9 +49,17 @@ def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[
             settings=(("upload", "merged_dir"), (section, name)),
         )
         for section, name in ours
-        if _contains(merged, folder := os.path.realpath(getattr(getattr(settings, section), name)))
+        if _contains(merged, folder := _real(getattr(getattr(settings, section), name)))
         or (name == "upload_dir" and _contains(folder, merged))
     ]
+
+
+def _real(path: str) -> str:
+    """The path with its links resolved, also where the working directory has been deleted."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:
+        return os.path.normpath(os.path.join("/", path))
 
 
 def _contains(outer: str, inner: str) -> bool:

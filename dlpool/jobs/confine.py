@@ -11,7 +11,7 @@ from pathlib import Path
 from dlpool.config import PathSettings
 from dlpool.disk import translated
 from dlpool.errors import PolicyRefused
-from dlpool.transfer.names import MAX_NAME_BYTES
+from dlpool.transfer.names import MAX_NAME_BYTES, in_utf8
 
 MAX_PATH_BYTES = 4095  # of PATH_MAX, less its NUL
 
@@ -55,6 +55,7 @@ class Confinement:
         shown = f"save_path {save_path[:200]!r}"
         if re.search(r"[\x00-\x1f\x7f]", save_path):
             raise PolicyRefused(f"{shown} has control characters")
+        save_path = in_utf8(save_path)
         joined = os.path.join(self._download_dir, save_path)
         if len(os.fsencode(joined)) > MAX_PATH_BYTES:
             raise PolicyRefused(f"{shown} is longer than {MAX_PATH_BYTES} bytes")

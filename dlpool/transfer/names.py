@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
@@ -34,8 +35,16 @@ def name_from_url(url: str) -> str:
 
 
 def file_name(server_name: str | None, url: str) -> str:
-    """The name of a file whose target is only a folder: the server's, else the URL's."""
-    return safe_name(server_name or "") or name_from_url(url)
+    """The name of a file whose target is only a folder: the server's, else the URL's, in UTF-8 in every locale."""
+    return in_utf8(safe_name(server_name or "") or name_from_url(url))
+
+
+def in_utf8(path: str) -> str:
+    """Return what Python must be given so that the path on the disk is ``path`` in UTF-8.
+
+    That is ``path`` itself, unless the locale has another encoding of file names, which may lack its letters.
+    """
+    return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 
 
 def _without_tricks(name: str) -> str:

@@ -1,0 +1,188 @@
+"""The standard streams of every command: they may be closed, full, or without a reader, and harm nothing.
+
+A command's exit code tells of what it was to do. Messages on standard error are dropped where they cannot be written.
+Output that cannot be written to standard output is an error only where printing it was all that there was to do.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from dlpool.errors import DlpoolError, InternalError, LocalFault
+
+INTERRUPTED = 130
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+class _Stream(io.RawIOBase):
+    """Writes to a descriptor. After the first error it accepts and drops all bytes, so that no later flush fails.
+
+    The first error is raised if ``raises``, and kept in ``error``.
+    """
+
+    def __init__(self, descriptor: int, *, raises: bool) -> None:
+        self.error: OSError | None = None
+        self.is_told = False  # the user has read of the error
+        self._descriptor = descriptor
+        self._raises = raises
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return os.isatty(self._descriptor)
+
+    def write(self, data: object) -> int:
+        """Write bytes and return how many; wait where the descriptor is non-blocking and full."""
+        view = memoryview(data)  # type: ignore[arg-type]
+        while self.error is None:
+            try:
+                return os.write(self._descriptor, view)
+            except BlockingIOError:
+                self._wait()
+            except OSError as error:
+                self.error = error
+                if self._raises:
+                    raise
+        return view.nbytes
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        poll.poll()
+
+
+class OutputLost(LocalFault):
+    """Standard output cannot be written."""
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputLost:
+        """The error for what the operating system says."""
+        return cls(f"cannot write to standard output: {error.strerror}")
+
+
+def program(name: str, run: Callable[[], int]) -> int:
+    """Run a program and return its exit code; its errors are one sentence each on standard error, as ``NAME: ...``.
+
+    Called once, at the start of the process, before any file is opened.
+    """
+    stdout = _prepare()
+    try:
+        code = run()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        raise SystemExit(_finished(name, stdout, code)) from None
+    except DlpoolError as error:
+        code = _failed(name, error)
+    except KeyboardInterrupt:  # before the command had its own handlers
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - top of a process
+        is_output = isinstance(error, BrokenPipeError) or (stdout is not None and error is stdout.error)
+        code = 0 if is_output else _failed(name, _foreseen(error) or InternalError.of(error))
+    return _finished(name, stdout, code)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines to standard output and flush them.
+
+    Raises OutputLost, or BrokenPipeError when the reader has gone.
+    """
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLost.of(error) from error
+
+
+@contextmanager
+def telling_result() -> Iterator[None]:
+    """Print, in this block, what a command has done or found already: the exit code tells of that, and not of output.
+
+    What cannot be written is one sentence on standard error.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        pass
+    except OutputLost as error:
+        print(f"dlpool: {error}; the exit code tells how the command ended", file=sys.stderr)
+        if (stdout := _raw_of(sys.stdout)) is not None:
+            stdout.is_told = True
+
+
+def _foreseen(error: Exception) -> DlpoolError | None:
+    """What any relative path meets where the working directory has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        is_ours = isinstance(error, FileNotFoundError) and error.filename is None
+        return LocalFault("the working directory has been deleted: change to another one") if is_ours else None
+    return None
+
+
+def _failed(name: str, error: DlpoolError) -> int:
+    print(f"{name}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _finished(name: str, stdout: _Stream | None, code: int) -> int:
+    """Flush standard output and return the exit code; lost output is an error of a command that had no other."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    if stdout is None or stdout.error is None or stdout.is_told or isinstance(stdout.error, BrokenPipeError):
+        return code
+    if code:
+        return code
+    return _failed(name, OutputLost.of(stdout.error))
+
+
+def _prepare() -> _Stream | None:
+    """Replace the standard streams and return standard output's raw side; None where it had been replaced before.
+
+    A closed one becomes the null device: else the next file that is opened would be standard output.
+    """
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(STDIN, closefd=False)  # noqa: SIM115
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _wrapped(STDERR, sys.stderr, raises=False)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _wrapped(STDOUT, sys.stdout, raises=True)
+    return _raw_of(sys.stdout)
+
+
+def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
+    """A text stream on the descriptor, which has a way to write every character."""
+    if not isinstance(old, io.TextIOWrapper | None):
+        return old
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stream(descriptor, raises=raises)),
+        encoding="utf-8" if old is None else old.encoding,
+        errors="backslashreplace",
+        line_buffering=old is not None and old.line_buffering,
+        write_through=old is not None and old.write_through,
+    )
+
+
+def _raw_of(stream: TextIO) -> _Stream | None:
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Stream) else None
