@@ -100,13 +100,12 @@ def test_a_slash_at_the_end_of_the_folder_makes_no_other_upload(origin: UploadOr
 # --- how it is told ---
 
 
-def test_a_result_that_cannot_be_written_is_one_sentence(origin: UploadOrigin, file: Path) -> None:
+def test_a_result_that_cannot_be_written_is_one_sentence_and_no_failure(origin: UploadOrigin, file: Path) -> None:
     with open("/dev/full", "w") as full:
         ended = upload(file, origin.api, "--json", "-q", stdout=full)
-    assert ended.code == 3
+    assert ended.code == 0
     [line] = ended.err.splitlines()
     assert "No space left on device" in line
-    assert "what was to be uploaded is uploaded" in line
     assert origin.merged["model.bin"] == DATA
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.conversion import convert
 from dlpool.cli.options import settings_told, tell
-from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.supervisor import service_given
 from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings

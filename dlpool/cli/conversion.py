@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlpool.cli.console import show_lines
 from dlpool.cli.options import tell
-from dlpool.cli.tables import show_lines
 from dlpool.config.goserver import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
 from dlpool.config.layers import Given
