@@ -63,6 +63,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
     ``is_own_network``: it may be our own network that is away.
     ``is_away``: the server, or the way to it, is not there just now, or has no time: waiting helps, not trying.
     ``is_comparison``: only our own impatience ended it, as siblings did better.
+    ``is_final``: it has been tried in every way that could help, so that nothing is left to retry.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -76,6 +77,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         is_own_network: bool = False,
         is_away: bool = False,
         is_comparison: bool = False,
+        is_final: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -83,6 +85,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         self.is_own_network = is_own_network
         self.is_away = is_away
         self.is_comparison = is_comparison
+        self.is_final = is_final
 
     def explained(self, advice: str) -> RetryRange:
         """Return a copy of the error whose message says ``advice``, too."""
@@ -126,6 +129,14 @@ class TooSlow(RetryRange, label="too_slow"):
 
 class BadAnswer(RetryRange, label="protocol", exit_code=7):
     """The server broke HTTP in a way that another answer may not."""
+
+
+class ContradictoryAnswer(BadAnswer):
+    """An answer that says two things at once of which bytes it holds, as a 200 with the range of a part."""
+
+
+class UnexpectedContent(BadAnswer, label="unexpected_content"):
+    """Another thing than the file: a page or an error document in its place. What was fetched before is kept."""
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):

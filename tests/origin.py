@@ -65,10 +65,16 @@ class Connection:
             raise Hangup from error
 
     def answer(
-        self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"", *, length: bool = True
+        self,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        length: bool = True,
+        date: str | None = DATE,
     ) -> None:
-        """Send a whole answer; ``length=False`` leaves Content-Length out."""
-        fields = {"Date": DATE, **(headers or {})}
+        """Send a whole answer; ``length=False`` leaves Content-Length out, ``date=None`` Date."""
+        fields = {**({} if date is None else {"Date": date}), **(headers or {})}
         if length:
             fields.setdefault("Content-Length", str(len(body)))
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -206,6 +212,7 @@ class File:
     data: bytes
     etag: str | None = '"v1"'
     last_modified: str | None = LAST_MODIFIED
+    date: str | None = DATE
     serves_ranges: bool = True
     extra: dict[str, str] = field(default_factory=dict)
     block: int = 256 * 1024
@@ -216,7 +223,7 @@ class File:
         headers = self.headers()
         span = request.range if self.serves_ranges and self.matches_if_range(request) else None
         if request.method == "HEAD":
-            connection.answer(200, {**headers, "Content-Length": str(len(self.data))})
+            connection.answer(200, {**headers, "Content-Length": str(len(self.data))}, date=self.date)
         elif span is None:
             self.stream(connection, 200, headers, 0, len(self.data))
         elif span.start >= len(self.data):
@@ -235,7 +242,7 @@ class File:
 
     def stream(self, connection: Connection, status: int, headers: dict[str, str], start: int, end: int) -> None:
         head = {"Content-Length": str(end - start), **headers}
-        connection.answer(status, head, length=False)
+        connection.answer(status, head, length=False, date=self.date)
         pause = threading.Event()
         for low in range(start, end, self.block):
             part = self.data[low : min(low + self.block, end)]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime, timezone
+
 import pytest
 
 from dlpool.transfer.remote import Resource, Sameness
 
 MODIFIED = "Mon, 06 May 2024 07:08:09 GMT"
 LATER = "Mon, 06 May 2024 07:08:10 GMT"
+SETTLED = "Mon, 06 May 2024 07:09:09 GMT"  # MODIFIED and 60 s
+UNSETTLED = "Mon, 06 May 2024 07:09:08 GMT"
+NOW = datetime(2024, 5, 6, 7, 9, 8, tzinfo=timezone.utc)
 SAME, CHANGED, UNKNOWN = Sameness.SAME, Sameness.CHANGED, Sameness.UNKNOWN
 
 
@@ -81,12 +87,29 @@ def test_if_range_holds_a_strong_validator_or_is_not_sent(resource: Resource, ex
     ("resource", "expected"),
     [
         (Resource(etag='"abc"'), True),
-        (Resource(last_modified=MODIFIED), True),
+        (Resource(last_modified=MODIFIED, date=SETTLED), True),
+        (Resource(etag='W/"abc"', last_modified=MODIFIED, date=SETTLED), True),
+        (Resource(last_modified="Monday, 06-May-24 07:08:09 GMT", date=SETTLED), True),
+        (Resource(last_modified="Mon May  6 07:08:09 2024", date=SETTLED), True),
+        (Resource(last_modified=MODIFIED), False),
+        (Resource(last_modified=MODIFIED, date="today"), False),
+        (Resource(last_modified=MODIFIED, date=""), False),
+        (Resource(last_modified=MODIFIED, date=UNSETTLED), False),
+        (Resource(last_modified=MODIFIED, date=MODIFIED), False),
+        (Resource(last_modified=LATER, date=MODIFIED), False),
+        (Resource(last_modified=MODIFIED, date=SETTLED, seen_at=NOW), False),
+        (Resource(last_modified="Thu, 01 Jan 1970 00:00:00 GMT", date=SETTLED), False),
+        (Resource(last_modified="Tue, 01 Jan 1980 00:00:00 GMT", date=SETTLED), False),
+        (Resource(last_modified=f"{MODIFIED}, {MODIFIED}", date=SETTLED), False),
+        (Resource(last_modified="Mon, 06 May 2024 07:08:09", date=SETTLED), False),
+        (Resource(last_modified="2024-05-06T07:08:09Z", date=SETTLED), False),
+        *[(Resource(last_modified=text, date=SETTLED), False) for text in ("", "0", "-1", "GMT", "yesterday", "None")],
         (Resource(etag='W/"abc"'), False),
+        (Resource(etag="abc"), False),
         (Resource(size=17), False),
     ],
 )
-def test_a_strong_etag_or_a_date_tells_versions_apart(resource: Resource, expected: bool) -> None:
+def test_a_strong_etag_or_a_settled_date_tells_versions_apart(resource: Resource, expected: bool) -> None:
     assert resource.has_validator is expected
 
 
@@ -115,9 +138,30 @@ def test_a_strong_etag_or_a_date_tells_versions_apart(resource: Resource, expect
         (Resource(5, None, MODIFIED), Resource(6, None, MODIFIED), CHANGED),
         (Resource(5, None, MODIFIED), Resource(5), UNKNOWN),
         (Resource(5, None, MODIFIED), Resource(6), UNKNOWN),
-        # a weak tag counts for nothing beside a date
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"b"', MODIFIED), SAME),
+        # another weak tag is another version, whatever the date says
+        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"b"', MODIFIED), CHANGED),
+        (Resource(5, 'W/"a"', MODIFIED, SETTLED), Resource(5, 'W/"b"', MODIFIED, SETTLED), CHANGED),
+        (Resource(5, 'W/"a"', MODIFIED), Resource(5, '"b"', MODIFIED), CHANGED),
+        (Resource(5, '"a"', MODIFIED), Resource(5, 'W/"b"', MODIFIED), CHANGED),
         (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"', LATER), CHANGED),
+        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"', MODIFIED), SAME),
+        (Resource(5, 'W/"a"', MODIFIED), Resource(5, None, MODIFIED), SAME),
+        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"'), UNKNOWN),
+        # a weak tag that vanished, and nothing else to compare
+        (Resource(5, 'W/"a"'), Resource(5), UNKNOWN),
+        # a date that is none contradicts, but its absence says nothing
+        (Resource(5, None, "0"), Resource(5, None, "1"), CHANGED),
+        (Resource(5, None, "0"), Resource(5, None, MODIFIED), CHANGED),
+        (Resource(5, None, "0"), Resource(5), SAME),
+        (Resource(5, None, MODIFIED, MODIFIED), Resource(5), UNKNOWN),
+        # a digest of the same algorithm
+        (Resource(5, digest=("md5", "1")), Resource(5, digest=("md5", "1")), SAME),
+        (Resource(5, digest=("md5", "1")), Resource(5, digest=("md5", "2")), CHANGED),
+        (Resource(5, digest=("md5", "1")), Resource(6, digest=("md5", "1")), CHANGED),
+        (Resource(5, digest=("md5", "1")), Resource(5, digest=("sha256", "2")), SAME),
+        (Resource(5, '"a"', digest=("md5", "1")), Resource(5, digest=("md5", "1")), SAME),
+        (Resource(5, '"a"', digest=("md5", "1")), Resource(5, '"b"', digest=("md5", "1")), CHANGED),
+        (Resource(5, None, MODIFIED, digest=("md5", "1")), Resource(5, None, LATER, digest=("md5", "1")), CHANGED),
         # else a weak tag with the size
         (Resource(5, 'W/"a"'), Resource(5, 'W/"a"'), SAME),
         (Resource(5, 'W/"a"'), Resource(5, 'W/"b"'), CHANGED),
@@ -138,3 +182,104 @@ def test_only_a_new_validator_of_the_same_kind_proves_a_change(
     known: Resource, other: Resource, verdict: Sameness
 ) -> None:
     assert known.compare(other) is verdict
+
+
+# --- what a server has compared itself ---
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "verdict"),
+    [
+        # a 206 to If-Range need not repeat what it was asked by (RFC 9110 section 15.3.7)
+        (Resource(5, '"a"', MODIFIED), Resource(5), SAME),
+        (Resource(5, '"a"', MODIFIED), Resource(5, None, MODIFIED), SAME),
+        (Resource(5, '"a"'), Resource(None), SAME),
+        (Resource(5, '"a"'), Resource(5, 'W/"a"'), SAME),
+        (Resource(5, None, MODIFIED, LATER), Resource(5), SAME),
+        (Resource(5, None, MODIFIED, LATER, content_type="a/b"), Resource(5, content_type="c/d"), SAME),
+        # but what it says must not be another
+        (Resource(5, '"a"', MODIFIED), Resource(5, '"b"'), CHANGED),
+        (Resource(5, '"a"', MODIFIED), Resource(5, 'W/"b"'), CHANGED),
+        (Resource(5, '"a"', MODIFIED), Resource(5, None, LATER), CHANGED),
+        (Resource(5, '"a"', MODIFIED), Resource(6), CHANGED),
+        (Resource(5, None, MODIFIED, LATER), Resource(5, None, LATER), CHANGED),
+        (Resource(5, None, MODIFIED, LATER), Resource(6), CHANGED),
+    ],
+)
+def test_a_confirmed_answer_is_the_same_unless_it_says_otherwise(
+    known: Resource, other: Resource, verdict: Sameness
+) -> None:
+    assert known.compare(other, is_confirmed=True) is verdict
+
+
+# --- what is proven ---
+
+ETAGS = {"strong": '"a"', "weak": 'W/"a"', "none": None}
+DATES: dict[str, tuple[str | None, str | None]] = {
+    "settled": (MODIFIED, SETTLED),
+    "fresh": (MODIFIED, UNSETTLED),
+    "future": (LATER, MODIFIED),
+    "without Date": (MODIFIED, None),
+    "invalid": ("0", SETTLED),
+    "none": (None, SETTLED),
+}
+
+
+@pytest.mark.parametrize("size", [5, None])
+@pytest.mark.parametrize("dates", DATES)
+@pytest.mark.parametrize("etag", ETAGS)
+def test_only_a_strong_etag_or_a_settled_date_with_the_size_proves(etag: str, dates: str, size: int | None) -> None:
+    modified, date = DATES[dates]
+    known = Resource(5, ETAGS[etag], modified, date)
+    other = Resource(size, ETAGS[etag], modified, SETTLED)
+    is_proven = etag == "strong" or (dates == "settled" and size is not None)
+    assert known.compare(other) is SAME
+    assert known.proves_same(other) is is_proven
+
+
+@pytest.mark.parametrize("changed", ["etag", "date", "size"])
+@pytest.mark.parametrize("dates", DATES)
+@pytest.mark.parametrize("etag", ETAGS)
+def test_nothing_proves_that_another_version_is_the_same(etag: str, dates: str, changed: str) -> None:
+    modified, date = DATES[dates]
+    known = Resource(5, ETAGS[etag], modified, date)
+    other = {
+        "etag": replace(known, etag=(known.etag or '""').replace("a", "b")),
+        "date": replace(known, last_modified="Tue, 07 May 2024 07:08:09 GMT"),
+        "size": replace(known, size=6),
+    }[changed]
+    is_told = not (changed == "etag" and etag == "none") and not (
+        changed == "date" and (etag == "strong" or modified is None)
+    )
+    assert known.compare(other) is (CHANGED if is_told else SAME)
+    assert known.proves_same(other) is (not is_told and (etag == "strong" or dates == "settled"))
+
+
+def test_a_digest_of_the_file_proves() -> None:
+    known = Resource(5, digest=("sha256", "1"))
+    assert known.proves_same(Resource(5, digest=("sha256", "1")))
+    assert not known.proves_same(Resource(5, digest=("sha256", "2")))
+    assert not known.proves_same(Resource(5, digest=("md5", "1")))
+    assert not known.proves_same(Resource(5))
+
+
+@pytest.mark.parametrize(
+    ("answer", "known", "expected"),
+    [
+        (Resource(), Resource(5, '"a"', MODIFIED, SETTLED), Resource(5, '"a"', MODIFIED, SETTLED)),
+        (Resource(5, 'W/"a"'), Resource(5, '"a"'), Resource(5, '"a"')),
+        (Resource(5, '"a"'), Resource(5, 'W/"a"'), Resource(5, '"a"')),
+        (Resource(5, 'W/"a"'), Resource(5), Resource(5, 'W/"a"')),
+        (Resource(5, None, None, LATER), Resource(5, None, MODIFIED, SETTLED), Resource(5, None, MODIFIED, SETTLED)),
+        (Resource(5, None, MODIFIED, LATER), Resource(5, None, MODIFIED, None), Resource(5, None, MODIFIED, LATER)),
+        (
+            Resource(5, date=LATER, host="b"),
+            Resource(5, content_type="a/b", digest=("md5", "1"), host="a"),
+            Resource(5, content_type="a/b", digest=("md5", "1"), host="b"),
+        ),
+    ],
+)
+def test_an_answer_of_the_same_version_is_completed_by_what_is_known(
+    answer: Resource, known: Resource, expected: Resource
+) -> None:
+    assert answer.completed_by(known) == expected

@@ -61,6 +61,14 @@ class TransferSettings:
         choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
     )
     verify: bool = setting(SWITCH, "yes", "verify the checksum, the given one or the server's digest of the file")
+    html_guard: bool = setting(
+        SWITCH,
+        "yes",
+        "refuse an HTML page in place of a file whose URL ends like that of a binary one (.zip, .iso, ...)",
+    )
+    allow_change: bool = setting(
+        SWITCH, "no", "let an answer of another kind of content, or from another host, replace what was fetched"
+    )
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
     max_file_size: int | None = setting(SIZE, None, "refuse larger files")
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dlpool.errors import (
     AccessDenied,
     BadAnswer,
+    ContradictoryAnswer,
     DlpoolError,
     HttpRefused,
     NotFound,
@@ -21,8 +22,10 @@ from dlpool.errors import (
     RemoteChanged,
     ServerBusy,
     ServerTrouble,
+    UnexpectedContent,
 )
-from dlpool.transfer.headers import content_length, content_range, http_date, retry_after_s
+from dlpool.transfer.headers import ContentRange, content_length, content_range, http_date, retry_after_s
+from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
 from dlpool.transfer.remote import Resource, Sameness
 
 MAX_CLOCK_OFFSET = timedelta(days=1)  # of a server's clock from ours
@@ -87,17 +90,20 @@ def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
     return theirs
 
 
-def read_answer(status: int, headers: Mapping[str, str], asked: Span | None, now: datetime) -> Answer:
-    """Judge an answer to a GET for ``asked`` (None: the whole file).
+def read_answer(
+    status: int, headers: Mapping[str, str], asked: Span | None, now: datetime, host: str | None = None
+) -> Answer:
+    """Judge an answer of ``host`` to a GET for ``asked`` (None: the whole file).
 
-    Raises the error of ``error_for_status``, or BadAnswer for what breaks RFC 9110 section 14 or 15.3.7.
+    Raises the error of ``error_for_status``, BadAnswer for what breaks RFC 9110 section 14 or 15.3.7, and
+    ContradictoryAnswer for a 200 that says that it holds a part.
     """
     if status == 206:
         if asked is None:
             raise BadAnswer("the server sent a part (206) although the whole file was asked for")
-        return _read_partial(headers, asked)
+        return _read_partial(headers, asked, now, host)
     if status in (200, 203):
-        return _read_whole(status, headers)
+        return _read_whole(status, headers, now, host)
     raise error_for_status(status, headers, now)
 
 
@@ -116,26 +122,91 @@ def check_unsatisfied(status: int, headers: Mapping[str, str], known: Resource) 
         raise RemoteChanged("the remote file has another size than at the beginning")
 
 
-def check_same_version(known: Resource, answer: Answer) -> None:
-    """Raise RemoteChanged if the answer is of another version, BadAnswer if it does not say enough to tell."""
-    verdict = known.compare(answer.resource)
+def check_same_version(
+    known: Resource, answer: Answer, *, is_conditional: bool = False, allows_change: bool = False
+) -> None:
+    """Raise RemoteChanged if the answer is of another version, BadAnswer if it does not say enough to tell.
+
+    ``is_conditional``: it was asked for with ``If-Range``. Raises UnexpectedContent for what may not replace what was
+    fetched, as ``check_replacement`` says, and for a document in the file's place.
+    """
+    resource = answer.resource
+    verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)
     if verdict is Sameness.CHANGED:
+        check_replacement(known, resource, allows_change=allows_change)
         raise RemoteChanged("the remote file changed during the download")
     if verdict is Sameness.UNKNOWN:
+        check_family(known, resource)
         raise BadAnswer("the server's answer lacks the validator that it had before")
-    if known.content_encoding != answer.resource.content_encoding:
+    if known.content_encoding != resource.content_encoding:
         raise BadAnswer("the server's answer is encoded otherwise than before")
 
 
-def _read_whole(status: int, headers: Mapping[str, str]) -> Answer:
+def check_replacement(known: Resource, resource: Resource, *, allows_change: bool) -> None:
+    """Raise UnexpectedContent unless ``resource`` may be a new version of what was fetched.
+
+    It may be if it is of the same family of media types and comes from the same host: else it is the login page, the
+    portal or the error document in its place that some other server has sent, whatever validators that has.
+    """
+    if allows_change:
+        return
+    check_family(known, resource, " (--allow-change fetches the new one)")
+    if None not in (known.host, resource.host) and known.host != resource.host:
+        raise UnexpectedContent(
+            f"{resource.host} sent another file than was begun from {known.host}: what was fetched is kept "
+            "(--allow-change fetches the new one)"
+        )
+
+
+def check_family(known: Resource, resource: Resource, hint: str = "") -> None:
+    """Raise UnexpectedContent if the answer's media type says that it is no version of the known file."""
+    if not is_same_family(known.content_type, resource.content_type):
+        raise UnexpectedContent(
+            f"the server sent {_kind(resource)} in place of the file, which is {_kind(known)}: what was fetched is kept"
+            + hint
+        )
+
+
+def check_promised(url: str, resource: Resource) -> None:
+    """Raise UnexpectedContent if an HTML page came where the URL ends like that of a binary file."""
+    if is_page(resource.content_type) and names_binary(url):
+        raise UnexpectedContent(
+            f"the server sent an HTML page ({resource.content_type}) in place of the file: look at the URL in a "
+            "browser, it may want a login (--no-html-guard fetches the page)"
+        )
+
+
+def _kind(resource: Resource) -> str:
+    return resource.content_type or "of no media type"
+
+
+def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: str | None) -> Answer:
     size = None if _is_chunked(headers) else _length(headers)
-    resource = Resource.from_headers(headers, size)
+    said = headers.get("Content-Range")
+    if said is not None and not _is_of_whole(content_range(said), size):
+        raise ContradictoryAnswer(
+            f"the server answered {status}, which is a whole file, with Content-Range {said[:80]!r}"
+        )
+    resource = Resource.from_headers(headers, size, host=host, seen_at=now)
     if status == 203:  # a proxy transformed it: its validators are not the origin's (section 15.3.4)
-        resource = Resource(size=size, server_name=resource.server_name, refuses_ranges=True)
+        resource = Resource(
+            size=size,
+            content_type=resource.content_type,
+            server_name=resource.server_name,
+            refuses_ranges=True,
+            host=host,
+        )
     return Answer(resource, 0, size, is_partial=False)
 
 
-def _read_partial(headers: Mapping[str, str], asked: Span) -> Answer:
+def _is_of_whole(said: ContentRange | None, size: int | None) -> bool:
+    """Whether a Content-Range, which means nothing in a 200 (section 14.4), at least does not say that it is a part."""
+    if said is None or said.total is None:
+        return False
+    return said.total == size or (size is None and (said.start, said.end) == (0, said.total))
+
+
+def _read_partial(headers: Mapping[str, str], asked: Span, now: datetime, host: str | None) -> Answer:
     if (headers.get("Content-Type") or "").lower().startswith("multipart/byteranges"):
         raise BadAnswer("the server sent multipart/byteranges although one range was asked for")
     sent = content_range(headers.get("Content-Range") or "")
@@ -147,7 +218,9 @@ def _read_partial(headers: Mapping[str, str], asked: Span) -> Answer:
     announced = None if _is_chunked(headers) else _length(headers)
     if announced is not None:
         length = min(length, announced)
-    return Answer(Resource.from_headers(headers, sent.total), sent.start, length, is_partial=True)
+    is_whole = (sent.start, sent.end) == (0, sent.total)
+    resource = Resource.from_headers(headers, sent.total, is_whole=is_whole, host=host, seen_at=now)
+    return Answer(resource, sent.start, length, is_partial=True)
 
 
 def _is_chunked(headers: Mapping[str, str]) -> bool:

@@ -198,6 +198,12 @@ class Board:
             if self._error is not None:
                 raise self._error
 
+    def rest(self, seconds: float) -> None:
+        """Sleep, also when all chunks are done. Raises the error when it ends with one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None, seconds)
+        self.check()
+
     # --- for everyone ---
 
     def stop(self, error: DlpoolError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
@@ -15,8 +15,9 @@ from dlpool.kinds import AUTO
 from dlpool.transfer.answer import Answer, Span, read_answer
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
+from dlpool.transfer.evidence import Evidence
 from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.job import Job, Notify
+from dlpool.transfer.job import Checksum, Job, Notify
 from dlpool.transfer.limits import RateLimits
 from dlpool.transfer.place import Place
 from dlpool.transfer.remote import Resource
@@ -38,6 +39,8 @@ class Context:
     permit: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    earlier: Resource | None = None  # what the round before had found
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -67,12 +70,18 @@ class Context:
     def judge(self, reply: Reply, asked: Span | None) -> Answer:
         """What the reply is worth; a Retry-After holds back every thread that would ask the same host."""
         try:
-            return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc))
+            return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc), host_of(reply))
         except ServerTrouble as error:
             wait = error.retry_after_s
             if wait and wait <= self.settings.max_retry_after:
                 self.client.gate.hold(urlsplit(reply.url).netloc, wait)
             raise
+
+    def wanted(self, resource: Resource) -> Checksum | None:
+        """The checksum that the file is verified by: the job's, else the server's; None if the user wants none."""
+        if not self.settings.verify:
+            return None
+        return self.job.checksum or (Checksum(*resource.digest) if resource.digest else None)
 
 
 @dataclass(frozen=True)
@@ -88,3 +97,8 @@ class Plan:
     def missing(self) -> int:
         """Bytes that were still to be fetched when it was made; 0 if the size is not known."""
         return (self.resource.size or 0) - self.resumed_from
+
+
+def host_of(reply: Reply) -> str:
+    """Host and port that answered."""
+    return urlsplit(reply.url).netloc.lower()

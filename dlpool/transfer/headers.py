@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote_to_bytes
+
+from dlpool.transfer.digests import Digest, strongest, structured
 
 MAX_DIGITS = 18  # of a byte count: 10**18 bytes fit a signed 64-bit offset
 
@@ -70,6 +70,19 @@ def http_date(value: str | None) -> datetime | None:
         return None
 
 
+_HTTP_DATES = re.compile(
+    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} (?:GMT|UTC|[+-]0000)"
+    r"|[A-Z][a-z]{5,8}, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+    r"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}"
+)
+
+
+def exact_date(value: str | None) -> datetime | None:
+    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and no other; in UTC."""
+    text = (value or "").strip()
+    return http_date(text) if _HTTP_DATES.fullmatch(text) else None
+
+
 def retry_after_s(value: str | None, now: datetime) -> float | None:
     """Parse ``Retry-After`` (RFC 9110 section 10.2.3): seconds to wait from ``now``; a past date is 0."""
     if not value:
@@ -89,19 +102,9 @@ def strong_etag(value: str | None) -> str | None:
     return text if re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', text) else None
 
 
-def repr_digest(value: str | None) -> tuple[str, str] | None:
-    """The strongest digest that ``Repr-Digest`` (RFC 9530) offers, as (hashlib name, hex)."""
-    if not value:
-        return None
-    offered = dict(re.findall(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]+):", value))
-    for field, algorithm, size in (("sha-512", "sha512", 64), ("sha-256", "sha256", 32)):
-        try:
-            digest = base64.b64decode(offered.get(field, ""), validate=True)
-        except (binascii.Error, ValueError):
-            continue
-        if len(digest) == size:
-            return algorithm, digest.hex()
-    return None
+def repr_digest(value: str | None) -> Digest | None:
+    """Parse ``Repr-Digest`` or ``Content-Digest`` (RFC 9530): the strongest digest, as (hashlib name, hex)."""
+    return strongest(structured(value))
 
 
 def content_disposition_name(value: str | None) -> str | None:

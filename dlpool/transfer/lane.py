@@ -14,10 +14,11 @@ from dlpool.errors import (
     StreamBroken,
 )
 from dlpool.transfer.admission import Admission
-from dlpool.transfer.answer import Answer, Span, check_same_version, check_unsatisfied
+from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.further import ask_further
 from dlpool.transfer.opening import Opened, Opening
 from dlpool.transfer.partfile import Writer
 from dlpool.transfer.retry import Attempt, Rest
@@ -137,7 +138,11 @@ class Lane:
         reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
         try:
             if chunk is not None and not (opened and is_elsewhere(answer, chunk)):
-                self._copy(reply, answer, chunk)
+                brought = self._context.evidence.begin(chunk.position)
+                try:
+                    self._copy(reply, answer, chunk)
+                finally:
+                    brought.end = chunk.position
         finally:
             reply.close()
 
@@ -156,15 +161,8 @@ class Lane:
         assert plan is not None
         asked = Span(chunk.position, chunk.end) if plan.has_ranges else None
         if_range = None if self._distrusts_if_range else plan.resource.if_range
-        reply = context.source.get(exchange, asked, if_range)
-        try:
-            check_unsatisfied(reply.status, reply.headers, plan.resource)
-            answer = self._admission.judge(reply, asked)
-            check_same_version(plan.resource, answer)
-        except BaseException:
-            context.source.forget_location()
-            reply.close()
-            raise
+        judge = self._admission.judge
+        reply, answer = ask_further(context, exchange, asked, plan.resource, if_range, judge=judge)
         if context.is_adaptive and exchange.answer_s is not None:
             context.client.hosts.answered(context.host, exchange.answer_s)
         if asked is None or answer.is_partial:

@@ -9,12 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from dlpool.errors import BadAnswer, FailJob, PolicyRefused, RetryRange
-from dlpool.transfer.answer import RANGE_REFUSALS, Answer, Span, check_same_version, is_empty_file
+from dlpool.errors import BadAnswer, ContradictoryAnswer, FailJob, PolicyRefused, RetryRange
+from dlpool.transfer.answer import (
+    RANGE_REFUSALS,
+    Answer,
+    Span,
+    check_family,
+    check_promised,
+    check_replacement,
+    check_same_version,
+    is_empty_file,
+)
 from dlpool.transfer.chunks import ChunkMap, plan, stream
 from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.endcheck import is_same_span
+from dlpool.transfer.evidence import samples
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.names import file_name
+from dlpool.transfer.partfile import Writer
 from dlpool.transfer.place import Place
 from dlpool.transfer.remote import Resource, Sameness
 from dlpool.transfer.source import Reply
@@ -43,19 +55,29 @@ class Next(Enum):
     ANEW_WITH_THIS = "forget them and take this body"
 
 
-def resume_step(saved: Resource, answer: Answer, *, is_whole: bool) -> Next:
+def resume_step(
+    saved: Resource,
+    answer: Answer,
+    *,
+    is_whole: bool,
+    is_proven: bool | None = None,
+    has_other_query: bool = False,
+    allows_change: bool = False,
+) -> Next:
     """Whether saved bytes belong to what the server has now. ``is_whole``: no range was asked for.
 
-    Raises BadAnswer where the answer lacks the validator that could tell.
+    ``is_proven``: whether it is shown that it has the same version; None: as the validators alone show it. Raises
+    BadAnswer where the answer lacks the validator that could tell (what another query of the URL brings needs none: it
+    may well be another file), and UnexpectedContent where it may not replace what was saved.
     """
-    sameness = saved.compare(answer.resource)
-    if sameness is Sameness.UNKNOWN:
+    if saved.proves_same(answer.resource) if is_proven is None else is_proven:
+        if answer.is_partial:
+            return Next.USE
+        return Next.ANEW_WITH_THIS if is_whole else Next.PLAIN_RANGE
+    if saved.compare(answer.resource) is Sameness.UNKNOWN and not has_other_query:
         check_same_version(saved, answer)
-    if sameness is Sameness.SAME and answer.is_partial:
-        return Next.USE
-    if is_whole:
-        return Next.ANEW_WITH_THIS
-    return Next.PLAIN_RANGE if sameness is Sameness.SAME else Next.ANEW
+    check_replacement(saved, answer.resource, allows_change=allows_change)
+    return Next.ANEW_WITH_THIS if is_whole else Next.ANEW
 
 
 class Opening:
@@ -76,6 +98,8 @@ class Opening:
         self._asked_head = False
         self._wants_head = False
         self._distrusts_if_range = False
+        self._is_contradicted = False
+        self._agrees: bool | None = None  # whether samples of what was saved are what the server has; None: not asked
 
     def run(self, exchange: Exchange) -> Opened:
         """One try. Raises what the network, the server or the disk brings."""
@@ -83,12 +107,16 @@ class Opening:
             self._ask_head(exchange)
         for _ in range(MAX_STEPS):
             saved = self._place.saved if self._place else None
+            if saved is not None and self._needs_samples(saved):
+                self._agrees = self._has_samples_of(exchange, saved)
             asked = self._first_span(saved)
-            if_range = saved.resource.if_range if saved and not self._distrusts_if_range else None
+            trusts_if_range = not self._distrusts_if_range and self._agrees is not False
+            if_range = saved.resource.if_range if saved and trusts_if_range else None
             reply = self._context.source.get(exchange, asked, if_range)
             try:
-                opened = self._step(reply, asked)
+                opened = self._step(reply, asked, if_range)
             except BaseException:
+                self._context.source.forget_location()
                 reply.close()
                 raise
             if opened is not None:
@@ -98,29 +126,23 @@ class Opening:
                 self._ask_head(exchange)
         raise BadAnswer("the server's answers contradict each other")
 
-    def _step(self, reply: Reply, asked: Span | None) -> Opened | None:
+    def _step(self, reply: Reply, asked: Span | None, if_range: str | None) -> Opened | None:
         """Take the answer as the beginning, or note what to ask instead and return None."""
         is_refusal = asked is not None and reply.status in RANGE_REFUSALS and not reply.headers.get("Retry-After")
         if is_refusal and not is_empty_file(reply.status, reply.headers):
             self._is_whole = True
             return None
         answer = self._judged(reply, asked)
+        if answer is None:
+            return None
         place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
         if place.saved is not None and is_refusal:  # "empty" needs a validator to be believed against what is there
             self._is_whole = True
             return None
-        if place.saved is not None:
-            next_step = resume_step(place.saved.resource, answer, is_whole=asked is None)
-            if next_step is Next.PLAIN_RANGE and not self._distrusts_if_range:
-                self._distrusts_if_range = True
-                return None
-            if next_step is not Next.USE:
-                place.begin_anew("the remote file is another by now, or serves no ranges any more")
-                self._is_whole = next_step is Next.PLAIN_RANGE
-            if next_step in (Next.ANEW, Next.PLAIN_RANGE):
-                return None
-            if answer.resource.size is None:
-                answer = replace(answer, resource=replace(answer.resource, size=place.saved.size))
+        resumed = answer if place.saved is None else self._resumed(place, place.saved, answer, asked, if_range)
+        if resumed is None:
+            return None
+        answer = resumed
         if answer.is_partial and answer.resource.size is None:
             size = self._size_by_head(answer)
             if size is None:
@@ -128,10 +150,105 @@ class Opening:
             answer = replace(answer, resource=replace(answer.resource, size=size))
         return self._planned(place, reply, answer)
 
-    def _judged(self, reply: Reply, asked: Span | None) -> Answer:
+    def _resumed(
+        self, place: Place, saved: SavedState, answer: Answer, asked: Span | None, if_range: str | None
+    ) -> Answer | None:
+        """The answer if it goes with what was saved, or replaces it; else note what to ask instead and return None."""
+        if self._needs_samples(saved):  # the place has but now been found
+            return None
+        next_step = resume_step(
+            saved.resource,
+            answer,
+            is_whole=asked is None,
+            is_proven=self._is_proven(saved, answer, if_range),
+            has_other_query=place.has_other_query,
+            allows_change=self._context.settings.allow_change,
+        )
+        if next_step is Next.PLAIN_RANGE and not self._distrusts_if_range:
+            self._distrusts_if_range = True
+            return None
+        if next_step is not Next.USE:
+            place.begin_anew("the remote file is another by now, or serves no ranges any more")
+            self._is_whole = next_step is Next.PLAIN_RANGE
+        if next_step in (Next.ANEW, Next.PLAIN_RANGE):
+            return None
+        return (
+            replace(answer, resource=answer.resource.completed_by(saved.resource)) if next_step is Next.USE else answer
+        )
+
+    def _judged(self, reply: Reply, asked: Span | None) -> Answer | None:
+        """The answer, if it may be the file; None: it contradicts itself, and one plain GET is to say what is right."""
         if is_empty_file(reply.status, reply.headers):
             return Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
-        return self._context.judge(reply, asked)
+        try:
+            answer = self._context.judge(reply, asked)
+            self._check_earlier(answer)
+        except ContradictoryAnswer as error:
+            if self._is_contradicted:
+                raise ContradictoryAnswer(f"{error}; so it did without a range, too", is_final=True) from error
+            self._is_contradicted = self._is_whole = True
+            return None
+        if self._context.settings.html_guard:
+            check_promised(self._context.source.url, answer.resource)
+        return answer
+
+    def _check_earlier(self, answer: Answer) -> None:
+        """Raise BadAnswer if the answer cannot be the file, or all of it, that the round before was about."""
+        earlier, resource = self._context.earlier, answer.resource
+        if earlier is None:
+            return
+        if not self._context.settings.allow_change:
+            check_family(earlier, resource)
+        is_same = earlier.strong_etag is not None and earlier.strong_etag == resource.strong_etag
+        if is_same and not answer.is_partial and resource.size is not None and resource.size < (earlier.size or 0):
+            said = f"the server sent {resource.size} bytes as the whole of a file of {earlier.size} bytes"
+            raise ContradictoryAnswer(said)
+
+    def _is_proven(self, saved: SavedState, answer: Answer, if_range: str | None) -> bool:
+        """Whether what was saved is of the version that answered.
+
+        Bytes that came by another query of the same URL may be of another file beside it, which has been written in the
+        same second and has the same size. So there a date proves only together with samples.
+        """
+        assert self._place is not None
+        known, resource, job = saved.resource, answer.resource, self._context.job
+        is_confirmed = if_range is not None and answer.is_partial
+        if known.compare(resource, is_confirmed=is_confirmed) is not Sameness.SAME:
+            return False
+        has_other_query = self._place.has_other_query
+        is_verified = job.checksum is not None and self._context.settings.verify
+        if is_verified and (not has_other_query or saved.checksum == str(job.checksum)):
+            return True
+        if not (is_confirmed or known.proves_same(resource)):
+            return False
+        is_date_alone = known.strong_etag is None and not known.has_digest_of(resource)
+        return not (has_other_query and is_date_alone) or self._agrees is True
+
+    def _needs_samples(self, saved: SavedState) -> bool:
+        assert self._place is not None
+        return self._agrees is None and self._place.has_other_query and saved.resource.strong_etag is None
+
+    def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
+        """Ask for some spans that were saved, and return whether the server has the same."""
+        assert self._place is not None
+        reader = self._place.part.writer()
+        try:
+            return all(self._is_sample(exchange, saved, span, reader) for span in samples(saved.written))
+        finally:
+            reader.close()
+
+    def _is_sample(self, exchange: Exchange, saved: SavedState, span: Span, reader: Writer) -> bool:
+        reply = self._context.source.get(exchange, span)
+        try:
+            if reply.status in RANGE_REFUSALS:
+                return False
+            answer = self._context.judge(reply, span)
+            if saved.resource.compare(answer.resource) is Sameness.SAME:
+                return answer.is_partial and is_same_span(reply, answer, span, reader)
+            check_replacement(saved.resource, answer.resource, allows_change=self._context.settings.allow_change)
+            return False
+        finally:
+            reply.close()
 
     def _size_by_head(self, answer: Answer) -> int | None:
         """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None: ask HEAD, or for the whole."""
@@ -191,7 +308,7 @@ class Opening:
     def _ranges(self, place: Place, resource: Resource) -> ChunkMap:
         assert resource.size is not None
         settings = self._context.settings
-        wants_hash = self._context.job.checksum is not None or resource.digest is not None
+        wants_hash = self._context.wanted(resource) is not None
         missing = place.saved.missing if place.saved else [Span(0, resource.size)] if resource.size else []
         connections = 1 if resource.refuses_ranges else self._context.connections()
         return plan(missing, resource.size, connections, settings.min_split_size, PIECE if wants_hash else None)

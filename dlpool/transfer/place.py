@@ -71,6 +71,7 @@ class Place:
         self.part = PartFile(self.target, sync=sync, notify=notify)
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
+        self.has_other_query = False  # what is saved was fetched by another query, or for another user, of the same URL
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
@@ -137,7 +138,7 @@ class Place:
                 self._commit(snapshot, None, self._publishing())
             elif job.id is not None and not self.part.mark(job.id):
                 self.part.check_named()
-                state = SavedState.published(job.url, resource, self._publishing(), _now())
+                state = SavedState.published(job, resource, self._publishing(), _now())
                 self._state_file.commit(state, is_durable=False)
         self._rename()
         self._is_published = True
@@ -208,9 +209,10 @@ class Place:
             saved = self._state_file.load()
             if saved is None:
                 return None
-            if saved.url_sha256 != url_digest(self._job.url):
+            if saved.url != url_without_secrets(self._job.url):
                 raise StateUnusable("it is of another URL")
             self._check_part(saved)
+            self.has_other_query = saved.url_sha256 != url_digest(self._job.url)
             return saved
         except StateUnusable as error:
             self._notify("state_unusable", reason=str(error), path=str(self.target))
@@ -224,7 +226,7 @@ class Place:
             raise StateUnusable("the part file is longer than the file")
         if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
             raise StateUnusable("the part file is shorter than it says")
-        if not (saved.resource.has_validator or self._job.checksum):
+        if not (saved.resource.has_validator or saved.digest or self._job.checksum):
             raise StateUnusable("the server gave no validator that could show that the file is the same")
 
     def _chosen(self, target: Path) -> Path:
@@ -301,14 +303,9 @@ class Place:
 
     def _first_state(self) -> SavedState:
         """The state of the earlier run, or a new one; made late, as most files need none."""
-        resource, now = self._resource, _now()
-        assert resource is not None and resource.size is not None
-        state = self.saved or SavedState(
-            url=url_without_secrets(self._job.url), url_sha256=url_digest(self._job.url), size=resource.size,
-            etag=resource.strong_etag, last_modified=resource.last_modified, created_at=now, updated_at=now,
-            attempts=0, last_error=None, chunks=(),
-        )  # fmt: skip
-        return replace(state, attempts=state.attempts + 1)
+        assert self._resource is not None
+        state = self.saved or SavedState.begun(self._job, self._resource, _now())
+        return replace(state, attempts=state.attempts + 1, url_sha256=url_digest(self._job.url))
 
     def _rename(self) -> None:
         while True:

@@ -71,6 +71,8 @@ class RetryPolicy:
         """
         if error.retry_after_s is not None and error.retry_after_s > self.max_retry_after:
             return WaitTooLong(f"{error} and asked to wait {error.retry_after_s:.0f} s, longer than max_retry_after")
+        if error.is_final:
+            return error
         if failures <= self.retries:
             return None
         if trickled or isinstance(error, TooSlow):

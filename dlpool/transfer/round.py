@@ -21,6 +21,7 @@ from dlpool.errors import (
 )
 from dlpool.transfer.checksum import Follower
 from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.endcheck import EndCheck
 from dlpool.transfer.job import Checksum
 from dlpool.transfer.lane import Lane
 from dlpool.transfer.lanes import Lanes
@@ -67,13 +68,15 @@ class Round:
         self._delay_s = delay_s
         self._watch = Watch(context)
         self._follower: Follower | None = None
+        self._end_check: EndCheck | None = None
         self._committed = Committed(context.clock(), 0)
         self._opening = Opening(context, place, choose_place, is_single=is_single)
 
     @property
     def received(self) -> int:
         """Bytes of body that came over the network."""
-        return self.lanes.received
+        check = self._end_check
+        return self.lanes.received + (check.received if check is not None else 0)
 
     def run(self) -> Plan:
         """Download, verify and publish. Raises what ended it, after committing what is worth it."""
@@ -128,6 +131,9 @@ class Round:
             exchange = lane.exchange
             if exchange is not None:
                 exchange.abort(error)
+        check = self._end_check
+        if check is not None and check.exchange is not None:
+            check.exchange.abort(error)
 
     def _begin(self, plan: Plan) -> None:
         """The plan is made: say so, and let a hash follow."""
@@ -139,7 +145,7 @@ class Round:
             "job_started", path=str(plan.place.target), size=plan.resource.size, has_ranges=plan.has_ranges,
             resumed_from=plan.resumed_from,
         )  # fmt: skip
-        wanted = self._wanted_checksum(plan)
+        wanted = context.wanted(plan.resource)
         if wanted is not None:
             self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer())
 
@@ -157,6 +163,8 @@ class Round:
             self._watch.look(self.lanes.all)
             if self.plan is not None and self.phase == "downloading":
                 self.lanes.help(self.plan)
+            if self._end_check is not None:
+                self._end_check.look()
         except Exception as error:  # noqa: BLE001 - the thread is everybody's
             self.stop(InternalError.of(error))
 
@@ -189,6 +197,8 @@ class Round:
         context.notify("body_complete", size=context.board.written())
         self._verify(plan)
         context.board.wait_for_writes(STOP_S)
+        if self.verified is None:
+            self._check_end(plan)
         plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
         self.phase = "publishing"
         context.permit()
@@ -200,8 +210,10 @@ class Round:
         length = plan.place.part.length
         if plan.resource.size not in (None, written) or length != written:
             raise InternalError(f"{length} bytes in the part file, {written} written")
-        wanted = self._wanted_checksum(plan)
+        wanted = self._context.wanted(plan.resource)
         if wanted is None or self._follower is None:
+            return
+        if self._context.job.checksum is None and self._context.evidence.has_wrong_digest:
             return
         digest = self._follower.digest()
         if digest != wanted.digest:
@@ -209,12 +221,12 @@ class Round:
         self.verified = wanted
         self._context.notify("checksum_verified", checksum=str(wanted))
 
-    def _wanted_checksum(self, plan: Plan) -> Checksum | None:
-        """The job's, else the one that the server gave for the whole file; None if nobody wants to know."""
-        if not self._context.settings.verify:
-            return None
-        offered = Checksum(*plan.resource.digest) if plan.resource.digest else None
-        return self._context.job.checksum or offered
+    def _check_end(self, plan: Plan) -> None:
+        """Compare some of the file with the server's once more, where nothing else shows that it is of one version."""
+        check = EndCheck(self._context, plan)
+        if check.is_needed:
+            self._end_check = check
+            check.run()
 
     def _end(self, error: DlpoolError) -> None:
         """Commit what a later run can use; the error that ends the round stays the one that is reported."""

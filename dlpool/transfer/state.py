@@ -3,7 +3,8 @@
 The file never claims a byte that is not on disk: whoever commits has synced the data first. What is read back is
 believed only if every field has its type and range and the chunks tile the file; else ``StateUnusable`` says why,
 and the download begins anew. It holds no secrets: user info and query are left out of ``url``, ``url_sha256`` tells
-whether it is the same one.
+whether it is the same one. What was fetched belongs to the resource, not to the query of a signed URL: the same
+``url`` with another query resumes if the validators show that it is the same file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dlpool.disk import translated
 from dlpool.errors import LocalFault
 from dlpool.transfer.answer import Span
 from dlpool.transfer.chunks import Chunk
-from dlpool.transfer.job import Notify, ignore
+from dlpool.transfer.job import Job, Notify, ignore
 from dlpool.transfer.names import STATE_SUFFIX
 from dlpool.transfer.remote import Resource
 
@@ -33,8 +34,7 @@ MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_STATE_BYTES = 16 * 1024 * 1024
-
-
+_ABSENT = ("date", "content_type", "host", "digest", "checksum")  # fields that are left out where they are None
 _BEGINNING = b'{"version":'  # of every state file, also of one that a power failure has cut
 _PLACEHOLDER = b'{"version":1,"placeholder":true}'
 _NOT_READ = {"disk_failed", "permission", "too_many_files"}  # kinds of faults that say nothing about the content
@@ -69,7 +69,11 @@ class Publishing:
 
 @dataclass(frozen=True)
 class SavedState:
-    """All that the next run needs to go on. Times are RFC 3339, UTC."""
+    """All that the next run needs to go on. Times are RFC 3339, UTC.
+
+    ``date`` is the answer's, and there only if it makes ``last_modified`` a proof. ``digest`` is what the server said
+    of the whole file, ``checksum`` what the job demands of it, both as ``ALGO:HEX``.
+    """
 
     url: str
     url_sha256: str
@@ -82,10 +86,51 @@ class SavedState:
     last_error: str | None
     chunks: tuple[SavedChunk, ...]
     publishing: Publishing | None = None
+    date: str | None = None
+    content_type: str | None = None
+    host: str | None = None
+    digest: str | None = None
+    checksum: str | None = None
+
+    @classmethod
+    def begun(cls, job: Job, resource: Resource, now: str) -> SavedState:
+        """Return the state of a download of which nothing has been written. The size must be known."""
+        assert resource.size is not None
+        return cls(
+            url=url_without_secrets(job.url),
+            url_sha256=url_digest(job.url),
+            size=resource.size,
+            etag=resource.etag,
+            last_modified=resource.last_modified,
+            created_at=now,
+            updated_at=now,
+            attempts=0,
+            last_error=None,
+            chunks=(),
+            date=resource.date if resource.has_settled_date else None,
+            content_type=resource.content_type,
+            host=resource.host,
+            digest=":".join(resource.digest) if resource.digest else None,
+            checksum=str(job.checksum) if job.checksum else None,
+        )
 
     @property
     def resource(self) -> Resource:
-        return Resource(size=self.size, etag=self.etag, last_modified=self.last_modified)
+        algorithm, _, digest = (self.digest or "").partition(":")
+        return Resource(
+            size=self.size,
+            etag=self.etag,
+            last_modified=self.last_modified,
+            date=self.date,
+            content_type=self.content_type,
+            digest=(algorithm, digest) if digest else None,
+            host=self.host,
+        )
+
+    @property
+    def written(self) -> list[Span]:
+        """What is on disk, sorted."""
+        return [Span(chunk.start, chunk.position) for chunk in self.chunks if chunk.start < chunk.position]
 
     @property
     def missing(self) -> list[Span]:
@@ -98,20 +143,17 @@ class SavedState:
         return replace(self, chunks=saved, updated_at=now, last_error=last_error)
 
     @classmethod
-    def published(cls, url: str, resource: Resource, record: Publishing, now: str) -> SavedState:
+    def published(cls, job: Job, resource: Resource, record: Publishing, now: str) -> SavedState:
         """The state of a download that needed none until it was complete."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
-        return cls(
-            url=url_without_secrets(url), url_sha256=url_digest(url), size=record.size, etag=resource.strong_etag,
-            last_modified=resource.last_modified, created_at=now, updated_at=now, attempts=1, last_error=None,
-            chunks=chunks, publishing=record,
-        )  # fmt: skip
+        begun = cls.begun(job, replace(resource, size=record.size), now)
+        return replace(begun, attempts=1, chunks=chunks, publishing=record)
 
     def as_json(self) -> str:
         fields = {"version": VERSION, **vars(self), "chunks": [vars(chunk) for chunk in self.chunks]}
         if self.publishing is not None:
             fields["publishing"] = {name: value for name, value in vars(self.publishing).items() if value is not None}
-        return _to_json(fields)
+        return _to_json({name: value for name, value in fields.items() if name not in _ABSENT or value is not None})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
@@ -136,6 +178,7 @@ class SavedState:
             last_error=_optional_text(fields, "last_error"),
             chunks=tuple(_chunk(item) for item in _list(fields, "chunks")),
             publishing=_publishing(fields.get("publishing")),
+            **{name: _optional_text(fields, name) for name in _ABSENT},
         )
         _check_tiling(state)
         return state

@@ -18,6 +18,7 @@ from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
 from dlpool.transfer.limits import RateLimit, RateLimits
 from dlpool.transfer.place import AlreadyThere, Place
+from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.round import Round
 from dlpool.transfer.source import Source
@@ -69,6 +70,7 @@ class Transfer:
         self._cancelled: DlpoolError | None = None
         self._place: Place | None = None
         self._round: Round | None = None
+        self._earlier: Resource | None = None  # what the last round had found
         self._is_counted = False  # the present round, in the tally
         self._board = Board(time.monotonic)
         self._began = time.monotonic()
@@ -138,6 +140,8 @@ class Transfer:
                 break
             except RestartFile as error:
                 self._count(current)
+                if current.plan is not None:
+                    self._earlier = current.plan.resource
                 delay_s = self._prepare_restart(error)
         self._count(current)
         return self._outcome(plan, current)
@@ -145,7 +149,15 @@ class Transfer:
     def _next_round(self, delay_s: float) -> Round:
         board = Board(time.monotonic, self._client.settings.low_speed_limit)
         context = Context(
-            self._job, self._settings, self._client, self._source, board, self._rate, self._notify, self._permit
+            self._job,
+            self._settings,
+            self._client,
+            self._source,
+            board,
+            self._rate,
+            self._notify,
+            self._permit,
+            earlier=self._earlier,
         )
         limit = self._settings.deadline
         current = Round(

@@ -84,6 +84,8 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-resume -d 'do not go on 
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l remote-time -d 'give the file the remote'"'"'s modification time'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l preallocate -xka "auto falloc truncate none" -d 'how the part file gets its length (default: auto)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-verify -d 'do not verify the checksum, the given one or the server'"'"'s digest of the file'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-html-guard -d 'do not refuse an HTML page in place of a file whose URL ends like that of a binary one (.zip, .iso, ...)'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l allow-change -d 'let an answer of another kind of content, or from another host, replace what was fetched'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-sync -d 'do not wait until bytes are on the disk before they count'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l max-file-size -x -d 'refuse larger files'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l connect-timeout -x -d 'limit of connecting, TLS handshake included (default: 10s)'

@@ -1,0 +1,98 @@
+"""The digests of a file that servers send in header fields, and which bytes each of them covers. Pure.
+
+=========================  ===========================================================================================
+field                      covers
+=========================  ===========================================================================================
+``Repr-Digest``            the representation, also on a 206 (RFC 9530 section 3)
+``Digest``                 the instance, which is the same (RFC 3230 section 4.1)
+``x-goog-hash``            the object as it is stored: not what the server decompressed on its way
+``x-amz-checksum-NAME``    the object; ``VALUE-N`` and ``COMPOSITE`` are made of the digests of N parts: not usable
+``x-ms-blob-content-md5``  the blob, also on a 206
+``Content-Digest``         the content of this message: the file only if the message has all of it (RFC 9530 section 2)
+``Content-MD5``            the same (RFC 2616 section 14.15)
+=========================  ===========================================================================================
+
+CRC32C, Adler-32 and the sums of Unix are left out: hashlib has none of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+Digest = tuple[str, str]  # a name of hashlib, and the digest in hexadecimal digits
+
+_SIZES = {"sha512": 64, "sha256": 32, "sha1": 20, "md5": 16}  # bytes of a digest, strongest first
+_NAMES = {"sha-512": "sha512", "sha-256": "sha256", "sha": "sha1", "sha-1": "sha1", "md5": "md5"}
+_AMAZON = tuple((f"x-amz-checksum-{name}", name) for name in _SIZES)
+_MEMBER = re.compile(r"(?:^|[\s,])([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
+
+
+def file_digest(headers: Mapping[str, str], *, is_whole: bool) -> Digest | None:
+    """Return the strongest digest of the whole file, as its bytes are sent, that the header fields hold.
+
+    ``is_whole``: the message has all bytes of the file. A value that is malformed is passed over.
+    """
+    return strongest(_found(headers, is_whole=is_whole))
+
+
+def _found(headers: Mapping[str, str], *, is_whole: bool) -> Iterator[Digest]:
+    yield from structured(headers.get("Repr-Digest"))
+    yield from _listed(headers.get("Digest"))
+    if _is_as_stored(headers):
+        yield from _listed(headers.get("x-goog-hash"))
+    yield from _amazon(headers)
+    yield from _single("md5", headers.get("x-ms-blob-content-md5"))
+    if is_whole:
+        yield from structured(headers.get("Content-Digest"))
+        yield from _single("md5", headers.get("Content-MD5"))
+
+
+def strongest(digests: Iterable[Digest]) -> Digest | None:
+    """Return the first digest of the strongest algorithm."""
+    found: dict[str, str] = {}
+    for algorithm, digest in digests:
+        found.setdefault(algorithm, digest)
+    return next(((algorithm, found[algorithm]) for algorithm in _SIZES if algorithm in found), None)
+
+
+def structured(value: str | None) -> Iterator[Digest]:
+    """Yield the digests of a dictionary of byte sequences (RFC 9530): ``sha-256=:BASE64:, sha-512=:BASE64:``."""
+    for name, text in _MEMBER.findall(value or ""):
+        yield from _single(_NAMES.get(name), text)
+
+
+def _listed(value: str | None) -> Iterator[Digest]:
+    """``SHA-256=BASE64,MD5=BASE64``, in any case (RFC 3230 section 4.3.2)."""
+    for member in (value or "").split(","):
+        name, _, text = member.strip().partition("=")
+        yield from _single(_NAMES.get(name.strip().lower()), text)
+
+
+def _amazon(headers: Mapping[str, str]) -> Iterator[Digest]:
+    is_of_parts = (headers.get("x-amz-checksum-type") or "").strip().upper() == "COMPOSITE"
+    if is_of_parts or headers.get("x-amz-mp-parts-count"):
+        return
+    for field, algorithm in _AMAZON:
+        yield from _single(algorithm, headers.get(field))
+
+
+def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
+    """The digest in base64, if it has the length that its algorithm gives."""
+    if algorithm is None or not text:
+        return
+    try:
+        digest = base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return
+    if len(digest) == _SIZES[algorithm]:
+        yield algorithm, digest.hex()
+
+
+def _is_as_stored(headers: Mapping[str, str]) -> bool:
+    """Whether Google's store sent the bytes that it holds, and not what it decompressed ("transcoding")."""
+    stored = (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()
+    sent = (headers.get("Content-Encoding") or "identity").strip().lower()
+    return stored == sent

@@ -1,0 +1,76 @@
+"""A further request of a download, whose answer must be of the version that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dlpool.errors import BadAnswer, RemoteChanged
+from dlpool.transfer.answer import Answer, Span, check_same_version, check_unsatisfied, is_empty_file
+from dlpool.transfer.context import Context, host_of
+from dlpool.transfer.exchange import Exchange
+from dlpool.transfer.remote import Resource
+from dlpool.transfer.source import Reply
+
+FIRST_BYTE = Span(0, 1)
+
+
+Judge = Callable[[Reply, Span | None], Answer]
+
+
+def ask_further(
+    context: Context,
+    exchange: Exchange,
+    asked: Span | None,
+    known: Resource,
+    if_range: str | None = None,
+    *,
+    judge: Judge | None = None,
+) -> tuple[Reply, Answer]:
+    """Ask for ``asked`` (None: the whole file) and return the reply, its body unread, with what it is worth.
+
+    ``judge``: what reads an answer, by default ``Context.judge``. Raises RemoteChanged, RetryRange or FailJob; the reply
+    is closed then, and the next request begins at the first URL.
+    """
+    judge = judge or context.judge
+    reply = context.source.get(exchange, asked, if_range)
+    try:
+        if _tells_other_size(reply, known):
+            reply.close()
+            reply = context.source.get(exchange, FIRST_BYTE)
+            _check_refusal(context, reply, known)
+        answer = judge(reply, asked)
+        _check_version(context, known, answer, is_conditional=if_range is not None)
+    except BaseException:
+        context.source.forget_location()
+        reply.close()
+        raise
+    if known.has_digest_of(answer.resource) is False:
+        context.evidence.has_wrong_digest = True
+    return reply, answer
+
+
+def _check_version(context: Context, known: Resource, answer: Answer, *, is_conditional: bool = False) -> None:
+    allows_change = context.settings.allow_change
+    check_same_version(known, answer, is_conditional=is_conditional, allows_change=allows_change)
+
+
+def _tells_other_size(reply: Reply, known: Resource) -> bool:
+    try:
+        check_unsatisfied(reply.status, reply.headers, known)
+    except RemoteChanged:
+        return True
+    return False
+
+
+def _check_refusal(context: Context, reply: Reply, known: Resource) -> None:
+    """Raise what a 416 of another size means, by the answer for the first byte.
+
+    A 416 does not say what it is a refusal of: a page in place of the file refuses the same range.
+    """
+    if is_empty_file(reply.status, reply.headers):
+        if context.settings.allow_change or known.host in (None, host_of(reply)):
+            raise RemoteChanged("the remote file is empty by now")
+        raise BadAnswer(f"{host_of(reply)} has an empty file where there was another")
+    if reply.status != 416:
+        _check_version(context, known, context.judge(reply, FIRST_BYTE))
+    raise BadAnswer("the server refused a range of the file, and then said that it has not changed")
