@@ -28,8 +28,8 @@ def ask_further(
 ) -> tuple[Reply, Answer]:
     """Ask for ``asked`` (None: the whole file) and return the reply, its body unread, with what it is worth.
 
-    ``judge``: what reads an answer, by default ``Context.judge``. Raises RemoteChanged, RetryRange or FailJob; the reply
-    is closed then, and the next request begins at the first URL.
+    ``judge``: what reads an answer, by default ``Context.judge``. Raises RemoteChanged, RetryRange or FailJob; the
+    reply is closed then, and the next request begins at the first URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, asked, if_range)

@@ -240,7 +240,7 @@ class Opening:
     def _is_sample(self, exchange: Exchange, saved: SavedState, span: Span, reader: Writer) -> bool:
         reply = self._context.source.get(exchange, span)
         try:
-            if reply.status in RANGE_REFUSALS:
+            if reply.status in RANGE_REFUSALS and not reply.headers.get("Retry-After"):
                 return False
             answer = self._context.judge(reply, span)
             if saved.resource.compare(answer.resource) is Sameness.SAME:
