@@ -37,12 +37,55 @@ def ramfs(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def mounted_image(kind: str, folder: Path, size: int = 320 * 1024 * 1024) -> Iterator[Path]:
+    """A file system of that kind in a sparse file of ``size`` bytes, which stands beside the folder as ``.image``."""
+    image = image_of(folder)
+    with image.open("wb") as file:
+        file.truncate(size)
+    quiet = {"ext4": ["-q"], "xfs": ["-q"], "btrfs": ["-q"]}[kind]
+    subprocess.run([f"mkfs.{kind}", *quiet, image], check=True, capture_output=True)
+    with mounted(image, folder):
+        yield folder
+
+
+@contextmanager
+def mounted(image: Path, folder: Path) -> Iterator[Path]:
+    """Mount an image, as it is; a journal that it has is replayed."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def image_of(folder: Path) -> Path:
+    """The file that holds the file system mounted at ``folder``."""
+    return folder.with_name(f"{folder.name}.image")
+
+
+@contextmanager
+def overlay(folder: Path) -> Iterator[Path]:
+    """An overlay over two folders of a tmpfs, as containers have."""
+    with tmpfs(folder.with_name(f"{folder.name}.layers"), "64m") as layers:
+        for name in ("lower", "upper", "work"):
+            (layers / name).mkdir()
+        folder.mkdir(parents=True)
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, folder], check=True, capture_output=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
 def exfat(folder: Path, size: int) -> Iterator[Path]:
     """An exFAT over FUSE: no hard links, no rename flags, no extended attributes, and names of any case are one."""
     if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse") and Path("/dev/fuse").exists()):
         pytest.skip("needs exfat-fuse, exfatprogs and /dev/fuse")
     folder.mkdir(parents=True)
-    image = folder.with_name(f"{folder.name}.image")
+    image = image_of(folder)
     with image.open("wb") as file:
         file.truncate(size)
     subprocess.run(["mkfs.exfat", image], check=True, stdout=subprocess.DEVNULL)
