@@ -5,14 +5,15 @@ A line an item, in hex: the first 64 bits of a hash of URL and target. What a ki
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from hashlib import blake2b
 from pathlib import Path
 
+from dlpool import disk
 from dlpool.disk import translated
 from dlpool.errors import LocalFault
+from dlpool.filelock import FileLock, LockForeign, LockHeld
 from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"
@@ -27,17 +28,19 @@ class DoneList:
         """Raises LocalFault, also for a file that another batch has, or that is something else."""
         self._path = path
         self._lock = threading.Lock()
+        self._held: FileLock | None = None
         with translated(f"use the session {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             with translated(f"use the session {path}"):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._held = FileLock(self._descriptor, path)
                 self._done = self._read()
-        except LocalFault as error:
+        except (LockHeld, LockForeign):
             self.close()
-            if isinstance(error.__cause__, BlockingIOError):
-                raise LocalFault(f"the session {path} is another batch's") from None
+            raise LocalFault(f"the session {path} is another batch's") from None
+        except LocalFault:
+            self.close()
             raise
 
     def __repr__(self) -> str:
@@ -51,14 +54,16 @@ class DoneList:
         """It is done. Raises LocalFault."""
         with self._lock, translated(f"write the session {self._path}"):
             if self._descriptor >= 0:
-                os.write(self._descriptor, b"%016x\n" % _key(job))
+                disk.write_all(self._descriptor, b"%016x\n" % _key(job))
 
     def close(self) -> None:
         """Let another batch have it."""
         with self._lock:
             if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
+                self._descriptor, descriptor = -1, self._descriptor
+                disk.close_quietly(descriptor)
+            if self._held is not None:
+                self._held.release()
 
     def _read(self) -> set[int]:
         with os.fdopen(os.dup(self._descriptor), "rb") as file:

@@ -6,18 +6,19 @@ passed over. The file is written anew, by temporary file and rename, when it is 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
-from dlpool.disk import sync_folder, translated
+from dlpool import disk
+from dlpool.disk import translated
 from dlpool.engine.donelist import ENGINE_HEAD, HEAD
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.wish import job_of
 from dlpool.errors import LocalFault, UsageError
+from dlpool.filelock import FileLock, LockForeign, LockHeld, flock
 
 
 class Session:
@@ -32,13 +33,16 @@ class Session:
         self._lock = threading.Lock()
         with translated(f"use the session {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            present = _locked(path)
+            present, self._held = _locked(path)
         try:
             self._open, self._paused = _read(present, path)
             with translated(f"write the session {path}"):
                 self._descriptor = self._rewritten()
+        except BaseException:
+            self._held.release()
+            raise
         finally:
-            os.close(present)
+            disk.close_quietly(present)
 
     def __repr__(self) -> str:
         return f"<Session {self._path}>"
@@ -63,42 +67,48 @@ class Session:
         """Let another engine have it."""
         with self._lock:
             if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
+                self._descriptor, descriptor = -1, self._descriptor
+                disk.close_quietly(descriptor)
+                self._held.release()
 
     def _write(self, change: dict[str, Any]) -> None:
         with self._lock, translated(f"write the session {self._path}"):
             if self._descriptor >= 0:
-                os.write(self._descriptor, _line(change))
+                disk.write_all(self._descriptor, _line(change))
 
     def _rewritten(self) -> int:
         temporary = self._path.with_name(self._path.name + ".tmp")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # before it has the name
-        for fields in self._open.values():
-            os.write(descriptor, _line({"begin": fields}))
-        for task_id in self._paused:
-            os.write(descriptor, _line({"pause": task_id}))
-        os.fsync(descriptor)
-        os.replace(temporary, self._path)
-        sync_folder(self._path.parent)
+        begun = [_line({"begin": fields}) for fields in self._open.values()]
+        paused = [_line({"pause": task_id}) for task_id in self._paused]
+        descriptor = disk.create_exclusive(temporary, 0o600, flags=os.O_APPEND)
+        try:
+            flock(descriptor)  # before it has the name
+            disk.write_all(descriptor, b"".join([*begun, *paused]))
+            os.fsync(descriptor)
+            disk.replace(temporary, self._path, identity=disk.identity_of(os.fstat(descriptor)))
+            disk.sync_folder(self._path.parent)
+        except OSError:
+            disk.close_quietly(descriptor)
+            raise
         return descriptor
 
 
-def _locked(path: Path) -> int:
-    """A descriptor of the file that has the name, with LOCK_EX. Raises OSError."""
+def _locked(path: Path) -> tuple[int, FileLock]:
+    """A descriptor of the file that has the name, and its lock. Raises LocalFault, OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise LocalFault(f"the session {path} is another engine's") from None
-        except FileNotFoundError:
-            pass  # written anew since
-        os.close(descriptor)
+            held = FileLock(descriptor, path)
+        except (LockHeld, LockForeign) as error:
+            disk.close_quietly(descriptor)
+            raise LocalFault(f"the session {path} is another engine's") from error
+        except BaseException:
+            disk.close_quietly(descriptor)
+            raise
+        if disk.is_name_of(os.path.realpath(path), disk.identity_of(os.fstat(descriptor))):
+            return descriptor, held
+        disk.close_quietly(descriptor)  # written again by another engine, between open and lock
+        held.release()
 
 
 def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:

@@ -7,13 +7,14 @@ that is, when every writer has left; a writer holds its lock before it believes 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from dlpool.filelock import flock
 
 _LOOK_S = 0.2
 _ATTEMPTS = 10
@@ -91,7 +92,7 @@ def _open_live(path: Path) -> int:
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            flock(descriptor, is_shared=True)  # without it, a file is compressed when its writers have surely left
             if _is_named(descriptor, path):
                 return descriptor
         except BlockingIOError:

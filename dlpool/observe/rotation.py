@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import os
 import re
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlpool.config import LoggingSettings
-from dlpool.disk import sync_folder
+from dlpool.disk import identity_of, replace, sync_folder
+from dlpool.filelock import flock
 
 _STAMP = "%Y%m%dT%H%M%S"
 _SUFFIX = re.compile(r"\.([0-9]{8}T[0-9]{6})\.([0-9]{3})Z(\.gz)?(\.tmp)?")
@@ -157,7 +157,7 @@ def _left(path: Path) -> Iterator[BinaryIO | None]:
     """The old log, locked against its writers; None if one of them has not left it yet."""
     with open(path, "r+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file.fileno())  # where there is none, a writer has left when the log is old enough to be compressed
         except BlockingIOError:
             yield None
             return
@@ -193,7 +193,8 @@ def _pack(file: BinaryIO, whole: Path, is_wanted: Callable[[], bool]) -> bool:
                 return False
             out.flush()
             os.fsync(out.fileno())
-        os.replace(unfinished, whole)
+            identity = identity_of(os.fstat(out.fileno()))
+        replace(unfinished, whole, identity=identity)
         return True
     finally:
         unfinished.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ finds the disk full, stores that log again. Nothing waits for it: ``keep_days`` 
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import threading
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool.config import LoggingSettings
+from dlpool.disk import atomic_write
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Logger
 from dlpool.observe.rotation import Rotation
@@ -118,6 +118,4 @@ class Archiver:
 
     def _note(self, names: set[str]) -> None:
         """Raises OSError. After a power cut an older state may be there, which is safe."""
-        unfinished = self._noted.with_name(f"{self._noted.name}.tmp")
-        unfinished.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
-        os.replace(unfinished, self._noted)
+        atomic_write(self._noted, "".join(f"{name}\n" for name in sorted(names)).encode(), sync=False)

@@ -12,7 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import make_folders, sync_folder
+from dlpool.disk import CANNOT_LOCK, make_folders, sync_folder
+from dlpool.filelock import flock
 
 POLL_S = 0.02
 
@@ -35,16 +36,29 @@ def open_lock(path: Path) -> int:
 
 
 def lock_within(descriptor: int, timeout_s: float) -> bool:
-    """Lock the open file for us alone; whether that was possible within ``timeout_s``. Raises OSError."""
+    """Lock the open file for us alone; whether that was possible within ``timeout_s``. Raises OSError.
+
+    Also true where the file system has no flock(2): what this keeps apart is kept apart by the lock of the folder, too,
+    and workers by the locks of their part files.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor)
             return True
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
         time.sleep(POLL_S)
+
+
+def share_lock(descriptor: int) -> None:
+    """Share the lock of the open file, waiting for a holder that has it alone. Raises OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise
 
 
 def name_holder(descriptor: int, pid: int) -> None:

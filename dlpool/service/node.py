@@ -6,7 +6,6 @@ knows whose jobs to take back, whatever killed this one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -15,9 +14,10 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from dlpool.disk import sync_folder, translated
-from dlpool.errors import AlreadyRunning
-from dlpool.service.locks import holder, lock_within, make_private_folder, name_holder, open_lock
+from dlpool.disk import atomic_write, translated
+from dlpool.errors import AlreadyRunning, LocalFault
+from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.service.locks import holder, lock_within, make_private_folder, name_holder, open_lock, share_lock
 
 MAX_NODE_ID = 40
 MAX_SIDS = 1000  # of a node that starts and dies without end while Redis is away; the oldest leases end by themselves
@@ -30,16 +30,17 @@ def hold_worker_lock(state_dir: Path) -> int:
     """Called in a worker: the descriptor that says "a worker lives" until the process ends. Raises LocalFault."""
     with translated(f"lock {state_dir / WORKER_LOCK}"):
         descriptor = open_lock(state_dir / WORKER_LOCK)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        share_lock(descriptor)
         return descriptor
 
 
 class Node:
     """The locked state folder of a running supervisor. Used by one thread. Its methods raise LocalFault."""
 
-    def __init__(self, state_dir: Path, lock: int, node_id: str | None) -> None:
+    def __init__(self, state_dir: Path, lock: int, held: FileLock, node_id: str | None) -> None:
         """Use ``Node.open``."""
         self.state_dir = state_dir
+        self._held = held
         self.warnings: list[str] = []  # what was found damaged and is replaced: sentences for the log
         self._lock: int | None = lock
         self.node_id = node_id or self._kept_node_id()
@@ -59,15 +60,16 @@ class Node:
             make_private_folder(state_dir)
             lock = open_lock(state_dir / "lock")
             try:
-                if not lock_within(lock, 0):
-                    raise AlreadyRunning(
-                        f"another supervisor ({holder(lock)}) works with {state_dir}; "
-                        "stop it, or give this one a state_dir of its own"
-                    )
-                name_holder(lock, os.getpid())
-                return cls(state_dir, lock, node_id)
+                held = _held(lock, state_dir)
             except BaseException:
                 os.close(lock)
+                raise
+            try:
+                name_holder(lock, os.getpid())
+                return cls(state_dir, lock, held, node_id)
+            except BaseException:
+                os.close(lock)
+                held.release()
                 raise
 
     def new_sid(self) -> str:
@@ -105,6 +107,7 @@ class Node:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+            self._held.release()
 
     def _kept_node_id(self) -> str:
         path = self.state_dir / "node_id"
@@ -130,6 +133,19 @@ class Node:
         earlier = earlier[-MAX_SIDS:]
         _commit(self.state_dir / "sids.json", json.dumps([*earlier, *own]) + "\n")
         self._earlier, self._own = earlier, own
+
+
+def _held(lock: int, state_dir: Path) -> FileLock:
+    """Lock the state folder. Raises AlreadyRunning, LocalFault, OSError."""
+    try:
+        return FileLock(lock, state_dir / "lock")
+    except LockHeld as error:
+        raise AlreadyRunning(
+            f"another supervisor ({holder(lock)}) works with {state_dir}; "
+            "stop it, or give this one a state_dir of its own"
+        ) from error
+    except LockForeign as error:
+        raise LocalFault(f"{error} was not made by dlpool: move it away") from error
 
 
 def make_node_id(hostname: str) -> str:
@@ -161,12 +177,5 @@ def _read(path: Path) -> bytes | None:
 
 def _commit(path: Path, text: str) -> None:
     """Replace the file, durably: a reader and a crash see the old content or the new."""
-    temporary = path.with_name(f"{path.name}.tmp")
     with translated(f"write {path}"):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        atomic_write(path, text.encode("ascii"), sync=True, mode=0o600)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from dlpool.disk import sync_folder, translated
+from dlpool.disk import atomic_write, translated
 from dlpool.jobs.records import Record
 from dlpool.jobs.transitions import Finish, Ticket
 
@@ -39,13 +39,7 @@ class Spool:
         if ending.record is not None:
             fields["record"]["value"] = ending.record.value.decode()
         with translated(f"write {path}"):
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(fields, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(self.folder)
+            atomic_write(path, json.dumps(fields).encode(), sync=True)
         self._kept.add(ending.ticket)
 
     def forget(self, ticket: Ticket) -> None:

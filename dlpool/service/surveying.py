@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from dlpool.disk import space_of
 from dlpool.errors import QueueError
 from dlpool.jobs.transitions import Oldest, Transitions
 from dlpool.jobs.views import Views
@@ -125,9 +126,9 @@ class DiskSurvey:
 def room_of(folder: Path) -> tuple[float, float]:
     """Bytes of its file system, and how many of them this user may still write; a missing folder is its parent's."""
     try:
-        found = os.statvfs(folder)
+        found = space_of(folder)
     except FileNotFoundError:
         return room_of(folder.absolute().parent)
     except OSError:
         return math.nan, math.nan
-    return float(found.f_blocks * found.f_frsize), float(found.f_bavail * found.f_frsize)
+    return (math.nan, math.nan) if found is None else (float(found.size), float(found.free))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from dlpool import jsontext
+from dlpool import disk, jsontext
 from dlpool.disk import translated
 from dlpool.service.frames import Ended
 
@@ -41,7 +41,7 @@ class Trail:
         with self._lock, translated(f"write {self._path}"):
             self._open[ended.job_id] = ended
             self._lines += 1
-            os.write(self._descriptor, _line(ended))
+            disk.write_all(self._descriptor, _line(ended))
 
     def forget(self, ended: Iterable[Ended]) -> None:
         """Nothing of them is left. One that was retried and has begun again meanwhile stays."""
@@ -66,12 +66,16 @@ class Trail:
     def _rewrite(self) -> None:
         temporary = self._path.with_name("trail.tmp")
         with translated(f"write {self._path}"):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            descriptor = disk.create_exclusive(temporary, 0o600, flags=os.O_APPEND)
+            try:
+                disk.write_all(descriptor, b"".join(map(_line, self._open.values())))
+                disk.replace(temporary, self._path, identity=disk.identity_of(os.fstat(descriptor)))
+            except OSError:
+                disk.close_quietly(descriptor)
+                raise
             if self._descriptor >= 0:
-                os.close(self._descriptor)
+                disk.close_quietly(self._descriptor)
             self._descriptor, self._lines = descriptor, len(self._open)
-            os.write(descriptor, b"".join(map(_line, self._open.values())))
-            os.replace(temporary, self._path)
 
 
 def _line(ended: Ended) -> bytes:

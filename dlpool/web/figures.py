@@ -7,7 +7,6 @@ its last second.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from dlpool import jsontext
 from dlpool.disk import make_folders
+from dlpool.filelock import FileLock, LockForeign, LockHeld
 
 MAX_ROWS = 256
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
@@ -32,6 +32,7 @@ class Figures:
         self._writing = threading.Lock()
         self._row: Path | None = None
         self._guard = -1
+        self._held: FileLock | None = None  # as long as this process
         self._is_changed = False
         with suppress(OSError):
             make_folders(folder, sync=False)
@@ -84,8 +85,8 @@ class Figures:
         for number in range(MAX_ROWS):
             guard = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                self._held = FileLock(guard, self._folder / f"{number}.lock")
+            except (LockHeld, LockForeign):
                 os.close(guard)
                 continue
             self._guard, self._row = guard, self._folder / f"{number}.json"

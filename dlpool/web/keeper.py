@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from dlpool.filelock import flock
 from dlpool.web.diskwatch import DiskWatch
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
@@ -61,7 +61,7 @@ class Keeper:
             yield True
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor)  # where there is none, too: what is done twice harms nothing
         except OSError:
             yield False
             return
