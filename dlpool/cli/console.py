@@ -178,7 +178,8 @@ def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
         io.BufferedWriter(_Stream(descriptor, raises=raises)),
         encoding="utf-8" if old is None else old.encoding,
         errors="backslashreplace",
-        line_buffering=old is not None and old.line_buffering,
+        # Unbuffered Python (-u) has write_through alone, which here would leave the bytes in the BufferedWriter.
+        line_buffering=old is not None and (old.line_buffering or old.write_through),
         write_through=old is not None and old.write_through,
     )
 

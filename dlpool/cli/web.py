@@ -18,7 +18,7 @@ from dlpool.config import Settings
 from dlpool.config.goserver import is_json
 from dlpool.config.ini import text_of_file
 from dlpool.disk import make_folders, translated
-from dlpool.errors import ConfigurationError
+from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.transfer.files import allow_open_files
 
 PROGRAM = "dlpool-web"
@@ -77,28 +77,57 @@ def _unread() -> list[str]:
     return [f"{GO_CONFIG} in this folder is not read: dlpool-web -c {GO_CONFIG} does"] if is_there else []
 
 
+def _leave_deleted_folder(settings: Settings) -> None:
+    """Go to / where the working directory has been deleted, as gunicorn asks for it. Raises LocalFault.
+
+    With absolute paths nothing depends on it.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        used = {
+            "upload_dir": settings.upload.upload_dir,
+            "merged_dir": settings.upload.merged_dir,
+            "state_dir": settings.paths.state_dir,
+            "log_dir": settings.paths.log_dir,
+        }
+        relative = [f"{name} = {path}" for name, path in used.items() if not Path(path).is_absolute()]
+        if relative:
+            raise LocalFault(
+                f"the working directory has been deleted, and {relative[0]} is relative to it: change to another one"
+            ) from None
+        os.chdir("/")
+
+
 def _serve(settings: Settings) -> int:
+    _leave_deleted_folder(settings)
     try:
         from dlpool.web.app import make_app
         from dlpool.web.auth import Keys
+        from dlpool.web.capacity import fitted
         from dlpool.web.parts import WebParts, open_log
         from dlpool.web.server import Server
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
     Keys(settings.web)
     allow_open_files()
+    settings, capacity = fitted(settings)
     _make_folders(settings)
     log = open_log(settings)
+    for note in capacity.notes:
+        log.logger("web").warning("web_limited", reason=note)
+        tell([note], PROGRAM)
     listener = _listener(settings)
     host, port = listener.getsockname()[:2]
     log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
-    print(f"dlpool-web: http://{_shown(host)}:{port}{settings.web.prefix}; the log is {log.path}", file=sys.stderr)
+    address = f"http://{_shown(host)}:{port}{settings.web.prefix}"
+    print(f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True)  # else each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
         parts = WebParts(settings)
         return make_app(parts), parts.refused
 
-    server = Server(listener.detach(), settings.web, log, _processes(settings), load)
+    server = Server(listener.detach(), settings.web, log, capacity.processes, load)
     server.run()  # it ends by sys.exit
     return 0
 
@@ -119,10 +148,6 @@ def _make_folders(settings: Settings) -> None:
     for name in (settings.upload.upload_dir, settings.upload.merged_dir):
         with translated(f"make the folder {name}"):
             make_folders(Path(name).absolute(), sync=False)
-
-
-def _processes(settings: Settings) -> int:
-    return settings.web.processes or max(2, min(4, len(os.sched_getaffinity(0))))
 
 
 def _shown(host: str) -> str:

@@ -30,7 +30,10 @@ class Keeper:
     def start(self) -> None:
         """Begin; it ends with the process."""
         atexit.register(self._parts.figures.flush)
-        threading.Thread(target=self._run, name="keeper", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="keeper", daemon=True).start()
+        except RuntimeError as error:  # no more threads: another process keeps order, or the next start
+            self._parts.log.warning("cleanup_failed", error=error)
 
     def _run(self) -> None:
         is_first, log = True, self._parts.log

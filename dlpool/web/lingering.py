@@ -49,8 +49,18 @@ class Lingering:
             return
         self._new.append(_Left(sock, time.monotonic() + LINGER_S))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="lingering", daemon=True)
-            self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        """Start the thread; where none is allowed, close what waits for it."""
+        thread = threading.Thread(target=self._run, name="lingering", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            while self._new:
+                self._new.popleft().sock.close()
+        else:
+            self._thread = thread
 
     def _run(self) -> None:
         while True:

@@ -119,7 +119,7 @@ def folder_check(folder: str) -> dict[str, Any]:
         return {"status": WARNING, "message": "the folder is missing: it is made when it is needed"}
     except OSError as error:
         return {"status": UNHEALTHY, "message": f"cannot look at the folder: {error.strerror}"}
-    if is_readonly or not os.access(folder, os.W_OK | os.X_OK):
+    if is_readonly or not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return {"status": UNHEALTHY, "message": "the folder cannot be written to"}
     return {"status": HEALTHY}
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,12 +23,12 @@ from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.observe.log import Log
 from dlpool.web.body import PIECE, BadFraming, BrokenBody, TooSlow
+from dlpool.web.capacity import FILES_A_THREAD
 from dlpool.web.lingering import Lingering
 from dlpool.web.pace import Pace, PacedSocket
 
 HURRIED_S = 0.5  # for a head, when half of the threads wait for one
 CROWDED_S = 0.1  # until another connection is taken, where there are too many files open
-FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
 _STATUSES = {
     "TooSlow": (408, "Request Timeout", "too_slow"),
     "LimitRequestLine": (414, "URI Too Long", "bad_request"),
@@ -109,6 +110,17 @@ def _taken(unreader: Any, length: int) -> bytes:
     return held[:length]
 
 
+class _Pool(ThreadPoolExecutor):
+    """A pool that does with the threads it has where no more are allowed; the work waits for them."""
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 class WebWorker(ThreadWorker):  # type: ignore[misc]
     """A worker process whose threads no client can keep."""
 
@@ -119,6 +131,10 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._waiting = 0  # threads that wait for a head; a count that is off by one does no harm
         self._lingering = Lingering()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """As gunicorn's, with fewer threads where the system allows no more."""
+        return _Pool(max_workers=self.cfg.threads)
 
     def accept(self, listener: Any) -> None:
         """As gunicorn's, which ends when too many files are open; the connection waits in the kernel meanwhile."""

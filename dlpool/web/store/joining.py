@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dlpool.disk import write_all
 from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
 from dlpool.web.store.planted import READ
 
+T = TypeVar("T")
 _BUFFER = 256 * 1024
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}
 
@@ -45,11 +47,11 @@ class Joint:
         """
         proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:
-            whole = pool.submit(self._whole_md5)
-            bad = pool.submit(self._bad) if is_checked and proof is None else None
+            whole = _begun(pool, self._whole_md5)
+            bad = _begun(pool, self._bad) if is_checked and proof is None else None
             self._copy(target)
-            md5 = whole.result()
-            indexes = bad.result() if bad else ()
+            md5 = whole()
+            indexes = bad() if bad else ()
         if is_checked and proof is not None and md5 != proof:
             indexes = self._bad()
         if indexes:
@@ -104,6 +106,17 @@ class Joint:
             os.close(descriptor)
             raise ChunksBad([chunk.index])
         return descriptor
+
+
+def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
+    """Begin ``work`` on a thread of the pool, and return what waits for its result.
+
+    Where no thread is allowed it is done by that call instead.
+    """
+    try:
+        return pool.submit(work).result
+    except RuntimeError:
+        return work
 
 
 def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
