@@ -60,6 +60,11 @@ class TransferSettings:
     preallocate: str = setting(
         choice("auto", "falloc", "truncate", "none"), "auto", "how the part file gets its length"
     )
+    content_encoding: str = setting(
+        choice("auto", "keep", "refuse"),
+        "auto",
+        "a file that the server encodes unasked: decode it unless its name or type says gzip, keep, or refuse it",
+    )
     verify: bool = setting(SWITCH, "yes", "verify the checksum, the given one or the server's digest of the file")
     html_guard: bool = setting(
         SWITCH,

@@ -22,6 +22,7 @@ from dlpool.transfer.answer import (
 )
 from dlpool.transfer.chunks import ChunkMap, plan, stream
 from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.decoding import DecodedReply, Treatment, decoded, treatment
 from dlpool.transfer.endcheck import is_same_span
 from dlpool.transfer.evidence import samples
 from dlpool.transfer.exchange import Exchange
@@ -288,13 +289,18 @@ class Opening:
         first = self._context.source.url
         return file_name(resource.server_name, reply.url if first.endswith("/") else first)
 
-    def _planned(self, place: Place, reply: Reply, answer: Answer) -> Opened:
+    def _planned(self, place: Place, reply: Reply, answer: Answer) -> Opened | None:
+        """The plan for this answer; None: it is a range of an encoded file, which is asked for as one body instead."""
+        if self._is_decoded(place, reply, answer):
+            if answer.is_partial:
+                self._is_whole = True
+                return None
+            reply, answer = decoded(reply, answer)
         settings, resource = self._context.settings, answer.resource
         limit = settings.max_file_size
         if limit is not None and resource.size is not None and resource.size > limit:
             raise PolicyRefused(f"the file has {resource.size} bytes, max_file_size is {limit}")
-        if resource.content_encoding:
-            self._context.notify("content_encoded", encoding=resource.content_encoding, path=str(place.target))
+        self._tell_coding(place, resource, is_decoded=isinstance(reply, DecodedReply))
         if answer.is_partial:
             chunks = self._ranges(place, resource)
             place.begin_state(resource)
@@ -304,6 +310,20 @@ class Opening:
         if resource.size is not None:
             place.part.preallocate(resource.size, settings.preallocate)
         return Opened(Plan(resource, place, answer.is_partial, resumed), chunks, reply, answer)
+
+    def _tell_coding(self, place: Place, resource: Resource, *, is_decoded: bool) -> None:
+        if resource.content_encoding and is_decoded:
+            self._context.notify("content_decoded", encoding=resource.content_encoding, path=str(place.target))
+        elif resource.content_encoding:
+            self._context.notify("content_encoded", encoding=resource.content_encoding, path=str(place.target))
+
+    def _is_decoded(self, place: Place, reply: Reply, answer: Answer) -> bool:
+        """Whether the body is to be decoded. Raises PolicyRefused or ProtocolBroken for one that must not come so."""
+        if not answer.resource.content_encoding or answer.length == 0:
+            return False
+        urls = (self._context.source.url, reply.url)
+        wish = self._context.settings.content_encoding
+        return treatment(wish, answer.resource, urls, place.target.name) is Treatment.DECODE
 
     def _ranges(self, place: Place, resource: Resource) -> ChunkMap:
         assert resource.size is not None

@@ -51,7 +51,7 @@ function _shtab_dlpool_using
 end
 
 set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -83,6 +83,7 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l if-exists -xka "overwrite s
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-resume -d 'do not go on with a part file that an earlier run left'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l remote-time -d 'give the file the remote'"'"'s modification time'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l preallocate -xka "auto falloc truncate none" -d 'how the part file gets its length (default: auto)'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l content-encoding -xka "auto keep refuse" -d 'a file that the server encodes unasked: decode it unless its name or type says gzip, keep, or refuse it (default: auto)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-verify -d 'do not verify the checksum, the given one or the server'"'"'s digest of the file'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-html-guard -d 'do not refuse an HTML page in place of a file whose URL ends like that of a binary one (.zip, .iso, ...)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l allow-change -d 'let an answer of another kind of content, or from another host, replace what was fetched'
