@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 import signal
@@ -50,6 +51,16 @@ def committed(target: Path) -> int:
         state = json.loads(target.with_name(f"{target.name}.part.meta").read_bytes())
         return sum(chunk["position"] - chunk["start"] for chunk in state.get("chunks", ()))
     return 0
+
+
+def lose_power(disk: Path, copy: Path) -> None:
+    """Copy the disk as it is, mounted. Nothing may write to it; until the kernel has ceased, two copies differ."""
+
+    def is_calm() -> bool:
+        shutil.copyfile(image_of(disk), copy)
+        return filecmp.cmp(image_of(disk), copy, shallow=False)
+
+    wait_until(is_calm, 60)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -118,21 +129,22 @@ def test_a_published_file_outlives_the_loss_of_power(serve: Serve, tmp_path: Pat
     with mounted_image(kind, tmp_path / "disk") as disk:
         ended = run("fetch", f"{serve(File(DATA)).url}/f.bin", disk / "a" / "b" / "f.bin", *OPTIONS)
         assert ended.code == 0, ended.err
-        shutil.copyfile(image_of(disk), copy)
+        lose_power(disk, copy)
     with mounted(copy, tmp_path / "after") as after:
         assert files(after / "a" / "b") == {"f.bin": DATA}
 
 
 @pytest.mark.parametrize("kind", JOURNALED)
 def test_a_download_is_resumed_after_the_loss_of_power(serve: Serve, tmp_path: Path, kind: str) -> None:
-    """The disk is copied while all connections are silent behind a checkpoint."""
+    """The process is stopped behind a checkpoint, wherever it is then, and the disk copied."""
     handler, copy = HeldBack(DATA), tmp_path / "copy.image"
     origin = serve(handler)
     url = f"{origin.url}/f.bin"
     with mounted_image(kind, tmp_path / "disk") as disk:
         running = start("fetch", url, disk / "f.bin", *OPTIONS)
         wait_until(lambda: committed(disk / "f.bin") >= 2 * MIB, 60)
-        shutil.copyfile(image_of(disk), copy)
+        running.send_signal(signal.SIGSTOP)
+        lose_power(disk, copy)
         running.send_signal(signal.SIGKILL)
         finish(running)
     kept = handler.sent
