@@ -174,6 +174,13 @@ def parse_address(text: str) -> str:
     return text
 
 
+def parse_loopback(text: str) -> str:
+    """``HOST:PORT`` of the loopback interface as it stands, or nothing."""
+    if text and not re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]):
+        raise ValueError("not an address of the loopback interface (127.0.0.1, [::1], localhost)")
+    return text
+
+
 def parse_levels(text: str) -> str:
     """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels`` reads."""
     logger_levels(text)
@@ -220,5 +227,6 @@ PATH = Kind("FILE", parse_text)
 NAME = Kind("NAME", parse_name)
 GROUP = Kind("NAME", parse_group)
 ADDRESS = Kind("HOST:PORT", parse_address)
+LOOPBACK = Kind("HOST:PORT", parse_loopback)
 COMMAND = Kind("COMMAND", parse_command)
 LOGGER_LEVELS = Kind("LOGGER=LEVEL,...", parse_levels)

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sync": "no",
     },
     "network": {"network": "any"},
+    "redis": {"embedded_listen": ""},
     "metrics": {"listen": ""},  # a port is the machine's: tests that want one choose it
     "supervisor": {"job_retry_delay": "100ms", "job_retry_max_delay": "500ms", "locked_delay": "200ms"},
 }

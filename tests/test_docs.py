@@ -52,7 +52,9 @@ def test_the_service_and_its_commands_run_as_the_documents_say(tmp_path: Path) -
     (tmp_path / "etc").mkdir()
     shipped = (ROOT / "etc" / "dlpool.ini").read_text()
     assert shipped.count("127.0.0.1:9108") == 1
-    (tmp_path / "etc" / "dlpool.ini").write_text(shipped.replace(":9108", f":{free_port()}"))
+    (tmp_path / "etc" / "dlpool.ini").write_text(
+        shipped.replace(":9108", f":{free_port()}").replace(":6379", f":{free_port()}")
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     [start] = commands("dlpool-supervisor")
     with Origin(File(DATA)) as origin:

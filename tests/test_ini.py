@@ -18,7 +18,7 @@ def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
     shipped = ROOT / "etc" / "dlpool.ini"
     assert shipped.read_text() == default_ini()
     defaults = {name: kind() for name, kind in SECTIONS.items()}
-    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="embedded"), "hosts": {}}
+    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="auto"), "hosts": {}}
 
 
 def test_what_differs_from_the_defaults_says_so() -> None:

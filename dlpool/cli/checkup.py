@@ -17,8 +17,8 @@ from dlpool import disk
 from dlpool.cli.findings import FAILED, OK, WARNING, Finding, files_needed, judged_clock, judged_files, judged_latency
 from dlpool.cli.progress import size_text
 from dlpool.config import Settings
-from dlpool.errors import LocalFault, Locked, QueueError
-from dlpool.jobs.connection import EMBEDDED, connect, translated
+from dlpool.errors import LocalFault, Locked, QueueAway, QueueError
+from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
 from dlpool.jobs.embedded import folder as embedded_folder
 from dlpool.jobs.facts import Said, ask_server, warnings
 from dlpool.service.redisserver import find_server
@@ -33,6 +33,7 @@ _CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "re
 def check_redis(settings: Settings) -> Iterator[Finding]:
     """Whether the queue's server is there and fit, how fast it answers, and its clock. Raises ConfigurationError."""
     state_dir = Path(settings.paths.state_dir).absolute()
+    is_auto = settings.redis.url == AUTO
     if settings.redis.url == EMBEDDED:
         find_server()
         if not os.path.lexists(embedded_folder(state_dir)):
@@ -42,7 +43,12 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     try:
         yield from _server(client)
     except QueueError as error:
-        is_ours = settings.redis.url == EMBEDDED
+        is_ours = settings.redis.url == EMBEDDED or (is_auto and isinstance(error, QueueAway))
+        if is_auto and is_ours and not os.path.lexists(embedded_folder(state_dir)):
+            find_server()
+            where = auto_address(settings.redis)
+            yield Finding("redis", OK, f"auto: none answers at {where}; the supervisor starts one, and has not yet")
+            return
         advice = "start dlpool-supervisor, which starts it" if is_ours else "see [redis], the server and the network"
         yield Finding("redis", WARNING if is_ours else FAILED, str(error), advice)
     finally:

@@ -82,7 +82,7 @@ def queue_given(arguments: argparse.Namespace) -> list[Given]:
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
     """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError."""
-    from dlpool.jobs.connection import EMBEDDED, connect
+    from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.facts import check_server
     from dlpool.jobs.keys import Keys
 
@@ -92,7 +92,15 @@ def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
         _check_supervisor(state_dir, arguments.config)
     client = connect(settings, state_dir, name="dlpool-cli")
     try:
-        check_server(client)
+        try:
+            check_server(client)
+        except QueueAway as error:
+            if settings.url != AUTO:
+                raise
+            start = _start_command(arguments.config)
+            raise QueueAway(
+                f"{error}; nor does a supervisor run for {state_dir.absolute()}: start it with {start}"
+            ) from error
         yield Queue(client, Keys(settings.group))
     finally:
         client.close()
@@ -107,10 +115,14 @@ def _check_supervisor(state_dir: Path, config: str | None) -> None:
             probe.settimeout(PROBE_S)
             probe.connect(str(socket_path(state_dir)))
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
-        start = f"{SUPERVISOR} -c {shlex.quote(config)}" if config else SUPERVISOR
+        start = _start_command(config)
         raise QueueAway(f"no supervisor runs for {state_dir.absolute()}: start it with {start}") from error
     except OSError as error:
         raise QueueAway(f"the embedded Redis of {state_dir.absolute()} cannot be reached: {error.strerror}") from error
+
+
+def _start_command(config: str | None) -> str:
+    return f"{SUPERVISOR} -c {shlex.quote(config)}" if config else SUPERVISOR
 
 
 def _address(text: str) -> str:

@@ -8,6 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from dlpool import __version__
 from dlpool.cli.console import program
@@ -16,6 +18,8 @@ from dlpool.cli.options import add_setting, given_options, settings_told
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.config.layers import Given
+from dlpool.jobs.keys import node_of
+from dlpool.kinds import AUTO
 
 _NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
 
@@ -58,18 +62,37 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 class Herald:
-    """Says on standard error, once each, that the service is ready, and that it waits for Redis. Thread-safe."""
+    """Says on standard error, once each, what starts, that it is ready, and that it waits for Redis. Thread-safe."""
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._left = {"redis_away"} if is_quiet else {"redis_away", "service_ready"}
+        self._left = {"redis_away"} if is_quiet else {"redis_away", "service_started", "service_ready"}
 
-    def hear(self, event: str, fields: Mapping[str, object]) -> None:
+    def hear(self, event: str, fields: Mapping[str, Any]) -> None:
         """Told of each event of the log."""
         if event not in self._left:
             return
         self._left.discard(event)
-        said = "ready" if event == "service_ready" else f"{fields.get('error')}; it waits until Redis can be used"
-        print(f"dlpool-supervisor: {said}", file=sys.stderr, flush=True)
+        if event == "service_started":
+            said = start_lines(fields)
+        elif event == "service_ready":
+            said = ["ready"]
+        else:
+            said = [f"{fields.get('error')}; it waits until Redis can be used"]
+        print(*(f"dlpool-supervisor: {line}" for line in said), sep="\n", file=sys.stderr, flush=True)
+
+
+def start_lines(fields: Mapping[str, Any]) -> list[str]:
+    """Return what is said of a service at its start, by the fields of its event ``service_started``. Pure."""
+    shown = fields["configuration"]
+    slots, most = (shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots"))
+    at_once = f"up to {most} jobs at once, as many as pay" if slots == AUTO else f"{slots} jobs at once"
+    downloads, state, log = (Path(shown["paths"][name]).absolute() for name in ("download_dir", "state_dir", "log_dir"))
+    redis, clients = fields["redis"], fields["clients"]
+    return [
+        f"dlpool {__version__}, node {node_of(fields['sid'])}, {at_once}",
+        f"queue {fields['queue']} at {redis}{'' if clients == redis else f' (clients on this machine: {clients})'}",
+        f"downloads in {downloads}, state in {state}, log in {log}",
+    ]
 
 
 def _queued_signals() -> deque[int]:

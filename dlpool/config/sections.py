@@ -21,6 +21,7 @@ from dlpool.kinds import (
     KIB,
     LEVELS,
     LOGGER_LEVELS,
+    LOOPBACK,
     MINUTE_S,
     NAME,
     PATH,
@@ -112,8 +113,15 @@ class RedisSettings:
 
     url: str = setting(
         TEXT, "redis://localhost:6379", "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, "
-        "or embedded: a private server", reload=False, shipped="embedded",
+        "or embedded: a private server, or auto: the Redis at embedded_listen if one answers there, else embedded",
+        reload=False, shipped="auto",
     )  # fmt: skip
+    embedded_listen: str = setting(
+        LOOPBACK,
+        "127.0.0.1:6379",
+        "where the private server listens for clients of this machine, if that is free; empty: at its Unix socket only",
+        reload=False,
+    )
     username: str | None = setting(TEXT, None, "ACL user", reload=False)
     password: str | None = setting(TEXT, None, "password; better in password_file", reload=False, is_secret=True)
     password_file: str | None = setting(

@@ -22,14 +22,25 @@ from redis.retry import Retry
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
 from dlpool.jobs.address import SCHEMES, Address
-from dlpool.jobs.embedded import socket_url
+from dlpool.jobs.embedded import socket_path, socket_url
 from dlpool.jobs.keys import Keys
-from dlpool.jobs.routes import ClusterRoute, Dialer, Route, RoutedConnection, RoutedTlsConnection, SentinelRoute
+from dlpool.jobs.routes import (
+    AutoConnection,
+    ClusterRoute,
+    Dialer,
+    Route,
+    RoutedConnection,
+    RoutedTlsConnection,
+    SentinelRoute,
+)
+from dlpool.kinds import split_address
 
 CONNECT_S = 3.0
 SOCKET_S = 5.0  # longest wait for a reply
 BLOCK_S = 1.0  # longest blocking pop; well below SOCKET_S, so that silence means that Redis is away
 EMBEDDED = "embedded"
+AUTO = "auto"
+DEFAULT_ADDRESS = "127.0.0.1:6379"
 
 _REFUSED = (
     errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError,
@@ -55,6 +66,24 @@ def effective_url(settings: RedisSettings, state_dir: Path) -> str:
     return socket_url(state_dir) if settings.url == EMBEDDED else settings.url
 
 
+def auto_address(settings: RedisSettings) -> str:
+    """Return the HOST:PORT at which ``auto`` looks for a Redis: where the private one would listen, too."""
+    return settings.embedded_listen or DEFAULT_ADDRESS
+
+
+def is_redis(client: redis.Redis) -> bool:
+    """Return whether a Redis answers, if only that it is loading. Raises QueueRefused if it wants a password."""
+    try:
+        client.ping()
+    except _REFUSED as error:
+        raise _as_ours(error, client) from error
+    except _UNABLE:
+        return True
+    except (errors.RedisError, OSError):
+        return False
+    return True
+
+
 def shown_server(url: str) -> str:
     """The URL for messages and logs: without user info, query, and whatever may be a piece of a password."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
@@ -70,11 +99,13 @@ def connect(settings: RedisSettings, state_dir: Path, *, name: str = "dlpool") -
     In a Cluster it is one of the node that has dlpool's own keys; ``cluster_of`` reaches the others.
     Raises ConfigurationError for a URL, or a file with a password or certificates, that cannot be used.
     """
+    if settings.url == AUTO:
+        return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
     url = effective_url(settings, state_dir)
     if url.partition("://")[0] not in SCHEMES:
         raise ConfigurationError(
             f"[redis] url = {shown_server(url)}: it is none of redis://, rediss://, unix://, redis+sentinel://, "
-            "redis+cluster://, embedded"
+            "redis+cluster://, embedded, auto"
         )
     options = _options(settings, url, name)
     try:
@@ -107,6 +138,14 @@ def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
         "retry_on_timeout": False, "protocol": 2, "client_name": name, "health_check_interval": 0,
         **{key: value for key, value in given.items() if value is not None},
     }  # fmt: skip
+
+
+def _auto_pool(settings: RedisSettings, state_dir: Path, name: str) -> redis.ConnectionPool:
+    """A pool whose connections look each time for the private server, then for the one of ``auto_address``."""
+    host, port = split_address(auto_address(settings))
+    options = _options(settings, "redis://", name)
+    path = str(socket_path(state_dir))
+    return redis.ConnectionPool(connection_class=AutoConnection, path=path, host=host, port=port, **options)
 
 
 def _routed(pool: redis.ConnectionPool, address: Address, settings: RedisSettings) -> redis.ConnectionPool:
@@ -179,6 +218,8 @@ def _where(client: redis.Redis) -> str:
     options = client.connection_pool.connection_kwargs
     if "route" in options:
         return str(options["route"])
+    if client.connection_pool.connection_class is AutoConnection:
+        return f"{options['host']}:{options['port']}"  # nor is the private one there
     return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -31,6 +32,35 @@ class Route(Protocol):
 
     def find(self) -> Host:
         """The server's host and port. Raises redis-py's errors."""
+
+
+class AutoConnection(Connection):
+    """A connection to the private server of a supervisor where that is, else over TCP. The former needs no password."""
+
+    def __init__(self, *, path: str, **options: Any) -> None:
+        self._path = path
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._credentials = (self.username, self.password)
+
+    def _connect(self) -> Any:
+        private = self._private()
+        self.username, self.password = (None, None) if private is not None else self._credentials
+        return private if private is not None else super()._connect()  # type: ignore[no-untyped-call]
+
+    def _private(self) -> socket.socket | None:
+        """Return a connected socket, None where no server listens. Raises OSError for one that does not accept."""
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(self.socket_connect_timeout)
+            sock.connect(self._path)
+            sock.settimeout(self.socket_timeout)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            sock.close()
+            return None
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
 
 class RoutedConnection(Connection):

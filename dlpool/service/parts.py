@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.errors import InternalError, QueueError
-from dlpool.jobs.connection import EMBEDDED, connect
+from dlpool.jobs.connection import connect
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.records import rfc3339
 from dlpool.jobs.transitions import Transitions
@@ -36,8 +37,8 @@ from dlpool.service.monitoring import Monitor
 from dlpool.service.node import Node
 from dlpool.service.notify import ServiceManager
 from dlpool.service.pool import WorkerPool
+from dlpool.service.queueserver import QueueServer
 from dlpool.service.recording import Recorder
-from dlpool.service.redisserver import EmbeddedRedis
 from dlpool.service.slots import Slots, most_slots
 from dlpool.service.space import SpaceGuard
 from dlpool.service.spool import Spool
@@ -58,10 +59,11 @@ class Parts:
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
         """Raises ConfigurationError, LocalFault, or what the embedded server raises at its start."""
         self._log = log.logger("supervisor")
-        self._started_at, self._settings, self._state_dir = rfc3339(), settings, node.state_dir
+        self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
-        self.server = EmbeddedRedis.start(node.state_dir) if settings.redis.url == EMBEDDED else None
+        self.server = QueueServer(settings.redis, node.state_dir, self._log)
+        settings = self._settings = replace(settings, redis=self.server.settings)
         self.mailbox, self.selector = Mailbox(), selectors.DefaultSelector()
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
@@ -93,8 +95,11 @@ class Parts:
             earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
         )  # fmt: skip
         self._failure: BaseException | None = None
-        served = {"fetch": self.fetcher.serve, "beat": self._beater.serve, "record": self._recorder.serve}
-        self._threads = [self._thread(name, work) for name, work in served.items()]
+        self._threads = [
+            self._thread("fetch", self.fetcher.serve),
+            self._thread("beat", self._beater.serve),
+            self._thread("record", self._recorder.serve),
+        ]
 
     def start(self) -> None:
         """Start the threads."""
@@ -105,7 +110,7 @@ class Parts:
 
     def apply(self, settings: Settings) -> None:
         """Use reloaded settings."""
-        self._settings = settings
+        settings = self._settings = replace(settings, redis=replace(self.server.settings, order=settings.redis.order))
         self.pool.settings = settings.supervisor
         self.hooks.settings = settings.hooks
         self.monitor.apply(settings)
@@ -117,9 +122,7 @@ class Parts:
         """Raise what ended a thread; start the embedded server again if it has ended."""
         if self._failure is not None:
             raise InternalError(f"a thread of the supervisor ended: {self._failure}") from self._failure
-        if self.server is not None and not self.server.is_alive():
-            self._log.error("embedded_redis_ended", error="it is started again")
-            self.server = EmbeddedRedis.start(self._state_dir)
+        self.server.tend()
 
     def watchdog(self, manager: ServiceManager) -> Watchdog:
         """The one that watches the threads."""
@@ -133,8 +136,7 @@ class Parts:
         for thread in self._threads:
             thread.join(JOIN_S)
         is_clean = is_empty and self._sign_off()
-        if self.server is not None:
-            self.server.stop()
+        self.server.stop()
         return is_clean
 
     def _end_waits(self) -> None:

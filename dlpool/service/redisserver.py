@@ -11,9 +11,12 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +28,7 @@ from redis.retry import Retry
 from dlpool.disk import translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded import folder, socket_path, socket_url
+from dlpool.kinds import split_address
 from dlpool.service import launch
 from dlpool.service.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
 
@@ -33,6 +37,9 @@ STOP_TIMEOUT_S = 10.0
 PING_TIMEOUT_S = 1.0
 MAX_LOG_SIZE = 1024 * 1024
 MAX_LOG_TAIL = 64 * 1024
+LOCK = "redis.lock"
+EMPTY_SIZE = 1024  # bytes; the files of a server that never got a job are smaller
+CLIENT_RIGHTS = "default on nopass ~* &* +@all -@admin +client +config|get"
 _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
@@ -55,22 +62,87 @@ def find_server() -> str:
     )
 
 
-def arguments(data: Path, socket: Path, log: Path) -> list[str]:
-    """The server's settings; with them on the command line it reads no configuration file."""
+def arguments(data: Path, unix_socket: Path, log: Path, listen: str = "") -> list[str]:
+    """Return the server's settings; with them on the command line it reads no configuration file.
+
+    ``listen``: the loopback address at which clients reach it, too. Every user of the machine can connect there, so the
+    default user may do all that clients do, but not write files, load modules or change the server.
+    """
+    host, port = split_address(listen) if listen else ("127.0.0.1", 0)
     settings = {
-        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(data), "logfile": str(log),
-        "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction",
-        "daemonize": "no", "supervised": "no",
-    }  # fmt: skip
-    return [text for name, value in settings.items() for text in (f"--{name}", value)]
+        "port": str(port),
+        "bind": host,
+        "protected-mode": "yes",
+        "unixsocket": str(unix_socket),
+        "unixsocketperm": "700",
+        "dir": str(data),
+        "logfile": str(log),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+        "supervised": "no",
+    }
+    user = ["--user", *CLIENT_RIGHTS.split()] if listen else []
+    return [*(text for name, value in settings.items() for text in (f"--{name}", value)), *user]
+
+
+def is_free(address: str) -> bool:
+    """Return whether no program listens at ``HOST:PORT``."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_held(state_dir: Path) -> bool:
+    """Return whether a private server of this folder lives. Raises LocalFault."""
+    path = folder(state_dir) / LOCK
+    if not path.exists():
+        return False
+    with translated(f"look at {path}"):
+        lock = open_lock(path)
+        try:
+            return not lock_within(lock, 0)
+        finally:
+            os.close(lock)
+
+
+def holds_data(state_dir: Path) -> bool:
+    """Return whether a private server of this folder has written down jobs, or what it remembers of them."""
+    data = folder(state_dir)
+    sizes = [path.stat().st_size for pattern in ("appendonlydir/*", "appendonly.aof") for path in data.glob(pattern)]
+    return sum(sizes) > EMPTY_SIZE
+
+
+@contextmanager
+def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
+    """Hold the lock of the folder's server, made if need be; a child that inherits it holds it further."""
+    data = folder(state_dir)
+    with translated(f"start the embedded Redis in {data}"):
+        make_private_folder(data)
+        lock = open_lock(data / LOCK)
+        try:
+            if not lock_within(lock, timeout_s):
+                raise AlreadyRunning(
+                    f"an earlier Redis server ({holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
+                )
+            yield lock
+        finally:
+            os.close(lock)
 
 
 class EmbeddedRedis:
     """A running private server. Used by one thread."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, log_start: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, listen: str, log: Path, log_start: int) -> None:
         self.process = process
         self.url = url
+        self.listen = listen  # HOST:PORT where clients reach it, too; empty if they do not
         self._log = log
         self._log_start = log_start
 
@@ -79,40 +151,38 @@ class EmbeddedRedis:
         return f"<EmbeddedRedis pid {self.process.pid}, {state}, {self.url}>"
 
     @classmethod
-    def start(cls, state_dir: Path, timeout_s: float = START_TIMEOUT_S) -> EmbeddedRedis:
+    def start(cls, state_dir: Path, timeout_s: float = START_TIMEOUT_S, listen: str = "") -> EmbeddedRedis:
         """Start the server of ``state_dir`` and wait until it has loaded its data and answers.
 
         Call it on the main thread: the server ends when the *thread* that started it ends (see ``launch``).
         ``timeout_s`` bounds the wait for an earlier server's end, and then the server's silence; as long as it says
-        that it loads, it is waited for. Raises ConfigurationError (no program), AlreadyRunning (an earlier server does
-        not end), QueueAway (no answer), QueueError (it ended at its start; with the last line of its log), LocalFault.
+        that it loads, it is waited for. ``listen``: HOST:PORT where it listens, too, if no other program does.
+        Raises ConfigurationError (no program), AlreadyRunning (an earlier server does not end), QueueAway (no answer),
+        QueueError (it ended at its start; with the last line of its log), LocalFault.
         """
-        program = find_server()
-        data, socket = folder(state_dir), socket_path(state_dir)
-        with translated(f"start the embedded Redis in {data}"):
-            make_private_folder(data)
-            lock = open_lock(data / "redis.lock")
-            try:
-                if not lock_within(lock, timeout_s):
-                    raise AlreadyRunning(
-                        f"an earlier Redis server ({holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
-                    )
-                server = cls._spawned(program, data, socket, lock)
-            finally:
-                os.close(lock)  # from now on the lock is the server's alone
+        program, unix_socket = find_server(), socket_path(state_dir)
+        with _locked(state_dir, timeout_s) as lock:
+            # Looked at under the lock: before that, an earlier server of this folder may still listen there.
+            wanted = listen if listen and is_free(listen) else ""
+            server = cls._spawned(program, state_dir, wanted, lock)
         try:
-            server._wait_until_ready(socket, timeout_s)
-        except BaseException:
+            server._wait_until_ready(unix_socket, timeout_s)
+        except BaseException as error:
             server.stop()
-            raise
-        return server
+            if not (isinstance(error, QueueError) and wanted) or is_free(wanted):
+                raise
+        else:
+            return server
+        return cls.start(state_dir, timeout_s)  # the address was taken in that instant
 
     @classmethod
-    def _spawned(cls, program: str, data: Path, socket: Path, lock: int) -> EmbeddedRedis:
+    def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:
+        data = folder(state_dir)
         log = data / "redis.log"
         if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
             os.replace(log, data / "redis.log.1")
-        command = [sys.executable, "-S", launch.__file__, str(os.getpid()), program, *arguments(data, socket, log)]
+        settings = arguments(data, socket_path(state_dir), log, listen)
+        command = [sys.executable, "-S", launch.__file__, str(os.getpid()), program, *settings]
         with open(log, "ab") as output:  # for what is said before the server has opened its log
             log_start = output.tell()
             process = subprocess.Popen(
@@ -124,7 +194,7 @@ class EmbeddedRedis:
                 start_new_session=True,  # Ctrl-C at the terminal ends the supervisor, which then ends the server
             )
             name_holder(lock, process.pid)
-            return cls(process, socket_url(data.parent), log, log_start)
+            return cls(process, socket_url(state_dir), listen, log, log_start)
 
     def is_alive(self) -> bool:
         """Whether the server's process is there."""
@@ -139,9 +209,9 @@ class EmbeddedRedis:
             self.process.kill()
             self.process.wait()
 
-    def _wait_until_ready(self, socket: Path, timeout_s: float) -> None:
+    def _wait_until_ready(self, unix_socket: Path, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while (answer := _ask(socket)) != "ready":
+        while (answer := _ask(unix_socket)) != "ready":
             if not self.is_alive():
                 raise QueueError(f"the embedded Redis ended at its start: {self._last_words()} (its log: {self._log})")
             if answer == "loading":
@@ -159,10 +229,10 @@ class EmbeddedRedis:
         return _LOG_PREFIX.sub("", said[-1]) if said else f"it logged nothing, status {self.process.returncode}"
 
 
-def _ask(socket: Path) -> Literal["ready", "loading", "silent"]:
+def _ask(unix_socket: Path) -> Literal["ready", "loading", "silent"]:
     """What the server answers to one PING, without a second try."""
     client = Redis(
-        unix_socket_path=str(socket),
+        unix_socket_path=str(unix_socket),
         socket_timeout=PING_TIMEOUT_S,
         socket_connect_timeout=PING_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),

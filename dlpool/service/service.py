@@ -10,7 +10,7 @@ from typing import Any
 from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
 from dlpool.errors import DlpoolError, InternalError
-from dlpool.jobs.connection import effective_url, shown_server
+from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import Keys
 from dlpool.observe.log import Heard, Log
 from dlpool.observe.tracing import check_traces
@@ -63,9 +63,9 @@ def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log
         logger.warning("old_workers_live", reason="their jobs wait until they let go of their files")
     forget_old_stacks(node.state_dir)
     parts = Parts(settings, node, log)
-    logger.info("service_started", sid=parts.sid, queue=Keys(settings.redis.group).intake,
-                redis=shown_server(effective_url(settings.redis, node.state_dir)),
-                configuration=shown_settings(settings))  # fmt: skip
+    queue, server = Keys(settings.redis.group).intake, parts.server
+    shown = {"redis": server.shown, "clients": server.for_clients, "configuration": shown_settings(settings)}
+    logger.info("service_started", sid=parts.sid, queue=queue, **shown)
     calm_collector()
     Supervisor(settings, load, node, log, parts).run(early)
 
