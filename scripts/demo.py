@@ -76,6 +76,7 @@ def server(folder: Path, www: Path) -> Iterator[tuple[str, str]]:
 INI = """\
 [redis]
 url = embedded
+embedded_listen =
 [supervisor]
 lease = 6s
 grace = 3s
