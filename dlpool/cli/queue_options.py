@@ -61,7 +61,9 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 def queue_settings(arguments: argparse.Namespace) -> tuple[RedisSettings, PathSettings]:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
-    settings = settings_told(arguments.config, queue_given(arguments), is_quiet=arguments.quiet).settings
+    settings = settings_told(
+        arguments.config, queue_given(arguments), is_quiet=getattr(arguments, "quiet", False)
+    ).settings
     return settings.redis, settings.paths
 
 
