@@ -127,6 +127,12 @@ class TooSlow(RetryRange, label="too_slow"):
     is_capacity = True
 
 
+class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
+    """This process, or this machine, may open no further file or socket just now; others are closed in time."""
+
+    is_capacity = True
+
+
 class BadAnswer(RetryRange, label="protocol", exit_code=7):
     """The server broke HTTP in a way that another answer may not."""
 
@@ -276,6 +282,10 @@ class ReadOnly(NodeFault, label="read_only"):
 
 class DiskFailed(NodeFault, label="disk_failed"):
     """The disk gave an I/O error, or a network file system lost its server."""
+
+
+class NoThread(NodeFault, label="no_threads"):
+    """This process may start no further thread, and it cannot do without."""
 
 
 class NotPermitted(LocalFault, label="permission"):

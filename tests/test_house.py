@@ -23,7 +23,7 @@ FLOORS = [
     {"transfer"},
     {"config"},
     {"filelock"},
-    {"disk"},
+    {"disk", "threads"},
     {"errors", "jsontext", "syscalls"},
     {"kinds", "redaction"},
 ]

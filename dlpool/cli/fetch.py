@@ -20,7 +20,7 @@ from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.engine.batch import Batch, Item
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
-from dlpool.errors import LocalFault, UsageError
+from dlpool.errors import LocalFault, NoThread, UsageError
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
 
@@ -74,7 +74,11 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[DoneList | None]:
 def _watch(batch: Batch, shown: Display, report: Report, events: Events) -> None:
     """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
     interruption = Interruption()
-    batch.start()
+    try:
+        batch.start()
+    except NoThread:
+        interruption.interrupt()
+        batch.run_here()
     deadline = float("inf")
     while not batch.finished.wait(DRAW_S) and time.monotonic() < deadline:
         if interruption.signal is not None and deadline == float("inf"):

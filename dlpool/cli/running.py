@@ -21,10 +21,18 @@ class Interruption:
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
 
+    def interrupt(self) -> None:
+        """From now on raise KeyboardInterrupt in the main thread, which works itself instead of looking for signals."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
     def _note(self, number: int, _frame: object) -> None:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+
+
+_WAYS_OUT = {"no_threads": "threads: raise ulimit -u", "too_many_files": "open files: raise ulimit -n"}
 
 
 class Events:
@@ -36,13 +44,17 @@ class Events:
 
     def note(self, event: str, /, **fields: object) -> None:
         """A Notify."""
-        if self._is_wanted:
+        if self._is_wanted or event == "connections_limited":
             self._events.put((event, fields))
 
     def say(self, shown: Display) -> None:
         """Say what has happened since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
+            if not self._is_wanted:
+                way_out = _WAYS_OUT.get(str(fields["reason"]), fields["reason"])
+                shown.say(f"dlpool: connections: {fields['connections']}, as this machine allows no more {way_out}")
+                continue
             details = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
             shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")
 

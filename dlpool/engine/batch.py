@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dlpool import threads
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
 from dlpool.engine.task import DownloadTask
-from dlpool.errors import Cancelled, DlpoolError, LocalFault
+from dlpool.errors import Cancelled, DlpoolError, LocalFault, NoThread
 from dlpool.transfer.job import Job, Outcome, Progress
 
 
@@ -68,8 +69,12 @@ class Batch:
         return f"<Batch {self.view()}>"
 
     def start(self) -> None:
-        """Begin."""
+        """Begin. Raises NoThread; ``run_here`` does without."""
         self._engine.pull(self._next, self._ended)
+
+    def run_here(self) -> None:
+        """Fetch everything on the calling thread, after ``start`` has found no other; returns when all has ended."""
+        self._engine.work_here()
 
     def cancel(self) -> None:
         """Take no further item, and end those that run, resumably; does not wait for that."""
@@ -77,7 +82,10 @@ class Batch:
             if self._is_cancelled:
                 return
             self._is_cancelled = True
-        threading.Thread(target=self._stop, name="dlpool-stopper", daemon=True).start()
+        try:
+            threads.start(self._stop, "dlpool-stopper")
+        except NoThread:
+            self._stop()
 
     def view(self) -> View:
         """Where everything is."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dlpool import threads
+
 if TYPE_CHECKING:
     from dlpool.engine.task import DownloadTask
 
@@ -31,13 +33,13 @@ class Callbacks:
         self._is_closed = False
 
     def on_progress(self, callback: Callback) -> None:
-        """Call it with each active task that has come further."""
+        """Call it with each active task that has come further. Raises NoThread."""
         with self._lock:
             self._progress.append(callback)
             self._start()
 
     def on_completion(self, callback: Callback) -> None:
-        """Call it once with each task that ends from now on."""
+        """Call it once with each task that ends from now on. Raises NoThread."""
         with self._lock:
             self._completion.append(callback)
             self._start()
@@ -58,8 +60,7 @@ class Callbacks:
 
     def _start(self) -> None:
         if self._thread is None and not self._is_closed:
-            self._thread = threading.Thread(target=self._serve, name="dlpool-callbacks", daemon=True)
-            self._thread.start()
+            self._thread = threads.start(self._serve, "dlpool-callbacks")
 
     def _serve(self) -> None:
         told: dict[str, int] = {}

@@ -21,7 +21,7 @@ from dlpool.engine.stats import DownloadStats
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.workers import Source, Workers
-from dlpool.errors import DlpoolError, InternalError, UsageError
+from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Notify, Outcome, ignore
 
 MOMENT_S = 0.001
@@ -215,6 +215,7 @@ class DownloadEngine:
         """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
 
         ``tell_end`` is called with each task that has ended, by the thread that ran it, instead of the callbacks.
+        Raises NoThread; ``work_here`` does without.
         """
 
         def adopted() -> DownloadTask | None:
@@ -227,12 +228,20 @@ class DownloadEngine:
         self._tell_end = tell_end
         self._workers.pull(adopted)
 
+    def work_here(self) -> None:
+        """Run what there is to pull on the calling thread; returns when all of it has ended."""
+        self._workers.work_here()
+
     # --- what tasks tell (Owner) ---
 
     def waits(self, task: DownloadTask) -> None:
         """It is pending and idle: it belongs into the queue."""
         self._note_pause(task, is_paused=False)
-        self._workers.add(task)
+        stranded = self._workers.add(task)
+        if stranded is not None:
+            failure = NoThread("cannot start a thread for the download: raise the limit of processes (ulimit -u)")
+            if stranded.end_run(None, failure) in FINAL:
+                self._ended(stranded)
 
     def waits_no_more(self, task: DownloadTask) -> None:
         """It was paused or cancelled while nothing ran for it."""

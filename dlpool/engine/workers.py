@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
+from dlpool import threads
 from dlpool.engine.queueing import DownloadQueue
 from dlpool.engine.task import DownloadTask
+from dlpool.errors import NoThread
+
+DESCRIPTORS = 8  # of a download with one connection: part, lock, state and folder, the socket and its duplicate
 
 Source = Callable[[], "DownloadTask | None"]
 
@@ -25,20 +30,48 @@ class Workers:
         self._lock = threading.Condition()
         self._threads = self._busy = self._pulling = 0  # those with a task, and those that wait for the source
         self._source: Source | None = None
+        self._begun: deque[DownloadTask] = deque()  # tasks that were to have a new thread, which there is none for
         self._is_stopping = False
 
     def __repr__(self) -> str:
         return f"<Workers {self._threads} of {self._most}>"
 
-    def add(self, task: DownloadTask) -> None:
-        """Queue a task; with a thread free it is downloading when this returns."""
+    def add(self, task: DownloadTask) -> DownloadTask | None:
+        """Queue a task; with a thread free it is downloading when this returns.
+
+        Where this process may have no further thread, those that there are take it. Returns a task that was begun and
+        that no thread will ever run, as there is none at all.
+        """
         with self._lock:
             if self._is_stopping:
-                return
+                return None
             self.queue.add_task(task)
-            if (first := self._next()) is not None:
-                self._threads += 1
-                self._spawn(first)
+            if self._threads > 0 and not threads.has_room(DESCRIPTORS):
+                return None
+            first = self._next()
+            return None if first is None or self._spawned(first) else self._left_over(first)
+
+    def _has_room(self) -> bool:
+        """Whether there are descriptors for one more thread, when all that there are work; one is always tried."""
+        return self._threads == 0 or threads.has_room(DESCRIPTORS * (self._threads + 1))
+
+    def _spawned(self, first: DownloadTask | None) -> bool:
+        """Start a thread that begins with ``first``; return False if there is none. Called under the lock."""
+        self._threads += 1
+        try:
+            threads.start(lambda: self._work(first), "dlpool-worker")
+        except NoThread:
+            self._threads -= 1
+            return False
+        return True
+
+    def _left_over(self, first: DownloadTask) -> DownloadTask | None:
+        """Leave ``first`` to the threads that there are; return it if there is none."""
+        self._busy -= 1
+        if self._threads == 0:
+            return first
+        self._begun.append(first)
+        return None
 
     def release(self) -> None:
         """The calling thread's task is about to end: another one may begin."""
@@ -46,11 +79,25 @@ class Workers:
             self._busy -= 1
 
     def pull(self, source: Source) -> None:
-        """Have all threads take tasks from ``source`` too; it may block, and gives None when there are no more."""
+        """Have all threads take tasks from ``source`` too; it may block, and gives None when there are no more.
+
+        There are fewer threads than ``most`` where this process may have no more, or too few descriptors for them.
+        Raises NoThread if it may have none.
+        """
         with self._lock:
-            new, self._threads, self._source = self._most - self._threads, self._most, source
-        for _ in range(new):
-            self._spawn(None)
+            self._source = source
+            while self._threads < self._most and self._has_room() and self._spawned(None):
+                pass
+            if self._threads == 0:
+                raise NoThread(
+                    "cannot start a thread for downloads: raise the limit of processes (ulimit -u, pids.max)"
+                )
+
+    def work_here(self) -> None:
+        """Run tasks on the calling thread, as after a ``pull`` that found no other; returns when none is left."""
+        with self._lock:
+            self._threads += 1
+        self._work(None)
 
     def wait_until_idle(self) -> None:
         """Until there is nothing to do, or ``stop`` is called."""
@@ -69,9 +116,6 @@ class Workers:
         with self._lock:
             self._lock.wait_for(lambda: self._threads == self._pulling)
 
-    def _spawn(self, first: DownloadTask | None) -> None:
-        threading.Thread(target=self._work, args=(first,), name="dlpool-worker", daemon=True).start()
-
     def _work(self, task: DownloadTask | None) -> None:
         while task is not None or (task := self._pulled()) is not None:
             self._run(task)
@@ -83,6 +127,9 @@ class Workers:
 
     def _next(self) -> DownloadTask | None:
         """The next task of the queue, which is downloading from now on."""
+        if self._begun and not self._is_stopping and self._busy < self._most:
+            self._busy += 1
+            return self._begun.popleft()
         while not self._is_stopping and self._busy < self._most and (task := self.queue.get_next_task()) is not None:
             if task.begin():
                 self._busy += 1

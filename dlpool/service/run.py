@@ -40,6 +40,7 @@ _LEVELS: Mapping[str, str] = {
     "download_restarted": "warning",
     "state_unusable": "warning",
     "folder_not_synced": "warning",
+    "connections_limited": "warning",
     "job_started": "info",
     "checksum_verified": "info",
     "target_skipped": "info",

@@ -1,12 +1,16 @@
-"""The digest of a file that is being written: hashing runs behind the download front, on a thread of its own."""
+"""The digest of a file that is being written: hashing runs behind the download front, on a thread of its own.
+
+Where this process may have no further thread or descriptor the file is hashed when it is complete.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections.abc import Callable
 from contextlib import suppress
 
-from dlpool.errors import DlpoolError, LocalFault
+from dlpool import threads
+from dlpool.errors import DlpoolError, LocalFault, NoThread
 from dlpool.transfer.board import Board
 from dlpool.transfer.partfile import Writer
 
@@ -17,40 +21,52 @@ LOOK_S = 1.0  # how often a waiting hash looks whether it is still wanted
 class Follower:
     """Hashes all bytes below the front, those of an earlier run too. Ends with the download."""
 
-    def __init__(self, algorithm: str, board: Board, reader: Writer) -> None:
+    def __init__(self, algorithm: str, board: Board, open_reader: Callable[[], Writer]) -> None:
+        """``open_reader`` returns a descriptor of the file that the follower may close."""
         self._hash = hashlib.new(algorithm)
         self._board = board
-        self._reader = reader
+        self._open_reader = open_reader
         self._error: DlpoolError | None = None
-        self._thread = threading.Thread(target=self._run, name="dlpool-hash", daemon=True)
-        self._thread.start()
+        self._thread: threads.Thread | None = None
+        with suppress(LocalFault):
+            self._thread = self._started(open_reader())
 
     def digest(self) -> str:
         """Wait for the end and return the digest in hex.
 
         Raises LocalFault if the file could not be read, and what stopped the download meanwhile.
         """
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self._board.check()
+        if self._thread is None:
+            self._run(self._open_reader())
         if self._error is not None:
             raise self._error
         return self._hash.hexdigest()
 
-    def _run(self) -> None:
+    def _started(self, reader: Writer) -> threads.Thread:
+        try:
+            return threads.start(lambda: self._run(reader), "dlpool-hash")
+        except NoThread:
+            reader.close()
+            raise
+
+    def _run(self, reader: Writer) -> None:
         position = 0
         board = self._board
         try:
             while not (board.is_over and (board.error or position >= board.front())):
-                position = self._hash_up_to(board.wait_for_front(position, LOOK_S), position)
+                position = self._hash_up_to(reader, board.wait_for_front(position, LOOK_S), position)
         except DlpoolError as error:
             self._error = error
         finally:
             with suppress(LocalFault):  # it only read
-                self._reader.close()
+                reader.close()
 
-    def _hash_up_to(self, front: int, position: int) -> int:
+    def _hash_up_to(self, reader: Writer, front: int, position: int) -> int:
         while position < front and self._board.error is None:
-            data = self._reader.read(position, min(READ_SIZE, front - position))
+            data = reader.read(position, min(READ_SIZE, front - position))
             if not data:
                 raise LocalFault("the part file became shorter while it was hashed")
             self._hash.update(data)

@@ -59,6 +59,7 @@ class Client:
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
         self.ticker = Ticker()
+        self.told: set[str] = set()  # limits of this machine that a download has told of
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:

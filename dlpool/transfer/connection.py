@@ -16,7 +16,8 @@ from typing import Any, cast
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from dlpool.errors import ConnectionBroken, NameNotResolved, RetryRange, TimedOut, Unreachable
+from dlpool.errors import ConnectionBroken, NameNotResolved, OutOfDescriptors, RetryRange, TimedOut, Unreachable
+from dlpool.threads import has_room, is_out_of_descriptors
 from dlpool.transfer.exchange import Body, Breaker, Exchange, running
 from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.policy import check_address
@@ -25,6 +26,7 @@ from dlpool.transfer.response import StrictResponse
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
 _KNOWN_BY = 10  # bytes of an answer tell whether it is one
 _Plain = http.client.HTTPConnection  # of what urllib3's does besides, nothing is needed here
+_TOO_MANY = "too many files are open (raise ulimit -n, or use fewer connections)"
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
@@ -258,9 +260,13 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
+        if not has_room(1):  # the resolver does not say why it failed
+            raise OutOfDescriptors(f"cannot resolve {host}: {_TOO_MANY}") from error
         is_own = error.errno == socket.EAI_AGAIN
         reason = f"the name {host} cannot be resolved ({error.strerror})"
         raise NameNotResolved(reason, is_own_network=is_own, is_away=True) from error
+    except OSError as error:  # EAI_SYSTEM, getaddrinfo(3)
+        raise _unreachable(host, error) from error
     except UnicodeError as error:
         raise NameNotResolved(f"{host!r} is no host name") from error
     return [(family, address) for family, _kind, _protocol, _name, address in found]
@@ -290,6 +296,8 @@ def _connect_one(
 
 def _unreachable(place: str, error: OSError) -> RetryRange:
     reason = error.strerror or str(error)
+    if is_out_of_descriptors(error):
+        return OutOfDescriptors(f"cannot connect to {place}: {_TOO_MANY}")
     if error.errno == errno.ECONNRESET:
         return ConnectionBroken(f"{place} reset the connection")
     is_own = error.errno in _OWN_NETWORK

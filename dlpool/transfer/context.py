@@ -63,6 +63,12 @@ class Context:
             return self.client.hosts.most(self.host, fixed)
         return self.client.hosts.level(self.host, self.settings.max_connections)
 
+    def tell_limit(self, reason: str, connections: int) -> None:
+        """Tell, once a process, that it is this machine that allows no more than ``connections`` connections."""
+        if reason not in self.client.told:
+            self.client.told.add(reason)
+            self.notify("connections_limited", connections=connections, reason=reason)
+
     def exchange(self, before: Figures) -> Exchange:
         """A new request whose waits end with the download, and whose figures go on from ``before``."""
         return Exchange(self.clock, self.board.pause, before)

@@ -8,11 +8,14 @@ from dlpool.errors import (
     BadAnswer,
     DlpoolError,
     InternalError,
+    LocalFault,
+    OutOfDescriptors,
     PolicyRefused,
     RetryRange,
     ShortBody,
     StreamBroken,
 )
+from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.admission import Admission
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
@@ -239,7 +242,7 @@ class Lane:
         board, plan = self._context.board, self._plan
         assert plan is not None
         if self._writer is None:
-            self._writer = plan.place.part.writer()
+            self._writer = _writer(plan)
         limit = self._context.settings.max_file_size
         if limit is not None and chunk.position + len(data) > limit:
             raise PolicyRefused(f"the file is larger than max_file_size, {limit} bytes")
@@ -271,6 +274,8 @@ class Lane:
             return Rest(NETWORK_POLL_S, 0.0)
         if context.is_adaptive and error.is_capacity and self._is_sign(error):
             context.client.hosts.refused(context.host, error.label)
+        if isinstance(error, OutOfDescriptors):
+            context.tell_limit(error.label, 1)
         failure = context.board.count_failure(chunk, error, self._attempt(chunk))
         final = context.policy.verdict(error, failure.attempts, failure.trickled)
         if final is not None:
@@ -298,6 +303,16 @@ class Lane:
         now = context.clock()
         self._away_since = now if self._away_since is None else self._away_since
         return now - self._away_since < context.settings.network_wait
+
+
+def _writer(plan: Plan) -> Writer:
+    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which passes."""
+    try:
+        return plan.place.part.writer()
+    except LocalFault as fault:
+        if is_out_of_descriptors(fault.__cause__):
+            raise OutOfDescriptors(str(fault)) from fault
+        raise
 
 
 def is_elsewhere(answer: Answer, chunk: Chunk) -> bool:

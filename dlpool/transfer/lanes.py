@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from dlpool import threads
+from dlpool.errors import NoThread
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.hostshares import Share
 from dlpool.transfer.lane import Lane
 
 HELP_S = 10.0  # seconds
+DESCRIPTORS = 3  # of a connection: the socket, its duplicate (Breaker), and one to write with
+RESERVE = 12  # descriptors left for the state file, folders, name look-ups and the log
 
 
 class Lanes:
@@ -20,7 +24,7 @@ class Lanes:
 
     def __init__(self, context: Context) -> None:
         self.all: tuple[Lane, ...] = ()
-        self.most = 0  # at once
+        self.most = 1  # at once
         self._context = context
         self._threads: dict[Lane, threading.Thread] = {}
         self._received = 0  # by those that were dismissed
@@ -35,14 +39,30 @@ class Lanes:
     def add(self, lane: Lane) -> Lane:
         """One more, whose work its caller begins."""
         self.all = (*self.all, lane)
-        self.most = max(self.most, len(self._serving()))
         return lane
 
+    def begin_first(self, lane: Lane, work: Callable[[], None]) -> bool:
+        """Have a thread do the work of the first lane; return False if this machine has too little for another thread.
+
+        The calling thread does it then.
+        """
+        if not threads.has_room(DESCRIPTORS + RESERVE):
+            self._limited("too_many_files")
+            return False
+        try:
+            self.spawn(lane, work)
+        except NoThread:
+            self._limited("no_threads")
+            return False
+        return True
+
     def spawn(self, lane: Lane, work: Callable[[], None]) -> None:
-        """Have a thread do its work. They are daemons, because a name look-up cannot be broken."""
-        thread = threading.Thread(target=work, name=f"dlpool-lane-{len(self.all)}", daemon=True)
-        self._threads[lane] = thread
-        thread.start()
+        """Have a thread do its work. Raises NoThread.
+
+        They are daemons, because a name look-up cannot be broken.
+        """
+        self._threads[lane] = threads.start(work, f"dlpool-lane-{len(self.all)}")
+        self.most = max(self.most, len(self._serving()))
 
     def begin(self, plan: Plan, connections: int, most: int) -> None:
         """Add lanes until there are so many; where their number is found by trying, it changes from now on.
@@ -65,8 +85,7 @@ class Lanes:
         context = self._context
         is_alone = len(self.all) == 1 and self._share is None and plan.has_ranges and not plan.resource.refuses_ranges
         if is_alone and context.board.slowest_s() >= HELP_S and context.connections() > 1:
-            lane = self.add(Lane(context, plan))
-            self.spawn(lane, lane.run)
+            self._grow(plan, 2)
 
     def adapt(self, plan: Plan) -> None:
         """Compare wanted with actual; again and again, while it goes on."""
@@ -93,20 +112,28 @@ class Lanes:
         """Wait for the threads, at most so long in all."""
         clock = self._context.clock
         until = clock() + seconds
-        for thread in self._threads.values():
+        for thread in list(self._threads.values()):
             thread.join(max(0.0, until - clock()))
 
     def _grow(self, plan: Plan, wanted: int) -> None:
-        try:
-            while len(self._serving()) < wanted:
-                lane = self.add(Lane(self._context, plan))
+        """Add lanes, as far as this machine lets us have threads and descriptors for them."""
+        while len(self._serving()) < wanted:
+            if not threads.has_room(DESCRIPTORS + RESERVE):
+                self._limited("too_many_files")
+                return
+            lane = self.add(Lane(self._context, plan))
+            try:
                 self.spawn(lane, lane.run)
-        except RuntimeError:  # this machine gives us no more threads
-            if self._share is None:
-                raise
-            self.all, refused = self.all[:-1], self.all[-1]
-            del self._threads[refused]
-            self._context.client.hosts.refused(self._share.host, "no_thread")
+            except NoThread:
+                self.all = tuple(one for one in self.all if one is not lane)
+                self._limited("no_threads")
+                return
+
+    def _limited(self, reason: str) -> None:
+        context = self._context
+        context.tell_limit(reason, len(self._serving()))
+        if self._share is not None:
+            context.client.hosts.refused(self._share.host, reason)
 
     def _serving(self) -> list[Lane]:
         return [lane for lane in self.all if not lane.is_dismissed]

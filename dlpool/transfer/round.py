@@ -19,6 +19,7 @@ from dlpool.errors import (
     LocalFault,
     RestartFile,
 )
+from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.checksum import Follower
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.endcheck import EndCheck
@@ -69,6 +70,7 @@ class Round:
         self._watch = Watch(context)
         self._follower: Follower | None = None
         self._end_check: EndCheck | None = None
+        self._ticks_itself = False  # there is no thread for the ticker
         self._committed = Committed(context.clock(), 0)
         self._opening = Opening(context, place, choose_place, is_single=is_single)
 
@@ -81,7 +83,8 @@ class Round:
     def run(self) -> Plan:
         """Download, verify and publish. Raises what ended it, after committing what is worth it."""
         try:
-            with self._context.client.ticker.calling(self._tick):
+            with self._context.client.ticker.calling(self._tick) as is_ticking:
+                self._ticks_itself = not is_ticking
                 plan = self._download()
                 self._finish(plan)
         except DlpoolError as error:
@@ -109,20 +112,26 @@ class Round:
         self._begin(plan)
         most = self._most_connections(plan)
         connections = min(most, self._context.connections()) if most > 1 else 1
-        if connections == 1 and (plan.resource.size or SMALL) < SMALL:
-            first.after_write = lambda: self._checkpoint_if_due(plan)
-            first.run(opened, plan.place.part.own_writer())  # not worth a thread
-        else:
-            self.lanes.spawn(first, lambda: first.run(opened))
+        is_small = connections == 1 and (plan.resource.size or SMALL) < SMALL  # not worth a thread
+        if is_small or not self.lanes.begin_first(first, lambda: first.run(opened)):
+            connections = most = 1
+            first.after_write = lambda: self._turn(plan)
+            first.run(opened, plan.place.part.own_writer())
         try:
             self.lanes.begin(plan, connections, most)
             while not board.wait(LOOK_S):
-                self._checkpoint_if_due(plan)
+                self._turn(plan)
                 self.lanes.adapt(plan)
         finally:
             self.lanes.leave()
         board.check()
         return plan
+
+    def _turn(self, plan: Plan) -> None:
+        """Do what is due from time to time."""
+        if self._ticks_itself:
+            self._tick()
+        self._checkpoint_if_due(plan)
 
     def stop(self, error: DlpoolError) -> None:
         """End it: from now on nobody writes, and blocked reads return."""
@@ -147,7 +156,7 @@ class Round:
         )  # fmt: skip
         wanted = context.wanted(plan.resource)
         if wanted is not None:
-            self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer())
+            self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer)
 
     def _most_connections(self, plan: Plan) -> int:
         """How many the file is worth."""
@@ -187,7 +196,10 @@ class Round:
         try:
             plan.place.checkpoint(snapshot, error)
         except LocalFault as fault:
-            self.stop(fault)
+            if is_out_of_descriptors(fault.__cause__) and error is None:
+                self._committed.at = self._context.clock()  # other files are closed by the next time
+            else:
+                self.stop(fault)
             return
         self._committed = Committed(self._context.clock(), snapshot.written, ended)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from dlpool import threads
+from dlpool.errors import NoThread
 
 TICK_S = 0.25
 IDLE_TICKS = 20  # without a callback, after which the thread ends
@@ -22,16 +25,20 @@ class Ticker:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call ``callback`` every ``TICK_S`` during the block."""
+    def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
+        """Call ``callback`` every ``TICK_S`` seconds during the block.
+
+        Yields whether it is called: where this process may have no further thread it is not.
+        """
         key = object()
         with self._lock:
             self._callbacks[key] = callback
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dlpool-ticker", daemon=True)
-                self._thread.start()
+                with suppress(NoThread):
+                    self._thread = threads.start(self._run, "dlpool-ticker")
+            is_called = self._thread is not None
         try:
-            yield
+            yield is_called
         finally:
             with self._lock:
                 del self._callbacks[key]
