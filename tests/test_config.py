@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlpool.config import (
@@ -142,32 +144,54 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 ANY_TEXT = st.text(st.characters(), max_size=20) | st.from_regex(r"-?[0-9.]{0,400}[A-Za-z]{0,3}", fullmatch=True)
 
 
+NUMBERS = st.from_regex(r"[0-9]{1,12}(\.[0-9]{1,3})?( ?(K|M|G|T|ms|s|m|h))?", fullmatch=True)
+VALUES = st.sampled_from(
+    ["", "0", "1", "7", "64", "5000", "1.5", "10s", "5m", "1M", "2G", "yes", "auto", "a b", "/tmp/x"]
+)
+
+
 @pytest.mark.parametrize("parser", [parse_size, parse_duration, parse_count])
-@given(text=ANY_TEXT)
-@settings(max_examples=150, deadline=None)
-def test_a_number_is_never_negative_nor_beyond_64_bits(parser: Callable[[str], float], text: str) -> None:
-    try:
-        value = parser(text)
-    except ValueError:
-        return
-    assert 0 <= value < 2**63
+def test_a_number_is_never_negative_nor_beyond_64_bits(parser: Callable[[str], float]) -> None:
+    read: list[float] = []
+
+    @given(text=ANY_TEXT | NUMBERS)
+    @settings(max_examples=150, deadline=None)
+    def check(text: str) -> None:
+        with suppress(ValueError):
+            read.append(parser(text))
+
+    check()
+    assert len(read) >= 10
+    assert all(0 <= value < 2**63 for value in read)
 
 
 @pytest.mark.parametrize("declared", FIELDS)
-@given(text=ANY_TEXT)
-@settings(max_examples=20, deadline=None)
-def test_any_text_is_a_value_in_range_or_a_value_error(declared: Field[object], text: str) -> None:
-    try:
-        value = parse_setting(declared, text)
-    except ValueError as error:
-        assert str(error)
-        return
-    if value is None:
-        assert (text, declared.default) == ("", None)
-        return
+def test_any_text_is_a_value_in_range_or_a_value_error(declared: Field[object]) -> None:
+    read: list[tuple[str, Any]] = []
+
+    @given(text=ANY_TEXT | NUMBERS | VALUES)
+    @example(text=shown_default(declared))
+    @settings(max_examples=40, deadline=None)
+    def check(text: str) -> None:
+        try:
+            read.append((text, parse_setting(declared, text)))
+        except ValueError as error:
+            assert str(error)
+
+    check()
     low, high = declared.metadata["low"], declared.metadata["high"]
-    assert low is None or value >= low
-    assert high is None or value <= high
+    assert read
+    for text, value in read:
+        assert value is not None or (text, declared.default) == ("", None)
+        if value is not None and not isinstance(value, str):  # bounds are of numbers
+            assert low is None or value >= low
+            assert high is None or value <= high
+
+
+def shown_default(declared: Field[object]) -> str:
+    """The default as a text, as the shipped file may have it."""
+    shown: str | None = declared.metadata["text"]
+    return shown or ""
 
 
 # --- bounds and choices ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -190,16 +191,23 @@ OWN_NAMES = st.sampled_from(
 )
 
 
-@given(url=JSON, save_path=JSON, fields=JSON | st.dictionaries(OWN_NAMES, JSON))
-def test_whatever_json_comes_nothing_else_is_raised(url: Any, save_path: Any, fields: Any) -> None:
-    raw = json.dumps({"url": url, "save_path": save_path, "dlpool": fields}).encode()
-    try:
-        job = PushedJob.parse(raw)
-    except (Malformed, BadJob):
-        return
-    assert job.url and job.save_path
-    assert job.digest
-    assert PushedJob.parse(raw) == job
+def test_whatever_json_comes_nothing_else_is_raised() -> None:
+    taken: list[PushedJob] = []
+    urls, paths = st.sampled_from(["http://h/f", "https://h:1/ü"]), st.sampled_from(["f", "/a/b", "a/"])
+
+    @given(url=JSON | urls, save_path=JSON | paths, fields=st.none() | JSON | st.dictionaries(OWN_NAMES, JSON))
+    @example(url="http://h/f", save_path="f", fields={})
+    def check(url: Any, save_path: Any, fields: Any) -> None:
+        raw = json.dumps({"url": url, "save_path": save_path, "dlpool": fields}).encode()
+        with suppress(Malformed, BadJob):
+            taken.append(PushedJob.parse(raw))
+
+    check()
+    assert len(taken) >= 5
+    for job in taken:
+        assert job.url and job.save_path
+        assert job.digest
+        assert PushedJob.parse(job.raw) == job
 
 
 # --- one field each -----------------------------------------------------------------------------------------------

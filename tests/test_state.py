@@ -44,7 +44,16 @@ PUBLISHING = replace(
     chunks=(SavedChunk(0, 1000, 1000, True),),
     publishing=Publishing(inode=1234567, size=1000),
 )
-GOLDENS = [("state-v1.json", STATE), ("state-v1-publishing.json", PUBLISHING)]
+VALIDATORS = replace(
+    STATE,
+    etag='W/"5f3a-1"',
+    date="Mon, 06 May 2024 09:00:00 GMT",
+    content_type="application/zip",
+    host="cdn.example.org:8443",
+    digest="md5:d41d8cd98f00b204e9800998ecf8427e",
+    checksum="sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709",
+)
+GOLDENS = [("state-v1-validators.json", VALIDATORS), ("state-v1.json", STATE), ("state-v1-publishing.json", PUBLISHING)]
 
 
 @st.composite

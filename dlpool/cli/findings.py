@@ -113,7 +113,7 @@ def plan_of(seen: Inspected, settings: Settings) -> str:
     most = transfer.max_connections if transfer.connections == AUTO else int(transfer.connections)
     number = 1 if resource.refuses_ranges else max(1, min(most, (resource.size or 0) // transfer.min_split_size))
     how = f"up to {number}, as many as it rewards" if transfer.connections == AUTO and number > 1 else str(number)
-    validator = "strong ETag" if resource.strong_etag else "Last-Modified" if resource.last_modified else ""
+    validator = "strong ETag" if resource.strong_etag else "Last-Modified" if resource.has_settled_date else ""
     later = f"resumable in a later run, by its {validator}" if validator else "not resumable in a later run"
     admitted = f" ({seen.connections} are admitted, the others' ranges go to them)" if seen.refusals else ""
     return f"{how} connection{'s' * (number > 1)}{admitted}, ranges retried one by one, {later}"
@@ -150,9 +150,11 @@ def _validator(seen: Inspected) -> Finding:
     resource = seen.resource
     if resource.strong_etag:
         return Finding("validator", OK, f"strong ETag {resource.strong_etag}")
-    if resource.last_modified:
+    if resource.has_settled_date:
         return Finding("validator", OK, f"Last-Modified {resource.last_modified}")
     found = "only a weak ETag" if resource.etag else "none"
+    if resource.last_modified:
+        found = f"Last-Modified {resource.last_modified!r}, which is invalid, or less than 60 s older than the answer"
     return Finding("validator", WARNING, found, "give a checksum: only that lets a later run go on")
 
 
