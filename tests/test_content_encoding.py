@@ -99,6 +99,12 @@ def test_an_empty_body_is_an_empty_file_whatever_its_coding(serve: Serve, fetch:
         check_file(tmp_path / "f", b"")
 
 
+def test_a_body_that_a_proxy_has_transformed_is_decoded_too(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    origin = serve(lambda _request, connection: connection.answer(203, {"Content-Encoding": "gzip"}, PACKED))
+    fetch(f"{origin.url}/f", tmp_path / "f")
+    check_file(tmp_path / "f", NOISE)
+
+
 def test_members_one_after_the_other_are_all_decoded(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     parts = [TEXT[:1], TEXT[1:70_000], b"", TEXT[70_000:]]
     origin = serve(encoded("gzip", b"".join(map(gzip.compress, parts)), serves_ranges=False))

@@ -11,7 +11,7 @@ from dlpool.errors import ConfigurationError, ProtocolBroken
 from dlpool.transfer.credentials import Entry, netrc_user, parse_netrc
 from dlpool.transfer.urls import merged_cookies
 from tests.conftest import Fetcher
-from tests.handlers import Serve
+from tests.handlers import Serve, redirect
 from tests.origin import Connection, File, Handler, Request
 
 DATA = b"some bytes"
@@ -51,6 +51,54 @@ def test_an_empty_user_info_is_none(serve: Serve, fetch: Fetcher, tmp_path: Path
     origin = serve(File(DATA))
     fetch(f"http://@127.0.0.1:{origin.port}/f", tmp_path / "f")
     assert "authorization" not in origin.requests[0].headers
+
+
+@pytest.mark.parametrize(("info", "sent"), [("token@", "token:"), ("u:p@", "u:p"), ("ü:p%40@", "ü:p@"), ("", None)])
+def test_user_info_of_a_proxy_is_sent_to_the_proxy(
+    info: str, sent: str | None, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    proxy = serve(File(DATA))
+    address = f"http://{info}127.0.0.1:{proxy.port}"
+    fetch("http://me:pw@origin.test/f", tmp_path / "f", network={"proxy": address})
+    (request,) = proxy.requests
+    assert request.headers.get("proxy-authorization") == (None if sent is None else basic(sent))
+    assert request.headers["authorization"] == basic("me:pw")
+
+
+def test_user_info_of_a_location_is_sent_to_its_origin_only(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    last = serve(File(DATA))
+    middle = serve(redirect(f"{last.url}/f"))
+    first = serve(redirect(f"http://other:secret@127.0.0.1:{middle.port}/f"))
+    fetch(f"http://me:pw@127.0.0.1:{first.port}/f", tmp_path / "f")
+    sent = [origin.requests[0].headers.get("authorization") for origin in (first, middle, last)]
+    assert sent == [basic("me:pw"), basic("other:secret"), None]
+    assert middle.requests[0].path == "/f"
+
+
+def test_a_location_does_not_replace_the_users_credentials(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    def handle(request: Request, connection: Connection) -> None:
+        if request.number == 1:
+            connection.answer(302, {"Location": f"http://other:secret@127.0.0.1:{origin.port}/g"})
+        else:
+            File(DATA)(request, connection)
+
+    origin = serve(handle)
+    fetch(f"http://me:pw@127.0.0.1:{origin.port}/f", tmp_path / "f")
+    assert [request.headers["authorization"] for request in origin.requests] == [basic("me:pw")] * 2
+
+
+def test_a_location_may_bring_credentials_where_the_user_gave_none(
+    serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    def handle(request: Request, connection: Connection) -> None:
+        if "authorization" in request.headers:
+            File(DATA)(request, connection)
+        else:
+            connection.answer(302, {"Location": f"http://other:secret@127.0.0.1:{origin.port}/g"})
+
+    origin = serve(handle)
+    fetch(f"{origin.url}/f", tmp_path / "f")
+    assert [request.headers.get("authorization") for request in origin.requests] == [None, basic("other:secret")]
 
 
 # --- netrc ---
@@ -167,6 +215,13 @@ def test_a_netrc_completes_the_user_of_a_url(netrc: Path, serve: Serve, fetch: F
     for user in ("me", "token"):
         fetch(f"http://{user}@127.0.0.1:{origin.port}/f", tmp_path / "f", network={"netrc": True})
     assert [request.headers["authorization"] for request in origin.requests] == [basic("me:pw"), basic("token:")]
+
+
+def test_a_header_of_the_user_comes_before_a_netrc(netrc: Path, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    netrc.write_text("machine 127.0.0.1 login me password pw\n")
+    origin = serve(File(DATA))
+    fetch(f"{origin.url}/f", tmp_path / "f", headers={"authorization": "Bearer x"}, network={"netrc": True})
+    assert origin.requests[0].headers["authorization"] == "Bearer x"
 
 
 # --- cookies ---

@@ -192,6 +192,7 @@ def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: st
         resource = Resource(
             size=size,
             content_type=resource.content_type,
+            content_encoding=resource.content_encoding,
             server_name=resource.server_name,
             refuses_ranges=True,
             host=host,

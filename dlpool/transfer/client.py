@@ -26,7 +26,7 @@ from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
 from dlpool.transfer.policy import origin
 from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.ticker import Ticker
-from dlpool.transfer.urls import request_target, shown_url
+from dlpool.transfer.urls import basic_auth, request_target, shown_url, without_user
 
 ENOUGH = 128 * 1024  # bytes that one read collects
 MAX_HOSTS = 64  # whose idle connections are kept
@@ -144,6 +144,11 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = self._pool_classes
         return manager
+
+    def proxy_headers(self, proxy: str) -> dict[str, str]:
+        """The credentials for a proxy, in UTF-8 and with an empty password if it has none, as for a URL."""
+        user = without_user(f"{proxy.rstrip('/')}/")[1]
+        return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
     def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, Request]:
         """The connections to the host of a URL, or to its proxy, and what is asked there."""

@@ -31,7 +31,7 @@ from dlpool.transfer.client import Client
 from dlpool.transfer.credentials import netrc_user
 from dlpool.transfer.exchange import Body, Exchange
 from dlpool.transfer.neterrors import network_error
-from dlpool.transfer.policy import headers_for
+from dlpool.transfer.policy import headers_for, origin
 from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.urls import basic_auth, check_literal, joined, merged_cookies, own_and_given, without_user
 
@@ -96,7 +96,7 @@ class Source:
     """One URL with its headers and credentials. Used by all connection threads of a download.
 
     After a redirect the place that it led to is asked directly, until it fails: then the first URL is asked again,
-    so that an expired signed URL costs one request. The lock guards the cookies.
+    so that an expired signed URL costs one request. The lock guards the cookies and the users of other origins.
     """
 
     def __init__(
@@ -107,12 +107,14 @@ class Source:
         self.url, in_url = without_user(url)
         self._headers = own_and_given(client.settings, headers)
         user = user or in_url
-        if client.settings.netrc and (user is None or not user[1]):
+        is_given = any(name.lower() == "authorization" for name in headers)
+        if client.settings.netrc and not (is_given or (user and user[1])):
             user = netrc_user(self.url, user[0] if user else None) or user
         if user is not None:
             self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
             self._headers["Authorization"] = basic_auth(*user)
         self._location = self.url
+        self._users: dict[tuple[str, str, int | None], dict[str, str]] = {}  # of redirects' targets, by origin
         self._cookies = RequestsCookieJar()
         self._lock = threading.Lock()
 
@@ -172,12 +174,15 @@ class Source:
         if not location:
             raise ProtocolBroken(f"the server answered {reply.status} without a Location")
         try:
-            url, _user = without_user(joined(reply.url, location))
+            url, user = without_user(joined(reply.url, location))
         except (UsageError, ValueError) as error:
             raise PolicyRefused("the server redirected to what is not an http or https URL") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
         if is_downgrade and not self._client.settings.allow_downgrade:
             raise PolicyRefused("the server redirected from https to http (allow_downgrade would follow)")
+        if user is not None:
+            with self._lock:
+                self._users[origin(url)] = {"Authorization": basic_auth(*user)}
         return url
 
     def _send(
@@ -211,6 +216,8 @@ class Source:
         """
         sent = headers_for(url, self.url, self._headers)
         sent.update(headers)
+        if self._users and "authorization" not in (name.lower() for name in sent):
+            sent |= self._users.get(origin(url), {})
         if not self._cookies:
             return sent
         with self._lock:
