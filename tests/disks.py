@@ -76,7 +76,7 @@ def overlay(folder: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "-l", folder], check=True)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def exfat(folder: Path, size: int) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "-l", folder], check=True)
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
 

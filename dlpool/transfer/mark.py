@@ -6,14 +6,12 @@ other job ever has that id. See xattr(7).
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
-from dlpool.disk import translated
+from dlpool.disk import HAS_NO_XATTR, translated
 
 NAME = "user.dlpool.job"
-_ABSENT = {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP}
 
 
 def set_mark(descriptor: int, job_id: str) -> bool:
@@ -31,6 +29,6 @@ def has_mark(target: Path, job_id: str) -> bool:
         try:
             return os.getxattr(target, NAME) == job_id.encode()
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in HAS_NO_XATTR:
                 return False
             raise

@@ -37,7 +37,6 @@ class PartFile:
         """
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
-        self.path = self._opener.path
         self._sync = sync
         self._notify = notify
         self._writers: list[Writer] = []  # those that are open; guarded by the lock
@@ -45,6 +44,7 @@ class PartFile:
         self._final_mode: int | None = None  # to be set when it is published; None: as it is
         self.has_blocks = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
+        self.path = self._opener.path
 
     def __repr__(self) -> str:
         return f"<PartFile {self.path}>"

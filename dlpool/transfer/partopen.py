@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,10 @@ class OpenPart:
 
 
 class PartOpener:
-    """Opens the part file of one target, at first and after each restart. Used by one thread."""
+    """Opens the part file of one target, at first and after each restart. Used by one thread.
+
+    ``path`` may change to another spelling of the name, see ``_is_spelt_so``.
+    """
 
     def __init__(self, target: Path, *, sync: bool, notify: Notify) -> None:
         self.path = target.with_name(target.name + PART_SUFFIX)
@@ -91,6 +95,9 @@ class PartOpener:
             if not stat.S_ISREG(status.st_mode):
                 raise LocalFault(f"cannot use {self.path}: it is not a regular file")
             is_marked = self._checked_mark(descriptor)
+            if not is_marked and not self._is_spelt_so():
+                _abandon(descriptor, None)
+                return None
             lock = self._locked(descriptor)
             status = os.fstat(descriptor)
             if status.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
@@ -102,6 +109,25 @@ class PartOpener:
             raise
         _abandon(descriptor, lock)  # published or replaced between open and lock
         return None
+
+    def _is_spelt_so(self) -> bool:
+        """Whether the folder has the very name; else take the spelling that it has, to be opened next. Raises OSError.
+
+        A file system in user space that does not tell upper from lower case may show one file as two with different
+        inode numbers, one for each spelling of its name, and a lock of the one is none of the other. Those that are
+        known have no extended attributes.
+        """
+        wanted, found = self.path.name, None
+        with os.scandir(self.path.parent) as entries:
+            for entry in entries:
+                if entry.name == wanted:
+                    return True
+                if _folded(entry.name) == _folded(wanted):
+                    found = entry.name
+        if found is None:
+            return True
+        self.path = self.path.with_name(found)
+        return False
 
     def _checked_mark(self, descriptor: int) -> bool:
         """Whether the file has the mark; raises ForeignFile for one that is not ours."""
@@ -187,6 +213,10 @@ class PartOpener:
             raise Locked(f"another download is writing to {self._target}{holder}") from error
         except LockForeign as error:
             raise ForeignFile(f"{error} was not made by dlpool: move it away") from error
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _abandon(descriptor: int, lock: FileLock | None) -> None:
