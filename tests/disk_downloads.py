@@ -96,16 +96,24 @@ class Small(Download):
 
 
 class Exclusive(Download):
-    """``if_exists = fail``: a hard link gives the name."""
+    """``if_exists = fail``: renameat2(2) gives the name."""
 
     settings: ClassVar[dict[str, Any]] = {"if_exists": "fail"}
     is_repeatable = False
 
 
-class NoLinks(Exclusive):
-    """The same on a file system without hard links."""
+class NoFlags(Exclusive):
+    """The same on a file system without flags of renameat2(2), as in user space: a hard link gives the name."""
 
-    always = (Fault("link", 1, FAIL, errno.EPERM, last=ALWAYS),)
+    always = (Fault("renameat2", 1, FAIL, errno.EINVAL, last=ALWAYS),)
+    since = "renameat2"
+
+
+class NoLinks(Exclusive):
+    """The same without hard links either, as exFAT is."""
+
+    always = (*NoFlags.always, Fault("link", 1, FAIL, errno.EPERM, last=ALWAYS))
+    since = "renameat2"
 
 
 class Replacing(Download):
@@ -160,6 +168,7 @@ class Resumed(Download):
 DOWNLOADS: dict[str, Callable[[Path], Workload]] = {
     "small": Small,
     "exclusive": Exclusive,
+    "no-flags": NoFlags,
     "no-links": NoLinks,
     "replacing": Replacing,
     "of-job": OfJob,

@@ -1,8 +1,8 @@
 """Lets each file system call of a workload fail in each way, and says where that ended wrongly.
 
-``python -m tests.disk_matrix WORKLOAD FOLDER``, started by ``disk_faults.start``, prints JSON: how many combinations
-ran, in how many the fault happened, and a line for each that ended wrongly. With ``calls`` behind it, it prints the
-calls of one run without a fault.
+``python -m tests.disk_matrix WORKLOAD FOLDER [SHARE OF]``, started by ``disk_faults.start``, prints JSON: how many
+combinations ran, of all or one share of them, in how many the fault happened, and a line for each that ended wrongly.
+With ``calls`` in place of the share it prints the calls of one run without a fault.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Workload(ABC):
     """Something that writes files below a folder, again and again; used by one thread."""
 
     always: tuple[Fault, ...] = ()  # what the file system is like in all runs
+    since = ""  # the kind of call from whose first one on calls fail; "": all do
     is_repeatable = True  # whether a run after a successful one is to succeed
 
     @abstractmethod
@@ -98,15 +99,17 @@ class Matrix:
         assert not (ended.label or wrong), f"the workload fails without a fault: {ended} {wrong}"
         return [Call(kind, *(path.removeprefix(f"{folder}/") for path in paths)) for kind, *paths in calls]
 
-    def run(self) -> None:
-        """Run all."""
-        calls = self.calls()
-        self.counts = Counter(call.kind for call in calls)
-        for kind, count in self.counts.items():
-            places = [call for call in calls if call.kind == kind]
-            for nth in range(1, count + 1):
-                for fault in _ways(kind, nth):
-                    self._one(fault, places[nth - 1].path)
+    def run(self, share: int, of: int) -> None:
+        """Run the combinations of one share, from 0, of so many."""
+        number = 0
+        counts, since = Counter[str](), self._workload.since
+        for call in self.calls():
+            counts[call.kind] += 1
+            if not since or counts[since]:
+                for fault in _ways(call.kind, counts[call.kind]):
+                    number += 1
+                    if number % of == share:
+                        self._one(fault, call.path)
 
     def _one(self, fault: Fault, place: str) -> None:
         folder, workload = self._fresh(), self._workload
@@ -132,7 +135,8 @@ class Matrix:
         if again.label:
             problems.append(f"the next run ended as {again.label}: {again.text}")
         else:
-            problems.append(workload.wrong(folder, again) and f"the next run: {workload.wrong(folder, again)}")
+            wrong = workload.wrong(folder, again)
+            problems.append(wrong and f"the next run: {wrong}")
         found = "; ".join(filter(None, problems)).replace(str(folder), "")
         if found:
             self.failures.append(f"{fault} at {place}: {found}")
@@ -185,7 +189,7 @@ def main() -> None:
     if rest == ["calls"]:
         print(json.dumps([list(call) for call in matrix.calls()]))
     else:
-        matrix.run()
+        matrix.run(*map(int, rest or ["0", "1"]))
         print(json.dumps({"runs": matrix.runs, "fired": matrix.fired, "failures": matrix.failures}))
     sys.stdout.flush()
     os._exit(0)  # whatever threads there are

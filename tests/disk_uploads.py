@@ -16,12 +16,14 @@ from dlpool.config import Settings
 from dlpool.web import keeper
 from dlpool.web.app import make_app
 from dlpool.web.parts import WebParts
+from dlpool.web.store import locks
 from tests.conftest import make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault
 from tests.disk_matrix import Ended, Workload
 
 NAME, FOLDER = "file.bin", "a/b"
 API = "/go-uploader"
+BODY = "application/offset+octet-stream"
 CHUNKS = [make_data(9_000, 1), make_data(5_000, 2)]
 DATA = b"".join(CHUNKS)
 _NAMED = {
@@ -57,6 +59,7 @@ class Upload(Workload):
 
     def prepare(self, folder: Path) -> None:
         assert folder == self._run
+        locks.forget()
 
     def ask(self, method: str, path: str, **options: Any) -> testing.Result:
         """Make a request. Raises Refused."""
@@ -136,22 +139,18 @@ class Chunked(Upload):
         )
 
 
-class NoLinks(Chunked):
-    """The same on a file system without hard links."""
-
-    always = (Fault("link", 1, FAIL, errno.EPERM, last=ALWAYS),)
-
-
 class NoFlags(Chunked):
-    """And without flags of renameat2(2), as FUSE file systems may be."""
+    """The same on a file system without flags of renameat2(2), as in user space."""
 
-    always = (*NoLinks.always, Fault("renameat2", 1, FAIL, errno.EINVAL, last=ALWAYS))
+    always = (Fault("renameat2", 1, FAIL, errno.EINVAL, last=ALWAYS),)
+    since = "renameat2"
 
 
-class Suffixed(Chunked):
-    """Where a name that is taken gets a suffix."""
+class NoLinks(Chunked):
+    """The same without hard links either, as exFAT is."""
 
-    settings: ClassVar[dict[str, Any]] = {"merge_conflict": "suffix"}
+    always = (*NoFlags.always, Fault("link", 1, FAIL, errno.EPERM, last=ALWAYS))
+    since = "renameat2"
 
 
 class Tus(Upload):
@@ -192,28 +191,62 @@ class Tus(Upload):
         headers = {
             "Tus-Resumable": "1.0.0",
             "Upload-Offset": str(offset),
-            **self.extra(data),
-            "Content-Type": "application/offset+octet-stream",
+            "Content-Type": BODY,
         }
         return int(self.ask("PATCH", self._url, headers=headers, body=data).headers["upload-offset"])
 
-    def extra(self, data: bytes) -> dict[str, str]:
-        """More headers of a body."""
-        return {}
-
 
 class TusChecked(Tus):
-    """The same, each body with its checksum."""
+    """All in one request, with a checksum."""
 
-    def extra(self, data: bytes) -> dict[str, str]:
-        return {"Upload-Checksum": f"sha1 {base64.b64encode(hashlib.sha1(data).digest()).decode()}"}
+    def upload(self) -> None:
+        if self._url and self.offset() == len(DATA):
+            return
+        checksum = base64.b64encode(hashlib.sha1(DATA).digest()).decode()
+        headers = {**self.begin(), "Upload-Checksum": f"sha1 {checksum}", "Content-Type": BODY}
+        self._url = self.ask("POST", "/files", headers=headers, body=DATA).headers["location"]
+
+
+class TusParts(Tus):
+    """Two uploads that are parts, and one that is made of them."""
+
+    since = "link"
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        self._urls = ["" for _ in CHUNKS]
+        self._is_made = False
+
+    def upload(self) -> None:
+        if not self._is_made:
+            for number, data in enumerate(CHUNKS):
+                self._part(number, data)
+            headers = {**self.begin(), "Upload-Concat": f"final;{' '.join(self._urls)}"}
+            del headers["Upload-Length"]
+            self.ask("POST", "/files", headers=headers)
+            self._is_made = True
+
+    def _part(self, number: int, data: bytes) -> None:
+        self._url = self._urls[number]
+        offset = self.offset() if self._url else None
+        if offset is None:
+            headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data)), "Upload-Concat": "partial"}
+            self._url = self._urls[number] = self.ask("POST", "/files", headers=headers).headers["location"]
+            offset = 0
+        if offset < len(data):
+            headers = {
+                "Tus-Resumable": "1.0.0",
+                "Upload-Offset": str(offset),
+                "Content-Type": BODY,
+            }
+            self.ask("PATCH", self._url, headers=headers, body=data[offset:])
 
 
 UPLOADS: dict[str, Callable[[Path], Workload]] = {
     "chunked": Chunked,
-    "chunked-no-links": NoLinks,
     "chunked-no-flags": NoFlags,
-    "chunked-suffix": Suffixed,
+    "chunked-no-links": NoLinks,
     "tus": Tus,
     "tus-checked": TusChecked,
+    "tus-parts": TusParts,
 }

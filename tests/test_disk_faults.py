@@ -1,7 +1,10 @@
-"""Each file system call of a download and of an upload fails in each way; and their order when none does."""
+"""Each file system call of a download and of an upload fails in each way; their order when none does; locks that are
+none.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -13,6 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.disk_faults import Call, build, start
+from tests.disk_uploads import UPLOADS
+
+SHARES = {"chunked": 3, "tus": 3, "tus-checked": 2, "tus-parts": 2}  # of the work of the longer ones
+SHARED = [(name, str(share)) for name in UPLOADS for share in range(SHARES.get(name, 1))]
+LEAST = {"chunked-no-flags": 200, "chunked-no-links": 200}  # combinations of those that begin late
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +37,30 @@ def in_memory() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- calls that fail ---
+
+
+@pytest.mark.parametrize(("workload", "share"), SHARED, ids="-".join)
+def test_whichever_call_fails_the_file_is_right_or_the_error_is_named(library: Path, workload: str, share: str) -> None:
+    """A wrong file, a complete one behind an error, a traceback, a descriptor that stays open: ``disk_matrix`` says it.
+
+    And a run after that, without a fault, ends right.
+    """
+    shares = SHARES.get(workload, 1)
+    with in_memory() as folder:
+        text = start(library, "tests.disk_matrix", workload, str(folder), share, str(shares), timeout_s=500)
+    found = json.loads(text)
+    assert found["failures"] == []
+    assert found["runs"] >= LEAST.get(workload, 1000) / shares
+    assert found["fired"] > 0.9 * found["runs"]
+
+
+@pytest.mark.parametrize("number", [0, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF])
+def test_the_store_locks_where_flock_does_not(library: Path, tmp_path: Path, number: int) -> None:
+    """It is refused, or (0) it succeeds and locks nothing, as on some cluster file systems."""
+    start(library, "tests.disk_locks", str(tmp_path), str(number))
 
 
 # --- the order of a store's calls ---
@@ -80,8 +112,9 @@ def test_a_new_task_is_durable_before_its_first_chunk(calls_of: Callable[[str], 
     )
 
 
-@pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("workload", ["chunked", "tus", "tus-checked"])
+@pytest.mark.parametrize(
+    ("workload", "index"), [("chunked", 0), ("chunked", 1), ("tus", 0), ("tus", 1), ("tus-checked", 0)]
+)
 def test_a_chunk_is_durable_before_it_is_answered(
     calls_of: Callable[[str], list[Call]], workload: str, index: int
 ) -> None:
@@ -116,7 +149,10 @@ def test_the_record_of_the_first_chunk_is_durable(calls_of: Callable[[str], list
     )
 
 
-@pytest.mark.parametrize("workload", ["chunked", "tus", "chunked-no-links"])
+NAMING = {"chunked": "renameat2", "tus": "renameat2", "chunked-no-flags": "link", "chunked-no-links": "rename"}
+
+
+@pytest.mark.parametrize("workload", NAMING)
 def test_a_merge_is_durable_before_its_chunks_go(calls_of: Callable[[str], list[Call]], workload: str) -> None:
     """New folders, the bytes, which file is about to get its name, the name, that it has it; then the chunks go."""
     calls, merged = calls_of(workload), "merged/a/b"
@@ -137,7 +173,7 @@ def test_a_merge_is_durable_before_its_chunks_go(calls_of: Callable[[str], list[
             ("copy_file_range", ".merging"),
             ("fdatasync", ".merging"),
             *record,
-            ("renameat2" if workload == "chunked-no-links" else "link", f"{merged}/file.bin"),
+            (NAMING[workload], f"{merged}/file.bin"),
             ("fsync", merged),
             *record,
             ("unlink", "0.chunk"),

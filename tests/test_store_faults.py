@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dlpool.disk import identity_of
 from dlpool.web.store import UploadStore, room, states
 from dlpool.web.store.names import open_below
 from dlpool.web.store.publishing import open_place
@@ -279,13 +280,15 @@ def test_a_target_on_another_file_system(tmp_path: Path) -> None:
         assert (tmp_path / "merged" / "file.bin").read_bytes() == b"a" * MIB + b"b" * MIB
 
 
-def test_where_there_are_no_hard_links_a_rename_replaces_nothing_either(tmp_path: Path) -> None:
+def test_a_published_file_replaces_nothing(tmp_path: Path) -> None:
     place = open_place(str(tmp_path), (), "task", make=False)
-    os.close(place.create())
+    descriptor = place.create()
+    identity = identity_of(os.fstat(descriptor))
+    os.close(descriptor)
     (tmp_path / "taken").write_text("another")
-    assert place.rename("taken") is False
+    assert place.publish("taken", identity) is False
     assert (tmp_path / "taken").read_text() == "another"
-    assert place.rename("free") is True
+    assert place.publish("free", identity) is True
     assert files_below(tmp_path) == ["free", "taken"]
     place.close()
 

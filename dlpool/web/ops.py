@@ -103,9 +103,11 @@ class MetricsResource:
 def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:
     """How full the disks of ``folders`` are, the worst of them."""
     try:
-        rooms = [room_of(folder) for folder in folders]
+        rooms = [room for room in map(room_of, folders) if room is not None]
     except OSError as error:
         return {"status": UNHEALTHY, "message": f"cannot look at the disk: {error.strerror}"}
+    if not rooms:
+        return {"status": HEALTHY, "message": "the file system does not tell how much room it has"}
     room = max(rooms, key=lambda one: one.used)
     return {"status": level(room, settings), "used_percent": round(100 * room.used, 1), "free": room.free,
             "total": room.total}  # fmt: skip
@@ -139,12 +141,14 @@ def memory() -> dict[str, int]:
 
 
 def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
-    """Total and free bytes of the folders' file systems."""
+    """Total and free bytes of the folders' file systems, of those that tell it."""
     found: dict[str, dict[str, Any]] = {}
     for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
         try:
             room = room_of(folder)
         except OSError:
+            continue
+        if room is None:
             continue
         found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used, 1)}
         found[name]["health"] = level(room, settings)

@@ -40,7 +40,11 @@ class WebParts:
         self.admission = Admission(self.folder, settings.web)
         self.figures = Figures(self.folder)
         self.announcer = open_announcer(settings, self.figures, self.log)
-        self.store = UploadStore(settings.upload, self.announcer)
+        self.store = UploadStore(settings.upload, self.announcer, self._unsynced)
+
+    def _unsynced(self, folder: str, error: OSError) -> None:
+        """Log that a file system cannot sync folders: a name in it may be lost with the machine, no byte is wrong."""
+        self.log.warning("folder_not_synced", folder=folder, reason=error.strerror or str(error))
 
     def refused(self, status: int, label: str, client: str, reason: str) -> None:
         """The server itself refused what is no request that can be read."""

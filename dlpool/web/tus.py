@@ -176,7 +176,8 @@ class Uploads(_Resource):
         if has_body:
             self.append(req, resp, file_id, 0)
         else:
-            _say_expiry(resp, self._growing.peek(file_id, owner_of(req)).expires_at)
+            with suppress(Refusal):  # the upload has begun, or a final one is published: this only adds when it expires
+                _say_expiry(resp, self._growing.peek(file_id, owner_of(req)).expires_at)
 
     def _create(self, req: falcon.Request, concat: str, length: int | None) -> str:
         note = req.get_header("Upload-Metadata") or ""

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from dlpool import disk
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
@@ -27,9 +28,11 @@ from dlpool.web.store.chunkfile import Chunk, index_of, list_chunks
 from dlpool.web.store.content import check_head
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.locks import release
 from dlpool.web.store.reception import HEAD_SIZE, Reception
 from dlpool.web.store.record import TUS, Record
 from dlpool.web.store.settling import settle
+from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task, gone, sync_task
 from dlpool.web.store.wishes import MAX_CHUNKS
 
@@ -184,12 +187,15 @@ class End:
         self._check_end(task, at)
         reception.move(task.chunk_path(at.chunks))
         status = record.status if record.status == states.PAUSED else states.receiving(record.status)
-        return task.save(record, sync=task.sync and not at.chunks, status=status, received=end, file_size=file_size)
+        return task.save(record, sync=UNSYNCED if at.chunks else None, status=status, received=end, file_size=file_size)
 
     def _check_end(self, task: Task, at: Position) -> None:
-        """Raise Refusal if the end is another one by now: nobody else may change it, but files can be lost."""
-        has_last = at.chunks == 0 or os.path.lexists(task.chunk_path(at.chunks - 1))
-        if not has_last or os.path.lexists(task.chunk_path(at.chunks)):
+        """Raise Refusal if the end is another one by now: nobody else may change it, but files can be lost.
+
+        Raises OSError.
+        """
+        has_last = at.chunks == 0 or disk.exists(task.chunk_path(at.chunks - 1))
+        if not has_last or disk.exists(task.chunk_path(at.chunks)):
             raise conflict(position(list_chunks(task.folder)).offset)
 
 
@@ -223,7 +229,8 @@ class Appending:
 
     def check(self) -> None:
         """Raise Superseded if another request wants to append, Refusal (404) if the upload is gone. Cheap."""
-        status = os.fstat(self._hold)
+        with stored("receive the bytes"):
+            status = os.fstat(self._hold)
         if status.st_nlink == 0:
             raise gone()
         if status.st_mtime_ns != self._held_since:
@@ -266,7 +273,7 @@ class Appending:
                     self.commit()
         finally:
             self._reception.discard()
-            os.close(self._hold)
+            release(self._hold)
 
 
 def too_large(offset: int, room: int) -> Refusal:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from dlpool.web.store.locks import release
 from dlpool.web.store.planted import READ
 
 _TRAILER = struct.Struct(">8sQ16s")
@@ -79,7 +80,7 @@ def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
     try:
         data = os.pread(descriptor, TRAILER_SIZE, max(0, length - TRAILER_SIZE))
     finally:
-        os.close(descriptor)
+        release(descriptor)
     if len(data) != TRAILER_SIZE:
         raise ValueError(path)
     magic, size, md5 = _TRAILER.unpack(data)

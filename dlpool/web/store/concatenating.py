@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
+from dlpool.disk import CANNOT_LINK
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.appending import FINAL, PARTIAL, front
 from dlpool.web.store.chunkfile import list_chunks
@@ -17,7 +18,7 @@ from dlpool.web.store.cleaning import Cleaner
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import IDLE_S, GrowingUploads, GrowWish, locked
 from dlpool.web.store.layout import Layout
-from dlpool.web.store.publishing import NO_LINKS
+from dlpool.web.store.locks import release
 from dlpool.web.store.record import TUS
 from dlpool.web.store.room import check_merge, check_room
 from dlpool.web.store.states import COMPLETED, MERGING
@@ -57,7 +58,7 @@ class Concatenation:
                 if self.growing.finish(file_id, wish.owner) is None:
                     raise _part_gone()
             finally:
-                os.close(hold)
+                release(hold)
         except BaseException:
             with suppress(Refusal):
                 self.cleaner.delete(file_id, None)
@@ -108,6 +109,6 @@ def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
         try:
             os.link(source, target)
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno not in CANNOT_LINK:
                 raise
             shutil.copyfile(source, target)

@@ -1,27 +1,26 @@
-"""What the file system refuses becomes a Refusal here."""
+"""Translate errors of the file system into a ``Refusal``, by the table in ``dlpool/disk.py``."""
 
 from __future__ import annotations
 
-import errno
-
+from dlpool.disk import fault_of
 from dlpool.web.refusal import Refusal
 
-_KNOWN = {
-    errno.ENOSPC: (507, "no_space", "the disk is full"),
-    errno.EDQUOT: (507, "no_space", "the quota is used up"),
-    errno.EROFS: (507, "read_only", "the file system is read-only"),
-    errno.EACCES: (507, "permission", "the service may not write there"),
-    errno.EPERM: (507, "permission", "the service may not write there"),
-    errno.ELOOP: (507, "symbolic_link", "there is a symbolic link among the service's own files: remove it"),
-    errno.EFBIG: (413, "too_large", "the file is larger than the file system allows"),
-    errno.ENAMETOOLONG: (400, "bad_filename", "the path is too long"),
-    errno.EMFILE: (503, "too_many_files", "too many files are open"),
-    errno.ENFILE: (503, "too_many_files", "too many files are open"),
+_ANSWERS = {
+    "no_space": (507, "no_space", None),
+    "read_only": (507, "read_only", None),
+    "permission": (507, "permission", "the service may not write there"),
+    "symbolic_link": (507, "symbolic_link", "there is a symbolic link among the service's own files: remove it"),
+    "too_large": (413, "too_large", None),
+    "bad_name": (400, "bad_filename", None),
+    "too_many_files": (503, "too_many_files", None),
 }
+_OTHER = (507, "storage", None)
+"""Status, code and reason by ``Fault.kind``; without a reason the fault's own. Others are the disk's fault (507),
+never the client's."""
 
 
 class stored:
-    """Turns an OSError of the block into the Refusal that it is: "cannot DOING: why"."""
+    """Translate an OSError of the block: "cannot DOING: why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -35,8 +34,8 @@ class stored:
 
 
 def refused(doing: str, error: OSError) -> Refusal:
-    """The Refusal for ``error``; what is not known is the disk's fault (507), never the client's."""
-    default = (507, "storage", error.strerror or "the disk failed")
-    status, code, why = _KNOWN.get(error.errno or 0, default)
+    """Return the Refusal for ``error``."""
+    fault = fault_of(error)
+    status, code, reason = _ANSWERS.get(fault.kind, _OTHER)
     headers = {"Retry-After": "10"} if status == 503 else None
-    return Refusal(status, code, f"cannot {doing}: {why}", headers=headers)
+    return Refusal(status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers)

@@ -27,6 +27,7 @@ from dlpool.web.store.chunkfile import list_chunks
 from dlpool.web.store.content import check_name
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.names import file_name, folders
 from dlpool.web.store.publishing import check_free
 from dlpool.web.store.record import TUS, Identity, Record
@@ -116,7 +117,7 @@ class GrowingUploads:
             try:
                 End(self._layout, self._settings, file_id, owner).adopt(task)
             finally:
-                os.close(hold)
+                release(hold)
         return self.peek(file_id, owner)
 
     def tend(self, file_id: str) -> None:
@@ -170,7 +171,7 @@ class GrowingUploads:
                 end, reception, hold, held_since, at, record, length=length, is_checked=is_checked
             )  # fmt: skip
         except BaseException:
-            os.close(hold)
+            release(hold)
             raise
         with appending:
             appending.expect(size or 0)
@@ -184,7 +185,7 @@ class GrowingUploads:
                 self._appendable(task, owner)
                 hold = task.hold_end()
                 if hold is not None:
-                    return task, hold, os.fstat(hold).st_mtime_ns
+                    return task, hold, _time_of(hold)
                 if not has_asked:
                     task.ask_for_end()
                     has_asked = True
@@ -246,6 +247,12 @@ class GrowingUploads:
         if record.file_size >= 0 or length < have:
             raise Refusal(400, "bad_length", "the upload has another length")
         check_size(self._settings, length)
+
+
+def _time_of(hold: int) -> int:
+    """The time of a lock file in nanoseconds. Raises OSError, and then it is released."""
+    with released_on_error(hold):
+        return os.fstat(hold).st_mtime_ns
 
 
 def is_to_be_merged(record: Record) -> bool:

@@ -7,7 +7,6 @@ is compared with its own, by another thread.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dlpool.disk import write_all
+from dlpool.disk import CANNOT_COPY_RANGE, write_all
 from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
+from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.planted import READ
 
 T = TypeVar("T")
 _BUFFER = 256 * 1024
-_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}
 
 
 class ChunksBad(Exception):
@@ -86,7 +85,7 @@ class Joint:
                 found.update(buffer[:count])
                 left -= count
         finally:
-            os.close(descriptor)
+            release(descriptor)
 
     def _copy(self, target: int) -> None:
         for chunk in self.chunks:
@@ -94,7 +93,7 @@ class Joint:
             try:
                 _copy_bytes(descriptor, target, chunk)
             finally:
-                os.close(descriptor)
+                release(descriptor)
 
     def _open(self, chunk: Chunk) -> int:
         """A descriptor of the chunk, which has its length. Raises ChunksBad."""
@@ -102,9 +101,9 @@ class Joint:
             descriptor = os.open(chunk_path(self.folder, chunk.index), READ)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ChunksBad([chunk.index]) from error
-        if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
-            os.close(descriptor)
-            raise ChunksBad([chunk.index])
+        with released_on_error(descriptor):
+            if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
+                raise ChunksBad([chunk.index])
         return descriptor
 
 
@@ -126,7 +125,7 @@ def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
         try:
             count = os.copy_file_range(source, target, left)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in CANNOT_COPY_RANGE:
                 raise
             count = _copy_some(source, target, left)
         if count == 0:

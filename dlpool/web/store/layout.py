@@ -15,13 +15,15 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from dlpool import disk
 from dlpool.web.store import reception
 from dlpool.web.store.events import STARTED, Announce, silent
 from dlpool.web.store.faults import stored
-from dlpool.web.store.locks import has_locked, locked
+from dlpool.web.store.locks import has_locked, locked, release, released_on_error
 from dlpool.web.store.names import flat_name, is_flat
 from dlpool.web.store.planted import READ, real
-from dlpool.web.store.record import Identity, Record, save_identity, save_record, sync_folder
+from dlpool.web.store.record import Identity, Record, save_identity, save_record
+from dlpool.web.store.syncing import Syncing
 from dlpool.web.store.task import Task
 
 _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
@@ -30,7 +32,7 @@ _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
 class Layout:
     """The folders of one store. Immutable; processes and threads share what is on the disk."""
 
-    def __init__(self, root: str, *, sync: bool, announce: Announce = silent) -> None:
+    def __init__(self, root: str, *, sync: Syncing, announce: Announce = silent) -> None:
         """``announce`` hears of each change of a task, on the thread that makes it."""
         self.root = Path(root).absolute()
         self.sync = sync
@@ -105,11 +107,10 @@ class Layout:
             save_record(fresh, record, sync=self.sync)
             with suppress(FileNotFoundError):
                 self.trash(task)  # what has no identity is of no use
-            os.replace(fresh, task.folder)
+            disk.replace(fresh, task.folder, identity=disk.identity_of(os.fstat(lock)))
         finally:
-            os.close(lock)
-        if self.sync:
-            sync_folder(self.root / _TASKS)
+            release(lock)
+        self.sync.folder(self.root / _TASKS)
         task.tell(STARTED, record, identity)
         return record
 
@@ -119,10 +120,9 @@ class Layout:
             path = self._own(_TMP) / f"{secrets.token_hex(16)}.new"
             os.mkdir(path)
             with suppress(FileNotFoundError):  # a sweep came before the lock
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                if has_locked(descriptor) and os.path.lexists(path):
+                descriptor = _locked_folder(path)
+                if descriptor is not None:
                     return path, descriptor
-                os.close(descriptor)
 
     def trash(self, task: Task) -> Path:
         """Take the folder out of the tasks by one rename; ``empty`` removes it, later or never. Raises OSError."""
@@ -147,6 +147,16 @@ class Layout:
         return real(self.root / name)
 
 
+def _locked_folder(path: Path) -> int | None:
+    """A descriptor of the folder that has its lock; None if a sweep was faster. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with released_on_error(descriptor):
+        if has_locked(descriptor, path) and disk.exists(path):
+            return descriptor
+    release(descriptor)
+    return None
+
+
 def _identity(task: Task) -> Identity | None:
     try:
         return task.identity()
@@ -165,7 +175,7 @@ def remove_dead(path: Path) -> bool:
     except OSError:  # gone, or no file of ours
         return False
     try:
-        if not has_locked(descriptor):
+        if not has_locked(descriptor, path):
             return False
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             shutil.rmtree(path, ignore_errors=True)
@@ -173,5 +183,5 @@ def remove_dead(path: Path) -> bool:
             with suppress(OSError):
                 os.unlink(path)
     finally:
-        os.close(descriptor)
+        release(descriptor)
     return not os.path.lexists(path)

@@ -1,21 +1,37 @@
-"""Locks between processes and threads: flock(2) on files; the kernel frees those of the dead."""
+"""Locks between processes and threads of one machine: flock(2) on files; the kernel frees those of the dead.
+
+Some file systems refuse flock(2), and some grant it to everybody, so each process tries it once for each file system.
+Where it does not lock, a byte of a file in the folder for temporary files is locked instead (``F_OFD_SETLK``, see
+fcntl(2)), whose place follows from device and inode number: processes on one machine still exclude each other. A lock
+lasts until its descriptor is given to ``release``.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import secrets
+import struct
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dlpool.disk import CANNOT_LOCK, close_quietly
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.planted import READ
 
 PATIENCE_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ | os.O_CREAT
+_CANNOT = CANNOT_LOCK | {errno.EBADF}  # EBADF: NFS wants a descriptor that may write
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
+
+_locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; what is missing has not been tried
+_substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it stands for
 
 
 @contextmanager
@@ -26,46 +42,141 @@ def locked(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
-        _wait_for(descriptor)
+        _wait_for(descriptor, path)
         yield
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
-def _wait_for(descriptor: int) -> None:
+def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False) -> None:
     deadline, wait_s = time.monotonic() + PATIENCE_S, _FIRST_WAIT_S
-    while not has_locked(descriptor):
+    while not has_locked(descriptor, path, is_shared=is_shared):
         if time.monotonic() > deadline:
             raise Refusal(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def has_locked(descriptor: int) -> bool:
-    """Lock the open file, if nobody has it; whether we have it now."""
+def has_locked(descriptor: int, path: Path, *, is_shared: bool = False) -> bool:
+    """Lock the open file at ``path`` unless another process or descriptor has it; return whether it is locked now.
+
+    Raises OSError.
+    """
+    device = os.fstat(descriptor).st_dev
+    if device not in _locks:
+        _try_flock(path, device)
+    if not _locks.get(device, True):
+        return _lock_substitute(descriptor, is_shared=is_shared)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _flock(descriptor, is_shared=is_shared)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    _try_flock(path, device)
+    if _locks.get(device, True):
+        return _flock(descriptor, is_shared=is_shared)
+    return _lock_substitute(descriptor, is_shared=is_shared)
+
+
+def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
+def _try_flock(path: Path, device: int) -> None:
+    """Find out whether two descriptors of one file exclude each other beside ``path``; undecided where that fails."""
+    probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
+    descriptors: list[int] = []
+    with suppress(OSError):
+        try:
+            descriptors = [os.open(probe, _FLAGS | os.O_EXCL, 0o600)]
+            descriptors += [os.open(probe, READ)]
+            _locks[device] = _flock(descriptors[0]) and not _flock(descriptors[1])
+        except OSError as error:
+            if error.errno in _CANNOT and len(descriptors) == 2:
+                _locks[device] = False
+        finally:
+            for descriptor in descriptors:
+                release(descriptor)
+            if descriptors:
+                os.unlink(probe)
+
+
+def forget() -> None:
+    """Try each file system again. For tests."""
+    _locks.clear()
+
+
+def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
+    """Lock the byte that stands for the open file. Raises OSError."""
+    status = os.fstat(descriptor)
+    digest = hashlib.blake2b(f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") >> 2
+    substitute = os.open(_substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.utime(substitute)  # so that nothing removes it as old
+        kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
+        fcntl.fcntl(substitute, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+    except (BlockingIOError, PermissionError):  # fcntl(2) allows both
+        close_quietly(substitute)
+        return False
+    except BaseException:
+        close_quietly(substitute)
+        raise
+    _substitutes[descriptor] = substitute
+    return True
+
+
+def _substitute_path() -> str:
+    return os.path.join(tempfile.gettempdir(), f"dlpool-locks-{os.getuid()}")
+
+
+def release(descriptor: int) -> None:
+    """Close a descriptor, and give up the lock that it has.
+
+    For descriptors that nothing was written through, or whose bytes were synced (``Syncing.data``): what close(2)
+    reports concerns no byte of ours, and the descriptor is closed all the same.
+    """
+    substitute = _substitutes.pop(descriptor, None)
+    if substitute is not None:
+        close_quietly(substitute)
+    close_quietly(descriptor)
+
+
+@contextmanager
+def released_on_error(descriptor: int) -> Iterator[None]:
+    """Release the descriptor if the block raises."""
+    try:
+        yield
+    except BaseException:
+        release(descriptor)
+        raise
+
+
 def held(path: Path) -> int | None:
-    """A descriptor of ``path`` that has its lock until it is closed; None if another one has it."""
+    """A descriptor of ``path`` that has its lock until it is released; None if another one has it."""
     descriptor = os.open(path, _FLAGS, 0o666)
-    if has_locked(descriptor):
-        return descriptor
-    os.close(descriptor)
+    with released_on_error(descriptor):
+        if has_locked(descriptor, path):
+            return descriptor
+    release(descriptor)
     return None
 
 
 def shared(path: Path) -> int | None:
-    """A descriptor that shares the lock of the file ``path``, until it is closed; None if there is no such file."""
+    """A descriptor that shares the lock of the file ``path``, until it is released; None if there is no such file.
+
+    Raises Refusal (503) as ``locked``: nobody has it alone for longer than a look.
+    """
     try:
         descriptor = os.open(path, READ)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_SH)  # nobody has it alone for longer than a look
+    with released_on_error(descriptor):
+        _wait_for(descriptor, path, is_shared=True)
     return descriptor
 
 
@@ -80,6 +191,6 @@ def is_held(path: Path) -> bool:
             return False
         raise
     try:
-        return not has_locked(descriptor)
+        return not has_locked(descriptor, path)
     finally:
-        os.close(descriptor)
+        release(descriptor)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
+from dlpool.disk import identity_of
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
@@ -16,13 +17,14 @@ from dlpool.web.store.events import FAILED
 from dlpool.web.store.faults import stored
 from dlpool.web.store.joining import ChunksBad, Joint
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.locks import release
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
 from dlpool.web.store.reception import HEAD_SIZE
 from dlpool.web.store.record import CHUNKED, Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_merge
-from dlpool.web.store.settling import complete, settle
+from dlpool.web.store.settling import complete, result_of, settle
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MergeWish, check_size
 
@@ -48,7 +50,7 @@ def merge(layout: Layout, settings: UploadSettings, wish: MergeWish) -> MergeRes
     try:
         return _Merge(layout, settings, wish, begun).run(started_ns)
     finally:
-        os.close(begun.hold)
+        release(begun.hold)
 
 
 def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
@@ -72,7 +74,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
         record = task.save(record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks,
                            temporary=folders(path), failure="", publishing=None)  # fmt: skip
     except BaseException:
-        os.close(hold)
+        release(hold)
         raise
     return _Begun(task, record, tuple(chunks.values()), hold)
 
@@ -127,7 +129,7 @@ class _Merge:
                 try:
                     return self._publish(place, *self._written(place), started_ns)
                 except BaseException:
-                    place.remove_temporary()  # first of all, as the disk may be full of it
+                    place.clean_up()  # first of all, as the disk may be full of it
                     raise
                 finally:
                     place.close()
@@ -159,11 +161,10 @@ class _Merge:
                 descriptor, expected_md5=expected, is_checked=is_checked
             )
             check_head(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
-            if self._layout.sync:
-                os.fdatasync(descriptor)
+            self._layout.sync.data(descriptor)
             status = os.fstat(descriptor)
         finally:
-            os.close(descriptor)
+            release(descriptor)
         size = sum(chunk.size for chunk in self._begun.chunks)
         if status.st_size != size:
             raise Refusal(507, "storage", f"the merged file has {status.st_size} bytes instead of {size}: merge again")
@@ -182,10 +183,27 @@ class _Merge:
             with self._layout.task(self._wish.file_id) as task:
                 task.owned(None)  # 404 if it was removed meanwhile
                 record = task.save(self._begun.record, publishing=publishing)
-                if place.publish(name):
-                    return complete(self._settings, task, record, place, self._begun.chunks)
+                if place.publish(name, identity_of(status)):
+                    return self._published(task, record, place, publishing)
                 task.save(self._begun.record)  # another one got that name
         raise name_taken(self._wish.filename)
+
+    def _published(self, task: Task, record: Record, place: Place, publishing: Publishing) -> MergeResult:
+        """Complete the task of a file that has its name. Raises OSError if the name cannot be made durable."""
+        self._make_durable(task, place, publishing)
+        with suppress(OSError):  # the record says what was published: who asks next completes it
+            complete(self._settings, task, record, place, self._begun.chunks)
+        return result_of(self._settings, publishing)
+
+    def _make_durable(self, task: Task, place: Place, publishing: Publishing) -> None:
+        """Make the name durable, or withdraw it: a merge that failed leaves nothing under the name. Raises OSError."""
+        try:
+            task.sync.folder(place.descriptor)
+        except OSError:
+            with suppress(OSError):  # then the record stays, and who asks next finds the file
+                place.withdraw(publishing)
+                task.save(self._begun.record)
+            raise
 
     def _without(self, indexes: frozenset[int]) -> Refusal:
         """Remove chunks that are not what they were; what the merge lacks."""
@@ -198,7 +216,7 @@ class _Merge:
         """Record it, unless the file may have its name already: then whoever comes next looks."""
         with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
             record = load_record(task.folder)
-            if record is not None and record.publishing is None:
+            if record is not None and record.publishing is None and record.status == states.MERGING:
                 task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
                           failed_merges=record.failed_merges + 1)  # fmt: skip
                 task.tell(FAILED, record, label=refusal.code, message=refusal.text)

@@ -11,7 +11,10 @@ import hashlib
 import os
 import re
 
+from dlpool import disk
 from dlpool.web.refusal import Refusal
+from dlpool.web.store.locks import release, released_on_error
+from dlpool.web.store.syncing import UNSYNCED, Syncing
 
 MAX_ID_BYTES = 1024
 MAX_NAME_BYTES = 240  # of NAME_MAX, with room for a suffix
@@ -60,7 +63,7 @@ def folders(relative_path: str) -> tuple[str, ...]:
     return parts
 
 
-def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: bool = False) -> int:
+def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: Syncing = UNSYNCED) -> int:
     """A descriptor of the folder ``parts`` below ``root``; ``make``: with the folders that are missing, durably
     if ``sync``.
 
@@ -77,12 +80,12 @@ def open_below(root: str, parts: tuple[str, ...], *, make: bool, sync: bool = Fa
                 raise Refusal(400, "bad_path", f"{part[:100]!r} is not a folder: choose another path") from error
             raise
         finally:
-            os.close(folder)
+            release(folder)
         folder = inner
     return folder
 
 
-def _open_one(folder: int, name: str, *, make: bool, sync: bool) -> int:
+def _open_one(folder: int, name: str, *, make: bool, sync: Syncing) -> int:
     try:
         return os.open(name, _FOLDER, dir_fd=folder)
     except FileNotFoundError:
@@ -90,10 +93,10 @@ def _open_one(folder: int, name: str, *, make: bool, sync: bool) -> int:
             raise
     try:
         os.mkdir(name, dir_fd=folder)
-        if sync:
-            os.fsync(folder)
-    except FileExistsError:
-        pass  # another merge made it
+    except OSError as error:
+        if not disk.exists(name, dir_fd=folder):  # else another merge made it, or it was done and reported as failed
+            raise error from None
+    sync.folder(folder)
     return os.open(name, _FOLDER, dir_fd=folder)
 
 
@@ -108,17 +111,17 @@ def open_file(root: str, path: str) -> int:
         try:
             descriptor = os.open(file_name(name, 255), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         finally:
-            os.close(folder)
+            release(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
         raise
-    if not _is_regular(descriptor):
-        os.close(descriptor)
+    with released_on_error(descriptor):
+        if _is_regular(descriptor):
+            return descriptor
         raise Refusal(404, "not_found", f"{path[:100]!r} is no file")
-    return descriptor
 
 
 def _is_regular(descriptor: int) -> bool:

@@ -7,25 +7,29 @@ What the next one sees, whoever is killed when:
 | while copying | the temporary file beside the target | the next merge, a sweep or a deletion removes it |
 | before the file has its name | the same, and a record that says which file it is | the same |
 | after that | a target that is the recorded file | it counts as completed: the merge is not repeated |
-| after completion | the temporary name, chunks | the next sweep removes them |
+| after completion | chunks | the next sweep removes them |
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.config import UploadSettings
-from dlpool.syscalls import rename_noreplace
+from dlpool.disk import Identity, exists, publish_exclusive, remove_quietly
 from dlpool.web.refusal import Refusal
+from dlpool.web.store.locks import release
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
+from dlpool.web.store.planted import READ
 from dlpool.web.store.record import Publishing
+from dlpool.web.store.syncing import UNSYNCED, Syncing
 
-NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _MAX_SUFFIX = 999
+_BUFFER = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,13 @@ class Place:
         with suppress(FileNotFoundError):
             os.unlink(self.temporary, dir_fd=self.descriptor)
 
+    def clean_up(self) -> None:
+        """The same after a failure, which is to be reported whatever becomes of this: a sweep removes what stays."""
+        remove_quietly(self.temporary, dir_fd=self.descriptor)
+
     def has(self, name: str) -> bool:
         """Whether something has that name."""
-        return self.status_of(name) is not None
+        return exists(name, dir_fd=self.descriptor)
 
     def status_of(self, name: str) -> os.stat_result | None:
         """None if nothing has that name. Raises OSError."""
@@ -58,44 +66,58 @@ class Place:
         except FileNotFoundError:
             return None
 
-    def publish(self, name: str) -> bool:
+    def publish(self, name: str, identity: Identity) -> bool:
         """Give the temporary file its name; False if that is taken. Raises OSError.
 
-        By a hard link, which cannot replace a file, or else by renameat2(2), which is told not to.
+        ``identity`` is that of the temporary file.
         """
         try:
-            os.link(self.temporary, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+            publish_exclusive(self.temporary, name, identity=identity, dir_fd=self.descriptor)
         except FileExistsError:
             return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            return self.rename(name)
         return True
 
-    def rename(self, name: str) -> bool:
-        """The same by renameat2(2), for file systems without hard links. Raises OSError."""
-        try:
-            rename_noreplace(self.temporary, name, self.descriptor)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise
-            raise OSError(errno.EOPNOTSUPP, "the file system has no hard links") from error
-        return True
+    def withdraw(self, publishing: Publishing) -> None:
+        """Take the name from the published file, if it still has it: it could not be made durable. Raises OSError."""
+        status = self.status_of(publishing.name)
+        if status is not None and _is_recorded(status, publishing):
+            os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: Publishing) -> bool:
-        """Whether the recorded file has its name: no other file has its number, as long as it is there."""
+        """Whether the recorded file has its name: no other file has its number, as long as it is there. Raises OSError.
+
+        Some file systems give a file another number when they are mounted again (exFAT, others in user space). So a
+        file counts as well that has the recorded size and md5, if the temporary one is gone.
+        """
         status = self.status_of(publishing.name)
-        wanted = (publishing.inode, publishing.size, publishing.modified_ns)
-        return status is not None and (status.st_ino, status.st_size, status.st_mtime_ns) == wanted
+        if status is None or status.st_size != publishing.size or not stat.S_ISREG(status.st_mode):
+            return False
+        if _is_recorded(status, publishing):
+            return True
+        return not self.has(self.temporary) and self._md5_of(publishing.name) == publishing.md5
+
+    def _md5_of(self, name: str) -> str:
+        found = hashlib.md5(usedforsecurity=False)
+        descriptor = os.open(name, READ, dir_fd=self.descriptor)
+        try:
+            while data := os.read(descriptor, _BUFFER):
+                found.update(data)
+        finally:
+            release(descriptor)
+        return found.hexdigest()
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        release(self.descriptor)
 
 
-def open_place(merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: bool = False) -> Place:
+def _is_recorded(status: os.stat_result, publishing: Publishing) -> bool:
+    wanted = (publishing.inode, publishing.size, publishing.modified_ns)
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == wanted
+
+
+def open_place(
+    merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: Syncing = UNSYNCED
+) -> Place:
     """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError, OSError."""
     return Place(open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging")
 

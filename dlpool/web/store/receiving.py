@@ -18,6 +18,7 @@ from dlpool.web.store.record import CHUNKED, Identity, Record
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
+from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task, Visit, check_owner, gone, sync_task
 from dlpool.web.store.wishes import ChunkWish, check_size
 
@@ -89,7 +90,7 @@ def _placed(task: Task, settings: UploadSettings, record: Record, reception: Rec
         sent[key] = wish.md5.lower()
     is_begun = record.status == states.UPLOADING
     reception.move(path)
-    return task.save(record, sync=task.sync and not is_begun, status=states.receiving(record.status),
+    return task.save(record, sync=UNSYNCED if is_begun else None, status=states.receiving(record.status),
                      received=received, retries=retries, sent=sent, publishing=None)  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def _note_mismatch(layout: Layout, settings: UploadSettings, wish: ChunkWish) ->
             return
         record = task.record()
         _agreed(task, settings, wish, identity, record)
-        task.save(record, sync=False, retries={**record.retries, key: record.retries.get(key, 0) + 1})
+        task.save(record, sync=UNSYNCED, retries={**record.retries, key: record.retries.get(key, 0) + 1})
 
 
 def _size_of(path: Path) -> int | None:

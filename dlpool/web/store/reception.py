@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool.disk import write_all
+from dlpool import disk
 from dlpool.syscalls import LEAST_FALLOC, fallocate
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored
-from dlpool.web.store.locks import has_locked
+from dlpool.web.store.locks import has_locked, release, released_on_error
+from dlpool.web.store.syncing import Syncing
 from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
@@ -33,7 +34,7 @@ class Reception:
     ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is for, where that is known and there.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: Syncing) -> None:
         """``path`` is the open, locked and empty file ``descriptor``; more than ``max_size`` bytes are refused."""
         self.path = path
         self.size = 0
@@ -67,7 +68,7 @@ class Reception:
         try:
             if self._reserved < end < self._expected:
                 self._reserve()
-            write_all(self._descriptor, data)
+            disk.write_all(self._descriptor, data)
         except OSError as error:
             raise refused(_STORING, error) from error
         self._count(data)
@@ -100,21 +101,20 @@ class Reception:
 
     def rename(self, path: Path) -> None:
         """Give the temporary file another name. Raises OSError."""
-        os.replace(self.path, path)
+        disk.replace(self.path, path, identity=disk.identity_of(os.fstat(self._descriptor)))
         self.path = path
 
     def seal(self) -> None:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
         with stored(_STORING):
-            write_all(self._descriptor, trailer(self.size, self._hash.digest()))
+            disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
                 os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)  # ftruncate(2) frees what is behind it
-            if self._sync:
-                os.fdatasync(self._descriptor)
+            self._sync.data(self._descriptor)
 
     def move(self, target: Path) -> None:
         """Give the sealed file its name, in place of an earlier one, and end. Raises OSError."""
-        os.replace(self.path, target)
+        disk.replace(self.path, target, identity=disk.identity_of(os.fstat(self._descriptor)))
         self._close()
 
     def discard(self) -> None:
@@ -139,16 +139,17 @@ class Reception:
     def _close(self) -> None:
         if self.is_open:
             self.is_open = False
-            os.close(self._descriptor)
+            release(self._descriptor)
             if self.visit is not None:
                 self.visit.end()
 
 
-def begin(folder: Path, *, max_size: int, sync: bool) -> Reception:
+def begin(folder: Path, *, max_size: int, sync: Syncing) -> Reception:
     """A reception in ``folder``. Raises OSError."""
     while True:
         path = folder / f"{secrets.token_hex(16)}.tmp"
         descriptor = os.open(path, _FLAGS, 0o666)
-        if has_locked(descriptor) and os.path.lexists(path):
-            return Reception(path, descriptor, max_size=max_size, sync=sync)
-        os.close(descriptor)  # a sweep came between open and lock
+        with released_on_error(descriptor):
+            if has_locked(descriptor, path) and disk.exists(path):
+                return Reception(path, descriptor, max_size=max_size, sync=sync)
+        release(descriptor)  # a sweep came between open and lock

@@ -14,12 +14,12 @@ from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.disk import write_all
+from dlpool.web.store.locks import release
 from dlpool.web.store.planted import READ
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
+from dlpool.web.store.syncing import Syncing
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 IDENTITY, RECORD = "identity.json", "record.json"
 CHUNKED, TUS = "chunked", "tus"
 
@@ -151,41 +151,14 @@ def _bytes_of(path: Path) -> bytes:
         is_special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
         return b"" if is_special else os.read(descriptor, status.st_size)
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
-def save_identity(folder: Path, identity: Identity, *, sync: bool) -> None:
+def save_identity(folder: Path, identity: Identity, *, sync: Syncing) -> None:
     """Note it in a folder that has no name yet that counts. Raises OSError."""
-    _write(folder / IDENTITY, identity, sync=sync)
+    sync.write(folder / IDENTITY, jsontext.dumps(identity))
 
 
-def save_record(folder: Path, record: Record, *, sync: bool) -> None:
+def save_record(folder: Path, record: Record, *, sync: Syncing) -> None:
     """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
-    _write(folder / RECORD, record, sync=sync)
-
-
-def _write(path: Path, value: Identity | Record, *, sync: bool) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        descriptor = os.open(temporary, _CREATE, 0o666)
-    except FileExistsError:  # a killed process left it, or somebody planted it
-        os.unlink(temporary)
-        descriptor = os.open(temporary, _CREATE, 0o666)
-    try:
-        write_all(descriptor, jsontext.dumps(value))
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
-    if sync:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync.write(folder / RECORD, jsontext.dumps(record))

@@ -17,30 +17,34 @@ class Room:
     """The file system of a folder; bytes. ``used`` is its share from 0 to 1, as df(1) counts it."""
 
     folder: str
-    device: int
     total: int
     free: int
     used: float
 
 
-def room_of(folder: str) -> Room:
-    """Of the nearest folder above that is there. Raises OSError."""
+def room_of(folder: str) -> Room | None:
+    """Return the room of the nearest folder above that is there; None where it is unknown, which is no limit.
+
+    So it is on a file system without blocks (ramfs, some in user space), or one that does not answer statvfs(3): the
+    first write that does not fit tells. Raises OSError if no folder can be looked at.
+    """
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
-    status = os.statvfs(path)
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return None
     free, taken = status.f_bavail * status.f_frsize, (status.f_blocks - status.f_bfree) * status.f_frsize
-    return Room(
-        folder,
-        path.stat().st_dev,
-        status.f_blocks * status.f_frsize,
-        free,
-        taken / (taken + free) if taken + free else 0.0,
-    )
+    if status.f_blocks == 0:
+        return None
+    return Room(folder, status.f_blocks * status.f_frsize, free, taken / (taken + free) if taken + free else 0.0)
 
 
-def level(room: Room, settings: UploadSettings) -> str:
+def level(room: Room | None, settings: UploadSettings) -> str:
     """What the thresholds say of it."""
+    if room is None:
+        return HEALTHY
     if room.used >= settings.disk_refuse:
         return UNHEALTHY
     return WARNING if room.used >= settings.disk_warn else HEALTHY
@@ -51,9 +55,11 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
 
     A merge writes the file beside its chunks.
     """
-    rooms = [room_of(folder) for folder in (settings.upload_dir, settings.merged_dir)]
-    wanted = 2 * file_size if rooms[0].device == rooms[1].device else file_size
-    for room in rooms:
+    folders = (settings.upload_dir, settings.merged_dir)
+    wanted = 2 * file_size if _device_of(folders[0]) == _device_of(folders[1]) else file_size
+    for room in map(room_of, folders):
+        if room is None:
+            continue
         if level(room, settings) == UNHEALTHY:
             text = f"the disk is {room.used:.0%} full: no new uploads until there is room"
             raise Refusal(507, "disk_full", text, headers={"Retry-After": "60"})
@@ -62,9 +68,17 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
             raise Refusal(507, "no_space", text)
 
 
+def _device_of(folder: str) -> int:
+    """The file system of the nearest folder above that is there. Raises OSError."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
+
+
 def check_merge(settings: UploadSettings, file_size: int) -> None:
     """Raise Refusal (507) where a merge would only fill the disk. Raises OSError."""
     room = room_of(settings.merged_dir)
-    if file_size > room.free:
+    if room is not None and file_size > room.free:
         text = f"cannot merge the file: it has {file_size} bytes, and the disk has room for {room.free}"
         raise Refusal(507, "no_space", text)

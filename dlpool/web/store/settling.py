@@ -16,6 +16,7 @@ from dlpool.web.store.events import COMPLETED
 from dlpool.web.store.publishing import Place, open_place
 from dlpool.web.store.record import Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
+from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task
 
 
@@ -33,6 +34,7 @@ def settle(settings: UploadSettings, task: Task) -> Record:
         return record
     try:
         if noted.publishing is not None and place.has_published(noted.publishing):
+            task.sync.folder(place.descriptor)
             complete(settings, task, noted, place, list_chunks(task.folder).values())
             return task.record()
         place.remove_temporary()
@@ -42,24 +44,28 @@ def settle(settings: UploadSettings, task: Task) -> Record:
     return task.save(record, temporary=None, publishing=None)
 
 
-def complete(
-    settings: UploadSettings, task: Task, record: Record, place: Place, chunks: Iterable[Chunk]
-) -> MergeResult:
-    """Record that the file has been published, then remove what it was made of. Raises OSError."""
+def complete(settings: UploadSettings, task: Task, record: Record, place: Place, chunks: Iterable[Chunk]) -> None:
+    """Record that the file has been published, durably, then remove what it was made of.
+
+    Raises OSError if it cannot be recorded; then the record stays that says which file was about to be published.
+    """
     published = record.publishing
     assert published is not None
-    if task.sync:
-        os.fsync(place.descriptor)
-    result = _result(settings, published)
-    entries = tuple(astuple(chunk) for chunk in chunks)
-    record = task.save(record, status=states.COMPLETED, result=result, publishing=None, chunks=entries,
-                       file_size=published.size, relative_path=result.relative_path)  # fmt: skip
+    result = result_of(settings, published)
+    record = task.save(
+        record,
+        status=states.COMPLETED,
+        result=result,
+        publishing=None,
+        chunks=tuple(astuple(chunk) for chunk in chunks),
+        file_size=published.size,
+        relative_path=result.relative_path,
+    )
     task.tell(COMPLETED, record, **_figures(published))
     with suppress(OSError):  # the file is there; the rest is a sweep's
         place.remove_temporary()
         _remove_chunks(task, record)
-        task.save(record, sync=False, temporary=None)
-    return result
+        task.save(record, sync=UNSYNCED, temporary=None)
 
 
 def _figures(published: Publishing) -> dict[str, Any]:
@@ -69,7 +75,8 @@ def _figures(published: Publishing) -> dict[str, Any]:
     return {"path": path, "size": published.size, "md5": published.md5, "seconds": seconds}
 
 
-def _result(settings: UploadSettings, published: Publishing) -> MergeResult:
+def result_of(settings: UploadSettings, published: Publishing) -> MergeResult:
+    """Return what a merge answers whose file has been published."""
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
     return MergeResult(path, published.md5, "/".join(published.folder), published.size, published.merge_time)
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from dlpool.config import UploadSettings
+from dlpool.disk import OnUnsynced
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import merging, names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner, Swept
@@ -19,6 +20,7 @@ from dlpool.web.store.layout import Layout
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.settling import settle
+from dlpool.web.store.syncing import Syncing
 from dlpool.web.store.task import Visit
 from dlpool.web.store.views import NOT_FOUND, detail_view, status_view, summary_view
 from dlpool.web.store.wishes import ChunkWish, MergeWish
@@ -31,10 +33,16 @@ class UploadStore:
     where nobody is asked who he is, who then sees all tasks.
     """
 
-    def __init__(self, settings: UploadSettings, announce: Announce = silent) -> None:
-        """``announce`` hears of each change of an upload; it may neither wait nor raise."""
+    def __init__(
+        self, settings: UploadSettings, announce: Announce = silent, on_unsynced: OnUnsynced | None = None
+    ) -> None:
+        """``announce`` hears of each change of an upload; it may neither wait nor raise.
+
+        ``on_unsynced`` is called once in a process for each file system that cannot sync a folder.
+        """
         self.settings = settings
-        self.layout = Layout(settings.upload_dir, sync=settings.enable_atomic_operations, announce=announce)
+        syncing = Syncing(settings.enable_atomic_operations, on_unsynced)
+        self.layout = Layout(settings.upload_dir, sync=syncing, announce=announce)
         self.growing = GrowingUploads(self.layout, settings)
         self._cleaner = Cleaner(self.layout, settings)
         self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)

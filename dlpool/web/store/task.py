@@ -14,8 +14,9 @@ from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
 from dlpool.web.store.events import Announce, UploadEvent, silent
 from dlpool.web.store.faults import stored
-from dlpool.web.store.locks import held, is_held, shared
-from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record, sync_folder
+from dlpool.web.store.locks import held, is_held, release, shared
+from dlpool.web.store.record import IDENTITY, Identity, Record, load_identity, load_record, save_record
+from dlpool.web.store.syncing import Syncing
 
 
 def gone() -> Refusal:
@@ -35,7 +36,7 @@ def sync_task(task: Task) -> None:
     """Make the names in a task's folder durable. Raises Refusal."""
     with stored("store the chunk"):
         try:
-            sync_folder(task.folder)
+            task.sync.folder(task.folder)
         except FileNotFoundError as error:
             raise gone() from error
 
@@ -60,7 +61,7 @@ class Visit:
         return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
 
     def end(self) -> None:
-        os.close(self._descriptor)
+        release(self._descriptor)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Task:
     """A folder that may be there. Methods raise OSError; who changes something holds the task's lock."""
 
     folder: Path
-    sync: bool
+    sync: Syncing
     announce: Announce = silent
 
     def tell(self, name: str, record: Record, identity: Identity | None = None, **note: Any) -> None:
@@ -115,8 +116,8 @@ class Task:
         status = states.effective(record.status, has_chunks=has_chunks, is_merging=self.is_merging())
         return replace(record, status=status)
 
-    def save(self, record: Record, *, sync: bool | None = None, **changed: Any) -> Record:
-        """Write the record with what changed, and the time; ``sync`` False: it may be lost with the machine."""
+    def save(self, record: Record, *, sync: Syncing | None = None, **changed: Any) -> Record:
+        """Write the record with what changed, and the time; ``sync``: other than the task's own. Raises OSError."""
         record = replace(record, **changed, updated_at=time.time())
         save_record(self.folder, record, sync=self.sync if sync is None else sync)
         return record
