@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,15 @@ def contents(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
+WAITS_FOR_HUP = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+print("ready", flush=True)
+print(signal.Signals(signal.sigwait({signal.SIGHUP})).name, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of an installation with an instance."""
@@ -59,6 +69,27 @@ def test_the_units_are_right_and_keep_the_service_apart(name: str, installed: Pa
     secured = said("systemd-analyze", "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", "--no-pager", path)
     assert secured.returncode == 0, secured.stdout
     assert "Overall exposure level" in secured.stdout
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_reload_needs_no_program_but_the_shell(name: str, installed: Path, tmp_path: Path) -> None:
+    text = (installed / "etc" / "systemd" / "system" / name).read_text()
+    lines = [line.removeprefix("ExecReload=") for line in text.splitlines() if line.startswith("ExecReload=")]
+    assert len(lines) == ("supervisor" in name)
+    for line in lines:
+        command = [word.replace("$$", "$") for word in shlex.split(line)]  # as systemd.service(5) says it
+        assert command[:2] == ["/bin/sh", "-c"]
+        with subprocess.Popen(
+            [sys.executable, "-c", WAITS_FOR_HUP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as main:
+            assert main.stdout is not None
+            try:
+                assert main.stdout.readline() == "ready\n"
+                environment = {"MAINPID": str(main.pid), "PATH": str(tmp_path)}
+                assert subprocess.run(command, env=environment, check=False).returncode == 0
+                assert main.stdout.readline() == "SIGHUP\n"
+            finally:
+                main.kill()
 
 
 def test_a_unit_that_does_not_keep_it_apart_is_told_from_ours(installed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""What becomes of a job: the rules by which it runs again, waits, or fails for good, as tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dlpool.config import SupervisorSettings
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.transitions import Claimed, Ticket
+from dlpool.service.frames import EndedFrame
+from dlpool.service.verdict import Judge
+from tests.conftest import wait_until
+from tests.fleet import Client, Supervisor
+from tests.origin import File, Origin
+from tests.redis_server import RedisServer
+
+NOW = 1_800_000_000.0
+URL = "http://host/file"
+
+
+def judge(*, chance: float = 1.0, **settings: Any) -> Judge:
+    return Judge(Keys(), replace(SupervisorSettings(), **settings), lambda: NOW, lambda: chance)
+
+
+def claimed(raw: bytes | None = None, **fields: Any) -> Claimed:
+    raw = compose(URL, "/data/file") if raw is None else raw
+    usual: dict[str, Any] = {"attempts": 1, "crashes": 0, "takeovers": 0, "created_ms": 0, "priority": "normal"}
+    return Claimed(Ticket("a", 7), raw, len(raw), **(usual | fields))
+
+
+def said(ending: str, **fields: Any) -> EndedFrame:
+    return EndedFrame("a.7", ending, label="why", message="because", **fields)
+
+
+# --- poison: a job that is aboard when workers or supervisors die ---
+
+
+@pytest.mark.parametrize(
+    ("most", "takeovers", "is_poison"),
+    [
+        (3, 0, False),
+        (3, 1, False),
+        (3, 3, False),
+        (3, 4, True),
+        (3, 5, True),
+        (1, 1, False),
+        (1, 2, True),
+        (0, 0, False),
+        (0, 1, True),
+    ],
+)
+def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, takeovers: int, is_poison: bool) -> None:
+    job, instead = judge(max_takeovers=most).admit(claimed(takeovers=takeovers))
+    assert job is not None
+    if not is_poison:
+        assert instead is None
+        return
+    assert instead is not None and instead.outcome == "failed" and instead.note["label"] == "poison"
+    assert instead.record is not None and instead.record.field == URL
+    message = json.loads(instead.record.value)["error_message"]
+    assert message == f"the job was aboard {takeovers} supervisors and 0 workers when they died"
+
+
+@pytest.mark.parametrize(("crashes", "is_poison"), [(0, False), (2, False), (3, True), (4, True)])
+def test_a_job_that_killed_too_many_workers_is_not_admitted_again(crashes: int, is_poison: bool) -> None:
+    _, instead = judge(max_crashes=3).admit(claimed(crashes=crashes))
+    assert (instead is not None) == is_poison
+
+
+@pytest.mark.parametrize(("crashes", "outcome"), [(0, "crash"), (1, "crash"), (2, "failed"), (3, "failed")])
+def test_the_third_death_of_a_worker_condemns_what_was_aboard(crashes: int, outcome: str) -> None:
+    ending = judge(max_crashes=3).died(claimed(crashes=crashes), URL, "killed by SIGSEGV")
+    assert ending.outcome == outcome
+    assert ending.note["label"] == ("poison" if outcome == "failed" else "worker_died")
+
+
+@pytest.mark.parametrize(
+    ("most", "crashes", "is_alone"),
+    [(3, 0, False), (3, 1, False), (3, 2, True), (3, 3, True), (1, 0, False), (2, 1, True)],
+)
+def test_who_would_be_condemned_by_one_more_death_runs_alone(most: int, crashes: int, is_alone: bool) -> None:
+    assert judge(max_crashes=most).must_run_alone(claimed(crashes=crashes)) == is_alone
+
+
+def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
+    tmp_path: Any, redis_server: RedisServer
+) -> None:
+    client = Client(redis_server.client())
+    with Origin(File(b"x")) as origin, Supervisor(tmp_path, redis_server.url, {"supervisor": {"max_takeovers": 2}}):
+        for job_id, takeovers in (("fit", 2), ("poison", 3)):
+            raw = compose(f"{origin.url}/{job_id}", job_id)
+            fields = {
+                "raw": raw,
+                "size": len(raw),
+                "state": "queued",
+                "priority": "normal",
+                "created": 1,
+                "takeovers": takeovers,
+                "at": "normal",
+            }
+            client.redis.hset(client.keys.job(job_id), mapping=fields)
+            client.redis.lpush(client.keys.ready("normal"), job_id)
+        client.wait_for(f"{origin.url}/fit")
+        record = client.wait_for_failure(f"{origin.url}/poison")
+        assert record["error_message"] == "the job was aboard 3 supervisors and 0 workers when they died"
+        assert [request.path for request in origin.requests] == ["/fit"]
+        wait_until(lambda: client.ends("poison") == 1)
+
+
+# --- the other rules ---
+
+
+@pytest.mark.parametrize(
+    ("attempts", "own", "outcome"),
+    [
+        (1, None, "retry"),
+        (4, None, "retry"),
+        (5, None, "failed"),
+        (6, None, "failed"),
+        (1, 1, "failed"),
+        (1, 2, "retry"),
+        (6, 7, "retry"),
+    ],
+)
+def test_a_job_is_retried_as_often_as_it_or_the_settings_say(attempts: int, own: int | None, outcome: str) -> None:
+    job = PushedJob.parse(compose(URL, "/f", **({} if own is None else {"max_attempts": own})))
+    ending = judge(max_attempts=5).ended(claimed(attempts=attempts), job, said("retry"))
+    assert ending is not None and ending.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("attempts", "chance", "asked_s", "delay_s"),
+    [
+        (1, 1.0, None, 5),
+        (2, 1.0, None, 10),
+        (3, 0.5, None, 10),
+        (20, 1.0, None, 900),
+        (1, 0.0, None, 0.001),
+        (1, 0.0, 30.0, 30),
+        (5, 1.0, 30.0, 80),
+        (1, 1.0, 2000.0, 2000),
+    ],
+)
+def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_server_asks(
+    attempts: int, chance: float, asked_s: float | None, delay_s: float
+) -> None:
+    judged = judge(chance=chance, job_retry_delay=5.0, job_retry_max_delay=900.0, max_attempts=100)
+    job = PushedJob.parse(compose(URL, "/f"))
+    ending = judged.ended(claimed(attempts=attempts), job, said("retry", retry_after_s=asked_s))
+    assert ending is not None and ending.delay_s == pytest.approx(delay_s)
+
+
+@pytest.mark.parametrize(
+    ("ending", "verb", "outcome", "delay_s"),
+    [
+        ("node_fault", None, "release", 30.0),
+        ("locked", None, "release", 7.0),
+        ("released", None, "release", 0.0),
+        ("failed", None, "failed", 0.0),
+        ("failed", "cancel", "cancelled", 0.0),
+        ("failed", "pause", "failed", 0.0),
+        ("released", "pause", "pause", 0.0),
+        ("released", "cancel", "cancelled", 0.0),
+        ("node_fault", "cancel", "cancelled", 0.0),
+        ("node_fault", "pause", "release", 30.0),
+    ],
+)
+def test_what_an_ending_leads_to(ending: str, verb: str | None, outcome: str, delay_s: float) -> None:
+    job = PushedJob.parse(compose(URL, "/f"))
+    leads = judge(fault_delay=30.0, locked_delay=7.0).ended(claimed(), job, said(ending), verb)
+    assert leads is not None and (leads.outcome, leads.delay_s) == (outcome, delay_s)
+
+
+def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_cancelled() -> None:
+    job = PushedJob.parse(compose(URL, "/f"))
+    assert judge().ended(claimed(), job, said("lost"), "cancel") is None
+    done = EndedFrame("a.7", "succeeded", "/f", {"size": 1, "seconds": 0.1})
+    ending = judge().ended(claimed(), job, done, "cancel")
+    assert ending is not None and ending.outcome == "success"
