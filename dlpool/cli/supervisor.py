@@ -13,6 +13,7 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.cli.console import program
+from dlpool.cli.first_process import work_in_a_child
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, given_options, settings_told
 from dlpool.cli.queue_options import add_queue_options, queue_given
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
+    work_in_a_child()
     early = _queued_signals()
     from dlpool.service.service import serve
 
