@@ -139,7 +139,8 @@ class _Adapter(HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
-            context = tls_context(replace(self._settings, cert=None, key=None))  # who we are is for the origin alone
+            # The client certificate is for the origin, and ``insecure`` is said of the origin, too.
+            context = tls_context(replace(self._settings, cert=None, key=None, insecure=False))
             proxy_kwargs = {"proxy_ssl_context": context, **proxy_kwargs}
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = self._pool_classes
