@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from dlpool import errors
+from dlpool import DownloadEngine, errors
+from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
-from tests.conftest import Fetcher
+from tests.conftest import Fetcher, wait_until
+from tests.desk import desk_of, running
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file, first, redirect
 from tests.origin import Connection, File, Handler, Request
 from tests.processes import run
@@ -187,6 +189,28 @@ def test_the_command_takes_a_page_when_it_is_told_so(serve: Serve, tmp_path: Pat
     assert "--no-html-guard" in refused.err
     assert run("fetch", f"{origin.url}/a.zip", tmp_path / "f", "--no-html-guard").code == 0
     assert (tmp_path / "f").read_bytes() == PAGE
+
+
+def test_a_job_of_the_service_fails_with_the_reason(tmp_path: Path) -> None:
+    transfer, supervisor = {"retries": 1, "retry_delay": "10ms"}, {"max_attempts": 1}
+    with running(tmp_path, transfer=transfer, supervisor=supervisor) as both, desk_of(*both) as desk:
+        desk.serve(page({"ETag": '"login"'}))
+        url = f"{desk.origin.url}/a.zip"
+        desk.push_raw({"url": url, "save_path": desk.path("a.zip")})
+        assert "--no-html-guard" in desk.client.wait_for_failure(url)["error_message"]
+        wait_until(lambda: any("unexpected_content" in str(line) for line in desk.service.events("job_failed")))
+        assert len(desk.origin.requests) == 2
+
+
+@pytest.mark.parametrize("html_guard", [True, False])
+def test_the_engine_goes_by_the_setting(html_guard: bool, serve: Serve, tmp_path: Path) -> None:
+    origin = serve(page())
+    transfer = TransferSettings(html_guard=html_guard)
+    network = NetworkSettings(network="any")
+    with DownloadEngine(retry_times=0, transfer=transfer, network=network) as engine:
+        task = engine.download(f"{origin.url}/a.zip", tmp_path / "a.zip")
+        assert task.wait(20)
+    assert (tmp_path / "a.zip").exists() is not html_guard
 
 
 # --- in mid-download ---

@@ -227,7 +227,9 @@ class Opening:
 
     def _needs_samples(self, saved: SavedState) -> bool:
         assert self._place is not None
-        return self._agrees is None and self._place.has_other_query and saved.resource.strong_etag is None
+        known = saved.resource
+        is_date_alone = known.has_settled_date and known.strong_etag is None
+        return self._agrees is None and self._place.has_other_query and is_date_alone
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
         """Ask for some spans that were saved, and return whether the server has the same."""
