@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlpool.config import SECTIONS, Settings
+from dlpool.cli.main import build_parser
+from dlpool.cli.upload_access import access_headers
+from dlpool.config import SECTIONS, RedisSettings, Settings
+from dlpool.config.door import key_of
 from dlpool.config.ini import read
-from dlpool.config.layers import Given, effective
+from dlpool.config.layers import Given, credentials, effective
+from dlpool.config.problems import Problem
 from dlpool.errors import ConfigurationError
+from dlpool.jobs.connection import connect
 from tests.processes import Ended, run
 
 SECRET = "hunter2-s3cr3t"
@@ -288,3 +294,39 @@ def test_show_says_every_setting() -> None:
     rows = shown()
     assert [key for key, row in rows.items() if row["origin"] != "default"] == []
     assert list(rows) == [(section, one.name) for section, kind in SECTIONS.items() for one in fields(kind)]
+
+
+# --- files that hold a secret ---
+
+
+def of_a_key(path: Path) -> str | None:
+    return key_of(None, str(path))
+
+
+def of_redis(path: Path) -> str | None:
+    client = connect(RedisSettings(password_file=str(path)), path.parent)
+    password: str | None = client.connection_pool.connection_kwargs["password"]
+    return password
+
+
+def of_a_credential(path: Path) -> str | None:
+    (path.parent / "redis_password").write_bytes(path.read_bytes())
+    found: list[Problem] = []
+    (given,) = credentials({"CREDENTIALS_DIRECTORY": str(path.parent)}, found)
+    assert found == []
+    return given.text
+
+
+def of_an_upload(path: Path) -> str | None:
+    arguments = build_parser().parse_args(["upload", "f", "http://h/", "--secret-key-file", str(path)])
+    return access_headers(arguments)["X-Secret-Key"]
+
+
+@pytest.mark.parametrize("read_secret", [of_a_key, of_redis, of_a_credential, of_an_upload])
+@pytest.mark.parametrize("content", ["hunter2", "hunter2\n", "\ufeffhunter2\r\n", "  hunter2  "])
+def test_a_secret_is_what_its_file_says_without_marks_and_line_ends(
+    read_secret: Callable[[Path], str | None], content: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(content.encode())
+    assert read_secret(path) == "hunter2"

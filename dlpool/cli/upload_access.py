@@ -30,7 +30,7 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 def _secret(path: str) -> str:
     """What a file holds, less space around it. The message of an error has nothing of it."""
     try:
-        secret = Path(path).read_text(encoding="utf-8").strip()
+        secret = Path(path).read_text(encoding="utf-8-sig").strip()
         check_header("secret", secret)
     except OSError as error:
         raise LocalFault(f"cannot read {path}: {error.strerror}") from error

@@ -35,7 +35,7 @@ def key_of(text: str | None, file: str | None) -> str | None:
     if file is None:
         return text or None
     try:
-        found = Path(file).read_text(encoding="utf-8").strip()
+        found = Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     if not found:

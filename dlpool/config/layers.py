@@ -114,7 +114,7 @@ def credentials(environment: Mapping[str, str], problems: list[Problem]) -> list
             if not declared.metadata["is_secret"]:
                 continue
             try:
-                text = path.read_text(encoding="utf-8").strip()
+                text = path.read_text(encoding="utf-8-sig").strip()
                 found.append(Given(section, declared.name, text, f"credential {path.name}"))
             except FileNotFoundError:
                 continue

@@ -232,7 +232,7 @@ def _password(password: str | None, file: str | None, prefix: str = "") -> str |
     if file is None:
         return password
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
+        return Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigurationError(f"[redis] {prefix}password_file = {file}: {reason}") from error
