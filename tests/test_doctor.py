@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.cli.checkup import check_file_system
+from dlpool.cli.checkup_disk import check_file_system
 from dlpool.cli.findings import (
     FAILED,
     OK,

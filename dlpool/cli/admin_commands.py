@@ -22,8 +22,9 @@ it needs and an INI file. Files that are there and say something else are kept, 
 _DOCTOR = """\
 Try out what dlpool-supervisor would live on with these options, here and now: settings, Redis, folders, file system,
 open files, clocks. Run it as the user of the service. With a URL also its server: ranges, validators, connections,
-speed, and what dlpool would do with it. A line for each check: ok, warning, failed, and what to do about it. Exits with
-1 if one failed, with 78 if it was the settings. A temporary file in download_dir is removed; nothing else is changed.
+speed, and what dlpool would do with it. With --folder only what a download to that folder depends on. A line for each
+check: ok, warning, failed, and what to do about it. Exits with 1 if one failed, with 78 if it was the settings. A
+temporary folder is made where files would go, and removed; nothing else is changed.
 """
 
 
@@ -42,6 +43,7 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     add_output_options(parser, "print one JSON object, of show a line for each setting")
     parser = add_command(commands, "doctor", "try out what the service lives on", _DOCTOR, exit_codes, _doctor)
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https: also try out its server")
+    parser.add_argument("--folder", metavar="DIR", help="try out the file system of DIR, and neither Redis nor folders")
     add_service_options(parser)
     add_output_options(parser, "print one JSON object")
     parser = add_command(commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup)

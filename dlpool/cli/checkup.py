@@ -6,25 +6,19 @@ import os
 import pwd
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
 
-from dlpool import disk
 from dlpool.cli.findings import FAILED, OK, WARNING, Finding, files_needed, judged_clock, judged_files, judged_latency
-from dlpool.cli.progress import size_text
 from dlpool.config import Settings
-from dlpool.errors import LocalFault, Locked, QueueAway, QueueError
+from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
 from dlpool.jobs.embedded import folder as embedded_folder
 from dlpool.jobs.facts import Said, ask_server, warnings
 from dlpool.service.redisserver import find_server
-from dlpool.service.space import Room
-from dlpool.syscalls import LEAST_FALLOC
-from dlpool.transfer.partfile import PartFile
 
 PINGS = 20
 _CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}
@@ -62,22 +56,6 @@ def check_folders(settings: Settings) -> Iterator[Finding]:
     named = [("download_dir", paths.download_dir), ("state_dir", paths.state_dir), ("log_dir", paths.log_dir)]
     for name, folder in (*named, *roots):
         yield _folder(name.partition(" ")[0], Path(folder).absolute())
-
-
-def check_file_system(settings: Settings) -> Iterator[Finding]:
-    """Whether that of ``download_dir`` can do what a download needs, and how much is free there."""
-    folder = _nearest(Path(settings.paths.download_dir).absolute())
-    try:
-        with disk.translated(f"use {folder}"):
-            status = os.statvfs(folder)
-            room = Room(str(folder), status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, 0)
-        yield _space(room, settings.supervisor.min_free)
-        with disk.translated(f"make a temporary folder in {folder}"):
-            scratch = tempfile.TemporaryDirectory(prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True)
-        with scratch, disk.translated(f"try out {folder}"):
-            yield from _download_like(Path(scratch.name) / "file", settings.transfer.preallocate)
-    except LocalFault as error:
-        yield Finding("file system", FAILED, str(error), "free space there, or set another download_dir in [paths]")
 
 
 def check_limits(settings: Settings) -> Iterator[Finding]:
@@ -123,7 +101,7 @@ def _risks(said: Said) -> Iterator[Finding]:
 
 
 def _folder(name: str, folder: Path) -> Finding:
-    there = _nearest(folder)
+    there = nearest(folder)
     try:
         owner, is_folder = there.stat().st_uid, there.is_dir()
     except OSError as error:
@@ -141,51 +119,8 @@ def _folder(name: str, folder: Path) -> Finding:
     return Finding(name, OK, f"{folder}, writable, {_user(owner)}'s")
 
 
-def _space(room: Room, min_free: int | None) -> Finding:
-    found = f"{size_text(room.free)} of {size_text(room.size)} free on that of {room.folder}"
-    if not room.is_low(min_free, was_low=False):
-        return Finding("free space", OK, found)
-    advice = "no job begins: free space, or lower min_free in [supervisor]"
-    return Finding("free space", FAILED, f"{found}; {size_text(room.least(min_free))} must stay free", advice)
-
-
-def _download_like(target: Path, preallocate: str) -> Iterator[Finding]:
-    """Take the steps of a download with a file of our own. Raises LocalFault."""
-    part = PartFile(target, sync=True)
-    try:
-        yield _lock(target)
-        part.preallocate(LEAST_FALLOC, preallocate)
-        yield _preallocation(preallocate, has_blocks=part.has_blocks)
-        began = time.monotonic()
-        part.own_writer().write(0, memoryview(bytes(LEAST_FALLOC)))
-        part.sync_data()
-        yield Finding("sync", OK, f"{size_text(LEAST_FALLOC)} on disk in {(time.monotonic() - began) * 1000:.0f} ms")
-        part.publish(overwrite=True)
-        yield Finding("rename", OK, "in one step, and on disk")
-    finally:
-        part.close()
-
-
-def _preallocation(how: str, *, has_blocks: bool) -> Finding:
-    if has_blocks:
-        return Finding("preallocation", OK, "blocks are reserved")
-    if how in ("truncate", "none"):
-        return Finding("preallocation", OK, f"not wanted: preallocate = {how}")
-    advice = "nothing is lost by it, but a full disk shows only under way"
-    return Finding("preallocation", WARNING, "the file system cannot reserve blocks", advice)
-
-
-def _lock(target: Path) -> Finding:
-    """A second lock of a file that is locked must be refused."""
-    try:
-        PartFile(target, sync=False).close()
-    except Locked:
-        return Finding("lock", OK, "a second writer is kept out")
-    return Finding("lock", FAILED, "a second writer is let in", "put download_dir on a file system with flock")
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+def nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

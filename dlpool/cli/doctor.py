@@ -6,9 +6,11 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.cli.checkup import check_file_system, check_folders, check_limits, check_redis
+from dlpool.cli.checkup import check_folders, check_limits, check_redis
+from dlpool.cli.checkup_disk import check_file_system
 from dlpool.cli.configuration import problems_of
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, Finding, exit_code, judged_origin, verdict
@@ -25,8 +27,11 @@ from dlpool.transfer.urls import shown_url, without_user
 COLUMNS = ("check", "state", "found", "what to do")
 _SIGTERM_CODE = 143
 _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    check_redis, check_folders, check_file_system, check_limits,
-)  # fmt: skip
+    check_redis,
+    check_folders,
+    check_file_system,
+    check_limits,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,7 +58,10 @@ def _show(found: list[Finding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """All findings. With settings that cannot be read there are no others; what else is wrong with them is one."""
+    """Yield all findings. With settings that cannot be read there are no others.
+
+    With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
+    """
     try:
         read = effective(arguments.config, service_given(arguments))
     except ConfigurationError as error:
@@ -64,7 +72,9 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     yield from _unusable(problems)
     if not problems:
         yield Finding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
-    for check in _CHECKS:
+    if arguments.folder is not None:
+        yield from check_file_system(settings, Path(arguments.folder))
+    for check in _CHECKS if arguments.folder is None else ():
         try:
             yield from check(settings)
         except ConfigurationError as error:

@@ -60,6 +60,11 @@ class PartFile:
         return self._opened.is_marked
 
     @property
+    def has_lock_file(self) -> bool:
+        """Whether it is locked by a file beside it, as ``flock`` does not work there."""
+        return self._opened.lock.is_file
+
+    @property
     def was_empty(self) -> bool:
         """Whether it held nothing when it was locked."""
         return self._opened.status.st_size == 0
@@ -276,7 +281,7 @@ class PartFile:
         Else the part file's name could mean the file of the next holder by now. Where there are no hard links or no
         /proc, the name that was looked at just before has to do.
         """
-        if not self._opened.lock.is_file:
+        if not self.has_lock_file:
             return self.path
         private = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.part")
         try:

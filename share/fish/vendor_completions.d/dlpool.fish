@@ -51,7 +51,7 @@ function _shtab_dlpool_using
 end
 
 set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -331,6 +331,7 @@ complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos 
 complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'with convert: the config.json of the Go upload server'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a doctor -d 'try out what the service lives on'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s h -l help -d 'show this help message and exit'
+complete -c dlpool -n '_shtab_dlpool_using doctor' -l folder -xka "(__fish_complete_path (commandline -ct))" -d 'try out the file system of DIR, and neither Redis nor folders'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -l redis-url -x -d 'redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -l redis-addr -x -d 'the same as --redis-url redis://HOST:PORT'
