@@ -215,7 +215,7 @@ WORTHLESS: dict[str, Callable[[dict[str, Any]], object]] = {
     "cut": lambda state: json.dumps(state)[:100],
     "not an object": lambda _state: [1, 2],
     "another version": lambda state: {**state, "version": 99},
-    "another URL": lambda state: {**state, "url_sha256": "0" * 64},
+    "another URL": lambda state: {**state, "url": "http://h/other", "url_sha256": "0" * 64},
     "another size": lambda state: {**state, "size": SIZE + 1},
     "overlapping chunks": overlap,
     "position beyond its end": claim_more,

@@ -75,6 +75,7 @@ def test_a_file_whose_folder_cannot_be_synced_is_good(number: int, library: Path
         ended = finish(disk_command.start(library, folder, [fault], "fetch", f"{origin.url}/f", folder / "f", "--json"))
     assert (ended.code, ended.json["status"]) == (0, "done"), ended
     assert (folder / "f").read_bytes() == DATA[:10_000]
+    assert ended.err.count(f"cannot force the names in {folder} to disk") == 1
 
 
 def test_it_is_told_once_for_a_file_system(
@@ -252,6 +253,23 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(
     finally:
         os.umask(before)
     assert (tmp_path / "f").stat().st_mode & 0o7777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(("mode", "is_published"), [(0o600, False), (0o640, False), (0o644, True), (0o666, True)])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_no_mode_can_be_set_nothing_is_opened_to_others(
+    mode: int, is_published: bool, number: int, library: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "f").write_bytes(b"old")
+    (folder / "f").chmod(mode)
+    with Origin(File(DATA[:10_000])) as origin:
+        fault = Fault("chmod", 1, FAIL, number, ALWAYS)
+        ended = finish(disk_command.start(library, folder, [fault], "fetch", f"{origin.url}/f", folder / "f", "--json"))
+    assert ended.code == (0 if is_published else 3), ended
+    assert (folder / "f").read_bytes() == (DATA[:10_000] if is_published else b"old")
+    assert os.listdir(folder) == ["f"]
 
 
 @needs_root

@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import time
+from collections.abc import Mapping
 
 from dlpool.cli.progress import Display
 
@@ -35,6 +36,21 @@ class Interruption:
 _WAYS_OUT = {"no_threads": "threads: raise ulimit -u", "too_many_files": "open files: raise ulimit -n"}
 
 
+def _limited(fields: Mapping[str, object]) -> str:
+    way_out = _WAYS_OUT.get(str(fields["reason"]), fields["reason"])
+    return f"connections: {fields['connections']}, as this machine allows no more {way_out}"
+
+
+def _not_synced(fields: Mapping[str, object]) -> str:
+    return (
+        f"cannot force the names in {fields['folder']} to disk ({fields['reason']}): files there are complete, but a "
+        "power failure may take the newest names away"
+    )
+
+
+_SENTENCES = {"connections_limited": _limited, "folder_not_synced": _not_synced}  # said unasked
+
+
 class Events:
     """What happens on other threads, to be said by the one that draws. Thread-safe."""
 
@@ -44,7 +60,7 @@ class Events:
 
     def note(self, event: str, /, **fields: object) -> None:
         """A Notify."""
-        if self._is_wanted or event == "connections_limited":
+        if self._is_wanted or event in _SENTENCES:
             self._events.put((event, fields))
 
     def say(self, shown: Display) -> None:
@@ -52,8 +68,7 @@ class Events:
         while not self._events.empty():
             event, fields = self._events.get()
             if not self._is_wanted:
-                way_out = _WAYS_OUT.get(str(fields["reason"]), fields["reason"])
-                shown.say(f"dlpool: connections: {fields['connections']}, as this machine allows no more {way_out}")
+                shown.say(f"dlpool: {_SENTENCES[event](fields)}")
                 continue
             details = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
             shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 PART_SUFFIX = ".part"
 STATE_SUFFIX = ".part.meta"
-RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp")
+RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", ".part.lock", ".part.lock.tmp")
 
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
 _DEFAULT_NAME = "download"

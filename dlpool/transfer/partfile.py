@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -127,24 +128,23 @@ class PartFile:
         with translated(f"empty {self.path}"):
             os.ftruncate(self._descriptor, 0)
 
-    def keep_permissions(self, status: os.stat_result | None = None) -> None:
-        """Give the file mode, owner and group of the file that it will replace: owner and group as far as we may.
+    def keep_permissions(self) -> None:
+        """Give the file mode, owner and group of the target that it will replace: owner and group as far as we may.
 
-        ``status`` is that of the target, None to look. The owner of a file under construction may always read and
-        write it. New targets get what the umask leaves. Raises LocalFault.
+        The owner of a file under construction may always read and write it. New targets get what the umask leaves.
+        Raises LocalFault; also where the mode cannot be set and others would be allowed more than before.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
-                old = status or os.stat(self.target)
+                old = os.stat(self.target, follow_symlinks=False)
             except FileNotFoundError:
                 return
+            if not stat.S_ISREG(old.st_mode):
+                return  # to publish will be refused
             own = os.fstat(self._descriptor)
             self._keep_owner(old, own)
             self._keep_acl()
-            wanted = old.st_mode & 0o777  # no bits that would give rights to what came over the network
-            if own.st_mode & 0o7777 != wanted | _OWNER:
-                os.fchmod(self._descriptor, wanted | _OWNER)
-            self._final_mode = None if wanted | _OWNER == wanted else wanted
+            self._keep_mode(old.st_mode & 0o777)  # no bits that would give rights to what came over the network
 
     def preallocate(self, size: int, how: str) -> None:
         """Give the file its length; ``how`` is a value of the setting ``preallocate``.
@@ -328,6 +328,18 @@ class PartFile:
             if disk.fault_of(error).kind not in ("unsupported", "permission"):
                 raise
 
+    def _keep_mode(self, wanted: int) -> None:
+        own = os.fstat(self._descriptor).st_mode & 0o7777
+        self._final_mode = None if wanted | _OWNER == wanted else wanted
+        if own == wanted | _OWNER:
+            return
+        try:
+            os.fchmod(self._descriptor, wanted | _OWNER)
+        except OSError as error:
+            is_refused = disk.fault_of(error).kind in ("unsupported", "permission")
+            if not is_refused or own & ~(wanted | _OWNER):
+                raise
+
     def _keep_acl(self) -> None:
         """Copy the access control list, where there is one; see acl(5)."""
         with suppress(OSError):
@@ -355,24 +367,28 @@ class Writer:
         self._is_shared = is_shared
         self._closes = closes
         self._position = 0
-        self._lock = threading.Lock()  # guards that the descriptor is closed once, and what that reported
+        self._lock = threading.Lock()  # held while writing: the number of a closed descriptor may be another file's
         self._failure: LocalFault | None = None
 
     def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
         if not data:
             return  # the writer may have been closed: all bytes of the file are there
-        try:
-            if self._is_shared:
-                disk.write_all(self._descriptor, data, position)
-                return
-            if position != self._position:
-                os.lseek(self._descriptor, position, os.SEEK_SET)
-            disk.write_all(self._descriptor, data)
-        except OSError as error:
-            self._position = -1
-            raise local_fault(f"write {self._path}", error) from error
-        self._position = position + len(data)
+        with self._lock:
+            try:
+                self._write(position, data)
+            except OSError as error:
+                self._position = -1
+                raise local_fault(f"write {self._path}", error) from error
+            self._position = position + len(data)
+
+    def _write(self, position: int, data: memoryview) -> None:
+        if self._is_shared:
+            disk.write_all(self._descriptor, data, position)
+            return
+        if position != self._position:
+            os.lseek(self._descriptor, position, os.SEEK_SET)
+        disk.write_all(self._descriptor, data)
 
     def read(self, position: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``position``. Raises LocalFault."""

@@ -36,7 +36,7 @@ def resolved(target: Path) -> tuple[Path, bool]:
 
 def _check_name(path: Path) -> None:
     if path.name.endswith(RESERVED_SUFFIXES):
-        raise PolicyRefused(f"{path} ends in .part or .part.meta, which dlpool keeps for unfinished files")
+        raise PolicyRefused(f"{path} ends in .part, .part.meta or .part.lock, which dlpool keeps for unfinished files")
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise LocalFault(f"the name {path.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
 
