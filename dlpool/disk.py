@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
@@ -394,10 +394,19 @@ def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = N
 
 @dataclass(frozen=True)
 class Space:
-    """The size of a file system, and how much of it this user may still write. In bytes."""
+    """The size of a file system, and how much of it this user may still write. In bytes.
+
+    ``kept``: what is free, but for the system administrator alone.
+    """
 
     size: int
     free: int
+    kept: int = field(default=0, compare=False)
+
+    @property
+    def usable(self) -> int:
+        """How much this user could write if the file system were empty."""
+        return self.size - self.kept
 
 
 def space_of(where: Name | int) -> Space | None:
@@ -408,16 +417,22 @@ def space_of(where: Name | int) -> Space | None:
     status = os.statvfs(where)
     if status.f_blocks == 0:
         return None
-    return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+    unit = status.f_frsize
+    return Space(status.f_blocks * unit, status.f_bavail * unit, (status.f_bfree - status.f_bavail) * unit)
 
 
-def free_space(where: Name | int) -> int | None:
-    """Return the bytes that this user may still write there; None where it is unknown, which is no limit.
+def known_space(where: Name | int) -> Space | None:
+    """Return the space of the file system there; None where it is unknown, which is no limit.
 
     A file system that cannot say it is no reason to fail: the first write that does not fit tells. Raises nothing.
     """
     try:
-        space = space_of(where)
+        return space_of(where)
     except OSError:
         return None
+
+
+def free_space(where: Name | int) -> int | None:
+    """Return the bytes that this user may still write there; None where it is unknown. Raises nothing."""
+    space = known_space(where)
     return space.free if space is not None else None

@@ -276,6 +276,14 @@ class NoSpace(NodeFault, label="no_space", exit_code=9):
     """The disk or the quota is full."""
 
 
+class TooLarge(NoSpace):
+    """The file is larger than all that its file system could ever hold; others may fit."""
+
+
+class NoRoom(NoSpace):
+    """The file does not fit now; smaller ones do."""
+
+
 class ReadOnly(NodeFault, label="read_only"):
     """The file system is read-only."""
 

@@ -159,6 +159,7 @@ def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_se
     ("ending", "verb", "outcome", "delay_s"),
     [
         ("node_fault", None, "release", 30.0),
+        ("no_room", None, "release", 30.0),
         ("locked", None, "release", 7.0),
         ("released", None, "release", 0.0),
         ("failed", None, "failed", 0.0),

@@ -185,8 +185,9 @@ class VerifiedFrame(Frame):
 class EndedFrame(Frame):
     """A job has left its slot.
 
-    ``ending``: succeeded, retry, failed, node_fault, locked, released, lost. ``result`` are the figures of a success,
-    else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait. ``leaves_state``:
+    ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost. ``result`` are the figures of a
+    success, else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait.
+    ``leaves_state``:
     there is something to clean up when the queue knows.
     """
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlpool.config import TransferSettings
-from dlpool.errors import DlpoolError, InternalError, LostJob, RetryRange
+from dlpool.disk import known_space
+from dlpool.errors import DlpoolError, InternalError, LostJob, NoSpace, RetryRange
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
 from dlpool.service.affinity import Affinity
@@ -29,6 +31,7 @@ from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
+from dlpool.transfer.partfile import SPACE_RESERVE
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -188,10 +191,24 @@ class JobRun:
             self._tally.retry("restart")
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
+    def _ending(self, error: DlpoolError) -> str:
+        """How the job ends; a full disk may be its own doing, which the others need not wait for."""
+        if type(error) is not NoSpace or self._transfer is None:
+            return ending_of(error)
+        now = self._transfer.progress()
+        if now.size is not None:
+            space = known_space(now.path.parent)
+            return "failed" if space is not None and now.size > space.usable else "node_fault"
+        if now.done < SPACE_RESERVE:
+            return "node_fault"
+        with suppress(DlpoolError):  # a stream without a size that has filled the disk: it cannot be resumed
+            discard_unfinished(now.path, self.frame.url)
+        return "retry"
+
     def _ended(self, error: DlpoolError) -> EndedFrame:
         path = None if self._transfer is None else str(self._transfer.progress().path)
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
-        return EndedFrame(self.frame.ticket, ending_of(error), path, label=error.label, message=str(error)[:2000],
+        return EndedFrame(self.frame.ticket, self._ending(error), path, label=error.label, message=str(error)[:2000],
                           retry_after_s=retry_after_s)  # fmt: skip
 
 

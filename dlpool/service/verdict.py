@@ -15,8 +15,10 @@ from dlpool.errors import (
     Locked,
     LostJob,
     NodeFault,
+    NoRoom,
     RestartFile,
     RetryRange,
+    TooLarge,
 )
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
@@ -27,6 +29,8 @@ from dlpool.service.frames import EndedFrame
 _ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
     (LostJob, "lost"),
     (Cancelled, "released"),
+    (TooLarge, "failed"),
+    (NoRoom, "no_room"),
     (NodeFault, "node_fault"),
     (Locked, "locked"),
     (RetryRange, "retry"),
@@ -98,7 +102,7 @@ class Judge:
         if frame.ending == "retry" and claimed.attempts < (job.max_attempts or self.settings.max_attempts):
             delay_s = self._backoff_s(claimed.attempts, frame.retry_after_s or 0.0)
             return Finish(ticket, "retry", note=note, delay_s=delay_s)
-        if frame.ending in ("node_fault", "locked", "released"):
+        if frame.ending in ("node_fault", "no_room", "locked", "released"):
             return Finish(ticket, "release", note=note, delay_s=self._pause_s(frame.ending))
         if frame.ending == "lost":
             return None
@@ -139,7 +143,8 @@ class Judge:
 
     def _pause_s(self, ending: str) -> float:
         """How long a job waits that could not run here and now."""
-        return {"node_fault": self.settings.fault_delay, "locked": self.settings.locked_delay}.get(ending, 0.0)
+        fault_s, locked_s = self.settings.fault_delay, self.settings.locked_delay
+        return {"node_fault": fault_s, "no_room": fault_s, "locked": locked_s}.get(ending, 0.0)
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
         """Doubling, with full jitter, and never earlier than the server asked for."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dlpool import disk
 from dlpool.disk import local_fault, translated
-from dlpool.errors import LocalFault, NoSpace, TargetExists
+from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists, TooLarge
 from dlpool.syscalls import LEAST_FALLOC, fallocate
 from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.mark import set_mark
@@ -149,9 +149,15 @@ class PartFile:
     def preallocate(self, size: int, how: str) -> None:
         """Give the file its length; ``how`` is a value of the setting ``preallocate``.
 
-        Raises NoSpace when what is missing, and a reserve, does not fit.
+        Raises TooLarge for a file that can never fit there, NoRoom when what is missing, and a reserve, does not now.
         """
         self._check_space(size)
+        try:
+            self._preallocate(size, how)
+        except NoSpace as error:  # a quota, or another job was faster
+            raise NoRoom(str(error)) from error
+
+    def _preallocate(self, size: int, how: str) -> None:
         with translated(f"preallocate {size} bytes for {self.path}"):
             if how == "falloc" and size:
                 os.posix_fallocate(self._descriptor, 0, size)
@@ -350,9 +356,13 @@ class PartFile:
             return  # its first write tells as soon
         with translated(f"look at {self.path}"):
             needed = max(0, size - os.fstat(self._descriptor).st_blocks * 512)
-        free = disk.free_space(self._descriptor)
-        if needed and free is not None and needed + SPACE_RESERVE > free:
-            raise NoSpace(f"{self.target.parent} has {free} bytes free, {needed + SPACE_RESERVE} are needed")
+        space = disk.known_space(self._descriptor)
+        if not needed or space is None or needed + SPACE_RESERVE <= space.free:
+            return
+        folder = self.target.parent
+        if size + SPACE_RESERVE > space.usable:
+            raise TooLarge(f"a file of {size} bytes can never fit into {folder}, which holds {space.usable} bytes")
+        raise NoRoom(f"{folder} has {space.free} bytes free, {needed + SPACE_RESERVE} are needed")
 
 
 class Writer:
