@@ -24,7 +24,7 @@ FLOORS = [
     {"config"},
     {"filelock"},
     {"disk", "threads"},
-    {"errors", "jsontext", "syscalls"},
+    {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction"},
 ]
 ONLY_IN = {

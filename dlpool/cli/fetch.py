@@ -12,17 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.cli.items import Common, items_from_lines, parse_header, refuse_url, single_item
+from dlpool.cli.listfile import opened_list, shown_list
 from dlpool.cli.options import JOBS, given_options, settings_told
 from dlpool.cli.progress import Display, display
 from dlpool.cli.report import Report
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.engine.batch import Batch, Item
+from dlpool.engine.batch import Batch, Item, ListUnreadable, Result, View
+from dlpool.engine.collisions import collisions
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
-from dlpool.errors import LocalFault, NoThread, UsageError
+from dlpool.errors import NoThread, UsageError
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.job import Checksum
+from dlpool.usertext import lines_of
+
+_ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         slots, retry_times=transfer.retries, retry_delay=transfer.retry_delay, timeout=network.connect_timeout,
         verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=events.note,
     )  # fmt: skip
+    if results := _collisions(arguments, engine, transfer):
+        return _refused(arguments, results)
     with _items(arguments) as items, _earlier(arguments) as earlier:
         batch = Batch(engine, items, earlier)
         began = time.monotonic()
@@ -48,6 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             shown.close()
         return report.end(batch.view(), time.monotonic() - began)
+
+
+def _refused(arguments: argparse.Namespace, results: list[Result]) -> int:
+    """Tell why nothing of a list was begun, and return the exit code."""
+    shown = display(arguments.progress, quiet=arguments.quiet)
+    report = Report(shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json)
+    report.add(results)
+    is_text = not any(isinstance(result.error, ListUnreadable) for result in results)
+    shown.say(f"dlpool: nothing was begun{': ' + _ADVICE if is_text else ''}")
+    shown.close()
+    return report.end(View(failed=len(results)), 0.0)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
@@ -109,15 +127,17 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
     if arguments.checksum is not None:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
-    if arguments.input_file == "-":  # left open: closing would wait for a slot that waits for a line
-        yield items_from_lines(open(0, encoding="utf-8", errors="surrogateescape", closefd=False), common)  # noqa: SIM115
-        return
-    try:
-        file = open(arguments.input_file, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-    except OSError as error:
-        raise LocalFault(f"cannot read the list {arguments.input_file}: {error.strerror}") from error
-    with file:
-        yield items_from_lines(file, common)
+    with opened_list(arguments.input_file) as read:
+        yield items_from_lines(lines_of(read), common, shown_list(arguments.input_file))
+
+
+def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings) -> list[Result]:
+    """What would become one file with another line, or is wrong with the whole list; known of a regular file only."""
+    name = arguments.input_file
+    if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
+        return []
+    with _items(arguments) as items:
+        return list(collisions(items, engine.learn_target))
 
 
 def _common(arguments: argparse.Namespace, folder: Path) -> Common:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import Item
+from dlpool.engine.batch import Item, ListUnreadable
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.names import in_utf8
 from dlpool.transfer.urls import check_header, without_user
+from dlpool.usertext import NotText
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SPACE = " \t\n\v\f\r"  # and no other: a name may end in a wide or hard space
 _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 
@@ -38,17 +41,26 @@ def single_item(url: str, path: str | None, common: Common) -> Item:
     return Item(url, _job(url, path, common))
 
 
-def items_from_lines(lines: Iterable[str], common: Common) -> Iterator[Item]:
-    """The items of a list, one a line, read as they are needed; empty lines and ``#`` comments are skipped."""
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        try:
-            url, path, own = _parsed(text, common)
-            yield Item(url, _job(url, path, own), line=number)
-        except DlpoolError as error:
-            yield Item("", None, UsageError(f"line {number}: {error}"), line=number)
+def items_from_lines(lines: Iterable[str], common: Common, name: str = "the list") -> Iterator[Item]:
+    """The items of a list, one a line, read as they are needed; empty lines and ``#`` comments are skipped.
+
+    ``name`` is that of the list. Where it is no text there is one more item, with the error ListUnreadable.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            text = line.strip(_SPACE)
+            if not text or text.startswith("#"):
+                continue
+            try:
+                url, path, own = _parsed(text, common)
+                yield Item(url, _job(url, None if path is None else _in_utf8(path), own), line=number)
+            except NotText:
+                raise
+            except DlpoolError as error:
+                yield Item("", None, UsageError(f"line {number}: {error}"), line=number)
+    except NotText as error:
+        yield Item("", None, ListUnreadable(f"cannot read {name}: {error}"), line=number + 1)
 
 
 def parse_header(text: str) -> tuple[str, str]:
@@ -72,6 +84,13 @@ def _header(name: str, value: str) -> tuple[str, str]:
     return name, value
 
 
+def _in_utf8(path: str) -> str:
+    try:
+        return in_utf8(path)
+    except UnicodeEncodeError as error:
+        raise UsageError("the path holds characters that no file name can have") from error
+
+
 def _job(url: str, path: str | None, common: Common) -> Job:
     target = common.folder if path is None else common.folder / path
     is_folder = path is None or path.endswith("/") or os.path.isdir(target)
@@ -86,7 +105,9 @@ def _job(url: str, path: str | None, common: Common) -> Job:
 
 def _parsed(text: str, common: Common) -> tuple[str, str | None, Common]:
     if not text.startswith("{"):
-        url, *rest = text.split(None, 1)
+        url, *rest = re.split(f"[{_SPACE}]+", text, maxsplit=1)
+        if not url.isascii() and any("\udc80" <= letter <= "\udcff" for letter in url):
+            raise UsageError("the URL is not UTF-8: save the list in that encoding, or percent-encode the bytes")
         path = rest[0] if rest else None
         refuse_url(path)
         return url, path, common

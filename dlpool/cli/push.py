@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.items import parse_header, refuse_url
+from dlpool.cli.listfile import opened_list, shown_list
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
-from dlpool.errors import DlpoolError, LocalFault, QueueAway, UsageError
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, checked, compose
+from dlpool.errors import DlpoolError, QueueAway, UsageError
+from dlpool.jobs.pushed import PushedJob, checked, compose
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.transfer.urls import without_user
+from dlpool.usertext import READ_BYTES, NotText, TextLines
 
 BATCH = 500  # jobs a round trip
-READ_BYTES = 64 * 1024
 WORDS = {"DUP": "known already", "FOLLOWS": "the same as one that waits or runs already, and ends with it"}
-
-Read = Callable[[], bytes]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,18 +52,25 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
     return checked(compose(*words, **own))
 
 
-def blocks_of_lines(read: Read) -> Iterator[list[bytes]]:
-    """The lines that each ``read`` brings: what a slow writer has written is not kept waiting for more.
+def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
+    """The lines that each ``read`` brings, in UTF-8: what a slow writer has written is not kept waiting for more.
 
-    Of a line that no job is as long as, only the beginning is kept.
+    Of a line that no job is as long as, only the beginning is kept. Raises UsageError for what is no text.
     """
-    pending = b""
-    while data := read():
-        *lines, pending = (pending + data).split(b"\n")
-        pending = pending[: MAX_JOB_BYTES + 1]
-        yield lines
-    if pending:
-        yield [pending]
+    lines = TextLines(cuts=True)
+    is_end = False
+    while not is_end:
+        data = read()
+        is_end = not data
+        ready: list[bytes] = []
+        try:
+            ready.extend(line.encode("utf-8", "surrogateescape") for line in lines.feed(data, is_end=is_end))
+        except NotText as error:
+            if ready:
+                yield ready
+            raise UsageError(str(error)) from error
+        if ready or not is_end:
+            yield ready
 
 
 class ListPush:
@@ -149,39 +154,21 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
 
 
 def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
-    with _input(arguments.input_file) as read, opened(arguments) as queue:
+    name = arguments.input_file
+    with opened_list(name) as read, opened(arguments) as queue:
         pushed = ListPush(Transitions(queue.client, queue.keys), own, is_json=arguments.json)
         try:
-            for lines in blocks_of_lines(read):
+            for lines in blocks_of_lines(partial(read, READ_BYTES)):
                 pushed.add(lines)
+        except UsageError as error:
+            print(f"dlpool: {pushed.stopped()}", file=sys.stderr)
+            raise UsageError(f"cannot read {shown_list(name)}: {error}") from error
         except (DlpoolError, KeyboardInterrupt):
             print(f"dlpool: {pushed.stopped()}", file=sys.stderr)
             raise
     if not arguments.quiet:
         print(f"dlpool: {pushed.summary()}", file=sys.stderr)
     return pushed.exit_code
-
-
-@contextmanager
-def _input(name: str) -> Iterator[Read]:
-    """What reads the list, a piece at a time; ``-`` is standard input. Raises LocalFault."""
-    shown = "standard input" if name == "-" else name
-
-    def read() -> bytes:
-        try:
-            return os.read(descriptor, READ_BYTES)
-        except OSError as error:
-            raise LocalFault(f"cannot read the list {shown}: {error.strerror}") from error
-
-    try:
-        descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise LocalFault(f"cannot read the list {shown}: {error.strerror}") from error
-    try:
-        yield read
-    finally:
-        if descriptor != 0:
-            os.close(descriptor)
 
 
 def _own(arguments: argparse.Namespace) -> dict[str, Any]:

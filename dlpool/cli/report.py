@@ -8,7 +8,7 @@ from typing import Any
 
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.progress import Display, size_text
-from dlpool.engine.batch import Result, View
+from dlpool.engine.batch import ListUnreadable, Result, View
 from dlpool.errors import DlpoolError
 from dlpool.transfer.job import Outcome
 from dlpool.transfer.urls import shown_url
@@ -32,6 +32,7 @@ class Report:
         self._objects: list[dict[str, Any]] = []
         self._done = self._failed = self._cancelled = 0
         self._error: DlpoolError | None = None
+        self._is_unreadable = False  # the list
 
     def add(self, results: Iterable[Result]) -> None:
         """Tell what has ended."""
@@ -39,8 +40,10 @@ class Report:
             is_cancelled = result.error is not None and result.error.label == "cancelled"
             self._done += result.error is None
             self._cancelled += is_cancelled
-            self._failed += result.error is not None and not is_cancelled
-            self._error = self._error or result.error
+            is_failure = result.error is not None and not result.is_duplicate
+            self._failed += is_failure and not is_cancelled
+            self._error = self._error or (result.error if is_failure else None)
+            self._is_unreadable |= isinstance(result.error, ListUnreadable)
             if self._keeps:
                 self._objects.append(as_json(result))
             self._say(result, is_cancelled=is_cancelled)
@@ -79,10 +82,15 @@ class Report:
             return 128 + self.signal
         if self._error is None:
             return 0
+        if self._is_unreadable:
+            return ListUnreadable.exit_code
         return SOME_FAILED if self._is_list else self._error.exit_code
 
     def _say(self, result: Result, *, is_cancelled: bool) -> None:
-        if result.outcome is not None and not self._quiet:
+        if result.is_duplicate:
+            if not self._quiet:
+                self._shown.say(f"{result.error}")
+        elif result.outcome is not None and not self._quiet:
             self._shown.say(success_text(result.outcome))
         elif result.error is not None and not is_cancelled:
             where = f"{shown_url(result.item.url)}: " if result.item.url else ""
@@ -108,7 +116,7 @@ def as_json(result: Result) -> dict[str, Any]:
     """A result for programs; the URL without its secrets, ``line`` where it stood in a list."""
     error, outcome, job = result.error, result.outcome, result.item.job
     status = "done" if error is None else "interrupted" if error.label == "cancelled" else "failed"
-    if outcome is not None and outcome.is_skipped:
+    if result.is_duplicate or (outcome is not None and outcome.is_skipped):
         status = "skipped"
     return {
         "status": status,

@@ -8,6 +8,7 @@ from pathlib import Path
 from dlpool.cli.items import parse_header
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.urls import check_header, without_user
+from dlpool.usertext import NotText, text_of
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
@@ -30,11 +31,11 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 def _secret(path: str) -> str:
     """What a file holds, less space around it. The message of an error has nothing of it."""
     try:
-        secret = Path(path).read_text(encoding="utf-8-sig").strip()
+        secret = text_of(Path(path)).strip()
         check_header("secret", secret)
     except OSError as error:
         raise LocalFault(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, UsageError) as error:
+    except (NotText, UsageError) as error:
         raise UsageError(f"{path} holds characters that no header can have") from error
     if not secret:
         raise UsageError(f"{path} is empty: it should hold a secret")

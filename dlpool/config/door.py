@@ -8,6 +8,7 @@ from pathlib import Path
 from dlpool.config import WebSettings
 from dlpool.config.web import words
 from dlpool.errors import ConfigurationError
+from dlpool.usertext import NotText, text_of
 
 LEAST_BYTES = {"secret_key": 16, "jwt_key": 32}  # the latter of HS256: RFC 7518, section 3.2
 
@@ -35,8 +36,8 @@ def key_of(text: str | None, file: str | None) -> str | None:
     if file is None:
         return text or None
     try:
-        found = Path(file).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        found = text_of(Path(file)).strip()
+    except (OSError, NotText) as error:
         raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     if not found:
         raise ConfigurationError(f"{file}: it is empty")

@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlpool import usertext
 from dlpool.config.crosscheck import contradictions, rivals
 from dlpool.config.declaring import parse_setting
 from dlpool.config.problems import Problem, concerned, in_order
@@ -114,11 +115,11 @@ def credentials(environment: Mapping[str, str], problems: list[Problem]) -> list
             if not declared.metadata["is_secret"]:
                 continue
             try:
-                text = path.read_text(encoding="utf-8-sig").strip()
+                text = usertext.text_of(path).strip()
                 found.append(Given(section, declared.name, text, f"credential {path.name}"))
             except FileNotFoundError:
                 continue
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, usertext.NotText) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
                 origin = f"credential {path.name}"
                 problems.append(Problem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),)))

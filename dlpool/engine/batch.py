@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from dlpool import threads
 from dlpool.engine.donelist import DoneList
 from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.names import Duplicate
 from dlpool.engine.task import DownloadTask
-from dlpool.errors import Cancelled, DlpoolError, LocalFault, NoThread
+from dlpool.errors import Cancelled, DlpoolError, LocalFault, NoThread, UsageError
 from dlpool.transfer.job import Job, Outcome, Progress
+
+
+class ListUnreadable(UsageError):
+    """A list is no text: what follows in it cannot be trusted, and is not read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Result:
     item: Item
     outcome: Outcome | None
     error: DlpoolError | None
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether another item of the list fetches the same file, so that there is nothing to do."""
+        return isinstance(self.error, Duplicate)
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,8 @@ class Batch:
         try:
             return next(self._items, None)
         except OSError as error:
-            failure = LocalFault(f"the list cannot be read further: {error.strerror}")
+            return Item("", None, LocalFault(f"the list cannot be read further: {error.strerror}"))
+        except LocalFault as failure:
             return Item("", None, failure)
 
     def _ended(self, task: DownloadTask) -> None:
@@ -161,7 +172,7 @@ class Batch:
             self._results.append(result)
             self._unsettled -= 1
             self._done += result.error is None
-            self._failed += result.error is not None
+            self._failed += result.error is not None and not result.is_duplicate
             self._ended_bytes += result.outcome.size if result.outcome else 0
 
     def _look_for_end(self) -> None:

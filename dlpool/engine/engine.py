@@ -22,7 +22,7 @@ from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINA
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.workers import Source, Workers
 from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
-from dlpool.transfer.job import Notify, Outcome, ignore
+from dlpool.transfer.job import Job, Notify, Outcome, ignore
 
 MOMENT_S = 0.001
 
@@ -211,6 +211,10 @@ class DownloadEngine:
         if self._session is not None:
             self._session.close()
 
+    def learn_target(self, job: Job) -> Path | None:
+        """Ask the server for the name of a job's file, without fetching it; return its path, None if that fails."""
+        return self._maker.learn_target(job)
+
     def pull(self, source: Source, tell_end: Callback) -> None:
         """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
 
@@ -275,6 +279,7 @@ class DownloadEngine:
             self._note_pause(task, is_paused=not self._is_stopping)
 
     def _ended(self, task: DownloadTask) -> None:
+        self._maker.ended(task, is_completed=task.status == COMPLETED)
         if task.status == COMPLETED:
             self._stats.complete_task(task.id)
         elif task.status == FAILED:

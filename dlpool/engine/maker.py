@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.engine.names import NameRegistry, Wanted
 from dlpool.engine.task import DownloadTask
 from dlpool.errors import DlpoolError, TargetExists
 from dlpool.transfer.client import Client
-from dlpool.transfer.job import Notify
+from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.leftovers import discard_unfinished
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
+from dlpool.transfer.urls import shown_url
 
 
 class Maker:
-    """Thread-safe; the lock guards which task has which target."""
+    """Thread-safe."""
 
     def __init__(
         self, transfer: TransferSettings, network: NetworkSettings, max_workers: int, chunk_size: int, notify: Notify
@@ -31,9 +30,8 @@ class Maker:
         gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
         self._client = Client(network, transfer.pool_size(max_workers), gate, watch, collect=chunk_size)
         self._client.check()
-        self._lock = threading.Lock()
         self._notify = notify
-        self._owners: dict[bytes, tuple[bytes, str]] = {}  # of real paths, as hashes: their URLs, and what to say
+        self._names = NameRegistry()
 
     def make(self, task: DownloadTask) -> Transfer:
         """A transfer for a task. Raises UsageError for a URL or headers that cannot be sent."""
@@ -43,24 +41,31 @@ class Maker:
             task.hear(event, **fields)
             self._notify(event, **fields)
 
-        admit = (lambda path: self._admit(task, path)) if self._settings.if_exists == "overwrite" else None
+        def admit(path: Path) -> None:
+            self._names.reserve(path, Wanted(task.id, task.url, task.label or shown_url(task.url), bool(task.label)))
+
         return Transfer(job, self._settings, self._client, notify, admit, task.permit)
+
+    def ended(self, task: DownloadTask, *, is_completed: bool) -> None:
+        """Let another task have the file of one that has ended without it."""
+        self._names.end(task.id, is_completed=is_completed)
+
+    def learn_target(self, job: Job) -> Path | None:
+        """Ask the server once for a job's file name and return its path; None if that fails. Fetches no body."""
+        learnt: list[Path] = []
+
+        def admit(path: Path) -> None:
+            learnt.append(path)
+            raise TargetExists("its name is known")
+
+        settings = replace(self._settings, retries=0, network_wait=0.0, if_exists="overwrite")
+        with suppress(DlpoolError):
+            Transfer(job, settings, self._client, admit=admit).run()
+        return learnt[0] if learnt else None
 
     def close(self) -> None:
         """Close the idle connections."""
         self._client.close()
-
-    def _admit(self, task: DownloadTask, path: Path) -> None:
-        """Two URLs must not become one file: the second would silently replace the first."""
-        mine = _hash(task.url)
-        with self._lock:
-            url, label = self._owners.setdefault(_hash(os.path.realpath(path)), (mine, task.label or task.url))
-        if url != mine:
-            raise TargetExists(f"{task.label or 'it'} would overwrite {path}, the file of {label}")
-
-
-def _hash(text: str) -> bytes:
-    return blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
 
 
 def discard(task: DownloadTask) -> None:

@@ -47,7 +47,7 @@ def _run(batch: Batch, on_result: Callable[[Result], object] | None) -> BatchSum
 
     def collect() -> None:
         for result in batch.ended():
-            if result.error is not None:
+            if result.error is not None and not result.is_duplicate:
                 failed.append(Failed(result.item.url, str(result.error)))
             if on_result is not None:
                 on_result(result)

@@ -34,6 +34,7 @@ from dlpool.jobs.routes import (
     SentinelRoute,
 )
 from dlpool.kinds import split_address
+from dlpool.usertext import NotText, text_of
 
 CONNECT_S = 3.0
 SOCKET_S = 5.0  # longest wait for a reply
@@ -232,7 +233,7 @@ def _password(password: str | None, file: str | None, prefix: str = "") -> str |
     if file is None:
         return password
     try:
-        return Path(file).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return text_of(Path(file)).strip()
+    except (OSError, NotText) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigurationError(f"[redis] {prefix}password_file = {file}: {reason}") from error

@@ -152,7 +152,7 @@ class JobRun:
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
         )  # fmt: skip
-        admit = self._paths.check_named if target.is_folder else None
+        admit: Callable[[Path], None] = self._paths.check_named if target.is_folder else lambda _: None
         transfer = Transfer(job, self._settings, self._client, self._notify, admit, self._permit)
         with self._lock:
             if self._error is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 PART_SUFFIX = ".part"
@@ -12,6 +14,7 @@ STATE_SUFFIX = ".part.meta"
 RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", ".part.lock", ".part.lock.tmp")
 
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
+MAX_NAMES = 10_000  # that are tried for one file
 _DEFAULT_NAME = "download"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -45,6 +48,15 @@ def in_utf8(path: str) -> str:
     That is ``path`` itself, unless the locale has another encoding of file names, which may lack its letters.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Return the names that ``if_exists = rename`` tries: ``a.bin``, ``a.1.bin``, ``a.2.bin`` and so on."""
+    yield path
+    for number in range(1, MAX_NAMES):
+        ending = f".{number}{path.suffix}"
+        stem = os.fsencode(path.stem)[: MAX_NAME_BYTES - len(os.fsencode(ending))]
+        yield path.with_name(os.fsdecode(stem) + ending)
 
 
 def _without_tricks(name: str) -> str:

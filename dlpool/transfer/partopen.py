@@ -188,6 +188,7 @@ class PartOpener:
         try:
             descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
         except FileExistsError:
+            self._withdraw(state_file)
             return None
         except OSError:
             if not disk.exists(self.path):
@@ -203,6 +204,16 @@ class PartOpener:
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
+
+    def _withdraw(self, state_file: StateFile) -> None:
+        """Remove a placeholder that was written in vain, unless the part file of the faster download may need it."""
+        is_needed = False
+        with suppress(OSError):
+            descriptor = os.open(self.path, _FLAGS)
+            is_needed = not _has_mark(descriptor)
+            disk.close_quietly(descriptor)
+        if not is_needed:
+            state_file.unreserve()
 
     def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
         """Lock the open file. Raises Locked, ForeignFile, OSError."""

@@ -17,20 +17,21 @@ state removed                                a finished download
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 
 from dlpool import disk
 from dlpool.disk import translated
-from dlpool.errors import DlpoolError, ForeignFile, LocalFault, TargetExists
+from dlpool.errors import DlpoolError, ForeignFile, LocalFault, Locked, TargetExists
 from dlpool.transfer.board import Snapshot
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.mark import has_mark
-from dlpool.transfer.names import MAX_NAME_BYTES, PART_SUFFIX
+from dlpool.transfer.names import MAX_NAMES, PART_SUFFIX, numbered
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import (
@@ -42,8 +43,6 @@ from dlpool.transfer.state import (
     url_without_secrets,
 )
 from dlpool.transfer.target import resolved
-
-MAX_RENAMES = 10_000
 
 
 class AlreadyThere(Exception):
@@ -58,17 +57,29 @@ class AlreadyThere(Exception):
 class Place:
     """The local side of one download. Used by one thread at a time."""
 
-    def __init__(self, job: Job, target: Path, *, if_exists: str, resume: bool, sync: bool, notify: Notify) -> None:
-        """Choose and lock. Raises AlreadyThere, TargetExists, ForeignFile, Locked, PolicyRefused or LocalFault."""
+    def __init__(
+        self,
+        job: Job,
+        target: Path,
+        *,
+        if_exists: str,
+        resume: bool,
+        sync: bool,
+        notify: Notify,
+        admit: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """Choose and lock. ``admit`` is asked whether a name may be used: with ``rename``, for each that is tried.
+
+        Raises AlreadyThere, TargetExists, ForeignFile, Locked, PolicyRefused, LocalFault, or what ``admit`` raises.
+        """
         self._job = job
         self._if_exists = if_exists
         self._resume = resume
         self._sync = sync
         self._notify = notify
-        self.target, exists = resolved(target)
-        if exists:
-            self.target = self._chosen(self.target)
-        self.part = PartFile(self.target, sync=sync, notify=notify)
+        self._admit = admit
+        given, exists = resolved(target)
+        self.target, self.part = self._first_free(given) if if_exists == "rename" else self._opened(given, exists)
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
         self.has_other_query = False  # what is saved was fetched by another query, or for another user, of the same URL
@@ -85,7 +96,7 @@ class Place:
             if exists and self._keeps_permissions:
                 self.part.keep_permissions()
         except BaseException:
-            self._abandon()
+            self._abandon(self.part)
             raise
 
     def __repr__(self) -> str:
@@ -172,14 +183,14 @@ class Place:
     def _keeps_permissions(self) -> bool:
         return self._if_exists == "overwrite"
 
-    def _abandon(self) -> None:
+    def _abandon(self, part: PartFile) -> None:
         """Unlock after a failed opening; a part file that was created for it goes."""
         try:
-            if self.part.is_new:
+            if part.is_new:
                 with suppress(LocalFault):
-                    self.part.discard()
+                    part.discard()
         finally:
-            self.part.close()
+            part.close()
 
     def _check_state_ours(self) -> None:
         """Raise ForeignFile where another program's file has the name of the state."""
@@ -238,15 +249,69 @@ class Place:
             raise AlreadyThere(target, is_published=False)
         if self._if_exists == "fail":
             raise TargetExists(f"{target} exists already")
-        for number in range(1, MAX_RENAMES):
-            ending = f".{number}{target.suffix}"
-            stem = os.fsencode(target.stem)[: MAX_NAME_BYTES - len(os.fsencode(ending))]
-            other = target.with_name(os.fsdecode(stem) + ending)
+        return next(self._unused(target))
+
+    def _unused(self, target: Path) -> Iterator[Path]:
+        """Return the names of the series of ``target`` that do not exist; raises AlreadyThere as ``_chosen`` does."""
+        for other in numbered(target):
             self._check_unpublished(other)
-            self._check_unpublished(other, part_of=target)
+            if other != target:
+                self._check_unpublished(other, part_of=target)
             if not _is_there(other):
-                return other
-        raise TargetExists(f"{target} exists already, and so do {MAX_RENAMES} other names for it")
+                yield other
+        raise TargetExists(f"{target} exists already, and so do {MAX_NAMES} other names for it")
+
+    def _opened(self, target: Path, exists: bool) -> tuple[Path, PartFile]:
+        """Lock the name that was asked for."""
+        self._admit(target)
+        chosen = self._chosen(target) if exists else target
+        return chosen, PartFile(chosen, sync=self._sync, notify=self._notify)
+
+    def _first_free(self, target: Path) -> tuple[Path, PartFile]:
+        """Lock the first name of the series that no file, download or other program has; the lock reserves it.
+
+        The part file that an earlier run left for the same URL is preferred, and that of another URL is left alone.
+        """
+        begun: list[Path] = []
+        unused = self._unused(target)
+        for free in unused:
+            if not _is_there(free.with_name(free.name + PART_SUFFIX)):
+                break
+            begun.append(free)
+        ours = [other for other in begun if self._is_of_url(other)]
+        rest = [other for other in begun if other not in ours and not self._is_of_other_url(other)]
+        for other in chain(ours, rest, [free], unused):
+            if (part := self._locked(other)) is not None:
+                return other, part
+        raise AssertionError("the series of names ends with an error")
+
+    def _locked(self, target: Path) -> PartFile | None:
+        """Return the locked part file of a name that was unused just now, None if another download has the name."""
+        try:
+            self._admit(target)
+            part = PartFile(target, sync=self._sync, notify=self._notify)
+        except (TargetExists, Locked, ForeignFile):
+            return None
+        is_free = False
+        try:
+            is_free = not _is_there(target)  # it may have been published before the lock was ours
+        finally:
+            if not is_free:
+                self._abandon(part)
+        return part if is_free else None
+
+    def _is_of_url(self, target: Path) -> bool:
+        saved = self._state_of(target)
+        return saved is not None and saved.url_sha256 == url_digest(self._job.url)
+
+    def _is_of_other_url(self, target: Path) -> bool:
+        saved = self._state_of(target)
+        return saved is not None and saved.url != url_without_secrets(self._job.url)
+
+    def _state_of(self, target: Path) -> SavedState | None:
+        with suppress(StateUnusable):
+            return StateFile.of(target, sync=False).load()
+        return None
 
     def _check_unpublished(self, target: Path, part_of: Path | None = None) -> None:
         """Finish what a run left that was killed between its rename to ``target`` and the end.

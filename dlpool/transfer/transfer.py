@@ -49,10 +49,10 @@ class Transfer:
         settings: TransferSettings,
         client: Client,
         notify: Notify = ignore,
-        admit: Callable[[Path], None] | None = None,
+        admit: Callable[[Path], None] = lambda _: None,
         permit: Callable[[], None] = lambda: None,
     ) -> None:
-        """``admit`` hears the target before it is touched, and may refuse it. Raises UsageError for a bad URL.
+        """``admit`` is asked for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
 
         ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
         raises what forbids it.
@@ -196,11 +196,9 @@ class Transfer:
     def _choose_place(self, name: str) -> Place:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
-        if self._admit is not None:
-            self._admit(target)
         self._place = Place(
             self._job, target, if_exists=settings.if_exists, resume=settings.resume, sync=settings.sync,
-            notify=self._notify,
+            notify=self._notify, admit=self._admit,
         )  # fmt: skip
         return self._place
 

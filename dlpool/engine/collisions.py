@@ -1,0 +1,52 @@
+"""Entries of a list that would become one file, found before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dlpool.engine.batch import Item, ListUnreadable, Result
+from dlpool.errors import TargetExists
+from dlpool.transfer.job import Job
+from dlpool.transfer.names import file_name
+
+MAX_ITEMS = 100_000  # that are looked at; what comes behind is found when its name is reserved
+
+Learn = Callable[[Job], "Path | None"]
+
+
+def collisions(items: Iterable[Item], learn: Learn) -> Iterator[Result]:
+    """Return a failure for each item whose file is that of an earlier one with another URL, or that ends the list.
+
+    The name of an unnamed file is that of its URL, unless the server gives another one. Only where two names are the
+    same ``learn`` asks the server for the file of a job, once for all that differ in their query alone.
+    """
+    lines: dict[str, tuple[int, str]] = {}
+    is_named: dict[str, bool] = {}  # by URL without query and by folder: whether the server gives other names
+    for item in islice(items, MAX_ITEMS):
+        if isinstance(item.error, ListUnreadable):
+            yield Result(item, None, item.error)
+        if item.job is None:
+            continue
+        target = str(expected_target(item.job))
+        line, url = lines.setdefault(target, (item.line, item.url))
+        if url != item.url and not _has_own_name(item.job, target, is_named, learn):
+            error = TargetExists(f"line {item.line} would overwrite {target}, the file of line {line}")
+            yield Result(item, None, error)
+
+
+def expected_target(job: Job) -> Path:
+    """Return the path of a job's file, if the server gives it no name."""
+    return job.target / file_name(None, job.url) if job.is_folder else job.target
+
+
+def _has_own_name(job: Job, target: str, is_named: dict[str, bool], learn: Learn) -> bool:
+    """Whether the server gives a job's file another name than its URL does."""
+    if not job.is_folder:
+        return False
+    alike = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"
+    if alike not in is_named:
+        is_named[alike] = str(learn(job)) != target
+    return is_named[alike]

@@ -1,0 +1,161 @@
+"""Which task has which file: no two tasks of an engine may become one file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from dlpool.disk import make_folders, translated
+from dlpool.errors import TargetExists
+
+_HASH_BYTES = 8
+
+
+class Duplicate(TargetExists):
+    """Another line of the same list fetches the same URL into the same file."""
+
+
+@dataclass(slots=True, eq=False)
+class _Name:
+    """A file that tasks have: its resolved path, a hash of its URL, what messages call it, and the number of the tasks.
+
+    A name without tasks belongs to a completed download. ``other``: the next one whose path differs only in what some
+    file systems ignore. There is one for each file of a list, so it is small.
+    """
+
+    path: str
+    url: bytes
+    label: str
+    tasks: int = 0
+    other: _Name | None = None
+
+    def chain(self) -> Iterator[_Name]:
+        """Return this name and the others like it."""
+        name: _Name | None = self
+        while name is not None:
+            yield name
+            name = name.other
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A task that wants a name; ``label`` is what messages call it, ``is_of_list``: it is a line of a list."""
+
+    task_id: str
+    url: str
+    label: str
+    is_of_list: bool
+
+
+class NameRegistry:
+    """Reserves names for the tasks of an engine, by what the file system says. Thread-safe.
+
+    The lock guards the table: the names by a hash of their path without the differences that some file systems ignore.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._names: dict[bytes, _Name] = {}
+        self._held: dict[str, list[_Name]] = {}  # by the id of the task, until it ends
+
+    def __repr__(self) -> str:
+        return f"<NameRegistry of {len(self._names)} names>"
+
+    def reserve(self, path: Path, wanted: Wanted) -> None:
+        """Reserve ``path`` for a task. Outside of lists, another task for the same URL may have it, too.
+
+        The lock of the file decides then. Raises Duplicate if a line of the same list fetches the same, TargetExists if
+        another task has the file, under this name or one that means the same file; LocalFault.
+        """
+        with translated(f"use the path {str(path)[:200]}"):
+            real = os.path.realpath(path)
+        key, url = _hash(_folded(real)), _hash(wanted.url)
+        while True:
+            with self._lock:
+                first = self._names.get(key)
+                seen = list(first.chain()) if first is not None else []
+            name = next((other for other in seen if other.path == real), None) or _Name(real, url, wanted.label)
+            if name.url != url:
+                raise TargetExists(f"{wanted.label} would overwrite {path}, the file of {name.label}")
+            if name in seen and wanted.is_of_list and not self._has(name, wanted.task_id):
+                raise Duplicate(f"{wanted.label} is the same as {name.label}, which fetches it")
+            self._check_others(path, real, [other for other in seen if other is not name], wanted.label)
+            if self._reserved(key, seen, name, wanted.task_id):
+                return
+
+    def end(self, task_id: str, *, is_completed: bool) -> None:
+        """Forget a task that has ended; only the name of a completed one stays taken."""
+        with self._lock:
+            for name in self._held.pop(task_id, ()):
+                name.tasks -= 1
+                if not is_completed and not name.tasks:
+                    self._remove(name)
+
+    def _check_others(self, path: Path, real: str, others: list[_Name], label: str) -> None:
+        for other in others:
+            if _is_same_file(other.path, real):
+                raise TargetExists(
+                    f"{label} would overwrite {path}: on this file system that is {other.path}, the file of "
+                    f"{other.label}"
+                )
+
+    def _has(self, name: _Name, task_id: str) -> bool:
+        with self._lock:
+            return name in self._held.get(task_id, ())
+
+    def _reserved(self, key: bytes, seen: list[_Name], name: _Name, task_id: str) -> bool:
+        """Reserve the name, unless the table has changed since ``seen`` was read: then return False."""
+        with self._lock:
+            first = self._names.get(key)
+            if (list(first.chain()) if first is not None else []) != seen:
+                return False
+            if name not in seen:
+                name.other = first
+                self._names[key] = name
+            held = self._held.setdefault(task_id, [])
+            if name not in held:
+                held.append(name)
+                name.tasks += 1
+            return True
+
+    def _remove(self, name: _Name) -> None:
+        key = _hash(_folded(name.path))
+        first = self._names.get(key)
+        left = [one for one in first.chain() if one is not name] if first is not None else []
+        for one, other in zip(left, [*left[1:], None], strict=False):
+            one.other = other
+        if left:
+            self._names[key] = left[0]
+        else:
+            self._names.pop(key, None)
+
+
+def _hash(text: str) -> bytes:
+    return blake2b(text.encode(errors="surrogateescape"), digest_size=_HASH_BYTES).digest()
+
+
+def _folded(path: str) -> str:
+    """The path without what file systems ignore in names: case, Unicode composition, dots and spaces at the end."""
+    names = unicodedata.normalize("NFKD", path).upper().casefold().split("/")
+    return unicodedata.normalize("NFKD", "/".join(name.rstrip(" .") for name in names))
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """Whether two paths mean one file: the file system is asked with a new file beside the first."""
+    ending = f".{secrets.token_hex(4)}.tmp"
+    with suppress(OSError):
+        make_folders(Path(one).parent, sync=False)
+        descriptor = os.open(one + ending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return os.path.lexists(other + ending)
+        finally:
+            os.close(descriptor)
+            os.unlink(one + ending)
+    return False

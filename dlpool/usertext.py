@@ -1,0 +1,109 @@
+"""Text that a user gives in a file or a pipe: a byte order mark decides the encoding, and every end of line is one."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+READ_BYTES = 64 * 1024
+MAX_LINE = 1024 * 1024  # characters
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+class NotText(ValueError):
+    """What was given is no text; the message says in which line, and why."""
+
+
+class TextLines:
+    """Splits bytes, as they come, into the lines of a text. Not thread-safe.
+
+    Without a byte order mark the text is UTF-8, and bytes that are not become surrogates (``surrogateescape``), as in
+    the names of files. With one, they are an error. A mark at the beginning of a later line, as concatenated files
+    have, is dropped.
+    """
+
+    def __init__(self, *, cuts: bool = False) -> None:
+        """``cuts``: of a line that is too long only the beginning is kept; else it is an error."""
+        self._cuts = cuts
+        self._head: bytes | None = b""  # until the encoding is known
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        self._encoding = ""  # that of the mark
+        self._pending: list[str] = []  # of the line whose end has not come
+        self._pending_size = 0
+        self._number = 0
+
+    def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
+        """Return the lines that are complete now; ``is_end``: there is no more to come. Raises NotText."""
+        if self._head is not None:
+            data = self._head + data
+            self._head = None if is_end or not _may_be_mark(data) else data
+            if self._head is not None:
+                return
+            data = self._without_mark(data)
+        *lines, rest = self._decoded(data, is_end).split("\n")
+        for line in lines:
+            yield self._checked("".join(self._pending) + line)
+            self._pending, self._pending_size = [], 0
+        if self._pending_size <= MAX_LINE:
+            self._pending.append(rest)
+            self._pending_size += len(rest)
+        elif not self._cuts:
+            raise NotText(f"line {self._number + 1}: it is longer than {MAX_LINE} characters: is it a text?")
+        if is_end and self._pending_size:
+            yield self._checked("".join(self._pending))
+
+    def _without_mark(self, data: bytes) -> bytes:
+        for mark, encoding in _MARKS:
+            if data.startswith(mark):
+                self._encoding = encoding.upper()
+                errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
+                self._decoder = codecs.getincrementaldecoder(encoding)(errors)
+                return data[len(mark) :]
+        return data
+
+    def _decoded(self, data: bytes, is_end: bool) -> str:
+        try:
+            text = self._decoder.decode(data, is_end)
+        except UnicodeDecodeError as error:
+            raise NotText(f"line {self._number + 1}: not {self._encoding}: {error.reason}") from error
+        return str(self._newlines.decode(text, is_end))
+
+    def _checked(self, line: str) -> str:
+        self._number += 1
+        if self._encoding and not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise NotText(f"line {self._number}: not {self._encoding}, as its byte order mark says")
+        if "\0" in line:
+            raise NotText(f"line {self._number}: it holds a NUL character: save the file as text in UTF-8")
+        return line.removeprefix("\ufeff")
+
+
+def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
+    """Return the lines of what ``read`` brings, each as soon as it is complete. Raises NotText, or what it raises."""
+    lines = TextLines()
+    while data := read(READ_BYTES):
+        yield from lines.feed(data)
+    yield from lines.feed(b"", is_end=True)
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText."""
+    with path.open("rb") as file:
+        lines = list(lines_of(file.read))
+    for number, line in enumerate(lines, 1):
+        if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise NotText(f"line {number}: not UTF-8: save the file in that encoding")
+    return "\n".join(lines)
+
+
+def _may_be_mark(data: bytes) -> bool:
+    """Whether more bytes are needed to tell whether these are a byte order mark, and which."""
+    return any(mark.startswith(data) and mark != data for mark, _ in _MARKS)
