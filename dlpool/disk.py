@@ -80,6 +80,7 @@ _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
 CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
+CANNOT_STATVFS = _LACKS  # some file systems in user space do not answer it
 CANNOT_LOCK = _LACKS | {errno.ENOLCK}
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,9 +16,10 @@ import requests
 from dlpool.config import LoggingSettings, UploadSettings
 from dlpool.observe.log import Log
 from dlpool.web.diskwatch import LOOK_S, DiskWatch, next_health
+from dlpool.web.ops import folder_check
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
 from tests.conftest import wait_until
-from tests.disks import needs_root, ramfs, tmpfs
+from tests.disks import needs_root, ramfs, remount, tmpfs
 from tests.log_docs import EVENTS
 from tests.processes import ROOT
 from tests.web import WebServer
@@ -140,6 +143,63 @@ def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: p
         watched.now += LOOK_S / 10
         watch.look()
     assert 2 <= len(looks) <= 2 * 6
+
+
+@needs_root
+def test_a_folder_that_cannot_be_written_to_is_told_once_and_that_it_is_back(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "10m") as disk:
+        for name in ("u", "m"):
+            (disk / name).mkdir()
+        watched = Watched(tmp_path, disk)
+        for mode in ("ro", "ro", "rw", "rw"):
+            remount(disk, mode)
+            for _ in range(2):
+                watched.now += LOOK_S
+                next(watched.turns).look()
+        found = re.findall(r'"message":"(upload_folder_\w+)".*?"dlpool\.folder":"(\S+?)"', watched.log.path.read_text())
+        both = [str(disk / "u"), str(disk / "m")]
+        assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_back") for one in both]
+
+
+@needs_root
+def test_health_and_metric_agree_on_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "10m") as disk:
+        for name in ("u", "m"):
+            (disk / name).mkdir()
+        settings: Any = {"upload": {"upload_dir": disk / "u", "merged_dir": tmp_path / "m"}}
+        with WebServer(tmp_path / "web", settings) as server:
+            remount(disk, "ro")
+            try:
+                assert requests.get(f"{server.url}/health", timeout=10).status_code == 503
+                text = metrics(server)
+                assert 'dlpool_web_disk_health{folder="upload_dir"} 2.0' in text
+                assert 'dlpool_web_disk_health{folder="merged_dir"} 2.0' not in text
+                wait_until(lambda: bool(server.events("upload_folder_unusable")))
+            finally:
+                remount(disk, "rw")
+            wait_until(lambda: bool(server.events("upload_folder_back")))
+            assert len(server.events("upload_folder_unusable")) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (errno.ENOSYS, HEALTHY),
+        (errno.EOPNOTSUPP, HEALTHY),
+        (errno.EIO, UNHEALTHY),
+        (errno.ESTALE, UNHEALTHY),
+        (errno.EACCES, UNHEALTHY),
+        (errno.ENOENT, WARNING),
+    ],
+)
+def test_a_file_system_that_knows_no_statvfs_is_healthy_and_a_broken_one_is_not(
+    number: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.statvfs", fail)
+    assert folder_check(str(tmp_path))["status"] == status
 
 
 @needs_root

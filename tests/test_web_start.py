@@ -32,7 +32,7 @@ from dlpool.web.capacity import (
 from dlpool.web.lingering import Lingering
 from dlpool.web.server import _Pool
 from tests.conftest import wait_until
-from tests.disks import needs_root
+from tests.disks import needs_root, ramfs
 from tests.processes import ROOT, Ended, finish
 from tests.uploads import md5, merge, send_all, store_in
 from tests.web import WebServer
@@ -237,6 +237,24 @@ def test_in_a_deleted_folder_absolute_paths_are_enough(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@needs_root
+def test_on_a_file_system_without_figures_it_is_healthy_and_takes_uploads(tmp_path: Path) -> None:
+    with ramfs(tmp_path / "disk") as disk:
+        settings: Any = {"upload": {"upload_dir": disk / "u", "merged_dir": disk / "m"}}
+        with WebServer(tmp_path / "web", settings) as server:
+            answer = requests.get(f"{server.url}/health", timeout=10)
+            assert (answer.status_code, answer.json()["status"]) == (200, "healthy")
+            assert requests.get(f"{server.url}/system", timeout=10).status_code == 200
+            sent = requests.post(
+                f"{server.url}/upload_chunk?file_id=f&chunk_index=0&file_size=1000",
+                data=b"abc",
+                headers={"Content-Type": "application/octet-stream"},
+                timeout=10,
+            )
+            assert sent.status_code == 200
+            assert requests.get(f"{server.url}/metrics", timeout=10).status_code == 200
 
 
 # --- threads that are refused while it runs ---

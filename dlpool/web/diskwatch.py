@@ -1,4 +1,7 @@
-"""Tells the log when a disk of uploads fills up, and when it has room again: once for each change, by all processes."""
+"""Tells the log when a disk of uploads fills up or a folder cannot be used, and when that is over.
+
+Each change is told once, whichever of the processes sees it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from dlpool import jsontext
 from dlpool.config import UploadSettings
 from dlpool.disk import atomic_write
 from dlpool.observe.log import Logger
+from dlpool.web.ops import folder_check
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, room_of
 
 LOOK_S = 5.0  # between two looks at the disks
@@ -37,7 +41,7 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskWatch:
-    """Looks at the disks of ``upload_dir`` and ``merged_dir``; one thread of one process at a time calls ``look``.
+    """Looks at ``upload_dir`` and ``merged_dir`` and their disks; one thread of one process at a time calls ``look``.
 
     What was told is in a file of ``folder``, so that the next process, and the next start, do not tell it again; where
     that cannot be written, in memory.
@@ -47,6 +51,7 @@ class DiskWatch:
         self, settings: UploadSettings, folder: Path, log: Logger, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = settings
+        self._folders = (("upload_dir", settings.upload_dir), ("merged_dir", settings.merged_dir))
         self._path = folder / "disks.json"
         self._log = log
         self._clock = clock
@@ -54,20 +59,33 @@ class DiskWatch:
         self._told: dict[str, str] = {}
 
     def look(self) -> None:
-        """Log each disk whose health has changed, if it is time to look. Raises nothing."""
+        """Log each disk and folder whose health has changed, if it is time to look. Raises nothing."""
         if self._clock() < self._next_look:
             return
         self._next_look = self._clock() + LOOK_S
         told, seen = self._read(), set()
-        for name, folder in (("upload_dir", self._settings.upload_dir), ("merged_dir", self._settings.merged_dir)):
+        for name, folder in self._folders:
             try:
                 room, device = room_of(folder), _device_of(folder)
-            except OSError:  # /health tells of it
+            except OSError:  # the folder is told of below
                 continue
             if device not in seen:
                 seen.add(device)
                 told[name] = self._judge(folder, room, told.get(name, HEALTHY))
+        for name, folder in self._folders:
+            key = f"{name} use"
+            told[key] = self._judge_use(folder, told.get(key, HEALTHY))
         self._write(told)
+
+    def _judge_use(self, folder: str, before: str) -> str:
+        """Return whether one folder can be written to, after it was logged if that has changed."""
+        check = folder_check(folder)
+        health = UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY  # a missing one is made when it is needed
+        if health == UNHEALTHY != before:
+            self._log.warning("upload_folder_unusable", folder=folder, reason=check["message"])
+        elif health != before:
+            self._log.info("upload_folder_back", folder=folder)
+        return health
 
     def _judge(self, folder: str, room: Room | None, before: str) -> str:
         """Return the health of one disk, after it was logged if it is another one than before."""

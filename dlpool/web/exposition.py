@@ -15,12 +15,15 @@ from dlpool.web.figures import BUCKETS
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
 
 _HEALTHS = (HEALTHY, WARNING, UNHEALTHY)
-_HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse, where no new uploads are taken"
+_HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be written to: no new uploads"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known at one moment. ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` by setting."""
+    """What is known at one moment.
+
+    ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by setting.
+    """
 
     counts: Mapping[str, float]
     tasks: Mapping[str, int]
@@ -28,6 +31,7 @@ class Snapshot:
     size: int
     memory: Mapping[str, int]
     disks: Mapping[str, Mapping[str, Any]]
+    health: Mapping[str, str]
 
 
 class _Collector(Collector):
@@ -62,8 +66,8 @@ class _Collector(Collector):
                 disk.add_metric([folder], room[name])
             yield disk
         health = GaugeMetricFamily("dlpool_web_disk_health", f"Disk: {_HEALTH}", labels=["folder"])
-        for folder, room in found.disks.items():
-            health.add_metric([folder], _HEALTHS.index(room["health"]))
+        for folder, said in found.health.items():
+            health.add_metric([folder], _HEALTHS.index(said))
         yield health
 
     def _durations(self) -> Metric:

@@ -16,6 +16,7 @@ import psutil
 
 from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
+from dlpool.disk import CANNOT_STATVFS
 from dlpool.web import exposition
 from dlpool.web.parts import WebParts
 from dlpool.web.schemas import ADVICE
@@ -91,7 +92,8 @@ class MetricsResource:
         """The figures of all processes; those of tasks are what the disk says now."""
         tasks = task_figures(self._parts)
         found = exposition.Snapshot(self._parts.figures.total(), tasks["states"], tasks["chunks"], tasks["size"],
-                                    memory(), disks(self._parts.settings.upload))  # fmt: skip
+                                    memory(), disks(self._parts.settings.upload),
+                                    folder_health(self._parts.settings.upload))  # fmt: skip
         if "application/json" in req.accept and "text/plain" not in req.accept:
             resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
         else:
@@ -120,7 +122,9 @@ def folder_check(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {"status": WARNING, "message": "the folder is missing: it is made when it is needed"}
     except OSError as error:
-        return {"status": UNHEALTHY, "message": f"cannot look at the folder: {error.strerror}"}
+        if error.errno not in CANNOT_STATVFS:
+            return {"status": UNHEALTHY, "message": f"cannot look at the folder: {error.strerror}"}
+        is_readonly = False
     if is_readonly or not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return {"status": UNHEALTHY, "message": "the folder cannot be written to"}
     return {"status": HEALTHY}
@@ -152,6 +156,15 @@ def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
             continue
         found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used, 1)}
         found[name]["health"] = level(room, settings)
+    return found
+
+
+def folder_health(settings: UploadSettings) -> dict[str, str]:
+    """The health of both folders: the worse of what their disk's thresholds say, and whether they can be written to."""
+    found = {}
+    for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
+        disk, use = disk_check(settings, [folder])["status"], folder_check(folder)["status"]
+        found[name] = max(disk, use if use == UNHEALTHY else HEALTHY, key=_WORST.index)
     return found
 
 
