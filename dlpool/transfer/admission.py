@@ -42,6 +42,9 @@ class Admission:
             said = f"{error} to a further connection"
             raise NotAdmitted(said, retry_after_s=wait_s, is_away=isinstance(error, ServerBusy)) from error
         self._denied = 0
+        if self._context.board.is_crowded:
+            others = self._context.board.others_receiving(self._owner)
+            self._context.client.hosts.serves(self._context.host, others + 1)
         return answer
 
     def _is_capacity(self, status: int) -> bool:
@@ -55,8 +58,8 @@ class Admission:
         context, board = self._context, self._context.board
         if others := board.others_receiving(self._owner):
             self._denied = 0
+            context.client.hosts.admits(context.host, others)
             if not context.is_adaptive and board.retire(self._owner):
-                context.client.hosts.admits(context.host, others)
                 context.notify("connections_changed", host=context.host, connections=others, reason="refused")
             return True
         if self._denied == MAX_DENIED or not (board.is_crowded or board.others_served_lately(self._owner)):

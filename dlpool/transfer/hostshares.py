@@ -98,12 +98,19 @@ class HostShares:
             self._admitted = {name: one for name, one in self._admitted.items() if now - one[1] < MEMORY_S}
             self._admitted[host] = min(connections, self._admitted.get(host, (connections, now))[0]), now
 
-    def most(self, host: str, fixed: int) -> int:
-        """Return how many of ``fixed`` connections to a file ``host`` admits, as far as is known."""
+    def serves(self, host: str, connections: int) -> None:
+        """Correct what ``admits`` has learnt: ``host`` sends a file over this number of connections at once."""
+        with self._lock:
+            known, at = self._admitted.get(host, (connections, 0.0))
+            if known < connections:
+                self._admitted[host] = connections, at
+
+    def most(self, host: str, wanted: int) -> int:
+        """Return how many of ``wanted`` connections to a file ``host`` admits, as far as is known."""
         known = self._admitted.get(host)
         if known is None or self._clock() - known[1] >= MEMORY_S:
-            return fixed
-        return min(fixed, known[0])
+            return wanted
+        return min(wanted, known[0])
 
     def level(self, host: str, most: int) -> int:
         """How many connections ``host`` is worth at present, ``most`` at most."""

@@ -71,6 +71,7 @@ class Lanes:
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
+            most = context.client.hosts.most(context.host, most)
             self._share = context.client.hosts.join(context.host, most, limit=context.settings.max_connections)
             connections = self._share.wanted
         self._grow(plan, connections)
