@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -132,12 +132,19 @@ def push(url: str, ini: Path, connection: redis.Redis) -> None:
         print(f"dlpool push {url}/{name} pushed/{name}   -> job {identity}")
 
 
+def has_open(pid: int, part: Path) -> bool:
+    """Tell whether the process has the file open; by its inode, as it may have been opened under another name."""
+    with suppress(OSError):
+        return any(part.samefile(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir() if descriptor.exists())
+    return False
+
+
 def kill_worker(part: Path, service: subprocess.Popen[bytes]) -> None:
     """SIGKILL the worker that writes ``part``, as soon as something of it is committed."""
     state = part.with_name(part.name + ".meta")
     wait_for("a checkpoint", state.exists, service)
     for worker in psutil.Process(service.pid).children():
-        if str(part) in [file.path for file in worker.open_files()]:
+        if has_open(worker.pid, part):
             worker.kill()
             print(f"worker {worker.pid} killed with SIGKILL while it wrote {part.name}")
             return

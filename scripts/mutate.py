@@ -3,7 +3,7 @@
 Which tests cover which function is recorded once by coverage.py, a test file at a time, and again for a file that has
 changed; it is kept in ``.mutants``. Each mutant then runs the tests that cover its function, quickest first, until one
 fails. A failure counts only if the same test passes on the unchanged code. What is known to change no behaviour stands
-in ``scripts/equivalent_mutants.txt`` with the reason.
+in ``tests/equivalent_mutants.txt`` with the reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from scripts.mutants import Mutant, functions_of, mutants_of
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutants"
-EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 PACKAGES = ("transfer", "jobs", "service", "web/store")
 COPIED = ("dlpool", "tests", "scripts", "etc", "share", "docs")
 GOAL = 0.95

@@ -10,7 +10,7 @@ import pytest
 from scripts.mutants import mutants_of
 from tests.processes import ROOT
 
-EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 
 # What stands in a function, and what it becomes, one entry a mutant.
 CHANGES = [
