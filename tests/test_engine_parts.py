@@ -1,22 +1,12 @@
-"""The engine's parts by themselves: the queue, the figures, the speed."""
+"""The engine's parts by themselves: the queue, the figures, the speed. Their locks: ``test_thread_safety.py``."""
 
 from __future__ import annotations
-
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import FrameType
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool import DownloadQueue, DownloadStats, DownloadTask
-from dlpool.engine import queueing
 from dlpool.engine.speed import WINDOW_S, Speedometer
 from dlpool.engine.status import FINAL, MOVES
 
@@ -50,58 +40,6 @@ def test_the_queue_is_a_sorted_list(steps: list[tuple[str, int]]) -> None:
         assert queue.get_all_tasks() == sorted(model, key=lambda one: one.priority)
     queue.clear()
     assert (len(queue), queue.get_next_task()) == (0, None)
-
-
-@contextmanager
-def switching_at_each_line(*modules: object) -> Iterator[None]:
-    """Threads that are begun within it let others run before each line of these modules: races are met at once."""
-    files = {vars(module)["__file__"] for module in modules}
-
-    def trace(frame: FrameType, _event: str, _argument: object) -> Any:
-        if frame.f_code.co_filename not in files:
-            return None
-        time.sleep(0)
-        return trace
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    threading.settrace(trace)
-    try:
-        yield
-    finally:
-        threading.settrace(None)
-        sys.setswitchinterval(before)
-
-
-def outcomes(*calls: Callable[[], object]) -> list[object]:
-    """What the calls return, or raise, each on a thread of its own, all at once."""
-    barrier, found = threading.Barrier(len(calls)), []
-
-    def work(call: Callable[[], object]) -> None:
-        barrier.wait(20)
-        try:
-            found.append(call())
-        except BaseException as error:  # noqa: BLE001 - it is for the thread of the test
-            found.append(error)
-
-    threads = [threading.Thread(target=work, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
-def test_of_threads_that_want_one_task_one_gets_it() -> None:
-    """Without the lock two get it, or one meets a heap that is empty by now: in some of the rounds, of 50."""
-    with switching_at_each_line(queueing):
-        for _ in range(50):
-            queue, one = DownloadQueue(), task()
-            queue.add_task(one)
-            removing = partial(queue.remove_task, one.id)
-            found = outcomes(queue.get_next_task, removing, queue.get_next_task, removing)
-            assert [one for one in found if one not in (None, False)] in ([one], [True])
-            assert (len(queue), queue.get_all_tasks()) == (0, [])
 
 
 # --- the figures ---

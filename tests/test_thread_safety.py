@@ -1,0 +1,251 @@
+"""Locks that are needed: each operation is interrupted at each bytecode by another one, with the lock and without it.
+
+With the lock every outcome is that of one operation after the other; without it some outcome is not, so that these
+tests fail when a lock is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dlpool import DownloadQueue, DownloadStats, DownloadTask
+from dlpool.errors import Cancelled, ShortBody, TimedOut
+from dlpool.service.tally import Tally
+from dlpool.transfer.answer import Span
+from dlpool.transfer.board import Board
+from dlpool.transfer.chunks import plan
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.hostshares import HostShares
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
+from dlpool.transfer.retry import Attempt
+from tests.interleaving import Operation, violations
+
+MIB = 1024 * 1024
+HIGH, LOW = (DownloadTask("http://h/x", ".", priority=priority) for priority in (0, 1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An object, two operations on it, and what is looked at in the end. ``lock``: the name of its attribute."""
+
+    make: Callable[[], Any]
+    first: Operation
+    second: Operation
+    seen: Callable[[Any], object]
+    lock: str = "_lock"
+
+
+def noon() -> float:
+    return 100.0
+
+
+def a_queue(*tasks: DownloadTask) -> Callable[[], DownloadQueue]:
+    def make() -> DownloadQueue:
+        queue = DownloadQueue()
+        for task in tasks:
+            queue.add_task(task)
+        return queue
+
+    return make
+
+
+def a_worn_queue() -> DownloadQueue:
+    """All but one task were removed, and that one's removal rebuilds the heap."""
+    queue = DownloadQueue()
+    for task in (others := [DownloadTask("http://h/x", ".") for _ in range(17)]):
+        queue.add_task(task)
+    queue.add_task(LOW)
+    for task in others:
+        queue.remove_task(task.id)
+    return queue
+
+
+def in_queue(queue: DownloadQueue) -> object:
+    names = {HIGH.id: "high", LOW.id: "low"}
+    return [names[task.id] for task in queue.get_all_tasks()], len(queue)
+
+
+def some_stats() -> DownloadStats:
+    stats = DownloadStats()
+    for name in ("a", "b"):
+        stats.start_task(name)
+        stats.update_task_progress(name, 50, 100, 10.0)
+    return stats
+
+
+def in_stats(stats: DownloadStats) -> object:
+    return stats.completed, stats.failed, sorted(stats.errors), stats.get_completed_bytes(), stats.get_total_bytes()
+
+
+def a_board() -> Board:
+    """The chunk of "ann", of which nothing is written, and a free one."""
+    board = Board(noon)
+    board.start(plan([Span(0, 2 * MIB)], 2 * MIB, 2, MIB // 16), "ann")
+    return board
+
+
+def a_complete_board() -> Board:
+    """Two chunks that have been written, and whose owners do not know it yet."""
+    board = a_board()
+    taken("bob")(board)
+    for chunk in board._map.chunks:
+        board.advance(chunk, board.claim(chunk, MIB))
+    return board
+
+
+def write(board: Board) -> object:
+    """Write the rest of the first chunk."""
+    chunk = board._map.chunks[0]
+    allowed = board.claim(chunk, MIB)
+    board.advance(chunk, allowed)
+    return allowed
+
+
+def let_go(index: int) -> Operation:
+    """Give back the first chunk, or the last."""
+    return lambda board: board.give_back(board._map.chunks[index])
+
+
+def taken(owner: str) -> Operation:
+    def take(board: Board) -> object:
+        chunk = board.take(owner)
+        return (chunk.start, chunk.end) if chunk is not None else None
+
+    return take
+
+
+def in_board(board: Board) -> object:
+    chunks = [(chunk.start, chunk.position, chunk.end, chunk.owner) for chunk in board._map.chunks]
+    return chunks, board.retries, board.ended_chunks, str(board.error), board._writing
+
+
+def stopped(reason: str) -> Operation:
+    def stop(board: Board) -> object:
+        board.stop(Cancelled(reason))
+        return str(board.error)
+
+    return stop
+
+
+def told(board: Board) -> object:
+    snapshot = board.snapshot()
+    return snapshot.written == sum(chunk.position - chunk.start for chunk in snapshot.chunks)
+
+
+def failed(board: Board) -> object:
+    return board.count_failure(board._map.chunks[0], ShortBody("short"), Attempt(0, 0.0)).attempts
+
+
+def a_watch() -> NetworkWatch:
+    watch = NetworkWatch(noon)
+    watch.failed("a")
+    watch.failed("b")
+    return watch
+
+
+def an_exchange() -> Exchange:
+    return Exchange(noon, lambda _seconds: None, Figures(0, 0.0))
+
+
+def aborted(reason: str) -> Operation:
+    def abort(exchange: Exchange) -> object:
+        exchange.abort(TimedOut(reason))
+        return str(exchange.verdict)
+
+    return abort
+
+
+def reported(host: str, received: int) -> Operation:
+    def report(shares: HostShares) -> object:
+        share = shares.join(host, 4, limit=8)
+        share.report(received, 1)
+        return share.wanted > 0
+
+    return report
+
+
+def in_shares(shares: HostShares) -> object:
+    return sorted((name, host.received, len(host.members)) for name, host in shares._hosts.items())
+
+
+CASES = {
+    "DownloadQueue: remove and add": Case(
+        a_worn_queue, lambda queue: queue.remove_task(LOW.id), lambda queue: queue.add_task(HIGH), in_queue
+    ),
+    "DownloadQueue: take and remove": Case(
+        a_queue(LOW), lambda queue: queue.get_next_task() is LOW, lambda queue: queue.remove_task(LOW.id), in_queue
+    ),
+    "DownloadQueue: add and list": Case(
+        a_queue(), lambda queue: queue.add_task(LOW), lambda queue: len(queue.get_all_tasks()) - len(queue), in_queue
+    ),
+    "DownloadStats: complete and complete": Case(
+        some_stats, lambda stats: stats.complete_task("a"), lambda stats: stats.complete_task("b"), in_stats
+    ),
+    "DownloadStats: fail and fail": Case(
+        some_stats, lambda stats: stats.fail_task("a", "why"), lambda stats: stats.fail_task("b", "why"), in_stats
+    ),
+    "DownloadStats: complete and look": Case(
+        some_stats, lambda stats: stats.complete_task("a"), lambda stats: stats.get_total_bytes(), in_stats
+    ),
+    "DownloadStats: note and complete": Case(
+        some_stats, lambda stats: stats.note("a", 60, 100, 1.0), lambda stats: stats.complete_task("a"), in_stats
+    ),
+    "Board: take and take": Case(a_board, taken("bob"), taken("cid"), in_board, "_changed"),
+    "Board: write and steal": Case(
+        a_board, write, lambda board: (taken("bob")(board), taken("cid")(board)), in_board, "_changed"
+    ),
+    "Board: snapshot and write": Case(a_board, told, write, lambda _board: None, "_changed"),
+    "Board: let go and let go": Case(a_complete_board, let_go(0), let_go(-1), in_board, "_changed"),
+    "Board: fail and fail": Case(a_board, failed, failed, in_board, "_changed"),
+    "Board: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
+    "Board: seal and stop": Case(a_board, lambda board: board.seal(), stopped("one"), in_board, "_changed"),
+    "RateLimit: spend and spend": Case(
+        lambda: RateLimit(1000, noon), lambda limit: limit.spend(100) > 0, lambda limit: limit.spend(300) > 0,
+        lambda limit: limit._level,
+    ),
+    "RateLimit: spend and set": Case(
+        lambda: RateLimit(1000, noon), lambda limit: limit.spend(100), lambda limit: setattr(limit, "rate", None),
+        lambda limit: limit._level,
+    ),
+    "HostGate: hold and hold": Case(
+        lambda: HostGate(noon), lambda gate: gate.hold("a", 10.0), lambda gate: gate.hold("b", 20.0),
+        lambda gate: (gate.wait_s("a"), gate.wait_s("b")),
+    ),
+    "NetworkWatch: look and fail": Case(
+        a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.failed("c"), lambda watch: watch.is_away("c")
+    ),
+    "HostShares: two downloads": Case(lambda: HostShares(noon), reported("a", 10), reported("a", 20), in_shares),
+    "HostShares: two hosts": Case(lambda: HostShares(noon), reported("a", 10), reported("b", 20), in_shares),
+    "Exchange: abort and abort": Case(
+        an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.verdict)
+    ),
+    "Tally: add and add": Case(
+        Tally, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.counts()
+    ),
+    "Tally: add and look": Case(
+        Tally, lambda tally: tally.range_fetched(1.0), lambda tally: len(tally.counts()) in (0, 2), Tally.counts
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_switch_of_threads_is_seen_under_the_lock(name: str) -> None:
+    case = CASES[name]
+    tried, found = violations(
+        case.make, case.first, case.second, case.seen, lock=(lambda made: made, case.lock), is_locked=True
+    )
+    assert tried > 5
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_the_lock_a_switch_of_threads_is_seen(name: str) -> None:
+    case = CASES[name]
+    _tried, found = violations(
+        case.make, case.first, case.second, case.seen, lock=(lambda made: made, case.lock), is_locked=False
+    )
+    assert found, "the test would not notice a missing lock"
