@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -77,9 +77,9 @@ class Supervisor(Logged):
         }
         self.write_ini(own, DEFAULTS, settings)
 
-    def start(self, *options: object, is_ready: bool = True) -> Supervisor:
-        """Start it; with ``is_ready`` wait until it has workers and Redis."""
-        command = [sys.executable, "-m", "dlpool.cli.supervisor", "-c", str(self.ini), *map(str, options)]
+    def start(self, *options: object, is_ready: bool = True, prefix: Sequence[str] = ()) -> Supervisor:
+        """Start it; with ``is_ready`` wait until it has workers and Redis. ``prefix``: a command that executes it."""
+        command = [*prefix, sys.executable, "-m", "dlpool.cli.supervisor", "-c", str(self.ini), *map(str, options)]
         before = len(self.events("service_ready"))
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(command, stderr=errors, stdout=errors, stdin=subprocess.DEVNULL, cwd=ROOT)

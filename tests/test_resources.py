@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
@@ -16,12 +17,16 @@ from dlpool import threads
 from dlpool.errors import NoThread
 from tests.conftest import make_data, sha256
 from tests.disks import needs_root
+from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
 from tests.processes import ROOT, Ended, finish
+from tests.redis_server import RedisServer
+from tests.upload_origin import UploadOrigin
 
 DATA = make_data(1_200_000)
 FILES = 12
 FETCH = ["-m", "dlpool", "fetch", "--network", "any", "--progress", "none", "--min-split-size", "64K"]
+USERS = itertools.count()
 CAPABILITIES = "-sys_resource,-sys_admin"  # whoever has these is above the limit of processes (setrlimit(2))
 
 
@@ -31,19 +36,26 @@ def origin() -> Iterator[Origin]:
         yield served
 
 
-def limited(arguments: list[str], *, threads: int | None = None, files: int | None = None) -> Ended:
-    """Run Python under a limit of threads, the first one included, or of descriptors.
+def under(*, threads: int | None = None, files: int | None = None) -> list[str]:
+    """Return a command that executes another under a limit of threads, the first one included, or of descriptors.
 
-    The limit of threads counts all of a user, so that the child has one of its own, who nevertheless may read what
-    root may.
+    The limit of threads counts all of a user, so that each has one of its own, who nevertheless may read what root may.
     """
-    command = [sys.executable, *arguments]
-    if threads is not None:
-        user = ["setpriv", "--ruid", str(1_000_000 + os.getpid()), "--euid", "0", "--bounding-set", CAPABILITIES]
-        command = [*user, "--inh-caps", "-all", "prlimit", f"--nproc={threads}:{threads}", *command]
-    if files is not None:
-        command = ["prlimit", f"--nofile={files}:{files}", *command]
+    if threads is None:
+        return ["prlimit", f"--nofile={files}:{files}"]
+    user = 1_000_000 + os.getpid() * 1000 + next(USERS)
+    capabilities = ["--bounding-set", CAPABILITIES, "--inh-caps", "-all"]
+    return ["setpriv", "--ruid", str(user), "--euid", "0", *capabilities, "prlimit", f"--nproc={threads}:{threads}"]
+
+
+def executed(command: list[str]) -> Ended:
+    """Run a command."""
     return finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+
+
+def limited(arguments: list[str], **limit: int) -> Ended:
+    """Run Python under a limit."""
+    return executed([*under(**limit), sys.executable, *arguments])
 
 
 def check_one(origin: Origin, tmp_path: Path, **limit: int) -> Ended:
@@ -146,8 +158,7 @@ def test_without_any_thread_the_engines_tasks_fail_with_that_reason(origin: Orig
 def test_an_interruption_ends_a_download_on_the_only_thread(tmp_path: Path) -> None:
     """And what had come is kept."""
     with Origin(File(DATA, block=64 * 1024, pause_s=0.2)) as slow:
-        user = ["setpriv", "--ruid", str(2_000_000 + os.getpid()), "--euid", "0", "--bounding-set", CAPABILITIES]
-        command = [*user, "--inh-caps", "-all", "prlimit", "--nproc=1:1", sys.executable, *FETCH]
+        command = [*under(threads=1), sys.executable, *FETCH]
         process = subprocess.Popen(
             [*command, f"{slow.url}/f", str(tmp_path / "f")], stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -166,6 +177,96 @@ def wait_for_bytes(part: Path) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("nothing came")
+
+
+# --- uploads ---
+
+
+@needs_root
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_file_is_uploaded_with_few_threads(count: int, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(DATA)
+    with UploadOrigin() as origin:
+        options = ["--chunk-size", "64K", "--progress", "none", "--network", "any"]
+        ended = limited(["-m", "dlpool", "upload", *options, str(tmp_path / "f"), origin.api], threads=count)
+        assert ended.code == 0, ended.err
+        assert sorted(set(origin.sent())) == list(range(-(-len(DATA) // (64 * 1024))))
+
+
+# --- the service ---
+
+
+@needs_root
+@pytest.mark.parametrize("limit", [{"threads": 16}, {"threads": 20}, {"files": 32}, {"files": 48}], ids=str)
+def test_the_service_works_with_little(
+    limit: dict[str, int], origin: Origin, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client, service = Client(redis_server.client()), Supervisor(tmp_path, redis_server.url)
+    urls = [f"{origin.url}/{number}" for number in range(6)]
+    for number, url in enumerate(urls):
+        client.push(url, f"{number}.bin")
+    try:
+        service.start(prefix=under(**limit))
+        client.wait_for(*urls)
+        assert service.stop() == 0, service.said()
+    finally:
+        service.kill()
+    assert all((service.out / f"{number}.bin").read_bytes() == DATA for number in range(6))
+    assert "Traceback" not in service.errors.read_text()
+
+
+@needs_root
+@pytest.mark.parametrize("limit", [{"threads": 1}, {"threads": 5}, {"threads": 9}, {"threads": 11}], ids=str)
+def test_the_service_says_that_it_has_too_few_threads(
+    limit: dict[str, int], redis_server: RedisServer, tmp_path: Path
+) -> None:
+    service = Supervisor(tmp_path, redis_server.url).start(is_ready=False, prefix=under(**limit))
+    try:
+        assert service.wait() != 0
+    finally:
+        service.kill()
+    said = service.errors.read_text()
+    assert "ulimit -u" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+# --- no /proc ---
+
+
+@pytest.fixture
+def without_proc() -> list[str]:
+    """A command that executes another where an empty file system hides /proc."""
+    return ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+
+
+@needs_root
+def test_a_file_comes_without_proc(without_proc: list[str], origin: Origin, tmp_path: Path) -> None:
+    checksum = ["--checksum", f"sha256:{sha256(DATA)}"]
+    command = [*without_proc, sys.executable, *FETCH, *checksum, f"{origin.url}/f", str(tmp_path / "f")]
+    ended = executed(command)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+@needs_root
+def test_the_service_works_without_proc(
+    without_proc: list[str], origin: Origin, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client, service = Client(redis_server.client()), Supervisor(tmp_path, redis_server.url)
+    urls = [f"{origin.url}/{number}" for number in range(4)]
+    for number, url in enumerate(urls):
+        client.push(url, f"{number}.bin")
+    try:
+        service.start(prefix=without_proc)
+        client.wait_for(*urls)
+        assert service.stop() == 0, service.said()
+    finally:
+        service.kill()
+    assert all((service.out / f"{number}.bin").read_bytes() == DATA for number in range(4))
+    assert "Traceback" not in service.said()
+
+
+# --- what tells ---
 
 
 def test_room_is_what_the_limit_leaves() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from dlpool import threads
 from dlpool.cli.progress import Display, display
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
 from dlpool.cli.upload_access import access_headers
@@ -15,7 +15,7 @@ from dlpool.cli.upload_options import SETTINGS, given_settings
 from dlpool.cli.upload_report import Report
 from dlpool.config.layers import Effective
 from dlpool.engine.batch import View
-from dlpool.errors import Cancelled, DlpoolError, InternalError, UsageError
+from dlpool.errors import Cancelled, DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.client import Client
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.limits import HostGate, NetworkWatch
@@ -86,7 +86,11 @@ class Run:
 
     def _watch(self, attempt: Attempt) -> None:
         """Draw until it has ended; pass an interruption on, and wait no longer than a moment then."""
-        attempt.thread.start()
+        try:
+            attempt.thread.start()
+        except NoThread:
+            self._interruption.interrupt()
+            attempt.run()
         deadline, report = float("inf"), self._report
         while attempt.thread.is_alive() and time.monotonic() < deadline:
             attempt.thread.join(DRAW_S)
@@ -104,9 +108,10 @@ class Attempt:
     def __init__(self, upload: Upload) -> None:
         self.upload = upload
         self.result: Outcome | DlpoolError = Cancelled("the upload was cancelled")
-        self.thread = threading.Thread(target=self._run, name="dlpool-run", daemon=True)
+        self.thread = threads.Thread(self.run, "dlpool-run")
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Upload, and keep the result; by the thread, or by the caller where there can be none."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

@@ -7,7 +7,6 @@ disks, and answer who asks. None of them can end the service, nor make it wait.
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from dlpool import __version__, jsontext
+from dlpool import __version__, jsontext, threads
 from dlpool.config import PathSettings, Settings
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.health import Check, Health, report
@@ -66,10 +65,10 @@ class Monitor:
             DiskSurvey(self._folders, state_dir / "spool", metrics).look,
         )
         surveyors = [Surveyor(look, self._is_heard, link.stopping, logger) for look in surveys]
-        threads = (self._listener.serve, *(one.serve for one in surveyors))
+        served = (self._listener.serve, *(one.serve for one in surveyors))
         self._threads = [
-            threading.Thread(target=serve, name=name, daemon=True)
-            for name, serve in zip(("http", "survey-queue", "survey-disk"), threads, strict=True)
+            threads.Thread(serve, name)
+            for name, serve in zip(("http", "survey-queue", "survey-disk"), served, strict=True)
         ]
 
     def __repr__(self) -> str:

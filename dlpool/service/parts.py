@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlpool import __version__
+from dlpool import __version__, threads
 from dlpool.config import Settings
 from dlpool.errors import InternalError, QueueError
 from dlpool.jobs.connection import connect
@@ -181,7 +181,7 @@ class Parts:
                 self._failure = error
                 self.mailbox.post(Changed())
 
-        return threading.Thread(target=serve, name=name, daemon=True)
+        return threads.Thread(serve, name)
 
 
 def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:

@@ -203,10 +203,23 @@ class WorkerPool:
         alone = min(suspects, len(self._shares)) - sum(handle.is_alone for handle in serving)
         if now < self._respawn.not_before:
             return
-        for slots in shares:
-            self._spawn(slots, is_alone=False)
-        for _ in range(alone):
-            self._spawn(1, is_alone=True)
+        wanted = [(slots, False) for slots in shares] + [(1, True)] * alone
+        for slots, is_alone in wanted:
+            try:
+                self._spawn(slots, is_alone=is_alone)
+            except OSError as error:
+                self._cannot_spawn(error, now)
+                break
+
+    def _cannot_spawn(self, error: OSError, now: float) -> None:
+        """This machine allows no further process or descriptor: go on with the workers that there are, and try again.
+
+        Raises WorkersFail if there has never been one.
+        """
+        self._log.warning("worker_not_started", error=error)
+        self._respawn = self._respawn.after_death(0.0, now)
+        if not self.workers and not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
+            raise WorkersFail(f"no worker could be started: {error.strerror} (ulimit -u, ulimit -n)") from error
 
     def _share_rate(self, now: float) -> None:
         """Deal the node's rate over the workers: once a second, and at once when one of them has no share yet."""
@@ -232,7 +245,12 @@ class WorkerPool:
         process = self._context.Process(
             target=worker.main, args=(theirs, os.getpid(), given), daemon=True, name="dlpool-worker"
         )
-        process.start()
+        try:
+            process.start()
+        except OSError:
+            theirs.close()
+            channel.close()
+            raise
         self._metrics.worker_starts.inc()
         theirs.close()
         handle = Handle(process, channel, slots, is_alone=is_alone, cpu=cpu)

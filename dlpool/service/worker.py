@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool import __version__
+from dlpool import __version__, threads
 from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, TransferSettings
-from dlpool.errors import Cancelled, DlpoolError, Locked, PolicyRefused
+from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
@@ -100,7 +100,9 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             calm_collector()
             worker.serve()
         except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=stacks)  # the last words, for the supervisor's log
+            print(f"{type(error).__name__}: {error}", file=stacks, flush=True)  # for the supervisor's log
+            if isinstance(error, NoThread):
+                os._exit(error.exit_code)
             raise
         stacks_file(settings.state_dir, os.getpid()).unlink(missing_ok=True)
     os._exit(0)  # threads in a name look-up cannot be waited for
@@ -127,7 +129,7 @@ class Worker:
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
         self._leftovers: queue.SimpleQueue[list[Ended]] = queue.SimpleQueue()
-        self._cleaner = threading.Thread(target=self._keep_clean, name="clean", daemon=True)
+        self._cleaner = threads.Thread(self._keep_clean, "clean")
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
         self._tally = Tally()
         self._stop_reason: str | None = None
@@ -142,10 +144,9 @@ class Worker:
 
     def serve(self) -> None:
         """Run jobs until told to end, or alone."""
-        for number in range(self._settings.slots):
-            threading.Thread(target=self._slot, name=f"slot-{number}", daemon=True).start()
-        threading.Thread(target=self._report, name="report", daemon=True).start()
+        threads.start(self._report, "report")
         self._cleaner.start()
+        self._start_slots()
         self._channel.send(HelloFrame(os.getpid()))
         heard = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
@@ -165,6 +166,17 @@ class Worker:
             else:
                 self._obey(frame)
         self._end()
+
+    def _start_slots(self) -> None:
+        """Start a thread for each slot; with fewer, jobs wait for one. Raises NoThread if there is none."""
+        for number in range(self._settings.slots):
+            try:
+                threads.start(self._slot, f"slot-{number}")
+            except NoThread as error:
+                if number == 0:
+                    raise
+                self._logger.warning("slots_limited", count=number, error=error)
+                return
 
     def _obey(self, frame: Frame) -> None:
         if isinstance(frame, JobFrame):

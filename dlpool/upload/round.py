@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
+from dlpool import threads
 from dlpool.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -14,6 +16,7 @@ from dlpool.errors import (
     MergedGone,
     NoTask,
     NotFound,
+    NoThread,
     TaskClosed,
 )
 from dlpool.upload.asking import Asker
@@ -77,13 +80,11 @@ class Round:
     def _send(self) -> None:
         """Send what is missing, over all lanes."""
         self.phase = "uploading"
-        threads = [
-            threading.Thread(target=Lane(self.task).run, name="dlpool-upload", daemon=True)
-            for _ in range(self.connections)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
+        lanes = [Lane(self.task) for _ in range(self.connections)]
+        started = _started(lanes)
+        if not started:
+            lanes[0].run()
+        for thread in started:
             thread.join()
         self._context.ending.check()
 
@@ -158,3 +159,12 @@ class Round:
             length = -1
         if length not in (None, merged.size):
             raise MergedGone(f"the server calls the upload complete, but its file is not at {merged.location}")
+
+
+def _started(lanes: Sequence[Lane]) -> list[threads.Thread]:
+    """Start a thread for each lane, as far as this process may have threads; return them."""
+    started: list[threads.Thread] = []
+    with suppress(NoThread):
+        for lane in lanes:
+            started.append(threads.start(lane.run, "dlpool-upload"))
+    return started

@@ -1,10 +1,14 @@
-"""The md5 of the whole file, by a thread that follows the lanes, so that what it reads is still in memory."""
+"""The md5 of the whole file, by a thread that follows the lanes, so that what it reads is still in memory.
+
+Where this process may have no further thread, it is computed when all chunks have been sent.
+"""
 
 from __future__ import annotations
 
-import threading
+from contextlib import suppress
 
-from dlpool.errors import DlpoolError, InternalError
+from dlpool import threads
+from dlpool.errors import DlpoolError, InternalError, NoThread
 from dlpool.upload.context import Task
 from dlpool.upload.localfile import new_buffer, new_md5
 
@@ -15,18 +19,23 @@ class WholeHash:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._md5 = new_md5()
-        self._thread = threading.Thread(target=self._run, name="dlpool-md5", daemon=True)
-        self._thread.start()
+        self._thread: threads.Thread | None = None
+        with suppress(NoThread):
+            self._thread = threads.start(self._run, "dlpool-md5")
 
     def hexdigest(self) -> str:
         """The md5 in hex, when all chunks have been begun. Raises what ended the upload."""
         self.join()
+        if self._thread is None:
+            self._md5 = new_md5()  # it may be asked for more than once
+            self._run()
         self._task.context.ending.check()
         return str(self._md5.hexdigest())
 
     def join(self) -> None:
         """Wait until it reads no more: at the end, or soon after the upload was stopped."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         task, buffer = self._task, new_buffer()
