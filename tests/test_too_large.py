@@ -73,6 +73,7 @@ def test_a_job_that_can_never_fit_fails_and_the_node_stays_ready(small: tuple[De
     desk.client.wait_for(*others)
     assert desk.client.ends(f"{desk.name}-large") == 1
     assert desk.service.events("node_fault") == []
+    wait_until(lambda: desk.service.events("job_failed") != [])
     [failed] = desk.service.events("job_failed")
     assert failed["error.code"] == "no_space" and failed["dlpool.attempt"] == 1
     wait_until(lambda: not [name for name in os.listdir(disk / desk.name) if "large" in name])
@@ -103,6 +104,7 @@ def test_a_stream_without_a_size_that_fills_the_disk_fails_after_its_attempts(sm
     assert "disk is full" in record["error_message"]
     wait_until(lambda: not [name for name in os.listdir(disk / desk.name) if "stream" in name])
     desk.client.wait_for(desk.push("after"))
+    wait_until(lambda: desk.service.events("job_failed") != [])
     assert desk.service.events("job_failed")[0]["error.code"] == "no_space"
 
 

@@ -169,8 +169,13 @@ def _error(value: object, level: str) -> dict[str, Json]:
     if isinstance(value, DlpoolError):
         fields["error.code"] = value.label
     if level in _WITH_STACK and value.__traceback__ is not None:
-        fields["error.stack_trace"] = _stack(value)
+        fields["error.stack_trace"] = stack_of(value)
     return fields
+
+
+def _told_stack(value: object, _level: str) -> dict[str, Json]:
+    """The stack of an error in another process, as ``stack_of`` made it there."""
+    return {"error.stack_trace": plain(value)} if value else {}
 
 
 def _message(error: BaseException) -> str:
@@ -180,10 +185,14 @@ def _message(error: BaseException) -> str:
         return "<unprintable>"
 
 
-def _stack(error: BaseException) -> str:
-    """The stack, causes first; of a long one the end, which says where it was raised."""
-    lines = without_secrets("".join(traceback.format_exception(error)[-_MAX_FRAMES:]))
+def stack_of(error: BaseException, frames: int | None = None) -> str:
+    """Return the stack without secrets, causes first; of a long one the end, which says where it was raised.
+
+    ``frames``: only the innermost ones of each cause, so that the first cause is not cut off.
+    """
+    limit = None if frames is None else -frames
+    lines = without_secrets("".join(traceback.format_exception(error, limit=limit)[-_MAX_FRAMES:]))
     return text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
 
 
-_EXPANDED = {"url": _url, "seconds": _duration, "outcome": _outcome, "error": _error}
+_EXPANDED = {"url": _url, "seconds": _duration, "outcome": _outcome, "error": _error, "stack": _told_stack}

@@ -196,7 +196,7 @@ class Crew:
             self._meter.lost()
             self._ledger.drop(frame.ticket)
             return
-        held.path, held.leaves_state = frame.path, frame.leaves_state
+        held.path, held.leaves_state, held.stack = frame.path, frame.leaves_state, frame.stack
         self._end(held, ending)
 
     def _end(self, held: Held, ending: Finish) -> None:

@@ -188,7 +188,7 @@ class EndedFrame(Frame):
     ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost. ``result`` are the figures of a
     success, else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait.
     ``leaves_state``:
-    there is something to clean up when the queue knows.
+    there is something to clean up when the queue knows. ``stack``: of an error with a cause, for the log.
     """
 
     kind = "ended"
@@ -200,6 +200,7 @@ class EndedFrame(Frame):
     message: str = ""
     retry_after_s: float | None = None
     leaves_state: bool = True
+    stack: str = ""
 
 
 @dataclass(frozen=True)

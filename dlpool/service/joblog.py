@@ -22,6 +22,8 @@ def log_end(log: Logger, held: Held, ending: Finish, reply: str) -> None:
     elif ending.outcome == "success":
         log.info("job_succeeded", outcome="success", **fields)
     elif ending.outcome == "failed":
+        if held.stack:
+            fields["stack"] = held.stack
         log.error("job_failed" if held.job is not None else "job_malformed", outcome="failure", error=reason, **fields)
     elif ending.outcome in ("cancelled", "pause"):
         log.info("job_cancelled" if ending.outcome == "cancelled" else "job_paused", reply=reply, **fields)

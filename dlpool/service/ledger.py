@@ -32,6 +32,7 @@ class Held:
     missing: int = 0  # bytes that it will yet take of its disk
     path: str | None = None  # where it went, and whether something is to be removed there
     leaves_state: bool = True
+    stack: str = ""  # of the error that ended it, for the log
     verb: str | None = None  # what an operator wants: cancel, pause
     host: str = ""  # of which it has, or wants, a slot; is_at_door: it is not known yet whether it has
     is_at_door: bool = False

@@ -14,6 +14,7 @@ from dlpool.config import TransferSettings
 from dlpool.disk import known_space
 from dlpool.errors import DlpoolError, InternalError, LostJob, NoSpace, RetryRange
 from dlpool.jobs.confine import Confinement
+from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
 from dlpool.service.affinity import Affinity
 from dlpool.service.frames import (
@@ -50,6 +51,8 @@ _LEVELS: Mapping[str, str] = {
     "job_succeeded": "debug",
 }
 
+MAX_STACK = 8 * 1024  # bytes of a frame
+STACK_FRAMES = 3  # of each cause: a refused connection has six of them, through the libraries
 SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable takes no time that matters
 
 
@@ -209,7 +212,14 @@ class JobRun:
         path = None if self._transfer is None else str(self._transfer.progress().path)
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
         return EndedFrame(self.frame.ticket, self._ending(error), path, label=error.label, message=str(error)[:2000],
-                          retry_after_s=retry_after_s)  # fmt: skip
+                          retry_after_s=retry_after_s, stack=_stack(error))  # fmt: skip
+
+
+def _stack(error: DlpoolError) -> str:
+    """The end of the stack of an error that another one caused; a refusal by rule has none to tell."""
+    if error.__cause__ is None:
+        return ""
+    return stack_of(error, STACK_FRAMES).encode("utf-8", "backslashreplace")[-MAX_STACK:].decode("utf-8", "ignore")
 
 
 def wished(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:

@@ -279,7 +279,7 @@ class Lane:
         failure = context.board.count_failure(chunk, error, self._attempt(chunk))
         final = context.policy.verdict(error, failure.attempts, failure.trickled)
         if final is not None:
-            raise final from error
+            raise final from (error.__cause__ if final is error else error)
         self._misses = self._misses + 1 if error.is_capacity else 0
         rest = context.policy.rest(error, failure, self._misses, context.chance())
         if error.is_comparison and context.board.has_idle:

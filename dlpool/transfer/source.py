@@ -203,7 +203,9 @@ class Source:
         except RetryRange as error:
             if error.is_own_network:
                 client.watch.failed(host)
-            raise exchange.verdict or error from error
+            if exchange.verdict is None:
+                raise  # not from itself: the cause that it has would be lost
+            raise exchange.verdict from error
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
         self._keep_cookies(url, raw)
