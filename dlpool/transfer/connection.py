@@ -152,7 +152,7 @@ class _Watched(HTTPConnection):
 
 
 class _WatchedTls(_Watched, HTTPSConnection):
-    """The same over TLS, where only close_notify ends a connection: without it somebody may have cut a body.
+    """The same over TLS, where only close_notify ends a connection: without it a body may have been cut.
 
     RFC 9112 section 9.8.
     """
