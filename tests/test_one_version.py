@@ -126,6 +126,21 @@ def test_another_validator_is_another_version_between_runs(
     check_file(tmp_path / "f", OTHER)
 
 
+@pytest.mark.parametrize(("etag", "resumes"), [('"v1"', True), (None, False)], ids=["strong etag", "date alone"])
+def test_a_state_without_the_date_of_its_answer_resumes_by_a_strong_etag_alone(
+    etag: str | None, resumes: bool, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    good = File(DATA, etag=etag)
+    origin = serve(refusing_from(2, good))
+    committed = interrupt(fetch, f"{origin.url}/f", tmp_path / "f")
+    path = tmp_path / "f.part.meta"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({name: state[name] for name in state.keys() - {"date", "content_type", "host"}}))
+    origin.handler = good
+    assert fetch(f"{origin.url}/f", tmp_path / "f").resumed_from == (committed if resumes else 0)
+    check_file(tmp_path / "f")
+
+
 def test_a_checksum_still_lets_a_second_run_go_on_without_a_validator(
     serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:

@@ -27,6 +27,15 @@ Digest = tuple[str, str]  # a name of hashlib, and the digest in hexadecimal dig
 _SIZES = {"sha512": 64, "sha256": 32, "sha1": 20, "md5": 16}  # bytes of a digest, strongest first
 _NAMES = {"sha-512": "sha512", "sha-256": "sha256", "sha": "sha1", "sha-1": "sha1", "md5": "md5"}
 _AMAZON = tuple((f"x-amz-checksum-{name}", name) for name in _SIZES)
+_FIELDS = {
+    "repr-digest",
+    "digest",
+    "x-goog-hash",
+    "x-ms-blob-content-md5",
+    "content-digest",
+    "content-md5",
+    *(field for field, _name in _AMAZON),
+}
 _MEMBER = re.compile(r"(?:^|[\s,])([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
@@ -35,6 +44,8 @@ def file_digest(headers: Mapping[str, str], *, is_whole: bool) -> Digest | None:
 
     ``is_whole``: the message has all bytes of the file. A value that is malformed is passed over.
     """
+    if _FIELDS.isdisjoint(map(str.lower, headers)):  # as nearly all answers, and each is judged
+        return None
     return strongest(_found(headers, is_whole=is_whole))
 
 

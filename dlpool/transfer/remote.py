@@ -111,8 +111,9 @@ class Resource:
         proves nothing, unless ``is_confirmed``: the answer is a 206 to ``If-Range``, by which the server itself has
         compared (RFC 9110 section 15.3.7). SAME is no proof: that is ``proves_same``.
         """
-        if self.strong_etag and other.strong_etag:
-            return _verdict(self.strong_etag == other.strong_etag and self._fits_size(other))
+        mine, theirs = self.strong_etag, other.strong_etag
+        if mine and theirs:
+            return _verdict(mine == theirs and self._fits_size(other))
         if self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag):  # weak comparison, section 8.8.3.2
             return Sameness.CHANGED
         has_other_date = None not in (self.last_modified, other.last_modified) and not self._has_date_of(other)
