@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dlpool import errors
+from dlpool import errors, filelock
 from dlpool.errors import DlpoolError
 from dlpool.transfer import round as rounds
 from dlpool.transfer.client import Client
@@ -20,7 +20,7 @@ from dlpool.transfer.job import Job
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, PATIENT, make_data
-from tests.disk_faults import ALWAYS, FAIL, Fault
+from tests.disk_faults import ALWAYS, DONE, FAIL, PRETEND, Fault
 from tests.disk_matrix import Ended, Workload
 from tests.origin import Connection, File, Origin, Request
 
@@ -53,6 +53,7 @@ class Download(Workload):
         self.client = Client(PATIENT, 16, HostGate(time.monotonic), NetworkWatch(time.monotonic))
 
     def prepare(self, folder: Path) -> None:
+        filelock._no_flock.clear()  # each run finds out anew which file systems lock
         if self.is_old_there:
             target = self.target(folder)
             target.parent.mkdir(parents=True)
@@ -116,6 +117,16 @@ class NoLinks(Exclusive):
     since = "renameat2"
 
 
+class NoLocks(Download):
+    """On a file system whose flock(2) succeeds and locks nothing: a lock file stands for it."""
+
+    always = (Fault("flock", 1, PRETEND, last=ALWAYS),)
+
+    def spares(self, fault: Fault, path: str) -> bool:
+        """A lock file that was created, and the call reported as failed, is nobody's: it is given up after a minute."""
+        return path.endswith(".lock") and fault.kind == "open" and fault.action == DONE
+
+
 class Replacing(Download):
     """A target that only its owner may read is replaced."""
 
@@ -162,6 +173,7 @@ class Resumed(Download):
         connection.hang_up()
 
     def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
         shutil.copytree(self._earlier, folder, dirs_exist_ok=True)
 
 
@@ -170,6 +182,7 @@ DOWNLOADS: dict[str, Callable[[Path], Workload]] = {
     "exclusive": Exclusive,
     "no-flags": NoFlags,
     "no-links": NoLinks,
+    "no-locks": NoLocks,
     "replacing": Replacing,
     "of-job": OfJob,
     "resumed": Resumed,

@@ -61,6 +61,10 @@ class Workload(ABC):
     since = ""  # the kind of call from whose first one on calls fail; "": all do
     is_repeatable = True  # whether a run after a successful one is to succeed
 
+    def spares(self, fault: Fault, path: str) -> bool:
+        """Whether a fault at a path is left out."""
+        return False
+
     @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Put into the empty folder what a run finds there."""
@@ -108,7 +112,7 @@ class Matrix:
             if not since or counts[since]:
                 for fault in _ways(call.kind, counts[call.kind]):
                     number += 1
-                    if number % of == share:
+                    if number % of == share and not self._workload.spares(fault, call.path):
                         self._one(fault, call.path)
 
     def _one(self, fault: Fault, place: str) -> None:

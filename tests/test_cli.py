@@ -184,6 +184,26 @@ def test_a_file_above_max_file_size_is_refused(serves_ranges: bool, serve: Serve
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("how", ["ranges", "one stream", "no length"])
+def test_a_file_of_exactly_max_file_size_is_taken_and_one_byte_more_is_not(
+    how: str, more: int, serve: Serve, tmp_path: Path
+) -> None:
+    data = DATA[: 1024 * 1024 + more]
+    file = File(data, serves_ranges=how == "ranges")
+
+    def handle(_request: Request, connection: Connection) -> None:
+        connection.answer(200, {"Connection": "close"}, data, length=False)
+        connection.hang_up()
+
+    origin = serve(handle if how == "no length" else file)
+    ended = run("fetch", f"{origin.url}/f", tmp_path / "f", "--max-file-size", "1M")
+    assert ended.code == (12 if more else 0), ended.err
+    assert (tmp_path / "f").exists() == (not more)
+    if not more:
+        assert (tmp_path / "f").read_bytes() == data
+
+
 def test_an_endless_body_is_cut_at_max_file_size(serve: Serve, tmp_path: Path) -> None:
     def handle(_request: Request, connection: Connection) -> None:
         connection.answer(200, {"Connection": "close"}, length=False)

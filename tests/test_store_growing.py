@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import FINAL, PARTIAL, Appending, GrowWish, Superseded, UploadStore
 from dlpool.web.store.appending import bodies
 from tests.disks import needs_root, tmpfs
 from tests.uploads import files_below, refused, state, store_in
@@ -141,3 +143,90 @@ def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: UploadStore)
     assert bodies(folder) == []
     with refused(404, "no_such_task"):
         append(store, file_id, 0, b"x")
+
+
+# --- bodies that are refused ---
+
+
+def open_below(folder: Path) -> list[str]:
+    """What this process has open below a folder."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(f"{folder}/")]
+
+
+@pytest.mark.parametrize("is_checked", [False, True], ids=["plain", "checked"])
+@pytest.mark.parametrize("sent", [0, 10], ids=["first", "second"])
+@pytest.mark.parametrize("how", ["too-long", "longer-than-said", "broken", "superseded", "removed", "wrong-offset"])
+def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
+    tmp_path: Path, how: str, sent: int, is_checked: bool
+) -> None:
+    """And its lock neither: the next body is taken at once, from where the bytes that count end."""
+    store = store_in(tmp_path)
+    file_id = store.growing.create(GrowWish(None, 100, "file.bin"))
+    if sent:
+        with store.growing.append(file_id, None, 0, size=sent) as appending:
+            appending.write(b"x" * sent)
+            appending.commit()
+    size = 101 if how == "too-long" else 20
+    with (
+        pytest.raises((Refusal, Superseded, ZeroDivisionError)),
+        store.growing.append(
+            file_id, None, sent + (how == "wrong-offset"), size=size, is_checked=is_checked
+        ) as appending,
+    ):
+        refuse(store, appending, how, file_id)
+    assert open_below(tmp_path) == []
+    if how == "removed":
+        assert files_below(tmp_path / "upload" / "tasks") == []
+        return
+    names = files_below(tmp_path / "upload" / "tasks")
+    assert [name for name in names if "patch" in name and not name.endswith("patch.lock")] == []
+    offset = store.growing.look(file_id, None).offset
+    assert offset == sent + (7 if how in ("broken", "superseded") and not is_checked else 0)
+    with store.growing.append(file_id, None, offset, size=100 - offset) as appending:
+        appending.write(b"y" * (100 - offset))
+        appending.commit()
+    assert open_below(tmp_path) == []
+
+
+def refuse(store: UploadStore, appending: Appending, how: str, file_id: str) -> None:
+    """Send seven bytes, then something goes wrong."""
+    appending.write(b"1234567")
+    if how == "longer-than-said":
+        appending.write(b"x" * 100)
+    elif how == "broken":
+        raise ZeroDivisionError
+    elif how == "superseded":
+        with store.layout.task(file_id) as task:
+            task.ask_for_end()
+        appending.write(b"8")
+    elif how == "removed":
+        store.delete(file_id, None)
+        appending.write(b"8")
+
+
+@pytest.mark.parametrize("is_said", [False, True], ids=["later", "said"])
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_upload_of_exactly_the_largest_size_is_taken_and_one_byte_more_is_not(
+    tmp_path: Path, more: int, is_said: bool
+) -> None:
+    store = store_in(tmp_path, max_file_size=600)
+    if more and is_said:
+        with refused(413, "file_too_large"):
+            store.growing.create(GrowWish(None, 601, "file.bin"))
+        return
+    file_id = store.growing.create(GrowWish(None, 600 if is_said else None, "file.bin"))
+    if more:
+        with refused(413, "too_large"), store.growing.append(file_id, None, 0, size=None) as appending:
+            appending.write(b"a" * 601)
+        with refused(413, "too_large"), store.growing.append(file_id, None, 0, size=601):
+            pass
+    with store.growing.append(file_id, None, 0, size=600, length=600) as appending:
+        appending.write(b"a" * 600)
+        appending.commit()
+    result = store.growing.finish(file_id, None)
+    assert result is not None
+    assert result.size == 600

@@ -294,6 +294,7 @@ class PartFile:
             source = f"/proc/self/fd/{self._descriptor}"
             os.link(source, private, src_dir_fd=self._descriptor, follow_symlinks=True)
         except OSError:
+            disk.remove_quietly(private)  # the call may have been performed and reported as failed
             return self.path
         return private
 
