@@ -197,7 +197,9 @@ class Tus(Upload):
 
 
 class TusChecked(Tus):
-    """All in one request, with a checksum."""
+    """All in one request, with a checksum; what comes before its bytes are synced is as in ``Tus``."""
+
+    since = "fdatasync"
 
     def upload(self) -> None:
         if self._url and self.offset() == len(DATA):
