@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +356,20 @@ def test_a_download_can_be_cancelled_at_the_last_look(serve: Serve, fetch: Fetch
     with pytest.raises(errors.Cancelled):
         transfer.run()
     assert not (tmp_path / "f").exists()
+
+
+def test_an_answer_that_trickles_at_the_last_look_is_ended(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    def trickle(request: Request, connection: Connection) -> None:
+        assert request.range is not None and request.range.end is not None
+        start, end = request.range.start, request.range.end
+        headers = {"Content-Range": f"bytes {start}-{end - 1}/{SIZE}", "Content-Length": str(end - start)}
+        connection.answer(206, headers, length=False)
+        pause = threading.Event()
+        for position in range(start, end):  # for minutes, if nobody ends it
+            connection.send(DATA[position : position + 1])
+            pause.wait(0.2)
+
+    origin = serve(failing_samples(trickle, 1))
+    fetch(f"{origin.url}/f", tmp_path / "f", network={"connect_timeout": 1.0, "read_timeout": 1.5})
+    check_file(tmp_path / "f")
+    assert "timeout" in {retry["label"] for retry in fetch.named("range_retry")}
