@@ -30,8 +30,9 @@ class TextLines:
     have, is dropped.
     """
 
-    def __init__(self, *, cuts: bool = False) -> None:
-        """``cuts``: of a line that is too long only the beginning is kept; else it is an error."""
+    def __init__(self, *, cuts: bool = False, keeps_nul: bool = False) -> None:
+        """``cuts``: of a line that is too long only the beginning is kept; else it is an error, as a NUL is."""
+        self._keeps_nul = keeps_nul
         self._cuts = cuts
         self._head: bytes | None = b""  # until the encoding is known
         self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -81,14 +82,14 @@ class TextLines:
         self._number += 1
         if self._encoding and not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
             raise NotText(f"line {self._number}: not {self._encoding}, as its byte order mark says")
-        if "\0" in line:
+        if "\0" in line and not self._keeps_nul:
             raise NotText(f"line {self._number}: it holds a NUL character: save the file as text in UTF-8")
         return line.removeprefix("\ufeff")
 
 
-def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
+def lines_of(read: Callable[[int], bytes], *, keeps_nul: bool = False) -> Iterator[str]:
     """Return the lines of what ``read`` brings, each as soon as it is complete. Raises NotText, or what it raises."""
-    lines = TextLines()
+    lines = TextLines(keeps_nul=keeps_nul)
     while data := read(READ_BYTES):
         yield from lines.feed(data)
     yield from lines.feed(b"", is_end=True)
@@ -97,7 +98,7 @@ def lines_of(read: Callable[[int], bytes]) -> Iterator[str]:
 def text_of(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText."""
     with path.open("rb") as file:
-        lines = list(lines_of(file.read))
+        lines = list(lines_of(file.read, keeps_nul=True))
     for number, line in enumerate(lines, 1):
         if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
             raise NotText(f"line {number}: not UTF-8: save the file in that encoding")

@@ -19,10 +19,14 @@ HEAD = """\
 Made by `scripts/api_doc.py` out of the docstrings; runnable programs are in [examples](examples). All of it works in
 one process, on threads, without Redis. Sizes are in bytes, times in seconds. What fails raises a subclass of
 `dlpool.errors.DlpoolError`, whose message is one sentence; each error has a stable `label`.
+
+A program that ends while downloads are pending or running waits for them, as with `concurrent.futures`; paused
+ones are not waited for. Ctrl-C ends that wait: what was fetched is kept, and one warning says how many had not ended.
+Speeds and remaining times are sampled by the engine while downloads run, whether they are read or not.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
 INTERNAL = {"adopt", "begin", "run", "end_run", "abandon", "permit", "hear", "of", "moment", "figures", "waits",
-            "waits_no_more", "pull", "is_over", "job", "label"}  # fmt: skip
+            "waits_no_more", "pull", "leave", "learn_target", "work_here", "is_over", "job", "label"}  # fmt: skip
 
 
 def render() -> str:

@@ -202,7 +202,7 @@ def test_a_secret_may_be_in_any_text_file(encoding: str, tmp_path: Path) -> None
     assert [given.text for given in credentials({"CREDENTIALS_DIRECTORY": str(tmp_path)}, [])] == ["hunter3"]
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"\xef\xbb\xbf\xff", b"a\0b", b"\xe4"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"\xef\xbb\xbf\xff", b"\xe4"])
 def test_a_secret_that_is_no_text_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_bytes(content)

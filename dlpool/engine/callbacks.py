@@ -19,7 +19,7 @@ _log = logging.getLogger("dlpool")
 
 
 class Callbacks:
-    """Thread-safe; the lock guards the lists and the start of the thread, which begins with the first callback."""
+    """Thread-safe; the lock guards lists, count and thread, which begins with the first callback."""
 
     def __init__(self, active: Callable[[], list[DownloadTask]], interval_s: float) -> None:
         """``active``: the tasks whose progress is told, every ``interval_s`` seconds at most."""
@@ -31,6 +31,7 @@ class Callbacks:
         self._ended: queue.SimpleQueue[DownloadTask | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self._owed = 0  # completions that were not told of yet
 
     def on_progress(self, callback: Callback) -> None:
         """Call it with each active task that has come further. Raises NoThread."""
@@ -48,7 +49,13 @@ class Callbacks:
         """A task is completed, failed or cancelled."""
         with self._lock:
             if self._thread is not None and not self._is_closed:
+                self._owed += 1
                 self._ended.put(task)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a completion is still to be told of, or is being told."""
+        return self._owed > 0
 
     def close(self) -> None:
         """Call what is due, and end; does not wait for itself."""
@@ -72,6 +79,8 @@ class Callbacks:
                     return
                 told.pop(task.id, None)
                 self._call(self._completion, task)
+                with self._lock:
+                    self._owed -= 1
             except queue.Empty:
                 pass
             if time.monotonic() >= due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
@@ -14,6 +15,8 @@ from types import TracebackType
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.config.layers import effective
 from dlpool.engine.callbacks import Callback, Callbacks
+from dlpool.engine.keeper import Keeper, stop_at_exit
+from dlpool.engine.limits import Arguments
 from dlpool.engine.maker import Maker, discard
 from dlpool.engine.queueing import DownloadQueue
 from dlpool.engine.session import Session
@@ -24,13 +27,15 @@ from dlpool.engine.workers import Source, Workers
 from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Job, Notify, Outcome, ignore
 
-MOMENT_S = 0.001
+_log = logging.getLogger("dlpool")
+LEAVE_S = 5.0  # at the end of a program, for what cannot be interrupted, as a name look-up
 
 
 class DownloadEngine:
     """Downloads files in this process. Thread-safe; make as many as you like.
 
-    Threads only: no signal handlers, no logging set-up, nothing global. After a fork the child must make its own.
+    Threads only: no signal handlers, no logging set-up, nothing global but an exit handler. After a
+    fork the child must make its own.
     ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
     ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size``:
     the least bytes that one write collects, of what comes within 20 ms; less than 128 KiB means 128 KiB.
@@ -56,12 +61,8 @@ class DownloadEngine:
         notify: Notify = ignore,
     ) -> None:
         """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
-        for name, value, low in (("max_workers", max_workers, 1), ("chunk_size", chunk_size, 1),
-                                 ("retry_times", retry_times, 0), ("retry_delay", retry_delay, 0),
-                                 ("timeout", timeout, MOMENT_S),
-                                 ("progress_interval", progress_interval, MOMENT_S)):  # fmt: skip
-            if value < low:
-                raise UsageError(f"{name} is {value}, less than {low}")
+        self._given = Arguments(max_workers, chunk_size, retry_times, retry_delay, timeout, progress_interval)
+        self._given.check()
         self._keeps_ended = keeps_ended
         transfer = replace(
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
@@ -73,10 +74,12 @@ class DownloadEngine:
         self._tasks: dict[str, DownloadTask] = {}
         self._workers = Workers(max_workers, self._run)
         self._stats = DownloadStats()
-        self._is_closed = self._is_stopping = False
+        self._is_closed = self._is_stopping = self._is_pulling = False
         self._callbacks = Callbacks(self.get_active_tasks, progress_interval)
         self._tell_end: Callback = self._callbacks.ended
         self._session = Session(Path(session)) if session is not None else None
+        self._keeper = Keeper(self._sample)
+        stop_at_exit(self)
         for task, is_paused in self._session.unfinished() if self._session else ():
             self._restore(task, is_paused=is_paused)
 
@@ -104,6 +107,39 @@ class DownloadEngine:
         settings = found.settings
         own = vars(settings.downloader)
         return cls(**own, session=session, transfer=settings.transfer, network=settings.network)
+
+    # --- what was asked for ---
+
+    @property
+    def max_workers(self) -> int:
+        """Files at once."""
+        return self._given.max_workers
+
+    @property
+    def chunk_size(self) -> int:
+        """The least bytes that one write collects, as it was given."""
+        return self._given.chunk_size
+
+    @property
+    def retry_times(self) -> int:
+        """Attempts in a row without progress."""
+        return self._given.retry_times
+
+    @property
+    def retry_delay(self) -> float:
+        """The first backoff, in seconds."""
+        return self._given.retry_delay
+
+    @property
+    def timeout(self) -> float:
+        """The limit of connecting, in seconds."""
+        return self._given.timeout
+
+    @property
+    def tasks(self) -> dict[str, DownloadTask]:
+        """All tasks by their ids, as they were submitted; a copy."""
+        with self._lock:
+            return dict(self._tasks)
 
     # --- tasks ---
 
@@ -174,8 +210,7 @@ class DownloadEngine:
     @property
     def stats(self) -> DownloadStats:
         """The figures of all tasks, as they are now."""
-        for task in self.get_active_tasks():
-            self._update(task)
+        self._sample()
         return self._stats
 
     def register_progress_callback(self, callback: Callback) -> None:
@@ -193,7 +228,8 @@ class DownloadEngine:
     def shutdown(self, wait: bool = True) -> None:
         """End: when all tasks have ended (paused ones stay), or now, with what was fetched kept. May be repeated.
 
-        What has not ended is paused then; submitted again, or by the next engine with the session, it goes on.
+        What has not ended is paused then; submitted again, or by the next engine with the session, it goes on. A
+        program that ends without this waits for its downloads first, but not for paused ones; Ctrl-C ends the wait.
         """
         if os.getpid() != self._pid:
             return  # the threads are the parent's
@@ -201,11 +237,25 @@ class DownloadEngine:
             self._is_closed = True
         if wait:
             self._workers.wait_until_idle()
+        self._end(None)
+
+    def leave(self) -> None:
+        """Stop at the end of the program, resumably, within a moment. One that pulls is its command's to end."""
+        if os.getpid() != self._pid or self._is_pulling or self._is_closed:
+            return
+        self._is_closed = True
+        unfinished = sum(task.status in (PENDING, DOWNLOADING) for task in self.get_all_tasks())
+        if unfinished:
+            _log.warning("the program ended before %d of its downloads; downloaded again, they resume", unfinished)
+        self._end(LEAVE_S)
+
+    def _end(self, patience_s: float | None) -> None:
         self._workers.stop()
         self._is_stopping = True
         for task in self.get_all_tasks():
             task.abandon(self)
-        self._workers.wait_until_gone()
+        self._workers.wait_until_gone(patience_s)
+        self._keeper.close()
         self._callbacks.close()
         self._maker.close()
         if self._session is not None:
@@ -229,7 +279,7 @@ class DownloadEngine:
                     self._tasks[task.id] = task
             return task
 
-        self._tell_end = tell_end
+        self._tell_end, self._is_pulling = tell_end, True
         self._workers.pull(adopted)
 
     def work_here(self) -> None:
@@ -246,6 +296,8 @@ class DownloadEngine:
             failure = NoThread("cannot start a thread for the download: raise the limit of processes (ulimit -u)")
             if stranded.end_run(None, failure) in FINAL:
                 self._ended(stranded)
+        if not self._is_pulling:
+            self._keeper.wake()
 
     def waits_no_more(self, task: DownloadTask) -> None:
         """It was paused or cancelled while nothing ran for it."""
@@ -301,6 +353,13 @@ class DownloadEngine:
             task.pause()
         else:
             self.waits(task)
+
+    def _sample(self) -> bool:
+        """Take over how far all tasks are; return whether there are some, or callbacks that are still to be called."""
+        active = self.get_active_tasks()
+        for task in active:
+            self._update(task)
+        return not self._workers.is_idle or self._callbacks.has_more
 
     def _update(self, task: DownloadTask) -> None:
         self._stats.note(task.id, *task.figures())

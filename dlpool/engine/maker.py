@@ -73,4 +73,4 @@ def discard(task: DownloadTask) -> None:
     path = task.file_path
     if path is not None:
         with suppress(DlpoolError):
-            discard_unfinished(path, task.url)
+            discard_unfinished(Path(path), task.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -38,6 +39,7 @@ class DownloadTask:
         checksum: str | None = None,
     ) -> None:
         self._set_up(job_of(url, output_path, filename, headers, checksum), priority, "")
+        self._output_path = os.fspath(output_path)
 
     @classmethod
     def of(cls, job: Job, *, priority: int = 0, label: str = "", task_id: str = "") -> DownloadTask:
@@ -49,6 +51,7 @@ class DownloadTask:
     def _set_up(self, job: Job, priority: int, label: str, task_id: str = "") -> None:
         self._id = task_id or uuid.uuid4().hex
         self.priority, self.url, self.label, self.job = priority, job.url, label, job
+        self._output_path = str(job.target if job.is_folder else job.target.parent)
         self._start_time: float | None = None
         self._end_time: float | None = None
         self._changed = threading.Condition()
@@ -106,10 +109,10 @@ class DownloadTask:
             return gauge.done
 
     @property
-    def total_size(self) -> int | None:
-        """Bytes that the file will have; None while unknown."""
+    def total_size(self) -> int:
+        """Bytes that the file will have; 0 while unknown."""
         with self._looking() as gauge:
-            return gauge.total
+            return gauge.total or 0
 
     @property
     def eta(self) -> int | None:
@@ -118,10 +121,25 @@ class DownloadTask:
             return gauge.eta_s if self._status == DOWNLOADING else None
 
     @property
-    def file_path(self) -> Path | None:
+    def file_path(self) -> str | None:
         """Where the file is, or will be; None while its name is unknown."""
         with self._looking() as gauge:
-            return gauge.path
+            return None if gauge.path is None else str(gauge.path)
+
+    @property
+    def output_path(self) -> str:
+        """The folder of the file, as it was given."""
+        return self._output_path
+
+    @property
+    def filename(self) -> str | None:
+        """The name that was asked for; None where the server or the URL names the file."""
+        return None if self.job.is_folder else self.job.target.name
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that go to the URL's origin; a copy."""
+        return dict(self.job.headers)
 
     @property
     def error(self) -> str | None:

@@ -99,6 +99,12 @@ class Workers:
             self._threads += 1
         self._work(None)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or is about to; True after ``stop``."""
+        with self._lock:
+            return self._threads == 0 or self._is_stopping
+
     def wait_until_idle(self) -> None:
         """Until there is nothing to do, or ``stop`` is called."""
         with self._lock:
@@ -110,11 +116,11 @@ class Workers:
             self._is_stopping = True
             self._lock.notify_all()
 
-    def wait_until_gone(self) -> None:
-        """Until no thread runs a task; one that waits for the source is not waited for."""
+    def wait_until_gone(self, timeout_s: float | None = None) -> None:
+        """Until no thread runs a task, or ``timeout_s`` has passed; one that waits for the source is not waited for."""
         self.queue.clear()
         with self._lock:
-            self._lock.wait_for(lambda: self._threads == self._pulling)
+            self._lock.wait_for(lambda: self._threads == self._pulling, timeout_s)
 
     def _work(self, task: DownloadTask | None) -> None:
         while task is not None or (task := self._pulled()) is not None:

@@ -1,0 +1,87 @@
+"""A thread that lives while an engine has work: it samples speeds, and a program does not end before it has ended."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+SAMPLE_S = 0.2
+
+
+class Stoppable(Protocol):
+    """An engine, as the end of the program sees it."""
+
+    def leave(self) -> None:
+        """Stop soon, resumably."""
+
+
+class Keeper:
+    """Thread-safe; the lock guards the thread.
+
+    The thread is none of the daemons: the interpreter waits for it at its end (threading.Thread.daemon), and other
+    threads can still be started meanwhile, which ``atexit`` is too late for.
+    """
+
+    def __init__(self, sample: Callable[[], bool]) -> None:
+        """``sample`` looks at all that runs, and returns whether there is anything left to wait for."""
+        self._sample = sample
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Keeper {'at work' if self._thread is not None else 'idle'}>"
+
+    def wake(self) -> None:
+        """There is work: see that the thread runs. Where there can be no further thread, do without it."""
+        with self._lock:
+            if self._thread is not None or self._stop.is_set():
+                return
+            thread = threading.Thread(target=self._keep, name="dlpool-keeper", daemon=False)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError):
+                return
+            self._thread = thread
+
+    def close(self) -> None:
+        """Stop, and wait for the thread, unless that is the caller."""
+        self._stop.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _keep(self) -> None:
+        while not self._stop.is_set():
+            if not self._is_needed():
+                return
+            self._stop.wait(SAMPLE_S)
+
+    def _is_needed(self) -> bool:
+        if self._sample():
+            return True
+        with self._lock:  # whoever brings work from now on starts another thread
+            if self._sample():
+                return True
+            self._thread = None
+            return False
+
+
+_engines: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+
+
+def stop_at_exit(engine: Stoppable) -> None:
+    """Stop the engine when the program ends, so that what is unfinished then is resumable, as after Ctrl-C."""
+    if not _engines:
+        atexit.unregister(_stop_engines)
+        atexit.register(_stop_engines)
+    _engines.add(engine)
+
+
+def _stop_engines() -> None:
+    for engine in list(_engines):
+        engine.leave()
