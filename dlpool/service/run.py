@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlpool.config import TransferSettings
-from dlpool.disk import known_space
-from dlpool.errors import DlpoolError, InternalError, LostJob, NoSpace, RetryRange
+from dlpool.errors import DlpoolError, InternalError, LocalFault, LostJob, RetryRange
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
 from dlpool.service.affinity import Affinity
+from dlpool.service.diskfaults import FILLED, ending_on_disk
 from dlpool.service.frames import (
     Ended,
     EndedFrame,
@@ -32,7 +32,6 @@ from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_unfinished, forget_published
-from dlpool.transfer.partfile import SPACE_RESERVE
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -196,17 +195,16 @@ class JobRun:
 
     def _ending(self, error: DlpoolError) -> str:
         """How the job ends; a full disk may be its own doing, which the others need not wait for."""
-        if type(error) is not NoSpace or self._transfer is None:
+        transfer = self._transfer
+        if transfer is None or not isinstance(error, LocalFault):
             return ending_of(error)
-        now = self._transfer.progress()
-        if now.size is not None:
-            space = known_space(now.path.parent)
-            return "failed" if space is not None and now.size > space.usable else "node_fault"
-        if now.done < SPACE_RESERVE:
-            return "node_fault"
-        with suppress(DlpoolError):  # a stream without a size that has filled the disk: it cannot be resumed
-            discard_unfinished(now.path, self.frame.url)
-        return "retry"
+        now = transfer.progress()
+        ending = ending_on_disk(error, now.path, now.size, now.done, self._paths.roots)
+        if ending == FILLED:
+            with suppress(DlpoolError):
+                discard_unfinished(now.path, self.frame.url)
+            return "retry"
+        return ending
 
     def _ended(self, error: DlpoolError) -> EndedFrame:
         path = None if self._transfer is None else str(self._transfer.progress().path)
