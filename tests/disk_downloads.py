@@ -53,7 +53,7 @@ class Download(Workload):
         self.client = Client(PATIENT, 16, HostGate(time.monotonic), NetworkWatch(time.monotonic))
 
     def prepare(self, folder: Path) -> None:
-        filelock._no_flock.clear()  # each run finds out anew which file systems lock
+        filelock._no_flock.clear()  # each run tries again whether flock(2) locks
         if self.is_old_there:
             target = self.target(folder)
             target.parent.mkdir(parents=True)

@@ -105,11 +105,6 @@ def _try_flock(path: Path, device: int) -> None:
                 os.unlink(probe)
 
 
-def forget() -> None:
-    """Try each file system again. For tests."""
-    _locks.clear()
-
-
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
     """Lock the byte that stands for the open file. Raises OSError."""
     status = os.fstat(descriptor)
