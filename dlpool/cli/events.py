@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import NoReturn
 
 from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import opened
@@ -19,7 +21,10 @@ DETAIL_SHOWN = 200  # characters
 
 
 def show_events(arguments: argparse.Namespace) -> int:
-    """Show events; returns the exit code. Raises QueueError. With ``--follow`` it ends only so, or by Ctrl-C."""
+    """Show events; returns the exit code. Raises QueueError.
+
+    With ``--follow`` it ends only so, by Ctrl-C, or when its reader goes away, which is exit code 1.
+    """
     with opened(arguments) as queue:
         events = Events(queue.client, queue.keys)
         found, position = _first(events, arguments)
@@ -30,10 +35,17 @@ def show_events(arguments: argparse.Namespace) -> int:
             return 0
         if not arguments.json:
             show_row(COLUMNS, WIDTHS)
-        while True:
-            _show_more(found, arguments)
-            found = events.wait_after(position)
-            position = found[-1].id if found else position
+        with suppress(BrokenPipeError):
+            _follow(events, found, position, arguments)
+        return 1
+
+
+def _follow(events: Events, found: list[Event], position: str, arguments: argparse.Namespace) -> NoReturn:
+    """Show what happens as it happens. Raises QueueError, and BrokenPipeError when the reader has gone."""
+    while True:
+        _show_more(found, arguments)
+        found = events.wait_after(position)
+        position = found[-1].id if found else position
 
 
 def _first(events: Events, arguments: argparse.Namespace) -> tuple[list[Event], str]:
