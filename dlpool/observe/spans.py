@@ -25,8 +25,9 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
-from dlpool import __version__
+from dlpool import __version__, threads
 from dlpool.config import OtelSettings
+from dlpool.errors import NoThread
 from dlpool.observe.log import Logger
 from dlpool.observe.values import text
 from dlpool.transfer.urls import shown_url
@@ -81,9 +82,8 @@ class Traces:
 
     def close(self, left_s: float) -> None:
         """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left then is lost, and said so."""
-        flush = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
-        flush.start()
-        flush.join(max(0.1, min(left_s, FLUSH_S)))
+        with suppress(NoThread):
+            threads.start(self._provider.shutdown, "traces").join(max(0.1, min(left_s, FLUSH_S)))
         with self._lock:
             lost = self._ended - self._sent
         if lost:

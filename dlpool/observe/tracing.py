@@ -33,4 +33,8 @@ def open_traces(settings: OtelSettings, node_id: str, log: Logger) -> Traces | N
         return None
     from dlpool.observe.spans import Traces
 
-    return Traces(settings, node_id, log)
+    try:
+        return Traces(settings, node_id, log)
+    except RuntimeError as error:  # this process may have no thread to send them
+        log.warning("traces_lost", error=str(error), spans=0)
+        return None

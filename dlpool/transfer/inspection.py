@@ -9,13 +9,15 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from functools import partial
 
+from dlpool import threads
 from dlpool.config import NetworkSettings
-from dlpool.errors import DlpoolError, RetryRange, TimedOut
+from dlpool.errors import DlpoolError, NoThread, RetryRange, TimedOut
 from dlpool.transfer.answer import RANGE_REFUSALS, Answer, Span, is_empty_file, read_answer
 from dlpool.transfer.client import Client
 from dlpool.transfer.exchange import Exchange, Figures
@@ -139,12 +141,13 @@ class Inspection:
                 results.put(str(error))
 
         spans = [Span(share * index, share * (index + 1)) for index in range(number)]
-        threads = [threading.Thread(target=hold, args=(span,), daemon=True) for span in spans]
-        for thread in threads:
-            thread.start()
-        found = [_next(results) for _ in threads]
+        started: list[threads.Thread] = []
+        with suppress(NoThread):  # with fewer threads fewer connections are tried
+            for span in spans:
+                started.append(threads.start(partial(hold, span), "dlpool-probe"))
+        found = [_next(results) for _ in started]
         all_answered.set()
-        for thread in threads:
+        for thread in started:
             thread.join(LIMIT_S)
         return tuple(reason for reason in found if reason)
 
