@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from pathlib import Path
 
 from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
 from dlpool.syscalls import rename_noreplace
+
+FOLDER_WAIT_S = 5.0  # for another process that publishes into the same folder, which takes microseconds
+_POLL_S = 0.002
 
 Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
@@ -254,14 +258,26 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``, if it can be locked."""
+    """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by another program."""
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
+    deadline = time.monotonic() + FOLDER_WAIT_S
     try:
-        with suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        while not _is_tried(folder) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         yield
     finally:
         close_quietly(folder)
+
+
+def _is_tried(folder: int) -> bool:
+    """Lock the folder; False while another process has it. Where it cannot be locked there is nothing to wait for."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
@@ -370,8 +386,14 @@ def _tell_unsynced(folder: Name | int, error: OSError, on_unsynced: OnUnsynced |
         is_told = device in _told
         _told.add(device)
     if not is_told:
-        name = folder if not isinstance(folder, int) else os.readlink(f"/proc/self/fd/{folder}")
-        on_unsynced(os.fspath(name), error)
+        on_unsynced(_path_of(folder) if isinstance(folder, int) else os.fspath(folder), error)
+
+
+def _path_of(descriptor: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return "an open folder"
 
 
 def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None) -> None:

@@ -9,6 +9,7 @@ or after the call, or the call fails with ERRNO, or hangs.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -70,6 +71,11 @@ class Faults:
         return name == "open" and not args[1] & os.O_CREAT
 
 
+def refuse(*_: object) -> None:
+    """As a file system that cannot rename without replacing: with WITHOUT_NOREPLACE in the environment."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
 def main() -> int:
     from dlpool import disk
     from dlpool.cli.main import main as dlpool
@@ -82,6 +88,8 @@ def main() -> int:
     faults = Faults(log, action, step, int(number))
     for name in WATCHED:
         faults.wrap(name)
+    if "WITHOUT_NOREPLACE" in os.environ:
+        setattr(disk, "rename_noreplace", refuse)  # noqa: B010 - it is imported there
     faults.wrap("rename_noreplace", disk)
     return dlpool(sys.argv[split + 1 :])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -232,6 +233,22 @@ def test_of_two_that_publish_one_name_one_wins(kind_of_file_system: str, tmp_pat
         assert (tmp_path / "f").read_bytes() == b"%d" % won[0]
         assert (len(won), os.listdir(tmp_path)) == (1, ["f"])
         (tmp_path / "f").unlink()
+
+
+def test_a_folder_that_another_program_keeps_locked_is_waited_for_and_then_used(
+    fails: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "FOLDER_WAIT_S", 0.05)
+    fails("rename_noreplace", errno.EINVAL)
+    fails("link", errno.EPERM)
+    path, identity = source(tmp_path)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        disk.publish_exclusive(path, tmp_path / "f", identity=identity)
+    finally:
+        os.close(folder)
+    assert os.listdir(tmp_path) == ["f"]
 
 
 @pytest.mark.parametrize("call", ["rename_noreplace", "link", "replace", "unlink"])

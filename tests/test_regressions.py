@@ -83,17 +83,25 @@ def test_a_part_name_that_still_means_the_published_file_does_not_empty_it(
 
 @pytest.mark.parametrize("if_exists", ["skip", "fail", "rename"])
 @pytest.mark.parametrize(
-    ("when", "step"),
-    [("kill-after", "publish:link:1"), ("kill-after", "publish:unlink:1"), ("kill-before", "publish:unlink:2")],
+    ("way", "when", "step"),
+    [
+        ("rename", "kill-after", "publish:rename_noreplace:1"),
+        ("rename", "kill-before", "publish:unlink:1"),
+        ("link", "kill-after", "publish:link:1"),
+        ("link", "kill-after", "publish:unlink:1"),
+        ("link", "kill-before", "publish:unlink:2"),
+    ],
 )
 def test_killed_around_a_publish_that_may_not_overwrite_the_next_run_is_done(
-    if_exists: str, when: str, step: str, tmp_path: Path
+    if_exists: str, way: str, when: str, step: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "f"
     options = ["--if-exists", if_exists, "--json", "-q", "--min-split-size", "256K"]
     with Origin(File(DATA, block=64 * 1024, pause_s=0.05)) as origin:
         arguments = ["fetch", f"{origin.url}/f", target, *options]
-        assert run(tmp_path / "log", when, step, "--", *arguments, module="tests.faults").code == -9
+        environment = {**os.environ, **({"WITHOUT_NOREPLACE": "1"} if way == "link" else {})}
+        killed = run(tmp_path / "log", when, step, "--", *arguments, module="tests.faults", env=environment)
+        assert killed.code == -9
         ended = run(*arguments)
     assert (ended.code, ended.json["received"], ended.json["path"]) == (0, 0, str(target))
     assert target.read_bytes() == DATA

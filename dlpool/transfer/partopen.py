@@ -94,6 +94,9 @@ class PartOpener:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+            if self._was_published(status):
+                _abandon(descriptor, None)
+                return None
             is_marked = self._checked_mark(descriptor)
             if not is_marked and not self._is_spelt_so():
                 _abandon(descriptor, None)
@@ -109,6 +112,13 @@ class PartOpener:
             raise
         _abandon(descriptor, lock)  # published or replaced between open and lock
         return None
+
+    def _was_published(self, status: os.stat_result) -> bool:
+        """Whether it is the target itself, as a kill between link and removal leaves it; then the name goes."""
+        if status.st_nlink == 1 or not disk.is_name_of(self._target, disk.identity_of(status)):
+            return False
+        disk.remove(self.path)
+        return True
 
     def _is_spelt_so(self) -> bool:
         """Whether the folder has the very name; else take the spelling that it has, to be opened next. Raises OSError.
