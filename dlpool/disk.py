@@ -167,7 +167,7 @@ def atomic_write(
     temporary = temporary or f"{os.fspath(path)}.tmp"
     descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
     try:
-        identity = _fill(descriptor, data, sync=sync)
+        identity = fill(descriptor, data, sync=sync)
         replace(temporary, path, identity=identity, dir_fd=dir_fd)
     except OSError:
         remove_quietly(temporary, dir_fd=dir_fd)
@@ -176,8 +176,8 @@ def atomic_write(
         _sync_parent(path, dir_fd, on_unsynced)
 
 
-def _fill(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all, and close: a network file system may report a failed write only then. Raises OSError, the first."""
+def fill(descriptor: int, data: bytes, *, sync: bool) -> Identity:
+    """Write all and close: a network file system may report a failed write only then. Raises OSError, the first."""
     try:
         write_all(descriptor, data)
         if sync:

@@ -94,19 +94,17 @@ class PartOpener:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise LocalFault(f"cannot use {self.path}: it is not a regular file")
-            if self._was_published(status):
-                _abandon(descriptor, None)
-                return None
-            is_marked = self._checked_mark(descriptor)
-            if not is_marked and not self._is_spelt_so():
+            is_marked = self._is_usable(descriptor, status)
+            if is_marked is None:
                 _abandon(descriptor, None)
                 return None
             lock = self._locked(descriptor)
             status = os.fstat(descriptor)
-            if status.st_nlink > 1:  # it has been published by a link, and its old name was left by a kill
-                disk.remove(self.path)
-            elif disk.is_name_of(self.path, disk.identity_of(status)):
+            is_named = disk.is_name_of(self.path, disk.identity_of(status))
+            if is_named and status.st_nlink == 1:
                 return OpenPart(descriptor, status, lock, is_marked, is_new=False)
+            if is_named:  # it has been published by a link, and its old name was left by a kill
+                disk.remove(self.path)
         except BaseException:
             _abandon(descriptor, lock)
             raise
@@ -139,12 +137,16 @@ class PartOpener:
         self.path = self.path.with_name(found)
         return False
 
-    def _checked_mark(self, descriptor: int) -> bool:
-        """Whether the file has the mark; raises ForeignFile for one that is not ours."""
+    def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
+        """Whether the file has the mark; None if it is to be opened again. Raises ForeignFile, OSError."""
+        if self._was_published(status):
+            return None
         if _has_mark(descriptor):
             return True
+        if not disk.is_name_of(self.path, disk.identity_of(status)):
+            return None  # another download has published it, without its mark, since it was opened
         if StateFile.of(self._target, sync=False).is_ours():
-            return _mark(descriptor)
+            return _mark(descriptor) or (None if not self._is_spelt_so() else False)
         raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
@@ -153,11 +155,17 @@ class PartOpener:
         ``held``: a lock file that is ours already.
         """
         descriptor = self._unnamed()
-        opened = self._linked(descriptor, held) if descriptor is not None else None
+        try:
+            opened = self._linked(descriptor, held) if descriptor is not None else None
+        except FileExistsError:
+            return None
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark a file without a name, and give it its name; None if that is not possible. Raises OSError."""
+        """Lock and mark a file without a name, and give it its name; None if that is not possible.
+
+        Raises FileExistsError if something has the name, OSError.
+        """
         lock = held
         try:
             lock = held or self._locked(descriptor, Path(f"/proc/self/fd/{descriptor}"))
@@ -173,11 +181,18 @@ class PartOpener:
         return None
 
     def _has_linked(self, descriptor: int) -> bool:
-        """Link a file without a name to the part file's; whether that was done, whatever the call reports."""
+        """Give a file without a name that of the part file; whether that was done, whatever the call reports.
+
+        Raises FileExistsError if something else has the name, OSError.
+        """
         try:
             os.link(f"/proc/self/fd/{descriptor}", self.path, src_dir_fd=descriptor, follow_symlinks=True)
-        except OSError:
-            return disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor)))
+        except OSError as error:
+            if disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor))):
+                return True
+            if isinstance(error, FileExistsError):
+                raise
+            return False
         return True
 
     def _unnamed(self) -> int | None:

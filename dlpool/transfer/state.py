@@ -247,10 +247,25 @@ class StateFile:
         self.is_placeholder = False
 
     def reserve(self) -> None:
-        """Write a placeholder, unless there is a state. Raises LocalFault."""
-        if not self.exists:
-            self._write(_PLACEHOLDER, sync=False)
-            self.is_placeholder = True
+        """Write a placeholder, unless there is a state: also if one is committed meanwhile. Raises LocalFault.
+
+        It may be called without the part file's lock.
+        """
+        if self.exists:
+            return
+        with translated(f"write {self.path}"):
+            temporary = self._free(f"{self.path.name}.new")
+            descriptor = disk.create_exclusive(temporary)
+            try:
+                identity = disk.fill(descriptor, _PLACEHOLDER, sync=False)
+                disk.publish_exclusive(temporary, self.path, identity=identity)
+                self.is_placeholder = True
+            except FileExistsError:
+                disk.remove_quietly(temporary)  # another process was faster
+            except OSError:
+                disk.remove_quietly(temporary)
+                raise
+        self.exists = True
 
     def unreserve(self) -> None:
         """Remove the placeholder, if it is one that this object has written or read."""
@@ -318,10 +333,15 @@ class StateFile:
     def _free_temporary(self) -> Path:
         """The name to write to: another one than usual where that is a foreign file's. Raises OSError."""
         if self._temporary is None:
-            self._temporary = self._usual_temporary
-            if disk.exists(self._temporary) and not _is_leftover(self._temporary):
-                self._temporary = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
+            self._temporary = self._free(self._usual_temporary.name)
         return self._temporary
+
+    def _free(self, name: str) -> Path:
+        """The name, or a random one if a foreign file has it. Raises OSError."""
+        path = self.path.with_name(name)
+        if disk.exists(path) and not _is_leftover(path):
+            return self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
+        return path
 
     def _on_unsynced(self, folder: str, error: OSError) -> None:
         self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
