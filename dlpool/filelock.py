@@ -295,7 +295,13 @@ class _Made:
     def create(cls, path: Path) -> _Made:
         """Create the file and write who owns it. Raises FileExistsError, OSError."""
         owner = Owner.own()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise
+        except OSError:
+            _remove_empty(path)  # it may have been created all the same, and would be a lock that nobody holds
+            raise
         try:
             _own_tokens.add(owner.token)
             disk.write_all(descriptor, owner.as_json())
@@ -313,6 +319,12 @@ class _Made:
             if disk.is_name_of(path, self.identity):
                 disk.remove(path)
         disk.close_quietly(self.descriptor)
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if os.stat(path, follow_symlinks=False).st_size == 0:
+            disk.remove(path)
 
 
 def _take_over(path: Path) -> _LockFile | None:
