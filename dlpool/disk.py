@@ -310,10 +310,9 @@ def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> boo
     """Tell whether the target is the file although the call reported an error."""
     if identity is None:
         return False
-    try:
+    with suppress(OSError):
         return is_name_of(target, identity, dir_fd)
-    except OSError:
-        return False
+    return False
 
 
 # --- folders ---
