@@ -75,7 +75,6 @@ FAULTS: dict[int, Fault] = {
     errno.ENOSYS: Fault("unsupported", LocalFault, "the file system cannot do that (function not implemented)"),
     errno.EOPNOTSUPP: Fault("unsupported", LocalFault, "the file system cannot do that (operation not supported)"),
 }
-_UNKNOWN = Fault("storage", LocalFault, "")
 
 _ENOTSUPP = 524  # of the Linux kernel's own; NFS clients let it through to the program
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
@@ -92,7 +91,7 @@ HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM
 def fault_of(error: OSError) -> Fault:
     """Return the meaning of ``error``; of kind ``storage``, with the error's own text, outside the table."""
     known = FAULTS.get(error.errno or 0)
-    return known or Fault(_UNKNOWN.kind, _UNKNOWN.raised, error.strerror or str(error) or type(error).__name__)
+    return known or Fault("storage", LocalFault, error.strerror or str(error) or type(error).__name__)
 
 
 class translated:
