@@ -179,3 +179,83 @@ def test_chunks_may_have_extensions_and_trailers(serve: Serve, fetch: Fetcher, t
     origin = serve(says(CHUNKED + body))
     fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f", b"abcd")
+
+
+# What servers and proxies put among header fields although it is none; a parser of e-mail takes it for the end of them.
+NO_FIELDS = {
+    "no colon": b"this is no field\r\n",
+    "a space before the colon": b"X-Field : y\r\n",
+    "a tab before the colon": b"X-Field\t: y\r\n",
+    "a name that is not ASCII": b"X-F\xc3\xa9: y\r\n",
+    "a control as name": b"\x01: y\r\n",
+    "a stray CR": b"X-Field: a\rb\r\n",
+    "no name": b": y\r\n",
+    "a continuation of nothing": b" y\r\n",
+    "markup": b"<!-- y -->\r\n",
+    "a second status line": b"HTTP/1.1 200 OK\r\n",
+    "a second line without a colon": b"one\r\nX-Field: y\r\ntwo\r\n",
+}
+ODD = pytest.mark.parametrize("odd", NO_FIELDS.values(), ids=NO_FIELDS.keys())
+
+
+@ODD
+def test_a_line_that_is_no_field_does_not_hide_the_length(
+    odd: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    head = HEAD + odd + b"Content-Length: %d\r\n\r\n" % len(DATA)
+    origin = serve(first(2, says(head + DATA[:5000]), says(head + DATA)))
+    fetch(f"{origin.url}/f", tmp_path / "f", retry_delay=0.0)
+    check_file(tmp_path / "f", DATA)
+    assert len(origin.requests) == 3
+
+
+@ODD
+def test_a_line_that_is_no_field_does_not_hide_the_chunks(
+    odd: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    origin = serve(says(HEAD + odd + b"Transfer-Encoding: chunked\r\n\r\n" + WHOLE + b"0\r\n\r\n"))
+    fetch(f"{origin.url}/f", tmp_path / "f")
+    check_file(tmp_path / "f", DATA)
+
+
+@pytest.mark.parametrize("name", [b"Content-Length ", b"Content-Length\t", b"content-length \t "])
+def test_a_length_with_a_space_before_its_colon_counts(
+    name: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    origin = serve(says(HEAD + name + b": %d\r\n\r\n" % len(DATA) + DATA[:5000]))
+    with pytest.raises(errors.ShortBody):
+        fetch(f"{origin.url}/f", tmp_path / "f", retries=1, retry_delay=0.0)
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("start", [CLOSE, CHUNKED], ids=["close", "chunked"])
+def test_a_total_that_a_200_tells_is_the_length_of_a_body_that_has_none(
+    start: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    head = start[:-2] + b"Content-Range: bytes 0-%d/%d\r\n\r\n" % (len(DATA) - 1, len(DATA))
+    cut, whole = DATA[:5000], DATA
+    if start is CHUNKED:
+        cut, whole = (chunk(data) + b"0\r\n\r\n" for data in (cut, whole))
+    origin = serve(first(2, says(head + cut), says(head + whole)))
+    fetch(f"{origin.url}/f", tmp_path / "f", retry_delay=0.0)
+    check_file(tmp_path / "f", DATA)
+    assert len(origin.requests) == 3
+
+
+@pytest.mark.parametrize("coding", [b"identity", b"Identity", b""])
+def test_the_coding_that_is_none_leaves_the_length(coding: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    head = HEAD + b"Transfer-Encoding: " + coding + b"\r\nContent-Length: %d\r\n\r\n" % len(DATA)
+    origin = serve(first(1, says(head + DATA[:5000]), says(head + DATA)))
+    fetch(f"{origin.url}/f", tmp_path / "f", retry_delay=0.0)
+    check_file(tmp_path / "f", DATA)
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"x-gzip", b"deflate", b"gzip, gzip"])
+def test_an_encoded_body_that_is_cut_before_its_first_byte_is_no_empty_file(
+    coding: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    origin = serve(says(HEAD + b"Content-Encoding: " + coding + b"\r\n\r\n"))
+    with pytest.raises(errors.ShortBody):
+        fetch(f"{origin.url}/f", tmp_path / "f", retries=1, retry_delay=0.0)
+    assert not (tmp_path / "f").exists()

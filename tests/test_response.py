@@ -88,3 +88,25 @@ def test_usual_fields_are_found_whatever_their_case() -> None:
 def test_too_many_fields_are_refused() -> None:
     with pytest.raises(http.client.HTTPException, match=f"more than {MAX_FIELDS} fields"):
         read_fields(io.BytesIO(b"a: b\r\n" * (MAX_FIELDS + 1) + b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("Content-Range", ["bytes 0-1/2"] * 2, "bytes 0-1/2"),
+        ("Content-Length", ["17", "17", "17"], "17"),
+        ("Content-Type", ["text/html"] * 2, "text/html"),
+        ("ETag", ['"v1"'] * 2, '"v1"'),
+        ("Location", ["/a"] * 2, "/a"),
+        ("Retry-After", ["7"] * 2, "7"),
+        ("Content-Range", ["bytes 0-1/2", "bytes 1-1/2"], "bytes 0-1/2, bytes 1-1/2"),
+        ("Content-Length", ["17", "18"], "17, 18"),
+        ("ETag", ['"v1"', '"v2"'], '"v1", "v2"'),
+        ("Content-Encoding", ["gzip"] * 2, "gzip, gzip"),
+        ("Transfer-Encoding", ["chunked"] * 2, "chunked, chunked"),
+    ],
+)
+def test_what_is_no_list_counts_once_if_it_is_repeated_alike(name: str, values: list[str], expected: str) -> None:
+    found = read_fields(io.BytesIO("".join(f"{name}: {value}\r\n" for value in values).encode() + b"\r\n"))
+    assert found[name.upper()] == found.get(name) == expected
+    assert found.get_all(name) == values

@@ -146,7 +146,10 @@ def test_another_name_promises_nothing(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "a.zip", "a.tar.gz", "a.iso?token=x", "a.PDF", "m%2Egguf"])
-@pytest.mark.parametrize("content_type", ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml", "text/html, text/html", "text/html,text/plain"],
+)
 def test_a_page_in_place_of_a_binary_file_is_retried_then_refused(
     name: str, content_type: str, serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:

@@ -183,10 +183,13 @@ def _kind(resource: Resource) -> str:
 def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: str | None) -> Answer:
     size = None if _is_chunked(headers) else _length(headers)
     said = headers.get("Content-Range")
-    if said is not None and not _is_of_whole(content_range(said), size):
-        raise ContradictoryAnswer(
-            f"the server answered {status}, which is a whole file, with Content-Range {said[:80]!r}"
-        )
+    if said is not None:
+        told = content_range(said)
+        if not _is_of_whole(told, size):
+            raise ContradictoryAnswer(
+                f"the server answered {status}, which is a whole file, with Content-Range {said[:80]!r}"
+            )
+        size = told.total if told is not None else size  # a body without a length must not end before
     resource = Resource.from_headers(headers, size, host=host, seen_at=now)
     if status == 203:  # a proxy transformed it: its validators are not the origin's (section 15.3.4)
         resource = Resource(

@@ -113,6 +113,7 @@ class DecodedReply(Reply):
         """``reply``: of a coding that ``treatment`` found to be decodable."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url
         self._reply = reply
+        self._has_end = "Content-Length" in reply.headers or "Transfer-Encoding" in reply.headers
         self._block = memoryview(bytearray(BLOCK))
         read: Read = self._pull
         for name in reversed(codings(reply.headers.get("Content-Encoding"))):
@@ -133,7 +134,11 @@ class DecodedReply(Reply):
         self._reply.close()
 
     def _pull(self, most: int) -> bytes:
-        return bytes(self._block[: self._reply.read(self._block[:most])])
+        size = self._reply.read(self._block[:most])
+        if not size and not self._has_end:
+            raise ShortBody("the connection ended before the encoded body began")
+        self._has_end = True
+        return bytes(self._block[:size])
 
 
 def decoded(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:

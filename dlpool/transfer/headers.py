@@ -70,17 +70,23 @@ def http_date(value: str | None) -> datetime | None:
         return None
 
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _HTTP_DATES = re.compile(
-    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} (?:GMT|UTC|[+-]0000)"
+    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [1-9][0-9]{3} [0-9]{2}:[0-9]{2}:[0-9]{2} (?:GMT|UTC|[+-]0000)"
     r"|[A-Z][a-z]{5,8}, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
-    r"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}"
+    r"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [1-9][0-9]{3}"
 )
 
 
 def exact_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and no other; in UTC."""
+    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and no other; in UTC.
+
+    None for the year 1, too, which Go sends for a time that is not set and the parser of e-mail takes for 2001, and
+    where the day of the week is another.
+    """
     text = (value or "").strip()
-    return http_date(text) if _HTTP_DATES.fullmatch(text) else None
+    moment = http_date(text) if _HTTP_DATES.fullmatch(text) else None
+    return moment if moment is not None and text.startswith(_DAYS[moment.weekday()]) else None
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -62,7 +63,7 @@ class Resource:
             etag=headers.get("ETag") or None,
             last_modified=headers.get("Last-Modified") or None,
             date=headers.get("Date"),
-            content_type=(headers.get("Content-Type") or "").partition(";")[0].strip().lower() or None,
+            content_type=_media_type(headers.get("Content-Type")),
             content_encoding=_encoding(headers.get("Content-Encoding")),
             server_name=content_disposition_name(headers.get("Content-Disposition")),
             digest=file_digest(headers, is_whole=is_whole),
@@ -73,8 +74,9 @@ class Resource:
 
     @property
     def strong_etag(self) -> str | None:
-        """The entity tag, if byte ranges may be joined by it."""
-        return strong_etag(self.etag)
+        """The entity tag, if byte ranges may be joined by it; an empty one is of a server that has none."""
+        tag = strong_etag(self.etag)
+        return tag if tag != '""' else None
 
     @property
     def has_settled_date(self) -> bool:
@@ -180,6 +182,11 @@ def _verdict(is_same: bool) -> Sameness:
 def _opaque(etag: str) -> str:
     """What weak comparison looks at (RFC 9110 section 8.8.3.2)."""
     return etag.strip().removeprefix("W/")
+
+
+def _media_type(value: str | None) -> str | None:
+    """The media type without its parameters; the first one, where a proxy has added another."""
+    return re.split("[;,]", value or "", maxsplit=1)[0].strip().lower() or None
 
 
 def _encoding(value: str | None) -> str | None:

@@ -22,14 +22,29 @@ MAX_INFORMATIONAL = 32  # 1xx answers before the final one
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")  # RFC 9112 section 4
 _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.MULTILINE)  # section 5
+# The same, with spaces before the colon, which section 5.1 has a recipient remove.
+_LENIENT_FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.MULTILINE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")  # section 7.1
+_SINGLE = {
+    "content-length",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "last-modified",
+    "location",
+    "retry-after",
+}
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _CUT_HEADER = "the connection ended within the header"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class Fields(Mapping[str, str]):
-    """Header fields, whatever the case of their names; repeated ones as one list (RFC 9110 section 5.3)."""
+    """Header fields, whatever the case of their names; repeated ones as one list (RFC 9110 section 5.3).
+
+    A field of ``_SINGLE`` is no list: where a proxy has repeated it with an equal value, that counts once.
+    """
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
         self._values: dict[str, list[str]] = {}
@@ -37,7 +52,7 @@ class Fields(Mapping[str, str]):
             self._values.setdefault(name.lower(), []).append(value)
 
     def __getitem__(self, name: str) -> str:
-        return ", ".join(self._values[name.lower()])
+        return _joined(name.lower(), self._values[name.lower()])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -47,11 +62,15 @@ class Fields(Mapping[str, str]):
 
     def get(self, name: str, default: Any = None) -> Any:
         values = self._values.get(name.lower())
-        return default if values is None else values[0] if len(values) == 1 else ", ".join(values)
+        return default if values is None else values[0] if len(values) == 1 else _joined(name.lower(), values)
 
     def get_all(self, name: str, default: Any = None) -> Any:
         """Each value by itself: cookies are no list."""
         return self._values.get(name.lower(), default)
+
+
+def _joined(name: str, values: list[str]) -> str:
+    return ", ".join(dict.fromkeys(values) if name in _SINGLE else values)
 
 
 class StrictResponse(http.client.HTTPResponse):
@@ -81,10 +100,13 @@ class StrictResponse(http.client.HTTPResponse):
             return
         if not self._read_usual():
             self._read_odd()
-        coding = self.headers.get("Transfer-Encoding")
-        self.chunked = coding is not None and coding.lower() == "chunked"
+        coding = (self.headers.get("Transfer-Encoding") or "").lower()
+        self.chunked = coding == "chunked"
         self.chunk_left = None
-        if coding is not None and not self.chunked:  # http.client would hand out the framing as body
+        is_none = coding in ("", "identity") and "Content-Length" in self.headers  # RFC 2616 section 3.6
+        if "Transfer-Encoding" in self.headers and not (
+            self.chunked or is_none
+        ):  # http.client would hand out the framing as body
             raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
         self.length = self._body_length()
         self.will_close = self._check_close() or (not self.chunked and self.length is None)
@@ -137,7 +159,7 @@ class StrictResponse(http.client.HTTPResponse):
         self.fp = cast(Any, _HeaderReader(body))
         try:
             version, self.status, reason = self._read_status()
-            self.headers = self.msg = cast(Any, read_fields(self.fp))
+            self.headers = self.msg = cast(Any, read_fields(self.fp, is_lenient=True))
         finally:
             if isinstance(self.fp, _HeaderReader):  # not when http.client closed it
                 self.fp = body
@@ -212,8 +234,13 @@ class _HeaderReader:
         self._lines.close()
 
 
-def read_fields(lines: BinaryIO) -> Fields:
-    """The header fields up to the empty line, line by line. Raises HTTPException for too many, or if they were cut."""
+def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> Fields:
+    """Read the header fields up to the empty line, line by line.
+
+    The parser of e-mail takes the first line that is no field for the end of the header. ``is_lenient``: such a line
+    is passed over, as browsers do, since a length or a coding may stand behind it, without which a body that was cut
+    looks complete. Raises HTTPException for too many fields, or if they were cut.
+    """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
         if not line:
@@ -224,6 +251,9 @@ def read_fields(lines: BinaryIO) -> Fields:
     text = b"".join(read).decode("iso-8859-1")
     fields = _FIELD.findall(text)
     if len(fields) != len(read):  # folded, without a name, with a stray CR
-        parsed = email.parser.Parser(_class=http.client.HTTPMessage).parsestr(text)
+        parser = email.parser.Parser(_class=http.client.HTTPMessage)
+        parsed = parser.parsestr(text, headersonly=True)
         fields = [(name, _FOLD.sub(" ", value).rstrip(" \t")) for name, value in parsed.items()]
+        if is_lenient:
+            fields += _LENIENT_FIELD.findall(str(parsed.get_payload()))
     return Fields(fields)
