@@ -96,9 +96,15 @@ def lines_of(read: Callable[[int], bytes], *, keeps_nul: bool = False) -> Iterat
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText."""
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText.
+
+    A mark of UTF-16 or UTF-32 with nothing after it is no text: the rest of the file has been lost, or it is binary.
+    """
     with path.open("rb") as file:
         lines = list(lines_of(file.read, keeps_nul=True))
+        is_cut = not lines and file.tell() in (len(codecs.BOM_UTF16), len(codecs.BOM_UTF32))
+    if is_cut:
+        raise NotText("line 1: a byte order mark, and nothing after it")
     for number, line in enumerate(lines, 1):
         if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
             raise NotText(f"line {number}: not UTF-8: save the file in that encoding")

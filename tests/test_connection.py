@@ -229,9 +229,23 @@ def test_a_password_file_that_is_missing_is_said(tmp_path: Path) -> None:
         client_of("redis://localhost", tmp_path, password_file=str(tmp_path / "none"))
 
 
-def test_a_password_file_that_is_not_text_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xfe",  # of UTF-16 the mark alone
+        b"\xfe\xff",
+        b"\xff\xfe\0\0",
+        b"\0\0\xfe\xff",
+        b"\xff\xfea",
+        b"\xff\xfe\0\xd8",
+        b"pass\xffword",
+        b"\xef\xbb\xbfpass\xffword",
+        b"\x80\x81",
+    ],
+)
+def test_a_password_file_that_is_not_text_is_said(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "password"
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(data)
     with pytest.raises(ConfigurationError, match=r"^\[redis\] password_file = \S+: it is not UTF-8$"):
         client_of("redis://localhost", tmp_path, password_file=str(file))
 

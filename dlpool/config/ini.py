@@ -123,8 +123,11 @@ def text_of_file(path: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding") from error
-    if "\0" in text:
-        raise ConfigurationError(f"{path} is no INI file: it has NUL characters: save it as text in UTF-8")
+    before, nul, _ = text.partition("\0")
+    if nul:  # UTF-16 without a mark has many
+        *earlier, line = before.split("\n")
+        place = f"line {len(earlier) + 1}: {_cut(line)}"
+        raise ConfigurationError(f"{path} is no INI file: it has NUL characters ({place}): save it as text in UTF-8")
     return text
 
 
