@@ -260,6 +260,39 @@ def test_another_url_than_embedded_is_taken_as_it_is(tmp_path: Path) -> None:
     assert effective_url(replace(RedisSettings(), url="redis://h"), tmp_path) == "redis://h"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        # of Redis 7, of Redis 6.2, and of a command that is not in a script
+        (
+            redis.exceptions.ReadOnlyError(
+                f"You can't write against a read only replica. script: {'0a' * 20}, on @user_script:20."
+            ),
+            "cannot serve now: You can't write against a read only replica",
+        ),
+        (
+            redis.exceptions.OutOfMemoryError(
+                f"command not allowed when used memory > 'maxmemory'. script: {'f' * 40}, on @user_script:7."
+            ),
+            "cannot serve now: command not allowed when used memory > 'maxmemory'",
+        ),
+        (
+            redis.exceptions.ReadOnlyError("You can't write against a read only replica."),
+            "cannot serve now: You can't write against a read only replica",
+        ),
+        (
+            redis.exceptions.ResponseError("no such script: a script, on Monday"),
+            "refuses: no such script: a script, on Monday",
+        ),
+    ],
+)
+def test_a_reason_does_not_name_the_line_of_our_script(error: Exception, said: str, tmp_path: Path) -> None:
+    def ask(_client: redis.Redis) -> None:
+        raise error
+
+    assert str(error_of(client_of("redis://h:1", tmp_path), ask)) == f"Redis at h:1 {said}"
+
+
 # --- nothing is sent twice ----------------------------------------------------------------------------------------
 
 

@@ -56,12 +56,14 @@ def test_a_failed_job_is_logged_with_the_stack_of_its_cause(
     assert b"Traceback" not in note, "the stack is for the log, not for Redis"
 
 
-def test_a_job_that_the_server_refuses_has_no_stack(desk: Desk) -> None:
-    desk.serve(answer(404))
+@pytest.mark.parametrize("status", [404, 410, 401, 403, 451])
+def test_a_job_that_the_server_refuses_is_logged_with_a_stack(desk: Desk, status: int) -> None:
+    desk.serve(answer(status))
     desk.client.wait_for_failure(desk.push())
     wait_until(lambda: desk.service.events("job_failed") != [])
     [failed] = desk.service.events("job_failed")
-    assert "error.stack_trace" not in failed and failed["error.message"]
+    assert "dlpool.errors." in failed["error.stack_trace"] and len(failed["error.stack_trace"]) <= MAX_STACK
+    assert failed["error.message"] and failed["error.code"]
 
 
 def caused(error: DlpoolError, cause: Exception) -> DlpoolError:
@@ -84,8 +86,8 @@ def test_a_stack_of_any_text_fits_into_a_frame(kind: type[DlpoolError], text: st
     assert len(encode(frame)) <= MAX_FRAME and decode(encode(frame)) == frame
 
 
-def test_an_error_without_a_cause_has_no_stack() -> None:
+def test_an_error_without_a_cause_has_its_own_stack() -> None:
     try:
         raise LocalFault("x")
     except LocalFault as error:
-        assert _stack(error) == ""
+        assert _stack(error).count("Traceback") == 1 and _stack(error).endswith("LocalFault: x\n")

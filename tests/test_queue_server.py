@@ -17,6 +17,7 @@ import psutil
 import pytest
 import redis
 
+from dlpool.cli.supervisor import Herald
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway
 from dlpool.jobs.connection import AUTO, connect, translated
@@ -192,6 +193,17 @@ def test_of_two_supervisors_the_second_has_its_socket_only(folder: Path, port: i
         pushed = processes.run("push", f"{origin.url}/a", "a", "-c", service.ini)
         assert pushed.code == 0, pushed.err
         wait_until(lambda: (service.out / "a").exists())
+
+
+@pytest.mark.parametrize("event", ["embedded_redis_hidden", "embedded_data_unused"])
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_what_clients_must_know_of_the_private_redis_is_said_at_the_start(
+    event: str, is_quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    herald = Herald(is_quiet=is_quiet)
+    for _ in range(2):
+        herald.hear(event, {"reason": "the reason"})
+    assert capsys.readouterr().err == ("" if is_quiet else "dlpool-supervisor: warning: the reason\n")
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", None], ids=["http", "hangs up", "closed"])

@@ -62,11 +62,17 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     ).settings
 
 
+_STARTING = frozenset({"service_started", "service_ready", "embedded_redis_hidden", "embedded_data_unused"})
+
+
 class Herald:
-    """Says on standard error, once each, what starts, that it is ready, and that it waits for Redis. Thread-safe."""
+    """Print to standard error, once each: what starts, what clients must know of its Redis, that it is ready or waits.
+
+    Thread-safe.
+    """
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._left = {"redis_away"} if is_quiet else {"redis_away", "service_started", "service_ready"}
+        self._left = {"redis_away", *(() if is_quiet else _STARTING)}
 
     def hear(self, event: str, fields: Mapping[str, Any]) -> None:
         """Told of each event of the log."""
@@ -77,6 +83,8 @@ class Herald:
             said = start_lines(fields)
         elif event == "service_ready":
             said = ["ready"]
+        elif event in _STARTING:
+            said = [f"warning: {fields['reason']}"]
         else:
             said = [f"{fields.get('error')}; it waits until Redis can be used"]
         print(*(f"dlpool-supervisor: {line}" for line in said), sep="\n", file=sys.stderr, flush=True)

@@ -59,6 +59,7 @@ _UNABLE_TEXT = re.compile(
 )
 _UNTRUSTED_TEXT = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?(.*?)\.? \(_ssl")
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
+_SCRIPT_SUFFIX = re.compile(r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$")  # of Redis 7: which line of our script
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
 
 
@@ -225,7 +226,7 @@ def _where(client: redis.Redis) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = _PIPELINE_PREFIX.sub("", str(error).replace("\n", " ").strip()).rstrip(".")
+    text = _SCRIPT_SUFFIX.sub("", _PIPELINE_PREFIX.sub("", str(error).replace("\n", " ").strip())).rstrip(".")
     return text[:300] or type(error).__name__
 
 

@@ -214,9 +214,7 @@ class JobRun:
 
 
 def _stack(error: DlpoolError) -> str:
-    """The end of the stack of an error that another one caused; a refusal by rule has none to tell."""
-    if error.__cause__ is None:
-        return ""
+    """Return the end of the stack of an error and its causes, for the log."""
     return stack_of(error, STACK_FRAMES).encode("utf-8", "backslashreplace")[-MAX_STACK:].decode("utf-8", "ignore")
 
 
