@@ -271,16 +271,33 @@ def test_paused_downloads_do_not_hold_a_program(slow: Origin, tmp_path: Path) ->
     assert not (tmp_path / "a").exists()
 
 
-def test_ctrl_c_ends_the_wait_resumably(tmp_path: Path) -> None:
+EXITS = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); "
+OTHER_THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(1,)).start(); "
+
+
+@pytest.mark.parametrize(
+    ("sent", "before", "failure"),
+    [
+        (signal.SIGINT, "", ""),
+        (signal.SIGTERM, EXITS, ""),
+        (signal.SIGINT, OTHER_THREAD, ""),
+        (signal.SIGINT, "", "raise ValueError('mine')"),
+        (signal.SIGINT, "", "sys.exit(3)"),
+    ],
+)
+def test_ctrl_c_ends_the_wait_resumably(sent: signal.Signals, before: str, failure: str, tmp_path: Path) -> None:
     data = make_data(8_000_000)
     with Origin(File(data, block=16 * KIB, pause_s=0.05)) as origin:
-        process = program(tmp_path, f"{origin.url}/a", end="print('end', flush=True)")
+        end = f"{before}print('end', flush=True)\n{failure}"
+        process = program(tmp_path, f"{origin.url}/a", end=end)
         assert process.stdout is not None
         assert process.stdout.readline() == "end\n"
         wait_until(lambda: has_begun(tmp_path / "a.part", data), LATE_S)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, err = process.communicate(timeout=LATE_S)
         assert "the program ended before 1 of its downloads" in err
+        assert "KeyboardInterrupt" not in err and "Exception ignored" not in err
+        assert err.count("Traceback") == failure.count("raise")
         assert not (tmp_path / "a").exists()
         assert (tmp_path / "a.part.meta").exists()
     with Origin(File(data)) as origin, DownloadEngine() as engine:

@@ -125,8 +125,8 @@ def text_of_file(path: str) -> str:
         raise ConfigurationError(f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding") from error
     before, nul, _ = text.partition("\0")
     if nul:  # UTF-16 without a mark has many
-        *earlier, line = before.split("\n")
-        place = f"line {len(earlier) + 1}: {_cut(line)}"
+        number, begin = before.count("\n") + 1, before.rpartition("\n")[2]
+        place = f"line {number}: {_cut(begin)}"
         raise ConfigurationError(f"{path} is no INI file: it has NUL characters ({place}): save it as text in UTF-8")
     return text
 

@@ -249,6 +249,11 @@ class DownloadEngine:
             _log.warning("the program ended before %d of its downloads; downloaded again, they resume", unfinished)
         self._end(LEAVE_S)
 
+    def linger(self) -> None:
+        """Wait at the end of the program until all that is pending or running has ended."""
+        if os.getpid() == self._pid:
+            self._keeper.join()
+
     def _end(self, patience_s: float | None) -> None:
         self._workers.stop()
         self._is_stopping = True

@@ -6,6 +6,7 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 SAMPLE_S = 0.2
@@ -16,6 +17,9 @@ class Stoppable(Protocol):
 
     def leave(self) -> None:
         """Stop soon, resumably."""
+
+    def linger(self) -> None:
+        """Wait until there is nothing left to wait for."""
 
 
 class Keeper:
@@ -50,6 +54,10 @@ class Keeper:
     def close(self) -> None:
         """Stop, and wait for the thread, unless that is the caller."""
         self._stop.set()
+        self.join()
+
+    def join(self) -> None:
+        """Wait until there is nothing left to wait for; a keeper's own thread returns at once."""
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -85,3 +93,22 @@ def stop_at_exit(engine: Stoppable) -> None:
 def _stop_engines() -> None:
     for engine in list(_engines):
         engine.leave()
+
+
+def _wait_for_engines() -> None:
+    """Wait for the downloads at the end of the program. Ctrl-C, or a signal handler that exits, ends the wait.
+
+    Without this the interpreter waits for the keepers' threads itself, and prints a traceback when it is interrupted.
+    """
+    try:
+        for engine in list(_engines):
+            engine.linger()
+    except (KeyboardInterrupt, SystemExit):
+        _stop_engines()
+
+
+# Called before the interpreter waits for threads; the function that concurrent.futures uses. Where there is none, the
+# interpreter's own wait holds.
+_register_at_end: Callable[[Callable[[], None]], None] = getattr(threading, "_register_atexit", lambda _: None)
+with suppress(RuntimeError):  # imported while the interpreter ends
+    _register_at_end(_wait_for_engines)
