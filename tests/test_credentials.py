@@ -116,6 +116,8 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("machine h login me password pw", [Entry("h", "me", "pw")]),
         ("machine h\n  login me\n\n  password pw\n", [Entry("h", "me", "pw")]),
+        ("MACHINE h Login me PASSWORD PW", [Entry("h", "me", "PW")]),
+        ("Default\nLOGIN me", [Entry(None, "me")]),
         ("machine H user me passwd pw account x", [Entry("h", "me", "pw")]),
         ("# all\nmachine h login me # not the word\npassword #pw", [Entry("h", "me", "#pw")]),
         ('machine h login "m e" password "p\\"w\\\\"', [Entry("h", "m e", 'p"w\\')]),

@@ -59,6 +59,24 @@ def test_a_total_of_star_without_head_is_one_stream(serve: Serve, fetch: Fetcher
     check_file(tmp_path / "f")
 
 
+@pytest.mark.parametrize("size", [0, 1, 5000, 64 * 1024 - 1])
+def test_a_head_that_tells_less_than_the_part_has_is_not_believed(
+    size: int, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    ranged = with_content_range(lambda span, end: f"bytes {span.start}-{end - 1}/*")
+
+    def handle(request: Request, connection: Connection) -> None:
+        if request.method == "HEAD":
+            connection.answer(200, {"ETag": '"v1"', "Content-Length": str(size)}, length=False)
+        elif request.range is None:
+            File(DATA)(request, connection)
+        else:
+            ranged(request, connection)
+
+    fetch(f"{serve(handle).url}/f", tmp_path / "f")
+    check_file(tmp_path / "f")
+
+
 def test_a_206_that_starts_earlier_is_skipped_up_to_the_asked_byte(
     serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:

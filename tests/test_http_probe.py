@@ -74,6 +74,25 @@ def test_a_refused_range_is_followed_by_one_plain_get(
     assert len(origin.requests) == 2
 
 
+@pytest.mark.parametrize(
+    ("status", "retry_after"),
+    [(400, "soon"), (400, "-1"), (400, ""), (405, "1"), (416, "1"), (416, "soon"), (501, "0"), (501, "86400")],
+)
+def test_so_is_one_whose_retry_after_means_nothing(
+    status: int, retry_after: str, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    def handle(request: Request, connection: Connection) -> None:
+        if request.range:
+            connection.answer(status, {"Retry-After": retry_after})
+        else:
+            File(DATA)(request, connection)
+
+    origin = serve(handle)
+    fetch(f"{origin.url}/f", tmp_path / "f")
+    check_file(tmp_path / "f")
+    assert len(origin.requests) == 2
+
+
 def test_a_range_and_a_plain_get_both_refused_fail_the_job(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     origin = serve(lambda _request, connection: connection.answer(400))
     with pytest.raises(errors.HttpRefused):

@@ -90,6 +90,11 @@ def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
     return theirs
 
 
+def refuses_ranges(status: int, headers: Mapping[str, str], now: datetime) -> bool:
+    """Whether a server that answers a ranged GET so may still answer a plain one; not if it asks to come later."""
+    return status in RANGE_REFUSALS and not (status in _MAY_WAIT and waiting_s(headers, now) is not None)
+
+
 def read_answer(
     status: int, headers: Mapping[str, str], asked: Span | None, now: datetime, host: str | None = None
 ) -> Answer:

@@ -81,7 +81,7 @@ def parse_netrc(text: str) -> list[Entry]:
     machine: str | None = None
     is_inside = False
     words = _Words(text)
-    for word in words:
+    for word in map(str.lower, words):
         if word in ("machine", "default"):
             entries += [_entry(machine, fields)] if is_inside else []
             machine, fields, is_inside = words.value(word).lower() if word == "machine" else None, {}, True

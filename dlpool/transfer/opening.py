@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from enum import Enum
 
 from dlpool.errors import BadAnswer, ContradictoryAnswer, FailJob, PolicyRefused, RetryRange
 from dlpool.transfer.answer import (
-    RANGE_REFUSALS,
     Answer,
     Span,
     check_family,
@@ -19,6 +19,7 @@ from dlpool.transfer.answer import (
     check_replacement,
     check_same_version,
     is_empty_file,
+    refuses_ranges,
 )
 from dlpool.transfer.chunks import ChunkMap, plan, stream
 from dlpool.transfer.context import Context, Plan
@@ -98,6 +99,7 @@ class Opening:
         self._head: Resource | None = None
         self._asked_head = False
         self._wants_head = False
+        self._least_size = 0  # what a part had that did not tell the total
         self._distrusts_if_range = False
         self._is_contradicted = False
         self._agrees: bool | None = None  # whether samples of what was saved are what the server has; None: not asked
@@ -129,7 +131,7 @@ class Opening:
 
     def _step(self, reply: Reply, asked: Span | None, if_range: str | None) -> Opened | None:
         """Take the answer as the beginning, or note what to ask instead and return None."""
-        is_refusal = asked is not None and reply.status in RANGE_REFUSALS and not reply.headers.get("Retry-After")
+        is_refusal = asked is not None and self._is_refusal(reply)
         if is_refusal and not is_empty_file(reply.status, reply.headers):
             self._is_whole = True
             return None
@@ -243,7 +245,7 @@ class Opening:
     def _is_sample(self, exchange: Exchange, saved: SavedState, span: Span, reader: Writer) -> bool:
         reply = self._context.source.get(exchange, span)
         try:
-            if reply.status in RANGE_REFUSALS and not reply.headers.get("Retry-After"):
+            if self._is_refusal(reply):
                 return False
             answer = self._context.judge(reply, span)
             if saved.resource.compare(answer.resource) is Sameness.SAME:
@@ -253,14 +255,19 @@ class Opening:
         finally:
             reply.close()
 
+    @staticmethod
+    def _is_refusal(reply: Reply) -> bool:
+        return refuses_ranges(reply.status, reply.headers, datetime.now(timezone.utc))
+
     def _size_by_head(self, answer: Answer) -> int | None:
         """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None: ask HEAD, or for the whole."""
+        end = answer.start + (answer.length or 1)
         if not self._asked_head:
-            self._wants_head = True
+            self._wants_head, self._least_size = True, end
             return None
-        head = self._head
-        is_known = head is not None and answer.resource.has_validator
-        if is_known and head is not None and answer.resource.compare(head) is Sameness.SAME and head.size:
+        head, least = self._head, max(end, self._least_size)
+        is_same = head is not None and answer.resource.has_validator and answer.resource.compare(head) is Sameness.SAME
+        if is_same and head is not None and head.size and head.size >= least:  # else HEAD contradicts the part
             return head.size
         self._is_whole = True
         return None
