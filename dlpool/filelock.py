@@ -5,7 +5,8 @@ succeeds and locks nothing. A lock is verified by a second descriptor of the sam
 ``flock`` cannot be relied on, the lock is a file beside the locked one, ``PATH.lock``:
 
 - it is created with O_EXCL, and says which host, boot, process and start time hold it, and a random token;
-- a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of the file server;
+- a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of the file server, and so does
+  each ``is_held``;
 - a lock is stale when its process has ended (known only on the same host, boot and PID namespace), or when it has not
   been renewed for ``STALE_S`` seconds, compared with the time that the server gives a file of our own;
 - a stale lock is replaced by a rename of ``PATH.lock.tmp``, whose O_EXCL creation admits one process at a time;
@@ -19,13 +20,17 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlpool import disk
+from dlpool.errors import NoThread
+from dlpool.threads import Thread, start
 
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
@@ -85,7 +90,12 @@ class FileLock:
 
     def is_held(self) -> bool:
         """Tell whether the lock is still ours; one by ``flock`` always is. Raises OSError."""
-        return self._lock_file is None or self._lock_file.is_named()
+        if self._lock_file is None:
+            return True
+        if not self._lock_file.is_named():
+            return False
+        self._lock_file.renew()
+        return True
 
     def release(self) -> None:
         """Remove the lock file, if there is one; ``flock`` ends with the descriptor. Safe to call twice."""
@@ -247,12 +257,15 @@ class _LockFile:
 
 
 class _Heartbeat:
-    """Renews the lock files of this process on a daemon thread, which ends with the last of them."""
+    """Renews the lock files of this process on a daemon thread, which ends with the last of them.
+
+    Where this process may not have another thread, a lock is renewed when its holder asks whether it is still held.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the set and the thread
         self._files: set[_LockFile] = set()
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._changed = threading.Event()
 
     def add(self, file: _LockFile) -> None:
@@ -260,10 +273,9 @@ class _Heartbeat:
             self._files.add(file)
             if self._thread is None or not self._thread.is_alive():
                 self._changed = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._changed,), name="dlpool-locks", daemon=True
-                )
-                self._thread.start()
+                self._thread = None
+                with suppress(NoThread):
+                    self._thread = start(partial(self._run, self._changed), "dlpool-locks")
 
     def drop(self, file: _LockFile) -> None:
         with self._lock:
@@ -365,8 +377,13 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError:
+        _check_regular(path, os.stat(path, follow_symlinks=False))
+        raise
     try:
-        data, status = os.read(descriptor, _MAX_BYTES), os.fstat(descriptor)
+        status = os.fstat(descriptor)
+        _check_regular(path, status)
+        data = os.read(descriptor, _MAX_BYTES)
     finally:
         disk.close_quietly(descriptor)
     owner = Owner.parse(data)
@@ -377,6 +394,12 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
     if (_server_time(path.parent) if now is None else now) - status.st_mtime <= STALE_S:
         raise LockHeld("" if owner is None else str(owner))
     return _Stale(has_ended=False)
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    """Raise LockForeign for a link, a folder, a pipe or a socket: none of them is a lock that was left."""
+    if not stat.S_ISREG(status.st_mode):
+        raise LockForeign(str(path))
 
 
 def _server_time(folder: Path) -> float:

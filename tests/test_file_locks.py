@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -244,6 +245,58 @@ def test_a_file_that_is_no_lock_is_left_alone(content: bytes, locked: tuple[Path
     with pytest.raises(LockForeign):
         FileLock(descriptor, path)
     assert path.with_name("f.lock").read_bytes() == content
+
+
+def put(kind: str, path: Path) -> None:
+    """Make something at ``path`` that is no regular file, older than any lock may be."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    else:
+        other = path.with_name("other")
+        if kind == "link":
+            other.touch()
+        path.symlink_to(other)
+    os.utime(path, (time.time() - 10 * STALE_S,) * 2, follow_symlinks=False)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "link", "link that leads nowhere"])
+@pytest.mark.parametrize("name", ["f.lock", "f.lock.tmp"])
+def test_what_is_no_regular_file_is_no_lock_and_is_left_alone(name: str, kind: str, locked: tuple[Path, int]) -> None:
+    path, descriptor = locked
+    left_by(path, age_s=2 * STALE_S)
+    found = path.with_name(name)
+    found.unlink(missing_ok=True)
+    put(kind, found)
+    before = os.lstat(found)
+    with pytest.raises(LockForeign, match=f"{name}$"):
+        FileLock(descriptor, path)
+    assert os.lstat(found) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["refused", "memory"])
+def test_without_a_thread_a_lock_is_renewed_by_its_holder(
+    error: Exception, locked: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: threading.Thread) -> None:
+        raise error
+
+    path, descriptor = locked
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        lock = FileLock(descriptor, path)
+    made = path.with_name("f.lock")
+    os.utime(made, (0, 0))
+    assert lock.is_held()
+    assert made.stat().st_mtime > 0
+    with pytest.raises(LockHeld):
+        FileLock(descriptor, path)
+    lock.release()
+    assert not made.exists()
 
 
 def test_of_many_that_take_over_a_stale_lock_one_has_it(locked: tuple[Path, int]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.transfer.job import Job
+from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.place import Place
 from tests import disk_command
 from tests.conftest import Fetcher, make_data
@@ -59,6 +60,30 @@ def test_an_error_that_close_reports_comes_before_the_file_has_its_name(
                 assert finish(disk_command.start(library, folder, [], *arguments)).code == 0
             assert (folder / "f").read_bytes() == DATA
             assert os.listdir(folder) == ["f"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("reported", [None, errno.EDQUOT, errno.EIO])
+def test_without_a_free_descriptor_the_file_system_is_asked_by_a_sync(
+    reported: int | None, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is complete is not refused for want of a descriptor, nor published without having asked."""
+    part = PartFile(tmp_path / "f", sync=False)
+
+    def fail(wanted: int | None) -> None:
+        if wanted is not None:
+            raise OSError(wanted, os.strerror(wanted))
+
+    monkeypatch.setattr(os, "dup", lambda _: fail(number))
+    monkeypatch.setattr(os, "fdatasync", lambda _: fail(reported))
+    try:
+        if reported is None:
+            part.check_close()
+        else:
+            with pytest.raises(errors.LocalFault, match="quota" if reported == errno.EDQUOT else "input/output"):
+                part.check_close()
+    finally:
+        part.close()
 
 
 # --- folders that cannot be synced ---

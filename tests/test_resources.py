@@ -93,7 +93,7 @@ def test_a_list_comes_with_few_threads(count: int, origin: Origin, tmp_path: Pat
     assert said.count("allows no more threads: raise ulimit -u") == 1
 
 
-@pytest.mark.parametrize("count", [10, 14, 18, 21])
+@pytest.mark.parametrize("count", [7, 8, 10, 14, 18, 21])
 def test_a_file_comes_with_few_descriptors(count: int, origin: Origin, tmp_path: Path) -> None:
     said = check_one(origin, tmp_path, files=count).err
     assert said.count("allows no more open files: raise ulimit -n") == 1
@@ -197,7 +197,9 @@ def test_a_file_is_uploaded_with_few_threads(count: int, tmp_path: Path) -> None
 
 
 @needs_root
-@pytest.mark.parametrize("limit", [{"threads": 16}, {"threads": 20}, {"files": 32}, {"files": 48}], ids=str)
+@pytest.mark.parametrize(
+    "limit", [{"threads": 16}, {"threads": 20}, {"files": 20}, {"files": 32}, {"files": 48}], ids=str
+)
 def test_the_service_works_with_little(
     limit: dict[str, int], origin: Origin, redis_server: RedisServer, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from dlpool import disk
 from dlpool.disk import local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists, TooLarge
 from dlpool.syscalls import LEAST_FALLOC, fallocate
+from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.partopen import PartOpener, remove_mark
@@ -204,9 +205,19 @@ class PartFile:
                 os.fdatasync(self._descriptor)
 
     def check_close(self) -> None:
-        """Have the file system report what it would report when the last descriptor is closed. Raises LocalFault."""
+        """Have the file system report what it would report when the last descriptor is closed. Raises LocalFault.
+
+        Where no descriptor is left for that, fdatasync(2) reports the same: it too waits for all writes to have ended.
+        """
         with translated(f"close {self.path}"):
-            os.close(os.dup(self._descriptor))  # the descriptor itself holds the lock until the file is published
+            try:
+                second = os.dup(self._descriptor)
+            except OSError as error:
+                if not is_out_of_descriptors(error):
+                    raise
+                os.fdatasync(self._descriptor)
+                return
+            os.close(second)  # the descriptor itself holds the lock until the file is published
 
     def set_modified(self, seconds: float) -> None:
         """Set the modification time, seconds since the epoch, if the file system can keep it. Raises LocalFault."""
