@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import redis
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
 from dlpool.jobs.address import Address
-from dlpool.jobs.connection import BLOCK_S, SOCKET_S, connect, effective_url, shown_server, translated
+from dlpool.jobs.connection import BLOCK_S, SOCKET_S, connect, effective_url, is_redis, shown_server, translated
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Transitions
@@ -23,6 +26,28 @@ from tests.redis_server import RedisServer
 
 SECRET = "s3cret"
 Ask = Callable[[redis.Redis], Any]
+
+
+@contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """A program that is no Redis: it answers each connection with these bytes; HOST:PORT."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    accepted, _ = server.accept()
+                    with accepted:
+                        accepted.recv(65536)
+                        accepted.sendall(answer)
+                        accepted.shutdown(socket.SHUT_WR)
+                        while accepted.recv(65536):
+                            pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def client_of(url: str, tmp_path: Path, **settings: Any) -> redis.Redis:
@@ -291,6 +316,24 @@ def test_a_reason_does_not_name_the_line_of_our_script(error: Exception, said: s
         raise error
 
     assert str(error_of(client_of("redis://h:1", tmp_path), ask)) == f"Redis at h:1 {said}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"220 smtp ready\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46\r\n",
+    ],
+)
+def test_what_answers_and_is_no_redis_is_named_so(answer: bytes, tmp_path: Path) -> None:
+    with listening(answer) as address:
+        error = error_of(client_of(f"redis://{address}", tmp_path))
+        assert is_redis(client_of(f"redis://{address}", tmp_path)) is False
+    assert type(error) is QueueAway
+    assert str(error) == f"what answers at {address} does not speak Redis's protocol: check the address in [redis]"
 
 
 # --- nothing is sent twice ----------------------------------------------------------------------------------------

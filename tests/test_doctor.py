@@ -194,6 +194,22 @@ def test_a_redis_that_may_lose_jobs_is_told(
     assert found["redis"]["found"].startswith("version ") and found["redis clock"]["state"] == OK
 
 
+@pytest.mark.parametrize(
+    ("options", "state"),
+    [
+        ({"replicaof": "127.0.0.1 1"}, FAILED),
+        ({"replicaof": "127.0.0.1 1", "replica_read_only": "no"}, OK),
+        ({}, OK),
+    ],
+)
+def test_a_read_only_replica_cannot_be_the_queue(options: dict[str, Any], state: str, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis", appendonly=True, **options) as server:
+        code, found = Doctor(tmp_path, server.url)()
+    assert (code, found["redis"]["state"]) == (int(state == FAILED), state)
+    assert ("127.0.0.1:1" in found["redis"]["found"]) == (state == FAILED)
+    assert ("master" in found["redis"]["advice"]) == (state == FAILED)
+
+
 def test_a_redis_with_a_password_is_checked_with_it_and_refuses_another(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", password=PASSWORD) as server:
         doctor = Doctor(tmp_path, server.url)

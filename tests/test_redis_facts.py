@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.jobs.connection import connect
-from dlpool.jobs.facts import check_server, unfit, warnings
+from dlpool.jobs.facts import check_server, replica_of, unfit, warnings
 from tests import processes
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -43,6 +43,23 @@ def test_a_server_before_6_2_is_refused_in_one_sentence(version: str) -> None:
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.2.1", "10.0", "", "unstable"])
 def test_a_newer_server_or_one_that_does_not_say_is_taken(version: str) -> None:
     assert unfit({"redis_version": version}, is_cluster=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("info", "master"),
+    [
+        ({"role": "slave", "slave_read_only": 1, "master_host": "10.0.0.1", "master_port": 6379}, "10.0.0.1:6379"),
+        ({"role": "slave", "slave_read_only": "1", "master_host": "::1", "master_port": 1}, "::1:1"),
+        ({"role": "slave"}, "?:?"),
+        ({"role": "slave", "slave_read_only": 0, "master_host": "h", "master_port": 1}, ""),
+        ({"role": "slave", "slave_read_only": "0"}, ""),
+        ({"role": "master", "slave_read_only": 1}, ""),
+        ({"role": "sentinel"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_read_only_replica_is_known_by_what_it_says(info: dict[str, Any], master: str) -> None:
+    assert replica_of(info) == master
 
 
 # --- what may cost jobs -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dlpool.config import Settings
 from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
 from dlpool.jobs.embedded import folder as embedded_folder
-from dlpool.jobs.facts import Said, ask_server, warnings
+from dlpool.jobs.facts import Said, ask_server, replica_of, warnings
 from dlpool.service.redisserver import find_server
 
 PINGS = 20
@@ -66,7 +66,11 @@ def check_limits(settings: Settings) -> Iterator[Finding]:
 
 def _server(client: redis.Redis) -> Iterator[Finding]:
     said = ask_server(client)
-    yield Finding("redis", OK, f"version {_version(said)}")
+    if master := replica_of(said.info or {}):
+        found = f"version {_version(said)}, a read-only replica of {master}"
+        yield Finding("redis", FAILED, found, "name its master in [redis], or its Sentinels: redis+sentinel://")
+    else:
+        yield Finding("redis", OK, f"version {_version(said)}")
     yield from _risks(said)
     waits = []
     with translated(client):

@@ -203,6 +203,8 @@ def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
         return QueueRefused(f"Redis at {server} refuses: {text} (user and password are in [redis])")
     if isinstance(error, _UNABLE) or _UNABLE_TEXT.search(text):
         return QueueAway(f"Redis at {server} cannot serve now: {text}")
+    if isinstance(error, errors.InvalidResponse):
+        return QueueAway(f"what answers at {server} does not speak Redis's protocol: check the address in [redis]")
     if isinstance(error, _UNREACHED):
         return QueueAway(f"Redis at {server} cannot be reached: {text}{_hint(client, text)}")
     return QueueError(f"Redis at {server} refuses: {text}")

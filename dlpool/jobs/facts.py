@@ -62,6 +62,13 @@ def unfit(info: Mapping[str, Any], *, is_cluster: bool) -> str:
     return ""
 
 
+def replica_of(info: Mapping[str, Any]) -> str:
+    """Return HOST:PORT of the master if the server is a read-only replica, else ''. Pure."""
+    if info.get("role") != "slave" or str(info.get("slave_read_only", 1)) == "0":
+        return ""
+    return f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
+
+
 def warnings(info: Mapping[str, Any], save: str | None) -> tuple[Warned, ...]:
     """What may cost jobs. ``save``: when the server writes its data to disk, '' never, None: not known. Pure."""
     found = []
