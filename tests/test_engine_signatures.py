@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +218,35 @@ def test_the_sampling_thread_is_there_only_while_there_is_work(slow: Origin, tmp
         assert keepers() == before + 1
         assert task.cancel()
         wait_until(lambda: keepers() == before)
+
+
+# --- wrong types ---
+
+VALUES: dict[str, list[object]] = {
+    "url": [None, 5, b"http://h/f", ["http://h/f"]],
+    "output_path": [None, 5, b"folder", []],
+    "filename": [5, b"name", ["name"], False],
+    "headers": ["a: b", ["a: b"], [("a", "b")], {1: "a"}, {b"a": "b"}, {"a": 1}, {"a": None}],
+    "priority": ["high", None, [1], float("nan"), 1j],
+    "checksum": [5, b"md5:00", ["md5"]],
+}
+WRONG = [(name, value) for name, values in VALUES.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={value!r}" for name, value in WRONG])
+def test_a_value_of_another_type_is_a_sentence(name: str, value: object, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"url": "http://127.0.0.1:9/f", "output_path": tmp_path, name: value}
+    with DownloadEngine() as engine:
+        with pytest.raises(UsageError, match="header" if name == "headers" else f"^{name} is "):
+            engine.download(**given)
+        assert engine.get_all_tasks() == []
+
+
+def test_an_empty_filename_is_none(tmp_path: Path) -> None:
+    with Origin(File(DATA)) as origin, DownloadEngine() as engine:
+        task = engine.download(f"{origin.url}/named.bin", tmp_path, "")
+        assert task.wait(LATE_S) and task.file_path == str(tmp_path / "named.bin")
+        assert task.filename is None
 
 
 # --- the end of a program ---

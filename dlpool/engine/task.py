@@ -14,7 +14,7 @@ from pathlib import Path
 from dlpool.engine.gauge import Gauge
 from dlpool.engine.owner import Owner
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
-from dlpool.engine.wish import job_of
+from dlpool.engine.wish import check_priority, job_of
 from dlpool.errors import Cancelled, DlpoolError, UsageError
 from dlpool.transfer.job import Job, Outcome, Progress
 from dlpool.transfer.transfer import Transfer
@@ -49,6 +49,7 @@ class DownloadTask:
         return task
 
     def _set_up(self, job: Job, priority: int, label: str, task_id: str = "") -> None:
+        check_priority(priority)
         self._id = task_id or uuid.uuid4().hex
         self.priority, self.url, self.label, self.job = priority, job.url, label, job
         self._output_path = str(job.target if job.is_folder else job.target.parent)
