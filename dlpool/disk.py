@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, ReadOnly
+from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, OutOfFiles, ReadOnly
 from dlpool.syscalls import rename_noreplace
 
 FOLDER_TRIES = 2500  # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
@@ -69,8 +69,8 @@ FAULTS: dict[int, Fault] = {
     errno.ENAMETOOLONG: Fault("bad_name", LocalFault, "the path is too long"),
     errno.EILSEQ: Fault("bad_name", LocalFault, "the file system does not allow this name"),
     errno.EFBIG: Fault("too_large", LocalFault, "the file is larger than the file system or a limit allows"),
-    errno.EMFILE: Fault("too_many_files", LocalFault, "this process has too many files open"),
-    errno.ENFILE: Fault("too_many_files", LocalFault, "this machine has too many files open"),
+    errno.EMFILE: Fault("too_many_files", OutOfFiles, "this process has too many files open"),
+    errno.ENFILE: Fault("too_many_files", OutOfFiles, "this machine has too many files open"),
     errno.EINVAL: Fault("unsupported", LocalFault, "the file system refuses it (invalid argument)"),
     errno.ENOSYS: Fault("unsupported", LocalFault, "the file system cannot do that (function not implemented)"),
     errno.EOPNOTSUPP: Fault("unsupported", LocalFault, "the file system cannot do that (operation not supported)"),

@@ -292,6 +292,10 @@ class DiskFailed(NodeFault, label="disk_failed"):
     """The disk gave an I/O error, or a network file system lost its server."""
 
 
+class OutOfFiles(NodeFault, label="too_many_files"):
+    """No further file can be opened: this process, or this machine, has too many open."""
+
+
 class NoThread(NodeFault, label="no_threads"):
     """This process may start no further thread, and it cannot do without."""
 

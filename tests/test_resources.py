@@ -198,7 +198,7 @@ def test_a_file_is_uploaded_with_few_threads(count: int, tmp_path: Path) -> None
 
 @needs_root
 @pytest.mark.parametrize(
-    "limit", [{"threads": 16}, {"threads": 20}, {"files": 20}, {"files": 32}, {"files": 48}], ids=str
+    "limit", [{"threads": 16}, {"threads": 20}, {"files": 24}, {"files": 32}, {"files": 48}], ids=str
 )
 def test_the_service_works_with_little(
     limit: dict[str, int], origin: Origin, redis_server: RedisServer, tmp_path: Path

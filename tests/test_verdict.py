@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dlpool.config import SupervisorSettings
+from dlpool.disk import local_fault
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Claimed, Ticket
 from dlpool.service.frames import EndedFrame
-from dlpool.service.verdict import Judge
+from dlpool.service.verdict import Judge, ending_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -64,6 +67,12 @@ def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, tak
     assert instead.record is not None and instead.record.field == URL
     message = json.loads(instead.record.value)["error_message"]
     assert message == f"the job was aboard {takeovers} supervisors and 0 workers when they died"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_what_the_machine_lacks_fails_no_job(number: int) -> None:
+    """Another job would meet the same here, and this one may succeed later."""
+    assert ending_of(local_fault("open f.part", OSError(number, os.strerror(number)))) == "node_fault"
 
 
 @pytest.mark.parametrize(("crashes", "is_poison"), [(0, False), (2, False), (3, True), (4, True)])
