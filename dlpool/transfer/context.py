@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 from dlpool.config import TransferSettings
-from dlpool.errors import ServerTrouble
+from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
 from dlpool.transfer.answer import Answer, Span, read_answer
 from dlpool.transfer.board import Board
@@ -105,6 +105,28 @@ class Plan:
         return (self.resource.size or 0) - self.resumed_from
 
 
+class NetworkAbsence:
+    """Measures for how long our own network has been away, by the failures of one thread. Used by that thread."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._since: float | None = None
+
+    def end(self) -> None:
+        """Record that the network works."""
+        self._since = None
+
+    def is_tolerated(self, error: RetryRange) -> bool:
+        """Return whether ``error`` means that our own network is away, and for less than ``network_wait``."""
+        context = self._context
+        if not error.is_own_network or not context.client.watch.is_away(context.source.host):
+            self._since = None
+            return False
+        now = context.clock()
+        self._since = now if self._since is None else self._since
+        return now - self._since < context.settings.network_wait
+
+
 def host_of(reply: Reply) -> str:
-    """Host and port that answered."""
+    """Return the host and port that sent the reply."""
     return urlsplit(reply.url).netloc.lower()

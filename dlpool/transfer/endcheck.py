@@ -1,13 +1,13 @@
-"""The last look at a file that no validator holds together: some of it is asked for again, and compared.
+"""The final check of a file without a validator: samples are requested again and compared.
 
-Made when all bytes are written and before they are published, and only where the file came by several answers.
+It runs after all bytes are written and before they are published, only if the file was received in several responses.
 """
 
 from __future__ import annotations
 
 from dlpool.errors import DlpoolError, RemoteChanged, RetryRange, ShortBody, TimedOut
 from dlpool.transfer.answer import Answer, Span
-from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.context import Context, NetworkAbsence, Plan
 from dlpool.transfer.evidence import samples
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.further import ask_further
@@ -16,34 +16,34 @@ from dlpool.transfer.retry import Failure
 from dlpool.transfer.source import Reply
 
 NETWORK_POLL_S = 2.0
-MAX_STALE = 16  # idle connections in a row that had died
-ANSWERS = 2.0  # times the usual limits: how long a request for a few bytes may take in all
+MAX_STALE = 16  # idle connections in a row that the server had closed
+ANSWERS = 2.0  # times the sum of connect and read timeout: the limit of a request for one sample
 
 
 class EndCheck:
-    """Asks for samples again. ``run`` by one thread; ``exchange`` and ``look`` are for others."""
+    """Requests samples again. One thread calls ``run``; other threads may use ``exchange`` and ``look``."""
 
     def __init__(self, context: Context, plan: Plan) -> None:
         self.exchange: Exchange | None = None
         self._context = context
         self._plan = plan
         self._latest: Exchange | None = None
-        self._away_since: float | None = None
+        self._network = NetworkAbsence(context)
 
     @property
     def is_needed(self) -> bool:
-        """Whether no validator shows that all bytes are of one version."""
+        """True if several responses were joined and no validator shows that they are of one version."""
         plan = self._plan
         is_joined = plan.has_ranges and len(self._context.evidence.spans()) > 1
         return is_joined and not plan.resource.has_validator
 
     @property
     def received(self) -> int:
-        """Bytes of body that came over the network."""
+        """Bytes of bodies that were received."""
         return self._latest.received if self._latest is not None else 0
 
     def run(self) -> None:
-        """Compare. Raises RemoteChanged for a difference, else what ends the job."""
+        """Request and compare the samples. Raises RemoteChanged for a difference, or the error that ends the job."""
         spans = samples(self._context.evidence.spans())
         self._context.notify("end_checked", path=str(self._plan.place.target))
         reader = self._plan.place.part.writer()
@@ -55,7 +55,7 @@ class EndCheck:
             reader.close()
 
     def look(self) -> None:
-        """End a request that takes too long; called several times a second, from another thread."""
+        """Abort a request that takes too long; called several times a second, by another thread."""
         exchange, network = self.exchange, self._context.client.settings
         if exchange is None or exchange.asked_at is None:
             return
@@ -81,10 +81,10 @@ class EndCheck:
             reply, answer = ask_further(context, exchange, span, known)
         try:
             if not answer.is_partial:
-                raise RemoteChanged("the server serves no ranges any more: nothing shows that all were of one version")
+                raise RemoteChanged("the server stopped serving ranges: the bytes may be of different versions")
             if not is_same_span(reply, answer, span, reader):
                 raise RemoteChanged(
-                    "the remote file changed during the download: bytes that came before are others now"
+                    "the remote file changed during the download: bytes received earlier are different now"
                 )
         finally:
             reply.close()
@@ -93,13 +93,13 @@ class EndCheck:
         context, latest = self._context, self._latest
         before = latest.figures() if latest is not None else Figures(0, 0.0)
         self.exchange = self._latest = Exchange(context.clock, context.board.rest, before)
-        context.board.check()  # a stop that came before the exchange could be seen
+        context.board.check()  # the download may have been stopped before the exchange was visible
         return self.exchange
 
     def _rest_s(self, span: Span, error: RetryRange, failures: int) -> float:
-        """Seconds until the next attempt. Raises what ends the job after too many."""
+        """Return the seconds until the next attempt. Raises the error that ends the job after too many failures."""
         context = self._context
-        if self._is_network_away(error):
+        if self._network.is_tolerated(error):
             context.notify("network_away", error=str(error))
             return NETWORK_POLL_S
         final: DlpoolError | None = context.policy.verdict(error, failures)
@@ -118,19 +118,9 @@ class EndCheck:
         )
         return rest_s
 
-    def _is_network_away(self, error: RetryRange) -> bool:
-        """Whether our own network is away, and for less than ``network_wait``."""
-        context = self._context
-        if not error.is_own_network or not context.client.watch.is_away(context.source.host):
-            self._away_since = None
-            return False
-        now = context.clock()
-        self._away_since = now if self._away_since is None else self._away_since
-        return now - self._away_since < context.settings.network_wait
-
 
 def is_same_span(reply: Reply, answer: Answer, span: Span, reader: Writer) -> bool:
-    """Whether the body has the bytes that the part file has in ``span``, or in its beginning if it ends early."""
+    """Return whether the body equals the bytes of the part file in ``span``, or a prefix of them if it ends early."""
     ahead = span.start - answer.start
     left = span.end - span.start + ahead
     if answer.length is not None:
@@ -143,5 +133,5 @@ def is_same_span(reply: Reply, answer: Answer, span: Span, reader: Writer) -> bo
         data += view[:size]
     wanted = bytes(data[ahead:])
     if not wanted:
-        raise ShortBody("the server sent none of the bytes that were asked for")
+        raise ShortBody("the server sent none of the requested bytes")
     return wanted == reader.read(span.start, len(wanted))

@@ -19,7 +19,7 @@ from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.admission import Admission
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
-from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.context import Context, NetworkAbsence, Plan
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.further import ask_further
 from dlpool.transfer.opening import Opened, Opening
@@ -55,7 +55,7 @@ class Lane:
         self._base = Attempt(0, 0.0)  # position, and seconds waited in all, when the present attempt began
         self._misses = 0  # failures in a row that say "no further connection"
         self._stale = 0
-        self._away_since: float | None = None
+        self._network = NetworkAbsence(context)
         self._distrusts_if_range = False
         self._view = memoryview(b"")
 
@@ -200,7 +200,7 @@ class Lane:
             raise BadAnswer(f"the server keeps answering with {chunk.position - begin} of {asked} bytes asked for")
         self._note_rate(chunk)
         self._misses = self._stale = 0
-        self._away_since = None
+        self._network.end()
         if self._latest is not None and self._latest.asked_at is not None:
             context.notify(
                 "range_fetched", seconds=self._asked_s(), start=begin, end=chunk.position, status=reply.status
@@ -269,7 +269,7 @@ class Lane:
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
             return Rest(0.0, 0.0)
-        if self._is_network_away(error):
+        if self._network.is_tolerated(error):
             context.notify("network_away", error=str(error))
             return Rest(NETWORK_POLL_S, 0.0)
         if context.is_adaptive and error.is_capacity and self._is_sign(error):
@@ -293,16 +293,6 @@ class Lane:
     def _is_sign(self, error: RetryRange) -> bool:
         """Whether the server may want fewer connections; a mere comparison says so if there was no answer at all."""
         return not error.is_comparison or self.answer_s() is None
-
-    def _is_network_away(self, error: RetryRange) -> bool:
-        """Whether our own network is away, and for less than ``network_wait``."""
-        context = self._context
-        if not error.is_own_network or not context.client.watch.is_away(context.source.host):
-            self._away_since = None
-            return False
-        now = context.clock()
-        self._away_since = now if self._away_since is None else self._away_since
-        return now - self._away_since < context.settings.network_wait
 
 
 def _writer(plan: Plan) -> Writer:
