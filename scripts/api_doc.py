@@ -25,8 +25,27 @@ ones are not waited for. Ctrl-C ends that wait: what was fetched is kept, and on
 Speeds and remaining times are sampled by the engine while downloads run, whether they are read or not.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
-INTERNAL = {"adopt", "begin", "run", "end_run", "abandon", "permit", "hear", "of", "moment", "figures", "waits",
-            "waits_no_more", "pull", "leave", "learn_target", "work_here", "is_over", "job", "label"}  # fmt: skip
+INTERNAL = {
+    "adopt",
+    "begin",
+    "run",
+    "end_run",
+    "abandon",
+    "permit",
+    "hear",
+    "of",
+    "moment",
+    "figures",
+    "waits",
+    "waits_no_more",
+    "pull",
+    "leave",
+    "learn_target",
+    "work_here",
+    "is_over",
+    "job",
+    "label",
+}
 
 
 def render() -> str:

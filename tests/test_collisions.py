@@ -97,8 +97,9 @@ def test_the_refusal_is_there_as_json(serve: Serve, tmp_path: Path) -> None:
     told = run("fetch", "-i", source, tmp_path / "out", "--json", "-q").json
     assert (told["exit_code"], told["done"], told["failed"]) == (14, 0, 2)
     assert [(entry["line"], entry["error"]["label"]) for entry in told["files"]] == [
-        (2, "target_exists"), (3, "target_exists"),
-    ]  # fmt: skip
+        (2, "target_exists"),
+        (3, "target_exists"),
+    ]
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "rename"])

@@ -164,9 +164,18 @@ def test_a_reset_within_a_body_is_no_end(start: bytes, serve: Serve, fetch: Fetc
 
 @pytest.mark.parametrize(
     "body",
-    [b"-5\r\nabcde\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"1_0\r\n", b"\r\n",
-     b"3 3\r\nabc\r\n0\r\n\r\n", b"zz\r\n", b"2\r\nabc\r\n0\r\n\r\n", b"f" * 17 + b"\r\n"],
-)  # fmt: skip
+    [
+        b"-5\r\nabcde\r\n0\r\n\r\n",
+        b"0x3\r\nabc\r\n0\r\n\r\n",
+        b"+3\r\nabc\r\n0\r\n\r\n",
+        b"1_0\r\n",
+        b"\r\n",
+        b"3 3\r\nabc\r\n0\r\n\r\n",
+        b"zz\r\n",
+        b"2\r\nabc\r\n0\r\n\r\n",
+        b"f" * 17 + b"\r\n",
+    ],
+)
 def test_a_chunk_that_is_malformed_is_an_error(body: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     origin = serve(says(CHUNKED + body))
     with pytest.raises(errors.BadAnswer, match="malformed"):

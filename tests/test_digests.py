@@ -126,9 +126,15 @@ def test_repeated_fields_are_one_list() -> None:
 
 
 NAMES = [
-    "Repr-Digest", "Digest", "x-goog-hash", "x-amz-checksum-sha256", "x-amz-checksum-sha1", "x-ms-blob-content-md5",
-    "Content-Digest", "Content-MD5",
-]  # fmt: skip
+    "Repr-Digest",
+    "Digest",
+    "x-goog-hash",
+    "x-amz-checksum-sha256",
+    "x-amz-checksum-sha1",
+    "x-ms-blob-content-md5",
+    "Content-Digest",
+    "Content-MD5",
+]
 
 
 @given(

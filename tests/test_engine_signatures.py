@@ -265,9 +265,12 @@ TOLD = "engine.register_completion_callback(lambda task: print(task.status, task
 def program(tmp_path: Path, *urls: str, end: str = "", callback: str = "") -> subprocess.Popen[str]:
     code = PROGRAM.format(end=end, callback=callback)
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), *urls], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", code, str(tmp_path), *urls],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "del engine, tasks", "sys.exit()"])

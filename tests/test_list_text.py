@@ -78,9 +78,14 @@ def test_a_list_is_read_whatever_its_encoding_and_ends_of_lines(
     for number, encoding in enumerate(TEXTS.values()):
         names = [f"{number}a", f"{number} ä.bin", f"{number}日本", f"{number}z"]
         lines = [
-            f"{origin.url}/{number}a", f"{origin.url}/b\t {names[1]} \t", "", " # no comment", "   ",
-            json.dumps({"url": f"{origin.url}/c", "path": names[2]}), f"  {origin.url}/d  {names[3]}",
-        ]  # fmt: skip
+            f"{origin.url}/{number}a",
+            f"{origin.url}/b\t {names[1]} \t",
+            "",
+            " # no comment",
+            "   ",
+            json.dumps({"url": f"{origin.url}/c", "path": names[2]}),
+            f"  {origin.url}/d  {names[3]}",
+        ]
         folder = tmp_path / str(number)
         folder.mkdir()
         ended = fetch_list(encoded(end.join(lines) + (end if number % 2 else ""), encoding), how, folder)
@@ -169,8 +174,10 @@ def test_a_list_of_jobs_that_is_no_text_says_where(name: str, redis_server: Redi
 
 @given(
     st.lists(st.text(st.characters(exclude_characters="\r\n\0\ufeff", exclude_categories=["Cs"]), max_size=20)),
-    st.sampled_from([*TEXTS.values()]), st.sampled_from(ENDS), st.integers(1, 9),
-)  # fmt: skip
+    st.sampled_from([*TEXTS.values()]),
+    st.sampled_from(ENDS),
+    st.integers(1, 9),
+)
 def test_lines_are_the_same_however_they_are_encoded_and_cut(
     lines: list[str], encoding: str, end: str, size: int
 ) -> None:

@@ -57,9 +57,16 @@ def shell(
     script = f'env {environment} PYTHONPATH="$ROOT" "$@" {redirection}; exit "${{PIPESTATUS[0]}}"'
     command = ["bash", "-c", script, "bash", sys.executable, "-m", module, *arguments]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False,
-        env={**os.environ, "ROOT": str(ROOT)}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, "ROOT": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def check_quiet(ended: subprocess.CompletedProcess[str]) -> None:
@@ -182,9 +189,14 @@ def gone(tmp_path: Path, command: list[str], module: str = "dlpool") -> subproce
     folder.mkdir()
     script = 'rmdir "$PWD"; exec "$@"'
     return subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, "-m", module, *command], cwd=folder, capture_output=True,
-        text=True, timeout=TIMEOUT_S, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        ["bash", "-c", script, "bash", sys.executable, "-m", module, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def test_a_deleted_working_directory_is_no_obstacle_for_an_absolute_path(origin: Origin, tmp_path: Path) -> None:
@@ -233,9 +245,14 @@ def test_a_service_starts_and_stops_whatever_its_output_is(
     script = f'exec env {environment} PYTHONPATH="$ROOT" "$@" {redirection.partition("|")[0]}'
     command = ["bash", "-c", script, "bash", sys.executable, "-m", module, "-c", str(tmp_path / "dlpool.ini")]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "ROOT": str(ROOT)},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "ROOT": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     if "|" in redirection:
@@ -266,8 +283,9 @@ def latin1(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("localedef") is not None:
         made = subprocess.run(
             ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US.ISO-8859-1")],
-            capture_output=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            check=False,
+        )
         if made.returncode == 0:
             return f"LOCPATH={folder} LC_ALL=en_US.ISO-8859-1"
     return ASCII

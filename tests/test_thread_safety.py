@@ -204,15 +204,21 @@ CASES = {
     "Board: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
     "Board: seal and stop": Case(a_board, lambda board: board.seal(), stopped("one"), in_board, "_changed"),
     "RateLimit: spend and spend": Case(
-        lambda: RateLimit(1000, noon), lambda limit: limit.spend(100) > 0, lambda limit: limit.spend(300) > 0,
+        lambda: RateLimit(1000, noon),
+        lambda limit: limit.spend(100) > 0,
+        lambda limit: limit.spend(300) > 0,
         lambda limit: limit._level,
     ),
     "RateLimit: spend and set": Case(
-        lambda: RateLimit(1000, noon), lambda limit: limit.spend(100), lambda limit: setattr(limit, "rate", None),
+        lambda: RateLimit(1000, noon),
+        lambda limit: limit.spend(100),
+        lambda limit: setattr(limit, "rate", None),
         lambda limit: limit._level,
     ),
     "HostGate: hold and hold": Case(
-        lambda: HostGate(noon), lambda gate: gate.hold("a", 10.0), lambda gate: gate.hold("b", 20.0),
+        lambda: HostGate(noon),
+        lambda gate: gate.hold("a", 10.0),
+        lambda gate: gate.hold("b", 20.0),
         lambda gate: (gate.wait_s("a"), gate.wait_s("b")),
     ),
     "NetworkWatch: look and fail": Case(
@@ -229,7 +235,7 @@ CASES = {
     "Tally: add and look": Case(
         Tally, lambda tally: tally.range_fetched(1.0), lambda tally: len(tally.counts()) in (0, 2), Tally.counts
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -209,8 +209,15 @@ class JobRun:
     def _ended(self, error: DlpoolError) -> EndedFrame:
         path = None if self._transfer is None else str(self._transfer.progress().path)
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
-        return EndedFrame(self.frame.ticket, self._ending(error), path, label=error.label, message=str(error)[:2000],
-                          retry_after_s=retry_after_s, stack=_stack(error))  # fmt: skip
+        return EndedFrame(
+            self.frame.ticket,
+            self._ending(error),
+            path,
+            label=error.label,
+            message=str(error)[:2000],
+            retry_after_s=retry_after_s,
+            stack=_stack(error),
+        )
 
 
 def _stack(error: DlpoolError) -> str:

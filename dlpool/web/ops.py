@@ -91,9 +91,15 @@ class MetricsResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The figures of all processes; those of tasks are what the disk says now."""
         tasks = task_figures(self._parts)
-        found = exposition.Snapshot(self._parts.figures.total(), tasks["states"], tasks["chunks"], tasks["size"],
-                                    memory(), disks(self._parts.settings.upload),
-                                    folder_health(self._parts.settings.upload))  # fmt: skip
+        found = exposition.Snapshot(
+            self._parts.figures.total(),
+            tasks["states"],
+            tasks["chunks"],
+            tasks["size"],
+            memory(),
+            disks(self._parts.settings.upload),
+            folder_health(self._parts.settings.upload),
+        )
         if "application/json" in req.accept and "text/plain" not in req.accept:
             resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
         else:
