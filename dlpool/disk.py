@@ -76,12 +76,12 @@ FAULTS: dict[int, Fault] = {
     errno.EOPNOTSUPP: Fault("unsupported", LocalFault, "the file system cannot do that (operation not supported)"),
 }
 
-_ENOTSUPP = 524  # of the Linux kernel's own; NFS clients let it through to the program
+_ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
 CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
-CANNOT_STATVFS = _LACKS  # some file systems in user space do not answer it
+CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
 CANNOT_LOCK = _LACKS | {errno.ENOLCK}
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
@@ -95,7 +95,7 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """Turn an OSError of the block into the LocalFault that it is: "cannot DOING: why"."""
+    """Raise an OSError of the block as its LocalFault, with the message "cannot DOING: why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -117,7 +117,7 @@ def local_fault(doing: str, error: Exception) -> LocalFault:
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Return what tells a file from all others while it is open: device and inode number."""
+    """Return device and inode number, which identify a file while it is open."""
     return status.st_dev, status.st_ino
 
 
@@ -132,7 +132,7 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(descriptor: int, data: bytes | memoryview, offset: int | None = None) -> None:
     """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises OSError.
 
-    One call may write less: for a signal, or a disk that is nearly full, which the next call tells.
+    One write(2) may write less: after a signal, or on a nearly full disk, where the next call fails.
     """
     view = memoryview(data)
     written = 0
@@ -154,7 +154,7 @@ def atomic_write(
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
-    """Replace the content of ``path``: a reader, and the next start after a kill, find the old content or the new.
+    """Replace the content of ``path`` atomically: readers see the complete old or the complete new content.
 
     ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier kill left is removed first, so
     only one writer at a time may write a path. ``sync``: durable when this returns, else after a power failure the
@@ -195,15 +195,15 @@ def create_exclusive(path: Name, mode: int = 0o666, *, dir_fd: int | None = None
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
     except OSError:
-        remove_quietly(path, dir_fd=dir_fd)  # in case that it was created all the same
+        remove_quietly(path, dir_fd=dir_fd)  # the call may have created it and reported failure
         raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
 def replace(source: Name, target: Name, *, identity: Identity | None = None, dir_fd: int | None = None) -> None:
-    """Rename ``source`` to ``target``, in place of a file that is there. Raises OSError.
+    """Rename ``source`` to ``target``, and replace a file that has that name. Raises OSError.
 
-    ``identity``: of the source, if the caller knows it. Then an error is not believed if the target is that file.
+    ``identity``: of the source, if the caller knows it. Then an error is ignored if the target is that file.
     """
     try:
         os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -218,9 +218,9 @@ def publish_exclusive(source: Name, target: Name, *, identity: Identity, dir_fd:
 
     By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE, 9p and NFS answer EINVAL), by a
     hard link, which never replaces a file, and removal of ``source``. Where there are no hard links either (exFAT),
-    by looking and then renaming, under ``flock`` of the folder if it can be locked: processes that publish by this
+    by a check and a rename, under ``flock`` of the folder if it can be locked: processes that publish by this
     function wait for each other, but another program that creates the target in between loses its file.
-    ``identity`` is the source's: an error is not believed if the target is that file.
+    ``identity`` is the source's: an error is ignored if the target is that file.
     """
     for publish in (_rename_noreplace, _link, _look_and_rename):
         try:
@@ -272,7 +272,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Tell whether something has that name, also a link that leads nowhere. Raises OSError."""
+    """Tell whether the name exists, also as a dangling symbolic link. Raises OSError."""
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -281,7 +281,7 @@ def exists(name: Name, *, dir_fd: int | None = None) -> bool:
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove the name of a file; one that is gone already is no error. Raises OSError."""
+    """Remove the name of a file; a name that does not exist is no error. Raises OSError."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -294,13 +294,13 @@ def remove(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove a name that is of no use any more; if that fails it stays, which is harmless."""
+    """Remove the name of an unused file; errors are ignored, as a file that stays is harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
 
 
 def close_quietly(descriptor: int) -> None:
-    """Close a descriptor that nothing was written by, or whose error would hide an earlier one."""
+    """Close a descriptor that wrote nothing, or whose error would hide an earlier one; errors are ignored."""
     with suppress(OSError):
         os.close(descriptor)
 
@@ -323,15 +323,15 @@ _told: set[int] = set()  # devices of file systems that cannot sync folders and 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
     """Make the names in ``folder`` durable (a rename is not, until then). Return whether that was possible.
 
-    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder is no error, as all that it
-    holds is right: ``on_unsynced`` is called with the folder and the error, once in a process for each file system.
+    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder is no error, as the
+    files themselves are durable: ``on_unsynced`` is called with folder and error, once per file system.
     Raises OSError for any other failure (EIO, ESTALE).
     """
     is_open = isinstance(folder, int)
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM):  # a folder that may be written to and not be read
+        if error.errno not in (errno.EACCES, errno.EPERM):  # the folder is writable, but not readable
             raise
         _tell_unsynced(folder, error, on_unsynced)
         return False
@@ -408,7 +408,7 @@ def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = N
 class Space:
     """The size of a file system, and how much of it this user may still write. In bytes.
 
-    ``kept``: what is free, but for the system administrator alone.
+    ``kept``: free bytes that are reserved for root.
     """
 
     size: int
@@ -424,7 +424,7 @@ class Space:
 def space_of(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor; None where it is unknown. Raises OSError.
 
-    A file system without blocks (ramfs, some in user space) has no figures: that is not a full disk.
+    A file system that reports no blocks (ramfs, some in user space) has an unknown size; it is not full.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
@@ -434,9 +434,9 @@ def space_of(where: Name | int) -> Space | None:
 
 
 def known_space(where: Name | int) -> Space | None:
-    """Return the space of the file system there; None where it is unknown, which is no limit.
+    """Return the space of the file system of a path or descriptor; None where it is unknown. Raises nothing.
 
-    A file system that cannot say it is no reason to fail: the first write that does not fit tells. Raises nothing.
+    Callers treat None as no limit: on a full file system the write fails.
     """
     try:
         return space_of(where)
@@ -445,6 +445,6 @@ def known_space(where: Name | int) -> Space | None:
 
 
 def free_space(where: Name | int) -> int | None:
-    """Return the bytes that this user may still write there; None where it is unknown. Raises nothing."""
+    """Return how many bytes this user may still write; None where it is unknown. Raises nothing."""
     space = known_space(where)
     return space.free if space is not None else None

@@ -67,8 +67,8 @@ def flock(descriptor: int, *, is_shared: bool = False) -> bool:
 class FileLock:
     """An exclusive lock of the open file ``path``, until ``release`` or the end of the process.
 
-    ``is_file``: it is a lock file. ``was_expired``: its earlier holder was given up without proof that it has ended,
-    so it may write to the same file still. Thread-safe.
+    ``is_file``: it is a lock file. ``was_expired``: the lease of the earlier holder has expired, but its process may
+    still run and write to the same file. Thread-safe.
     """
 
     def __init__(self, descriptor: int, path: Path, *, again: Path | None = None) -> None:
@@ -89,7 +89,7 @@ class FileLock:
         return self._lock_file is not None
 
     def is_held(self) -> bool:
-        """Tell whether the lock is still ours; one by ``flock`` always is. Raises OSError."""
+        """Tell whether this process still holds the lock, and renew it; always true for ``flock``. Raises OSError."""
         if self._lock_file is None:
             return True
         if not self._lock_file.is_named():
@@ -104,7 +104,7 @@ class FileLock:
 
 
 def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and see that it locks; False where it does not. Raises LockHeld, OSError."""
+    """Lock by flock(2) and verify the lock; return False where it has no effect. Raises LockHeld, OSError."""
     status = os.fstat(descriptor)
     if status.st_dev in _no_flock:
         return False
@@ -119,14 +119,14 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 
 
 def _refuses_second(path: Path, identity: disk.Identity) -> bool:
-    """Whether a second descriptor of the locked file is kept out; also if the file cannot be opened again."""
+    """Return whether a second descriptor of the file cannot lock it; True if the file cannot be opened again."""
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         if disk.identity_of(os.fstat(second)) != identity:
-            return True  # published or replaced meanwhile: the caller looks at the name and tries again
+            return True  # published or replaced meanwhile: the caller checks the name and retries
         flock(second)
     except BlockingIOError:
         return True
@@ -137,7 +137,7 @@ def _refuses_second(path: Path, identity: disk.Identity) -> bool:
 
 
 def _flock_holder(status: os.stat_result) -> str:
-    """Return who has the lock, where ``/proc/locks`` (proc_locks(5)) tells: "process 123, dlpool"."""
+    """Return the lock holder by ``/proc/locks`` (proc_locks(5)), "process 123, dlpool", or an empty text."""
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError, IndexError, ValueError), open("/proc/locks", encoding="ascii") as locks:
         for fields in (line.split() for line in locks):
@@ -153,7 +153,7 @@ def _flock_holder(status: os.stat_result) -> str:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock file. ``started`` is in clock ticks since boot, 0 where it is unknown."""
+    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 where it is unknown."""
 
     host: str
     boot: str
@@ -186,13 +186,13 @@ class Owner:
         if not self.boot or (self.boot, self.namespace) != (_boot_id(), _pid_namespace()):
             return False
         if self.pid == os.getpid():
-            return self.token not in _own_tokens  # then it could not be removed
+            return self.token not in _own_tokens  # released, but its removal failed
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except OSError:
-            pass  # it is another user's
+            pass  # the process exists and belongs to another user
         started = _start_time(self.pid)
         return 0 not in (self.started, started) and started != self.started
 
@@ -201,7 +201,7 @@ class Owner:
 
 
 class _LockFile:
-    """A lock file that we made. Its descriptor stays open: the inode number is ours as long as it is."""
+    """A lock file that this process created. Its descriptor stays open, so that the inode number is not reused."""
 
     def __init__(self, path: Path, made: _Made, *, was_expired: bool) -> None:
         self.path = path
@@ -225,7 +225,7 @@ class _LockFile:
         raise LockHeld("")
 
     def is_named(self) -> bool:
-        """Whether the lock file is the one that we made. By open(2), which asks the server of a network file system."""
+        """Return whether the path still names this lock file, by open(2), which asks a network file system's server."""
         try:
             named = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -236,13 +236,13 @@ class _LockFile:
             disk.close_quietly(named)
 
     def renew(self) -> None:
-        """Set the modification time to the server's present. A failure is not ours to report: others judge by it."""
+        """Set the modification time to the server's current time. A failure is ignored: the lock becomes stale then."""
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
                 os.utime(self._descriptor)
 
     def release(self) -> None:
-        """Remove it, if it is ours."""
+        """Remove the lock file, unless another process has replaced it."""
         _heartbeat.drop(self)
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
@@ -305,14 +305,14 @@ class _Made:
 
     @classmethod
     def create(cls, path: Path) -> _Made:
-        """Create the file and write who owns it. Raises FileExistsError, OSError."""
+        """Create the file and write its owner into it. Raises FileExistsError, OSError."""
         owner = Owner.own()
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except FileExistsError:
             raise
         except OSError:
-            _remove_empty(path)  # it may have been created all the same, and would be a lock that nobody holds
+            _remove_empty(path)  # the call may have created it and reported failure: a lock without a holder
             raise
         try:
             _own_tokens.add(owner.token)
@@ -325,7 +325,7 @@ class _Made:
             raise
 
     def remove(self, path: Path) -> None:
-        """Undo it, if the name still means the file."""
+        """Remove the file, if ``path`` still names it."""
         _own_tokens.discard(self.token)
         with suppress(OSError):
             if disk.is_name_of(path, self.identity):
@@ -340,19 +340,19 @@ def _remove_empty(path: Path) -> None:
 
 
 def _take_over(path: Path) -> _LockFile | None:
-    """Replace a stale lock by one of ours; None if it has gone meanwhile. Raises LockHeld, LockForeign, OSError."""
+    """Replace a stale lock by a new one; None if it was removed meanwhile. Raises LockHeld, LockForeign, OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         made = _Made.create(temporary)
     except FileExistsError:
-        if _judged(temporary, now=None):  # left by a process that was killed right here
+        if _judged(temporary, now=None):  # left by a process that was killed in this function
             disk.remove(temporary)
         return None
     try:
         found = _judged(path, now=os.fstat(made.descriptor).st_mtime)
         if found is not None:
             disk.replace(temporary, path, identity=made.identity)
-            if disk.is_name_of(path, made.identity):  # else another process took our temporary file for a stale one
+            if disk.is_name_of(path, made.identity):  # else another process removed our temporary file as stale
                 return _LockFile(path, made, was_expired=not found.has_ended)
     except BaseException:
         made.remove(temporary)
@@ -369,7 +369,7 @@ class _Stale:
 
 
 def _judged(path: Path, now: float | None) -> _Stale | None:
-    """Return what makes the lock stale, None if there is none. ``now``: the server's time, None to ask for it.
+    """Return why the lock is stale, None if it does not exist. ``now``: the server's time, None to ask for it.
 
     Raises LockHeld for a lock that is in use, LockForeign, OSError.
     """
@@ -403,7 +403,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 
 
 def _server_time(folder: Path) -> float:
-    """Return what the file server's clock says now, in seconds since the epoch. Raises OSError."""
+    """Return the time of the file server's clock, in seconds since the epoch. Raises OSError."""
     path = folder / f".dlpool-{secrets.token_hex(8)}.tmp"
     descriptor = disk.create_exclusive(path)
     try:
@@ -427,7 +427,7 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> int:
-    """Return when the process started (field 22 of proc_pid_stat(5)), 0 if it is unknown."""
+    """Return the start time of the process (field 22 of proc_pid_stat(5)), 0 if it is unknown."""
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[19])

@@ -1,8 +1,8 @@
-"""Threads and descriptors: how many this process may still have.
+"""Threads and descriptors: how many more this process may have.
 
 Linux refuses a thread beyond RLIMIT_NPROC, the limit of a cgroup (``pids.max``) or ``threads-max`` (pthread_create(3):
-EAGAIN), and a descriptor beyond RLIMIT_NOFILE or ``fs.file-max`` (open(2): EMFILE, ENFILE). Neither is a reason to
-fail while there is at least one: callers do with fewer. All functions are thread-safe.
+EAGAIN), and a descriptor beyond RLIMIT_NOFILE or ``fs.file-max`` (open(2): EMFILE, ENFILE). Callers
+continue with fewer, as long as they have at least one. All functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _OUT = (errno.EMFILE, errno.ENFILE)
 
 
 class Thread(threading.Thread):
-    """A daemon thread whose ``start`` raises NoThread where this process may not have another one."""
+    """A daemon thread whose ``start`` raises NoThread if a limit allows no further thread."""
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
         super().__init__(target=work, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start it. Raises NoThread."""
+        """Start the thread. Raises NoThread."""
         try:
             super().start()
         except (RuntimeError, MemoryError) as error:
@@ -33,7 +33,7 @@ class Thread(threading.Thread):
 
 
 def start(work: Callable[[], object], name: str) -> Thread:
-    """Return a daemon thread that does ``work``. Raises NoThread."""
+    """Start a daemon thread that calls ``work``, and return it. Raises NoThread."""
     thread = Thread(work, name)
     thread.start()
     return thread
@@ -42,7 +42,7 @@ def start(work: Callable[[], object], name: str) -> Thread:
 def has_room(descriptors: int) -> bool:
     """Return whether about ``descriptors`` more files can be opened.
 
-    The kernel gives out the lowest free number (open(2)), so that the number of a new one tells how many are open.
+    open(2) returns the lowest free number, so the number of a new descriptor is about the number of open ones.
     """
     try:
         lowest = os.open("/", os.O_RDONLY | os.O_CLOEXEC)

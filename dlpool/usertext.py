@@ -1,4 +1,4 @@
-"""Text that a user gives in a file or a pipe: a byte order mark decides the encoding, and every end of line is one."""
+"""Decoding of text files and pipes of users: encoding by the byte order mark, lines that end in LF, CRLF or CR."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ _MARKS = (
 
 
 class NotText(ValueError):
-    """What was given is no text; the message says in which line, and why."""
+    """The input is not text; the message has the number of the line and the reason."""
 
 
 class TextLines:
-    """Splits bytes, as they come, into the lines of a text. Not thread-safe.
+    """Splits bytes into the lines of a text, incrementally. Not thread-safe.
 
-    Without a byte order mark the text is UTF-8, and bytes that are not become surrogates (``surrogateescape``), as in
-    the names of files. With one, they are an error. A mark at the beginning of a later line, as concatenated files
-    have, is dropped.
+    Without a byte order mark the text is UTF-8, and invalid bytes become surrogates (``surrogateescape``), as in file
+    names. With one, they are an error. A mark at the beginning of a later line, as in concatenated files, is dropped.
     """
 
     def __init__(self, *, cuts: bool = False, keeps_nul: bool = False) -> None:
-        """``cuts``: of a line that is too long only the beginning is kept; else it is an error, as a NUL is."""
+        """``cuts``: truncate a line longer than ``MAX_LINE``, else raise; ``keeps_nul``: allow NUL characters."""
         self._keeps_nul = keeps_nul
         self._cuts = cuts
         self._head: bytes | None = b""  # until the encoding is known
         self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        self._encoding = ""  # that of the mark
-        self._pending: list[str] = []  # of the line whose end has not come
+        self._encoding = ""  # of the byte order mark
+        self._pending: list[str] = []  # parts of the incomplete line
         self._pending_size = 0
         self._number = 0
 
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
-        """Return the lines that are complete now; ``is_end``: there is no more to come. Raises NotText."""
+        """Yield the lines that ``data`` completes; ``is_end``: it is the last. Raises NotText."""
         if self._head is not None:
             data = self._head + data
             self._head = None if is_end or not _may_be_mark(data) else data
@@ -88,7 +87,7 @@ class TextLines:
 
 
 def lines_of(read: Callable[[int], bytes], *, keeps_nul: bool = False) -> Iterator[str]:
-    """Return the lines of what ``read`` brings, each as soon as it is complete. Raises NotText, or what it raises."""
+    """Yield the lines of the bytes that ``read`` returns, each when it is complete. Raises NotText and its errors."""
     lines = TextLines(keeps_nul=keeps_nul)
     while data := read(READ_BYTES):
         yield from lines.feed(data)
@@ -112,5 +111,5 @@ def text_of(path: Path) -> str:
 
 
 def _may_be_mark(data: bytes) -> bool:
-    """Whether more bytes are needed to tell whether these are a byte order mark, and which."""
+    """Return whether ``data`` may be the incomplete beginning of a byte order mark."""
     return any(mark.startswith(data) and mark != data for mark, _ in _MARKS)

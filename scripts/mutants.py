@@ -166,7 +166,7 @@ class _Finder:
 
 
 def _removal(statement: ast.stmt) -> str | None:
-    """Return what stands for a removed statement; None for one that is not removed."""
+    """Return the replacement of a removed statement; None for one that must not be removed."""
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         return "pass"
     if isinstance(statement, ast.Raise):
@@ -179,7 +179,7 @@ def _removal(statement: ast.stmt) -> str | None:
 
 
 def _is_falsy(value: ast.expr | None) -> bool:
-    """Tell whether a returned value is a constant that None could stand for."""
+    """Tell whether a returned value is a constant that None could replace."""
     return value is None or (isinstance(value, ast.Constant) and not value.value)
 
 

@@ -1,4 +1,4 @@
-"""Change the code in one place at a time, and see whether a test notices.
+"""Change the code in one place at a time, and check whether a test fails.
 
 Which tests cover which function is recorded once by coverage.py, a test file at a time, and again for a file that has
 changed; it is kept in ``.mutants``. Each mutant then runs the tests that cover its function, quickest first, until one
@@ -65,7 +65,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one mutant ended: ``killed``, ``survived``, ``uncovered`` or ``equivalent``."""
+    """The result of one mutant: ``killed``, ``survived``, ``uncovered`` or ``equivalent``."""
 
     mutant: Mutant
     identity: str
@@ -98,7 +98,7 @@ class Copies:
             failed = _failing_test(copy, tests, seconds)
             path.write_text(text, encoding="utf-8")
             if failed and failed != "timeout" and _failing_test(copy, [failed], SLACK_S):
-                others = [test for test in tests if test != failed]  # it fails without the change, too
+                others = [test for test in tests if test != failed]  # it fails without the change too
                 path.write_text(mutant.applied(text), encoding="utf-8")
                 failed = _failing_test(copy, others, seconds) if others else ""
             return failed
@@ -129,14 +129,14 @@ def _failing_test(copy: Path, tests: list[str], seconds: float) -> str:
 
 
 def _isolation() -> list[str]:
-    """Return the command that gives a run process ids of its own, so that nothing outlives it; as root only."""
+    """Return the command that gives a run process ids of its own, so that no process outlives it; only as root."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return []
     return ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def record(files: Iterable[Path], jobs: int) -> Record:
-    """Read what is recorded of the test files, after recording those that are new or have changed."""
+    """Return the recorded coverage of the test files; record new and changed files first."""
     KEPT.mkdir(exist_ok=True)
     stale = [path for path in files if not _record_of(path).exists()]
     if stale:
@@ -159,7 +159,7 @@ def _record_of(path: Path) -> Path:
 
 
 def _record_file(path: Path) -> None:
-    """Run one test file under coverage.py, its child processes too, and keep which test covers which function."""
+    """Run one test file and its child processes under coverage.py, and record which test covers which function."""
     with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
         rc, seconds = Path(folder, "rc"), Path(folder, "seconds")
         sources = "\n    ".join(str(ROOT / "dlpool" / package) for package in PACKAGES)
@@ -192,7 +192,7 @@ def _record_file(path: Path) -> None:
 
 
 def _covered(folder: str) -> dict[str, dict[str, list[str]]]:
-    """Return the tests by module and function out of the data files of one run."""
+    """Return the tests by module and function from the data files of one run."""
     cov = coverage.Coverage(data_file=f"{folder}/data", config_file=False)
     try:
         cov.combine([folder])
@@ -220,7 +220,7 @@ def _function_lines(text: str) -> dict[int, str]:
 
 
 def chosen_mutants(packages: Iterable[str], seed: int, number: int) -> list[Mutant]:
-    """Return ``number`` mutants of the packages, each as likely as any other."""
+    """Return ``number`` mutants of the packages, chosen with equal probability."""
     every = []
     for package in packages:
         for path in sorted((ROOT / "dlpool" / package).rglob("*.py")):
@@ -236,7 +236,7 @@ def equivalents() -> dict[str, str]:
 
 
 def judge(mutants: list[Mutant], known: Record, jobs: int) -> list[Verdict]:
-    """Run every mutant, ``jobs`` at once, and print each that no test notices."""
+    """Run every mutant, ``jobs`` at once, and print each that no test detects."""
     reasons, lock, done = equivalents(), threading.Lock(), Counter[str]()
 
     def judged(mutant: Mutant) -> Verdict:
@@ -265,7 +265,7 @@ def judge(mutants: list[Mutant], known: Record, jobs: int) -> list[Verdict]:
 
 
 def main() -> int:
-    """Run from the command line; exit code 0 if enough of the mutants that change behaviour were noticed."""
+    """Run from the command line; exit code 0 if enough of the mutants that change behaviour were detected."""
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=1, help="which mutants are chosen (default 1)")
     parser.add_argument("--mutants", type=int, default=100, metavar="M", help="how many (default 100)")

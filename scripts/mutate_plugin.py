@@ -1,4 +1,4 @@
-"""A plugin of pytest for ``scripts/mutate``: which test runs, for coverage.py, how long each took, and what failed."""
+"""A pytest plugin for ``scripts/mutate``: records the running test for coverage.py, durations, and the failed test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let coverage.py note what runs from now on under the name of the test."""
+    """Make coverage.py record the following code under the name of the test."""
     current = coverage.Coverage.current()
     if current is not None:
         current.switch_context(item.nodeid)
@@ -21,7 +21,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note the seconds of each passed test, and the first that failed."""
+    """Record the seconds of each passed test, and the first failed test."""
     seconds, failed = os.environ.get("DLPOOL_TEST_SECONDS"), os.environ.get("DLPOOL_FAILED_TEST")
     if seconds and report.when == "call" and report.passed:
         with Path(seconds).open("a", encoding="utf-8") as file:

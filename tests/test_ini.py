@@ -66,7 +66,7 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
         ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is no INI file: it has NUL characters"),
         (b"[transfer]\n\0\n", " is no INI file: it has NUL characters"),
         (b"\xff\xfe[\0t\0r", " is no INI file: line 1: not UTF-8"),
-        (b'{"port": }', ":1: it begins as JSON does, and is not JSON"),
+        (b'{"port": }', ":1: it begins like JSON, but is not valid JSON"),
         (b'["transfer"]', " is JSON, but not an object"),
         (b"transfer:\n  retries: 5\n", " is no INI file: line 1: 'transfer...' comes before the first [section]"),
     ],

@@ -1,6 +1,6 @@
-"""The checks of ``dlpool doctor`` on the file system of a folder: on what do the promises about files stand there.
+"""The checks of ``dlpool doctor`` on the file system of a folder: which of dlpool's guarantees hold there.
 
-Each is made with the parts of a real download, in a temporary folder that is removed.
+Each check uses the code of a real download, in a temporary folder that is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dlpool.transfer.partfile import PartFile
 
 
 def check_file_system(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
-    """Try out the file system of ``folder``, of ``download_dir`` without one: can it do what a download needs."""
+    """Test the operations of a download on the file system of ``folder``, by default of ``download_dir``."""
     advice = "free space there, or set another download_dir in [paths]" if folder is None else "see the path given"
     folder = nearest((folder or Path(settings.paths.download_dir)).absolute())
     try:
@@ -53,7 +53,7 @@ def _space(folder: Path, min_free: int | None) -> Finding:
 
 
 def _download_like(target: Path, preallocate: str) -> Iterator[Finding]:
-    """Take the steps of a download with a file of our own. Raises LocalFault."""
+    """Perform the steps of a download with a test file. Raises LocalFault."""
     part = PartFile(target, sync=True)
     try:
         yield _lock(part, target)
@@ -71,7 +71,7 @@ def _download_like(target: Path, preallocate: str) -> Iterator[Finding]:
 
 
 def _lock(part: PartFile, target: Path) -> Finding:
-    """A second lock of a file that is locked must be refused."""
+    """Check that a second lock of a locked file is refused."""
     try:
         PartFile(target, sync=False).close()
     except Locked:
@@ -105,7 +105,7 @@ def _folder_sync(folder: Path) -> Finding:
 
 
 def _exclusive_names(folder: Path) -> Finding:
-    """How a file gets its name without replacing another, which ``if_exists`` and uploads need."""
+    """Check how a file is renamed without replacing another, which ``if_exists`` and uploads need."""
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")
     for attempt, how in ((rename_noreplace, "renameat2(2)"), (os.link, "hard links")):

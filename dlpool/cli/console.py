@@ -1,7 +1,7 @@
-"""The standard streams of every command: they may be closed, full, or without a reader, and harm nothing.
+"""The standard streams of every command: one that is closed, full, or has no reader fails no other operation.
 
-A command's exit code tells of what it was to do. Messages on standard error are dropped where they cannot be written.
-Output that cannot be written to standard output is an error only where printing it was all that there was to do.
+A command's exit code reports the result of its task. Messages that cannot be written to standard error are dropped.
+Output that cannot be written to standard output is an error only if printing it was the command's only task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
         self.error: OSError | None = None
-        self.is_told = False  # the user has read of the error
+        self.is_told = False  # the error was reported to the user
         self._descriptor = descriptor
         self._raises = raises
 
@@ -46,7 +46,7 @@ class _Stream(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write bytes and return how many; wait where the descriptor is non-blocking and full."""
+        """Write bytes and return their number; wait if the descriptor is non-blocking and full."""
         view = memoryview(data)  # type: ignore[arg-type]
         while self.error is None:
             try:
@@ -70,12 +70,12 @@ class OutputLost(LocalFault):
 
     @classmethod
     def of(cls, error: OSError) -> OutputLost:
-        """The error for what the operating system says."""
+        """Return the error for an OSError of a write."""
         return cls(f"cannot write to standard output: {error.strerror}")
 
 
 def program(name: str, run: Callable[[], int]) -> int:
-    """Run a program and return its exit code; its errors are one sentence each on standard error, as ``NAME: ...``.
+    """Run a program and return its exit code; print an error as one sentence on standard error, ``NAME: ...``.
 
     Called once, at the start of the process, before any file is opened.
     """
@@ -98,7 +98,7 @@ def program(name: str, run: Callable[[], int]) -> int:
 def show_lines(lines: Iterable[str]) -> None:
     """Print lines to standard output and flush them.
 
-    Raises OutputLost, or BrokenPipeError when the reader has gone.
+    Raises OutputLost, or BrokenPipeError if the reader has closed the pipe.
     """
     try:
         for line in lines:
@@ -112,9 +112,9 @@ def show_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def telling_result() -> Iterator[None]:
-    """Print, in this block, what a command has done or found already: the exit code tells of that, and not of output.
+    """Print, in this block, the result of a command that has finished: output errors do not change the exit code.
 
-    What cannot be written is one sentence on standard error.
+    An output error is reported as one sentence on standard error.
     """
     try:
         yield
@@ -127,7 +127,7 @@ def telling_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """What any relative path meets where the working directory has been deleted."""
+    """Return the error for a working directory that has been deleted, if that is the cause of ``error``."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def _failed(name: str, error: DlpoolError) -> int:
 
 
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
-    """Flush standard output and return the exit code; lost output is an error of a command that had no other."""
+    """Flush standard output and return the exit code; lost output is an error if the command had no other."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     if stdout is None or stdout.error is None or stdout.is_told or isinstance(stdout.error, BrokenPipeError):
@@ -153,9 +153,9 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 
 
 def _prepare() -> _Stream | None:
-    """Replace the standard streams and return standard output's raw side; None where it had been replaced before.
+    """Replace the standard streams and return standard output's raw stream, None if it was already replaced.
 
-    A closed one becomes the null device: else the next file that is opened would be standard output.
+    Open the null device for a closed one: else the next opened file would get the descriptor of standard output.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -171,7 +171,7 @@ def _prepare() -> _Stream | None:
 
 
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
-    """A text stream on the descriptor, which has a way to write every character."""
+    """Return a text stream on the descriptor that escapes characters its encoding lacks."""
     if not isinstance(old, io.TextIOWrapper | None):
         return old
     return io.TextIOWrapper(

@@ -26,10 +26,10 @@ from dlpool.errors import ConfigurationError, TargetExists, UsageError
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the INI file; returns the exit code.
+    """Write the INI file and return the exit code.
 
-    Raises UsageError without a file to read, ConfigurationError for one that is not such a JSON or has wrong values,
-    TargetExists instead of overwriting, LocalFault.
+    Raises UsageError if no file is named, ConfigurationError for one that is not a JSON object or has invalid values,
+    TargetExists if the output exists, LocalFault.
     """
     source = arguments.file or arguments.config
     if source is None:
@@ -48,10 +48,10 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def given_of(source: str, notes: list[str]) -> Sequence[Given]:
-    """Return the settings that the file says. Raises ConfigurationError that names all that is wrong with them."""
+    """Return the settings of the file. Raises ConfigurationError, which names every invalid setting."""
     text = text_of_file(source)
     if not is_json(text):
-        raise ConfigurationError(f"{source} is not JSON: it is an INI file already, or neither of both")
+        raise ConfigurationError(f"{source} is not JSON: it is already an INI file, or neither format")
     problems: list[Problem] = []
     given = checked(read_json(text, source, problems, notes), problems)
     if problems:
@@ -60,7 +60,7 @@ def given_of(source: str, notes: list[str]) -> Sequence[Given]:
 
 
 def ini_lines(source: str, given: Sequence[Given]) -> list[str]:
-    """Return the lines of an INI file that says the settings ``given``."""
+    """Return the lines of an INI file with the settings ``given``."""
     return [
         f"# The settings of {Path(source).name!r}, by dlpool config convert.",
         f"[{SECTION}]",
@@ -69,7 +69,7 @@ def ini_lines(source: str, given: Sequence[Given]) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file. Raises TargetExists, LocalFault; then there is nothing under its name."""
+    """Write a new file. Raises TargetExists, LocalFault; after an error ``path`` has not been created."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
         descriptor = create_exclusive(new)
@@ -81,6 +81,6 @@ def _write(path: Path, data: bytes) -> None:
             publish_exclusive(new, path, identity=identity)
             sync_folder(path.parent)
         except FileExistsError:
-            raise TargetExists(f"{path} exists, and is kept: name another file, or move it away") from None
+            raise TargetExists(f"{path} exists and was not overwritten: name another file, or move it away") from None
         finally:
             remove_quietly(new)

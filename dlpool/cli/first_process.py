@@ -1,8 +1,8 @@
-"""The duties of the first process of a container, for a program that is started as that.
+"""The duties of process 1 of a container, for a program that is started as process 1.
 
-Process 1 inherits every process whose parent has ended, and must wait for it: what hooks leave running would stay a
-zombie. A program with children of its own cannot wait for "any" child without taking their exit codes from those who
-wait for them. So the first process forks, waits for all, and leaves the work to its child; see tini(1), wait(2).
+Process 1 inherits every process whose parent has ended, and must wait for it; else processes that hooks leave running
+become zombies. A program that waits for any child would take the exit codes of the children that its other code waits
+for. So process 1 forks, reaps all processes, and runs the program in its child; see tini(1), wait(2).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import os
 import signal
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-SI_KERNEL = 0x80  # the terminal sent it: to the whole group, so that the child has it already
+SI_KERNEL = 0x80  # sent by the terminal, to the process group: the child has received it too
 SIGNAL_STATUS = 128  # plus the number: the exit code that a shell gives for a death by a signal
 
 
 def work_in_a_child() -> None:
-    """Return at once, unless this is process 1: then return in a child of it.
+    """Fork if this is process 1, and return in the child; else return at once.
 
-    Process 1 itself passes signals on, reaps, and exits as the child does. Call it before there are threads.
+    Process 1 itself forwards signals, reaps, and exits with the exit code of the child. Call it before threads start.
     """
     if os.getpid() != 1:
         return
     awaited = {signal.SIGCHLD, *PASSED_ON}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # else one that comes now would be lost
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # else a signal that arrives now would be lost
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -32,7 +32,7 @@ def work_in_a_child() -> None:
 
 
 def _serve(child: int, awaited: set[signal.Signals]) -> int:
-    """Pass signals on to the child and reap all others, until the child ends. Return its exit code."""
+    """Forward signals to the child and reap other processes until the child exits. Return its exit code."""
     while True:
         told = signal.sigwaitinfo(awaited)
         if told.si_signo != signal.SIGCHLD:
@@ -45,7 +45,7 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap what has ended. Return the exit code of ``child``, or minus its signal; None while it lives."""
+    """Reap all processes that have exited. Return the exit code of ``child``, or minus its signal, None if it runs."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

@@ -12,13 +12,16 @@ Read = Callable[[int], bytes]
 
 
 def shown_list(name: str) -> str:
-    """What messages call the list of that name."""
+    """Return the name of the list for messages."""
     return "standard input" if name == "-" else name
 
 
 @contextmanager
 def opened_list(name: str) -> Iterator[Read]:
-    """What reads the list, at most so many bytes at a time; ``-`` is standard input. Raises LocalFault."""
+    """Open a list and yield a function that reads at most ``size`` bytes of it; ``-`` is standard input.
+
+    Opening and reading raise LocalFault.
+    """
     shown = shown_list(name)
 
     def read(size: int) -> bytes:

@@ -30,18 +30,18 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s]*):(?P<port>[0-9]+)")
 
 
 class WrongValue(ValueError):
-    """A value that the setting cannot have; its message continues "it is ..."."""
+    """A value that is invalid for the setting; its message completes "it is ..."."""
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A JSON object as it is written: its keys may repeat, which ``dict`` would hide."""
+    """A JSON object as it is written: a repeated key, which ``dict`` would hide, is kept."""
 
     members: Sequence[tuple[str, Any]]
 
 
 def is_json(text: str) -> bool:
-    """Whether ``text`` is meant as JSON. An INI file begins with a section, a comment or a key, never with a brace."""
+    """Return whether ``text`` is JSON or begins like it. An INI file never begins with a brace."""
     start = text.lstrip()
     if start.startswith("{"):
         return True
@@ -53,7 +53,7 @@ def is_json(text: str) -> bool:
 
 
 def read_json(text: str, path: str, problems: list[Problem], notes: list[str]) -> list[Given]:
-    """Return what the file says. Wrong types go to ``problems``, unknown keys to ``notes``, a sentence each.
+    """Return the settings of the file. Append wrong types to ``problems`` and unknown keys to ``notes``, as sentences.
 
     Raises ConfigurationError if it is not a JSON object.
     """
@@ -72,7 +72,7 @@ def read_json(text: str, path: str, problems: list[Problem], notes: list[str]) -
             try:
                 found[setting] = Given(*setting, _text_of(declared, value), origin)
             except UnicodeEncodeError:
-                problems.append(Problem(f"{origin}: {shown}: it is not text that UTF-8 can say", origin, (setting,)))
+                problems.append(Problem(f"{origin}: {shown}: it is not text that UTF-8 can encode", origin, (setting,)))
             except WrongValue as error:
                 problems.append(Problem(f"{origin}: {shown} = {_shown(value)}: it is {error}", origin, (setting,)))
     if unknown:
@@ -85,7 +85,7 @@ def _parsed(text: str, path: str) -> _Pairs:
         value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ConfigurationError(
-            f"{path}:{error.lineno}: it begins as JSON does, and is not JSON: {error.msg}"
+            f"{path}:{error.lineno}: it begins like JSON, but is not valid JSON: {error.msg}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}") from error
@@ -99,7 +99,7 @@ def _no_constant(name: str) -> None:
 
 
 def _leaves(value: _Pairs, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each value that is not an object, with its keys from the outermost one on."""
+    """Yield each value that is not an object, with its keys, the outermost first."""
     for name, member in value.members:
         names = (*above, name)
         if isinstance(member, _Pairs) and len(names) < MAX_DEPTH and _setting_of(names) is None:
@@ -109,7 +109,7 @@ def _leaves(value: _Pairs, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """The setting that a key means: ``max_file_size``, ``maxFileSize``, or ``retry`` with ``max_attempts`` in it."""
+    """Return the setting of a key: ``max_file_size``, ``maxFileSize``, or ``max_attempts`` within ``retry``."""
     for begin in range(len(names)):
         if declared := _settings().get(_folded("".join(names[begin:]))):
             return declared
@@ -126,7 +126,7 @@ def _folded(name: str) -> str:
 
 
 def _text_of(declared: Field[Any], value: Any) -> str:
-    """``value`` as an INI file says it. Raises WrongValue, UnicodeEncodeError."""
+    """Return ``value`` as it is written in an INI file. Raises WrongValue, UnicodeEncodeError."""
     if isinstance(value, _Pairs):
         raise WrongValue("an object")
     if declared.name == "port":
@@ -137,7 +137,7 @@ def _text_of(declared: Field[Any], value: Any) -> str:
         text = _WRITERS.get(declared.metadata["kind"].metavar, _plain)(value)
     if text != text.strip() or not text:
         raise WrongValue("a text with spaces around it" if text else "empty")
-    text.encode()  # half a surrogate pair cannot be
+    text.encode()  # fails for a lone surrogate
     return text
 
 
@@ -170,7 +170,7 @@ def _words(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    """Bytes; a text may have a unit."""
+    """Return a size in bytes with the largest exact unit; a text, which may have a unit, is unchanged."""
     if isinstance(value, str) and not value.strip().isdigit():
         return value
     left, unit = _whole(value), ""
@@ -182,7 +182,7 @@ def _size(value: Any) -> str:
 
 
 def _duration(value: Any, most_ms: float) -> str:
-    """Milliseconds, nanoseconds where those would be more than ``most_ms``, or a text of Go's ``Duration.String``."""
+    """Return a duration given in ms, in ns where that many ms exceed ``most_ms``, or as Go's ``Duration.String``."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
         return duration_text(_go_duration_ms(value.strip()) / 1000)
     try:
@@ -205,7 +205,7 @@ def _go_duration_ms(text: str) -> float:
 
 
 def _port(value: Any) -> str:
-    """``18101``, ``"18101"``, or an address as Go's ``net.Listen`` takes it: ``":18101"``."""
+    """Return the port of ``18101``, ``"18101"``, or an address of Go's ``net.Listen``: ``":18101"``."""
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value.strip())):
         if match["host"]:
             raise WrongValue("not a port alone: write the port here, and the address as bind in [web] of an INI file")
@@ -214,7 +214,7 @@ def _port(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """A whole number, also one that is written as a text or as ``1e9``."""
+    """Return an integer, also one that is written as a text or as ``1e9``. Raises WrongValue."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -227,13 +227,13 @@ def _whole(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut."""
+    """Return a value for a message, at most 80 characters."""
     text = "{...}" if isinstance(value, _Pairs) else json.dumps(value, default=lambda _: "{...}")
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _line_of(text: str, name: str) -> int:
-    """The line of a key: where its name is written first."""
+    """Return the number of the line in which the key occurs first."""
     match = re.search(rf"{re.escape(json.dumps(name, ensure_ascii=False))}\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

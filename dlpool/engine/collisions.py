@@ -1,4 +1,4 @@
-"""Entries of a list that would become one file, found before anything starts."""
+"""Detection of list entries that would be written to one file, before a download starts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dlpool.errors import TargetExists
 from dlpool.transfer.job import Job
 from dlpool.transfer.names import file_name
 
-MAX_ITEMS = 100_000  # that are looked at; what comes behind is found when its name is reserved
+MAX_ITEMS = 100_000  # that are checked; a collision of a later one is found when its name is reserved
 
 Learn = Callable[[Job], "Path | None"]
 
 
 def collisions(items: Iterable[Item], learn: Learn) -> Iterator[Result]:
-    """Return a failure for each item whose file is that of an earlier one with another URL, or that ends the list.
+    """Yield a failure for each item whose file is that of an earlier one with another URL, and for an unreadable list.
 
-    The name of an unnamed file is that of its URL, unless the server gives another one. Only where two names are the
-    same ``learn`` asks the server for the file of a job, once for all that differ in their query alone.
+    An item without a file name gets that of its URL, unless the server gives another one. ``learn`` requests the
+    path of a job's file from the server; it is called only on a collision, once for URLs that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
     is_named: dict[str, bool] = {}  # by URL without query and by folder: whether the server gives other names
@@ -38,12 +38,12 @@ def collisions(items: Iterable[Item], learn: Learn) -> Iterator[Result]:
 
 
 def expected_target(job: Job) -> Path:
-    """Return the path of a job's file, if the server gives it no name."""
+    """Return the path of a job's file if the server gives it no name."""
     return job.target / file_name(None, job.url) if job.is_folder else job.target
 
 
 def _has_own_name(job: Job, target: str, is_named: dict[str, bool], learn: Learn) -> bool:
-    """Whether the server gives a job's file another name than its URL does."""
+    """Return whether the server gives a job's file a name that is not that of its URL."""
     if not job.is_folder:
         return False
     alike = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"

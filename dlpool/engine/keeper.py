@@ -1,4 +1,4 @@
-"""A thread that lives while an engine has work: it samples speeds, and a program does not end before it has ended."""
+"""A thread that runs while an engine has work: it samples speeds, and keeps the program from exiting."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SAMPLE_S = 0.2
 
 
 class Stoppable(Protocol):
-    """An engine, as the end of the program sees it."""
+    """An engine that is stopped when the program exits."""
 
     def leave(self) -> None:
-        """Stop soon, resumably."""
+        """Stop soon, and keep what is needed to resume."""
 
     def linger(self) -> None:
         """Wait until there is nothing left to wait for."""
@@ -25,12 +25,12 @@ class Stoppable(Protocol):
 class Keeper:
     """Thread-safe; the lock guards the thread.
 
-    The thread is none of the daemons: the interpreter waits for it at its end (threading.Thread.daemon), and other
-    threads can still be started meanwhile, which ``atexit`` is too late for.
+    The thread is not a daemon: the interpreter waits for it before it exits (threading.Thread.daemon), and other
+    threads can still be started during that wait, unlike in ``atexit`` handlers.
     """
 
     def __init__(self, sample: Callable[[], bool]) -> None:
-        """``sample`` looks at all that runs, and returns whether there is anything left to wait for."""
+        """``sample`` samples all running tasks, and returns whether any of them is to be waited for."""
         self._sample = sample
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -40,7 +40,7 @@ class Keeper:
         return f"<Keeper {'at work' if self._thread is not None else 'idle'}>"
 
     def wake(self) -> None:
-        """There is work: see that the thread runs. Where there can be no further thread, do without it."""
+        """Start the thread if it is not running. If no thread can be started, there are no samples."""
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
@@ -52,7 +52,7 @@ class Keeper:
             self._thread = thread
 
     def close(self) -> None:
-        """Stop, and wait for the thread, unless that is the caller."""
+        """Stop the thread, and wait for it unless it is the caller."""
         self._stop.set()
         self.join()
 
@@ -72,7 +72,7 @@ class Keeper:
     def _is_needed(self) -> bool:
         if self._sample():
             return True
-        with self._lock:  # whoever brings work from now on starts another thread
+        with self._lock:  # a caller of wake starts another thread from here on
             if self._sample():
                 return True
             self._thread = None
@@ -83,7 +83,7 @@ _engines: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 
 
 def stop_at_exit(engine: Stoppable) -> None:
-    """Stop the engine when the program ends, so that what is unfinished then is resumable, as after Ctrl-C."""
+    """Stop the engine when the program exits, so that unfinished downloads can be resumed, as after Ctrl-C."""
     if not _engines:
         atexit.unregister(_stop_engines)
         atexit.register(_stop_engines)

@@ -1,4 +1,4 @@
-"""What the arguments of an engine may be. Pure."""
+"""Validation of an engine's arguments. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Arguments:
     progress_interval: float
 
     def check(self) -> None:
-        """Raise UsageError for what makes no sense, as a time in milliseconds."""
+        """Raise UsageError for a value out of its bounds, such as a time in milliseconds."""
         for declared in fields(DownloaderSettings):
             if declared.name not in vars(self):
                 continue
@@ -29,7 +29,7 @@ class Arguments:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"{name} is {value!r:.80}, not a number")
             low, high = meta["low"] or 0, meta["high"]
-            if not value >= low:  # also what is not a number
+            if not value >= low:  # also NaN
                 raise UsageError(f"{name} is {value}, less than {low:g}")
             if meta["kind"] is DURATION and high is not None and value > high:
                 raise UsageError(

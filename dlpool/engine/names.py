@@ -1,4 +1,4 @@
-"""Which task has which file: no two tasks of an engine may become one file."""
+"""Reservation of file names: no two tasks of an engine may write one file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Duplicate(TargetExists):
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A file that tasks have: its resolved path, a hash of its URL, what messages call it, and the number of the tasks.
+    """A reserved file: its resolved path, a hash of its URL, its name in messages, and the number of its tasks.
 
     A name without tasks belongs to a completed download. ``other``: the next one whose path differs only in what some
-    file systems ignore. There is one for each file of a list, so it is small.
+    file systems ignore. Each file of a list has an instance, so it is small.
     """
 
     path: str
@@ -37,7 +37,7 @@ class _Name:
     other: _Name | None = None
 
     def chain(self) -> Iterator[_Name]:
-        """Return this name and the others like it."""
+        """Yield this name and the others with the same hash."""
         name: _Name | None = self
         while name is not None:
             yield name
@@ -46,7 +46,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A task that wants a name; ``label`` is what messages call it, ``is_of_list``: it is a line of a list."""
+    """A task that requests a name. ``label``: its name in messages; ``is_of_list``: it is a line of a list."""
 
     task_id: str
     url: str
@@ -55,7 +55,7 @@ class Wanted:
 
 
 class NameRegistry:
-    """Reserves names for the tasks of an engine, by what the file system says. Thread-safe.
+    """Reserves names for the tasks of an engine, as the file system compares them. Thread-safe.
 
     The lock guards the table: the names by a hash of their path without the differences that some file systems ignore.
     """
@@ -69,10 +69,10 @@ class NameRegistry:
         return f"<NameRegistry of {len(self._names)} names>"
 
     def reserve(self, path: Path, wanted: Wanted) -> None:
-        """Reserve ``path`` for a task. Outside of lists, another task for the same URL may have it, too.
+        """Reserve ``path`` for a task. Outside of lists, several tasks for the same URL may share it.
 
-        The lock of the file decides then. Raises Duplicate if a line of the same list fetches the same, TargetExists if
-        another task has the file, under this name or one that means the same file; LocalFault.
+        The lock of the part file excludes the others then. Raises Duplicate if a line of the same list fetches the same
+        URL, TargetExists if another task has the file, under this name or another name of the same file; LocalFault.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
@@ -91,7 +91,7 @@ class NameRegistry:
                 return
 
     def end(self, task_id: str, *, is_completed: bool) -> None:
-        """Forget a task that has ended; only the name of a completed one stays taken."""
+        """Release the names of a task that has ended; the name of a completed one stays reserved."""
         with self._lock:
             for name in self._held.pop(task_id, ()):
                 name.tasks -= 1
@@ -142,13 +142,13 @@ def _hash(text: str) -> bytes:
 
 
 def _folded(path: str) -> str:
-    """The path without what file systems ignore in names: case, Unicode composition, dots and spaces at the end."""
+    """Return the path without what file systems ignore: case, Unicode composition, dots and spaces at the end."""
     names = unicodedata.normalize("NFKD", path).upper().casefold().split("/")
     return unicodedata.normalize("NFKD", "/".join(name.rstrip(" .") for name in names))
 
 
 def _is_same_file(one: str, other: str) -> bool:
-    """Whether two paths mean one file: the file system is asked with a new file beside the first."""
+    """Return whether two paths name one file, by creating a test file beside the first."""
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):
         make_folders(Path(one).parent, sync=False)

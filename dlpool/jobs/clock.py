@@ -1,6 +1,6 @@
 """The queue's time: the clock of Redis, but never set back. The transitions keep it (``queue_time`` in shared.lua).
 
-All times in dlpool's own keys are in it. For people they are turned into those of the clock as it goes now.
+All times in dlpool's own keys are queue times. For display they are converted to the present clock of Redis.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class QueueTime:
 
     @property
     def clock_ms(self) -> int:
-        """What the clock of Redis says, in ms since 1970."""
+        """The time of the clock of Redis, in ms since 1970."""
         return self.now_ms - self.ahead_ms
 
     @classmethod
     def of(cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]) -> QueueTime:
-        """The time by the replies to ``TIME`` and to ``HMGET clock seen ahead``. Pure."""
+        """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
         seen_ms, ahead_ms = (_whole(one) for one in noted)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
@@ -36,7 +36,7 @@ class QueueTime:
 
 
 def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
-    """Ask Redis for the queue's time, with one round trip; nothing is written. Raises QueueError."""
+    """Return the queue's time, read in one round trip; writes nothing. Raises QueueError."""
     pipeline: Any = client.pipeline(transaction=False)
     with translated(client):
         clock, noted = pipeline.time().hmget(keys.clock, "seen", "ahead").execute()
@@ -44,7 +44,7 @@ def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
 
 
 def ahead_ms_of(reply: bytes | None) -> int:
-    """How far the queue's time is ahead of the clock, by the reply to ``HGET clock ahead``. Pure."""
+    """Return by how many ms the queue's time is ahead of the clock, from the reply to ``HGET clock ahead``. Pure."""
     return _whole(reply)
 
 

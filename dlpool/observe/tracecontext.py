@@ -11,10 +11,10 @@ _FORM = re.compile(
 
 
 def trace_id_of(header: str | None) -> str | None:
-    """Return the trace id that ``header`` names; None where it is absent or invalid, and so to be ignored.
+    """Return the trace id that ``header`` names; None if it is absent or invalid, and must be ignored.
 
-    Invalid are a version of ff, upper case, an id of zeros only, anything behind version 00, and several headers, which
-    a server joins with commas (sections 3.2 and 4.3).
+    Invalid are a version of ff, upper case, an id of zeros only, further fields in version 00, and several headers,
+    which a server joins with commas (sections 3.2 and 4.3).
     """
     match = None if header is None else _FORM.fullmatch(header.strip(" \t"))
     if match is None or (match["rest"] and match["version"] == "00"):

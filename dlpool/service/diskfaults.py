@@ -1,4 +1,4 @@
-"""What a fault of the disk means: for the job alone, or for all jobs of this node."""
+"""Classification of disk errors: whether one concerns the job alone, or all jobs of this node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlpool.errors import LocalFault, NoSpace, NotPermitted
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.partfile import SPACE_RESERVE
 
-FILLED = "filled"  # a stream of unknown size has taken all that there was; it cannot be resumed
+FILLED = "filled"  # a stream of unknown size has filled the disk; it cannot be resumed
 _USABLE = os.W_OK | os.X_OK
 
 
@@ -28,10 +28,10 @@ def ending_on_disk(error: LocalFault, target: Path, size: int | None, done: int,
     if not is_gone and not isinstance(error, NotPermitted):
         return ending_of(error)
     if not all(os.access(root, _USABLE) for root in roots if _holds(root, target)):
-        return "node_fault"  # the folder of all downloads was removed, or its permissions were
+        return "node_fault"  # the folder of all downloads was removed, or is not writable
     if is_gone:
-        return "retry"  # somebody removed the folder of this one: the next attempt makes it
-    # Where the permissions are right, a file server refuses for reasons of its own, and may not later.
+        return "retry"  # only the folder of this job was removed: the next attempt creates it
+    # If the permissions are right, the file server refused the request, which may be temporary.
     return "node_fault" if os.access(target.parent, _USABLE) else ending_of(error)
 
 

@@ -1,4 +1,4 @@
-"""The Redis that a supervisor works with: the one that its settings name, one that it finds, or a private one."""
+"""The Redis of a supervisor: the server that its settings name, one that ``auto`` finds, or a private one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlpool.service.redisserver import EmbeddedRedis, holds_data, is_held
 
 
 class QueueServer:
-    """Found, started, watched and stopped on the main thread. ``settings`` say where it is: never ``auto``."""
+    """The Redis of a supervisor. Used by the main thread. ``settings``: those to connect with, never ``auto``."""
 
     def __init__(self, settings: RedisSettings, state_dir: Path, log: Logger) -> None:
         """Start a private server if the settings ask for it, or if ``auto`` finds none.
 
-        Raises ConfigurationError, LocalFault, QueueRefused for a server that wants a password, and what
-        ``EmbeddedRedis.start`` raises.
+        Raises ConfigurationError, LocalFault, QueueRefused for a server that requires a password, and the errors of
+        ``EmbeddedRedis.start``.
         """
         self.settings = settings
         self._state_dir = state_dir
@@ -36,17 +36,17 @@ class QueueServer:
 
     @property
     def shown(self) -> str:
-        """Its URL for people, without a password."""
+        """The URL for messages, without a password."""
         return shown_server(effective_url(self.settings, self._state_dir))
 
     @property
     def for_clients(self) -> str:
-        """The URL that clients on this machine use: of a private server its TCP address, if it has one."""
+        """The URL for clients on this machine: the TCP address of a private server, if it listens at one."""
         own = self._embedded
         return f"redis://{own.listen}" if own is not None and own.listen else self.shown
 
     def tend(self) -> None:
-        """Start a private server again that has ended."""
+        """Restart the private server if it has exited."""
         if self._embedded is not None and not self._embedded.is_alive():
             self._log.error("embedded_redis_ended", error="it is started again")
             self._start()
@@ -57,7 +57,7 @@ class QueueServer:
             self._embedded.stop()
 
     def _found(self) -> RedisSettings:
-        """Return the settings that ``auto`` stands for now."""
+        """Resolve ``auto`` and return the settings for the server that it found. Raises QueueRefused."""
         address = auto_address(self.settings)
         found = replace(self.settings, url=f"redis://{address}")
         private = replace(self.settings, url=EMBEDDED, username=None, password=None, password_file=None)

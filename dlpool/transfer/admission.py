@@ -1,4 +1,4 @@
-"""Refusals that mean "no further connection": told from those that are meant for the file.
+"""Classification of refusals: those of a further connection, and those of the file.
 
 Servers that admit only a few connections answer the others with 429 or 503, but also with 403, 400, 404 and the like.
 While another connection receives the same file, such a status cannot be about the file.
@@ -13,8 +13,8 @@ from dlpool.transfer.source import Reply
 
 FURTHER_REFUSALS = {400, 401, 403, 404, 410, 509}
 _BUSY = {429, 503}
-MAX_DENIED = 3  # in a row while nothing is received: the server may not yet have noticed that a connection has gone
-DENIED_S = 0.5  # before it is asked again; doubled each time
+MAX_DENIED = 3  # in a row while nothing is received: the server may not have noticed yet that a connection was closed
+DENIED_S = 0.5  # pause before the next request; doubled each time
 
 
 class Admission:
@@ -26,11 +26,11 @@ class Admission:
         self._denied = 0
 
     def judge(self, reply: Reply, asked: Span | None) -> Answer:
-        """Return what the reply is worth.
+        """Return the answer that the reply is.
 
-        Raises NotAdmitted where the server does not admit this connection beside those that it serves. The thread is
-        dismissed then, unless the number of connections is found by trying or it is the last. Raises what
-        ``Context.judge`` raises for all else.
+        Raises NotAdmitted if the server does not admit this connection in addition to those that it serves. The thread
+        is retired then, unless the number of connections is adaptive or it is the last. Raises the errors of
+        ``Context.judge`` otherwise.
         """
         try:
             answer = self._context.judge(reply, asked)
@@ -48,13 +48,13 @@ class Admission:
         return answer
 
     def _is_capacity(self, status: int) -> bool:
-        """Whether a status was meant for this connection, and not for the file."""
-        if status in _BUSY:  # these threads stay: it may be the hour, and not their number
+        """Return whether a status refuses this connection, and not the file."""
+        if status in _BUSY:  # these threads stay: the server may be busy for other reasons than their number
             return self._context.board.others_receiving(self._owner) > 0
         return status in FURTHER_REFUSALS and self._is_crowded()
 
     def _is_crowded(self) -> bool:
-        """Whether others are served; where they were just now, pause first."""
+        """Return whether other connections are served; pause first if they were served recently."""
         context, board = self._context, self._context.board
         if others := board.others_receiving(self._owner):
             self._denied = 0

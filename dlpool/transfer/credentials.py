@@ -1,4 +1,4 @@
-"""User and password out of a ``.netrc`` file, read as curl reads it; a line that makes no sense is an error.
+"""User and password from a ``.netrc`` file, parsed as curl does; a malformed line is an error.
 
 The format is that of netrc(5): ``machine NAME`` or ``default``, each followed by ``login``, ``password`` and
 ``account`` with a value; values may be quoted. ``macdef`` begins a macro that ends at an empty line. ``#`` begins a
@@ -24,7 +24,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 @dataclass(frozen=True)
 class Entry:
-    """What a ``.netrc`` has for a machine; ``machine`` None is the default of all others."""
+    """An entry of a ``.netrc`` file; ``machine`` is None in the ``default`` entry."""
 
     machine: str | None
     login: str | None = None
@@ -32,7 +32,7 @@ class Entry:
 
 
 class _BrokenLine(Exception):
-    """A line of the file has no meaning."""
+    """A line of the file is malformed."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
@@ -41,8 +41,8 @@ class _BrokenLine(Exception):
 def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
     """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``; None if it has none.
 
-    ``login``: only an entry of this user counts. A ``machine`` with the URL's port is preferred to one without.
-    Raises ConfigurationError that names file and line, for a file that cannot be read or understood.
+    ``login``: only an entry of this user is used. A ``machine`` with the URL's port is preferred to one without.
+    Raises ConfigurationError, which names file and line, for a file that cannot be read or parsed.
     """
     try:
         path, text = _file()
@@ -60,14 +60,14 @@ def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
 
 
 def _file() -> tuple[Path, str]:
-    """The file and its text, which is empty if there is none."""
+    """Return the path and the text of the file; the text is empty if the file does not exist."""
     given = os.environ.get("NETRC")
     names = [given] if given is not None else [f"~/{name}" for name in _NAMES]
     for name in names:
         try:
             path = Path(name).expanduser()
             return path, path.read_text("utf-8", "surrogateescape")
-        except (FileNotFoundError, NotADirectoryError, RuntimeError):  # the last: nobody knows the home folder
+        except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: the home folder is unknown
             continue
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"the netrc file {name} cannot be read: {error}") from error
@@ -75,7 +75,7 @@ def _file() -> tuple[Path, str]:
 
 
 def parse_netrc(text: str) -> list[Entry]:
-    """The entries of a file, in its order. Raises an error that names the line for what is no netrc(5)."""
+    """Return the entries of a file, in its order. Raises _BrokenLine for a malformed line."""
     entries: list[Entry] = []
     fields: dict[str, str] = {}
     machine: str | None = None
@@ -91,7 +91,7 @@ def parse_netrc(text: str) -> list[Entry]:
             fields[_FIELDS[word]] = words.value(word)
         else:
             reason = "stands before any machine" if word in _FIELDS else "is not machine, default, login or password"
-            raise _BrokenLine(words.line, f"a word {reason}")  # the word may be a part of a password: it is not said
+            raise _BrokenLine(words.line, f"a word {reason}")  # without the word: it may be a part of a password
     return entries + ([_entry(machine, fields)] if is_inside else [])
 
 
@@ -100,7 +100,7 @@ def _entry(machine: str | None, fields: Mapping[str, str]) -> Entry:
 
 
 class _Words:
-    """The words of a file, line by line; ``line`` is the number of the one that was read last."""
+    """The words of a file, line by line; ``line`` is the number of the line read last."""
 
     def __init__(self, text: str) -> None:
         self.line = 0
@@ -115,7 +115,7 @@ class _Words:
                 yield word
 
     def value(self, keyword: str) -> str:
-        """The word after a keyword, which must stand on the same line or the next ones."""
+        """Return the word after a keyword, on its line or a later one. Raises _BrokenLine if there is none."""
         line = self.line
         self._rest = self._rest.lstrip()
         if quoted := _QUOTED.match(self._rest):
@@ -129,7 +129,7 @@ class _Words:
         return word
 
     def skip_macro(self) -> None:
-        """A macro ends at the next empty line."""
+        """Skip a macro, which ends at the next empty line."""
         self._rest = ""
         while self.line < len(self._lines) and self._lines[self.line].strip():
             self.line += 1

@@ -1,8 +1,8 @@
-"""Content codings (RFC 9110 section 8.4.1): whether a body is decoded, and decoding it as it comes.
+"""Content codings (RFC 9110 section 8.4.1): the decision whether to decode a body, and decoding while it is received.
 
-``identity`` is asked for on every request. A server that encodes nevertheless sends something else than the file; so a
-body that comes as one stream is decoded, in blocks, with bounded memory. Where the name or the media type says that the
-encoded file itself is meant, as with ``backup.tar.gz``, it is kept.
+Every request asks for ``identity``. A server that applies a coding nevertheless does not send the bytes of the file; so
+a body that is received as one stream is decoded, in blocks, with bounded memory. If the name or the media type shows
+that the encoded file itself is meant, as with ``backup.tar.gz``, the body is kept.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dlpool.transfer.answer import Answer
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.source import Reply
 
-BLOCK = 64 * 1024  # bytes of the encoded body that one step takes
-MAX_CODINGS = 4  # one over the other
+BLOCK = 64 * 1024  # bytes of the encoded body that one step decodes
+MAX_CODINGS = 4  # applied one after the other
 
 _ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
-# What servers write into the field although it is no coding: the body is as it is.
+# Values that servers send although they are not codings: the body is not encoded.
 _NO_CODINGS = {
     "",
     "identity",
@@ -65,7 +65,7 @@ _TYPES = {
 
 
 class Treatment(Enum):
-    """What is done with a body."""
+    """How a body is stored."""
 
     KEEP = "stored as it is sent"
     DECODE = "decoded"
@@ -79,10 +79,10 @@ def codings(value: str | None) -> tuple[str, ...]:
 
 
 def treatment(wish: str, resource: Resource, urls: Iterable[str], file_name: str) -> Treatment:
-    """Return what is done with a body of ``resource`` by the setting ``content_encoding``, whose value is ``wish``.
+    """Return how to store a body of ``resource``; ``wish`` is the value of the setting ``content_encoding``.
 
-    ``urls``: those that led to it; ``file_name``: the one under which it is saved. Raises PolicyRefused where encoded
-    bodies are refused, and ProtocolBroken for a coding that cannot be decoded.
+    ``urls``: the requested one and its redirects; ``file_name``: the name under which it is saved. Raises PolicyRefused
+    if the setting refuses encoded bodies, and ProtocolBroken for a coding that cannot be decoded.
     """
     applied = codings(resource.content_encoding)
     if not applied or wish == "keep":
@@ -94,12 +94,12 @@ def treatment(wish: str, resource: Resource, urls: Iterable[str], file_name: str
     if is_meant(applied[-1], resource, [*names, file_name]):
         return Treatment.KEEP
     if len(applied) > MAX_CODINGS or not all(name in _STAGES for name in applied):
-        raise ProtocolBroken(f"{said}, which dlpool cannot decode: content_encoding = keep stores it so")
+        raise ProtocolBroken(f"{said}, which dlpool cannot decode: content_encoding = keep stores it encoded")
     return Treatment.DECODE
 
 
 def is_meant(coding: str, resource: Resource, names: Iterable[str]) -> bool:
-    """Return whether a file that is encoded by itself is meant, by its name or media type."""
+    """Return whether the name or media type shows that the encoded file itself is meant."""
     if resource.content_type in _TYPES.get(coding, ()):
         return True
     given = [*names, resource.server_name or ""]
@@ -110,7 +110,7 @@ class DecodedReply(Reply):
     """A reply whose body is decoded. Used by one thread."""
 
     def __init__(self, reply: Reply) -> None:
-        """``reply``: of a coding that ``treatment`` found to be decodable."""
+        """Wrap a reply for which ``treatment`` returned DECODE."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url
         self._reply = reply
         self._has_end = "Content-Length" in reply.headers or "Transfer-Encoding" in reply.headers
@@ -123,7 +123,7 @@ class DecodedReply(Reply):
     def read(self, view: memoryview) -> int:
         """Fill ``view`` with decoded bytes; 0 at the end of the body.
 
-        Raises ShortBody for a coding that ends early, BadAnswer for a broken one, and what ``Reply.read`` raises.
+        Raises ShortBody if the encoded data ends early, BadAnswer if it is invalid, and the errors of ``Reply.read``.
         """
         data = self._read(len(view))
         view[: len(data)] = data
@@ -142,19 +142,19 @@ class DecodedReply(Reply):
 
 
 def decoded(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
-    """Return the reply with its body decoded, and the answer for that.
+    """Return the reply with its body decoded, and its answer without length, digest and ranges.
 
-    Length, digests and ranges that the server tells are those of the encoded body.
+    The server's values are those of the encoded body.
     """
     resource = replace(answer.resource, size=None, digest=None, refuses_ranges=True)
     return DecodedReply(reply), replace(answer, resource=resource, length=None)
 
 
-Read = Callable[[int], bytes]  # at most that many bytes; none at the end
+Read = Callable[[int], bytes]  # (size) -> at most size bytes; none at the end
 
 
 class _Stage:
-    """Decodes what ``pull`` brings with zlib; no step holds more than a block of input and of output."""
+    """Decodes the bytes that ``pull`` returns with zlib; holds at most one block of input and one of output."""
 
     coding = ""
 
@@ -163,10 +163,10 @@ class _Stage:
         self._inflater = self._new_inflater()
         self._input = b""
         self._has_begun = False
-        self._may_hold_more = False  # output for which there was no room
+        self._may_hold_more = False  # zlib may hold output beyond the requested size
 
     def read(self, most: int) -> bytes:
-        """At most ``most`` decoded bytes; none at the end."""
+        """Return at most ``most`` decoded bytes; none at the end."""
         while True:
             if not self._input and not self._may_hold_more:
                 self._input = self._pull(BLOCK)
@@ -193,7 +193,7 @@ class _Stage:
         return data
 
     def _begin_again(self) -> None:
-        """There is more behind the end."""
+        """Handle bytes after the end of the encoded data. Raises BadAnswer."""
         raise BadAnswer(f"the {self.coding} coding of the body ended, and more bytes followed")
 
     def _new_inflater(self) -> zlib._Decompress:
@@ -213,7 +213,7 @@ class _Gzip(_Stage):
 
 
 class _Deflate(_Stage):
-    """deflate: the zlib format (RFC 1950), or as some servers send it, without that (RFC 1951)."""
+    """deflate: the zlib format (RFC 1950), or the raw format that some servers send (RFC 1951)."""
 
     coding = "deflate"
 
@@ -227,7 +227,7 @@ class _Deflate(_Stage):
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Whether it begins like the zlib format (RFC 1950 section 2.2); one byte alone cannot tell all."""
+    """Return whether data begins with a header of the zlib format (RFC 1950 section 2.2), as far as it was received."""
     return data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
 
 

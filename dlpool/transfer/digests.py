@@ -5,14 +5,14 @@ field                      covers
 =========================  ===========================================================================================
 ``Repr-Digest``            the representation, also on a 206 (RFC 9530 section 3)
 ``Digest``                 the instance, which is the same (RFC 3230 section 4.1)
-``x-goog-hash``            the object as it is stored: not what the server decompressed on its way
-``x-amz-checksum-NAME``    the object; ``VALUE-N`` and ``COMPOSITE`` are made of the digests of N parts: not usable
+``x-goog-hash``            the object as it is stored: not a body that the server decompressed
+``x-amz-checksum-NAME``    the object; ``VALUE-N`` and ``COMPOSITE`` are digests of the digests of N parts: not usable
 ``x-ms-blob-content-md5``  the blob, also on a 206
 ``Content-Digest``         the content of this message: the file only if the message has all of it (RFC 9530 section 2)
 ``Content-MD5``            the same (RFC 2616 section 14.15)
 =========================  ===========================================================================================
 
-CRC32C, Adler-32 and the sums of Unix are left out: hashlib has none of them.
+CRC32C, Adler-32 and the Unix sums are ignored: hashlib has none of them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MEMBER = re.compile(r"(?:^|[\s,])([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_whole: bool) -> Digest | None:
-    """Return the strongest digest of the whole file, as its bytes are sent, that the header fields hold.
+    """Return the strongest digest in the header fields that covers the complete file as it is sent.
 
-    ``is_whole``: the message has all bytes of the file. A value that is malformed is passed over.
+    ``is_whole``: the message has all bytes of the file. A malformed value is ignored.
     """
-    if _FIELDS.isdisjoint(map(str.lower, headers)):  # as nearly all answers, and each is judged
+    if _FIELDS.isdisjoint(map(str.lower, headers)):  # the usual case, and this runs for each response
         return None
     return strongest(_found(headers, is_whole=is_whole))
 
@@ -76,7 +76,7 @@ def structured(value: str | None) -> Iterator[Digest]:
 
 
 def _listed(value: str | None) -> Iterator[Digest]:
-    """``SHA-256=BASE64,MD5=BASE64``, in any case (RFC 3230 section 4.3.2)."""
+    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``; names ignore case (RFC 3230 section 4.3.2)."""
     for member in (value or "").split(","):
         name, _, text = member.strip().partition("=")
         yield from _single(_NAMES.get(name.strip().lower()), text)
@@ -91,7 +91,7 @@ def _amazon(headers: Mapping[str, str]) -> Iterator[Digest]:
 
 
 def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
-    """The digest in base64, if it has the length that its algorithm gives."""
+    """Yield the digest of a base64 text, if it has the length of its algorithm."""
     if algorithm is None or not text:
         return
     try:
@@ -103,7 +103,7 @@ def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
 
 
 def _is_as_stored(headers: Mapping[str, str]) -> bool:
-    """Whether Google's store sent the bytes that it holds, and not what it decompressed ("transcoding")."""
+    """Return whether Google Cloud Storage sent the stored bytes, without decompressing them ("transcoding")."""
     stored = (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()
     sent = (headers.get("Content-Encoding") or "identity").strip().lower()
     return stored == sent

@@ -1,8 +1,8 @@
-"""What shows that all bytes of a file are of one version, where no validator does. Pure, but for a lock.
+"""Evidence that all bytes of a file are of one version, where no validator shows it. Pure, except for a lock.
 
-A file that came by one answer is of one version. One that was joined out of several, by nothing but an equal size, a
-weak entity tag or a date that is no proof, is compared at its end: spans that were fetched early are asked for again.
-If the remote changed in between, what was fetched before the change is what differs.
+A file that was received in one response is of one version. One that was joined from several, with only an equal size,
+a weak entity tag or a weak date in common, is compared at the end: spans that were fetched early are requested again.
+If the remote file changed in between, the bytes fetched before the change differ.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ SAMPLE = 4096  # bytes
 
 @dataclass
 class Brought:
-    """The bytes that one answer has brought: ``end`` is set when it has ended."""
+    """The bytes received in one response; ``end`` is set when the response has ended."""
 
     start: int
     end: int
 
 
 class Evidence:
-    """Which answers the file is made of, in the order in which they came. The lock guards the list."""
+    """The responses that the file is made of, in the order of their beginnings. The lock guards the list."""
 
     def __init__(self) -> None:
-        self.has_wrong_digest = False  # one that changes from answer to answer of one version is not of the whole file
+        self.has_wrong_digest = False  # it differs between responses of one version, so it is not that of the file
         self._lock = threading.Lock()
         self._brought: list[Brought] = []
 
     def begin(self, position: int) -> Brought:
-        """Note that an answer brings bytes from ``position`` on."""
+        """Record a response whose body begins at ``position``, and return its record."""
         brought = Brought(position, position)
         with self._lock:
             self._brought.append(brought)
         return brought
 
     def spans(self) -> list[Span]:
-        """Return what each answer has brought, the earliest first; at the end of the download."""
+        """Return the span of each response, the earliest first. Called at the end of the download."""
         with self._lock:
             return [Span(one.start, one.end) for one in self._brought if one.end > one.start]
 
 
 def samples(brought: Sequence[Span]) -> list[Span]:
-    """Choose what to ask for again, of what answers have brought, the earliest first: up to 4 spans of up to 4 KiB.
+    """Choose up to 4 spans of up to 4 KiB to request again, from the spans of the responses, the earliest first.
 
-    The beginning and the end of the first answer, as versions of one format often begin alike, and the beginnings
-    of the next two; where there are fewer, more of the first.
+    These are the beginning and the end of the first response, as versions of one format often begin alike, and the
+    beginnings of the next two responses; if there are fewer, more spans of the first.
     """
     if not brought:
         return []

@@ -1,4 +1,4 @@
-"""A further request of a download, whose answer must be of the version that is known."""
+"""Requests after the first one of a download, whose responses must be of the known version."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def ask_further(
     *,
     judge: Judge | None = None,
 ) -> tuple[Reply, Answer]:
-    """Ask for ``asked`` (None: the whole file) and return the reply, its body unread, with what it is worth.
+    """Request ``asked`` (None: the complete file) and return the reply, its body unread, and its answer.
 
-    ``judge``: what reads an answer, by default ``Context.judge``. Raises RemoteChanged, RetryRange or FailJob; the
-    reply is closed then, and the next request begins at the first URL.
+    ``judge``: reads the answer from the reply, by default ``Context.judge``. Raises RemoteChanged, RetryRange or
+    FailJob; the reply is closed then, and the next request begins at the first URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, asked, if_range)
@@ -63,14 +63,14 @@ def _tells_other_size(reply: Reply, known: Resource) -> bool:
 
 
 def _check_refusal(context: Context, reply: Reply, known: Resource) -> None:
-    """Raise what a 416 of another size means, by the answer for the first byte.
+    """Raise the error for a 416 that tells another size, by the response to a request of the first byte.
 
-    A 416 does not say what it is a refusal of: a page in place of the file refuses the same range.
+    A 416 does not show which content refused the range: an error page in place of the file refuses it too.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):
-            raise RemoteChanged("the remote file is empty by now")
+            raise RemoteChanged("the remote file is empty now")
         raise BadAnswer(f"{host_of(reply)} has an empty file where there was another")
     if reply.status != 416:
         _check_version(context, known, context.judge(reply, FIRST_BYTE))
-    raise BadAnswer("the server refused a range of the file, and then said that it has not changed")
+    raise BadAnswer("the server refused a range of the file (416), although the file has not changed")

@@ -1,4 +1,4 @@
-"""Closes connections that have been idle for long, while nothing else happens in the process."""
+"""Closing of idle connections, also while the process does nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Pool(Protocol):
     """Connections to one host."""
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close what has been idle for ``max_idle_s``; returns seconds until the next will have been, None if none."""
+        """Close connections idle for ``max_idle_s``; return seconds until the next is due, None if none is idle."""
 
 
 class IdleCloser:
-    """One daemon thread, there while a connection is idle. Thread-safe; the lock guards the pools and the thread.
+    """A daemon thread that runs while a connection is idle. Thread-safe; the lock guards the pools and the thread.
 
     ``max_idle_s``: how long a connection may be idle, in seconds; by default ``MAX_IDLE_S``.
     """
@@ -34,7 +34,7 @@ class IdleCloser:
         return f"<IdleCloser after {self.max_idle_s:g} s, {len(self._pools)} pools>"
 
     def watch(self, pool: Pool) -> None:
-        """Look after a pool to which a connection has just been given back."""
+        """Watch a pool to which a connection was just returned."""
         if pool in self._pools:
             return
         with self._lock:
@@ -43,7 +43,7 @@ class IdleCloser:
                 self._begin()
 
     def close(self) -> None:
-        """End the thread: the pools are about to be closed."""
+        """Stop the thread: the pools are about to be closed."""
         with self._lock:
             self._pools.clear()
             self._woken.set()
@@ -52,7 +52,7 @@ class IdleCloser:
         self._thread = threading.Thread(target=self._run, name="dlpool-idle", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # this machine gives us no thread: the next request closes what is idle
+        except RuntimeError:  # no thread can be started: the next request closes idle connections
             self._thread = None
             self._pools.clear()
 
@@ -69,7 +69,7 @@ class IdleCloser:
             wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
 
     def _taken(self) -> list[Pool]:
-        """The pools, taken out: what a thread gives back to one from now on makes ``watch`` add it again."""
+        """Remove all pools and return them; ``watch`` adds a pool again when a connection is returned to it."""
         with self._lock:
             pools = list(self._pools)
             self._pools.clear()

@@ -1,7 +1,7 @@
-"""Media types: which of them are of one family, and which a URL's name promises. Pure.
+"""Families of media types, and the family that a URL's file name implies. Pure.
 
-A login page, a portal or an error document in place of a file shows by its media type alone, as servers send these with
-status 200 and with validators of their own.
+Only its media type distinguishes a login page, a captive portal or an error document from the file, as servers send
+these with status 200 and with validators.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from urllib.parse import unquote, urlsplit
 
 _PAGES = {"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"}
-_DOCUMENTS = {"page", "json", "xml", "text"}  # what servers explain an error in
+_DOCUMENTS = {"page", "json", "xml", "text"}  # families of error documents
 # File name extensions whose content is never an HTML page.
 _BINARY_NAMES = (
-    # archives, and what they are compressed with
+    # archives and compressed files
     "7z ace ar arj br bz2 cab cpio gz lha lrz lz lz4 lzh lzma lzo rar sit sitx sz tar tbz tbz2 tgz tlz txz "
     "tzst xz z zip zipx zst zstd",
     # packages, programs and their parts
@@ -49,15 +49,14 @@ def is_page(content_type: str | None) -> bool:
 def is_same_family(one: str | None, other: str | None) -> bool:
     """Return whether two media types, lower case and without parameters, may be of two versions of one file.
 
-    No type at all may be any file's (RFC 9110 section 8.3), but not that of a document in which servers explain an
-    error: a page, JSON, XML or plain text.
+    A missing type matches any (RFC 9110 section 8.3) except those of error documents: HTML, JSON, XML or plain text.
     """
     first, second = _family(one), _family(other)
     return first == second or (None in (one, other) and not {first, second} & _DOCUMENTS)
 
 
 def names_binary(url: str) -> bool:
-    """Return whether the last segment of the URL's path ends like the name of a file that is no text."""
+    """Return whether the last segment of the URL's path has the file name extension of a binary file."""
     name = unquote(urlsplit(url).path).rpartition("/")[2].lower()
     return "." in name and name.rpartition(".")[2] in _BINARY_EXTENSIONS
 

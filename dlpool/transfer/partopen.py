@@ -1,9 +1,9 @@
 """Find or create the part file of a target: locked, and known to be dlpool's.
 
-Other programs use the ending ``.part``, too. A file of that name is ours if it has the extended attribute ``MARK``, or
-if a state file of ours lies beside it; any other file is refused and left alone, also an empty one.
+Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has the extended attribute ``MARK``,
+or if a state file of dlpool is beside it; any other file is refused and not changed, also an empty one.
 
-So that a kill never leaves a part file of ours that the next run would refuse, it is created without a name
+So that a kill never leaves a part file that the next run would refuse, it is created without a name
 (O_TMPFILE), locked and marked, and only then linked to its name. Where the file system cannot do that, or has no
 extended attributes, a placeholder of the state file is written before the part file is created; it stays as long as
 there is no mark and no state. See open(2), xattr(7).
@@ -43,7 +43,7 @@ class OpenPart:
 
 
 class PartOpener:
-    """Opens the part file of one target, at first and after each restart. Used by one thread.
+    """Opens the part file of one target, initially and after each restart. Used by one thread.
 
     ``path`` may change to another spelling of the name, see ``_is_spelt_so``.
     """
@@ -55,21 +55,21 @@ class PartOpener:
         self._notify = notify
 
     def open(self) -> OpenPart:
-        """Open or create; missing parent folders are made.
+        """Open or create the part file, and create missing parent folders.
 
-        Raises Locked if another download has it, ForeignFile for a file that is not ours, LocalFault.
+        Raises Locked if another download holds its lock, ForeignFile for a file that is not dlpool's, LocalFault.
         """
         for _ in range(MAX_OPENS):
             with disk.translated(f"open {self.path}"):
                 opened = self._existing() or self._created()
             if opened is not None:
                 return opened
-        raise LocalFault(f"cannot use {self.path}: it is replaced again and again")
+        raise LocalFault(f"cannot use {self.path}: another program keeps replacing it")
 
     def replace(self, old: FileLock) -> OpenPart:
-        """Remove the part file and create another one. A lock file stays the same.
+        """Remove the part file and create a new one; a lock file is kept.
 
-        Raises Locked if another download was faster, LocalFault.
+        Raises Locked if another download created one first, LocalFault.
         """
         held = old if old.is_file else None
         with disk.translated(f"replace {self.path}"):
@@ -84,7 +84,7 @@ class PartOpener:
         self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
 
     def _existing(self) -> OpenPart | None:
-        """The part file that has the name, None if there is none or it was replaced. Raises OSError."""
+        """Return the existing part file; None if there is none or it was replaced meanwhile. Raises OSError."""
         try:
             descriptor = os.open(self.path, _FLAGS)
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class PartOpener:
             is_named = disk.is_name_of(self.path, disk.identity_of(status))
             if is_named and status.st_nlink == 1:
                 return OpenPart(descriptor, status, lock, is_marked, is_new=False)
-            if is_named:  # it has been published by a link, and its old name was left by a kill
+            if is_named:  # it was published by a link, and a kill left its old name
                 disk.remove(self.path)
         except BaseException:
             _abandon(descriptor, lock)
@@ -112,18 +112,18 @@ class PartOpener:
         return None
 
     def _was_published(self, status: os.stat_result) -> bool:
-        """Whether it is the target itself, as a kill between link and removal leaves it; then the name goes."""
+        """Return whether the file is the target, as after a kill between link and removal; remove its name then."""
         if status.st_nlink == 1 or not disk.is_name_of(self._target, disk.identity_of(status)):
             return False
         disk.remove(self.path)
         return True
 
     def _is_spelt_so(self) -> bool:
-        """Whether the folder has the very name; else take the spelling that it has, to be opened next. Raises OSError.
+        """Return whether the folder has the exact name; else set ``path`` to the folder's spelling. Raises OSError.
 
-        A file system in user space that does not tell upper from lower case may show one file as two with different
-        inode numbers, one for each spelling of its name, and a lock of the one is none of the other. Those that are
-        known have no extended attributes.
+        A case-insensitive file system in user space may show one file with a different inode number for each spelling
+        of its name, and a lock by one spelling does not exclude one by another. The known ones of these file systems
+        have no extended attributes.
         """
         wanted, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -138,21 +138,21 @@ class PartOpener:
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
-        """Whether the file has the mark; None if it is to be opened again. Raises ForeignFile, OSError."""
+        """Return whether the file has the mark; None if the file must be opened again. Raises ForeignFile, OSError."""
         if self._was_published(status):
             return None
         if _has_mark(descriptor):
             return True
         if not disk.is_name_of(self.path, disk.identity_of(status)):
-            return None  # another download has published it, without its mark, since it was opened
+            return None  # another download removed its mark and published it since it was opened
         if StateFile.of(self._target, sync=False).is_ours():
             return _mark(descriptor) or (None if not self._is_spelt_so() else False)
         raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
-        """A new part file; None if another process has created one meanwhile. Raises OSError.
+        """Create a part file; None if another process created one meanwhile. Raises OSError.
 
-        ``held``: a lock file that is ours already.
+        ``held``: a lock file that this process holds already.
         """
         descriptor = self._unnamed()
         try:
@@ -162,9 +162,9 @@ class PartOpener:
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark a file without a name, and give it its name; None if that is not possible.
+        """Lock and mark an unnamed file, and link it to its name; None if that is not supported.
 
-        Raises FileExistsError if something has the name, OSError.
+        Raises FileExistsError if another file has the name, OSError.
         """
         lock = held
         try:
@@ -181,9 +181,9 @@ class PartOpener:
         return None
 
     def _has_linked(self, descriptor: int) -> bool:
-        """Give a file without a name that of the part file; whether that was done, whatever the call reports.
+        """Link an unnamed file to the part file's name, and return whether it has the name, even if link(2) failed.
 
-        Raises FileExistsError if something else has the name, OSError.
+        Raises FileExistsError if another file has the name, OSError.
         """
         try:
             os.link(f"/proc/self/fd/{descriptor}", self.path, src_dir_fd=descriptor, follow_symlinks=True)
@@ -196,18 +196,18 @@ class PartOpener:
         return True
 
     def _unnamed(self) -> int | None:
-        """A descriptor of a new file without a name; None where that is not possible. Raises OSError."""
+        """Return a descriptor of a new unnamed file; None if that is not supported. Raises OSError."""
         for _ in range(2):
             try:
                 return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
             except OSError:
                 if self.path.parent.is_dir():
-                    break  # another way to create the file will tell whether that is all that is wrong
+                    break  # creating the file by its name reports any other problem
             disk.make_folders(self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced)
         return None
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
-        """Create it under its name, behind a placeholder of the state. Raises OSError."""
+        """Create the part file by its name, after a placeholder of the state file. Raises OSError."""
         state_file = StateFile.of(self._target, sync=False)
         state_file.reserve()
         try:
@@ -231,7 +231,7 @@ class PartOpener:
             raise
 
     def _withdraw(self, state_file: StateFile) -> None:
-        """Remove a placeholder that was written in vain, unless the part file of the faster download may need it."""
+        """Remove an unused placeholder, unless the part file of the other download may need it."""
         is_needed = False
         with suppress(OSError):
             descriptor = os.open(self.path, _FLAGS)
@@ -262,7 +262,7 @@ def _abandon(descriptor: int, lock: FileLock | None) -> None:
 
 
 def _mark(descriptor: int) -> bool:
-    """Mark the file as dlpool's; False where that is not possible."""
+    """Mark the file as dlpool's; return False if that is not supported."""
     try:
         os.setxattr(descriptor, MARK, b"1")
     except OSError:
@@ -271,7 +271,7 @@ def _mark(descriptor: int) -> bool:
 
 
 def _has_mark(descriptor: int) -> bool:
-    """Whether the file has the mark. Raises OSError."""
+    """Return whether the file has the mark. Raises OSError."""
     try:
         os.getxattr(descriptor, MARK)
     except OSError as error:
@@ -282,6 +282,6 @@ def _has_mark(descriptor: int) -> bool:
 
 
 def remove_mark(descriptor: int) -> None:
-    """Remove the mark of a file that has been published; a mark that stays is harmless."""
+    """Remove the mark of a published file; errors are ignored, as a mark that stays is harmless."""
     with suppress(OSError):
         os.removexattr(descriptor, MARK)

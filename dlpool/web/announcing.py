@@ -1,4 +1,4 @@
-"""Puts what happens to uploads into the queue's stream of events, on a thread of its own: no upload waits for Redis."""
+"""Publishes events of uploads in the queue's event stream, on a separate thread: no upload waits for Redis."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dlpool.observe.log import Logger
 from dlpool.web.figures import Figures
 from dlpool.web.store import UploadEvent
 
-MOST = 1000  # events that wait for Redis; later ones are lost
-BATCH = 100  # events of a round trip
+MOST = 1000  # events that wait for Redis; further ones are lost
+BATCH = 100  # events per round trip
 PAUSE_S = 1.0  # after a failure
-END_S = 1.0  # for what waits at the end of the process
+END_S = 1.0  # for the waiting events when the process exits
 
 current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)  # of the request of this thread
 
 
 class Announcer:
-    """Called with each event, by any thread; it neither waits nor raises.
+    """Queues each event for the stream. Thread-safe; calls neither block nor raise.
 
-    Events that Redis does not take, or that come while ``MOST`` wait, are lost and counted; the log says so when it
-    begins. The thread is started by the first event.
+    Events that Redis does not accept, or that occur while ``MOST`` wait, are lost and counted; the first loss is
+    logged. The first event starts the thread.
     """
 
     def __init__(self, writer: EventWriter, figures: Figures, log: Logger) -> None:
@@ -45,7 +45,7 @@ class Announcer:
         self._ending = threading.Event()
 
     def __call__(self, event: UploadEvent) -> None:
-        """Have the event told soon."""
+        """Queue the event."""
         try:
             self._waiting.put_nowait(fields_of(event, current_trace.get()))
             self._start()
@@ -53,7 +53,7 @@ class Announcer:
             self._lose(1, error)
 
     def close(self) -> None:
-        """Tell what waits, for at most ``END_S`` seconds."""
+        """Write the waiting events, for at most ``END_S`` seconds."""
         self._ending.set()
         if self._thread is not None:
             try:
@@ -82,7 +82,7 @@ class Announcer:
                 self._ending.wait(PAUSE_S)
 
     def _next_batch(self) -> list[dict[str, str] | None]:
-        """Wait for an event, and take those that came with it; the last one is None at the end of the process."""
+        """Wait for an event, and return it with the queued ones; the last is None when the process exits."""
         batch = [self._waiting.get()]
         while batch[-1] is not None and len(batch) < BATCH:
             try:
@@ -112,13 +112,13 @@ class Announcer:
 
 
 def open_announcer(settings: Settings, figures: Figures, log: Logger) -> Announcer:
-    """Return what tells the events of this process's uploads to the queue of ``[redis]``. Raises ConfigurationError."""
+    """Return the announcer of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return Announcer(EventWriter(client, Keys(settings.redis.group)), figures, log)
 
 
 def fields_of(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
-    """Return the fields of an entry of the stream, all of them texts; what is not known is left out."""
+    """Return the fields of an entry of the stream, as texts, without those that are unknown."""
     fields = {
         "event": event.name,
         "upload_id": event.upload_id,
@@ -133,5 +133,5 @@ def fields_of(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    """Without half surrogate pairs, which UTF-8 cannot say."""
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

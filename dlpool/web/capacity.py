@@ -1,4 +1,4 @@
-"""How many processes and threads dlpool-web may have here: fewer than the settings say where a limit is low."""
+"""The number of processes and threads of dlpool-web: fewer than the settings say if a limit of the system is low."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from dlpool.config import Settings
 from dlpool.errors import LocalFault
 
-LEAST_THREADS = 4  # of a process, as the setting demands
+LEAST_THREADS = 4  # of a process: the lower bound of the setting
 HELPERS = 4  # threads of a process besides those for requests: keeper, lingering, events, log
 BASE_FILES = 32  # open in a process that does nothing
 FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
-LEAST_FILES_A_THREAD = 6  # with which most requests succeed
+LEAST_FILES_A_THREAD = 6  # enough for most requests
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What fits. ``notes``: why it is less than was wanted, a sentence each."""
+    """The allowed numbers. ``notes``: a sentence for each reason why they are lower than the settings."""
 
     processes: int
     threads: int
@@ -27,12 +27,12 @@ class Capacity:
 
 
 def fitted(settings: Settings) -> tuple[Settings, Capacity]:
-    """Return the settings with as many threads as this machine allows, and what was found.
+    """Return the settings with the number of threads that this machine allows, and the capacity found.
 
-    It starts as many threads as would run, and ends them: Linux refuses a thread beyond RLIMIT_NPROC, ``pids.max`` of a
-    cgroup, or ``threads-max`` (pthread_create(3)), and tells none of these limits reliably.
+    The limit is measured by starting the threads: Linux refuses a thread beyond RLIMIT_NPROC, ``pids.max`` of a
+    cgroup, or ``threads-max`` (pthread_create(3)), and none of these can be read reliably.
 
-    Raises LocalFault where not even one process with its least threads fits.
+    Raises LocalFault if the limits do not allow one process with ``LEAST_THREADS``.
     """
     processes = settings.web.processes or max(2, min(4, len(os.sched_getaffinity(0))))
     wanted = processes * (1 + HELPERS + settings.web.threads)
@@ -43,7 +43,7 @@ def fitted(settings: Settings) -> tuple[Settings, Capacity]:
 
 
 def by_threads(processes: int, threads: int, spare: int) -> Capacity:
-    """Deal ``spare`` threads of the system, the main ones included, to the processes. Pure. Raises LocalFault."""
+    """Divide ``spare`` threads, main threads included, among the processes. Pure. Raises LocalFault."""
     own = 1 + HELPERS
     if spare >= processes * (own + threads):
         return Capacity(processes, threads)
@@ -63,7 +63,7 @@ def by_threads(processes: int, threads: int, spare: int) -> Capacity:
 
 
 def by_files(threads: int, limit: int) -> Capacity:
-    """Return how many threads a process may have that may open ``limit`` files. Pure. Raises LocalFault."""
+    """Return the number of threads for a process that may open ``limit`` files. Pure. Raises LocalFault."""
     if limit == resource.RLIM_INFINITY or limit >= BASE_FILES + FILES_A_THREAD * threads:
         return Capacity(1, threads)
     least = BASE_FILES + LEAST_FILES_A_THREAD * LEAST_THREADS
@@ -80,7 +80,7 @@ def by_files(threads: int, limit: int) -> Capacity:
 
 
 def spare_threads(wanted: int) -> int:
-    """Return how many of ``wanted`` threads this process may start now; they have ended when this returns."""
+    """Return how many of ``wanted`` threads this process can start now, by starting and joining them."""
     release, started = threading.Event(), []
     try:
         for _ in range(wanted):

@@ -1,6 +1,6 @@
-"""Tells the log when a disk of uploads fills up or a folder cannot be used, and when that is over.
+"""Logs when a disk of uploads fills up or a folder becomes unusable, and when it recovers.
 
-Each change is told once, whichever of the processes sees it.
+Each change is logged once by all processes together.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dlpool.observe.log import Logger
 from dlpool.web.ops import folder_check
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, room_of
 
-LOOK_S = 5.0  # between two looks at the disks
-MARGIN = 0.02  # a disk has room again only this share below the threshold that it had reached
+LOOK_S = 5.0  # between two checks of the disks
+MARGIN = 0.02  # a disk recovers only this share below the threshold that it had reached
 _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 
 
@@ -27,7 +27,7 @@ def next_health(before: str, used: float, settings: UploadSettings) -> str:
     """Return the health of a disk whose share ``used`` is in use, and whose health was ``before``. Pure.
 
     It gets worse at ``disk_warn`` and ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
-    goes up and down at a threshold is told of once.
+    varies around a threshold is logged once.
     """
     reached = _level(used, settings)
     held = min(before, _level(used + MARGIN, settings), key=_ORDER.index)
@@ -41,10 +41,10 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskWatch:
-    """Looks at ``upload_dir`` and ``merged_dir`` and their disks; one thread of one process at a time calls ``look``.
+    """Checks ``upload_dir``, ``merged_dir`` and their disks; only one thread of one process at a time calls ``look``.
 
-    What was told is in a file of ``folder``, so that the next process, and the next start, do not tell it again; where
-    that cannot be written, in memory.
+    The logged state is kept in a file in ``folder``, so that other processes and later starts do not log it again; in
+    memory if the file cannot be written.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DiskWatch:
         self._told: dict[str, str] = {}
 
     def look(self) -> None:
-        """Log each disk and folder whose health has changed, if it is time to look. Raises nothing."""
+        """Log each disk and folder whose health has changed, if the last check is ``LOOK_S`` ago. Raises nothing."""
         if self._clock() < self._next_look:
             return
         self._next_look = self._clock() + LOOK_S
@@ -67,7 +67,7 @@ class DiskWatch:
         for name, folder in self._folders:
             try:
                 room, device = room_of(folder), _device_of(folder)
-            except OSError:  # the folder is told of below
+            except OSError:  # the folder is reported below
                 continue
             if device not in seen:
                 seen.add(device)
@@ -78,9 +78,9 @@ class DiskWatch:
         self._write(told)
 
     def _judge_use(self, folder: str, before: str) -> str:
-        """Return whether one folder can be written to, after it was logged if that has changed."""
+        """Return the health of one folder: whether it can be written to. Log a change."""
         check = folder_check(folder)
-        health = UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY  # a missing one is made when it is needed
+        health = UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY  # a missing folder is created when needed
         if health == UNHEALTHY != before:
             self._log.warning("upload_folder_unusable", folder=folder, reason=check["message"])
         elif health != before:
@@ -88,8 +88,8 @@ class DiskWatch:
         return health
 
     def _judge(self, folder: str, room: Room | None, before: str) -> str:
-        """Return the health of one disk, after it was logged if it is another one than before."""
-        if room is None:  # a file system without figures: nothing can be said
+        """Return the health of one disk. Log a change."""
+        if room is None:  # a file system that does not report its size
             return HEALTHY
         health = next_health(before, room.used, self._settings)
         fields = {"folder": folder, "free": room.free, "used_percent": round(100 * room.used, 1), "health": health}
@@ -116,7 +116,7 @@ class DiskWatch:
 
 
 def _device_of(folder: str) -> int:
-    """The file system of the nearest folder above that is there. Raises OSError."""
+    """Return the device of the folder, or of its nearest existing parent. Raises OSError."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent

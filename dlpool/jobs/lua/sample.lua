@@ -1,5 +1,5 @@
--- Note figures in the history. Their id is the queue's time: by the clock of Redis, once it was set back, all samples
--- would bear one moment until it is where it was before.
+-- Add a sample to the history. Its id is the queue's time: with the clock of Redis, after it was set back, all samples
+-- would have nearly the same id until the clock has caught up.
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 samples that are kept, 3 ms for which the history outlives its last sample, then name and value of
 --       each figure

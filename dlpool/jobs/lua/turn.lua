@@ -1,5 +1,5 @@
--- Let one of many do what is done once each interval.
+-- Elect one of several callers for work that is done once per interval.
 -- KEYS  1 intake
--- ARGV  1 prefix, 2 name of the key that says so (below the prefix), 3 interval in ms
+-- ARGV  1 prefix, 2 name of the key that records the turn (below the prefix), 3 interval in ms
 -- Returns 1 if it is the caller's turn, else false.
 return take_turn(ARGV[2], tonumber(ARGV[3])) and 1

@@ -1,4 +1,4 @@
-"""What happens to uploads, for other programs: told under the task's lock, so that the order is that of the changes."""
+"""Events of uploads for other programs, announced under the task's lock, so that they are in the order of changes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DELETED, EXPIRED = "upload_deleted", "upload_expired"
 
 @dataclass(frozen=True)
 class UploadEvent:
-    """A change of one upload. ``size`` in bytes, -1 while it is unknown; ``note`` is what there is to say besides.
+    """A change of one upload. ``size`` in bytes, -1 while it is unknown; ``note`` has details.
 
     ``note`` of a completed one: ``path`` below merged_dir, ``size``, ``md5``, ``seconds`` of the merge; of a failed one
-    ``label`` and ``message``; of one that was removed ``status``, its last state.
+    ``label`` and ``message``; of a deleted one ``status``, its last state.
     """
 
     name: str
@@ -28,8 +28,8 @@ class UploadEvent:
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
-Announce = Callable[[UploadEvent], None]  # does not wait, and does not raise
+Announce = Callable[[UploadEvent], None]  # neither blocks nor raises
 
 
 def silent(_event: UploadEvent) -> None:
-    """Tell nobody."""
+    """Ignore the event."""

@@ -1,4 +1,4 @@
-"""Whether the store waits for the disk, and what it does where a folder cannot be synced."""
+"""The durability of the store's writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlpool import disk
 
 @dataclass(frozen=True)
 class Syncing:
-    """How durable the store's writes are. True if it waits until they are on the disk.
+    """How durable the store's writes are. Its truth value: whether the store waits until they are on the disk.
 
     ``on_unsynced`` is called once in a process for each file system that cannot sync a folder.
     """
@@ -23,10 +23,10 @@ class Syncing:
         return self.is_wanted
 
     def data(self, descriptor: int) -> None:
-        """Make the bytes of an open file durable, and raise what a file system reports of them only now.
+        """Make the bytes of an open file durable. Raises OSError, also for a delayed error of an earlier write.
 
-        A network file system may report a failed write only when a descriptor is closed (close(2)): so a copy of the
-        descriptor is closed, while the file is still locked and has no name that counts. Raises OSError.
+        A network file system may report a failed write only when a descriptor is closed (close(2)): so a duplicate is
+        closed here, while the file is still locked and unpublished.
         """
         if self.is_wanted:
             os.fdatasync(descriptor)
