@@ -63,7 +63,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
     ``is_own_network``: it may be our own network that is away.
     ``is_away``: the server, or the way to it, is not there just now, or has no time: waiting helps, not trying.
     ``is_comparison``: only our own impatience ended it, as siblings did better.
-    ``is_final``: it has been tried in every way that could help, so that nothing is left to retry.
+    ``is_final``: every useful retry has been made already.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -88,7 +88,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         self.is_final = is_final
 
     def explained(self, advice: str) -> RetryRange:
-        """Return a copy of the error whose message says ``advice``, too."""
+        """Return a copy of the error with ``advice`` added to its message."""
         told = copy.copy(self)
         told.args = (f"{self}; {advice}",)
         told.__cause__ = self.__cause__
@@ -128,7 +128,7 @@ class TooSlow(RetryRange, label="too_slow"):
 
 
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
-    """This process, or this machine, may open no further file or socket just now; others are closed in time."""
+    """This process or machine can open no further file or socket now; retried, as others will be closed."""
 
     is_capacity = True
 
@@ -138,11 +138,11 @@ class BadAnswer(RetryRange, label="protocol", exit_code=7):
 
 
 class ContradictoryAnswer(BadAnswer):
-    """An answer that says two things at once of which bytes it holds, as a 200 with the range of a part."""
+    """A response that contradicts itself about its bytes, such as a 200 with the Content-Range of a part."""
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """Another thing than the file: a page or an error document in its place. What was fetched before is kept."""
+    """Content that is not the file, such as a page or an error document. Bytes fetched before are kept."""
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
@@ -277,11 +277,11 @@ class NoSpace(NodeFault, label="no_space", exit_code=9):
 
 
 class TooLarge(NoSpace):
-    """The file is larger than all that its file system could ever hold; others may fit."""
+    """The file is larger than its file system; other files may fit."""
 
 
 class NoRoom(NoSpace):
-    """The file does not fit now; smaller ones do."""
+    """The file does not fit now; smaller files may."""
 
 
 class ReadOnly(NodeFault, label="read_only"):
@@ -297,7 +297,7 @@ class OutOfFiles(NodeFault, label="too_many_files"):
 
 
 class NoThread(NodeFault, label="no_threads"):
-    """This process may start no further thread, and it cannot do without."""
+    """This process can start no further thread, and needs one."""
 
 
 class NotPermitted(LocalFault, label="permission"):

@@ -59,13 +59,13 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """What to add about a duration that is too long: of a number without a unit that it is in seconds."""
+    """Return a hint for a duration that is too long: a number without a unit is in seconds."""
     number = text.strip()
     return f" (without a unit it is in seconds; milliseconds are {number}ms)" if number[-1:].isdigit() else ""
 
 
 def duration_text(seconds: float) -> str:
-    """``seconds`` in the largest unit in which they are a whole number: ``90s``, ``5m``, ``100ms``."""
+    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``, ``100ms``."""
     for unit, factor in (("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
@@ -175,7 +175,7 @@ def parse_address(text: str) -> str:
 
 
 def parse_loopback(text: str) -> str:
-    """``HOST:PORT`` of the loopback interface as it stands, or nothing."""
+    """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty. Raises ValueError."""
     if text and not re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]):
         raise ValueError("not an address of the loopback interface (127.0.0.1, [::1], localhost)")
     return text

@@ -43,7 +43,9 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     add_output_options(parser, "print one JSON object, of show a line for each setting")
     parser = add_command(commands, "doctor", "try out what the service lives on", _DOCTOR, exit_codes, _doctor)
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https: also try out its server")
-    parser.add_argument("--folder", metavar="DIR", help="try out the file system of DIR, and neither Redis nor folders")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="check the file system of DIR, not Redis or the configured folders"
+    )
     add_service_options(parser)
     add_output_options(parser, "print one JSON object")
     parser = add_command(commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup)

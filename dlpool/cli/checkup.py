@@ -41,7 +41,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         if is_auto and is_ours and not os.path.lexists(embedded_folder(state_dir)):
             find_server()
             where = auto_address(settings.redis)
-            yield Finding("redis", OK, f"auto: none answers at {where}; the supervisor starts one, and has not yet")
+            yield Finding("redis", OK, f"auto: none answers at {where}; the supervisor will start a private one")
             return
         advice = "start dlpool-supervisor, which starts it" if is_ours else "see [redis], the server and the network"
         yield Finding("redis", WARNING if is_ours else FAILED, str(error), advice)
@@ -124,7 +124,7 @@ def _folder(name: str, folder: Path) -> Finding:
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

@@ -1,4 +1,4 @@
-"""``dlpool config``: whether the settings can be used, which hold, and why; and other files as INI."""
+"""``dlpool config``: check the settings, show their values and origins, and convert other files to INI."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "convert":
         return convert(arguments)
     if arguments.file is not None or arguments.output is not None:
-        raise UsageError(f"dlpool config {arguments.action} takes its file with -c FILE, and writes none")
+        raise UsageError(f"dlpool config {arguments.action} takes its file with -c FILE, and has no --output")
     return _check(arguments) if arguments.action == "check" else _show(arguments)
 
 

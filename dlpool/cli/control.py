@@ -85,8 +85,8 @@ def queue(arguments: argparse.Namespace) -> int:
         if arguments.json:
             show_lines([json.dumps({"is_paused": is_paused})])
         elif not arguments.quiet:
-            paused = f"{'it is paused already: ' if was_paused else ''}no other job begins; running ones go on"
-            show_lines([paused if is_paused else "jobs begin again"])
+            paused = f"{'it is paused already: ' if was_paused else ''}no further job starts; running jobs continue"
+            show_lines([paused if is_paused else "jobs start again"])
     return 0
 
 

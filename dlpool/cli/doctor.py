@@ -58,7 +58,7 @@ def _show(found: list[Finding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """Yield all findings. With settings that cannot be read there are no others.
+    """Yield all findings; if the settings cannot be read, only that one.
 
     With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
     """

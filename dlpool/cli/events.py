@@ -1,4 +1,4 @@
-"""``dlpool events``: what happens to jobs and uploads, for a person who watches, or a program that follows."""
+"""``dlpool events``: show or follow the events of jobs and uploads, as text or JSON."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DETAIL_SHOWN = 200  # characters
 
 
 def show_events(arguments: argparse.Namespace) -> int:
-    """Show events; returns the exit code. Raises QueueError.
+    """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` it ends only so, by Ctrl-C, or when its reader goes away, which is exit code 1.
+    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
     """
     with opened(arguments) as queue:
         events = Events(queue.client, queue.keys)
@@ -41,7 +41,7 @@ def show_events(arguments: argparse.Namespace) -> int:
 
 
 def _follow(events: Events, found: list[Event], position: str, arguments: argparse.Namespace) -> NoReturn:
-    """Show what happens as it happens. Raises QueueError, and BrokenPipeError when the reader has gone."""
+    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
     while True:
         _show_more(found, arguments)
         found = events.wait_after(position)

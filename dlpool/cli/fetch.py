@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _refused(arguments: argparse.Namespace, results: list[Result]) -> int:
-    """Tell why nothing of a list was begun, and return the exit code."""
+    """Report why no download of a list was started, and return the exit code."""
     shown = display(arguments.progress, quiet=arguments.quiet)
     report = Report(shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json)
     report.add(results)
@@ -108,7 +108,7 @@ def _watch(batch: Batch, shown: Display, report: Report, events: Events) -> None
         view = batch.view()
         shown.update(view)
         if batch.stopped.is_set():
-            break  # what is left waits for a line of the list
+            break  # the other threads wait for a line of the list
     events.say(shown)
     report.add(batch.ended())
 
@@ -132,7 +132,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
 
 
 def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings) -> list[Result]:
-    """What would become one file with another line, or is wrong with the whole list; known of a regular file only."""
+    """Return failures of a list known before it starts: collisions, invalid text. Only for regular files."""
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
         return []

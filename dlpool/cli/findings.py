@@ -135,7 +135,7 @@ def _size(seen: Inspected, settings: Settings) -> Finding:
     if most is not None and size > most:
         return Finding("size", FAILED, f"{size} bytes, max_file_size is {most}", "raise max_file_size in [transfer]")
     if seen.resource.content_encoding:
-        advice = "content_encoding in [transfer] says whether it is decoded; then it comes over one connection"
+        advice = "content_encoding in [transfer] says whether it is decoded; decoding uses one connection"
         return Finding("size", WARNING, f"{size} bytes, encoded as {seen.resource.content_encoding}", advice)
     return Finding("size", OK, f"{size} bytes ({size_text(size)}), from {seen.host}")
 

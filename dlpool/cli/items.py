@@ -19,7 +19,7 @@ from dlpool.usertext import NotText
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SPACE = " \t\n\v\f\r"  # and no other: a name may end in a wide or hard space
+_SPACE = " \t\n\v\f\r"  # ASCII only: a name may end in another space character
 _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 
@@ -42,9 +42,9 @@ def single_item(url: str, path: str | None, common: Common) -> Item:
 
 
 def items_from_lines(lines: Iterable[str], common: Common, name: str = "the list") -> Iterator[Item]:
-    """The items of a list, one a line, read as they are needed; empty lines and ``#`` comments are skipped.
+    """Yield the items of a list, one per line, read when needed; skip empty lines and ``#`` comments.
 
-    ``name`` is that of the list. Where it is no text there is one more item, with the error ListUnreadable.
+    ``name`` is that of the list. If it is not text, the last item has the error ListUnreadable.
     """
     number = 0
     try:
@@ -88,7 +88,7 @@ def _in_utf8(path: str) -> str:
     try:
         return in_utf8(path)
     except UnicodeEncodeError as error:
-        raise UsageError("the path holds characters that no file name can have") from error
+        raise UsageError("the path has characters that no file name can contain") from error
 
 
 def _job(url: str, path: str | None, common: Common) -> Job:
@@ -99,7 +99,7 @@ def _job(url: str, path: str | None, common: Common) -> Job:
         if b"\0" in os.fsencode(target):
             raise UsageError("the path holds a NUL character")
     except UnicodeEncodeError as error:
-        raise UsageError("the path holds characters that no file name can have") from error
+        raise UsageError("the path has characters that no file name can contain") from error
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)
 
 

@@ -78,9 +78,9 @@ def given_options(arguments: argparse.Namespace, section: str, names: Collection
 def settings_told(
     config: str | None, options: Sequence[Given] = (), *, program: str = "dlpool", is_quiet: bool = False
 ) -> Effective:
-    """Return the settings that hold; what the user should hear of them goes to standard error.
+    """Return the effective settings; print warnings about them to standard error.
 
-    Raises ConfigurationError that names everything wrong at once.
+    Raises ConfigurationError, which names all problems at once.
     """
     found = effective(config, options)
     if not is_quiet:

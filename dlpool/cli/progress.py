@@ -23,7 +23,7 @@ class Display(Protocol):
         """Draw if it is time."""
 
     def say(self, text: str) -> None:
-        """Print a line without control characters, and without harm to what is drawn."""
+        """Print a line without control characters, above the progress display."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -53,9 +53,9 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """The lines that each ``read`` brings, in UTF-8: what a slow writer has written is not kept waiting for more.
+    """Yield the lines that each ``read`` completes, in UTF-8, without waiting for further input.
 
-    Of a line that no job is as long as, only the beginning is kept. Raises UsageError for what is no text.
+    A line longer than any job is truncated. Raises UsageError for input that is not text.
     """
     lines = TextLines(cuts=True)
     is_end = False

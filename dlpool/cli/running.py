@@ -23,7 +23,7 @@ class Interruption:
         signal.signal(signal.SIGTERM, self._note)
 
     def interrupt(self) -> None:
-        """From now on raise KeyboardInterrupt in the main thread, which works itself instead of looking for signals."""
+        """Raise KeyboardInterrupt on signals from now on: the main thread downloads itself and cannot poll for them."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -48,7 +48,7 @@ def _not_synced(fields: Mapping[str, object]) -> str:
     )
 
 
-_SENTENCES = {"connections_limited": _limited, "folder_not_synced": _not_synced}  # said unasked
+_SENTENCES = {"connections_limited": _limited, "folder_not_synced": _not_synced}  # shown without -v
 
 
 class Events:

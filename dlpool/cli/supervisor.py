@@ -66,7 +66,7 @@ _STARTING = frozenset({"service_started", "service_ready", "embedded_redis_hidde
 
 
 class Herald:
-    """Print to standard error, once each: what starts, what clients must know of its Redis, that it is ready or waits.
+    """Prints on standard error, once each: the start summary, warnings about Redis, readiness, waiting for Redis.
 
     Thread-safe.
     """
@@ -91,7 +91,7 @@ class Herald:
 
 
 def start_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Return what is said of a service at its start, by the fields of its event ``service_started``. Pure."""
+    """Return the start summary of a service from the fields of its event ``service_started``. Pure."""
     shown = fields["configuration"]
     slots, most = (shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots"))
     at_once = f"up to {most} jobs at once, as many as pay" if slots == AUTO else f"{slots} jobs at once"

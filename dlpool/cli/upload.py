@@ -81,7 +81,7 @@ class Run:
         self._report.add(path, result)
 
     def end(self) -> int:
-        """Tell the end, and return the exit code."""
+        """Report the result, and return the exit code."""
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: Attempt) -> None:
@@ -111,7 +111,7 @@ class Attempt:
         self.thread = threads.Thread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload, and keep the result; by the thread, or by the caller where there can be none."""
+        """Upload, and keep the result; called by the thread, or by the caller if no thread can be started."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

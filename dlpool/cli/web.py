@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unread() -> list[str]:
-    """Say that the Go upload server's configuration lies here, which is read only where it is named."""
+    """Return a hint if a configuration of the Go upload server is in the working directory but not named."""
     try:
         is_there = is_json(text_of_file(GO_CONFIG))
     except ConfigurationError:
@@ -78,9 +78,9 @@ def _unread() -> list[str]:
 
 
 def _leave_deleted_folder(settings: Settings) -> None:
-    """Go to / where the working directory has been deleted, as gunicorn asks for it. Raises LocalFault.
+    """Change to / if the working directory has been deleted, as gunicorn needs one. Raises LocalFault.
 
-    With absolute paths nothing depends on it.
+    This is safe only if all configured paths are absolute.
     """
     try:
         Path.cwd()

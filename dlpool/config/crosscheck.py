@@ -55,7 +55,7 @@ def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[
 
 
 def _real(path: str) -> str:
-    """The path with its links resolved, also where the working directory has been deleted."""
+    """Return the path with its links resolved, also if the working directory has been deleted."""
     try:
         return os.path.realpath(path)
     except FileNotFoundError:

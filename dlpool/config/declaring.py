@@ -45,7 +45,7 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
 
 
 def amount_text(declared: Field[Any], amount: float) -> str:
-    """A bound of a setting, as a user would write it."""
+    """Return a bound of a setting as text for the user."""
     return duration_text(amount) if declared.metadata["kind"] is DURATION else f"{amount:g}"
 
 

@@ -29,7 +29,7 @@ _HEAD = """\
 """
 
 
-_CONVERT = "all but [upload] has its defaults; `dlpool config convert` writes it as an INI file"
+_CONVERT = "all other sections have their defaults; `dlpool config convert` writes it as an INI file"
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -78,7 +78,7 @@ def load(path: str | None) -> dict[str, Any]:
 
 
 def read(path: str, problems: list[Problem], notes: list[str] | None = None) -> list[Given]:
-    """Return what an INI file says, or the ``config.json`` of the Go upload server, which its content tells.
+    """Return the settings of an INI file, or of a ``config.json`` of the Go upload server, detected by content.
 
     Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises ConfigurationError for a file that
     cannot be read, and for one that is neither.
@@ -132,7 +132,7 @@ def text_of_file(path: str) -> str:
 
 
 def _syntax_problem(error: configparser.Error) -> str:
-    """What is wrong with the form of an INI file, in a sentence with its line."""
+    """Return a sentence about a syntax error of an INI file, with its line."""
     if isinstance(error, configparser.DuplicateOptionError):
         return f"line {error.lineno}: [{error.section}] {error.option} is given twice"
     if isinstance(error, configparser.DuplicateSectionError):
@@ -146,7 +146,7 @@ def _syntax_problem(error: configparser.Error) -> str:
 
 
 def _cut(line: str) -> str:
-    """A line in a message; what follows its first word may be a secret."""
+    """Return the first word of a line for a message; the rest may be a secret."""
     text = line.strip().strip("'").replace("\\n", "").strip()
     word = re.split(r"[\s=:]", text, maxsplit=1)[0][:40]
     return repr(word if word == text else f"{word}...")

@@ -39,9 +39,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Effective:
-    """The settings, what was given of them by (section, name), and the files that were read, in their order.
+    """The settings, the given values by (section, name), and the files that were read, in order.
 
-    ``notes``: what the user should hear of them, a sentence each, though nothing is wrong.
+    ``notes``: warnings for the user, a sentence each.
     """
 
     settings: Settings

@@ -17,7 +17,7 @@ from dlpool.transfer.job import Job, Outcome, Progress
 
 
 class ListUnreadable(UsageError):
-    """A list is no text: what follows in it cannot be trusted, and is not read."""
+    """A list is not text: the rest of it is not read."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether another item of the list fetches the same file, so that there is nothing to do."""
+        """Whether another item of the list fetches the same file, so that this one is skipped."""
         return isinstance(self.error, Duplicate)
 
 
@@ -79,11 +79,11 @@ class Batch:
         return f"<Batch {self.view()}>"
 
     def start(self) -> None:
-        """Begin. Raises NoThread; ``run_here`` does without."""
+        """Start the threads. Raises NoThread; then call ``run_here``."""
         self._engine.pull(self._next, self._ended)
 
     def run_here(self) -> None:
-        """Fetch everything on the calling thread, after ``start`` has found no other; returns when all has ended."""
+        """Fetch all items on the calling thread, if ``start`` raised NoThread; return when all have ended."""
         self._engine.work_here()
 
     def cancel(self) -> None:

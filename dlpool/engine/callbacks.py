@@ -19,7 +19,7 @@ _log = logging.getLogger("dlpool")
 
 
 class Callbacks:
-    """Thread-safe; the lock guards lists, count and thread, which begins with the first callback."""
+    """Thread-safe; the lock guards lists, count and thread, which starts with the first callback."""
 
     def __init__(self, active: Callable[[], list[DownloadTask]], interval_s: float) -> None:
         """``active``: the tasks whose progress is told, every ``interval_s`` seconds at most."""
@@ -31,16 +31,16 @@ class Callbacks:
         self._ended: queue.SimpleQueue[DownloadTask | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        self._owed = 0  # completions that were not told of yet
+        self._owed = 0  # completions whose callbacks have not returned
 
     def on_progress(self, callback: Callback) -> None:
-        """Call it with each active task that has come further. Raises NoThread."""
+        """Call it with each active task that has made progress. Raises NoThread."""
         with self._lock:
             self._progress.append(callback)
             self._start()
 
     def on_completion(self, callback: Callback) -> None:
-        """Call it once with each task that ends from now on. Raises NoThread."""
+        """Call it once with each task that ends later. Raises NoThread."""
         with self._lock:
             self._completion.append(callback)
             self._start()
@@ -54,7 +54,7 @@ class Callbacks:
 
     @property
     def has_more(self) -> bool:
-        """Whether a completion is still to be told of, or is being told."""
+        """Whether a completion callback is pending or running."""
         return self._owed > 0
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Job, Notify, Outcome, ignore
 
 _log = logging.getLogger("dlpool")
-LEAVE_S = 5.0  # at the end of a program, for what cannot be interrupted, as a name look-up
+LEAVE_S = 5.0  # when the program exits, for calls that cannot be interrupted, such as a name look-up
 
 
 class DownloadEngine:
@@ -108,21 +108,21 @@ class DownloadEngine:
         own = vars(settings.downloader)
         return cls(**own, session=session, transfer=settings.transfer, network=settings.network)
 
-    # --- what was asked for ---
+    # --- the arguments ---
 
     @property
     def max_workers(self) -> int:
-        """Files at once."""
+        """The number of files that are downloaded at once."""
         return self._given.max_workers
 
     @property
     def chunk_size(self) -> int:
-        """The least bytes that one write collects, as it was given."""
+        """The least bytes that one write collects, as given."""
         return self._given.chunk_size
 
     @property
     def retry_times(self) -> int:
-        """Attempts in a row without progress."""
+        """The number of attempts in a row without progress."""
         return self._given.retry_times
 
     @property
@@ -137,7 +137,7 @@ class DownloadEngine:
 
     @property
     def tasks(self) -> dict[str, DownloadTask]:
-        """All tasks by their ids, as they were submitted; a copy."""
+        """A copy of all tasks by id, in the order of submission."""
         with self._lock:
             return dict(self._tasks)
 
@@ -240,7 +240,7 @@ class DownloadEngine:
         self._end(None)
 
     def leave(self) -> None:
-        """Stop at the end of the program, resumably, within a moment. One that pulls is its command's to end."""
+        """Stop when the program exits, resumably. A pulling engine is stopped by its command instead."""
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return
         self._is_closed = True
@@ -267,7 +267,7 @@ class DownloadEngine:
             self._session.close()
 
     def learn_target(self, job: Job) -> Path | None:
-        """Ask the server for the name of a job's file, without fetching it; return its path, None if that fails."""
+        """Request the name of a job's file from the server without fetching it; return its path, None on failure."""
         return self._maker.learn_target(job)
 
     def pull(self, source: Source, tell_end: Callback) -> None:
@@ -288,7 +288,7 @@ class DownloadEngine:
         self._workers.pull(adopted)
 
     def work_here(self) -> None:
-        """Run what there is to pull on the calling thread; returns when all of it has ended."""
+        """Run all pulled tasks on the calling thread; return when they have ended."""
         self._workers.work_here()
 
     # --- what tasks tell (Owner) ---
@@ -360,7 +360,7 @@ class DownloadEngine:
             self.waits(task)
 
     def _sample(self) -> bool:
-        """Take over how far all tasks are; return whether there are some, or callbacks that are still to be called."""
+        """Sample the progress of all tasks; return whether tasks are active or callbacks are pending."""
         active = self.get_active_tasks()
         for task in active:
             self._update(task)

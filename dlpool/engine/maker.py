@@ -47,11 +47,11 @@ class Maker:
         return Transfer(job, self._settings, self._client, notify, admit, task.permit)
 
     def ended(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Let another task have the file of one that has ended without it."""
+        """Release the file name of a task that has ended without the file."""
         self._names.end(task.id, is_completed=is_completed)
 
     def learn_target(self, job: Job) -> Path | None:
-        """Ask the server once for a job's file name and return its path; None if that fails. Fetches no body."""
+        """Request a job's file name from the server, without a body, and return its path; None on failure."""
         learnt: list[Path] = []
 
         def admit(path: Path) -> None:

@@ -82,7 +82,7 @@ class Session:
         paused = [_line({"pause": task_id}) for task_id in self._paused]
         descriptor = disk.create_exclusive(temporary, 0o600, flags=os.O_APPEND)
         try:
-            flock(descriptor)  # before it has the name
+            flock(descriptor)  # before the file is renamed
             disk.write_all(descriptor, b"".join([*begun, *paused]))
             os.fsync(descriptor)
             disk.replace(temporary, self._path, identity=disk.identity_of(os.fstat(descriptor)))
@@ -94,7 +94,7 @@ class Session:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """A descriptor of the file that has the name, and its lock. Raises LocalFault, OSError."""
+    """Open and lock the file of that name. Raises LocalFault, OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -107,7 +107,7 @@ def _locked(path: Path) -> tuple[int, FileLock]:
             raise
         if disk.is_name_of(os.path.realpath(path), disk.identity_of(os.fstat(descriptor))):
             return descriptor, held
-        disk.close_quietly(descriptor)  # written again by another engine, between open and lock
+        disk.close_quietly(descriptor)  # replaced by another engine between open and lock
         held.release()
 
 

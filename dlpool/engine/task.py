@@ -111,7 +111,7 @@ class DownloadTask:
 
     @property
     def total_size(self) -> int:
-        """Bytes that the file will have; 0 while unknown."""
+        """The size of the complete file in bytes; 0 while unknown."""
         with self._looking() as gauge:
             return gauge.total or 0
 
@@ -129,17 +129,17 @@ class DownloadTask:
 
     @property
     def output_path(self) -> str:
-        """The folder of the file, as it was given."""
+        """The folder of the file, as given."""
         return self._output_path
 
     @property
     def filename(self) -> str | None:
-        """The name that was asked for; None where the server or the URL names the file."""
+        """The requested file name; None if the server or the URL names the file."""
         return None if self.job.is_folder else self.job.target.name
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that go to the URL's origin; a copy."""
+        """A copy of the headers that are sent to the URL's origin."""
         return dict(self.job.headers)
 
     @property

@@ -30,14 +30,14 @@ class Workers:
         self._lock = threading.Condition()
         self._threads = self._busy = self._pulling = 0  # those with a task, and those that wait for the source
         self._source: Source | None = None
-        self._begun: deque[DownloadTask] = deque()  # tasks that were to have a new thread, which there is none for
+        self._begun: deque[DownloadTask] = deque()  # tasks for which no thread could be started
         self._is_stopping = False
 
     def __repr__(self) -> str:
         return f"<Workers {self._threads} of {self._most}>"
 
     def add(self, task: DownloadTask) -> DownloadTask | None:
-        """Queue a task; with a thread free it is downloading when this returns.
+        """Queue a task; if a thread is free, it is downloading when this returns.
 
         Where this process may have no further thread, those that there are take it. Returns a task that was begun and
         that no thread will ever run, as there is none at all.
@@ -52,11 +52,11 @@ class Workers:
             return None if first is None or self._spawned(first) else self._left_over(first)
 
     def _has_room(self) -> bool:
-        """Whether there are descriptors for one more thread, when all that there are work; one is always tried."""
+        """Return whether all threads are busy and descriptors are left for another one; True if there is no thread."""
         return self._threads == 0 or threads.has_room(DESCRIPTORS * (self._threads + 1))
 
     def _spawned(self, first: DownloadTask | None) -> bool:
-        """Start a thread that begins with ``first``; return False if there is none. Called under the lock."""
+        """Start a thread that begins with ``first``; return False if that fails. Called under the lock."""
         self._threads += 1
         try:
             threads.start(lambda: self._work(first), "dlpool-worker")
@@ -66,7 +66,7 @@ class Workers:
         return True
 
     def _left_over(self, first: DownloadTask) -> DownloadTask | None:
-        """Leave ``first`` to the threads that there are; return it if there is none."""
+        """Leave ``first`` to the existing threads; return it if there are none."""
         self._busy -= 1
         if self._threads == 0:
             return first
@@ -79,7 +79,7 @@ class Workers:
             self._busy -= 1
 
     def pull(self, source: Source) -> None:
-        """Have all threads take tasks from ``source`` too; it may block, and gives None when there are no more.
+        """Make all threads take tasks from ``source`` too; it may block, and returns None at the end.
 
         There are fewer threads than ``most`` where this process may have no more, or too few descriptors for them.
         Raises NoThread if it may have none.
@@ -94,14 +94,14 @@ class Workers:
                 )
 
     def work_here(self) -> None:
-        """Run tasks on the calling thread, as after a ``pull`` that found no other; returns when none is left."""
+        """Run tasks on the calling thread, after a ``pull`` that could start none; return when none is left."""
         with self._lock:
             self._threads += 1
         self._work(None)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs or is about to; True after ``stop``."""
+        """Whether no task runs or is queued; True after ``stop``."""
         with self._lock:
             return self._threads == 0 or self._is_stopping
 
@@ -117,7 +117,7 @@ class Workers:
             self._lock.notify_all()
 
     def wait_until_gone(self, timeout_s: float | None = None) -> None:
-        """Until no thread runs a task, or ``timeout_s`` has passed; one that waits for the source is not waited for."""
+        """Wait until no thread runs a task, or for ``timeout_s``; threads that wait for the source are ignored."""
         self.queue.clear()
         with self._lock:
             self._lock.wait_for(lambda: self._threads == self._pulling, timeout_s)

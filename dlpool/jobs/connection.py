@@ -69,12 +69,12 @@ def effective_url(settings: RedisSettings, state_dir: Path) -> str:
 
 
 def auto_address(settings: RedisSettings) -> str:
-    """Return the HOST:PORT at which ``auto`` looks for a Redis: where the private one would listen, too."""
+    """Return the HOST:PORT at which ``auto`` looks for a Redis, and at which a private one would listen."""
     return settings.embedded_listen or DEFAULT_ADDRESS
 
 
 def is_redis(client: redis.Redis) -> bool:
-    """Return whether a Redis answers, if only that it is loading. Raises QueueRefused if it wants a password."""
+    """Return whether a Redis answers, also one that is loading. Raises QueueRefused if it requires a password."""
     try:
         client.ping()
     except _REFUSED as error:
@@ -143,7 +143,7 @@ def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
 
 
 def _auto_pool(settings: RedisSettings, state_dir: Path, name: str) -> redis.ConnectionPool:
-    """A pool whose connections look each time for the private server, then for the one of ``auto_address``."""
+    """Return a pool whose connections try the private server first, then the one of ``auto_address``."""
     host, port = split_address(auto_address(settings))
     options = _options(settings, "redis://", name)
     path = str(socket_path(state_dir))

@@ -1,4 +1,4 @@
-"""The stream of events, as other programs read it: what happens to jobs and uploads, in the order of its happening."""
+"""The event stream, as other programs read it: the events of jobs and uploads in their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEGIN = "0-0"  # before all of them
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job, or to an upload, whose ``upload_id`` is among the fields.
+    """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
 
     ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty for an upload.
     """
@@ -41,7 +41,7 @@ class Event:
 
     @property
     def upload_id(self) -> str:
-        """Which upload it is about; empty for a job."""
+        """The id of the upload; empty for a job."""
         return self.fields.get("upload_id", "")
 
     def as_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class EventWriter:
         self._key = keys.events
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add them in this order, in one round trip. When their reply is lost they may be there. Raises QueueError."""
+        """Add the entries in this order, in one round trip. Raises QueueError; they may have been added even then."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:

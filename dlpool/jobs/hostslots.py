@@ -72,7 +72,7 @@ class HostSlots:
 
     def _run(self, verb: str, host: str, job_ids: Sequence[str], lease_s: float, *more: float) -> list[Any]:
         keys, lease_ms = limit_keys(host), round(lease_s * 1000)
-        prefix = f"{keys[1]}:"  # the clock of these keys outlives the slots, as the time of the next start does
+        prefix = f"{keys[1]}:"  # the clock of these keys outlives the slots, like the time of the next start
         calls = [(keys, [prefix, verb, f"{self._group} {one}", lease_ms, *(more or (0, 0, 0))]) for one in job_ids]
         try:
             with translated(self._transitions.client):

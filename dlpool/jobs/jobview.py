@@ -52,7 +52,7 @@ class JobView:
 
     @classmethod
     def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes], ahead_ms: int = 0) -> JobView:
-        """A job that has its hash; whatever is missing or broken in it has its default.
+        """Return the view of a job from its hash; missing or invalid fields have their defaults.
 
         ``ahead_ms``: how far the queue's time, in which the hash tells its times, is ahead of the clock.
         """

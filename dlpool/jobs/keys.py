@@ -103,7 +103,7 @@ class Keys:
 
     @property
     def clock(self) -> str:
-        """Hash: the queue's time when it was noted last (``seen``), and how far it is ahead of the clock, in ms."""
+        """Hash: the last recorded queue time (``seen``), and its lead over the clock (``ahead``), in ms."""
         return f"{self.prefix}looked:clock"
 
     @property
@@ -142,12 +142,12 @@ class Keys:
 
     @property
     def watched(self) -> str:
-        """String: until when (ms) supervisors need not be asked for news again, for a page that watches them."""
+        """String: until when (ms) supervisors are not asked for news again, for the status page."""
         return f"{self.prefix}watched"
 
     @property
     def sampled(self) -> str:
-        """String: until when (ms) no further figures are noted in the history."""
+        """String: until when (ms) no further sample is added to the history."""
         return f"{self.prefix}sampled"
 
     @property

@@ -35,7 +35,7 @@ class Route(Protocol):
 
 
 class AutoConnection(Connection):
-    """A connection to the private server of a supervisor where that is, else over TCP. The former needs no password."""
+    """A connection to the private server of a supervisor if it runs, without a password, else over TCP."""
 
     def __init__(self, *, path: str, **options: Any) -> None:
         self._path = path

@@ -225,12 +225,12 @@ class Transitions:
         self._run("hold", [self.keys.prefix, host, _ms(seconds)])
 
     def take_turn(self, key: str, seconds: float) -> bool:
-        """Return whether it is this caller's turn: ``key`` says that no other has had it within ``seconds``."""
+        """Return whether it is this caller's turn: ``key`` records that no other had one within ``seconds``."""
         reply = self._run("turn", [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)])
         return reply is not None
 
     def sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
-        """Note figures in the history, of which the last ``kept`` samples stay, for ``ttl_ms`` after the last one."""
+        """Add a sample to the history, which keeps the last ``kept`` samples, for ``ttl_ms`` after the last one."""
         pairs = [text for pair in figures.items() for text in pair]
         self._run("sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 

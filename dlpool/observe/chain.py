@@ -94,7 +94,7 @@ def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
 
 
 def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
-    """Put before a record's own fields what the process knows.
+    """Prepend the fields of the process to a record.
 
     ``@timestamp`` comes first, as rotation reads it, and then the logger: a shipper that knows files by their first 64
     bytes tells the log of dlpool-web from that of the service even if both begin within one millisecond.
@@ -174,7 +174,7 @@ def _error(value: object, level: str) -> dict[str, Json]:
 
 
 def _told_stack(value: object, _level: str) -> dict[str, Json]:
-    """The stack of an error in another process, as ``stack_of`` made it there."""
+    """Return the field for the stack of an error in another process, as ``stack_of`` made it there."""
     return {"error.stack_trace": plain(value)} if value else {}
 
 
@@ -186,7 +186,7 @@ def _message(error: BaseException) -> str:
 
 
 def stack_of(error: BaseException, frames: int | None = None) -> str:
-    """Return the stack without secrets, causes first; of a long one the end, which says where it was raised.
+    """Return the stack without secrets, causes first; of a long one the end, which shows where it was raised.
 
     ``frames``: only the innermost ones of each cause, so that the first cause is not cut off.
     """

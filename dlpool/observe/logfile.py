@@ -92,7 +92,7 @@ def _open_live(path: Path) -> int:
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
-            flock(descriptor, is_shared=True)  # without it, a file is compressed when its writers have surely left
+            flock(descriptor, is_shared=True)  # without flock, a file is compressed only when it is old enough
             if _is_named(descriptor, path):
                 return descriptor
         except BlockingIOError:

@@ -157,7 +157,7 @@ def _left(path: Path) -> Iterator[BinaryIO | None]:
     """The old log, locked against its writers; None if one of them has not left it yet."""
     with open(path, "r+b") as file:
         try:
-            flock(file.fileno())  # where there is none, a writer has left when the log is old enough to be compressed
+            flock(file.fileno())  # without flock, the age of the log shows that no process writes to it
         except BlockingIOError:
             yield None
             return

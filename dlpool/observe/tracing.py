@@ -35,6 +35,6 @@ def open_traces(settings: OtelSettings, node_id: str, log: Logger) -> Traces | N
 
     try:
         return Traces(settings, node_id, log)
-    except RuntimeError as error:  # this process may have no thread to send them
+    except RuntimeError as error:  # no thread can be started to export spans
         log.warning("traces_lost", error=str(error), spans=0)
         return None

@@ -36,7 +36,7 @@ def open_lock(path: Path) -> int:
 
 
 def lock_within(descriptor: int, timeout_s: float) -> bool:
-    """Lock the open file for us alone; whether that was possible within ``timeout_s``. Raises OSError.
+    """Lock the open file exclusively, and return whether that succeeded within ``timeout_s``. Raises OSError.
 
     Also true where the file system has no flock(2): what this keeps apart is kept apart by the lock of the folder, too,
     and workers by the locks of their part files.
@@ -53,7 +53,7 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
 
 
 def share_lock(descriptor: int) -> None:
-    """Share the lock of the open file, waiting for a holder that has it alone. Raises OSError."""
+    """Take a shared lock of the open file, and wait for an exclusive holder. Raises OSError."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except OSError as error:

@@ -212,7 +212,7 @@ class WorkerPool:
                 break
 
     def _cannot_spawn(self, error: OSError, now: float) -> None:
-        """This machine allows no further process or descriptor: go on with the workers that there are, and try again.
+        """Continue with the existing workers after a failed start, and try again later.
 
         Raises WorkersFail if there has never been one.
         """

@@ -38,7 +38,7 @@ PING_TIMEOUT_S = 1.0
 MAX_LOG_SIZE = 1024 * 1024
 MAX_LOG_TAIL = 64 * 1024
 LOCK = "redis.lock"
-EMPTY_SIZE = 1024  # bytes; the files of a server that never got a job are smaller
+EMPTY_SIZE = 1024  # bytes; the files of a server without jobs are smaller
 CLIENT_RIGHTS = "default on nopass ~* &* +@all -@admin +client +config|get"
 _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
@@ -100,7 +100,7 @@ def is_free(address: str) -> bool:
 
 
 def is_held(state_dir: Path) -> bool:
-    """Return whether a private server of this folder lives. Raises LocalFault."""
+    """Return whether a private server of this folder runs. Raises LocalFault."""
     path = folder(state_dir) / LOCK
     if not path.exists():
         return False
@@ -113,7 +113,7 @@ def is_held(state_dir: Path) -> bool:
 
 
 def holds_data(state_dir: Path) -> bool:
-    """Return whether a private server of this folder has written down jobs, or what it remembers of them."""
+    """Return whether a private server of this folder has persistent data of jobs."""
     data = folder(state_dir)
     sizes = [path.stat().st_size for pattern in ("appendonlydir/*", "appendonly.aof") for path in data.glob(pattern)]
     return sum(sizes) > EMPTY_SIZE
@@ -121,7 +121,7 @@ def holds_data(state_dir: Path) -> bool:
 
 @contextmanager
 def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
-    """Hold the lock of the folder's server, made if need be; a child that inherits it holds it further."""
+    """Hold the lock of the folder's server, and create its file if needed; a child that inherits it keeps it."""
     data = folder(state_dir)
     with translated(f"start the embedded Redis in {data}"):
         make_private_folder(data)
@@ -142,7 +142,7 @@ class EmbeddedRedis:
     def __init__(self, process: subprocess.Popen[bytes], url: str, listen: str, log: Path, log_start: int) -> None:
         self.process = process
         self.url = url
-        self.listen = listen  # HOST:PORT where clients reach it, too; empty if they do not
+        self.listen = listen  # HOST:PORT where clients reach it in addition; empty if it has none
         self._log = log
         self._log_start = log_start
 
@@ -162,7 +162,7 @@ class EmbeddedRedis:
         """
         program, unix_socket = find_server(), socket_path(state_dir)
         with _locked(state_dir, timeout_s) as lock:
-            # Looked at under the lock: before that, an earlier server of this folder may still listen there.
+            # Checked under the lock: before that, an earlier server of this folder may still listen there.
             wanted = listen if listen and is_free(listen) else ""
             server = cls._spawned(program, state_dir, wanted, lock)
         try:
@@ -173,7 +173,7 @@ class EmbeddedRedis:
                 raise
         else:
             return server
-        return cls.start(state_dir, timeout_s)  # the address was taken in that instant
+        return cls.start(state_dir, timeout_s)  # another program took the address meanwhile
 
     @classmethod
     def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:

@@ -194,7 +194,7 @@ class JobRun:
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
-        """How the job ends; a full disk may be its own doing, which the others need not wait for."""
+        """Return how the job ends; if it filled the disk itself, other jobs need not wait."""
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
             return ending_of(error)

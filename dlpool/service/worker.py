@@ -168,7 +168,7 @@ class Worker:
         self._end()
 
     def _start_slots(self) -> None:
-        """Start a thread for each slot; with fewer, jobs wait for one. Raises NoThread if there is none."""
+        """Start a thread for each slot; if some cannot be started, jobs wait for one. Raises NoThread if none can."""
         for number in range(self._settings.slots):
             try:
                 threads.start(self._slot, f"slot-{number}")

@@ -28,14 +28,14 @@ from dlpool.transfer.headers import ContentRange, content_length, content_range,
 from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
 from dlpool.transfer.remote import Resource, Sameness
 
-MAX_CLOCK_OFFSET = timedelta(days=1)  # of a server's clock from ours
+MAX_CLOCK_OFFSET = timedelta(days=1)  # between a server's clock and ours
 
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
 _BUSY = {429, 503}
 _AWAY = {502, 504, *_BUSY}
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
-_MAY_WAIT = {400, 403}  # some servers refuse a further connection so, and say when it may come
+_MAY_WAIT = {400, 403}  # some servers refuse a further connection like this, with Retry-After
 
 # A server that answers a ranged GET so may still answer a plain one.
 RANGE_REFUSALS = {400, 405, 416, 501}
@@ -77,7 +77,7 @@ def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> 
 
 
 def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """For how long an answer asks to wait, in seconds: a date in ``Retry-After`` is one of the server's clock.
+    """Return the seconds of ``Retry-After``; a date in it is read by the server's clock.
 
     That clock is what the answer's ``Date`` says (RFC 9110 section 6.6.1). A ``Date`` that is days off comes from a
     cache or is a constant; then ``now``, our own clock, counts if it leads to a shorter wait.
@@ -130,7 +130,7 @@ def check_unsatisfied(status: int, headers: Mapping[str, str], known: Resource) 
 def check_same_version(
     known: Resource, answer: Answer, *, is_conditional: bool = False, allows_change: bool = False
 ) -> None:
-    """Raise RemoteChanged if the answer is of another version, BadAnswer if it does not say enough to tell.
+    """Raise RemoteChanged if the answer is of another version, BadAnswer if that cannot be determined.
 
     ``is_conditional``: it was asked for with ``If-Range``. Raises UnexpectedContent for what may not replace what was
     fetched, as ``check_replacement`` says, and for a document in the file's place.
@@ -158,13 +158,13 @@ def check_replacement(known: Resource, resource: Resource, *, allows_change: boo
     check_family(known, resource, " (--allow-change fetches the new one)")
     if None not in (known.host, resource.host) and known.host != resource.host:
         raise UnexpectedContent(
-            f"{resource.host} sent another file than was begun from {known.host}: what was fetched is kept "
+            f"{resource.host} sent another file than {known.host} had begun to send: what was fetched is kept "
             "(--allow-change fetches the new one)"
         )
 
 
 def check_family(known: Resource, resource: Resource, hint: str = "") -> None:
-    """Raise UnexpectedContent if the answer's media type says that it is no version of the known file."""
+    """Raise UnexpectedContent if the answer's media type shows that it is not a version of the known file."""
     if not is_same_family(known.content_type, resource.content_type):
         raise UnexpectedContent(
             f"the server sent {_kind(resource)} in place of the file, which is {_kind(known)}: what was fetched is kept"
@@ -173,7 +173,7 @@ def check_family(known: Resource, resource: Resource, hint: str = "") -> None:
 
 
 def check_promised(url: str, resource: Resource) -> None:
-    """Raise UnexpectedContent if an HTML page came where the URL ends like that of a binary file."""
+    """Raise UnexpectedContent for an HTML page if the URL has the file name extension of a binary file."""
     if is_page(resource.content_type) and names_binary(url):
         raise UnexpectedContent(
             f"the server sent an HTML page ({resource.content_type}) in place of the file: look at the URL in a "
@@ -182,7 +182,7 @@ def check_promised(url: str, resource: Resource) -> None:
 
 
 def _kind(resource: Resource) -> str:
-    return resource.content_type or "of no media type"
+    return resource.content_type or "without a media type"
 
 
 def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: str | None) -> Answer:
@@ -209,7 +209,7 @@ def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: st
 
 
 def _is_of_whole(said: ContentRange | None, size: int | None) -> bool:
-    """Whether a Content-Range, which means nothing in a 200 (section 14.4), at least does not say that it is a part."""
+    """Return whether a Content-Range in a 200, where it has no meaning (section 14.4), covers the complete file."""
     if said is None or said.total is None:
         return False
     return said.total == size or (size is None and (said.start, said.end) == (0, said.total))

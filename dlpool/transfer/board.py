@@ -11,8 +11,8 @@ from dlpool.transfer.chunks import Chunk, ChunkMap, stream
 from dlpool.transfer.retry import Attempt, Failure
 
 RECENT_S = 5.0  # bytes written less long ago show that a file is moving
-MAX_CRUMBS = 32  # complete answers in a row that brought next to nothing, before they count as failed attempts
-MAX_REPLACED = 8  # comparisons that excuse a chunk's failed attempts: its patience is at its longest by then
+MAX_CRUMBS = 32  # complete responses in a row with very few bytes, before they count as failed attempts
+MAX_REPLACED = 8  # comparisons after which a chunk's failed attempts count: its backoff is at its maximum then
 
 
 class Snapshot(NamedTuple):
@@ -39,13 +39,13 @@ class Board:
         self._is_sealed = False
         self._writing = 0
         self._dismissed: set[object] = set()
-        self._rates: dict[object, float] = {}  # what the connections of each owner brought last, in bytes/s
-        self._waiting = 0  # threads that have nothing to do
-        self._receiving: set[object] = set()  # owners whose connection brings a body at present
+        self._rates: dict[object, float] = {}  # last speed of each owner's connection, in bytes/s
+        self._waiting = 0  # idle threads
+        self._receiving: set[object] = set()  # owners whose connection is receiving a body
         self._received_at: dict[object, float] = {}  # by owner, when its last body began or ended
-        self.is_crowded = False  # whether the server has refused a connection beside those that it served
+        self.is_crowded = False  # whether the server has refused a further connection
         self._written_at = -RECENT_S
-        self._brisk_at = -RECENT_S  # when a connection that was fast enough let go of its chunk
+        self._brisk_at = -RECENT_S  # when a connection that was fast enough released its chunk
         self.retries = 0
         self.ended_chunks = 0
 
@@ -98,33 +98,33 @@ class Board:
             return None
 
     def begin_body(self, owner: object) -> None:
-        """Note that the server sends ``owner`` a body, until ``end_body``."""
+        """Record that ``owner`` receives a body, until ``end_body``."""
         with self._changed:
             self._receiving.add(owner)
             self._received_at[owner] = self._clock()
 
     def end_body(self, owner: object) -> None:
-        """Note that ``owner`` receives nothing any more."""
+        """Record that ``owner`` has stopped receiving."""
         with self._changed:
             if owner in self._receiving:
                 self._receiving.discard(owner)
                 self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
-        """Return to how many others the server sends a body, while it refuses ``owner``."""
+        """Return how many other owners receive a body while the server refuses ``owner``."""
         with self._changed:
             others = self._others_receiving(owner)
             self.is_crowded = self.is_crowded or others > 0
             return others
 
     def others_served_lately(self, owner: object) -> bool:
-        """Return whether the server sent a body to another one less than ``RECENT_S`` ago."""
+        """Return whether another owner received a body less than ``RECENT_S`` ago."""
         with self._changed:
             since = self._clock() - RECENT_S
             return any(at > since for other, at in self._received_at.items() if other is not owner)
 
     def retire(self, owner: object) -> bool:
-        """Dismiss ``owner`` unless nobody else receives anything; return whether it was dismissed."""
+        """Retire ``owner`` if another owner receives a body; return whether it was retired."""
         with self._changed:
             if not self._others_receiving(owner):
                 return False
@@ -199,7 +199,7 @@ class Board:
                 raise self._error
 
     def rest(self, seconds: float) -> None:
-        """Sleep, also when all chunks are done. Raises the error when it ends with one."""
+        """Sleep, also when all chunks are done. Raises the error if the download ends with one."""
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None, seconds)
         self.check()
@@ -273,7 +273,7 @@ class Board:
             return Snapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
-        """Note what the owner's connection brings, in bytes/s; idle threads look again for something to steal."""
+        """Record the speed of the owner's connection, in bytes/s; idle threads check again for a chunk to steal."""
         with self._changed:
             chunk.rate = rate
             if chunk.owner is not None and rate > 0:
@@ -281,7 +281,7 @@ class Board:
             self._changed.notify_all()
 
     def note_rate(self, owner: object, rate: float) -> None:
-        """Note what the connection of ``owner`` has brought, in bytes/s, over a chunk that it has finished."""
+        """Record the speed of the connection of ``owner`` over a finished chunk, in bytes/s."""
         with self._changed:
             self._rates[owner] = rate
 
@@ -291,7 +291,7 @@ class Board:
         return self._waiting > 0
 
     def slowest_s(self) -> float:
-        """Return for how many seconds the slowest owner of a known speed will be busy with its chunk."""
+        """Return the seconds that the slowest owner of known speed needs for the rest of its chunk."""
         with self._changed:
             known = (chunk for chunk in self._map.chunks if chunk.owner is not None and chunk.rate > 0)
             return max((chunk.eta_s for chunk in known), default=0.0)
@@ -302,7 +302,7 @@ class Board:
             chunk.end = chunk.position
 
     def _is_brisk(self, chunk: Chunk) -> bool:
-        """Whether its owner has brought bytes at the minimum speed; a speed of 0 is not known yet."""
+        """Return whether its owner is at least as fast as the minimum speed; a speed of 0 is still unknown."""
         brought = chunk.position - chunk.taken
         return brought > 0 and brought >= self._least_rate and not 0 < chunk.rate < self._least_rate
 
@@ -310,7 +310,7 @@ class Board:
         return len(self._receiving - self._dismissed - {owner})
 
     def _is_moving(self, failed: Chunk) -> bool:
-        """Whether other connections than that of the ``failed`` chunk make progress."""
+        """Return whether connections other than that of the ``failed`` chunk make progress."""
         now = self._clock()
         if now - self._written_at >= RECENT_S:
             return False

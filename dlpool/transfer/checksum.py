@@ -1,4 +1,4 @@
-"""The digest of a file that is being written: hashing runs behind the download front, on a thread of its own.
+"""The digest of a file that is being written, computed behind the download front on a separate thread.
 
 Where this process may have no further thread or descriptor the file is hashed when it is complete.
 """
@@ -61,7 +61,7 @@ class Follower:
         except DlpoolError as error:
             self._error = error
         finally:
-            with suppress(LocalFault):  # it only read
+            with suppress(LocalFault):  # nothing was written by it
                 reader.close()
 
     def _hash_up_to(self, reader: Writer, front: int, position: int) -> int:

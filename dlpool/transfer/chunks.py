@@ -16,9 +16,9 @@ from dlpool.transfer.answer import Span
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
 LEAST_STEAL = 64 * 1024  # bytes: less is not worth a request
 LEAST_STEAL_S = 0.5  # seconds: an owner that needs less than this to finish is left alone
-SLOW_S = 2.0  # seconds: an owner that needs longer is helped with less than LEAST_STEAL too, down to
+SLOW_S = 2.0  # seconds: from an owner that needs longer, less than LEAST_STEAL is stolen, down to
 LEAST_TAIL = 1024  # bytes
-FASTER = 2.0  # times as fast as its victim a thief must be to get more than half
+FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
 
 
 @dataclass(eq=False)
@@ -31,10 +31,10 @@ class Chunk:
     claimed: int
     owner: object | None = None
     ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
-    taken: int = 0  # position when its present owner took it
+    taken: int = 0  # position when the present owner took it
     failures: int = 0  # in a row, without progress
-    trickled: int = 0  # bytes that the failed attempts of that row brought
-    crumbs: int = 0  # complete answers in a row that brought next to nothing
+    trickled: int = 0  # bytes received by the failed attempts of that row
+    crumbs: int = 0  # complete responses in a row with very few bytes
     replaced: int = 0  # connections ended for being slower than their siblings
     rate: float = 0.0
 
@@ -103,7 +103,7 @@ class ChunkMap:
         return self._split(owner, rate, self._is_worth_stealing)
 
     def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Do the same for less than ``LEAST_STEAL``, where it would take its owner longer than ``SLOW_S``."""
+        """Split a chunk smaller than ``LEAST_STEAL`` whose owner would need longer than ``SLOW_S``."""
         return self._split(owner, rate, _is_slow_tail)
 
     def _split(self, owner: object, rate: float, is_worth_it: Callable[[Chunk], bool]) -> Chunk | None:

@@ -59,7 +59,7 @@ class Client:
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
         self.ticker = Ticker()
-        self.told: set[str] = set()  # limits of this machine that a download has told of
+        self.told: set[str] = set()  # limits of this machine that were reported
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:
@@ -110,7 +110,7 @@ class Client:
 
 
 class Request(NamedTuple):
-    """``route`` is what urllib3 chooses tunnels by, ``target`` what stands in the request line (RFC 9112, 3.2)."""
+    """``route``: the URL by which urllib3 chooses tunnels; ``target``: the request target (RFC 9112, 3.2)."""
 
     route: str
     target: str
@@ -134,12 +134,12 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         super().close()
         pools, self._pools = self._pools, {}
-        for pool in pools.values():  # urllib3 closes only those that nobody refers to
+        for pool in pools.values():  # urllib3 closes only connections without references
             pool.close()
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
-            # The client certificate is for the origin, and ``insecure`` is said of the origin, too.
+            # The client certificate and ``insecure`` apply to the origin only.
             context = tls_context(replace(self._settings, cert=None, key=None, insecure=False))
             proxy_kwargs = {"proxy_ssl_context": context, **proxy_kwargs}
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
@@ -147,12 +147,12 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def proxy_headers(self, proxy: str) -> dict[str, str]:
-        """The credentials for a proxy, in UTF-8 and with an empty password if it has none, as for a URL."""
+        """Return the credentials for a proxy, in UTF-8, with an empty password if it has none, as for a URL."""
         user = without_user(f"{proxy.rstrip('/')}/")[1]
         return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
     def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, Request]:
-        """The connections to the host of a URL, or to its proxy, and what is asked there."""
+        """Return the pool for the host of a URL, or for its proxy, and the request target."""
         prepared = requests.PreparedRequest()
         prepared.url = url
         if not proxies:
@@ -205,7 +205,7 @@ def _check_proxy(proxy: str) -> None:
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     """A context that trusts the given CA bundle, else the system's, else requests' own.
 
-    It tells an end of the connection without close_notify from a proper one, which Python by default does not.
+    It reports a connection that ends without close_notify, which Python ignores by default.
     Raises ConfigurationError for files that cannot be used.
     """
     try:

@@ -31,14 +31,14 @@ _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
 class TargetedHeaders(dict[str, str]):
-    """Header fields of a request, with its target: urllib3 would rewrite a target that is given to it as a URL."""
+    """Header fields of a request, with its target: urllib3 would rewrite a target passed as a URL."""
 
     def __init__(self, target: str, fields: Mapping[str, str]) -> None:
         super().__init__(fields)
         self.target = target
 
     def copy(self) -> TargetedHeaders:
-        """What urllib3 adds the fields for a proxy to."""
+        """Return a copy, to which urllib3 adds the fields for a proxy."""
         return TargetedHeaders(self.target, self)
 
 
@@ -70,7 +70,7 @@ class _Watched(HTTPConnection):
     def request(  # type: ignore[override]
         self, method: str, _url: str, *, headers: TargetedHeaders, body: Body | None = None, **_: Any
     ) -> None:
-        """Send a request; ``headers`` say all but perhaps the Host, and the length of the body.
+        """Send a request; ``headers`` are complete, except for Host and the length of the body.
 
         The target of ``headers`` is sent; ``_url`` only led urllib3 to this connection.
         """
@@ -163,7 +163,7 @@ class _WatchedTls(_Watched, HTTPSConnection):
 
 
 class _IdleLimit(urllib3.HTTPConnectionPool):
-    """A pool whose connections are not idle for long: servers close such, and each takes a descriptor on both sides."""
+    """A pool that closes idle connections: servers close them, and each takes a descriptor on both sides."""
 
     idle_closer: IdleCloser
 
@@ -183,7 +183,7 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
             self.idle_closer.watch(self)
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close what has been idle for ``max_idle_s``; returns seconds until the next will have been, None if none."""
+        """Close connections idle for ``max_idle_s``; return seconds until the next is due, None if none is idle."""
         idle: Any = self.pool
         if idle is None:  # the pool is closed
             return None
@@ -195,7 +195,7 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
                 if now - connection.idle_since < max_idle_s:
                     since.append(connection.idle_since)
                     continue
-                idle.queue[index] = None  # for urllib3 that is a place for a new connection
+                idle.queue[index] = None  # urllib3 opens a new connection for None
                 expired.append(connection)
         for connection in expired:
             connection.close()
@@ -222,7 +222,7 @@ def _peeked(sock: socket.socket) -> bytes:
 
 
 def pool_classes(network_policy: str, idle_closer: IdleCloser) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """urllib3 pool classes, by scheme, whose connections obey the network policy and are closed when idle."""
+    """Return urllib3 pool classes, by scheme, that apply the network policy and close idle connections."""
     policy = {"network_policy": network_policy}
     plain = type("WatchedConnection", (_Watched,), policy)
     tls = type("WatchedTlsConnection", (_WatchedTls,), policy)
@@ -260,7 +260,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        if not has_room(1):  # the resolver does not say why it failed
+        if not has_room(1):  # the resolver does not report the cause
             raise OutOfDescriptors(f"cannot resolve {host}: {_TOO_MANY}") from error
         is_own = error.errno == socket.EAI_AGAIN
         reason = f"the name {host} cannot be resolved ({error.strerror})"

@@ -39,7 +39,7 @@ class Context:
     permit: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
-    earlier: Resource | None = None  # what the round before had found
+    earlier: Resource | None = None  # the resource that the previous round found
     evidence: Evidence = field(default_factory=Evidence)
 
     @property
@@ -64,7 +64,7 @@ class Context:
         return self.client.hosts.level(self.host, self.settings.max_connections)
 
     def tell_limit(self, reason: str, connections: int) -> None:
-        """Tell, once a process, that it is this machine that allows no more than ``connections`` connections."""
+        """Report, once per process, that this machine allows only ``connections`` connections."""
         if reason not in self.client.told:
             self.client.told.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
@@ -84,7 +84,7 @@ class Context:
             raise
 
     def wanted(self, resource: Resource) -> Checksum | None:
-        """The checksum that the file is verified by: the job's, else the server's; None if the user wants none."""
+        """Return the checksum to verify: the job's, else the server's; None if the user disabled verification."""
         if not self.settings.verify:
             return None
         return self.job.checksum or (Checksum(*resource.digest) if resource.digest else None)

@@ -89,24 +89,24 @@ class HostShares:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, Host] = {}
-        self._admitted: dict[str, tuple[int, float]] = {}  # connections to one file, and when that was learnt
+        self._admitted: dict[str, tuple[int, float]] = {}  # connections to one file, and the time of that observation
 
     def admits(self, host: str, connections: int) -> None:
-        """Remember for ``MEMORY_S`` that ``host`` refused a further connection beside this number of them."""
+        """Remember for ``MEMORY_S`` that ``host`` refused more than this number of connections."""
         with self._lock:
             now = self._clock()
             self._admitted = {name: one for name, one in self._admitted.items() if now - one[1] < MEMORY_S}
             self._admitted[host] = min(connections, self._admitted.get(host, (connections, now))[0]), now
 
     def serves(self, host: str, connections: int) -> None:
-        """Correct what ``admits`` has learnt: ``host`` sends a file over this number of connections at once."""
+        """Raise the limit recorded by ``admits``: ``host`` sends a file over this number of connections."""
         with self._lock:
             known, at = self._admitted.get(host, (connections, 0.0))
             if known < connections:
                 self._admitted[host] = connections, at
 
     def most(self, host: str, wanted: int) -> int:
-        """Return how many of ``wanted`` connections to a file ``host`` admits, as far as is known."""
+        """Return how many of ``wanted`` connections to a file ``host`` is known to admit."""
         known = self._admitted.get(host)
         if known is None or self._clock() - known[1] >= MEMORY_S:
             return wanted

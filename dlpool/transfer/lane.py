@@ -30,7 +30,7 @@ from dlpool.transfer.source import Reply
 BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
 MAX_SKIP = 1024 * 1024  # bytes before the asked range that are read and dropped rather than asked for again
 NETWORK_POLL_S = 2.0
-LEAST_SPAN_S = 0.05  # of waiting, for a speed
+LEAST_SPAN_S = 0.05  # of waiting, to compute a speed
 YIELD_S = 0.1  # seconds for which a thread whose connection was too slow leaves its chunk to an idle one
 MAX_STALE = 16  # idle connections in a row that had died
 
@@ -210,11 +210,11 @@ class Lane:
         self._base = Attempt(chunk.position if chunk is not None else 0, self.figures().waited_s)
 
     def _attempt(self, chunk: Chunk) -> Attempt:
-        """What the present request has brought so far."""
+        """Return what the present request has received so far."""
         return Attempt(chunk.position - self._base.brought, self.figures().waited_s - self._base.waited_s)
 
     def _note_rate(self, chunk: Chunk) -> None:
-        """Tell the board a speed that this connection has at least, for its next steal."""
+        """Report a lower bound of this connection's speed to the board, for its next steal."""
         attempt = self._attempt(chunk)
         if attempt.brought > 0:
             self._context.board.note_rate(self, attempt.brought / max(attempt.waited_s, LEAST_SPAN_S))
@@ -264,7 +264,7 @@ class Lane:
         context, plan = self._context, self._plan
         if plan is not None and not plan.has_ranges:
             raise StreamBroken(error) from error
-        if self.is_dismissed:  # another thread will ask for the chunk, and count
+        if self.is_dismissed:  # another thread will request the chunk, and count
             return Rest(0.0, 0.0)
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
@@ -296,7 +296,7 @@ class Lane:
 
 
 def _writer(plan: Plan) -> Writer:
-    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which passes."""
+    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which is temporary."""
     try:
         return plan.place.part.writer()
     except LocalFault as fault:

@@ -42,7 +42,7 @@ class Lanes:
         return lane
 
     def begin_first(self, lane: Lane, work: Callable[[], None]) -> bool:
-        """Have a thread do the work of the first lane; return False if this machine has too little for another thread.
+        """Run the first lane on a thread; return False if this machine allows no further thread or descriptors.
 
         The calling thread does it then.
         """
@@ -57,7 +57,7 @@ class Lanes:
         return True
 
     def spawn(self, lane: Lane, work: Callable[[], None]) -> None:
-        """Have a thread do its work. Raises NoThread.
+        """Run the lane on a thread. Raises NoThread.
 
         They are daemons, because a name look-up cannot be broken.
         """
@@ -78,7 +78,7 @@ class Lanes:
         self._shown = connections
 
     def help(self, plan: Plan) -> None:
-        """Add a second connection to the only one if that will need longer than ``HELP_S``.
+        """Add a second connection if the only one will need longer than ``HELP_S``.
 
         A file that is worth one connection by its size may have got a slow one. Called by the ticker's thread; the one
         that runs the round adds none meanwhile, as the file is worth no more.
@@ -117,7 +117,7 @@ class Lanes:
             thread.join(max(0.0, until - clock()))
 
     def _grow(self, plan: Plan, wanted: int) -> None:
-        """Add lanes, as far as this machine lets us have threads and descriptors for them."""
+        """Add lanes, as far as this machine allows threads and descriptors for them."""
         while len(self._serving()) < wanted:
             if not threads.has_room(DESCRIPTORS + RESERVE):
                 self._limited("too_many_files")

@@ -14,7 +14,7 @@ STATE_SUFFIX = ".part.meta"
 RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", ".part.lock", ".part.lock.tmp")
 
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
-MAX_NAMES = 10_000  # that are tried for one file
+MAX_NAMES = 10_000  # tried for one file
 _DEFAULT_NAME = "download"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -38,14 +38,14 @@ def name_from_url(url: str) -> str:
 
 
 def file_name(server_name: str | None, url: str) -> str:
-    """The name of a file whose target is only a folder: the server's, else the URL's, in UTF-8 in every locale."""
+    """Return the name of a file whose target is a folder: the server's, else the URL's, in UTF-8 in every locale."""
     return in_utf8(safe_name(server_name or "") or name_from_url(url))
 
 
 def in_utf8(path: str) -> str:
-    """Return what Python must be given so that the path on the disk is ``path`` in UTF-8.
+    """Return the text that Python encodes to ``path`` in UTF-8 on the disk.
 
-    That is ``path`` itself, unless the locale has another encoding of file names, which may lack its letters.
+    That is ``path`` itself, unless the locale has another encoding of file names, which may lack its characters.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 

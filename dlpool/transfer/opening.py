@@ -102,7 +102,7 @@ class Opening:
         self._least_size = 0  # what a part had that did not tell the total
         self._distrusts_if_range = False
         self._is_contradicted = False
-        self._agrees: bool | None = None  # whether samples of what was saved are what the server has; None: not asked
+        self._agrees: bool | None = None  # whether samples of the saved bytes match the server; None: not requested
 
     def run(self, exchange: Exchange) -> Opened:
         """One try. Raises what the network, the server or the disk brings."""
@@ -156,8 +156,8 @@ class Opening:
     def _resumed(
         self, place: Place, saved: SavedState, answer: Answer, asked: Span | None, if_range: str | None
     ) -> Answer | None:
-        """The answer if it goes with what was saved, or replaces it; else note what to ask instead and return None."""
-        if self._needs_samples(saved):  # the place has but now been found
+        """Return the answer if it continues or replaces the saved bytes; else set the next request and return None."""
+        if self._needs_samples(saved):  # the output was found only now
             return None
         next_step = resume_step(
             saved.resource,
@@ -171,7 +171,7 @@ class Opening:
             self._distrusts_if_range = True
             return None
         if next_step is not Next.USE:
-            place.begin_anew("the remote file is another by now, or serves no ranges any more")
+            place.begin_anew("the remote file has changed, or the server stopped serving ranges")
             self._is_whole = next_step is Next.PLAIN_RANGE
         if next_step in (Next.ANEW, Next.PLAIN_RANGE):
             return None
@@ -180,7 +180,7 @@ class Opening:
         )
 
     def _judged(self, reply: Reply, asked: Span | None) -> Answer | None:
-        """The answer, if it may be the file; None: it contradicts itself, and one plain GET is to say what is right."""
+        """Return the answer, if it may be the file; None if it contradicts itself, and a plain GET must follow."""
         if is_empty_file(reply.status, reply.headers):
             return Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
         try:
@@ -188,7 +188,7 @@ class Opening:
             self._check_earlier(answer)
         except ContradictoryAnswer as error:
             if self._is_contradicted:
-                raise ContradictoryAnswer(f"{error}; so it did without a range, too", is_final=True) from error
+                raise ContradictoryAnswer(f"{error}, also without a range", is_final=True) from error
             self._is_contradicted = self._is_whole = True
             return None
         if self._context.settings.html_guard:
@@ -196,7 +196,7 @@ class Opening:
         return answer
 
     def _check_earlier(self, answer: Answer) -> None:
-        """Raise BadAnswer if the answer cannot be the file, or all of it, that the round before was about."""
+        """Raise BadAnswer if the answer cannot be the complete file of the previous round."""
         earlier, resource = self._context.earlier, answer.resource
         if earlier is None:
             return
@@ -208,7 +208,7 @@ class Opening:
             raise ContradictoryAnswer(said)
 
     def _is_proven(self, saved: SavedState, answer: Answer, if_range: str | None) -> bool:
-        """Whether what was saved is of the version that answered.
+        """Return whether the saved bytes are of the version of the answer.
 
         Bytes that came by another query of the same URL may be of another file beside it, which has been written in the
         same second and has the same size. So there a date proves only together with samples.
@@ -234,7 +234,7 @@ class Opening:
         return self._agrees is None and self._place.has_other_query and is_date_alone
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
-        """Ask for some spans that were saved, and return whether the server has the same."""
+        """Request samples of the saved bytes, and return whether the server sends the same."""
         assert self._place is not None
         reader = self._place.part.writer()
         try:
@@ -299,7 +299,7 @@ class Opening:
         return file_name(resource.server_name, reply.url if first.endswith("/") else first)
 
     def _planned(self, place: Place, reply: Reply, answer: Answer) -> Opened | None:
-        """The plan for this answer; None: it is a range of an encoded file, which is asked for as one body instead."""
+        """Return the plan; None for a range of an encoded file, which must be requested as one body instead."""
         if self._is_decoded(place, reply, answer):
             if answer.is_partial:
                 self._is_whole = True
@@ -327,7 +327,7 @@ class Opening:
             self._context.notify("content_encoded", encoding=resource.content_encoding, path=str(place.target))
 
     def _is_decoded(self, place: Place, reply: Reply, answer: Answer) -> bool:
-        """Whether the body is to be decoded. Raises PolicyRefused or ProtocolBroken for one that must not come so."""
+        """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for an unaccepted coding."""
         if not answer.resource.content_encoding or answer.length == 0:
             return False
         urls = (self._context.source.url, reply.url)

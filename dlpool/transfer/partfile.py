@@ -41,9 +41,9 @@ class PartFile:
         self._opener = PartOpener(target, sync=sync, notify=notify)
         self._sync = sync
         self._notify = notify
-        self._writers: list[Writer] = []  # those that are open; guarded by the lock
+        self._writers: list[Writer] = []  # the open ones; guarded by the lock
         self._writers_lock = threading.Lock()
-        self._final_mode: int | None = None  # to be set when it is published; None: as it is
+        self._final_mode: int | None = None  # set when the file is published; None: unchanged
         self.has_blocks = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
         self.path = self._opener.path
@@ -53,17 +53,17 @@ class PartFile:
 
     @property
     def is_new(self) -> bool:
-        """Whether there was none before."""
+        """True if this object created the part file."""
         return self._opened.is_new
 
     @property
     def is_marked(self) -> bool:
-        """Whether the file itself says that it is dlpool's, so that no state has to."""
+        """True if the file has dlpool's mark, so that no state file is needed to identify it."""
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """Whether it is locked by a file beside it, as ``flock`` does not work there."""
+        """True if it is locked by a lock file, as ``flock`` does not work on its file system."""
         return self._opened.lock.is_file
 
     @property
@@ -73,7 +73,7 @@ class PartFile:
 
     @property
     def was_expired(self) -> bool:
-        """Whether another process may write to it still: its lock was taken over without proof that it has ended."""
+        """True if another process may still write to it: its lock expired without proof that the process has ended."""
         return self._opened.lock.was_expired
 
     @property
@@ -82,12 +82,12 @@ class PartFile:
 
     @property
     def length(self) -> int:
-        """Length of the file in bytes. Raises LocalFault."""
+        """The length of the file in bytes. Raises LocalFault."""
         with translated(f"look at {self.path}"):
             return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
-        """Whether the name of the part file means the file that is locked. Raises LocalFault."""
+        """Return whether the part file's name still names the locked file. Raises LocalFault."""
         with translated(f"look at {self.path}"):
             return disk.is_name_of(self.path, self._identity)
 
@@ -110,7 +110,7 @@ class PartFile:
         return set_mark(self._descriptor, job_id)
 
     def begin_anew(self) -> None:
-        """Continue with a new, empty, locked file under the same name; late writers reach only the old one.
+        """Replace the file by a new, empty, locked one of the same name; late writers reach only the old one.
 
         Raises Locked if another download took the name in between, LocalFault.
         """
@@ -130,7 +130,7 @@ class PartFile:
             os.ftruncate(self._descriptor, 0)
 
     def keep_permissions(self) -> None:
-        """Give the file mode, owner and group of the target that it will replace: owner and group as far as we may.
+        """Give the file the mode of the target that it will replace, and owner and group as far as permitted.
 
         The owner of a file under construction may always read and write it. New targets get what the umask leaves.
         Raises LocalFault; also where the mode cannot be set and others would be allowed more than before.
@@ -141,11 +141,11 @@ class PartFile:
             except FileNotFoundError:
                 return
             if not stat.S_ISREG(old.st_mode):
-                return  # to publish will be refused
+                return  # publishing will fail
             own = os.fstat(self._descriptor)
             self._keep_owner(old, own)
             self._keep_acl()
-            self._keep_mode(old.st_mode & 0o777)  # no bits that would give rights to what came over the network
+            self._keep_mode(old.st_mode & 0o777)  # without setuid and setgid: the content comes from the network
 
     def preallocate(self, size: int, how: str) -> None:
         """Give the file its length; ``how`` is a value of the setting ``preallocate``.
@@ -155,7 +155,7 @@ class PartFile:
         self._check_space(size)
         try:
             self._preallocate(size, how)
-        except NoSpace as error:  # a quota, or another job was faster
+        except NoSpace as error:  # a quota, or another job took the space
             raise NoRoom(str(error)) from error
 
     def _preallocate(self, size: int, how: str) -> None:
@@ -169,7 +169,7 @@ class PartFile:
                 os.ftruncate(self._descriptor, size)
 
     def writer(self) -> Writer:
-        """Return a descriptor of its own on the same file, for one thread. Raises LocalFault."""
+        """Return a separate descriptor of the same file, for one thread. Raises LocalFault."""
         with translated(f"open {self.path}"):
             descriptor = self._second()
             is_shared = descriptor is None
@@ -183,7 +183,7 @@ class PartFile:
         return Writer(self._descriptor, self.path, closes=False)
 
     def close_writers(self) -> None:
-        """Close all writers, when none of them will write again: network file systems report failed writes only then.
+        """Close all writers after their last write: network file systems report failed writes only then.
 
         Raises LocalFault, the first.
         """
@@ -205,9 +205,9 @@ class PartFile:
                 os.fdatasync(self._descriptor)
 
     def check_close(self) -> None:
-        """Have the file system report what it would report when the last descriptor is closed. Raises LocalFault.
+        """Make the file system report the errors that it delays until close(2). Raises LocalFault.
 
-        Where no descriptor is left for that, fdatasync(2) reports the same: it too waits for all writes to have ended.
+        If no descriptor is left for that, fdatasync(2) reports the same errors, as it waits for all writes.
         """
         with translated(f"close {self.path}"):
             try:
@@ -255,13 +255,13 @@ class PartFile:
         self.target = target
 
     def discard(self) -> None:
-        """Remove the part file, if its name still means it. Raises LocalFault."""
+        """Remove the part file, if its name still names it. Raises LocalFault."""
         with translated(f"remove {self.path}"):
             if disk.is_name_of(self.path, self._identity):
                 disk.remove(self.path)
 
     def close(self) -> None:
-        """Give up the lock. Raises nothing: what a close can tell was asked before the file was published."""
+        """Release the lock. Raises nothing: delayed errors were requested before the file was published."""
         disk.close_quietly(self._descriptor)
         self._opened.lock.release()
 
@@ -274,26 +274,26 @@ class PartFile:
         return disk.identity_of(self._opened.status)
 
     def _second(self) -> int | None:
-        """Another descriptor of the file, None where it cannot be opened again."""
+        """Return another descriptor of the file, None if it cannot be opened again."""
         for path in (f"/proc/self/fd/{self._descriptor}", self.path):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
-                continue  # no /proc, or the file has no name any more
+                continue  # no /proc, or the file's name was removed
             if self._is_same(descriptor):
                 return descriptor
             disk.close_quietly(descriptor)
         return None
 
     def _is_same(self, descriptor: int) -> bool:
-        """Whether it is a descriptor of this file; if that cannot be told it is not."""
+        """Return whether it is a descriptor of this file; False if that is unknown."""
         try:
             return disk.identity_of(os.fstat(descriptor)) == self._identity
         except OSError:
             return False
 
     def _private_name(self) -> Path:
-        """The name to publish from. Under a lock file, which can be lost at any moment, one that no other process uses.
+        """Return the name to publish from. With a lock file, which can be lost at any moment, it is a private name.
 
         Else the part file's name could mean the file of the next holder by now. Where there are no hard links or no
         /proc, the name that was looked at just before has to do.
@@ -310,7 +310,7 @@ class PartFile:
         return private
 
     def _tidy(self) -> None:
-        """Do what is left when the file has its name; none of it can make the file wrong.
+        """Clean up after the file has its name; errors here cannot damage it.
 
         The mark stays as long as the old name does, so that the next run removes that.
         """
@@ -327,7 +327,7 @@ class PartFile:
             self._opener.on_unsynced(str(self.target.parent), error)
 
     def _has_one_name(self) -> bool:
-        """Remove the part file's name where a link has published it; whether no name but the target is left."""
+        """Remove the part file's name after publication by a link; return whether only the target's name is left."""
         for _ in range(2):
             with suppress(OSError):
                 if os.fstat(self._descriptor).st_nlink == 1:
@@ -359,7 +359,7 @@ class PartFile:
                 raise
 
     def _keep_acl(self) -> None:
-        """Copy the access control list, where there is one; see acl(5)."""
+        """Copy the access control list, if there is one; see acl(5)."""
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
 
@@ -380,7 +380,7 @@ class PartFile:
 class Writer:
     """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
 
-    ``is_shared``: its offset is that of other descriptors, too, and is not used.
+    ``is_shared``: its offset is shared with other descriptors, and is not used.
     """
 
     def __init__(self, descriptor: int, path: Path, is_shared: bool = False, *, closes: bool = True) -> None:
@@ -395,7 +395,7 @@ class Writer:
     def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
         if not data:
-            return  # the writer may have been closed: all bytes of the file are there
+            return  # the writer may have been closed: the file is complete
         with self._lock:
             try:
                 self._write(position, data)
@@ -420,7 +420,7 @@ class Writer:
             raise local_fault(f"read {self._path}", error) from error
 
     def close(self) -> None:
-        """Close the descriptor, once. Raises LocalFault, each time, if a write turns out to have failed."""
+        """Close the descriptor, once. Raises LocalFault, on each call, if close(2) reports a failed write."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
             if descriptor >= 0 and self._closes:

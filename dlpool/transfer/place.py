@@ -68,7 +68,7 @@ class Place:
         notify: Notify,
         admit: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Choose and lock. ``admit`` is asked whether a name may be used: with ``rename``, for each that is tried.
+        """Choose and lock the output. ``admit`` is called for each name that is tried, and may refuse it.
 
         Raises AlreadyThere, TargetExists, ForeignFile, Locked, PolicyRefused, LocalFault, or what ``admit`` raises.
         """
@@ -82,7 +82,7 @@ class Place:
         self.target, self.part = self._first_free(given) if if_exists == "rename" else self._opened(given, exists)
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
-        self.has_other_query = False  # what is saved was fetched by another query, or for another user, of the same URL
+        self.has_other_query = False  # the saved bytes are from another query or user of the same URL
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
@@ -126,7 +126,7 @@ class Place:
             self._commit(snapshot, last_error, None)
 
     def prepare(self, resource: Resource, *, remote_time: bool) -> None:
-        """Make the complete part file durable: what is left to do is to publish it. Nobody may write any more."""
+        """Make the complete part file durable, before it is published. No thread may write to it afterwards."""
         modified = http_date(resource.last_modified) if remote_time else None
         with self._noting_breakage():
             self.part.close_writers()
@@ -162,7 +162,7 @@ class Place:
         return self._state_file.exists
 
     def close(self) -> None:
-        """Unlock. A part file that holds nothing worth keeping goes first, while the lock is ours.
+        """Release the lock. Remove a part file without usable bytes first, while the lock is held.
 
         Raises nothing, so that the error that ended the download stays the one that is reported.
         """
@@ -184,7 +184,7 @@ class Place:
         return self._if_exists == "overwrite"
 
     def _abandon(self, part: PartFile) -> None:
-        """Unlock after a failed opening; a part file that was created for it goes."""
+        """Release the lock after a failed opening, and remove a part file that was created for it."""
         try:
             if part.is_new:
                 with suppress(LocalFault):
@@ -193,7 +193,7 @@ class Place:
             part.close()
 
     def _check_state_ours(self) -> None:
-        """Raise ForeignFile where another program's file has the name of the state."""
+        """Raise ForeignFile if a file of another program has the name of the state file."""
         is_ours = self.part.is_marked and not self.part.is_new
         if self._state_file.exists and not is_ours and not self._state_file.is_ours():
             raise ForeignFile(
@@ -201,7 +201,7 @@ class Place:
             )
 
     def _forget_state(self) -> None:
-        """Remove the state; it stays as a placeholder where the part file itself does not say whose it is."""
+        """Remove the state; leave a placeholder if the part file has no mark."""
         if self.part.is_marked:
             self._state_file.remove()
         else:
@@ -252,7 +252,7 @@ class Place:
         return next(self._unused(target))
 
     def _unused(self, target: Path) -> Iterator[Path]:
-        """Return the names of the series of ``target`` that do not exist; raises AlreadyThere as ``_chosen`` does."""
+        """Return the unused names of the series of ``target``. Raises AlreadyThere like ``_chosen``."""
         for other in numbered(target):
             self._check_unpublished(other)
             if other != target:
@@ -262,13 +262,13 @@ class Place:
         raise TargetExists(f"{target} exists already, and so do {MAX_NAMES} other names for it")
 
     def _opened(self, target: Path, exists: bool) -> tuple[Path, PartFile]:
-        """Lock the name that was asked for."""
+        """Lock the requested name."""
         self._admit(target)
         chosen = self._chosen(target) if exists else target
         return chosen, PartFile(chosen, sync=self._sync, notify=self._notify)
 
     def _first_free(self, target: Path) -> tuple[Path, PartFile]:
-        """Lock the first name of the series that no file, download or other program has; the lock reserves it.
+        """Lock the first name of the series that no file, download or program uses; the lock reserves it.
 
         The part file that an earlier run left for the same URL is preferred, and that of another URL is left alone.
         """
@@ -286,7 +286,7 @@ class Place:
         raise AssertionError("the series of names ends with an error")
 
     def _locked(self, target: Path) -> PartFile | None:
-        """Return the locked part file of a name that was unused just now, None if another download has the name."""
+        """Return the locked part file of an unused name, None if another download has taken the name meanwhile."""
         try:
             self._admit(target)
             part = PartFile(target, sync=self._sync, notify=self._notify)
@@ -294,7 +294,7 @@ class Place:
             return None
         is_free = False
         try:
-            is_free = not _is_there(target)  # it may have been published before the lock was ours
+            is_free = not _is_there(target)  # it may have been published before we had the lock
         finally:
             if not is_free:
                 self._abandon(part)
@@ -354,7 +354,7 @@ class Place:
 
     def _empty(self) -> None:
         self._forget_state()
-        if self.part.was_expired:  # its earlier holder may write to it still
+        if self.part.was_expired:  # its earlier holder may still write to it
             self.part.begin_anew()
         elif not self.part.was_empty:
             self.part.empty()
@@ -388,7 +388,7 @@ class Place:
 
 
 def _is_there(target: Path) -> bool:
-    """Whether something has the name. Raises LocalFault."""
+    """Return whether the name exists. Raises LocalFault."""
     with translated(f"look at {target}"):
         return disk.exists(target)
 

@@ -11,9 +11,9 @@ from enum import Enum
 from dlpool.transfer.digests import file_digest
 from dlpool.transfer.headers import content_disposition_name, exact_date, http_date, strong_etag
 
-# RFC 9110 section 8.8.2.2: a file may change twice within the resolution of its date, or by another clock.
+# RFC 9110 section 8.8.2.2: a file may change twice within the resolution of its date, or be dated by another clock.
 SETTLED = timedelta(seconds=60)
-# Build systems, archives and stores give all files one date before there was HTTP: it is the same in all versions.
+# Build systems and archives set a constant date from before HTTP: it is the same in all versions.
 FIRST_DATE = datetime(1990, 1, 1, tzinfo=timezone.utc)
 
 
@@ -27,7 +27,7 @@ class Sameness(Enum):
 
 @dataclass(frozen=True)
 class Resource:
-    """One version of a remote file as an answer described it. ``size`` in bytes; None is "not said".
+    """One version of a remote file as an answer described it. ``size`` in bytes; None means unknown.
 
     ``host``: host and port that answered, after redirects. ``seen_at``: by our clock, when it answered.
     """
@@ -80,7 +80,7 @@ class Resource:
 
     @property
     def has_settled_date(self) -> bool:
-        """Whether the modification date is valid and so old that no second version can have it.
+        """True if the modification date is valid and so old that no second version can have it.
 
         That is at least 60 s before the answer's ``Date`` (RFC 9110 section 8.8.2.2), and before now. Any other date
         may contradict, as another one is another version, but proves nothing.
@@ -130,7 +130,7 @@ class Resource:
         return _verdict(not has_other_date and self._fits_size(other))
 
     def proves_same(self, other: Resource) -> bool:
-        """Whether ``other``, seen later, is certainly the version of ``self``.
+        """Return whether ``other``, seen later, is certainly the same version.
 
         By a strong entity tag, by a digest, or by a settled date together with the size.
         """
@@ -141,7 +141,7 @@ class Resource:
         return self.has_settled_date and self._has_date_of(other) and None is not self.size == other.size
 
     def completed_by(self, known: Resource) -> Resource:
-        """Return this with what ``known``, which is proven to be the same version, says where it says nothing."""
+        """Return a copy whose unknown fields are those of ``known``, which is proven to be the same version."""
         is_dated = self.last_modified is not None
         return replace(
             self,
@@ -155,15 +155,15 @@ class Resource:
         )
 
     def _misses_validator_in(self, other: Resource) -> bool:
-        """Whether ``other`` lacks what was there to compare it by."""
+        """Return whether ``other`` lacks the validators of ``self``, so that the two cannot be compared."""
         if self.strong_etag:
-            return True  # had it a strong one, too, the tags would have decided
+            return True  # with strong tags on both sides the tags would have decided
         if exact_date(self.last_modified) is not None:
             return other.last_modified is None
         return self.etag is not None and other.etag is None
 
     def has_digest_of(self, other: Resource) -> bool | None:
-        """Whether both have the same digest of the file; None where they have none of one algorithm."""
+        """Return whether both have the same digest; None if they have none of the same algorithm."""
         if self.digest is None or other.digest is None or self.digest[0] != other.digest[0]:
             return None
         return self.digest == other.digest

@@ -182,7 +182,7 @@ class StrictResponse(http.client.HTTPResponse):
         return size if size >= 0 else None
 
     def _get_chunk_left(self) -> int | None:
-        """Bytes of the chunk that are still to come, None after the last one (RFC 9112 section 7.1).
+        """Return the remaining bytes of the chunk, None after the last chunk (RFC 9112 section 7.1).
 
         Stricter than http.client, which takes a size line that was cut for a smaller size, even for the final 0.
         """
@@ -223,7 +223,7 @@ class _HeaderReader:
         self._left -= len(line)
         if self._left < 0:
             raise http.client.HTTPException(f"the header is larger than {MAX_HEADER_BYTES} bytes")
-        if line and not line.endswith(b"\n"):  # what is missing may be a Content-Length
+        if line and not line.endswith(b"\n"):  # the missing part may be a Content-Length
             raise http.client.RemoteDisconnected(_CUT_HEADER)
         return line
 
@@ -237,9 +237,9 @@ class _HeaderReader:
 def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> Fields:
     """Read the header fields up to the empty line, line by line.
 
-    The parser of e-mail takes the first line that is no field for the end of the header. ``is_lenient``: such a line
-    is passed over, as browsers do, since a length or a coding may stand behind it, without which a body that was cut
-    looks complete. Raises HTTPException for too many fields, or if they were cut.
+    The parser of e-mail treats the first line that is not a field as the end of the header. ``is_lenient``: ignore
+    such a line, as browsers do, since a length or a coding may follow it, without which a truncated body looks
+    complete. Raises HTTPException for too many fields, or for a truncated header.
     """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):

@@ -8,18 +8,18 @@ from typing import NamedTuple
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
-WORTHWHILE = 64 * 1024  # bytes: an attempt that brought this many is repeated without a rest
-LEAST_WAIT_S = 1.0  # an attempt that ended earlier must have brought what the minimum speed brings in this time
+WORTHWHILE = 64 * 1024  # bytes: an attempt that received this many is repeated without a pause
+LEAST_WAIT_S = 1.0  # a shorter attempt must have received as many bytes as the minimum speed gives in this time
 
 
 class Attempt(NamedTuple):
-    """What one request brought: bytes written, and the seconds that the body kept us waiting."""
+    """The result of one request: bytes written, and seconds spent waiting for the body."""
 
     brought: int
     waited_s: float
 
     def is_progress(self, least_rate: int) -> bool:
-        """Return whether it brought bytes at ``least_rate`` bytes/s or faster.
+        """Return whether it received bytes at ``least_rate`` bytes/s or faster.
 
         An attempt below that rate counts as failed although it brought something: a server that trickles, and breaks
         off again and again, would otherwise be asked for ever.
@@ -28,7 +28,7 @@ class Attempt(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A failed attempt: how many failed in a row without progress, what it wrote, and what all of the row wrote."""
+    """A failed attempt: number of failures in a row without progress, bytes it wrote, and bytes the row wrote."""
 
     attempts: int
     progress: int
@@ -93,8 +93,8 @@ class RetryPolicy:
 
 
 def _advice(failures: int, trickled: int) -> str:
-    brought = f" (the last {failures} attempts brought {trickled} bytes)" if trickled else ""
+    brought = f" (the last {failures} attempts received {trickled} bytes)" if trickled else ""
     return (
-        f"attempts slower than low_speed_limit are not repeated without end{brought}: lower low_speed_limit for a"
+        f"attempts slower than low_speed_limit are limited by retries{brought}: lower low_speed_limit for a"
         " server that is always this slow, and bound the time by deadline instead"
     )

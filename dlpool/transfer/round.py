@@ -70,7 +70,7 @@ class Round:
         self._watch = Watch(context)
         self._follower: Follower | None = None
         self._end_check: EndCheck | None = None
-        self._ticks_itself = False  # there is no thread for the ticker
+        self._ticks_itself = False  # no thread could be started for the ticker
         self._committed = Committed(context.clock(), 0)
         self._opening = Opening(context, place, choose_place, is_single=is_single)
 
@@ -197,7 +197,7 @@ class Round:
             plan.place.checkpoint(snapshot, error)
         except LocalFault as fault:
             if is_out_of_descriptors(fault.__cause__) and error is None:
-                self._committed.at = self._context.clock()  # other files are closed by the next time
+                self._committed.at = self._context.clock()  # other downloads may have closed files by the next commit
             else:
                 self.stop(fault)
             return
@@ -234,7 +234,7 @@ class Round:
         self._context.notify("checksum_verified", checksum=str(wanted))
 
     def _check_end(self, plan: Plan) -> None:
-        """Compare some of the file with the server's once more, where nothing else shows that it is of one version."""
+        """Compare samples with the server, if no validator shows that all bytes are of one version."""
         check = EndCheck(self._context, plan)
         if check.is_needed:
             self._end_check = check

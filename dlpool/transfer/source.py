@@ -114,7 +114,7 @@ class Source:
             self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
             self._headers["Authorization"] = basic_auth(*user)
         self._location = self.url
-        self._users: dict[tuple[str, str, int | None], dict[str, str]] = {}  # of redirects' targets, by origin
+        self._users: dict[tuple[str, str, int | None], dict[str, str]] = {}  # from redirect targets, by origin
         self._cookies = RequestsCookieJar()
         self._lock = threading.Lock()
 
@@ -204,7 +204,7 @@ class Source:
             if error.is_own_network:
                 client.watch.failed(host)
             if exchange.verdict is None:
-                raise  # not from itself: the cause that it has would be lost
+                raise  # not `from error`: its own cause would be lost
             raise exchange.verdict from error
         exchange.answered_at = exchange.clock()
         client.watch.answered(host)
@@ -212,7 +212,7 @@ class Source:
         return Reply(raw, url, exchange, client.collect)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """What is sent to ``url``, which may be another origin than the one that the headers were given for.
+        """Return the headers for ``url``, whose origin may differ from the one that the headers are for.
 
         Cookies of the user go with those that servers have set: a redirect that sets one expects it back.
         """
@@ -236,7 +236,7 @@ class Source:
 
 
 def _asked_by_cookies(url: str) -> Any:
-    """A request as the cookie jar looks at it; a prepared one has another URL than the one that is sent."""
+    """A request for the cookie jar; a PreparedRequest would have a rewritten URL."""
     return SimpleNamespace(url=url, headers={})
 
 

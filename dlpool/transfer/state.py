@@ -34,10 +34,10 @@ MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_STATE_BYTES = 16 * 1024 * 1024
-_ABSENT = ("date", "content_type", "host", "digest", "checksum")  # fields that are left out where they are None
-_BEGINNING = b'{"version":'  # of every state file, also of one that a power failure has cut
+_ABSENT = ("date", "content_type", "host", "digest", "checksum")  # fields that are omitted if they are None
+_BEGINNING = b'{"version":'  # of every state file, also of one truncated by a power failure
 _PLACEHOLDER = b'{"version":1,"placeholder":true}'
-_NOT_READ = {"disk_failed", "permission", "too_many_files"}  # kinds of faults that say nothing about the content
+_NOT_READ = {"disk_failed", "permission", "too_many_files"}  # kinds of faults in which the content is unknown
 
 
 class StateUnusable(Exception):
@@ -69,7 +69,7 @@ class Publishing:
 
 @dataclass(frozen=True)
 class SavedState:
-    """All that the next run needs to go on. Times are RFC 3339, UTC.
+    """All that the next run needs to resume. Times are RFC 3339, UTC.
 
     ``date`` is the answer's, and there only if it makes ``last_modified`` a proof. ``digest`` is what the server said
     of the whole file, ``checksum`` what the job demands of it, both as ``ALGO:HEX``.
@@ -129,7 +129,7 @@ class SavedState:
 
     @property
     def written(self) -> list[Span]:
-        """What is on disk, sorted."""
+        """The spans on disk, sorted."""
         return [Span(chunk.start, chunk.position) for chunk in self.chunks if chunk.start < chunk.position]
 
     @property
@@ -198,11 +198,11 @@ def url_digest(url: str) -> str:
 class StateFile:
     """The state file of one part file. Used by the thread that holds the part file's lock.
 
-    ``exists``: something has the name. ``is_placeholder``: it only says that the part file beside it is dlpool's.
+    ``exists``: the name exists. ``is_placeholder``: the file only marks the part file beside it as dlpool's.
     """
 
     def __init__(self, path: Path, *, sync: bool, notify: Notify = ignore) -> None:
-        """Raises LocalFault."""
+        """Check whether the state file exists. Raises LocalFault."""
         self.path = path
         self._temporary: Path | None = None
         self._sync = sync
@@ -218,11 +218,11 @@ class StateFile:
 
     @property
     def holds_progress(self) -> bool:
-        """Whether it is more than a placeholder."""
+        """True if it is not a placeholder."""
         return self.exists and not self.is_placeholder
 
     def is_ours(self) -> bool:
-        """Tell whether a file of the name was written by dlpool. Raises LocalFault."""
+        """Return whether the existing file was written by dlpool. Raises LocalFault."""
         try:
             return self.exists and self._content(len(_BEGINNING)).startswith(_BEGINNING)
         except StateUnusable:
@@ -239,7 +239,7 @@ class StateFile:
         return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically and durably; a reader sees the old one or the new one. Raises LocalFault.
+        """Replace the state atomically and durably; readers see the old or the new one. Raises LocalFault.
 
         Not durably is enough for what only a killed process needs: after a power failure it may be absent or empty.
         """
@@ -247,7 +247,7 @@ class StateFile:
         self.is_placeholder = False
 
     def reserve(self) -> None:
-        """Write a placeholder, unless there is a state: also if one is committed meanwhile. Raises LocalFault.
+        """Write a placeholder, unless a state exists or is committed meanwhile. Raises LocalFault.
 
         It may be called without the part file's lock.
         """
@@ -261,38 +261,38 @@ class StateFile:
                 disk.publish_exclusive(temporary, self.path, identity=identity)
                 self.is_placeholder = True
             except FileExistsError:
-                disk.remove_quietly(temporary)  # another process was faster
+                disk.remove_quietly(temporary)  # another process created it first
             except OSError:
                 disk.remove_quietly(temporary)
                 raise
         self.exists = True
 
     def unreserve(self) -> None:
-        """Remove the placeholder, if it is one that this object has written or read."""
+        """Remove the placeholder, if this object has written or read one."""
         if self.is_placeholder:
             disk.remove_quietly(self.path)
             self.exists = self.is_placeholder = False
 
     def empty(self) -> None:
-        """Forget the state, durably, but keep saying that the part file is dlpool's. Raises LocalFault."""
+        """Replace the state by a placeholder, durably: the part file remains marked as dlpool's. Raises LocalFault."""
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether a run that was killed while it committed has left its temporary file. Raises LocalFault."""
+        """Return whether a run that was killed during a commit left its temporary file. Raises LocalFault."""
         temporary = self._usual_temporary
         with translated(f"look at {temporary}"):
             return disk.exists(temporary) and _is_leftover(temporary)
 
     def remove_leftovers(self) -> None:
-        """Remove what such a run has left. Raises LocalFault."""
+        """Remove the temporary file of a killed run. Raises LocalFault."""
         with translated(f"remove {self._usual_temporary}"):
             disk.remove(self._usual_temporary)
 
     def remove(self) -> None:
-        """Forget the state, durably, as it must not be believed of the bytes that come next. Raises LocalFault."""
+        """Remove the state, durably, as it would be wrong for the bytes written next. Raises LocalFault."""
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
@@ -302,17 +302,17 @@ class StateFile:
                 disk.sync_folder(self.path.parent, on_unsynced=self._on_unsynced)
 
     def remove_published(self) -> None:
-        """Remove the state of a file that has been published; if that fails, the next run sees that it is of no use."""
+        """Remove the state of a published file; errors are ignored, as the next run detects that it is unused."""
         for _ in range(2):
             if self.exists:
                 with suppress(LocalFault):
                     self.remove()
 
     def _content(self, most: int) -> bytes:
-        """The first ``most`` bytes. Raises StateUnusable, LocalFault."""
+        """Return the first ``most`` bytes. Raises StateUnusable, LocalFault."""
         try:
             with open(self.path, "rb", opener=_open_itself) as file:
-                size = os.fstat(file.fileno()).st_size  # a read of the most would allocate the most
+                size = os.fstat(file.fileno()).st_size  # read(most) would allocate that many bytes
                 return file.read(min(size, most))
         except OSError as error:
             if disk.fault_of(error).kind in _NOT_READ:
@@ -331,13 +331,13 @@ class StateFile:
         return self.path.with_name(f"{self.path.name}.tmp")
 
     def _free_temporary(self) -> Path:
-        """The name to write to: another one than usual where that is a foreign file's. Raises OSError."""
+        """Return the name to write to: not the usual one if a foreign file has it. Raises OSError."""
         if self._temporary is None:
             self._temporary = self._free(self._usual_temporary.name)
         return self._temporary
 
     def _free(self, name: str) -> Path:
-        """The name, or a random one if a foreign file has it. Raises OSError."""
+        """Return the name, or a random one if a foreign file has it. Raises OSError."""
         path = self.path.with_name(name)
         if disk.exists(path) and not _is_leftover(path):
             return self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
@@ -348,7 +348,7 @@ class StateFile:
 
 
 def _is_leftover(temporary: Path) -> bool:
-    """Whether a temporary file was left by a kill of ours: a state, or the beginning of one. Raises OSError."""
+    """Return whether a temporary file is of a killed run: a state, or the beginning of one. Raises OSError."""
     try:
         with open(temporary, "rb", opener=_open_itself) as file:
             beginning = file.read(len(_BEGINNING))
@@ -360,7 +360,7 @@ def _is_leftover(temporary: Path) -> bool:
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """Open no link, and do not wait for a pipe."""
+    """Open a file, without following a link or blocking on a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 

@@ -52,7 +52,7 @@ class Transfer:
         admit: Callable[[Path], None] = lambda _: None,
         permit: Callable[[], None] = lambda: None,
     ) -> None:
-        """``admit`` is asked for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
+        """``admit`` is called for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
 
         ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
         raises what forbids it.
@@ -70,7 +70,7 @@ class Transfer:
         self._cancelled: DlpoolError | None = None
         self._place: Place | None = None
         self._round: Round | None = None
-        self._earlier: Resource | None = None  # what the last round had found
+        self._earlier: Resource | None = None  # the resource that the last round found
         self._is_counted = False  # the present round, in the tally
         self._board = Board(time.monotonic)
         self._began = time.monotonic()

@@ -23,7 +23,7 @@ _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "trans
 # A URL that needs no rewriting.
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*")
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL)
-# What cannot stand in a request line (RFC 9112 section 3): all else is sent as it was given.
+# Bytes that a request line cannot contain (RFC 9112 section 3); all others are sent unchanged.
 _UNSENDABLE = re.compile(rb"[^!-~]")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -52,14 +52,14 @@ def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
     try:
         urlsplit(url)  # as it was given: others read it, too
         if "\\" in info or _NOT_IN_HOST.search(place):
-            raise ValueError("no host has such a character, and parsers of URLs do not agree on a backslash")
+            raise ValueError("a host has an invalid character (URL parsers disagree on a backslash)")
         return f"{_site(scheme, place)}{_sendable((path or '/') + query)}", _user(info)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise UsageError(f"{shown_url(url)!r} is not a URL") from error
 
 
 def joined(base: str, location: str) -> str:
-    """Return the URL that ``location``, as http.client decoded it, means in an answer from ``base``.
+    """Resolve ``location``, as http.client decoded it, of a response from ``base``, and return the URL.
 
     RFC 3986 section 5.2, except that dot segments are removed only where ``location`` is a relative path: what is
     complete by itself stays byte for byte as the server sent it. Raises UsageError for a base that is no URL.
@@ -83,7 +83,7 @@ def joined(base: str, location: str) -> str:
 
 
 def _resolved(path: str, relative: str) -> str:
-    """A relative path in the folder of ``path``; dot segments of the base stay, unless ``..`` goes above them."""
+    """Resolve a relative path against ``path``; dot segments of the base stay, unless ``..`` removes them."""
     names = path.rpartition("/")[0].split("/")
     segments = relative.split("/")
     if ".." in segments:
@@ -97,7 +97,7 @@ def _resolved(path: str, relative: str) -> str:
 
 
 def _site(scheme: str, place: str) -> str:
-    """Scheme, host and port in their normal form, as requests knows it."""
+    """Return scheme, host and port in the normal form of requests."""
     request = requests.PreparedRequest()
     request.prepare_url(f"{scheme}://{place}/", None)
     site, _, path = (request.url or "").rpartition("/")
@@ -108,13 +108,13 @@ def _site(scheme: str, place: str) -> str:
 
 
 def _sendable(target: str) -> str:
-    """The path and query for a request line; bytes that were no UTF-8 are escaped as they came."""
+    """Return path and query for a request line; invalid UTF-8 is percent-encoded byte by byte."""
     data = target.encode("utf-8", "surrogateescape")
     return _UNSENDABLE.sub(lambda found: b"%%%02X" % found[0][0], data).decode("ascii")
 
 
 def _user(info: str) -> tuple[str, str] | None:
-    """Name and password of a URL's user info; None if it has none."""
+    """Return name and password of a URL's user info; None if it has none."""
     name, _, password = info.partition(":")
     if not info:
         return None
@@ -151,14 +151,14 @@ def own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[s
 
 
 def request_target(url: str) -> str:
-    """The path and query of a URL from ``without_user``, as they stand in a request line (RFC 9112 section 3.2.1)."""
+    """Return the request target of a URL from ``without_user`` (origin-form, RFC 9112 section 3.2.1)."""
     return url[url.index("/", url.index("//") + 2) :]
 
 
 def merged_cookies(given: str | None, stored: str | None) -> str | None:
-    """The value of ``Cookie`` for what the user gave and what servers have set, which replaces the same name.
+    """Return the ``Cookie`` value of the user's and the server's cookies; the server's replace the same name.
 
-    As RFC 6265 section 4.2: pairs, with semicolons between them. None if there are none at all.
+    As in RFC 6265 section 4.2: pairs, with semicolons between them. None if there are no cookies.
     """
     if not given or not stored:
         return given or stored

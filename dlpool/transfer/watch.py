@@ -20,8 +20,8 @@ LEAST_SPAN_S = 0.05  # of waiting, below which a speed would be noise
 LEAST_WAIT_S = 1.0  # of waiting before a connection is compared with its siblings
 SLOWER = 5.0  # times slower than the fastest sibling is too slow
 LEAST_GAIN_S = 2.0  # a connection that will be done by then is left alone
-STALLED_S = 0.5  # of waiting without a byte: that is not "too little to say" any more
-STALLED_RATE = 1.0  # bytes/s, the speed of a connection that brings nothing, so that its end can be compared
+STALLED_S = 0.5  # of waiting without a byte, after which a connection counts as stalled
+STALLED_RATE = 1.0  # bytes/s assumed for a stalled connection, so that its finish time can be compared
 MAX_PATIENCE_S = 60.0
 ANSWER_FACTOR = 10.0  # times the usual wait for an answer is too long, if others are idle meanwhile
 
@@ -53,7 +53,7 @@ class Gauge:
 
     @property
     def proven_rate(self) -> float:
-        """The same, but ``STALLED_RATE`` for a connection that has brought nothing for a while."""
+        """The rate, but ``STALLED_RATE`` for a connection that has received nothing for ``STALLED_S``."""
         if not self.samples:
             return 0.0
         span = self.samples[-1].waited_s - self.samples[0].waited_s
@@ -97,13 +97,13 @@ def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience
 
 
 def holds_up(gauge: Gauge, remaining: int, patience: float) -> DlpoolError | None:
-    """Return the error for a connection that is slow with its last bytes while others have no work.
+    """Return the error for a connection that is slow with its last bytes while others are idle.
 
-    What is more than ``2 * LEAST_TAIL`` is not its matter: the others steal from it.
+    For more than ``2 * LEAST_TAIL`` bytes it returns None: idle connections steal a part of them.
     """
     if gauge.waited_s < patience or remaining >= 2 * LEAST_TAIL or remaining <= gauge.rate * LEAST_GAIN_S:
         return None
-    reason = f"the connection brings {gauge.rate:.0f} bytes/s, and others wait for its last {remaining} bytes"
+    reason = f"the connection receives {gauge.rate:.0f} bytes/s, and others wait for its last {remaining} bytes"
     return TooSlow(reason, is_comparison=True)
 
 
@@ -162,7 +162,7 @@ class Watch:
     def _outdone(
         self, lane: Lane, exchange: Exchange, chunk: Chunk | None, lanes: Sequence[Lane]
     ) -> DlpoolError | None:
-        """Return the error for what is too slow beside the other connections of the download."""
+        """Return the error for a connection that is too slow compared with the others of the download."""
         others = [other for other in lanes if other is not lane]
         if chunk is None or exchange.asked_at is None:
             return None

@@ -162,7 +162,7 @@ class Round:
 
 
 def _started(lanes: Sequence[Lane]) -> list[threads.Thread]:
-    """Start a thread for each lane, as far as this process may have threads; return them."""
+    """Start a thread for each lane, up to the limit of threads; return them."""
     started: list[threads.Thread] = []
     with suppress(NoThread):
         for lane in lanes:

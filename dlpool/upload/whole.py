@@ -1,4 +1,4 @@
-"""The md5 of the whole file, by a thread that follows the lanes, so that what it reads is still in memory.
+"""The md5 of the complete file, computed by a thread that follows the lanes, so that it reads cached pages.
 
 Where this process may have no further thread, it is computed when all chunks have been sent.
 """
@@ -27,7 +27,7 @@ class WholeHash:
         """The md5 in hex, when all chunks have been begun. Raises what ended the upload."""
         self.join()
         if self._thread is None:
-            self._md5 = new_md5()  # it may be asked for more than once
+            self._md5 = new_md5()  # it may be requested more than once
             self._run()
         self._task.context.ending.check()
         return str(self._md5.hexdigest())

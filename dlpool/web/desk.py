@@ -32,7 +32,7 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.schemas import JOB
 
 LISTED = 50  # jobs of each list of an overview
-NEWS_S = 0.9  # however many watch, supervisors are asked for news this often
+NEWS_S = 0.9  # supervisors are asked for news this often, for any number of viewers
 RETRY_S = 2
 
 
@@ -55,7 +55,7 @@ class Desk:
         self._confinement = Confinement(settings.paths)
 
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
-        """Queue a job; ``trace_id`` is for one that names no trace. Raises UsageError, PolicyRefused."""
+        """Queue a job; ``trace_id`` is used if the job has none. Raises UsageError, PolicyRefused."""
         found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
         try:
@@ -187,7 +187,7 @@ class Desk:
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
-    """The job as part of the trace of the request that brought it, unless it has a trace of its own."""
+    """Return the job with the trace id of its request, unless the job has one."""
     own = job.get("dlpool", {})
     has_header = any(name.lower() == HEADER for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:

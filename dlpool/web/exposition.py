@@ -20,7 +20,7 @@ _HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be writte
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known at one moment.
+    """The figures of one moment.
 
     ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by setting.
     """

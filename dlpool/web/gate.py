@@ -40,7 +40,7 @@ class Gate:
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None
         req.context.trace_id = trace_id_of(req.get_header(HEADER))
-        current_trace.set(req.context.trace_id)  # of this thread, until its next request
+        current_trace.set(req.context.trace_id)  # for this thread, until its next request
         resp.context.code = ""
 
     def process_resource(

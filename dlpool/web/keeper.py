@@ -1,4 +1,4 @@
-"""What is done besides requests: expired tasks and leftovers are removed, counts shared, log and disks looked after."""
+"""Periodic work: removal of expired tasks and leftovers, shared counts, rotation of the log, disk checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Keeper:
         atexit.register(self._parts.figures.flush)
         try:
             threading.Thread(target=self._run, name="keeper", daemon=True).start()
-        except RuntimeError as error:  # no more threads: another process keeps order, or the next start
+        except RuntimeError as error:  # no thread can be started: another process or the next start cleans up
             self._parts.log.warning("cleanup_failed", error=error)
 
     def _run(self) -> None:
@@ -64,7 +64,7 @@ class Keeper:
             yield True
             return
         try:
-            flock(descriptor)  # where there is none, too: what is done twice harms nothing
+            flock(descriptor)  # without flock several processes may clean up, which is harmless
         except OSError:
             yield False
             return

@@ -52,7 +52,7 @@ class Lingering:
             self._start()
 
     def _start(self) -> None:
-        """Start the thread; where none is allowed, close what waits for it."""
+        """Start the thread; if that fails, close the waiting connections."""
         thread = threading.Thread(target=self._run, name="lingering", daemon=True)
         try:
             thread.start()

@@ -19,7 +19,7 @@ Ask = Callable[[Desk, "Call"], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks for, once it is checked; ``trace_id``: of the trace that the request is part of."""
+    """A validated request; ``trace_id``: the trace that the request is part of."""
 
     names: Mapping[str, str]
     options: Mapping[str, Any]

@@ -115,7 +115,7 @@ def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, An
     except OSError as error:
         return {"status": UNHEALTHY, "message": f"cannot look at the disk: {error.strerror}"}
     if not rooms:
-        return {"status": HEALTHY, "message": "the file system does not tell how much room it has"}
+        return {"status": HEALTHY, "message": "the file system does not report its free space"}
     room = max(rooms, key=lambda one: one.used)
     return {"status": level(room, settings), "used_percent": round(100 * room.used, 1), "free": room.free,
             "total": room.total}  # fmt: skip
@@ -151,7 +151,7 @@ def memory() -> dict[str, int]:
 
 
 def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
-    """Total and free bytes of the folders' file systems, of those that tell it."""
+    """Return total and free bytes of the folders' file systems, if they report them."""
     found: dict[str, dict[str, Any]] = {}
     for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
         try:
@@ -166,7 +166,7 @@ def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
 
 
 def folder_health(settings: UploadSettings) -> dict[str, str]:
-    """The health of both folders: the worse of what their disk's thresholds say, and whether they can be written to."""
+    """Return the health of both folders: the worse of their disk's level and of whether they are writable."""
     found = {}
     for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
         disk, use = disk_check(settings, [folder])["status"], folder_check(folder)["status"]

@@ -43,7 +43,7 @@ class WebParts:
         self.store = UploadStore(settings.upload, self.announcer, self._unsynced)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
-        """Log that a file system cannot sync folders: a name in it may be lost with the machine, no byte is wrong."""
+        """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""
         self.log.warning("folder_not_synced", folder=folder, reason=error.strerror or str(error))
 
     def refused(self, status: int, label: str, client: str, reason: str) -> None:

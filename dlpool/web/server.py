@@ -111,7 +111,7 @@ def _taken(unreader: Any, length: int) -> bytes:
 
 
 class _Pool(ThreadPoolExecutor):
-    """A pool that does with the threads it has where no more are allowed; the work waits for them."""
+    """A pool that continues with its existing threads if no further one can be started; work waits for them."""
 
     def _adjust_thread_count(self) -> None:
         try:
@@ -133,7 +133,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         self._lingering = Lingering()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """As gunicorn's, with fewer threads where the system allows no more."""
+        """Return gunicorn's pool, with fewer threads if the system allows no more."""
         return _Pool(max_workers=self.cfg.threads)
 
     def accept(self, listener: Any) -> None:

@@ -176,7 +176,7 @@ class Uploads(_Resource):
         if has_body:
             self.append(req, resp, file_id, 0)
         else:
-            with suppress(Refusal):  # the upload has begun, or a final one is published: this only adds when it expires
+            with suppress(Refusal):  # the upload exists already: this only adds the time of its expiry
                 _say_expiry(resp, self._growing.peek(file_id, owner_of(req)).expires_at)
 
     def _create(self, req: falcon.Request, concat: str, length: int | None) -> str:

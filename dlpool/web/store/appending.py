@@ -190,7 +190,7 @@ class End:
         return task.save(record, sync=UNSYNCED if at.chunks else None, status=status, received=end, file_size=file_size)
 
     def _check_end(self, task: Task, at: Position) -> None:
-        """Raise Refusal if the end is another one by now: nobody else may change it, but files can be lost.
+        """Raise Refusal if the end of the file has changed: the lock excludes writers, but files can be lost.
 
         Raises OSError.
         """

@@ -84,7 +84,7 @@ class Cleaner:
         return remove_dead(place)
 
     def _removed(self, task: Task, record: Record, event: str) -> Path:
-        """Take a task away, and tell; where its folder is now. Raises OSError."""
+        """Remove a task from its place, announce it, and return the new path of its folder. Raises OSError."""
         identity = task.identity()
         place = self.layout.trash(task)
         if identity is not None:

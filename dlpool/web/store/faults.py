@@ -15,12 +15,12 @@ _ANSWERS = {
     "too_many_files": (503, "too_many_files", None),
 }
 _OTHER = (507, "storage", None)
-"""Status, code and reason by ``Fault.kind``; without a reason the fault's own. Others are the disk's fault (507),
-never the client's."""
+"""Status, code and reason by ``Fault.kind``; None: the reason of the fault. Other kinds are errors of the disk (507),
+not of the client."""
 
 
 class stored:
-    """Translate an OSError of the block: "cannot DOING: why"."""
+    """Translate an OSError of the block to a Refusal: "cannot DOING: why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing

@@ -250,7 +250,7 @@ class GrowingUploads:
 
 
 def _time_of(hold: int) -> int:
-    """The time of a lock file in nanoseconds. Raises OSError, and then it is released."""
+    """Return the modification time of a lock file in nanoseconds. Raises OSError, after releasing the lock."""
     with released_on_error(hold):
         return os.fstat(hold).st_mtime_ns
 

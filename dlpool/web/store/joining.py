@@ -108,9 +108,9 @@ class Joint:
 
 
 def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
-    """Begin ``work`` on a thread of the pool, and return what waits for its result.
+    """Start ``work`` on a thread of the pool, and return a function that waits for its result.
 
-    Where no thread is allowed it is done by that call instead.
+    If no thread can be started, that function does the work.
     """
     try:
         return pool.submit(work).result

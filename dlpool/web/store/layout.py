@@ -33,7 +33,7 @@ class Layout:
     """The folders of one store. Immutable; processes and threads share what is on the disk."""
 
     def __init__(self, root: str, *, sync: Syncing, announce: Announce = silent) -> None:
-        """``announce`` hears of each change of a task, on the thread that makes it."""
+        """``announce`` is called with each change of a task, on the thread that makes it."""
         self.root = Path(root).absolute()
         self.sync = sync
         self._announce = announce
@@ -148,7 +148,7 @@ class Layout:
 
 
 def _locked_folder(path: Path) -> int | None:
-    """A descriptor of the folder that has its lock; None if a sweep was faster. Raises OSError."""
+    """Open and lock the folder; None if a sweep removed it first. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with released_on_error(descriptor):
         if has_locked(descriptor, path) and disk.exists(path):

@@ -1,4 +1,4 @@
-"""Locks between processes and threads of one machine: flock(2) on files; the kernel frees those of the dead.
+"""Locks between processes and threads of one machine: flock(2) on files; the kernel releases those of ended processes.
 
 Some file systems refuse flock(2), and some grant it to everybody, so each process tries it once for each file system.
 Where it does not lock, a byte of a file in the folder for temporary files is locked instead (``F_OFD_SETLK``, see
@@ -27,11 +27,11 @@ from dlpool.web.store.planted import READ
 PATIENCE_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ | os.O_CREAT
-_CANNOT = CANNOT_LOCK | {errno.EBADF}  # EBADF: NFS wants a descriptor that may write
+_CANNOT = CANNOT_LOCK | {errno.EBADF}  # EBADF: NFS requires a writable descriptor
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
-_locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; what is missing has not been tried
-_substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it stands for
+_locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; missing: not tested yet
+_substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 def _try_flock(path: Path, device: int) -> None:
-    """Find out whether two descriptors of one file exclude each other beside ``path``; undecided where that fails."""
+    """Test whether two descriptors of a file beside ``path`` exclude each other; undecided if the test fails."""
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
     descriptors: list[int] = []
     with suppress(OSError):
@@ -106,13 +106,13 @@ def _try_flock(path: Path, device: int) -> None:
 
 
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
-    """Lock the byte that stands for the open file. Raises OSError."""
+    """Lock the byte that represents the open file. Raises OSError."""
     status = os.fstat(descriptor)
     digest = hashlib.blake2b(f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") >> 2
     substitute = os.open(_substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.utime(substitute)  # so that nothing removes it as old
+        os.utime(substitute)  # so that cleaners of temporary files do not remove it
         kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
         fcntl.fcntl(substitute, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
     except (BlockingIOError, PermissionError):  # fcntl(2) allows both
@@ -130,7 +130,7 @@ def _substitute_path() -> str:
 
 
 def release(descriptor: int) -> None:
-    """Close a descriptor, and give up the lock that it has.
+    """Close a descriptor, and release its lock.
 
     For descriptors that nothing was written through, or whose bytes were synced (``Syncing.data``): what close(2)
     reports concerns no byte of ours, and the descriptor is closed all the same.
@@ -152,7 +152,7 @@ def released_on_error(descriptor: int) -> Iterator[None]:
 
 
 def held(path: Path) -> int | None:
-    """A descriptor of ``path`` that has its lock until it is released; None if another one has it."""
+    """Return a descriptor of ``path`` that holds its lock until it is released; None if it is locked."""
     descriptor = os.open(path, _FLAGS, 0o666)
     with released_on_error(descriptor):
         if has_locked(descriptor, path):
@@ -162,9 +162,9 @@ def held(path: Path) -> int | None:
 
 
 def shared(path: Path) -> int | None:
-    """A descriptor that shares the lock of the file ``path``, until it is released; None if there is no such file.
+    """Return a descriptor that holds a shared lock of ``path`` until it is released; None if the file does not exist.
 
-    Raises Refusal (503) as ``locked``: nobody has it alone for longer than a look.
+    Raises Refusal (503) like ``locked``: exclusive holders keep it only for a check.
     """
     try:
         descriptor = os.open(path, READ)

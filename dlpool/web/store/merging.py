@@ -129,7 +129,7 @@ class _Merge:
                 try:
                     return self._publish(place, *self._written(place), started_ns)
                 except BaseException:
-                    place.clean_up()  # first of all, as the disk may be full of it
+                    place.clean_up()  # first, as its bytes may fill the disk
                     raise
                 finally:
                     place.close()
@@ -189,18 +189,18 @@ class _Merge:
         raise name_taken(self._wish.filename)
 
     def _published(self, task: Task, record: Record, place: Place, publishing: Publishing) -> MergeResult:
-        """Complete the task of a file that has its name. Raises OSError if the name cannot be made durable."""
+        """Complete the task of a published file. Raises OSError if the name cannot be made durable."""
         self._make_durable(task, place, publishing)
-        with suppress(OSError):  # the record says what was published: who asks next completes it
+        with suppress(OSError):  # the record has the published file: the next request completes it
             complete(self._settings, task, record, place, self._begun.chunks)
         return result_of(self._settings, publishing)
 
     def _make_durable(self, task: Task, place: Place, publishing: Publishing) -> None:
-        """Make the name durable, or withdraw it: a merge that failed leaves nothing under the name. Raises OSError."""
+        """Make the name durable, or remove it: a failed merge leaves no file of that name. Raises OSError."""
         try:
             task.sync.folder(place.descriptor)
         except OSError:
-            with suppress(OSError):  # then the record stays, and who asks next finds the file
+            with suppress(OSError):  # then the record stays, and the next request finds the file
                 place.withdraw(publishing)
                 task.save(self._begun.record)
             raise

@@ -94,7 +94,7 @@ def _open_one(folder: int, name: str, *, make: bool, sync: Syncing) -> int:
     try:
         os.mkdir(name, dir_fd=folder)
     except OSError as error:
-        if not disk.exists(name, dir_fd=folder):  # else another merge made it, or it was done and reported as failed
+        if not disk.exists(name, dir_fd=folder):  # else another merge created it, or the call succeeded
             raise error from None
     sync.folder(folder)
     return os.open(name, _FOLDER, dir_fd=folder)

@@ -52,7 +52,7 @@ class Place:
             os.unlink(self.temporary, dir_fd=self.descriptor)
 
     def clean_up(self) -> None:
-        """The same after a failure, which is to be reported whatever becomes of this: a sweep removes what stays."""
+        """Clean up after a failure; errors are ignored, as a sweep removes the rest."""
         remove_quietly(self.temporary, dir_fd=self.descriptor)
 
     def has(self, name: str) -> bool:
@@ -78,13 +78,13 @@ class Place:
         return True
 
     def withdraw(self, publishing: Publishing) -> None:
-        """Take the name from the published file, if it still has it: it could not be made durable. Raises OSError."""
+        """Remove the name of the published file, if it still has it, as it is not durable. Raises OSError."""
         status = self.status_of(publishing.name)
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: Publishing) -> bool:
-        """Whether the recorded file has its name: no other file has its number, as long as it is there. Raises OSError.
+        """Return whether the recorded file has its name, by its inode number. Raises OSError.
 
         Some file systems give a file another number when they are mounted again (exFAT, others in user space). So a
         file counts as well that has the recorded size and md5, if the temporary one is gone.

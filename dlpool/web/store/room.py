@@ -23,7 +23,7 @@ class Room:
 
 
 def room_of(folder: str) -> Room | None:
-    """Return the room of the nearest folder above that is there; None where it is unknown, which is no limit.
+    """Return the room of the folder or its nearest existing parent; None if it is unknown, which is no limit.
 
     So it is on a file system without blocks (ramfs, some in user space), or one that does not answer statvfs(3): the
     first write that does not fit tells. Raises OSError if no folder can be looked at.
@@ -69,7 +69,7 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
 
 
 def _device_of(folder: str) -> int:
-    """The file system of the nearest folder above that is there. Raises OSError."""
+    """Return the device of the folder or of its nearest existing parent. Raises OSError."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent

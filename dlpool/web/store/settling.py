@@ -45,9 +45,9 @@ def settle(settings: UploadSettings, task: Task) -> Record:
 
 
 def complete(settings: UploadSettings, task: Task, record: Record, place: Place, chunks: Iterable[Chunk]) -> None:
-    """Record that the file has been published, durably, then remove what it was made of.
+    """Record durably that the file has been published, then remove its sources.
 
-    Raises OSError if it cannot be recorded; then the record stays that says which file was about to be published.
+    Raises OSError if it cannot be recorded; the earlier record, with the file to be published, stays then.
     """
     published = record.publishing
     assert published is not None
@@ -69,14 +69,14 @@ def complete(settings: UploadSettings, task: Task, record: Record, place: Place,
 
 
 def _figures(published: Publishing) -> dict[str, Any]:
-    """What is told of a completed upload; its path is relative to merged_dir."""
+    """Return the note of a completed upload's event; its path is relative to merged_dir."""
     path = "/".join((*published.folder, published.name))
     seconds = round(published.merge_time / 1e9, 6)
     return {"path": path, "size": published.size, "md5": published.md5, "seconds": seconds}
 
 
 def result_of(settings: UploadSettings, published: Publishing) -> MergeResult:
-    """Return what a merge answers whose file has been published."""
+    """Return the answer of a merge whose file has been published."""
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
     return MergeResult(path, published.md5, "/".join(published.folder), published.size, published.merge_time)
 

@@ -36,7 +36,7 @@ class UploadStore:
     def __init__(
         self, settings: UploadSettings, announce: Announce = silent, on_unsynced: OnUnsynced | None = None
     ) -> None:
-        """``announce`` hears of each change of an upload; it may neither wait nor raise.
+        """``announce`` is called with each change of an upload; it must neither block nor raise.
 
         ``on_unsynced`` is called once in a process for each file system that cannot sync a folder.
         """

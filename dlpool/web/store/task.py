@@ -73,8 +73,8 @@ class Task:
     announce: Announce = silent
 
     def tell(self, name: str, record: Record, identity: Identity | None = None, **note: Any) -> None:
-        """Announce a change of the task; one without an identity, which no id leads to, is not told of."""
-        with suppress(OSError):  # the change is made, whoever hears of it
+        """Announce a change of the task; a task without an identity is not announced."""
+        with suppress(OSError):  # the change is made, even if it cannot be announced
             known = identity or self.identity()
             if known is not None:
                 self.announce(
@@ -117,7 +117,7 @@ class Task:
         return replace(record, status=status)
 
     def save(self, record: Record, *, sync: Syncing | None = None, **changed: Any) -> Record:
-        """Write the record with what changed, and the time; ``sync``: other than the task's own. Raises OSError."""
+        """Write the record with the changes and the time; ``sync``: overrides the task's own. Raises OSError."""
         record = replace(record, **changed, updated_at=time.time())
         save_record(self.folder, record, sync=self.sync if sync is None else sync)
         return record

@@ -331,7 +331,7 @@ complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos 
 complete -c dlpool -n '_shtab_dlpool_using config; and test $_shtab_dlpool_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'with convert: the config.json of the Go upload server'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a doctor -d 'try out what the service lives on'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s h -l help -d 'show this help message and exit'
-complete -c dlpool -n '_shtab_dlpool_using doctor' -l folder -xka "(__fish_complete_path (commandline -ct))" -d 'try out the file system of DIR, and neither Redis nor folders'
+complete -c dlpool -n '_shtab_dlpool_using doctor' -l folder -xka "(__fish_complete_path (commandline -ct))" -d 'check the file system of DIR, not Redis or the configured folders'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -l redis-url -x -d 'redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL'
 complete -c dlpool -n '_shtab_dlpool_using doctor' -l redis-addr -x -d 'the same as --redis-url redis://HOST:PORT'
