@@ -21,8 +21,8 @@ one process, on threads, without Redis. Sizes are in bytes, times in seconds. Wh
 `dlpool.errors.DlpoolError`, whose message is one sentence; each error has a stable `label`.
 
 A program that ends while downloads are pending or running waits for them, as with `concurrent.futures`; paused
-ones are not waited for. Ctrl-C ends that wait: what was fetched is kept, and one warning says how many had not ended.
-Speeds and remaining times are sampled by the engine while downloads run, whether they are read or not.
+ones are not waited for. Ctrl-C ends that wait: fetched bytes are kept, and one warning reports how many had not ended.
+The engine samples speeds and remaining times while downloads run, also if the program does not read them.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
 INTERNAL = {

@@ -223,7 +223,7 @@ def test_other_commands_read_it_too_and_say_that_it_is_of_uploads(arguments: tup
 
 
 def test_a_python_program_is_warned(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="all but \\[upload\\] has its defaults"):
+    with pytest.warns(UserWarning, match="all other sections have their defaults"):
         DownloadEngine.from_config(written(tmp_path, REPORTED)).shutdown()
 
 

@@ -34,8 +34,8 @@ LEAVE_S = 5.0  # when the program exits, for calls that cannot be interrupted, s
 class DownloadEngine:
     """Downloads files in this process. Thread-safe; make as many as you like.
 
-    Threads only: no signal handlers, no logging set-up, nothing global but an exit handler. After a
-    fork the child must make its own.
+    It uses only threads: no signal handlers, no logging set-up, and nothing global except an exit handler. After a
+    fork the child must create a new engine.
     ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
     ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size``:
     the least bytes that one write collects, of what comes within 20 ms; less than 128 KiB means 128 KiB.
@@ -228,8 +228,9 @@ class DownloadEngine:
     def shutdown(self, wait: bool = True) -> None:
         """End: when all tasks have ended (paused ones stay), or now, with what was fetched kept. May be repeated.
 
-        What has not ended is paused then; submitted again, or by the next engine with the session, it goes on. A
-        program that ends without this waits for its downloads first, but not for paused ones; Ctrl-C ends the wait.
+        Unfinished tasks are paused then; they resume when they are submitted again, or by the next engine with the
+        session. A program that exits without this call waits for its downloads, but not for paused ones; Ctrl-C ends
+        the wait.
         """
         if os.getpid() != self._pid:
             return  # the threads are the parent's
