@@ -115,7 +115,7 @@ def test_a_content_length_in_doubt_is_refused(status: int, value: str) -> None:
 def test_a_203_is_not_the_origin_s_version() -> None:
     headers = {"Content-Length": "17", "ETag": '"a"', "Last-Modified": MODIFIED, "Content-Encoding": "gzip"}
     answer = read_answer(203, headers, None, NOW)
-    assert answer == Answer(Resource(17, refuses_ranges=True), 0, 17, is_partial=False)
+    assert answer == Answer(Resource(17, content_encoding="gzip", refuses_ranges=True), 0, 17, is_partial=False)
 
 
 # --- parts ---
