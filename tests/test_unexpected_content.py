@@ -293,6 +293,25 @@ def test_a_document_never_replaces_what_an_earlier_run_has_fetched(
     check_file(tmp_path / "f")
 
 
+@pytest.mark.parametrize("known", ["weak etag", "no validator"])
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_nor_does_it_where_nothing_lets_a_later_run_go_on(
+    document: str, known: str, serve: Serve, fetch: Fetcher, tmp_path: Path
+) -> None:
+    good = binary(**({**FILES[known], "last_modified": None}))
+    origin = serve(gone_from(2, good))
+    before = begin(fetch, f"{origin.url}/f", tmp_path / "f")
+    origin.handler = at_login(redirect("/login"), DOCUMENTS[document]())
+    for _ in range(2):
+        with pytest.raises(errors.UnexpectedContent):
+            fetch(f"{origin.url}/f", tmp_path / "f", retries=1)
+    assert committed(tmp_path / "f") == before
+    assert (tmp_path / "f.part").read_bytes()[:before] == DATA[:before]
+    origin.handler = binary(OTHER, **{**FILES[known], "last_modified": None})
+    assert fetch(f"{origin.url}/f", tmp_path / "f").resumed_from == 0
+    check_file(tmp_path / "f", OTHER)
+
+
 def test_another_file_of_another_host_does_not_replace_what_was_fetched(
     serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from dlpool.transfer.headers import ContentRange, content_length, content_range,
 from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
 from dlpool.transfer.remote import Resource, Sameness
 
+ALLOW_CHANGE = " (--allow-change fetches the new one)"
 MAX_CLOCK_OFFSET = timedelta(days=1)  # between a server's clock and ours
 
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
@@ -155,7 +156,7 @@ def check_replacement(known: Resource, resource: Resource, *, allows_change: boo
     """
     if allows_change:
         return
-    check_family(known, resource, " (--allow-change fetches the new one)")
+    check_family(known, resource, ALLOW_CHANGE)
     if None not in (known.host, resource.host) and known.host != resource.host:
         raise UnexpectedContent(
             f"{resource.host} sent another file than {known.host} had begun to send: what was fetched is kept "

@@ -12,6 +12,7 @@ from enum import Enum
 
 from dlpool.errors import BadAnswer, ContradictoryAnswer, FailJob, PolicyRefused, RetryRange
 from dlpool.transfer.answer import (
+    ALLOW_CHANGE,
     Answer,
     Span,
     check_family,
@@ -139,6 +140,8 @@ class Opening:
         if answer is None:
             return None
         place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
+        if place.predecessor is not None and not self._context.settings.allow_change:
+            check_family(place.predecessor, answer.resource, ALLOW_CHANGE)
         if place.saved is not None and is_refusal:  # "empty" needs a validator to be believed against what is there
             self._is_whole = True
             return None
@@ -309,6 +312,7 @@ class Opening:
         limit = settings.max_file_size
         if limit is not None and resource.size is not None and resource.size > limit:
             raise PolicyRefused(f"the file has {resource.size} bytes, max_file_size is {limit}")
+        place.forget_predecessor()
         self._tell_coding(place, resource, is_decoded=isinstance(reply, DecodedReply))
         if answer.is_partial:
             chunks = self._ranges(place, resource)

@@ -83,6 +83,7 @@ class Place:
         self._is_published = False
         self.is_broken = False  # a sync or commit failed
         self.has_other_query = False  # the saved bytes are from another query or user of the same URL
+        self.predecessor: Resource | None = None  # of the saved bytes, where no validator can prove the version
         self._resource: Resource | None = None
         self._state: SavedState | None = None
         try:
@@ -91,7 +92,7 @@ class Place:
             if (self._state_file.exists or not self.part.was_empty) and self._state_file.has_leftovers:
                 self._state_file.remove_leftovers()
             self.saved = self._load() if resume and not self.part.was_expired else None
-            if self.saved is None:
+            if self.saved is None and self.predecessor is None:
                 self._empty()
             if exists and self._keeps_permissions:
                 self.part.keep_permissions()
@@ -110,7 +111,13 @@ class Place:
         self.part.begin_anew()
         if self._keeps_permissions:
             self.part.keep_permissions()
-        self.saved = self._state = None
+        self.saved = self._state = self.predecessor = None
+
+    def forget_predecessor(self) -> None:
+        """Forget what the part file holds where it could not be used, now that there is an answer to replace it."""
+        if self.predecessor is not None:
+            self._empty()
+            self.predecessor = None
 
     def begin_state(self, resource: Resource) -> None:
         """Let checkpoints be committed, for a remote that can be fetched in ranges."""
@@ -238,6 +245,7 @@ class Place:
         if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
             raise StateUnusable("the part file is shorter than it says")
         if not (saved.resource.has_validator or saved.digest or self._job.checksum):
+            self.predecessor = saved.resource
             raise StateUnusable("the server gave no validator that could show that the file is the same")
 
     def _chosen(self, target: Path) -> Path:
