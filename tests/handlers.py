@@ -115,3 +115,20 @@ class Drip:
             connection.hang_up()
         if self.end == "silence":
             connection.wait_for_client_to_go()
+
+
+class Admits:
+    """Serves ``most`` requests at once by ``handler``, and answers 503 to others."""
+
+    def __init__(self, most: int, handler: Handler) -> None:
+        self._handler = handler
+        self._free = threading.Semaphore(most)
+
+    def __call__(self, request: Request, connection: Connection) -> None:
+        if not self._free.acquire(blocking=False):
+            connection.answer(503)
+            return
+        try:
+            self._handler(request, connection)
+        finally:
+            self._free.release()

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import Fetcher, make_data, sha256
-from tests.origin import Connection, File, Origin, Request
+from tests.handlers import Admits
+from tests.origin import File, Origin
 from tests.processes import run
 
 KIB, MIB = 1024, 1024 * 1024
 Serve = Callable[..., Origin]
 AUTO: dict[str, Any] = {"connections": "auto", "retry_delay": 0.2, "retries": 5}
-
-
-class Few:
-    """Serves at most ``most`` requests at once, and says 503 to others."""
-
-    def __init__(self, file: File, most: int) -> None:
-        self._file = file
-        self._free = threading.Semaphore(most)
-
-    def __call__(self, request: Request, connection: Connection) -> None:
-        if not self._free.acquire(blocking=False):
-            connection.answer(503)
-            return
-        try:
-            self._file(request, connection)
-        finally:
-            self._free.release()
 
 
 def test_connections_are_added_while_they_bring_more(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
@@ -46,7 +29,7 @@ def test_connections_are_added_while_they_bring_more(serve: Serve, fetch: Fetche
 
 def test_connections_that_the_server_refuses_are_given_up(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     data = make_data(2 * MIB)
-    origin = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))
+    origin = serve(Admits(2, File(data, block=16 * KIB, pause_s=0.02)))
     outcome = fetch(f"{origin.url}/f", tmp_path / "f", **AUTO)
     assert sha256((tmp_path / "f").read_bytes()) == sha256(data)
     assert outcome.connections == 4
@@ -56,7 +39,7 @@ def test_connections_that_the_server_refuses_are_given_up(serve: Serve, fetch: F
 
 def test_a_host_is_known_by_the_name_that_was_asked(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     data = make_data(2 * MIB)
-    mirror = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))
+    mirror = serve(Admits(2, File(data, block=16 * KIB, pause_s=0.02)))
     origin = serve(lambda _request, connection: connection.answer(302, {"Location": f"{mirror.url}/f"}))
     fetch(f"{origin.url}/f", tmp_path / "f", **AUTO)
     assert sha256((tmp_path / "f").read_bytes()) == sha256(data)
@@ -66,7 +49,7 @@ def test_a_host_is_known_by_the_name_that_was_asked(serve: Serve, fetch: Fetcher
 
 def test_what_was_learnt_of_a_host_is_there_for_the_next_file(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     data = make_data(MIB)
-    origin = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))
+    origin = serve(Admits(2, File(data, block=16 * KIB, pause_s=0.02)))
     client = fetch.client()
     fetch(f"{origin.url}/f", tmp_path / "f", **AUTO, client=client)
     outcome = fetch(f"{origin.url}/g", tmp_path / "g", **AUTO, client=client)
@@ -75,7 +58,7 @@ def test_what_was_learnt_of_a_host_is_there_for_the_next_file(serve: Serve, fetc
 
 def test_a_dismissed_connection_harms_no_checksum(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
     data = make_data(2 * MIB)
-    origin = serve(Few(File(data, block=16 * KIB, pause_s=0.02), 2))
+    origin = serve(Admits(2, File(data, block=16 * KIB, pause_s=0.02)))
     outcome = fetch(f"{origin.url}/f", tmp_path / "f", **AUTO, checksum=f"sha256:{sha256(data)}")
     assert outcome.checksum == f"sha256:{sha256(data)}"
 

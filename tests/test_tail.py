@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import IN_FLIGHT, Fetcher, make_data, sha256
-from tests.handlers import Drip, Serve, check_file
+from tests.handlers import Admits, Drip, Serve, check_file
 from tests.origin import LAST_MODIFIED, Connection, File, Handler, Request
 
 KIB = 1024
@@ -77,23 +77,6 @@ class SlowAtFirst:
         is_new = connection.number not in self._known
         self._known.add(connection.number)
         (self._slow if is_new and request.number > 3 else fast)(request, connection)
-
-
-class Admits:
-    """Serves ``most`` requests at once by ``handler``, and answers 503 to others."""
-
-    def __init__(self, most: int, handler: Handler) -> None:
-        self._handler = handler
-        self._free = threading.Semaphore(most)
-
-    def __call__(self, request: Request, connection: Connection) -> None:
-        if not self._free.acquire(blocking=False):
-            connection.answer(503)
-            return
-        try:
-            self._handler(request, connection)
-        finally:
-            self._free.release()
 
 
 @dataclass(frozen=True)
