@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, OutOfFiles, ReadOnly
-from dlpool.syscalls import rename_noreplace
+from dlpool.syscalls import fallocate, rename_noreplace
 
 FOLDER_TRIES = 2500  # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
 Name = str | os.PathLike[str]
@@ -82,7 +82,7 @@ CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
 CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
-CANNOT_LOCK = _LACKS | {errno.ENOLCK}
+CANNOT_LOCK = _LACKS | {errno.ENOLCK, errno.EBADF}  # EBADF: NFS requires a writable descriptor
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ERANGE}
@@ -327,24 +327,18 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     files themselves are durable: ``on_unsynced`` is called with folder and error, once per file system.
     Raises OSError for any other failure (EIO, ESTALE).
     """
-    is_open = isinstance(folder, int)
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM):  # the folder is writable, but not readable
-            raise
-        _tell_unsynced(folder, error, on_unsynced)
-        return False
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
+        try:
+            os.fsync(descriptor)
+        finally:
+            if descriptor != folder:
+                close_quietly(descriptor)
+    except OSError as error:  # EACCES, EPERM: the folder is writable, but not readable
         if error.errno not in CANNOT_SYNC_FOLDER:
             raise
         _tell_unsynced(folder, error, on_unsynced)
         return False
-    finally:
-        if not is_open:
-            close_quietly(descriptor)
     return True
 
 
@@ -444,7 +438,12 @@ def known_space(where: Name | int) -> Space | None:
         return None
 
 
-def free_space(where: Name | int) -> int | None:
-    """Return how many bytes this user may still write; None where it is unknown. Raises nothing."""
-    space = known_space(where)
-    return space.free if space is not None else None
+def reserve(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> bool:
+    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises OSError if the disk is full."""
+    try:
+        fallocate(descriptor, offset, size, keep_size=keep_size)
+    except OSError as error:
+        if fault_of(error).raised is NoSpace:
+            raise
+        return False
+    return True

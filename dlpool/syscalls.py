@@ -11,25 +11,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
 _AT_FDCWD = -100  # openat(2)
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> bool:
-    """Reserve the blocks of ``size`` bytes; False where that is not possible. Raises OSError for a full disk or quota.
+def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> None:
+    """Reserve the blocks of ``size`` bytes. Raises OSError, as ENOSYS where libc lacks the function.
 
     Unlike posix_fallocate(3), never by writing them one by one. ``keep_size``: the file gets no longer.
     """
     function = getattr(_libc, "fallocate", None)
     if function is None:
-        return False
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     mode = _KEEP_SIZE if keep_size else 0
     while function(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(size)) != 0:
         number = ctypes.get_errno()
-        if number in _FULL:
-            raise OSError(number, os.strerror(number))
         if number != errno.EINTR:
-            return False
-    return True
+            raise OSError(number, os.strerror(number))
 
 
 def rename_noreplace(source: str | os.PathLike[str], target: str | os.PathLike[str], dir_fd: int | None = None) -> None:

@@ -7,15 +7,13 @@ continue with fewer, as long as they have at least one. All functions are thread
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import threading
 from collections.abc import Callable
 
-from dlpool.errors import NoThread
-
-_OUT = (errno.EMFILE, errno.ENFILE)
+from dlpool.disk import fault_of
+from dlpool.errors import NoThread, OutOfFiles
 
 
 class Thread(threading.Thread):
@@ -47,7 +45,7 @@ def has_room(descriptors: int) -> bool:
     try:
         lowest = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return error.errno not in _OUT
+        return not is_out_of_descriptors(error)
     os.close(lowest)
     limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit == resource.RLIM_INFINITY or lowest + descriptors <= limit
@@ -55,4 +53,4 @@ def has_room(descriptors: int) -> bool:
 
 def is_out_of_descriptors(error: BaseException | None) -> bool:
     """Return whether an error says that no further file can be opened."""
-    return isinstance(error, OSError) and error.errno in _OUT
+    return isinstance(error, OSError) and fault_of(error).raised is OutOfFiles

@@ -23,7 +23,8 @@ FLOORS = [
     {"transfer"},
     {"config"},
     {"filelock"},
-    {"disk", "threads"},
+    {"threads"},
+    {"disk"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction"},
 ]

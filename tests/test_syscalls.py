@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.syscalls import fallocate, rename_noreplace
+from dlpool.disk import reserve
+from dlpool.syscalls import rename_noreplace
 from tests.disks import needs_root, tmpfs
 
 MIB = 1024 * 1024
@@ -17,7 +18,7 @@ MIB = 1024 * 1024
 @pytest.mark.parametrize("keep_size", [False, True])
 def test_blocks_are_reserved(tmp_path: Path, keep_size: bool) -> None:
     with open(tmp_path / "file", "wb") as file:
-        assert fallocate(file.fileno(), MIB, 4 * MIB, keep_size=keep_size)
+        assert reserve(file.fileno(), MIB, 4 * MIB, keep_size=keep_size)
         status = os.fstat(file.fileno())
     assert status.st_size == (0 if keep_size else 5 * MIB)
     assert 4 * MIB <= status.st_blocks * 512 < 5 * MIB
@@ -26,7 +27,7 @@ def test_blocks_are_reserved(tmp_path: Path, keep_size: bool) -> None:
 def test_where_nothing_can_be_reserved_nothing_is() -> None:
     reading, writing = os.pipe()
     try:
-        assert not fallocate(writing, 0, MIB)
+        assert not reserve(writing, 0, MIB)
     finally:
         os.close(reading)
         os.close(writing)
@@ -36,7 +37,7 @@ def test_where_nothing_can_be_reserved_nothing_is() -> None:
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "2m") as folder, open(folder / "file", "wb") as file:
         with pytest.raises(OSError, match="No space left") as raised:
-            fallocate(file.fileno(), 0, 4 * MIB, keep_size=True)
+            reserve(file.fileno(), 0, 4 * MIB, keep_size=True)
         assert raised.value.errno == errno.ENOSPC
         assert os.fstat(file.fileno()).st_blocks == 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.disk import local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists, TooLarge
-from dlpool.syscalls import LEAST_FALLOC, fallocate
+from dlpool.syscalls import LEAST_FALLOC
 from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Notify, ignore
 from dlpool.transfer.mark import set_mark
@@ -164,7 +164,7 @@ class PartFile:
                 os.posix_fallocate(self._descriptor, 0, size)
                 self.has_blocks = True
             elif how == "auto" and size >= LEAST_FALLOC:
-                self.has_blocks = fallocate(self._descriptor, 0, size)
+                self.has_blocks = disk.reserve(self._descriptor, 0, size)
             if how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self.has_blocks):
                 os.ftruncate(self._descriptor, size)
 

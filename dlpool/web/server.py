@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import socket
 import sys
@@ -22,6 +21,7 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.observe.log import Log
+from dlpool.threads import is_out_of_descriptors
 from dlpool.web.body import PIECE, BadFraming, BrokenBody, TooSlow
 from dlpool.web.capacity import FILES_A_THREAD
 from dlpool.web.lingering import Lingering
@@ -141,7 +141,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         try:
             super().accept(listener)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if not is_out_of_descriptors(error):
                 raise
             time.sleep(CROWDED_S)
 

@@ -27,7 +27,6 @@ from dlpool.web.store.planted import READ
 PATIENCE_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ | os.O_CREAT
-_CANNOT = CANNOT_LOCK | {errno.EBADF}  # EBADF: NFS requires a writable descriptor
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 _locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; missing: not tested yet
@@ -70,7 +69,7 @@ def has_locked(descriptor: int, path: Path, *, is_shared: bool = False) -> bool:
     try:
         return _flock(descriptor, is_shared=is_shared)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in CANNOT_LOCK:
             raise
     _try_flock(path, device)
     if _locks.get(device, True):
@@ -96,7 +95,7 @@ def _try_flock(path: Path, device: int) -> None:
             descriptors += [os.open(probe, READ)]
             _locks[device] = _flock(descriptors[0]) and not _flock(descriptors[1])
         except OSError as error:
-            if error.errno in _CANNOT and len(descriptors) == 2:
+            if error.errno in CANNOT_LOCK and len(descriptors) == 2:
                 _locks[device] = False
         finally:
             for descriptor in descriptors:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dlpool import disk
-from dlpool.syscalls import LEAST_FALLOC, fallocate
+from dlpool.syscalls import LEAST_FALLOC
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.faults import refused, stored
@@ -76,7 +76,7 @@ class Reception:
     def _reserve(self) -> None:
         """As many blocks again as were filled: who only promises bytes takes hardly more of the disk than he sent."""
         more = min(max(LEAST_FALLOC, self._reserved), self._expected - self._reserved)
-        if more >= LEAST_FALLOC and fallocate(self._descriptor, self._reserved, more, keep_size=True):
+        if more >= LEAST_FALLOC and disk.reserve(self._descriptor, self._reserved, more, keep_size=True):
             self._reserved += more
         else:
             self._expected = 0  # no more of this
