@@ -285,3 +285,22 @@ def test_a_thread_that_cannot_start_has_one_error(error: Exception, monkeypatch:
     monkeypatch.setattr(threading.Thread, "start", fail)
     with pytest.raises(NoThread, match="cannot start a thread"):
         threads.start(int, "none")
+
+
+@pytest.mark.parametrize(
+    ("command", "files"), [("supervisor", 6), ("supervisor", 8), ("supervisor", 14), ("fetch", 6), ("jobs", 6)]
+)
+def test_with_hardly_any_descriptors_a_command_gives_one_reason(command: str, files: int, tmp_path: Path) -> None:
+    ini = tmp_path / "dlpool.ini"
+    paths = "\n".join(f"{name}_dir = {tmp_path / name}" for name in ("download", "state", "log"))
+    ini.write_text(f"[redis]\nurl = unix://{tmp_path}/none\n[supervisor]\n[paths]\n{paths}\n")
+    arguments = {
+        "supervisor": ["-m", "dlpool.cli.supervisor", "-q", "-c", str(ini)],
+        "fetch": [*FETCH, "--retries", "0", "http://127.0.0.1:1/x", str(tmp_path / "x")],
+        "jobs": ["-m", "dlpool", "jobs", "-c", str(ini)],
+    }
+    ended = limited(arguments[command], files=files)
+    assert ended.code != 0, ended.err
+    assert "unexpected" not in ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) <= 2, ended.err

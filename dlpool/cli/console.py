@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from dlpool.errors import DlpoolError, InternalError, LocalFault
+from dlpool.disk import FAULTS, local_fault
+from dlpool.errors import DlpoolError, InternalError, LocalFault, OutOfFiles
+from dlpool.threads import is_out_of_descriptors
 
 INTERRUPTED = 130
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -127,7 +129,13 @@ def telling_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return the error for a working directory that has been deleted, if that is the cause of ``error``."""
+    """Return the error for a fault of this machine; None for any other, which is a defect of dlpool."""
+    if not isinstance(error, OSError):
+        return None
+    if is_out_of_descriptors(error):
+        return OutOfFiles("too many files are open: raise the limit (ulimit -n, LimitNOFILE of a unit)")
+    if error.filename is not None and error.errno in FAULTS:
+        return local_fault(f"use {os.fsdecode(error.filename)}", error)
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -46,7 +46,7 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Hear
             _serve(settings, load, early, node, log)
         except Exception as error:
             log.logger("supervisor").critical("service_failed", error=error)
-            if isinstance(error, DlpoolError):
+            if isinstance(error, DlpoolError | OSError):
                 raise
             raise InternalError.of(error) from error
         finally:
