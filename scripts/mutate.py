@@ -78,15 +78,20 @@ class Verdict:
 
 
 class Copies:
-    """Copies of the project in which mutants run, one a thread."""
+    """Copies of the project in which mutants run, one a thread.
+
+    They hold the bytecode of all modules: a run of one test would spend most of its time compiling. A changed module
+    has another modification time than its bytecode, and is compiled.
+    """
 
     def __init__(self, folder: Path, number: int) -> None:
+        _compile_all()
         self._free: SimpleQueue[Path] = SimpleQueue()
         for index in range(number):
             copy = folder / f"copy{index}"
             copy.mkdir()
             for name in COPIED:
-                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(ROOT / name, copy / name)
             for path in ROOT.iterdir():
                 if path.is_file():
                     shutil.copy2(path, copy)
@@ -96,19 +101,28 @@ class Copies:
         """Run ``tests`` on the changed code; returns the one that failed, "" if none did."""
         copy = self._free.get()
         path = copy / mutant.module
-        text = path.read_text(encoding="utf-8")
+        text, original = path.read_text(encoding="utf-8"), ROOT / mutant.module
         try:
             path.write_text(mutant.applied(text), encoding="utf-8")
             failed = _failing_test(copy, tests, seconds)
-            path.write_text(text, encoding="utf-8")
+            shutil.copy2(original, path)
             if failed and failed != "timeout" and _failing_test(copy, [failed], SLACK_S):
                 others = [test for test in tests if test != failed]  # it fails without the change too
                 path.write_text(mutant.applied(text), encoding="utf-8")
                 failed = _failing_test(copy, others, seconds) if others else ""
             return failed
         finally:
-            path.write_text(text, encoding="utf-8")
+            shutil.copy2(original, path)
             self._free.put(copy)
+
+
+def _compile_all() -> None:
+    """Make Python and pytest keep the bytecode of all modules."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for command in (["compileall", "-q", "dlpool"], ["pytest", "-q", "--collect-only", "-p", "no:valkey", "tests"]):
+        subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True
+        )
 
 
 def _failing_test(copy: Path, tests: list[str], seconds: float) -> str:
