@@ -63,7 +63,8 @@ class GrowWish:
             file_name(self.filename)
         if self.concat != PARTIAL:
             check_name(settings, self.filename)
-        check_size(settings, self.length or 0)
+        if self.length is not None:
+            check_size(settings, self.length)
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,9 @@ class GrowingUploads:
         except BaseException:
             release(hold)
             raise
-        with appending:
-            appending.expect(size or 0)
-            yield appending
+        with appending as session:
+            session.expect(size or 0)
+            yield session
 
     def _hold_end(self, file_id: str, owner: str | None) -> tuple[Task, int, int]:
         """An upload that can be appended to, the lock of its end, and the time of that: another one means go."""
@@ -206,7 +207,7 @@ class GrowingUploads:
             if at.offset != record.file_size:
                 return None
             if not at.chunks:
-                self._place_nothing(task, record)
+                self._place_nothing(task)
         wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS)
         try:
             return merging.merge(self._layout, self._settings, wish)
@@ -215,11 +216,11 @@ class GrowingUploads:
                 raise locked() from refusal
             raise
 
-    def _place_nothing(self, task: Task, record: Record) -> None:
+    def _place_nothing(self, task: Task) -> None:
+        """Give an upload without bytes its only chunk."""
         with self._layout.begin(0) as reception:
             reception.seal()
             reception.move(task.chunk_path(0))
-        task.save(record, status=states.receiving(record.status))
 
     def alive(self, task: Task, owner: str | None) -> Record:
         """The record of an upload. Raises Refusal: 404, 403, 410."""
