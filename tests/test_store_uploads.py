@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, concatenating, growing, merging, states
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, concatenating, growing, merging, room, states
+from dlpool.web.store.room import Room
+from dlpool.web.store.task import Task
 from tests.test_store_appending import append, begin, bodies_in, fails, folder_of, sizes
+from tests.test_store_growing import open_below
 from tests.uploads import files_below, refused, send, state, store_in
 
 DATA = [b"one", b"two2"]
@@ -355,6 +359,45 @@ def test_what_cannot_be_joined_is_refused_and_leaves_nothing(tmp_path: Path, kin
     if kind in ("too large", "taken"):
         assert join(store, parts[:2], name="ten")
         assert (tmp_path / "merged" / "ten").read_bytes() == b"1234567890"
+
+
+@pytest.mark.parametrize(("kind", "status"), [("long", 413), ("full", 507), ("held", 423)])
+def test_what_cannot_be_joined_is_not_even_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
+    """Nobody hears of it; but where another process has it already it is removed again."""
+    events: list[str] = []
+    store = UploadStore(store_in(tmp_path, max_file_size=6 if kind == "long" else 1000).settings,
+                        lambda event: events.append(event.name))  # fmt: skip
+    parts = parts_of(store, *DATA)
+    if kind == "full":
+        monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, 6, 0.5))
+    if kind == "held":
+        monkeypatch.setattr(Task, "hold_end", lambda _task: None)
+    events.clear()
+    with pytest.raises(Refusal) as raised:
+        join(store, parts)
+    assert raised.value.status == status
+    assert events == (["upload_started", "upload_deleted"] if kind == "held" else [])
+
+
+def test_joining_keeps_nothing_open(store: UploadStore, tmp_path: Path) -> None:
+    join(store, parts_of(store, *DATA))
+    assert open_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("age_s", "is_removed"), [(99.0, False), (100.0, True), (101.0, True)])
+def test_a_final_upload_is_left_for_a_while(
+    store: UploadStore, monkeypatch: pytest.MonkeyPatch, age_s: float, is_removed: bool
+) -> None:
+    file_id = begin(store, concat=f"{FINAL};x")
+    with store.layout.task(file_id) as task:
+        updated_at = task.save(task.record(), failure="").updated_at
+        now = float(int(updated_at))
+        path = task.folder / "record.json"
+        path.write_text(re.sub('"updated_at":[0-9.]+', f'"updated_at":{now}', path.read_text()))
+    monkeypatch.setattr(time, "time", lambda: now + age_s)
+    assert replace(store.concatenation, grace_s=100.0).remove_dead(file_id) is is_removed
 
 
 @pytest.mark.parametrize("kind", ["lost", "shorter"])

@@ -57,7 +57,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     """Check everything that needs no reading of the bytes, and record the merge."""
     task.owned(wish.owner, wish.protocol)
     record = settle(settings, task)
-    if record.status == states.COMPLETED and record.result:
+    if record.result:
         return _same(settings, record, record.result, wish)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)

@@ -1,0 +1,322 @@
+"""The store's locks in one process: exclusive and shared, over a flock(2) that locks, does not, or is refused."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dlpool import disk
+from dlpool.web.store import UploadStore, layout, locks, reception
+from tests.test_store_growing import open_below
+from tests.uploads import files_below, leftovers, refused, store_in
+
+Flock = Callable[[int, int], None]
+HOW = ["locks", "pretends", "refuses", "refuses later"]
+
+
+def flock_of(how: str) -> Flock:
+    """A flock(2) that works, grants the lock to everybody, or is refused, from the beginning or after a while."""
+    calls = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        calls.append(operation)
+        if how == "refuses" or (how == "refuses later" and len(calls) > 3):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        if how != "pretends":
+            real_flock(descriptor, operation)
+
+    return flock
+
+
+real_flock = fcntl.flock
+
+
+@pytest.fixture(autouse=True)
+def untested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No file system was tested yet, and the substitute has a folder of its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(locks, "_locks", {})
+    monkeypatch.setattr(locks, "_substitutes", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_locks_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock_of(how))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    path, other = folder / "lock", folder / "other"
+    with locks.locked(path):
+        pass  # what is held by flock(2) before that is refused is not held by the substitute
+    for _ in range(3):
+        alone = locks.held(path)
+        assert alone is not None
+        assert locks.held(path) is None and locks.is_held(path)
+        beside = locks.held(other)
+        assert beside is not None
+        locks.release(alone)
+        assert not locks.is_held(path) and locks.is_held(other)
+        locks.release(beside)
+        both = [locks.shared(path), locks.shared(path)]
+        assert locks.held(path) is None
+        for one in both:
+            assert one is not None and locks.is_held(path)
+            locks.release(one)
+        assert not locks.is_held(path)
+    assert files_below(folder) == ["lock", "other"], "the file of the test is removed"
+    assert open_below(tmp_path) == []
+    assert locks._substitutes == {}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_lock_is_given_back_after_a_block_and_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock_of(how))
+    path = tmp_path / "lock"
+    with locks.locked(path):
+        pass
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), locks.locked(path):
+            assert locks.is_held(path)
+            raise ZeroDivisionError
+        assert not locks.is_held(path)
+    assert open_below(tmp_path) == []
+
+
+def test_a_file_system_is_tested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name.endswith(".probe"):
+            tried.append(path.name)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        real_flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for name in ("one", "two", "one"):
+        with locks.locked(tmp_path / name):
+            pass
+    assert len(tried) == 2 and len(set(tried)) == 1
+    assert locks._locks == {tmp_path.stat().st_dev: True}
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "known"),
+    [("flock", errno.ENOLCK, {False}), ("flock", errno.EIO, set()), ("open", errno.ENOLCK, set()),
+     ("open", errno.EROFS, set())],
+)  # fmt: skip
+def test_a_test_that_fails_decides_only_what_it_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, known: set[bool]
+) -> None:
+    """A folder where no file can be created is locked by flock all the same."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    real_open = os.open
+
+    def is_probe(descriptor: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{descriptor}").endswith(".probe")
+
+    def flock(descriptor: int, operation: int) -> None:
+        if place == "flock" and is_probe(descriptor):
+            raise OSError(number, os.strerror(number))
+        real_flock(descriptor, operation)
+
+    def opened(path: object, *arguments: int) -> int:
+        if place == "open" and str(path).endswith(".probe"):
+            raise OSError(number, os.strerror(number))
+        return real_open(str(path), *arguments)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "open", opened)
+    with locks.locked(lock):
+        assert locks.is_held(lock)
+    assert set(locks._locks.values()) == known
+    assert files_below(tmp_path) == ["lock"] + ([f"tmp/dlpool-locks-{os.getuid()}"] if known else [])
+    assert open_below(tmp_path) == []
+
+
+def test_another_error_of_flock_is_raised_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for use in (locks.held, locks.shared, locks.is_held):
+        with pytest.raises(OSError, match="broken"):
+            use(path)
+    with pytest.raises(OSError, match="broken"), locks.locked(path):
+        pass
+    assert open_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_raised"),
+    [(BlockingIOError(), False), (PermissionError(), False), (OSError(errno.EIO, "broken"), True)],
+)
+def test_what_the_substitute_says_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, is_raised: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock_of("refuses"))
+
+    def refuse(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    if is_raised:
+        with pytest.raises(OSError, match="broken"):
+            locks.held(tmp_path / "lock")
+    else:
+        assert locks.held(tmp_path / "lock") is None
+    assert open_below(tmp_path) == []
+
+
+def test_the_substitute_is_its_users_alone_and_looks_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cleaners remove temporary files by their time."""
+    monkeypatch.setattr(fcntl, "flock", flock_of("refuses"))
+    path = tmp_path / "tmp" / f"dlpool-locks-{os.getuid()}"
+    before = os.umask(0)
+    try:
+        with locks.locked(tmp_path / "lock"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+    os.utime(path, (0, 0))
+    with locks.locked(tmp_path / "lock"):
+        assert path.stat().st_mtime > time.time() - 1000
+
+
+def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pauses = tmp_path / "lock", []
+    hold = locks.held(path)
+    assert hold is not None
+    now = 100.0
+
+    def pause(seconds: float) -> None:
+        nonlocal now
+        pauses.append(round(seconds, 6))
+        now += seconds
+
+    monkeypatch.setattr(time, "sleep", pause)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with pytest.raises(Exception, match="busy") as raised, locks.locked(path):
+        pass
+    assert (raised.value.status, raised.value.code) == (503, "busy")  # type: ignore[attr-defined]
+    assert raised.value.headers == {"Retry-After": "5"}  # type: ignore[attr-defined]
+    assert pauses[:7] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.02]
+    assert max(pauses) == 0.02 and 29.9 < sum(pauses) < 30.1
+    with refused(503, "busy"):
+        locks.shared(path)
+    pauses.clear()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: locks.release(hold))
+    with locks.locked(path):
+        assert locks.is_held(path)
+    assert open_below(tmp_path) == []
+
+
+def test_what_is_not_there_is_neither_held_nor_shared(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to(file)
+    assert locks.shared(tmp_path / "none") is None and locks.shared(file / "below") is None
+    assert not locks.is_held(tmp_path / "none") and not locks.is_held(tmp_path / "link")
+    with pytest.raises(NotADirectoryError):
+        locks.is_held(file / "below")
+    with pytest.raises(OSError, match="symbolic"):
+        locks.held(tmp_path / "link")
+    assert not (tmp_path / "none").exists()
+
+
+# --- races with a sweep ---
+
+
+@pytest.mark.parametrize("comes", ["removes", "holds"])
+def test_a_body_that_a_sweep_took_before_its_lock_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    store = store_in(tmp_path)
+    store.sweep()
+    seen = swept(monkeypatch, reception, comes)
+    with store.begin() as body:
+        assert [path.exists() for path in seen] == [comes == "holds", True]
+        assert body.path == seen[1]
+        assert open_below(tmp_path) == [str(body.path)]
+
+
+def swept(monkeypatch: pytest.MonkeyPatch, module: object, comes: str) -> list[Path]:
+    """Let a sweep come just before the first lock; the paths that were locked."""
+    seen: list[Path] = []
+
+    def has_locked(descriptor: int, path: Path) -> bool:
+        seen.append(path)
+        if len(seen) == 1 and comes == "removes":
+            path.rmdir() if path.is_dir() else path.unlink()
+        return (len(seen) > 1 or comes == "removes") and locks.has_locked(descriptor, path)
+
+    monkeypatch.setattr(module, "has_locked", has_locked)
+    return seen
+
+
+@pytest.mark.parametrize("comes", ["removes", "holds"])
+def test_a_task_whose_folder_a_sweep_took_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    store = store_in(tmp_path)
+    store.sweep()
+    seen = swept(monkeypatch, layout, comes)
+    path, descriptor = store.layout._fresh_folder()
+    assert [one.exists() for one in seen] == [comes == "holds", True]
+    assert path == seen[1] and path.suffix == ".new"
+    assert open_below(tmp_path) == [str(path)]
+    assert store.sweep().removed == (comes == "holds"), "what nobody holds goes"
+    os.close(descriptor)
+    assert store.sweep().removed == 1
+
+
+def test_a_sweep_removes_what_nobody_holds_whatever_it_is(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.sweep()
+    tmp = tmp_path / "upload" / "tmp"
+    (tmp / "folder.trash" / "inner").mkdir(parents=True)
+    (tmp / "file.tmp").touch()
+    (tmp / "held.tmp").touch()
+    (tmp / "link.tmp").symlink_to(tmp_path)
+    os.mkfifo(tmp / "fifo.tmp")
+    hold = locks.held(tmp / "held.tmp")
+    assert hold is not None
+    assert store.sweep().removed == 4
+    assert [path.name for path in tmp.iterdir()] == ["held.tmp"]
+    assert not layout.remove_dead(tmp / "none")
+    locks.release(hold)
+    assert store.sweep().removed == 1
+    assert (leftovers(store), open_below(tmp_path)) == ([], [])
+
+
+def test_what_a_sweep_cannot_remove_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: UploadStore = store_in(tmp_path)
+    store.sweep()
+    tmp = tmp_path / "upload" / "tmp"
+    (tmp / "file.tmp").touch()
+    (tmp / "link.tmp").symlink_to(tmp_path)
+
+    def unlink(*_arguments: object, **_options: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        assert store.sweep().removed == 0
+    assert disk.exists(tmp / "link.tmp") and (tmp / "file.tmp").exists()
+    assert open_below(tmp_path) == []
