@@ -25,6 +25,12 @@ from dlpool.transfer.partopen import PartOpener, remove_mark
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
 _OWNER = 0o600
+_RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
+_MODE = 0o7777
+_BLOCK = 512  # bytes: the unit of st_blocks, see stat(2)
+_UNCHANGED = -1  # an owner, see chown(2)
+_CLOSED = -1  # a descriptor
+_UNKNOWN = -1  # a position
 _ACL = "system.posix_acl_access"
 
 
@@ -40,9 +46,7 @@ class PartFile:
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
         self._sync = sync
-        self._notify = notify
-        self._writers: list[Writer] = []  # the open ones; guarded by the lock
-        self._writers_lock = threading.Lock()
+        self._writers: list[Writer] = []  # the open ones; threads only append, which is atomic
         self._final_mode: int | None = None  # set when the file is published; None: unchanged
         self.has_blocks = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
@@ -117,11 +121,8 @@ class PartFile:
         self.check_named()
         old = self._opened
         self._opened = self._opener.replace(old.lock)
-        if not old.lock.is_file:
-            old.lock.release()
-        disk.close_quietly(old.descriptor)
-        with self._writers_lock:
-            self._writers.clear()  # their owners close them
+        disk.close_quietly(old.descriptor)  # and so its flock; a lock file is kept
+        self._writers = []  # their owners close them
         self.has_blocks = False
 
     def empty(self) -> None:
@@ -145,7 +146,7 @@ class PartFile:
             own = os.fstat(self._descriptor)
             self._keep_owner(old, own)
             self._keep_acl()
-            self._keep_mode(old.st_mode & 0o777)  # without setuid and setgid: the content comes from the network
+            self._keep_mode(old.st_mode & _RIGHTS)
 
     def preallocate(self, size: int, how: str) -> None:
         """Give the file its length; ``how`` is a value of the setting ``preallocate``.
@@ -174,8 +175,7 @@ class PartFile:
             descriptor = self._second()
             is_shared = descriptor is None
             writer = Writer(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
-        with self._writers_lock:
-            self._writers.append(writer)
+        self._writers.append(writer)
         return writer
 
     def own_writer(self) -> Writer:
@@ -187,8 +187,7 @@ class PartFile:
 
         Raises LocalFault, the first.
         """
-        with self._writers_lock:
-            writers, self._writers = self._writers, []
+        writers, self._writers = self._writers, []
         first: LocalFault | None = None
         for writer in writers:
             try:
@@ -339,7 +338,7 @@ class PartFile:
     def _keep_owner(self, old: os.stat_result, own: os.stat_result) -> None:
         if (old.st_uid, old.st_gid) == (own.st_uid, own.st_gid):
             return
-        owner = old.st_uid if os.geteuid() == 0 else -1
+        owner = old.st_uid if os.geteuid() == 0 else _UNCHANGED
         try:
             os.fchown(self._descriptor, owner, old.st_gid)
         except OSError as error:
@@ -347,7 +346,7 @@ class PartFile:
                 raise
 
     def _keep_mode(self, wanted: int) -> None:
-        own = os.fstat(self._descriptor).st_mode & 0o7777
+        own = os.fstat(self._descriptor).st_mode & _MODE
         self._final_mode = None if wanted | _OWNER == wanted else wanted
         if own == wanted | _OWNER:
             return
@@ -367,7 +366,7 @@ class PartFile:
         if size < LEAST_FALLOC:
             return  # its first write tells as soon
         with translated(f"look at {self.path}"):
-            needed = max(0, size - os.fstat(self._descriptor).st_blocks * 512)
+            needed = max(0, size - os.fstat(self._descriptor).st_blocks * _BLOCK)
         space = disk.known_space(self._descriptor)
         if not needed or space is None or needed + SPACE_RESERVE <= space.free:
             return
@@ -400,7 +399,7 @@ class Writer:
             try:
                 self._write(position, data)
             except OSError as error:
-                self._position = -1
+                self._position = _UNKNOWN
                 raise local_fault(f"write {self._path}", error) from error
             self._position = position + len(data)
 
@@ -422,7 +421,7 @@ class Writer:
     def close(self) -> None:
         """Close the descriptor, once. Raises LocalFault, on each call, if close(2) reports a failed write."""
         with self._lock:
-            descriptor, self._descriptor = self._descriptor, -1
+            descriptor, self._descriptor = self._descriptor, _CLOSED
             if descriptor >= 0 and self._closes:
                 try:
                     os.close(descriptor)

@@ -1,0 +1,794 @@
+"""Target, part file and state of one download: what is found, kept, published and left, one step at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool import disk, errors
+from dlpool.transfer import names
+from dlpool.transfer import place as places
+from dlpool.transfer.board import Snapshot
+from dlpool.transfer.chunks import Chunk
+from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.mark import has_mark, set_mark
+from dlpool.transfer.partfile import PartFile
+from dlpool.transfer.partopen import MARK
+from dlpool.transfer.place import AlreadyThere, Place
+from dlpool.transfer.remote import Resource
+from dlpool.transfer.state import Publishing, SavedState, StateFile
+
+URL = "http://h/f"
+RESOURCE = Resource(size=100, etag='"v"')
+NO_VALIDATOR = Resource(size=100)
+SHA256 = Checksum("sha256", "0" * 64)
+
+
+class Made:
+    """Places in one folder, and what they said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def __call__(self, name: str = "f", *, url: str = URL, **options: Any) -> Place:
+        job = Job(
+            url, self.folder / name, **{key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
+        )
+        given = {"if_exists": "overwrite", "resume": True, "sync": False} | options
+        return Place(job, job.target, notify=self._note, **given)
+
+    def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
+        """Leave a download of 100 bytes that was stopped after 40."""
+        resource = options.pop("resource", RESOURCE)
+        place = self(name, **options)
+        place.begin_state(resource)
+        if length:
+            place.part.own_writer().write(0, memoryview(b"x" * length))
+        place.checkpoint(Snapshot(chunks or [Chunk(0, 100, 40, 40)], 40))
+        place.close()
+
+    def published(self, record: Publishing, name: str = "f", url: str = URL) -> None:
+        """Leave the state of a download that was killed while it was published."""
+        state = SavedState.published(Job(url, self.folder / name), RESOURCE, record, "2026-01-01T00:00:00Z")
+        StateFile.of(self.folder / name, sync=False).commit(state)
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+    def _note(self, event: str, /, **fields: object) -> None:
+        self.events.append((event, fields))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def unmarkable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system without extended attributes."""
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    for name in ("setxattr", "getxattr"):
+        monkeypatch.setattr(os, name, refuse)
+
+
+def failing(number: int = errno.EIO) -> Any:
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# --- what an earlier run left ---
+
+
+def test_a_new_download_has_nothing(made: Made) -> None:
+    place = made()
+    found = (place.saved, place.predecessor, place.has_other_query, place.is_broken, place.leaves_state)
+    assert found == (None, None, False, False, False)
+    assert made.events == []
+    place.close()
+    assert made.files == []
+
+
+@pytest.mark.parametrize(
+    ("url", "has_other_query"), [(URL, False), (f"{URL}#part", False), (f"{URL}?sign=2", True), ("http://me@h/f", True)]
+)
+def test_an_earlier_run_of_the_same_resource_is_continued(url: str, has_other_query: bool, made: Made) -> None:
+    made.begun()
+    place = made(url=url)
+    assert place.saved is not None
+    assert [tuple(span) for span in place.saved.missing] == [(40, 100)]
+    assert (place.has_other_query, place.part.length, made.events) == (has_other_query, 40, [])
+    assert place.leaves_state
+    place.close()
+    assert made.files == ["f.part", "f.part.meta"]
+
+
+UNTOUCHED = Chunk(60, 100, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "length", "is_used"),
+    [
+        ([Chunk(0, 100, 40, 40)], 40, True),
+        ([Chunk(0, 100, 40, 40)], 39, False),
+        ([Chunk(0, 100, 40, 40)], 100, True),
+        ([Chunk(0, 100, 40, 40)], 101, False),
+        ([Chunk(0, 60, 40, 40), UNTOUCHED], 40, True),
+        ([Chunk(0, 60, 40, 40), Chunk(60, 100, 61, 61)], 60, False),
+        ([Chunk(0, 60, 0, 0), UNTOUCHED], 0, True),
+    ],
+)
+def test_a_part_file_has_at_least_what_the_state_says_and_at_most_the_size(
+    chunks: list[Chunk], length: int, is_used: bool, made: Made
+) -> None:
+    made.begun(chunks=chunks, length=length)
+    place = made()
+    assert (place.saved is not None) is is_used
+    assert place.part.length == (length if is_used else 0)
+    said = "longer than the file" if length > 100 else "shorter than it says"
+    assert [(event, said in str(fields["reason"])) for event, fields in made.events] == (
+        [] if is_used else [("state_unusable", True)]
+    )
+    place.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("another URL", "it is of another URL"), ("no JSON", "it is not JSON"), ("no resume", None), ("no state", None)],
+)
+def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Made) -> None:
+    made.begun(url="http://h/other" if kind == "another URL" else URL)
+    state = made.folder / "f.part.meta"
+    if kind == "no JSON":
+        state.write_bytes(b"x" * 10)
+    elif kind == "no state":
+        state.unlink()
+    place = made(resume=kind != "no resume")
+    assert (place.saved, place.part.length, place.leaves_state) == (None, 0, False)
+    target = str(made.folder / "f")
+    said = [] if reason is None else [("state_unusable", {"reason": reason, "path": target})]
+    assert made.events == said
+    place.close()
+    assert made.files == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "checksum", "is_used"),
+    [
+        (RESOURCE, None, True),
+        (NO_VALIDATOR, SHA256, True),
+        (replace(NO_VALIDATOR, digest=("sha256", "0" * 64)), None, True),
+        (replace(NO_VALIDATOR, etag='W/"v"'), None, False),
+        (NO_VALIDATOR, None, False),
+    ],
+)
+def test_bytes_that_nothing_can_prove_are_kept_until_there_is_an_answer(
+    resource: Resource, checksum: Checksum | None, is_used: bool, made: Made
+) -> None:
+    made.begun(resource=resource, checksum=checksum)
+    place = made(checksum=checksum)
+    assert (place.saved is not None) is is_used
+    assert (place.predecessor is None) is is_used
+    assert place.part.length == 40
+    place.forget_predecessor()
+    assert place.part.length == (40 if is_used else 0)
+    assert place.predecessor is None
+    assert place.leaves_state is is_used
+    place.close()
+    assert made.files == (["f.part", "f.part.meta"] if is_used else [])
+
+
+def test_a_predecessor_stays_on_disk_if_there_is_no_answer(made: Made) -> None:
+    made.begun(resource=NO_VALIDATOR)
+    made().close()
+    assert made.files == ["f.part", "f.part.meta"]
+    assert (made.folder / "f.part").stat().st_size == 40
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_part_file_that_was_about_to_be_published_is_the_one_that_is_recorded(is_complete: bool, made: Made) -> None:
+    part = PartFile(made.folder / "f", sync=False)
+    part.own_writer().write(0, memoryview(b"x" * 100))
+    made.published(Publishing(part.inode + (not is_complete), 100))
+    part.close()
+    place = made()
+    assert (place.saved is not None) is is_complete
+    reason = "the part file is not the one that was about to be published"
+    assert [fields["reason"] for _, fields in made.events] == [reason] * (not is_complete)
+    place.close()
+
+
+@pytest.mark.parametrize("length", [99, 100])
+def test_a_part_file_that_was_about_to_be_published_has_the_recorded_size(length: int, made: Made) -> None:
+    part = PartFile(made.folder / "f", sync=False)
+    part.own_writer().write(0, memoryview(b"x" * length))
+    made.published(Publishing(part.inode, 100))
+    part.close()
+    place = made()
+    assert (place.saved is not None) is (length == 100)
+    place.close()
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+@pytest.mark.parametrize("length", [0, 40])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_temporary_file_of_a_killed_run_goes_where_there_are_traces_of_one(
+    is_ours: bool, length: int, has_state: bool, made: Made
+) -> None:
+    made.begun(length=40)
+    if not has_state:
+        (made.folder / "f.part.meta").unlink()
+    os.truncate(made.folder / "f.part", length)
+    temporary = made.folder / "f.part.meta.tmp"
+    temporary.write_bytes(b'{"version":1,' if is_ours else b"precious")
+    made().close()
+    assert temporary.exists() is not (is_ours and (has_state or length > 0))
+
+
+# --- whose files they are ---
+
+
+@pytest.mark.parametrize("has_part", [True, False])
+def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool, made: Made) -> None:
+    if has_part:
+        PartFile(made.folder / "f", sync=False).close()
+    (made.folder / "f.part.meta").write_bytes(b"precious")
+    before = open_descriptors()
+    if has_part:
+        made().close()
+        assert made.files == []
+    else:
+        with pytest.raises(errors.ForeignFile, match=r"f\.part\.meta was not made by dlpool"):
+            made()
+        assert made.files == ["f.part.meta"]
+    assert open_descriptors() == before
+
+
+def test_a_state_of_ours_without_a_part_file_is_taken(made: Made) -> None:
+    made.begun()
+    (made.folder / "f.part").unlink()
+    place = made()
+    assert place.saved is None
+    place.close()
+    assert made.files == []
+
+
+def test_a_part_file_that_is_ours_stays_where_the_opening_fails(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.begun()
+    with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
+        patch.setattr(os, "ftruncate", failing())
+        made(resume=False)
+    assert "f.part" in made.files
+    made().close()
+
+
+@pytest.mark.parametrize("step", ["begin_anew", "discard"])
+def test_without_a_mark_a_placeholder_says_whose_the_part_file_is(
+    step: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmarkable(monkeypatch)
+    place = made()
+    assert not place.part.is_marked
+    assert made.files == ["f.part", "f.part.meta"]
+    place.begin_state(RESOURCE)
+    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
+    place.begin_anew("changed") if step == "begin_anew" else place.discard()
+    assert b"placeholder" in (made.folder / "f.part.meta").read_bytes()
+    place.close()
+    assert made.files == []
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+def test_discarded_bytes_leave_nothing(has_state: bool, made: Made) -> None:
+    if has_state:
+        made.begun()
+    place = made()
+    place.discard()
+    assert made.files == ["f.part"]
+    place.close()
+    assert made.files == []
+
+
+def test_what_is_another_downloads_by_now_is_not_discarded(made: Made) -> None:
+    made.begun()
+    place = made()
+    (made.folder / "f.part").unlink()
+    (made.folder / "f.part").write_bytes(b"another's")
+    place.discard()
+    with pytest.raises(errors.LocalFault):
+        place.begin_anew("changed")
+    assert made.files == ["f.part", "f.part.meta"]
+    place.close()
+    assert made.files == ["f.part", "f.part.meta"]
+
+
+def test_the_lock_ends_with_a_close_that_fails_to_remove(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", failing())
+        place.close()
+    assert made.files == ["f.part"]
+    made().close()
+    assert made.files == []
+
+
+# --- begun again ---
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "skip"])
+def test_begun_again_nothing_is_left_of_before(if_exists: str, made: Made) -> None:
+    made.begun()
+    place = made(if_exists=if_exists)
+    (made.folder / "f").touch()
+    (made.folder / "f").chmod(0o600)
+    inode = place.part.inode
+    place.begin_anew("the remote file has changed")
+    assert (place.saved, place.predecessor, place.part.length, place.leaves_state) == (None, None, 0, False)
+    assert place.part.inode != inode
+    has_mode = (made.folder / "f.part").stat().st_mode & 0o777 == 0o600
+    assert has_mode is (if_exists == "overwrite")
+    fields = {"reason": "the remote file has changed", "path": str(made.folder / "f")}
+    assert made.events == [("download_restarted", fields)]
+    place.close()
+    assert made.files == ["f"]
+
+
+def test_begun_again_the_predecessor_is_forgotten(made: Made) -> None:
+    made.begun(resource=NO_VALIDATOR)
+    place = made()
+    place.begin_anew("changed")
+    assert place.predecessor is None
+    place.close()
+
+
+def test_after_a_restart_the_state_is_of_the_new_version(made: Made) -> None:
+    made.begun()
+    place = made()
+    place.begin_state(RESOURCE)
+    place.checkpoint(Snapshot([Chunk(0, 100, 40, 40)], 40))
+    place.begin_anew("changed")
+    place.begin_state(Resource(size=50, etag='"w"'))
+    place.part.own_writer().write(0, memoryview(b"y" * 10))
+    place.checkpoint(Snapshot([Chunk(0, 50, 10, 10)], 10))
+    place.close()
+    again = made()
+    assert again.saved is not None
+    assert (again.saved.size, again.saved.etag, again.saved.attempts) == (50, '"w"', 1)
+    again.close()
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_says_what_is_on_disk(made: Made) -> None:
+    made.begun()
+    place = made(url=f"{URL}?sign=2")
+    place.begin_state(RESOURCE)
+    place.part.own_writer().write(40, memoryview(b"y" * 20))
+    for position in (50, 60):
+        place.checkpoint(Snapshot([Chunk(0, 100, position, position)], position), errors.ShortBody("it was cut"))
+    place.close()
+    again = made(url=f"{URL}?sign=2")
+    assert again.saved is not None
+    assert [tuple(span) for span in again.saved.missing] == [(60, 100)]
+    assert (again.saved.attempts, again.saved.last_error) == (2, "short_body: it was cut")
+    assert not again.has_other_query, "the last one that was used"
+    again.close()
+    made.begun()
+    last = made()
+    assert last.saved is not None
+    assert (last.saved.attempts, last.saved.last_error) == (3, None)
+    last.close()
+
+
+def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    place = made(sync=True)
+    place.begin_state(RESOURCE)
+    monkeypatch.setattr(os, "fdatasync", lambda _: order.append("data"))
+    real = disk.atomic_write
+
+    def write(*arguments: Any, **options: Any) -> None:
+        order.append(f"state, sync {options['sync']}")
+        real(*arguments, **options)
+
+    monkeypatch.setattr(disk, "atomic_write", write)
+    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
+    assert order == ["data", "state, sync True"]
+    place.close()
+
+
+@pytest.mark.parametrize("step", ["checkpoint", "prepare", "publish"])
+def test_after_a_failed_sync_or_commit_the_output_is_broken(
+    step: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = made(sync=True)
+    place.begin_state(RESOURCE)
+    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
+    assert not place.is_broken
+    snapshot = Snapshot([Chunk(0, 100, 0, 0)], 0)
+    steps: dict[str, Callable[[], None]] = {
+        "checkpoint": lambda: place.checkpoint(snapshot),
+        "prepare": lambda: place.prepare(RESOURCE, remote_time=False),
+        "publish": lambda: place.publish(RESOURCE, snapshot),
+    }
+    with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
+        patch.setattr(os, "fdatasync" if step != "publish" else "fsync", failing())
+        steps[step]()
+    assert place.is_broken
+    place.close()
+
+
+# --- publishing ---
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "fail"])
+@pytest.mark.parametrize("remote_time", [True, False])
+@pytest.mark.parametrize("modified", ["Tue, 01 Oct 2024 10:00:00 GMT", None])
+def test_before_it_is_published_a_file_is_complete_on_disk(
+    modified: str | None, remote_time: bool, if_exists: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, order = made(if_exists=if_exists), list[object]()
+    for name in ("close_writers", "keep_permissions", "sync_data", "check_close"):
+        monkeypatch.setattr(place.part, name, lambda name=name: order.append(name))
+    monkeypatch.setattr(place.part, "set_modified", order.append)
+    place.prepare(Resource(size=1, last_modified=modified), remote_time=remote_time)
+    permissions = ["keep_permissions"] if if_exists == "overwrite" else []
+    time = [1727776800.0] if remote_time and modified else []
+    assert order == ["close_writers", *permissions, *time, "sync_data", "check_close"]
+    place.close()
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+DONE = Snapshot([Chunk(0, 100, 100, 100)], 100)
+
+
+def complete(made: Made, *, has_state: bool, **options: Any) -> Place:
+    place = made(**options)
+    place.begin_state(RESOURCE)
+    place.part.own_writer().write(0, memoryview(b"x" * 100))
+    if has_state:
+        place.checkpoint(Snapshot([Chunk(0, 100, 40, 40)], 40))
+    return place
+
+
+@pytest.mark.parametrize("job", [None, "j1"])
+@pytest.mark.parametrize("can_mark", [True, False])
+@pytest.mark.parametrize("has_state", [True, False])
+def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
+    has_state: bool, can_mark: bool, job: str | None, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = complete(made, has_state=has_state, id=job, fence=7 if job else None)
+    monkeypatch.setattr(place, "_rename", failing_with(Killed()))
+    if not can_mark:
+        monkeypatch.setattr(place.part, "mark", lambda _: False)
+    with pytest.raises(Killed):
+        place.publish(RESOURCE, DONE)
+    saved = StateFile.of(made.folder / "f", sync=False).load()
+    is_in_state = has_state or (job is not None and not can_mark)
+    expected = Publishing(place.part.inode, 100, job, 7 if job else None) if is_in_state else None
+    assert (saved.publishing if saved else None) == expected
+    assert has_mark(made.folder / "f.part", "j1") is (job is not None and can_mark and not has_state)
+    place.part.close()
+
+
+def failing_with(error: BaseException) -> Any:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("job", [None, "j1"])
+@pytest.mark.parametrize("has_state", [True, False])
+def test_a_state_stays_after_publishing_only_for_the_job_of_a_queue(
+    has_state: bool, job: str | None, made: Made
+) -> None:
+    place = complete(made, has_state=has_state, id=job)
+    place.publish(RESOURCE, DONE)
+    place.close()
+    assert made.files == ["f", "f.part.meta"] if job and has_state else ["f"]
+    assert place.leaves_state is bool(job and has_state)
+    assert has_mark(made.folder / "f", "j1") is (job is not None and not has_state)
+
+
+def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = complete(made, has_state=False, id="j1", sync=True)
+    synced: list[int] = []
+    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    monkeypatch.setattr(place, "_rename", failing_with(Killed()))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with pytest.raises(Killed):
+        place.publish(RESOURCE, DONE)
+    assert synced == []
+    place.part.close()
+
+
+def test_no_record_is_written_beside_the_part_file_of_another(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = complete(made, has_state=False, id="j1")
+    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    (made.folder / "f.part").unlink()
+    with pytest.raises(errors.LocalFault, match="another program removed or replaced"):
+        place.publish(RESOURCE, DONE)
+    assert made.files == []
+    place.close()
+
+
+def test_a_placeholder_goes_when_the_file_is_published(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmarkable(monkeypatch)
+    for job in (None, "j1"):
+        place = complete(made, has_state=False, id=job)
+        place.publish(RESOURCE, DONE)
+        place.close()
+        assert made.files == (["f", "f.part.meta"] if job else ["f"])
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "files", "raised"),
+    [
+        ("overwrite", ["f"], None),
+        ("skip", ["f"], AlreadyThere),
+        ("fail", ["f", "f.part", "f.part.meta"], errors.TargetExists),
+        ("rename", ["f", "f.1"], None),
+    ],
+)
+def test_a_target_that_appears_meanwhile_is_treated_as_asked(
+    if_exists: str, files: list[str], raised: type[Exception] | None, made: Made
+) -> None:
+    place = complete(made, has_state=True, if_exists=if_exists)
+    (made.folder / "f").write_bytes(b"mine")
+    if raised is None:
+        place.publish(RESOURCE, DONE)
+    else:
+        with pytest.raises(raised) as caught:
+            place.publish(RESOURCE, DONE)
+        assert getattr(caught.value, "is_published", False) is False
+    place.close()
+    assert made.files == files
+    assert (made.folder / "f").read_bytes() == (b"x" * 100 if if_exists == "overwrite" else b"mine")
+    assert place.target.name == ("f.1" if if_exists == "rename" else "f")
+    assert place.target.read_bytes() == (b"x" * 100 if raised is None else b"mine")
+
+
+# --- names that are taken ---
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "skip", "fail", "rename"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, made: Made) -> None:
+    if exists:
+        (made.folder / "f").write_bytes(b"mine")
+        (made.folder / "f").chmod(0o600)
+    if exists and if_exists in ("skip", "fail"):
+        with pytest.raises(AlreadyThere if if_exists == "skip" else errors.TargetExists) as caught:
+            made(if_exists=if_exists)
+        if isinstance(caught.value, AlreadyThere):
+            assert (caught.value.path, caught.value.is_published) == (made.folder / "f", False)
+            assert str(caught.value) == str(made.folder / "f")
+        assert made.files == ["f"]
+        return
+    place = made(if_exists=if_exists)
+    assert place.target.name == ("f.1" if exists and if_exists == "rename" else "f")
+    has_mode = place.part.path.stat().st_mode & 0o777 == 0o600
+    assert has_mode is (exists and if_exists == "overwrite")
+    place.close()
+
+
+def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
+    tried: list[str] = []
+
+    def admit(path: Path) -> None:
+        tried.append(path.name)
+        if path.name in ("f", "f.1"):
+            raise errors.TargetExists("taken in this list")
+
+    place = made(if_exists="rename", admit=admit)
+    assert (place.target.name, tried) == ("f.2", ["f", "f.1", "f.2"])
+    place.close()
+    with pytest.raises(errors.TargetExists, match="taken in this list"):
+        made(admit=admit)
+    assert made.files == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted"),
+    [
+        ({}, "f"),
+        ({"f": URL}, "f"),
+        ({"f": "http://h/other", "f.1": URL}, "f.1"),
+        ({"f": "http://h/other"}, "f.1"),
+        ({"f": "http://h/other", "f.1": "http://h/another"}, "f.2"),
+        ({"f": f"{URL}?sign=1", "f.1": URL}, "f.1"),
+        ({"f": f"{URL}?sign=1"}, "f"),
+        ({"f": "http://h/other", "f.1": f"{URL}?sign=1"}, "f.1"),
+        ({"f": None}, "f"),
+        ({"f": None, "f.1": URL}, "f.1"),
+    ],
+)
+def test_rename_prefers_the_unfinished_file_of_the_same_url(
+    begun: dict[str, str | None], wanted: str, made: Made
+) -> None:
+    """None: a part file without a state."""
+    for name, url in begun.items():
+        made.begun(name, url=url or URL)
+        if url is None:
+            (made.folder / f"{name}.part.meta").unlink()
+    place = made(if_exists="rename")
+    assert place.target.name == wanted
+    assert (place.saved is not None) is (begun.get(wanted) is not None)
+    place.close()
+
+
+def test_rename_passes_over_what_another_download_has(made: Made) -> None:
+    first = made(if_exists="rename")
+    second = made(if_exists="rename")
+    assert (first.target.name, second.target.name) == ("f", "f.1")
+    first.close()
+    second.close()
+    assert made.files == []
+
+
+def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before = places.PartFile, open_descriptors()
+
+    def late(target: Path, **options: Any) -> PartFile:
+        if target.name == "f":
+            target.write_bytes(b"mine")
+        return real(target, **options)
+
+    monkeypatch.setattr(places, "PartFile", late)
+    place = made(if_exists="rename")
+    assert (place.target.name, made.files) == ("f.1", ["f", "f.1.part"])
+    place.close()
+    assert open_descriptors() == before
+
+
+def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = open_descriptors(), places._is_there
+
+    def is_there(path: Path) -> bool:
+        if (made.folder / "f.part").exists() and path.name == "f":
+            raise errors.DiskFailed("cannot look")
+        return real(path)
+
+    with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
+        patch.setattr(places, "_is_there", is_there)
+        made(if_exists="rename")
+    assert (made.files, open_descriptors()) == ([], before)
+
+
+def test_the_series_of_names_has_an_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MAX_NAMES", 3)
+    for name in ("f", "f.1", "f.2"):
+        (made.folder / name).touch()
+    with pytest.raises(errors.TargetExists, match="exists already, and so do"):
+        made(if_exists="rename")
+    (made.folder / "f.2").unlink()
+    place = made(if_exists="rename")
+    assert place.target.name == "f.2"
+    place.close()
+
+
+# --- published by a run that was killed ---
+
+
+def killed_after_publishing(made: Made, name: str, content: bytes = b"x" * 100, **record: Any) -> None:
+    """Leave a target, and the state of ``f`` that records it, changed by ``record``."""
+    (made.folder / name).write_bytes(content)
+    status = (made.folder / name).stat()
+    url = record.pop("url", URL)
+    made.published(replace(Publishing(status.st_ino, status.st_size), **record), url=url)
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "skip", "fail", "rename"])
+@pytest.mark.parametrize("name", ["f", "f.1"])
+def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, made: Made) -> None:
+    if name == "f.1":
+        if if_exists != "rename":
+            return
+        (made.folder / "f").write_bytes(b"mine")
+    killed_after_publishing(made, name)
+    os.link(made.folder / name, made.folder / "f.part")  # as where it was published by a link
+    with pytest.raises(AlreadyThere) as caught:
+        made(if_exists=if_exists)
+    assert (caught.value.path, caught.value.is_published) == (made.folder / name, True)
+    assert made.files == sorted({"f", name})
+
+
+@pytest.mark.parametrize(
+    ("changes", "job", "is_found"),
+    [
+        ({}, None, True),
+        ({"url": f"{URL}?sign=2"}, None, False),
+        ({"url": "http://h/other"}, None, False),
+        ({"size": 99}, None, False),
+        ({"inode": 1}, None, False),
+        ({"job": "j1"}, None, False),
+        ({"job": "j1"}, "j1", True),
+        ({"job": "j1"}, "j2", False),
+        ({}, "j1", False),
+    ],
+)
+def test_only_what_the_record_names_was_published(
+    changes: dict[str, Any], job: str | None, is_found: bool, made: Made
+) -> None:
+    killed_after_publishing(made, "f", **changes)
+    if is_found:
+        with pytest.raises(AlreadyThere) as caught:
+            made(if_exists="skip", id=job)
+        assert caught.value.is_published
+        assert made.files == (["f", "f.part.meta"] if job else ["f"]), "the state of a queue's job stays"
+        return
+    with pytest.raises(AlreadyThere) as caught:
+        made(if_exists="skip", id=job)
+    assert not caught.value.is_published
+    assert made.files == ["f", "f.part.meta"]
+
+
+def test_another_file_that_has_the_name_of_the_part_file_stays(made: Made) -> None:
+    killed_after_publishing(made, "f")
+    (made.folder / "f.part").write_bytes(b"precious")
+    with pytest.raises(AlreadyThere):
+        made()
+    assert made.files == ["f", "f.part"]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_name_of_a_killed_run_is_made_durable(sync: bool, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_after_publishing(made, "f")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    with pytest.raises(AlreadyThere):
+        made(sync=sync)
+    assert (made.folder.stat().st_ino in synced) is sync
+
+
+@pytest.mark.parametrize(
+    ("job", "resume", "is_found"), [("j1", True, True), ("j2", True, False), (None, True, False), ("j1", False, False)]
+)
+def test_a_file_with_the_mark_of_the_job_was_published_for_it(
+    job: str | None, resume: bool, is_found: bool, made: Made
+) -> None:
+    with open(made.folder / "f", "wb") as file:
+        assert set_mark(file.fileno(), "j1")
+    if is_found:
+        with pytest.raises(AlreadyThere) as caught:
+            made(id=job, resume=resume)
+        assert caught.value.is_published
+    else:
+        made(id=job, resume=resume).close()
+    assert made.files == ["f"]
+
+
+@pytest.mark.parametrize("content", [b"x", b'{"version":1,"placeholder":true}'])
+def test_a_state_that_says_nothing_of_the_target_is_left_to_the_opening(content: bytes, made: Made) -> None:
+    (made.folder / "f").write_bytes(b"mine")
+    (made.folder / "f.part.meta").write_bytes(content)
+    PartFile(made.folder / "g", sync=False).close()
+    os.rename(made.folder / "g.part", made.folder / "f.part")
+    assert os.getxattr(made.folder / "f.part", MARK)
+    made().close()
+    assert made.files == ["f"]
