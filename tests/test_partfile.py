@@ -605,7 +605,7 @@ def test_another_file_that_has_the_old_name_by_then_is_not_removed(
 ) -> None:
     def publish(source: Path, target: Path, **_: Any) -> None:
         os.link(source, target)
-        os.rename(source, target.with_name("third"))
+        source.rename(target.with_name("third"))
         source.write_bytes(b"another's")
 
     monkeypatch.setattr(disk, "publish_exclusive", publish)

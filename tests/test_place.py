@@ -788,7 +788,7 @@ def test_a_state_that_says_nothing_of_the_target_is_left_to_the_opening(content:
     (made.folder / "f").write_bytes(b"mine")
     (made.folder / "f.part.meta").write_bytes(content)
     PartFile(made.folder / "g", sync=False).close()
-    os.rename(made.folder / "g.part", made.folder / "f.part")
+    (made.folder / "g.part").rename(made.folder / "f.part")
     assert os.getxattr(made.folder / "f.part", MARK)
     made().close()
     assert made.files == ["f"]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlpool import disk
+from dlpool.errors import LocalFault
+from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.remote import Resource
 from dlpool.transfer.state import (
     MAX_STATE_BYTES,
+    Publishing,
     SavedChunk,
     SavedState,
     StateFile,
@@ -133,3 +141,258 @@ def test_a_fragment_does_not_make_another_url() -> None:
 @given(st.text(st.characters()))
 def test_any_path_has_a_digest(path: str) -> None:
     assert len(url_digest(f"http://host/{path}")) == 64
+
+
+# --- one step at a time ---
+
+PLACEHOLDER = b'{"version":1,"placeholder":true}'
+
+
+def failing(number: int) -> Any:
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_state_file_is_named_after_its_target(tmp_path: Path) -> None:
+    assert StateFile.of(tmp_path / "f.bin", sync=False).path == tmp_path / "f.bin.part.meta"
+
+
+def test_fields_without_a_value_are_left_out_only_where_later_versions_added_them() -> None:
+    always = set(vars(STATE)) - {"date", "content_type", "host", "digest", "checksum"} | {"version"}
+    assert set(json.loads(STATE.as_json())) == always
+    assert set(json.loads(replace(STATE, host="h", checksum="md5:00").as_json())) == always | {"host", "checksum"}
+
+
+def test_a_record_of_publishing_has_only_what_is_known() -> None:
+    for record, names in (
+        (Publishing(1, 2), {"inode", "size"}),
+        (Publishing(1, 2, "j", 0), {"inode", "size", "job", "fence"}),
+    ):
+        text = replace(STATE, publishing=record).as_json()
+        assert set(json.loads(text)["publishing"]) == names
+        assert SavedState.from_json(text).publishing == record
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_the_state_of_a_published_file_is_complete(size: int) -> None:
+    job = Job(URL, Path("f"), checksum=Checksum("sha256", "0" * 64))
+    resource = Resource(
+        etag='"v"',
+        last_modified="Tue, 01 Oct 2024 10:00:00 GMT",
+        date="Wed, 02 Oct 2024 10:00:00 GMT",
+        digest=("md5", "00"),
+        host="h",
+    )
+    record = Publishing(7, size, "j", 3)
+    state = SavedState.published(job, resource, record, "2026-01-01T00:00:00Z")
+    assert SavedState.from_json(state.as_json()) == state
+    assert (state.size, state.missing, state.attempts, state.publishing) == (size, [], 1, record)
+    assert [tuple(span) for span in state.written] == [(0, size)] * bool(size)
+    assert state.resource == replace(resource, size=size)
+    assert (state.digest, state.checksum, state.date) == ("md5:00", f"sha256:{'0' * 64}", resource.date)
+
+
+def test_a_state_that_is_begun_has_no_attempt_and_only_a_date_that_proves() -> None:
+    fresh = Resource(size=10, last_modified="Wed, 02 Oct 2024 10:00:00 GMT", date="Wed, 02 Oct 2024 10:00:00 GMT")
+    state = SavedState.begun(Job(URL, Path("f")), fresh, "2026-01-01T00:00:00Z")
+    assert (state.attempts, state.chunks, state.date, state.digest, state.checksum) == (0, (), None, None, None)
+    assert state.last_modified == fresh.last_modified
+
+
+def test_only_what_was_touched_is_written() -> None:
+    chunks = (SavedChunk(0, 400, 400, True), SavedChunk(400, 800, 500, False), SavedChunk(800, 1000, 800, False))
+    state = replace(STATE, chunks=chunks)
+    assert [tuple(span) for span in state.written] == [(0, 400), (400, 500)]
+    assert [tuple(span) for span in state.missing] == [(500, 800), (800, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("sync", "is_durable", "expected"), [(1, 1, True), (1, 0, False), (0, 1, False), (0, 0, False)]
+)
+def test_a_commit_is_durable_if_both_ask_for_it(
+    sync: int, is_durable: int, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    file = StateFile(tmp_path / "f.part.meta", sync=bool(sync))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    file.commit(STATE, is_durable=bool(is_durable))
+    assert len(synced) == 2 * expected, "the file and its folder"
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_removal_is_durable_if_that_is_asked(sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    file = StateFile(tmp_path / "f.part.meta", sync=sync)
+    file.commit(STATE)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    file.remove()
+    assert synced == [tmp_path.stat().st_ino] * sync
+    file.remove()
+    assert len(synced) == sync
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(errno.EOPNOTSUPP, "not supported"), "not supported"), (OSError(errno.EINVAL, None), "[Errno 22] None")],
+)
+def test_a_folder_that_cannot_be_synced_is_told(
+    error: OSError, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, dict[str, object]]] = []
+
+    def note(event: str, /, **fields: object) -> None:
+        events.append((event, fields))
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(descriptor):
+            raise error
+
+    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(os, "fsync", fsync)
+    StateFile.of(tmp_path / "f", sync=True, notify=note).commit(STATE)
+    assert events == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
+
+
+def test_a_placeholder_is_ours_and_no_state(tmp_path: Path) -> None:
+    file = StateFile.of(tmp_path / "f", sync=False)
+    assert (file.exists, file.holds_progress, file.is_ours()) == (False, False, False)
+    file.reserve()
+    assert (file.exists, file.holds_progress, file.is_ours(), file.load()) == (True, False, True, None)
+    assert file.path.read_bytes() == PLACEHOLDER
+    other = StateFile.of(tmp_path / "f", sync=False)
+    assert (other.load(), other.holds_progress) == (None, False)
+    other.reserve()
+    other.unreserve()
+    assert (other.exists, os.listdir(tmp_path)) == (False, [])
+    other.unreserve()
+
+
+def test_a_state_that_replaces_a_placeholder_is_progress_and_stays(tmp_path: Path) -> None:
+    file = StateFile.of(tmp_path / "f", sync=False)
+    file.reserve()
+    file.commit(STATE)
+    assert (file.holds_progress, file.load()) == (True, STATE)
+    file.reserve()
+    file.unreserve()
+    assert (file.exists, file.load()) == (True, STATE)
+    file.empty()
+    assert (file.exists, file.holds_progress, file.load()) == (True, False, None)
+    assert file.path.read_bytes() == PLACEHOLDER
+    file.unreserve()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_placeholder_is_not_written_again(tmp_path: Path) -> None:
+    file = StateFile.of(tmp_path / "f", sync=False)
+    file.reserve()
+    before = file.path.stat().st_ino
+    file.empty()
+    assert file.path.stat().st_ino == before
+
+
+def test_a_placeholder_is_never_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    StateFile.of(tmp_path / "f", sync=True).reserve()
+
+
+def test_of_two_that_reserve_one_writes_and_none_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = StateFile.of(tmp_path / "f", sync=False)
+    StateFile.of(tmp_path / "f", sync=False).commit(STATE)
+    late.reserve()
+    assert (late.exists, late.is_placeholder, os.listdir(tmp_path)) == (True, False, ["f.part.meta"])
+    late.unreserve()
+    assert late.load() == STATE
+
+
+def test_a_placeholder_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = StateFile.of(tmp_path / "f", sync=False)
+    with monkeypatch.context() as patch, pytest.raises(LocalFault, match=r"cannot write .*f\.part\.meta"):
+        patch.setattr(disk, "publish_exclusive", failing(errno.EIO))
+        file.reserve()
+    assert (file.exists, os.listdir(tmp_path)) == (False, [])
+
+
+@pytest.mark.parametrize("name", ["f.part.meta.tmp", "f.part.meta.new"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "pipe"])
+def test_a_foreign_file_with_the_name_of_the_temporary_one_stays(kind: str, name: str, tmp_path: Path) -> None:
+    foreign = tmp_path / name
+    if kind == "file":
+        foreign.write_bytes(b"precious")
+    elif kind == "link":
+        foreign.symlink_to("elsewhere")
+    elif kind == "folder":
+        foreign.mkdir()
+    else:
+        os.mkfifo(foreign)
+    before = foreign.lstat()
+    file = StateFile.of(tmp_path / "f", sync=False)
+    if name.endswith(".new"):
+        file.reserve()
+    for state in (STATE, LATER):
+        file.commit(state)
+    assert file.load() == LATER
+    after = foreign.lstat()
+    assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "f.part.meta"])
+    assert not file.has_leftovers
+
+
+@pytest.mark.parametrize(
+    ("content", "is_ours"), [(b"", True), (b'{"ver', True), (b'{"version":1', True), (b"{}", False), (b"x", False)]
+)
+def test_the_beginning_of_a_state_is_a_leftover(content: bytes, is_ours: bool, tmp_path: Path) -> None:
+    file = StateFile.of(tmp_path / "f", sync=False)
+    assert file.has_leftovers is False
+    (tmp_path / "f.part.meta.tmp").write_bytes(content)
+    assert file.has_leftovers is is_ours
+
+
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [(b"", False), (b'{"ver', False), (b'{"version":1', True), (PLACEHOLDER, True), (b"x", False)],
+)
+def test_a_state_is_ours_by_its_beginning(content: bytes, is_ours: bool, tmp_path: Path) -> None:
+    (tmp_path / "f.part.meta").write_bytes(content)
+    assert StateFile.of(tmp_path / "f", sync=False).is_ours() is is_ours
+
+
+def test_a_link_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text(STATE.as_json())
+    (tmp_path / "f.part.meta").symlink_to("other")
+    assert StateFile.of(tmp_path / "f", sync=False).is_ours() is False
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_neither_unusable_nor_foreign(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StateFile.of(tmp_path / "f", sync=False).commit(STATE)
+    (tmp_path / "f.part.meta.tmp").write_bytes(b"x")
+    file = StateFile.of(tmp_path / "f", sync=False)
+    monkeypatch.setattr("dlpool.transfer.state._open_itself", failing(number))
+    for step in (file.load, file.is_ours, lambda: file.has_leftovers, lambda: file.commit(LATER)):
+        with pytest.raises(LocalFault):
+            step()
+
+
+def test_the_state_of_a_published_file_is_removed_at_the_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, tries, real = StateFile.of(tmp_path / "f", sync=False), list[object](), disk.remove
+    file.remove_published()
+
+    def remove(path: Path) -> None:
+        tries.append(path)
+        if len(tries) in (1, 3, 4):
+            raise OSError(errno.EIO, "once")
+        real(path)
+
+    monkeypatch.setattr(disk, "remove", remove)
+    file.commit(STATE)
+    file.remove_published()
+    assert (file.exists, os.listdir(tmp_path), len(tries)) == (False, [], 2)
+    file.commit(STATE)
+    file.remove_published()
+    assert (file.exists, len(tries)) == (True, 4)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -351,11 +352,13 @@ def _is_leftover(temporary: Path) -> bool:
     """Return whether a temporary file is of a killed run: a state, or the beginning of one. Raises OSError."""
     try:
         with open(temporary, "rb", opener=_open_itself) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False  # an empty pipe would look like the beginning of a state
             beginning = file.read(len(_BEGINNING))
     except OSError as error:
         if disk.fault_of(error).kind in _NOT_READ:
             raise
-        return False  # a link, a folder or a pipe
+        return False  # a link or a folder
     return _BEGINNING.startswith(beginning)
 
 
