@@ -590,10 +590,15 @@ def test_a_published_file_has_a_mark_as_long_as_it_has_the_old_name(
 ) -> None:
     """As where it is published by a link."""
     tries: list[Path] = []
+
+    def remove(path: Path) -> None:
+        tries.append(path)
+        raise OSError(errno.EIO, "it stays")
+
     monkeypatch.setattr(disk, "publish_exclusive", lambda source, target, **_: os.link(source, target))
     with monkeypatch.context() as patch:
         if not can_remove:
-            patch.setattr(disk, "remove", lambda path: tries.append(path) or failing(errno.EIO)())
+            patch.setattr(disk, "remove", remove)
         part.publish(overwrite=False)
     assert part.path.exists() is not can_remove
     assert is_marked(part.target) is not can_remove
@@ -621,7 +626,11 @@ def test_the_name_is_forced_to_disk_if_that_is_asked(
 ) -> None:
     events: list[tuple[str, dict[str, object]]] = []
     synced: list[int] = []
-    opened = PartFile(tmp_path / "f", sync=sync, notify=lambda event, **fields: events.append((event, fields)))
+
+    def note(event: str, /, **fields: object) -> None:
+        events.append((event, fields))
+
+    opened = PartFile(tmp_path / "f", sync=sync, notify=note)
 
     def fsync(descriptor: int) -> None:
         synced.append(os.fstat(descriptor).st_ino)

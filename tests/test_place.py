@@ -41,7 +41,7 @@ class Made:
         job = Job(
             url, self.folder / name, **{key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
         )
-        given = {"if_exists": "overwrite", "resume": True, "sync": False} | options
+        given: dict[str, Any] = {"if_exists": "overwrite", "resume": True, "sync": False} | options
         return Place(job, job.target, notify=self._note, **given)
 
     def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
@@ -652,12 +652,12 @@ def test_rename_passes_over_what_another_download_has(made: Made) -> None:
 def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, before = places.PartFile, open_descriptors()
+    before = open_descriptors()
 
     def late(target: Path, **options: Any) -> PartFile:
         if target.name == "f":
             target.write_bytes(b"mine")
-        return real(target, **options)
+        return PartFile(target, **options)
 
     monkeypatch.setattr(places, "PartFile", late)
     place = made(if_exists="rename")

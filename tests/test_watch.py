@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlpool.config import NetworkSettings
 from dlpool.errors import RetryRange, TimedOut, TooSlow
-from dlpool.transfer.exchange import Figures
+from dlpool.transfer.chunks import LEAST_TAIL, Chunk
+from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.watch import (
     ANSWER_FACTOR,
     LEAST_GAIN_S,
@@ -16,9 +22,13 @@ from dlpool.transfer.watch import (
     MAX_PATIENCE_S,
     RATE_WINDOW_S,
     SLOWER,
+    STALLED_RATE,
+    STALLED_S,
     Gauge,
+    Watch,
     below_minimum,
     far_behind,
+    holds_up,
     outwaited,
     overdue,
     patience_s,
@@ -203,3 +213,284 @@ def test_an_answer_far_later_than_usual_is_not_waited_for(
 def test_patience_delays_the_end_of_a_request() -> None:
     assert outwaited(5.0, 0.0, patience=5.0) is not None
     assert outwaited(4.9, 0.0, patience=5.0) is None
+
+
+# --- at the end of a file ---
+
+
+@pytest.mark.parametrize(
+    ("rate", "waited_s", "remaining", "is_ended"),
+    [
+        (100.0, 5.0, 2 * LEAST_TAIL - 1, True),
+        (100.0, 5.0, 2 * LEAST_TAIL, False),
+        (100.0, 5.0, int(100 * LEAST_GAIN_S) + 1, True),
+        (100.0, 5.0, int(100 * LEAST_GAIN_S), False),
+        (0.0, 5.0, 1, True),
+        (0.0, 5.0, 0, False),
+        (100.0, LEAST_WAIT_S, 1000, True),
+        (100.0, LEAST_WAIT_S - 0.25, 1000, False),
+    ],
+)
+def test_a_connection_that_keeps_idle_ones_waiting_for_its_last_bytes_is_ended(
+    rate: float, waited_s: float, remaining: int, is_ended: bool
+) -> None:
+    error = holds_up(steady(rate, waited_s), remaining, LEAST_WAIT_S)
+    assert (type(error) if error else None) is (TooSlow if is_ended else None)
+    assert not isinstance(error, TooSlow) or error.is_comparison
+
+
+# --- exact limits ---
+
+
+def test_the_window_ends_exactly_at_its_length() -> None:
+    made = gauge((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S - 0.1))
+    assert len(made.samples) == 3
+    made = gauge((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S))
+    assert [sample.received for sample in made.samples] == [1, 2]
+    assert gauge((0, 0.0), (5, RATE_WINDOW_S)).rate == 5 / RATE_WINDOW_S
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([], 0.0),
+        ([(0, 7.0)], 0.0),
+        ([(0, 7.0), (0, 7.0 + STALLED_S - 0.01)], 0.0),
+        ([(0, 7.0), (0, 7.0 + STALLED_S)], STALLED_RATE),
+        ([(0, 7.0), (0, 7.2), (0, 7.0 + STALLED_S)], STALLED_RATE),
+        ([(9, 7.0), (19, 7.0 + STALLED_S)], 10 / STALLED_S),
+    ],
+)
+def test_a_connection_without_a_byte_has_a_rate_once_it_counts_as_stalled(
+    samples: list[tuple[int, float]], expected: float
+) -> None:
+    assert gauge(*samples).proven_rate == pytest.approx(expected)
+
+
+def test_the_minimum_counts_from_the_first_sample() -> None:
+    made = gauge((500, 10.0), (500 + 30_000, 40.0))
+    assert below_minimum(made, 1000, 30.0) is None
+    assert isinstance(below_minimum(gauge((500, 10.0), (500 + 29_999, 40.0)), 1000, 30.0), TooSlow)
+    assert below_minimum(gauge((500, 10.0), (500, 39.9)), 1000, 30.0) is None
+
+
+@pytest.mark.parametrize(
+    ("young_s", "remaining", "is_ended"),
+    [
+        (LEAST_WAIT_S, MIB, True),
+        (LEAST_WAIT_S - 0.25, MIB, False),
+        (5.0, int(1000 * LEAST_GAIN_S), True),
+        (5.0, int(1000 * LEAST_GAIN_S) - 1, False),
+    ],
+)
+def test_siblings_prove_something_and_a_rest_is_worth_it_from_exact_limits(
+    young_s: float, remaining: int, is_ended: bool
+) -> None:
+    error = far_behind(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, LEAST_WAIT_S)
+    assert (error is not None) is is_ended
+
+
+def test_less_than_a_byte_a_second_is_a_rate_as_well() -> None:
+    assert far_behind(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, LEAST_WAIT_S) is None
+    assert far_behind(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, LEAST_WAIT_S) is not None
+
+
+# --- the watch ---
+
+
+@dataclass(eq=False)
+class Connection:
+    """What the watch sees of a connection worker."""
+
+    exchange: Exchange | None = None
+    chunk: Chunk | None = None
+    sample: Figures = field(default_factory=lambda: Figures(0, 0.0))
+    usual_s: float | None = None
+    is_dismissed: bool = False
+
+    def figures(self) -> Figures:
+        return self.sample
+
+    def answer_s(self) -> float | None:
+        return self.usual_s
+
+
+class Watched:
+    """A watch over some connections, at a time that the test sets."""
+
+    def __init__(self, **network: Any) -> None:
+        self.now = 1000.0
+        self.is_idle = False
+        settings = replace(NetworkSettings(), **network)
+        parts = {"client": SimpleNamespace(settings=settings), "board": self, "clock": lambda: self.now}
+        self.watch = Watch(cast(Any, SimpleNamespace(**parts)))
+        self.rates: dict[int, float] = {}
+
+    @property
+    def has_idle(self) -> bool:
+        return self.is_idle
+
+    def set_rate(self, chunk: Chunk, rate: float) -> None:
+        self.rates[chunk.start] = rate
+
+    def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.5) -> Connection:
+        """A connection with a chunk; ``asked_s`` before the present time, answered after ``answer_s``."""
+        exchange = Exchange(lambda: self.now, lambda _: None, Figures(0, 0.0))
+        if asked_s is not None:
+            exchange.asked_at = self.now - asked_s
+            exchange.answered_at = None if answer_s is None else exchange.asked_at + answer_s
+        return Connection(exchange, Chunk(start, start + MIB, start, start))
+
+    def look(self, *connections: Connection) -> list[bool]:
+        """Look at the connections once; returns which of them are ended by now."""
+        self.watch.look(cast(Any, connections))
+        return [one.exchange is not None and one.exchange.verdict is not None for one in connections]
+
+
+def test_the_scheduler_is_told_the_speed_of_each_connection() -> None:
+    watched = Watched()
+    one, other, idle = watched.connection(0), watched.connection(MIB), Connection(chunk=Chunk(9, 10, 9, 9))
+    starting = Connection(watched.connection().exchange)
+    for seconds in (0.0, 1.0):
+        one.sample, other.sample = Figures(int(500 * seconds), seconds), Figures(int(100 * seconds), seconds)
+        assert watched.look(one, other, idle, starting) == [False] * 4
+    assert watched.rates == {0: 500.0, MIB: 100.0}
+
+
+def test_a_connection_that_is_ended_is_measured_from_its_next_request_on() -> None:
+    watched = Watched(low_speed_limit=1000, low_speed_time=30.0)
+    slow = watched.connection()
+    assert watched.look(slow) == [False]
+    slow.sample = Figures(0, 30.0)
+    assert watched.look(slow) == [True]
+    assert slow.chunk is not None
+    assert slow.chunk.replaced == 1
+    assert slow.exchange is not None
+    with pytest.raises(TooSlow, match="less than low_speed_limit"):
+        slow.exchange.check()
+    slow.exchange = watched.connection().exchange
+    slow.sample = Figures(0, 59.0)
+    assert watched.look(slow) == [False]
+    slow.sample = Figures(0, 88.9)
+    assert watched.look(slow) == [False]
+    slow.sample = Figures(0, 89.0)
+    assert watched.look(slow) == [True]
+    assert slow.chunk.replaced == 2
+
+
+def test_a_connection_that_has_gone_is_forgotten() -> None:
+    watched = Watched(low_speed_limit=1000, low_speed_time=30.0)
+    slow = watched.connection()
+    watched.look(slow)
+    watched.look()
+    slow.sample = Figures(0, 40.0)
+    assert watched.look(slow) == [False], "its time begins again"
+
+
+@pytest.mark.parametrize("has_chunk", [True, False])
+@pytest.mark.parametrize(("asked_s", "is_ended"), [(None, False), (39.9, False), (40.0, True)])
+def test_a_request_without_an_answer_is_ended_after_both_time_limits(
+    asked_s: float | None, is_ended: bool, has_chunk: bool
+) -> None:
+    watched = Watched(connect_timeout=10.0, read_timeout=30.0, low_speed_limit=0)
+    late = watched.connection(asked_s=asked_s, answer_s=None)
+    if not has_chunk:
+        late.chunk = None
+    assert watched.look(late) == [is_ended]
+
+
+def test_an_answered_request_is_not_overdue() -> None:
+    watched = Watched(connect_timeout=10.0, read_timeout=30.0, low_speed_limit=0)
+    assert watched.look(watched.connection(asked_s=1000.0)) == [False]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_ended"),
+    [
+        ("none", True),
+        ("no chunk", False),
+        ("request not sent", False),
+        ("replaced before", False),
+        ("sibling waits", False),
+        ("no sibling", False),
+    ],
+)
+def test_a_connection_far_behind_its_siblings_is_replaced(change: str, is_ended: bool) -> None:
+    watched = Watched(low_speed_limit=0)
+    slow, fast = watched.connection(0), watched.connection(MIB)
+    assert slow.chunk is not None
+    assert slow.exchange is not None
+    if change == "no chunk":
+        slow.chunk = None
+    elif change == "request not sent":
+        slow.exchange.asked_at = None
+    elif change == "replaced before":
+        slow.chunk.replaced = 3
+    connections = [slow] if change == "no sibling" else [slow, fast]
+    for step in range(5):
+        slow.sample, fast.sample = Figures(step, step / 4), Figures(step * 250_000, step / 4)
+        if change == "sibling waits" and step == 4:
+            fast.exchange = None
+        ended = watched.look(*connections)
+        assert ended[1:] == [False] * (len(connections) - 1)
+    assert ended[0] is is_ended
+
+
+def test_a_sibling_that_is_new_is_not_compared_with() -> None:
+    watched = Watched(low_speed_limit=0)
+    slow = watched.connection(0)
+    for step in range(9):
+        slow.sample = Figures(step, step / 4)
+        watched.look(slow)
+    busy = watched.connection(MIB)
+    assert watched.look(slow, busy) == [False, False]
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_a_connection_with_few_bytes_left_is_replaced_if_others_are_idle(is_idle: bool) -> None:
+    watched = Watched(low_speed_limit=0)
+    watched.is_idle = is_idle
+    slow = watched.connection()
+    slow.chunk = Chunk(0, 2000, 0, 0)
+    for step in range(9):
+        slow.sample = Figures(step, step / 4)
+        ended = watched.look(slow)
+        if any(ended):
+            break
+    assert ended == [is_idle]
+
+
+def test_one_that_is_too_slow_by_itself_says_so_although_others_are_idle() -> None:
+    watched = Watched(low_speed_limit=0)
+    watched.is_idle = True
+    slow, fast = watched.connection(0), watched.connection(MIB)
+    slow.chunk = Chunk(0, 2000, 0, 0)
+    for step in range(5):
+        slow.sample, fast.sample = Figures(step, step / 4), Figures(step * 250_000, step / 4)
+        watched.look(slow, fast)
+    assert slow.exchange is not None
+    assert "its siblings up to" in str(slow.exchange.verdict)
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "usual_s", "free", "is_ended"),
+    [
+        (LEAST_WAIT_S, [0.01], "free", True),
+        (LEAST_WAIT_S - 0.1, [0.01], "free", False),
+        (LEAST_WAIT_S, [0.01], "none", False),
+        (LEAST_WAIT_S, [0.01], "dismissed", False),
+        (LEAST_WAIT_S, [], "free", False),
+        (LEAST_WAIT_S, [0.01, 0.2], "free", False),
+        (2.0, [0.01, 0.2], "free", True),
+    ],
+)
+def test_an_answer_far_later_than_those_of_the_siblings_is_not_waited_for_while_a_connection_is_free(
+    asked_s: float, usual_s: list[float], free: str, is_ended: bool
+) -> None:
+    watched = Watched(low_speed_limit=0)
+    late = watched.connection(asked_s=asked_s, answer_s=None)
+    siblings = [watched.connection(number * MIB) for number in range(1, len(usual_s) + 1)]
+    for sibling, seconds in zip(siblings, usual_s, strict=True):
+        sibling.usual_s = seconds
+    others = [*siblings, Connection(is_dismissed=free == "dismissed")] if free != "none" else siblings
+    assert watched.look(late, *others)[0] is is_ended
