@@ -1,7 +1,7 @@
 """Change the code in one place at a time, and check whether a test fails.
 
-Which tests cover which function is recorded once by coverage.py, a test file at a time, and again for a file that has
-changed; it is kept in ``.mutants``. Each mutant then runs the tests that cover its function, quickest first, until one
+Which tests call which function is recorded once, a test file at a time, and again for a file that has changed; it is
+kept in ``.mutants``. Each mutant then runs the tests that cover its function, quickest first, until one
 fails. A failure counts only if the same test passes on the unchanged code. What is known to change no behaviour stands
 in ``tests/equivalent_mutants.txt`` with the reason.
 """
@@ -26,8 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-
-import coverage
 
 from scripts.mutants import Mutant, functions_of, mutants_of
 
@@ -177,18 +175,15 @@ def _record_of(path: Path) -> Path:
 
 
 def _record_file(path: Path) -> None:
-    """Run one test file and its child processes under coverage.py, and record which test covers which function."""
+    """Run one test file, and record which functions each test and its child processes call."""
     with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
-        rc, seconds = Path(folder, "rc"), Path(folder, "seconds")
-        sources = "\n    ".join(str(ROOT / "dlpool" / package) for package in PACKAGES)
-        rc.write_text(
-            f"[run]\nsource =\n    {sources}\nparallel = true\ndata_file = {folder}/data\n"
-            "context = ${PYTEST_CURRENT_TEST-}\ndisable_warnings = no-data-collected, module-not-imported\n",
-            encoding="utf-8",
-        )
-        Path(folder, "sitecustomize.py").write_text("from scripts import mutate_child\n\nmutate_child.start()\n")
-        environment = {**os.environ, "DLPOOL_COVERAGE": str(rc), "DLPOOL_TEST_SECONDS": str(seconds)}
-        environment["PYTHONPATH"] = f"{folder}:{ROOT}"
+        calls, seconds = Path(folder, "calls"), Path(folder, "seconds")
+        calls.touch()
+        for shared in (Path(folder), calls):
+            shared.chmod(0o777)  # some tests start processes of other users
+        Path(folder, "sitecustomize.py").write_text("from scripts import mutate_recorder as r\n\nr.start_in_child()\n")
+        environment = {**os.environ, "DLPOOL_CALLS": str(calls), "DLPOOL_CALLS_OF": str(ROOT / "dlpool")}
+        environment |= {"DLPOOL_TEST_SECONDS": str(seconds), "PYTHONPATH": f"{folder}:{ROOT}"}
         command = [*_isolation(), sys.executable, "-m", "pytest", "-q", "-p", "no:valkey", "-p", "no:cacheprovider"]
         relative = path.relative_to(ROOT)
         with suppress(subprocess.TimeoutExpired):  # what was covered until then counts
@@ -201,39 +196,32 @@ def _record_file(path: Path) -> None:
                 timeout=1800,
             )
         taken = dict(line.rsplit(" ", 1) for line in seconds.read_text().splitlines()) if seconds.exists() else {}
-        covered = _covered(folder)
-        data = {"seconds": {test: float(value) for test, value in taken.items()}, "covered": covered}
+        data = {"seconds": {test: float(value) for test, value in taken.items()}, "covered": _covered(calls)}
         for old in KEPT.glob(f"{path.stem}.*.json"):
             old.unlink()
         _record_of(path).write_text(json.dumps(data), encoding="utf-8")
         print(f"  {relative}: {len(taken)} tests", flush=True)
 
 
-def _covered(folder: str) -> dict[str, dict[str, list[str]]]:
-    """Return the tests by module and function from the data files of one run."""
-    cov = coverage.Coverage(data_file=f"{folder}/data", config_file=False)
-    try:
-        cov.combine([folder])
-    except coverage.exceptions.NoDataError:
-        return {}
-    data, covered = cov.get_data(), {}
-    for name in data.measured_files():
-        module = str(Path(name).relative_to(ROOT))
-        lines = _function_lines(Path(name).read_text(encoding="utf-8"))
-        functions: dict[str, set[str]] = defaultdict(set)
-        for line, contexts in data.contexts_by_lineno(name).items():
-            if line in lines:
-                functions[lines[line]].update(context.partition(" (")[0] for context in contexts if context)
-        covered[module] = {function: sorted(tests) for function, tests in functions.items()}
-    return covered
+def _covered(calls: Path) -> dict[str, dict[str, list[str]]]:
+    """Return the tests by module and function from the calls of one run."""
+    covered: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    functions: dict[str, dict[int, str]] = {}
+    for record in set(calls.read_text(encoding="utf-8").splitlines()):
+        test, name, line = record.split("\t")
+        if name not in functions:
+            functions[name] = _function_lines(Path(name).read_text(encoding="utf-8"))
+        if int(line) in functions[name]:
+            covered[str(Path(name).relative_to(ROOT))][functions[name][int(line)]].add(test)
+    return {module: {function: sorted(tests) for function, tests in of.items()} for module, of in covered.items()}
 
 
 def _function_lines(text: str) -> dict[int, str]:
-    """Return the function around each line of a function's body."""
+    """Return the outermost function around each line."""
     lines = {}
     for name, function in functions_of(ast.parse(text)):
-        for line in range(function.body[0].lineno, (function.end_lineno or 0) + 1):
-            lines[line] = name
+        first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+        lines |= dict.fromkeys(range(first, (function.end_lineno or 0) + 1), name)
     return lines
 
 

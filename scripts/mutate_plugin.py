@@ -1,4 +1,4 @@
-"""A pytest plugin for ``scripts/mutate``: records the running test for coverage.py, durations, and the failed test."""
+"""A pytest plugin for ``scripts/mutate``: records the calls of each test, its duration, and the failed test."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import coverage
 import pytest
+
+from scripts.mutate_recorder import Recorder
+
+_recorder = (
+    Recorder(os.environ["DLPOOL_CALLS"], os.environ["DLPOOL_CALLS_OF"]) if "DLPOOL_CALLS" in os.environ else None
+)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Make coverage.py record the following code under the name of the test."""
-    current = coverage.Coverage.current()
-    if current is not None:
-        current.switch_context(item.nodeid)
+    """Record the calls that follow under the name of the test."""
+    if _recorder is not None:
+        _recorder.start(item.nodeid)
     yield
 
 
