@@ -9,7 +9,6 @@ in ``tests/equivalent_mutants.txt`` with the reason.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -24,10 +23,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from scripts.mutants import Mutant, functions_of, mutants_of
+from scripts.mutants import Mutant, mutants_of
+from scripts.mutate_recorder import instrumented
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutants"
@@ -86,14 +87,7 @@ class Copies:
         _compile_all()
         self._free: SimpleQueue[Path] = SimpleQueue()
         for index in range(number):
-            copy = folder / f"copy{index}"
-            copy.mkdir()
-            for name in COPIED:
-                shutil.copytree(ROOT / name, copy / name)
-            for path in ROOT.iterdir():
-                if path.is_file():
-                    shutil.copy2(path, copy)
-            self._free.put(copy)
+            self._free.put(_copied(folder / f"copy{index}"))
 
     def run(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
         """Run ``tests`` on the changed code; returns the one that failed, "" if none did."""
@@ -112,6 +106,23 @@ class Copies:
         finally:
             shutil.copy2(original, path)
             self._free.put(copy)
+
+
+def _copied(copy: Path) -> Path:
+    """Make a copy of the project, with its bytecode."""
+    copy.mkdir()
+    for name in COPIED:
+        shutil.copytree(ROOT / name, copy / name)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy2(path, copy)
+    return copy
+
+
+def _modules(packages: Iterable[str]) -> list[Path]:
+    """Return the modules of packages, which may also be single modules."""
+    places = [ROOT / "dlpool" / package for package in packages]
+    return [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
 
 
 def _compile_all() -> None:
@@ -157,8 +168,14 @@ def record(files: Iterable[Path], jobs: int) -> Record:
     stale = [path for path in files if not _record_of(path).exists()]
     if stale:
         print(f"recording what {len(stale)} test files cover, in {jobs} processes ...", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(_record_file, stale))
+        with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
+            _compile_all()
+            copy = _copied(Path(folder, "copy"))
+            for path in _modules(PACKAGES):
+                module = str(path.relative_to(ROOT))
+                (copy / module).write_text(instrumented(module, path.read_text(encoding="utf-8")), encoding="utf-8")
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(partial(_record_file, copy), stale))
     result = Record()
     for path in files:
         data = json.loads(_record_of(path).read_text(encoding="utf-8"))
@@ -174,22 +191,21 @@ def _record_of(path: Path) -> Path:
     return KEPT / f"{path.stem}.{digest}.json"
 
 
-def _record_file(path: Path) -> None:
-    """Run one test file, and record which functions each test and its child processes call."""
+def _record_file(copy: Path, path: Path) -> None:
+    """Run one test file in the instrumented copy, and record which functions each test and its processes call."""
     with tempfile.TemporaryDirectory(prefix="dlpool-mutants-", ignore_cleanup_errors=True) as folder:
         calls, seconds = Path(folder, "calls"), Path(folder, "seconds")
         calls.touch()
         for shared in (Path(folder), calls):
             shared.chmod(0o777)  # some tests start processes of other users
-        Path(folder, "sitecustomize.py").write_text("from scripts import mutate_recorder as r\n\nr.start_in_child()\n")
-        environment = {**os.environ, "DLPOOL_CALLS": str(calls), "DLPOOL_CALLS_OF": str(ROOT / "dlpool")}
-        environment |= {"DLPOOL_TEST_SECONDS": str(seconds), "PYTHONPATH": f"{folder}:{ROOT}"}
-        command = [*_isolation(), sys.executable, "-m", "pytest", "-q", "-p", "no:valkey", "-p", "no:cacheprovider"]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "DLPOOL_CALLS": str(calls)}
+        environment |= {"DLPOOL_TEST_SECONDS": str(seconds), "CI": "true"}
+        options = ["-q", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", PLUGIN, f"--basetemp={folder}/t"]
         relative = path.relative_to(ROOT)
-        with suppress(subprocess.TimeoutExpired):  # what was covered until then counts
+        with suppress(subprocess.TimeoutExpired):  # what was called until then counts
             subprocess.run(
-                [*command, "-p", PLUGIN, f"--basetemp={folder}/t", str(relative)],
-                cwd=ROOT,
+                [*_isolation(), sys.executable, "-m", "pytest", *options, str(relative)],
+                cwd=copy,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -206,32 +222,18 @@ def _record_file(path: Path) -> None:
 def _covered(calls: Path) -> dict[str, dict[str, list[str]]]:
     """Return the tests by module and function from the calls of one run."""
     covered: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    functions: dict[str, dict[int, str]] = {}
-    for record in set(calls.read_text(encoding="utf-8").splitlines()):
-        test, name, line = record.split("\t")
-        if name not in functions:
-            functions[name] = _function_lines(Path(name).read_text(encoding="utf-8"))
-        if int(line) in functions[name]:
-            covered[str(Path(name).relative_to(ROOT))][functions[name][int(line)]].add(test)
+    for line in calls.read_text(encoding="utf-8").splitlines():
+        test, called = line.split("\t")
+        module, _, function = called.partition(" ")
+        covered[module][function].add(test)
     return {module: {function: sorted(tests) for function, tests in of.items()} for module, of in covered.items()}
-
-
-def _function_lines(text: str) -> dict[int, str]:
-    """Return the outermost function around each line."""
-    lines = {}
-    for name, function in functions_of(ast.parse(text)):
-        first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-        lines |= dict.fromkeys(range(first, (function.end_lineno or 0) + 1), name)
-    return lines
 
 
 def chosen_mutants(packages: Iterable[str], seed: int, number: int) -> list[Mutant]:
     """Return ``number`` mutants of the packages, chosen with equal probability."""
     every = []
-    for package in packages:
-        place = ROOT / "dlpool" / package
-        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            every += mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    for path in _modules(packages):
+        every += mutants_of(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
     return random.Random(seed).sample(every, min(number, len(every)))
 
 

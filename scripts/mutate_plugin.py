@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.mutate_recorder import Recorder
-
-_recorder = (
-    Recorder(os.environ["DLPOOL_CALLS"], os.environ["DLPOOL_CALLS_OF"]) if "DLPOOL_CALLS" in os.environ else None
-)
+from scripts import mutate_recorder
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Record the calls that follow under the name of the test."""
-    if _recorder is not None:
-        _recorder.start(item.nodeid)
+    mutate_recorder.start_test(item.nodeid)
     yield
 
 

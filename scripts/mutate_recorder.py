@@ -1,50 +1,48 @@
 """Records which functions of dlpool the tests and their child processes call, for ``scripts/mutate``.
 
-One line for the first call of each function in each test: ``TEST<tab>FILE<tab>LINE``. It is written at once, because
-many processes end by SIGKILL or ``os._exit``, and the file is closed in between, because some tests count descriptors.
+A copy of the modules is instrumented: each function begins with a call of ``called``. It writes one line for the first
+call of each function in each test, at once, because many processes end by SIGKILL or ``os._exit``; the file is
+closed in between, because some tests count descriptors.
 """
 
 from __future__ import annotations
 
+import ast
 import os
-import sys
-import threading
 from contextlib import suppress
-from types import FrameType
-from typing import Any
+
+from scripts.mutants import functions_of
+
+_path = os.environ.get("DLPOOL_CALLS", "")
+_test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]  # of a process that a test has started
+_seen: set[str] = set()
 
 
-class Recorder:
-    """A trace function for sys.settrace that traces no lines. Thread-safe: a function may be recorded twice."""
-
-    def __init__(self, path: str, prefix: str) -> None:
-        """Append to the file ``path`` the functions of files whose name begins with ``prefix``."""
-        self._path = path
-        self._prefix = prefix
-        self._test = ""
-        self._seen: set[int] = set()
-
-    def start(self, test: str) -> None:
-        """Record calls under the name ``test``, in this thread and those that start from now on."""
-        self._test, self._seen = test, set()
-        threading.settrace(self)
-        sys.settrace(self)
-
-    def __call__(self, frame: FrameType, _event: str, _argument: Any) -> None:
-        """Record the called function."""
-        code = frame.f_code
-        if id(code) in self._seen:
-            return
-        self._seen.add(id(code))
-        if self._test and code.co_filename.startswith(self._prefix):
-            with suppress(OSError):  # a test has no descriptor left, or a limit of file sizes
-                file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-                os.write(file, f"{self._test}\t{code.co_filename}\t{code.co_firstlineno}\n".encode())
-                os.close(file)
+def start_test(test: str) -> None:
+    """Record the calls in this process under the name ``test`` from now on."""
+    global _test  # noqa: PLW0603 - of the process
+    _test = test
+    _seen.clear()
 
 
-def start_in_child() -> None:
-    """Record a process that a test has started; called by a ``sitecustomize``."""
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
-    if test:
-        Recorder(os.environ["DLPOOL_CALLS"], os.environ["DLPOOL_CALLS_OF"]).start(test)
+def called(function: str) -> None:
+    """Record a call. Thread-safe: one call may be recorded twice."""
+    if function in _seen or not _test:
+        return
+    _seen.add(function)
+    with suppress(OSError):  # the test has no descriptor left, or a limit of file sizes
+        file = os.open(_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.write(file, f"{_test}\t{function}\n".encode())
+        os.close(file)
+
+
+def instrumented(module: str, text: str) -> str:
+    """Return the module's text with a call of ``called`` in each function. Pure."""
+    tree = ast.parse(text)
+    for name, function in functions_of(tree):
+        start = 1 if ast.get_docstring(function, clean=False) is not None else 0
+        function.body[start:start] = ast.parse(f"_called({module + ' ' + name!r})").body
+    names = [node.module if isinstance(node, ast.ImportFrom) else "" for node in tree.body]
+    start = names.index("__future__") + 1 if "__future__" in names else 0
+    tree.body[start:start] = ast.parse("from scripts.mutate_recorder import called as _called").body
+    return ast.unparse(tree)
