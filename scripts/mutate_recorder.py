@@ -20,7 +20,7 @@ _seen: set[str] = set()
 
 def start_test(test: str) -> None:
     """Record the calls in this process under the name ``test`` from now on."""
-    global _test  # noqa: PLW0603 - of the process
+    global _test
     _test = test
     _seen.clear()
 
