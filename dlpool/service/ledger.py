@@ -74,9 +74,12 @@ class Ledger:
     def add(self, held: Held) -> bool:
         """Take a job in; False if it is there already."""
         with self._lock:
-            is_new = self._held.setdefault(str(held.ticket), held) is held
-            self._count(is_new and held.takes_room)
-            return is_new
+            ticket = str(held.ticket)
+            if ticket in self._held:
+                return False
+            self._held[ticket] = held
+            self._count(held.takes_room)
+            return True
 
     def mark_finishing(self, held: Held) -> None:
         """Its place is as good as free: the next job may be claimed."""

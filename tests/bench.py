@@ -1,0 +1,207 @@
+"""The main thread of a supervisor without processes and without Redis: what it is told, and what it tells others."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dlpool.config import HookSettings, Settings
+from dlpool.jobs.keys import Keys
+from dlpool.jobs.pushed import compose
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.observe.metrics import Metrics
+from dlpool.service.channel import Channel
+from dlpool.service.cleaning import Cleaner
+from dlpool.service.crew import Crew
+from dlpool.service.doorman import Doorman
+from dlpool.service.frames import Frame
+from dlpool.service.handle import Handle
+from dlpool.service.hostjobs import HostJobs
+from dlpool.service.hosts import Hosts
+from dlpool.service.ledger import Held, Ledger
+from dlpool.service.meter import Meter
+from dlpool.service.pool import WorkerPool
+from dlpool.service.tally import RANGE_BOUNDS_S
+from dlpool.service.trail import Trail
+from dlpool.service.verdict import Judge
+
+NOW = 1_800_000_000.0
+URL = "http://host/file"
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Line(NamedTuple):
+    """A line of a log."""
+
+    level: str
+    event: str
+    fields: dict[str, Any]
+
+
+class Lines:
+    """A logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[Line] = []
+
+    def __getattr__(self, level: str) -> Any:
+        if level not in ("debug", "info", "warning", "error", "critical"):
+            raise AttributeError(level)
+        return lambda event, /, **fields: self.kept.append(Line(level, event, fields))
+
+    def bind(self, **_fields: object) -> Lines:
+        return self
+
+    def named(self, event: str) -> list[Line]:
+        return [line for line in self.kept if line.event == event]
+
+    @property
+    def events(self) -> list[str]:
+        return [line.event for line in self.kept]
+
+
+class Told:
+    """The recorder's side that the main thread uses: what it is told, by kind."""
+
+    def __init__(self) -> None:
+        self.ended: list[Finish] = []
+        self.asked: list[Ticket] = []
+        self.wishes: list[Any] = []
+        self.holds: list[Any] = []
+        self.end, self.ask = self.ended.append, self.asked.append
+        self.wish, self.hold = self.wishes.append, self.holds.append
+
+
+class Process:
+    """A worker process that ends when it is told to; its pid is this process's, and gets no signals."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exitcode: int | None = None
+        self.sentinel = os.eventfd(0)
+        self.joined: list[float | None] = []
+
+    def join(self, timeout: float | None = None) -> None:
+        self.joined.append(timeout)
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+
+class Worker(NamedTuple):
+    """A worker as the supervisor sees it, and its own end of the channel."""
+
+    handle: Handle
+    sock: socket.socket
+    channel: Channel
+
+    def heard(self) -> list[Frame]:
+        """The frames that it was sent since the last call."""
+        return list(self._heard())
+
+    def _heard(self) -> Iterator[Frame]:
+        while True:
+            try:
+                frame = self.channel.receive()
+            except BlockingIOError:
+                return
+            if frame is None:
+                return
+            yield frame
+
+    def say(self, *frames: Frame) -> None:
+        for frame in frames:
+            assert self.channel.send(frame)
+
+
+def job_of(name: str = "a", *, raw: bytes | None = None, url: str = URL, **fields: Any) -> Claimed:
+    """A job that was claimed; what is no field of ``Claimed`` is one of the job's own."""
+    known = ("fence", "attempts", "crashes", "takeovers", "flag", "is_paid", "priority")
+    own = {key: value for key, value in fields.items() if key not in known}
+    raw = compose(url, f"/data/{name}", **own) if raw is None else raw
+    usual: dict[str, Any] = {"attempts": 1, "crashes": 0, "takeovers": 0, "created_ms": 0, "priority": "normal"}
+    given = {key: value for key, value in fields.items() if key in known and key != "fence"}
+    return Claimed(Ticket(name, fields.get("fence", 1)), raw, len(raw), **(usual | given))
+
+
+class Bench:
+    """A dispatcher with its real parts, but for the threads that talk to Redis and the processes of workers."""
+
+    def __init__(self, folder: Path, **supervisor: Any) -> None:
+        settings = Settings()
+        self.settings = replace(settings, supervisor=replace(settings.supervisor, **supervisor))
+        self.clock = Clock()
+        self.lines, self.told = Lines(), Told()
+        log: Any = self.lines
+        recorder: Any = self.told
+        self.metrics = Metrics(RANGE_BOUNDS_S)
+        self.ledger = Ledger()
+        self.selector = selectors.DefaultSelector()
+        given: Any = SimpleNamespace(state_dir=folder)
+        self.pool = WorkerPool(self.settings.supervisor, given, self.selector, log, self.metrics)
+        self.trail = Trail(folder)
+        self.cleaner = Cleaner(self.pool, self.trail, log)
+        self.of_hosts = HostJobs(16, is_auto=True, log=log, clock=self.clock)
+        self.hosts = Hosts(self.settings, self.clock)
+        self.doorman = Doorman(self.hosts, self.of_hosts, recorder, self.pool, log)
+        judge = Judge(Keys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
+        self.hooked: list[tuple[Held, Finish]] = []
+        hooks: Any = SimpleNamespace(settings=HookSettings(), ended=lambda *ended: self.hooked.append(ended))
+        self.meter = Meter(self.metrics)
+        self.crew = Crew(self.ledger, self.pool, recorder, judge, self.cleaner, log, hooks, self.doorman, self.meter)
+        self._pids = iter(range(2_000_000_001, 2_000_001_000))  # above every process's
+
+    def worker(self, slots: int = 2, *, is_alone: bool = False, is_ready: bool = True) -> Worker:
+        """One more worker."""
+        channel, theirs = Channel.pair()
+        process: Any = Process(next(self._pids))
+        handle = Handle(process, channel, slots, is_alone=is_alone, cpu=None)
+        handle.is_ready = is_ready
+        self.pool.workers[handle.pid] = handle
+        self.selector.register(channel, selectors.EVENT_READ, handle)
+        self.selector.register(process.sentinel, selectors.EVENT_READ, handle.note_end)
+        theirs.setblocking(False)
+        return Worker(handle, theirs, Channel(theirs))
+
+    def held(self, name: str = "a", worker: Worker | None = None, **fields: Any) -> Held:
+        """A job that was taken in; it runs in ``worker``, if one is given."""
+        claimed = job_of(name, **fields)
+        self.crew.take_in(claimed, 0.0)
+        held = self.ledger.get(str(claimed.ticket))
+        assert held is not None
+        if worker is not None:
+            held.worker = worker.handle.pid
+            worker.handle.jobs.add(str(claimed.ticket))
+        return held
+
+    def last(self) -> Finish:
+        """How the last job ended; there was one."""
+        return self.told.ended[-1]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of a metric, 0 without one."""
+        found = self.metrics._registry.get_sample_value(name, labels)
+        return 0.0 if found is None else found

@@ -1,0 +1,616 @@
+"""The way of a job through a supervisor: taken in, given to a worker, heard of, recorded; without processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.config import LimitSettings
+from dlpool.jobs.hostslots import Place
+from dlpool.jobs.transitions import Finish, Ticket
+from dlpool.service import frames as frames_module
+from dlpool.service.frames import (
+    CancelFrame,
+    CleanedFrame,
+    CleanFrame,
+    Ended,
+    EndedFrame,
+    FinishingFrame,
+    HelloFrame,
+    HoldFrame,
+    JobFrame,
+    LostFrame,
+    PublishFrame,
+    StatusFrame,
+    VerifiedFrame,
+)
+from dlpool.service.joblog import trace_of
+from dlpool.service.messages import Hold, Placed, Recorded
+from tests.bench import URL, Bench, job_of
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def ended(name: str = "a", ending: str = "succeeded", **fields: Any) -> EndedFrame:
+    result = {"size": 3, "seconds": 0.5} if ending == "succeeded" else {}
+    return EndedFrame(f"{name}.1", ending, f"/data/{name}", result, **fields)
+
+
+# --- in ---
+
+
+def test_a_claimed_job_waits_for_a_worker(bench: Bench) -> None:
+    bench.crew.has_news = False
+    bench.crew.take_in(job_of(trace_id="t" * 32), 5.0)
+    held = bench.ledger.get("a.1")
+    assert held is not None and held.job is not None
+    assert (held.job.url, held.leased_until, held.trace_id) == (URL, 5.0, "t" * 32)
+    assert bench.told.ended == [] and bench.lines.kept == [] and not bench.crew.has_news
+
+
+def test_a_job_that_saw_a_worker_die_is_news_at_once(bench: Bench) -> None:
+    bench.crew.has_news = False
+    bench.crew.take_in(job_of(crashes=1), 0.0)
+    assert bench.crew.has_news
+    bench.crew.take_in(job_of("b"), 0.0)
+    assert bench.crew.has_news
+
+
+def test_a_new_dispatcher_has_news_and_doubts_nothing(bench: Bench) -> None:
+    assert (bench.crew.has_news, bench.crew.is_probing, bench.crew.fault_until) == (True, False, 0.0)
+
+
+def test_a_job_that_is_none_ends_once_however_often_it_is_claimed(bench: Bench) -> None:
+    for _ in range(2):
+        bench.crew.take_in(job_of(raw=b"none"), 0.0)
+    (ending,) = bench.told.ended
+    assert (ending.outcome, ending.note["label"], ending.host) == ("failed", "malformed", "")
+    assert ending.trace_id == trace_of("a", None)
+    assert bench.lines.kept == []
+    held = bench.ledger.get("a.1")
+    assert held is not None and held.is_ending and bench.ledger.busy == 0
+
+
+def test_a_job_that_is_claimed_twice_runs_once(bench: Bench) -> None:
+    held = bench.held()
+    worker = bench.worker()
+    bench.crew.deal()
+    bench.crew.take_in(job_of(), 9.0)
+    bench.crew.deal()
+    assert bench.ledger.get("a.1") is held and held.leased_until == 0.0
+    assert [type(frame) for frame in worker.heard()] == [JobFrame]
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("place", ["judge", "door"])
+def test_a_defect_while_a_job_is_taken_in_fails_it_and_is_logged(
+    bench: Bench, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target: Any = type(bench.crew.judge) if place == "judge" else bench.doorman
+    monkeypatch.setattr(target, "admit" if place == "judge" else "turned_away", broken)
+    bench.crew.take_in(job_of(), 0.0)
+    (ending,) = bench.told.ended
+    assert (ending.outcome, ending.note["label"], ending.trace_id) == ("failed", "internal", trace_of("a", None))
+    (line,) = bench.lines.named("job_broke")
+    assert line.level == "error" and isinstance(line.fields["error"], ZeroDivisionError)
+    held = bench.ledger.get("a.1")
+    assert held is not None and held.is_ending and bench.ledger.busy == 0
+
+
+def test_a_defect_at_the_second_claim_of_a_job_does_not_end_its_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = bench.held()
+    monkeypatch.setattr(type(bench.crew.judge), "admit", broken)
+    bench.crew.take_in(job_of(), 0.0)
+    assert bench.told.ended == [] and not held.is_ending and bench.ledger.get("a.1") is held
+    assert bench.lines.events == ["job_broke"]
+
+
+def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) -> None:
+    bench.hosts.hold("host", 30.0)
+    bench.crew.take_in(job_of(is_paid=True), 0.0)
+    ending = bench.last()
+    assert (ending.outcome, ending.host, ending.delay_s, ending.is_paid) == ("park", "host", 30.0, True)
+    assert ending.trace_id == trace_of("a", None)
+    bench.worker()
+    bench.crew.deal()
+    assert [held.worker for held in bench.ledger.all()] == [None]
+
+
+# --- to workers ---
+
+
+def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+    worker = bench.worker()
+    held = bench.held()
+    bench.crew.deal()
+    (frame,) = worker.heard()
+    assert isinstance(frame, JobFrame) and (frame.ticket, frame.url, frame.attempt) == ("a.1", URL, 1)
+    assert (held.worker, held.dealt_at) == (worker.handle.pid, bench.clock.now)
+    assert worker.handle.jobs == {"a.1"} and worker.handle.taken == 1
+    assert bench.trail.jobs() == {"a": Ended("a", URL, "/data/a", None, True, 1, trace_of("a", None))}
+    bench.crew.deal()
+    assert worker.heard() == []
+
+
+def test_a_job_that_is_too_large_for_a_frame_fails_and_others_do_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = bench.worker()
+    bench.held("a", url=f"http://host/{'x' * 2000}")
+    bench.held("b")
+    monkeypatch.setattr(frames_module, "MAX_FRAME", 1000)
+    bench.crew.deal()
+    (ending,) = bench.told.ended
+    assert (ending.ticket.id, ending.outcome, ending.note["label"]) == ("a", "failed", "bad_job")
+    assert worker.handle.jobs == {"b.1"} and worker.handle.taken == 1
+    assert set(bench.trail.jobs()) == {"b"}
+
+
+def test_suspect_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> None:
+    ordinary, alone = bench.worker(), bench.worker(1, is_alone=True)
+    suspect, other = bench.held("a", crashes=2), bench.held("b")
+    assert bench.crew.suspects() == 1
+    bench.crew.deal()
+    assert (suspect.worker, other.worker) == (alone.handle.pid, ordinary.handle.pid)
+    assert bench.crew.suspects() == 1
+    bench.ledger.mark_ending(suspect)
+    assert bench.crew.suspects() == 0
+
+
+@pytest.mark.parametrize("why", ["is_ending", "is_lost", "is_at_door"])
+def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, why: str) -> None:
+    worker = bench.worker()
+    setattr(bench.held(), why, True)
+    bench.crew.deal()
+    assert worker.heard() == []
+
+
+# --- from workers ---
+
+
+def test_a_worker_that_is_up_is_news(bench: Bench) -> None:
+    worker = bench.worker(is_ready=False)
+    bench.crew.has_news = False
+    worker.say(HelloFrame(1))
+    bench.crew.hear(worker.handle)
+    assert worker.handle.is_ready and bench.crew.has_news
+    assert bench.lines.events == ["worker_started"]
+
+
+def test_a_heartbeat_brings_counts_and_progress(bench: Bench) -> None:
+    worker = bench.worker()
+    one, two = bench.held("a", worker), bench.held("b", worker)
+    one.missing = 9
+    worker.say(StatusFrame({"gone.1": {}, "a.1": {"done": 1}, "b.1": {"done": 2}}, {"received": 5.0}, {"b.1": 7}))
+    worker.say(StatusFrame({}, {"received": 8.0}))
+    bench.crew.hear(worker.handle)
+    assert (one.progress, one.missing, two.progress, two.missing) == ({"done": 1}, 0, {"done": 2}, 7)
+    assert bench.meter.received == 8 == bench.value("dlpool_received_bytes_total")
+
+
+@pytest.mark.parametrize(("is_held", "is_lost"), [(True, False), (True, True), (False, False)])
+def test_a_verified_job_is_asked_about_unless_it_is_lost(bench: Bench, is_held: bool, is_lost: bool) -> None:
+    worker = bench.worker()
+    if is_held:
+        bench.held("a", worker).is_lost = is_lost
+    worker.say(VerifiedFrame("a.1"))
+    bench.crew.hear(worker.handle)
+    if is_held and not is_lost:
+        assert bench.told.asked == [Ticket("a", 1)] and worker.heard() == []
+    else:
+        assert bench.told.asked == [] and worker.heard() == [LostFrame("a.1")]
+
+
+@pytest.mark.parametrize(
+    ("is_alone", "is_its", "is_free"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
+    bench: Bench, is_alone: bool, is_its: bool, is_free: bool
+) -> None:
+    worker = bench.worker(is_alone=is_alone)
+    held = bench.held("a", worker if is_its else None)
+    worker.say(FinishingFrame("a.1"), FinishingFrame("gone.1"))
+    bench.crew.hear(worker.handle)
+    assert (held.is_finishing, worker.handle.finishing, bench.ledger.busy) == (
+        is_free, {"a.1"} if is_free else set(), 0 if is_free else 1,
+    )  # fmt: skip
+
+
+def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> None:
+    one, other = bench.worker(), bench.worker()
+    one.say(HoldFrame("host", 20.0))
+    bench.crew.hear(one.handle)
+    assert one.heard() == other.heard() == [HoldFrame("host", 20.0)]
+    assert bench.told.holds == [Hold("host", 20.0)]
+    assert bench.lines.kept == [("info", "host_held", {"host": "host", "seconds": 20.0, "is_ours": True})]
+    one.say(HoldFrame("host", 20.5))
+    bench.crew.hear(one.handle)
+    assert one.heard() == [] and len(bench.told.holds) == 1
+
+
+def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
+    worker = bench.worker()
+    job = Ended("a", URL, "/data/a", None, True, 1)
+    bench.cleaner.begin(job)
+    bench.cleaner.leave([job], worker.handle.pid)
+    bench.cleaner.clean(now=True)
+    assert worker.heard() == [CleanFrame([list(job)])] and bench.trail.jobs() == {"a": job}
+    worker.say(CleanedFrame(["a", "gone"]))
+    bench.crew.hear(worker.handle)
+    assert bench.trail.jobs() == {} and worker.handle.cleaning == {}
+
+
+# --- how they end ---
+
+
+def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+    worker = bench.worker()
+    held = bench.held("a", worker)
+    held.dealt_at = bench.clock.now - 3.0
+    worker.handle.finishing.add("a.1")
+    worker.say(ended(leaves_state=False, stack="s"))
+    bench.crew.hear(worker.handle)
+    ending = bench.last()
+    assert (ending.outcome, ending.trace_id, ending.host) == ("success", held.trace_id, "")
+    assert (held.path, held.leaves_state, held.stack) == ("/data/a", False, "s")
+    assert held.is_ending and bench.ledger.busy == 0
+    assert worker.handle.jobs == worker.handle.finishing == set()
+    assert bench.value("dlpool_job_seconds_sum", ending="succeeded") == 3.0
+    worker.say(ended())
+    bench.crew.hear(worker.handle)
+    assert len(bench.told.ended) == 1 == bench.value("dlpool_job_seconds_count", ending="succeeded")
+    assert bench.trail.jobs() == {}
+
+
+def test_an_end_of_what_is_not_held_or_was_no_job_says_nothing(bench: Bench) -> None:
+    worker = bench.worker()
+    worker.say(ended("gone"))
+    bench.crew.hear(worker.handle)
+    assert bench.told.ended == [] and bench.lines.kept == []
+
+
+def test_a_path_that_the_server_named_is_on_the_trail_before_the_record(bench: Bench) -> None:
+    worker = bench.worker()
+    bench.held("a", worker)
+    worker.say(replace(ended(), path="/data/named"))
+    bench.crew.hear(worker.handle)
+    noted = bench.trail.jobs()["a"]
+    assert (noted.path, noted.has_failed) == ("/data/named", True)
+
+
+def test_a_broken_disk_stops_claims_until_a_job_succeeds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+    worker, crew = bench.worker(), bench.crew
+    for name in ("a", "b", "c", "d"):
+        bench.held(name, worker)
+    crew.has_news = False
+    worker.say(ended("a", "node_fault", label="no_space", message="full"))
+    crew.hear(worker.handle)
+    assert (crew.is_probing, crew.has_news, crew.fault_until) == (True, True, bench.clock.now + 30.0)
+    assert (bench.last().outcome, bench.last().delay_s) == ("release", 30.0)
+    (line,) = bench.lines.named("node_fault")
+    assert line.level == "warning" and line.fields["label"] == "no_space" and line.fields["reason"] == "full"
+    crew.has_news = False
+    worker.say(ended("b", "locked"))
+    crew.hear(worker.handle)
+    assert crew.is_probing and not crew.has_news
+    worker.say(ended("c"))
+    crew.hear(worker.handle)
+    assert not crew.is_probing and crew.has_news
+    crew.has_news = False
+    worker.say(ended("d"))
+    crew.hear(worker.handle)
+    assert not crew.has_news and len(bench.lines.named("node_fault")) == 1
+
+
+@pytest.mark.parametrize(("is_lost", "ending"), [(True, "succeeded"), (False, "lost")])
+def test_a_job_of_another_supervisor_ends_without_a_record(bench: Bench, is_lost: bool, ending: str) -> None:
+    worker = bench.worker()
+    bench.held("a", worker).is_lost = is_lost
+    worker.say(ended("a", ending))
+    bench.crew.hear(worker.handle)
+    assert bench.told.ended == [] and len(bench.ledger) == 0
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "job_lost")]
+    assert bench.value("dlpool_requeued_jobs_total", outcome="lost", label="") == 1
+
+
+def test_a_host_that_turns_jobs_away_gets_fewer_and_is_named_when_one_leaves(bench: Bench) -> None:
+    worker = bench.worker(4)
+    for name in "abcd":
+        bench.held(name, worker)
+    worker.say(ended("a", "retry", label="server_busy", message="503"))
+    bench.crew.hear(worker.handle)
+    assert bench.of_hosts.is_limited("host") and bench.last().host == "host"
+    assert [(line.event, line.fields["jobs"]) for line in bench.lines.kept] == [("host_jobs_changed", 2)]
+    assert (bench.last().outcome, bench.last().delay_s) == ("retry", 5.0)
+
+
+def test_a_slot_at_a_host_is_given_back_with_the_end(bench: Bench) -> None:
+    worker = bench.worker()
+    bench.held("a", worker).host = "host"
+    worker.say(ended())
+    bench.crew.hear(worker.handle)
+    assert bench.last().host == "host"
+
+
+def test_a_defect_in_leaving_a_host_does_not_change_how_a_job_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.doorman, "left", broken)
+    worker = bench.worker()
+    bench.held("a", worker).host = "host"
+    worker.say(ended())
+    bench.crew.hear(worker.handle)
+    assert (bench.last().outcome, bench.last().host) == ("success", "host")
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_broke")]
+
+
+def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
+    worker, other = bench.worker(4), bench.worker()
+    for name in "abcd":
+        bench.held(name, worker)
+    bench.held("e", other)
+    held = {name: bench.ledger.get(f"{name}.1") for name in "abcd"}
+    assert held["a"] is not None and held["b"] is not None
+    held["a"].is_lost = True
+    bench.ledger.mark_ending(held["b"])
+    worker.handle.jobs.add("0.1")  # gone from the ledger
+    worker.handle.finishing.add("c.1")
+    kept = Ended("x", URL, "/data/x", None, True, 1)
+    worker.handle.cleaning["x"] = kept
+    worker.say(ended("d"))  # its last words
+    bench.crew.bury(worker.handle, "killed by SIGKILL")
+    assert [(one.ticket.id, one.outcome, one.note.get("message")) for one in bench.told.ended] == [
+        ("d", "success", None), ("c", "crash", "killed by SIGKILL"),
+    ]  # fmt: skip
+    assert bench.ledger.get("a.1") is None and len(bench.ledger) == 4
+    assert worker.handle.jobs == worker.handle.finishing == set()
+    assert worker.handle.cleaning == {}
+    bench.pool.workers.pop(worker.handle.pid)
+    bench.cleaner.clean(now=True)
+    assert other.heard() == [CleanFrame([list(kept)])]
+
+
+# --- from Redis ---
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_verified_job_is_published_if_it_is_still_ours(bench: Bench, is_ours: bool) -> None:
+    worker = bench.worker()
+    held = bench.held("a", worker)
+    bench.crew.stands("a.1", is_ours=is_ours)
+    assert worker.heard() == ([PublishFrame("a.1")] if is_ours else [LostFrame("a.1")])
+    assert held.is_lost == (not is_ours)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_answer_about_a_job_that_no_worker_has_does_nothing_to_workers(bench: Bench, is_ours: bool) -> None:
+    worker = bench.worker()
+    held = bench.held("a", worker)
+    worker.handle.jobs.clear()
+    bench.crew.stands("gone.1", is_ours=is_ours)
+    bench.crew.stands("a.1", is_ours=True)
+    held.worker = 1
+    bench.crew.stands("a.1", is_ours=True)
+    assert worker.heard() == [] and len(bench.ledger) == 1
+
+
+@pytest.mark.parametrize("state", ["waits", "runs", "is_ending", "is_lost"])
+def test_a_job_that_is_lost_stops_without_a_record(bench: Bench, state: str) -> None:
+    worker = bench.worker()
+    held = bench.held("a", worker if state != "waits" else None)
+    if state.startswith("is_"):
+        setattr(held, state, True)
+    bench.crew.lose("a.1")
+    bench.crew.lose("gone.1")
+    assert worker.heard() == ([LostFrame("a.1")] if state == "runs" else [])
+    assert (bench.ledger.get("a.1") is None) == (state == "waits")
+    assert held.is_lost == (state != "is_ending") and bench.told.ended == []
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause"])
+def test_an_operator_stops_a_waiting_job_at_once_and_a_running_one_by_its_worker(bench: Bench, verb: str) -> None:
+    worker = bench.worker()
+    bench.held("a")
+    running = bench.held("b", worker)
+    for _ in range(2):
+        bench.crew.stop("a.1", verb)
+        bench.crew.stop("b.1", verb)
+        bench.crew.stop("gone.1", verb)
+    assert [(one.ticket.id, one.outcome) for one in bench.told.ended] == [
+        ("a", {"cancel": "cancelled", "pause": "pause"}[verb])
+    ]
+    assert worker.heard() == [CancelFrame("b.1", f"an operator asked to {verb} it")]
+    assert running.verb == verb and not running.is_ending
+    worker.say(ended("b", "released"))
+    bench.crew.hear(worker.handle)
+    assert bench.last().outcome == {"cancel": "cancelled", "pause": "pause"}[verb]
+
+
+def test_a_pause_can_become_a_cancel_but_not_the_other_way_round(bench: Bench) -> None:
+    worker = bench.worker()
+    held = bench.held("a", worker)
+    for verb in ("pause", "cancel", "pause"):
+        bench.crew.stop("a.1", verb)
+    assert held.verb == "cancel"
+    assert worker.heard() == [CancelFrame("a.1", f"an operator asked to {verb} it") for verb in ("pause", "cancel")]
+
+
+@pytest.mark.parametrize("state", ["is_ending", "is_lost", "no job", "left"])
+def test_a_job_that_cannot_be_stopped_is_left_alone(bench: Bench, state: str) -> None:
+    worker = bench.worker()
+    held = bench.held("a", worker)
+    if state == "no job":
+        held.job = None
+    elif state == "left":
+        worker.handle.jobs.clear()  # its worker has said how it ended, or has died
+    else:
+        setattr(held, state, True)
+    bench.crew.stop("a.1", "cancel")
+    assert worker.heard() == [] and bench.told.ended == []
+
+
+def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None:
+    limits = LimitSettings(max_per_host=1)
+    bench.hosts.apply(replace(bench.settings, limits=limits))
+    worker = bench.worker()
+    held = bench.held("a", is_paid=True)
+    (wish,) = bench.told.wishes
+    assert (wish.ticket, wish.limit.host, wish.limit.most, wish.is_paid) == (Ticket("a", 1), "host", 1, True)
+    assert held.is_at_door and held.host == "host"
+    bench.crew.deal()
+    assert worker.heard() == []
+    bench.crew.placed(Placed("a.1", Place(0)))
+    bench.crew.placed(Placed("a.1", Place(None)))  # an answer that comes twice
+    bench.crew.deal()
+    assert [type(frame) for frame in worker.heard()] == [JobFrame]
+    assert bench.told.ended == [] and bench.lines.kept == []
+
+
+@pytest.mark.parametrize(
+    ("place", "delay_s", "is_paid", "is_for_slot"),
+    [(Place(None), 5.0, False, True), (Place(0.5, is_paid=True), 0.5, True, False), (Place(0.0001), 0.001, False, False)],
+)
+def test_a_job_whose_host_has_no_slot_is_parked(
+    bench: Bench, place: Place, delay_s: float, is_paid: bool, is_for_slot: bool
+) -> None:
+    bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
+    held = bench.held("a")
+    bench.crew.placed(Placed("gone.1", place))
+    bench.crew.placed(Placed("a.1", place))
+    ending = bench.last()
+    assert (ending.outcome, ending.host, ending.delay_s) == ("park", "host", delay_s)
+    assert (ending.is_paid, ending.is_for_slot) == (is_paid, is_for_slot)
+    assert ending.note == {"label": "host_limit", "message": "host has to be asked later"}
+    assert held.host == "" and not held.is_at_door
+
+
+def test_an_answer_for_a_job_that_has_ended_at_the_door_changes_nothing(bench: Bench) -> None:
+    bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
+    held = bench.held("a")
+    bench.crew.stop("a.1", "cancel")
+    bench.crew.placed(Placed("a.1", Place(None)))
+    assert [one.outcome for one in bench.told.ended] == ["cancelled"] and held.host == "host"
+
+
+def test_a_host_whose_slots_cannot_be_told_is_named(bench: Bench) -> None:
+    bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
+    bench.held("a")
+    bench.crew.placed(Placed("a.1", Place(None, problem="away")))
+    assert bench.lines.kept == [("warning", "host_slot_unknown", {"host": "host", "reason": "away"})]
+    assert bench.last().outcome == "park"
+
+
+# --- recorded ---
+
+
+def record(bench: Bench, outcome: str, reply: str = "OK", **fields: Any) -> None:
+    held = bench.ledger.get("a.1")
+    label = fields.pop("label", "")
+    note = {"label": label} if label else {}
+    ending = Finish(Ticket("a", 1), outcome, note=note, **fields)
+    if held is not None:
+        bench.ledger.mark_ending(held)
+    bench.crew.recorded(Recorded(ending, reply))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reply", "leaves_state", "is_hooked", "is_cleaned", "is_forgotten"),
+    [
+        ("success", "OK", True, True, True, False),
+        ("success", "OK", False, True, False, True),
+        ("success", "DUP", False, True, False, True),
+        ("failed", "OK", True, True, True, False),
+        ("failed", "OK", False, True, True, False),
+        ("cancelled", "OK", False, True, True, False),
+        ("retry", "OK", True, True, False, False),
+        ("release", "OK", True, True, False, False),
+        ("success", "FENCED", True, False, False, False),
+        ("success", "GONE", True, False, True, False),
+        ("failed", "GONE", True, False, True, False),
+    ],
+)
+def test_a_recorded_end_is_logged_and_what_it_left_is_cleaned(
+    bench: Bench, outcome: str, reply: str, leaves_state: bool, is_hooked: bool, is_cleaned: bool, is_forgotten: bool
+) -> None:
+    other, worker = bench.worker(), bench.worker()
+    held = bench.held("a", worker)
+    job = Ended("a", URL, "/data/a", None, True, 1, held.trace_id)
+    bench.cleaner.begin(job)
+    held.leaves_state = leaves_state
+    record(bench, outcome, reply)
+    assert len(bench.ledger) == 0 and len(bench.lines.kept) == 1
+    assert [one.outcome for _, one in bench.hooked] == ([outcome] if is_hooked else [])
+    assert (bench.trail.jobs() == {}) == is_forgotten
+    bench.cleaner.clean(now=True)
+    cleaned = [list(job._replace(has_failed=outcome != "success"))]
+    assert worker.heard() == ([CleanFrame(cleaned)] if is_cleaned else []) and other.heard() == []
+
+
+def test_an_end_that_an_earlier_start_spooled_is_counted_and_no_more(bench: Bench) -> None:
+    record(bench, "failed", label="bad_job")
+    assert bench.lines.kept == [] and bench.hooked == []
+    assert bench.value("dlpool_jobs_total", outcome="failed", label="bad_job") == 1
+
+
+def test_a_job_without_a_job_ends_without_anything_to_clean(bench: Bench) -> None:
+    bench.worker()
+    bench.crew.take_in(job_of(raw=b"none"), 0.0)
+    record(bench, "failed")
+    assert bench.lines.events == ["job_malformed"] and len(bench.ledger) == 0
+    assert bench.cleaner._leftovers == {}
+
+
+@pytest.mark.parametrize("is_held_back", [False, True])
+def test_the_first_of_equal_jobs_runs_after_all(bench: Bench, is_held_back: bool) -> None:
+    worker = bench.worker()
+    bench.crew.take_in(job_of(dedupe=True), 0.0)
+    ending = bench.last()
+    assert ending.outcome == "follow" and bench.ledger.busy == 0
+    if is_held_back:
+        bench.hosts.hold("host", 30.0)
+    bench.crew.recorded(Recorded(ending, "LEADS"))
+    bench.crew.recorded(Recorded(replace(ending, ticket=Ticket("gone", 1)), "LEADS"))
+    bench.crew.deal()
+    assert [type(frame) for frame in worker.heard()] == ([] if is_held_back else [JobFrame])
+    assert bench.last().outcome == ("park" if is_held_back else "follow")
+    assert bench.ledger.busy == (0 if is_held_back else 1) and bench.lines.kept == []
+
+
+def test_a_follower_leaves(bench: Bench) -> None:
+    bench.crew.take_in(job_of(dedupe=True), 0.0)
+    bench.crew.recorded(Recorded(bench.last(), "FOLLOWS"))
+    assert len(bench.ledger) == 0
+
+
+# --- the end ---
+
+
+def test_what_waits_is_given_back_and_what_runs_is_checkpointed(bench: Bench) -> None:
+    worker = bench.worker()
+    bench.held("a")
+    bench.held("b", worker)
+    bench.held("c", worker)
+    ending = bench.ledger.get("c.1")
+    assert ending is not None
+    bench.ledger.mark_ending(ending)
+    for _ in range(2):
+        bench.crew.release_waiting("the end")
+    (released,) = bench.told.ended
+    assert (released.ticket.id, released.outcome) == ("a", "release")
+    assert released.note == {"label": "released", "message": "the end"} and released.trace_id != ""
+    bench.crew.cancel_running("the end")
+    assert worker.heard() == [CancelFrame("b.1", "the end")]
