@@ -1,0 +1,382 @@
+"""What a supervisor notes of its jobs: how many it holds, what it logs of them, and what is to be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.config import PathSettings
+from dlpool.jobs.confine import Confinement
+from dlpool.jobs.transitions import Finish
+from dlpool.errors import LocalFault, QueueAway
+from dlpool.jobs.pushed import PushedJob
+from dlpool.service import trail as trail_module
+from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, portions
+from dlpool.service.frames import CleanFrame, Ended
+from dlpool.service.joblog import log_end, trace_of
+from dlpool.service.ledger import Held, Ledger, is_told, job_frame
+from dlpool.service.link import Link
+from dlpool.service.tally import Tally
+from dlpool.service.trail import Trail
+from tests.bench import URL, Bench, Lines, job_of
+from tests.interleaving import Running, Watched, put_lock
+
+
+def held(name: str = "a", **fields: Any) -> Held:
+    return Held(job_of(name, **fields), 0.0)
+
+
+def ledger_of(capacity: int, *names: str) -> Ledger:
+    ledger = Ledger()
+    ledger.set_capacity(capacity)
+    for name in names:
+        assert ledger.add(held(name))
+    return ledger
+
+
+# --- how many are held ---
+
+
+@pytest.mark.parametrize(
+    ("capacity", "names", "room"), [(0, "", 0), (1, "", 1), (2, "a", 1), (2, "ab", 0), (2, "abc", 0), (3, "abc", 0)]
+)
+def test_room_is_what_the_capacity_leaves(capacity: int, names: str, room: int) -> None:
+    ledger = ledger_of(capacity, *names)
+    assert (ledger.room(), ledger.has_room.is_set(), ledger.busy) == (room, room > 0, len(names))
+    assert [str(ticket) for ticket in ledger.tickets()] == [f"{name}.1" for name in names]
+
+
+def test_a_new_ledger_has_no_room() -> None:
+    ledger = Ledger()
+    assert ledger.room() == 0
+    ledger.add(held())
+    ledger.drop("a.1")
+    assert ledger.room() == 0 and not ledger.has_room.is_set()
+
+
+def test_a_job_is_added_once() -> None:
+    ledger = ledger_of(2)
+    first = held()
+    assert [ledger.add(first), ledger.add(first), ledger.add(held())] == [True, False, False]
+    assert ledger.get("a.1") is first and ledger.busy == 1
+
+
+def test_a_place_is_free_while_a_job_finishes_or_ends_and_counts_once() -> None:
+    ledger = ledger_of(2, "a", "b")
+    one, other = ledger.all()
+    steps: list[tuple[Callable[[], object], int]] = [
+        (lambda: ledger.mark_finishing(one), 1),
+        (lambda: ledger.mark_finishing(one), 1),
+        (lambda: ledger.mark_ending(one), 1),
+        (lambda: ledger.drop("a.1"), 1),
+        (lambda: ledger.drop("a.1"), 1),
+        (lambda: ledger.mark_ending(other), 2),
+        (lambda: ledger.mark_ending(other, is_ending=False), 1),
+        (lambda: ledger.drop("b.1"), 2),
+    ]
+    for step, room in steps:
+        step()
+        assert (ledger.room(), ledger.has_room.is_set()) == (room, True)
+
+
+def test_room_ends_and_comes_back() -> None:
+    ledger = ledger_of(1, "a")
+    assert not ledger.has_room.is_set()
+    dropped = ledger.drop("a.1")
+    assert dropped is not None and dropped.ticket.id == "a" and ledger.has_room.is_set()
+    assert ledger.drop("a.1") is None
+    ledger.set_capacity(0)
+    assert not ledger.has_room.is_set()
+
+
+def test_a_worker_is_told_what_the_job_wants() -> None:
+    frame_of = {
+        checksum: job_frame(held(), parsed(checksum)) for checksum in (None, "sha256:" + "0" * 64)
+    }
+    assert [frame.checksum for frame in frame_of.values()] == list(frame_of)
+
+
+def parsed(checksum: str | None) -> Any:
+    return PushedJob.parse(job_of(checksum=checksum).raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "save_path", "is_so"),
+    [
+        ("/d/x", "x", True),
+        ("/d/x", "/d/x", True),
+        ("/d/x", "a/x", True),
+        ("/d/y", "x", False),
+        ("/d/x/", "x/", False),
+        ("/d/x", "x/", False),
+    ],
+)
+def test_a_save_path_tells_the_path_unless_the_server_named_it(path: str, save_path: str, is_so: bool) -> None:
+    assert is_told(path, save_path) == is_so
+
+
+# --- locks ---
+
+
+def a_ledger() -> Ledger:
+    return ledger_of(3, "a", "b")
+
+
+def a_link() -> Link:
+    return Link(Lines(), lambda: None, lambda _: None)  # type: ignore[arg-type]
+
+
+LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "add": (a_ledger, lambda ledger: ledger.add(held("c"))),
+    "mark_finishing": (a_ledger, lambda ledger: ledger.mark_finishing(ledger.get("a.1"))),
+    "mark_ending": (a_ledger, lambda ledger: ledger.mark_ending(ledger.get("a.1"))),
+    "drop": (a_ledger, lambda ledger: ledger.drop("a.1")),
+    "all": (a_ledger, lambda ledger: ledger.all()),
+    "set_capacity": (a_ledger, lambda ledger: ledger.set_capacity(1)),
+    "room": (a_ledger, lambda ledger: ledger.room()),
+    "tally add": (Tally, lambda tally: tally.add("x", 1)),
+    "tally range": (Tally, lambda tally: tally.range_fetched(1.0)),
+    "tally counts": (Tally, lambda tally: tally.counts()),
+    "link lost": (a_link, lambda link: link.lost(QueueAway("away"))),
+    "link beat": (a_link, lambda link: link.beat()),
+}
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_an_operation_waits_for_another_one_of_another_thread(name: str) -> None:
+    make, operation = LOCKED[name]
+    wait_for_lock(make(), operation)
+
+
+@pytest.mark.parametrize("name", ["begin", "forget", "jobs", "tidy"])
+def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: str) -> None:
+    job = Ended("a", URL, "a", None, False)
+    arguments: dict[str, tuple[Any, ...]] = {"begin": (job,), "forget": ([job],)}
+    wait_for_lock(Trail(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
+
+
+def wait_for_lock(made: Any, operation: Callable[[Any], object]) -> None:
+    """Check that an operation does not end while its object's lock is held, and ends then."""
+    lock = Watched()
+    put_lock(made, "_lock", lock)
+    lock.acquire()
+    running = Running(lambda: operation(made))
+    while not lock.blocks.wait(0.001):
+        assert not running.changed.is_set(), "it did not take the lock"
+    lock.release()
+    running.end()
+
+
+# --- the summary of a run ---
+
+
+ENDS = {
+    "success": ("info", "job_succeeded", {"outcome": "success"}),
+    "failed": ("error", "job_failed", {"outcome": "failure", "error": "m"}),
+    "cancelled": ("info", "job_cancelled", {"reply": "OK"}),
+    "pause": ("info", "job_paused", {"reply": "OK"}),
+    "retry": ("warning", "job_retried", {"result": "retry", "reason": "m", "delay_s": 2.0}),
+    "crash": ("warning", "job_retried", {"result": "crash", "reason": "m", "delay_s": 2.0}),
+    "park": ("info", "job_parked", {"result": "park", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "release": ("info", "job_released", {"result": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "follow": ("info", "job_released", {"result": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+}
+
+
+@pytest.mark.parametrize("outcome", ENDS)
+@pytest.mark.parametrize("has_stack", [False, True])
+def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: bool) -> None:
+    bench = Bench(tmp_path)
+    one = bench.held(user_id="u")
+    one.stack = "s" if has_stack else ""
+    ending = Finish(one.ticket, outcome, note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0)
+    log_end(bench.lines, one, ending, "OK")  # type: ignore[arg-type]
+    level, event, fields = ENDS[outcome]
+    always = {"job_id": "a", "attempt": 1, "trace_id": one.trace_id, "url": URL, "path": "/data/a", "user_id": "u"}
+    stack = {"stack": "s"} if has_stack and outcome == "failed" else {}
+    assert bench.lines.kept == [(level, event, always | {"label": "l", "size": 3} | fields | stack)]
+
+
+@pytest.mark.parametrize("reply", ["FENCED", "GONE"])
+def test_a_run_whose_job_was_taken_is_logged_as_such(tmp_path: Path, reply: str) -> None:
+    bench = Bench(tmp_path)
+    one = bench.held()
+    log_end(bench.lines, one, Finish(one.ticket, "success"), reply)  # type: ignore[arg-type]
+    ((level, event, fields),) = bench.lines.kept
+    assert (level, event, fields["reply"], fields["result"]) == ("warning", "job_disowned", reply, "success")
+    assert "user_id" not in fields
+
+
+def test_a_trace_id_is_the_clients_or_follows_from_the_job() -> None:
+    assert trace_of("a", None) == trace_of("a", None) != trace_of("b", None)
+    assert len(trace_of("a", None)) == 32
+
+
+# --- what is to be removed ---
+
+
+def job(name: str, fence: int = 1, **fields: Any) -> Ended:
+    given: dict[str, Any] = {"url": URL, "save_path": name, "path": None, "has_failed": True, **fields}
+    return Ended(name, fence=fence, **given)
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    return (folder / "trail").read_bytes().splitlines()
+
+
+def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None:
+    trail = Trail(tmp_path)
+    trail.begin(job("a", trace_id="t"))
+    trail.begin(job("b", path="/x", has_failed=False))
+    trail.begin(job("b", fence=2))
+    with (tmp_path / "trail").open("ab") as file:
+        file.write(b'["old","http://h/x","x",null,true]\n["cut","http')
+    known = Trail(tmp_path).jobs()
+    assert known == {"a": job("a", trace_id="t"), "b": job("b", fence=2), "old": Ended("old", "http://h/x", "x", None, True)}
+    assert len(lines_of(tmp_path)) == 3  # each once
+
+
+@pytest.mark.parametrize("line", [b"[]", b"1", b'["a"]', b'["a","u","s",null,true,"x"]', b'["a","u","s",null,true,1]'])
+def test_a_line_is_a_job_or_passed_over(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "trail").write_bytes(line + b"\n")
+    is_job = line.endswith(b"true,1]")
+    assert list(Trail(tmp_path).jobs()) == (["a"] if is_job else [])
+
+
+def test_only_runs_that_have_ended_leave_the_trail(tmp_path: Path) -> None:
+    trail = Trail(tmp_path)
+    for fence in (1, 2):
+        trail.begin(job("a", fence))
+    trail.begin(job("b"))
+    trail.forget([job("a", 1), job("gone")])
+    assert set(trail.jobs()) == {"a", "b"}
+    trail.forget([job("a", 2), job("b", 3)])
+    assert trail.jobs() == {}
+
+
+def test_a_trail_of_mostly_old_lines_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trail_module, "TIDY_LINES", 10)
+    trail = Trail(tmp_path)
+    trail.begin(job("stays"))
+    for number in range(13):
+        trail.begin(job(str(number)))
+        trail.forget([job(str(number))])
+        assert len(lines_of(tmp_path)) == number + 2
+    trail.begin(job("last"))
+    trail.forget([job("last")])  # 15 lines, more than 10 and 4 for the job that stays
+    assert [line[:8] for line in lines_of(tmp_path)] == [b'["stays"']
+    trail.begin(job("next"))
+    assert len(lines_of(tmp_path)) == 2
+    trail.forget([job("next")])
+    trail.tidy()
+    assert len(lines_of(tmp_path)) == 1
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail = Trail(tmp_path)
+    before = open_files()
+    for _ in range(3):
+        trail.tidy()
+    assert open_files() == before
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "refused")
+
+    monkeypatch.setattr(trail_module.disk, "replace", refuse)
+    with pytest.raises(Exception, match="trail"):
+        trail.tidy()
+    assert open_files() == before
+
+
+# --- who removes it ---
+
+
+def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    monkeypatch.setattr("dlpool.service.cleaning.time", bench.clock)
+    one, other = bench.worker(), bench.worker()
+    bench.cleaner.leave([job("a")], other.handle.pid)
+    bench.cleaner.leave([job("b")])
+    bench.cleaner.clean()
+    assert one.heard() == [CleanFrame([list(job("b"))])] and other.heard() == [CleanFrame([list(job("a"))])]
+    assert set(one.handle.cleaning) == {"b"} and set(other.handle.cleaning) == {"a"}
+    bench.cleaner.leave([job("c")])
+    bench.clock.now += CLEAN_S / 2
+    bench.cleaner.clean()
+    assert one.heard() == []
+    bench.clock.now += CLEAN_S / 2
+    bench.cleaner.clean()
+    bench.clock.now += CLEAN_S
+    bench.cleaner.clean()
+    assert one.heard() == [CleanFrame([list(job("c"))])] and other.heard() == []
+    bench.cleaner.leave([job("d")])
+    bench.cleaner.clean(now=True)
+    assert one.heard() == [CleanFrame([list(job("d"))])]
+
+
+def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.worker(is_ready=False)
+    bench.cleaner.leave([job("a")])
+    bench.cleaner.clean(now=True)
+    worker = bench.worker()
+    bench.cleaner.clean(now=True)
+    assert worker.heard() == [CleanFrame([list(job("a"))])]
+
+
+@pytest.mark.parametrize("field", ["url", "save_path", "path"])
+def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None:
+    short = Ended("x", "", "", None, True)
+    half, rest = CLEAN_CHARACTERS // 2, CLEAN_CHARACTERS - CLEAN_CHARACTERS // 2
+    lengths = [half, rest, half, half + 1, CLEAN_CHARACTERS + 1, 1, 1]
+    told = list(portions([short._replace(**{field: "x" * length}) for length in lengths]))
+    sizes = [[len(getattr(one, field)) for one in portion] for portion in told]
+    assert sizes == [[half, rest], [half], [half + 1], [CLEAN_CHARACTERS + 1], [1, 1]]
+    assert list(portions([])) == []
+    assert len(list(portions([short] * 1000))) == 1
+
+
+def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    paths = Confinement(PathSettings(download_dir=str(tmp_path / "data")))
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        bench.cleaner.begin(job(name))
+        bench.cleaner.begin(job(name))
+    part = tmp_path / "data" / "a.part"
+    bench.cleaner.leave([job("a"), job("out", save_path="/etc/x")])
+    bench.cleaner.clean_here(paths)
+    bench.cleaner.clean_here(paths)
+    assert not part.exists()
+    (line,) = bench.lines.kept
+    assert (line.level, line.event, line.fields["job_id"]) == ("warning", "leftover_not_removed", "out")
+    assert set(bench.trail.jobs()) == {"b"} and len(lines_of(tmp_path)) == 1
+
+
+def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise LocalFault("no space")
+
+    for name in ("begin", "forget", "tidy"):
+        monkeypatch.setattr(bench.trail, name, refuse)
+    bench.cleaner.begin(job("a"))
+    bench.cleaner.forget([job("a")])
+    bench.cleaner.clean_here(Confinement(PathSettings(download_dir=str(tmp_path))))
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "trail_not_kept")] * 4
+    assert bench.lines.kept[0].fields["job_id"] == "a"
+
