@@ -177,3 +177,15 @@ def _first_of(wanted: threading.Event, other: threading.Event) -> bool:
             return wanted.is_set()
         wanted.wait(0.0005)
     raise AssertionError("nothing happened in time")
+
+
+def wait_for_lock(made: Any, operation: Operation) -> None:
+    """Check that an operation does not end while its object's lock is held, and ends then."""
+    lock = Watched()
+    put_lock(made, "_lock", lock)
+    lock.acquire()
+    running = Running(lambda: operation(made))
+    while not lock.blocks.wait(0.001):
+        assert not running.changed.is_set(), "it did not take the lock"
+    lock.release()
+    running.end()

@@ -482,7 +482,11 @@ def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None
 
 @pytest.mark.parametrize(
     ("place", "delay_s", "is_paid", "is_for_slot"),
-    [(Place(None), 5.0, False, True), (Place(0.5, is_paid=True), 0.5, True, False), (Place(0.0001), 0.001, False, False)],
+    [
+        (Place(None), 5.0, False, True),
+        (Place(0.5, is_paid=True), 0.5, True, False),
+        (Place(0.0001), 0.001, False, False),
+    ],
 )
 def test_a_job_whose_host_has_no_slot_is_parked(
     bench: Bench, place: Place, delay_s: float, is_paid: bool, is_for_slot: bool

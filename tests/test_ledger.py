@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dlpool.config import PathSettings
-from dlpool.jobs.confine import Confinement
-from dlpool.jobs.transitions import Finish
 from dlpool.errors import LocalFault, QueueAway
+from dlpool.jobs.confine import Confinement
 from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.transitions import Finish
 from dlpool.service import trail as trail_module
 from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, portions
 from dlpool.service.frames import CleanFrame, Ended
@@ -22,7 +22,7 @@ from dlpool.service.link import Link
 from dlpool.service.tally import Tally
 from dlpool.service.trail import Trail
 from tests.bench import URL, Bench, Lines, job_of
-from tests.interleaving import Running, Watched, put_lock
+from tests.interleaving import wait_for_lock
 
 
 def held(name: str = "a", **fields: Any) -> Held:
@@ -93,9 +93,7 @@ def test_room_ends_and_comes_back() -> None:
 
 
 def test_a_worker_is_told_what_the_job_wants() -> None:
-    frame_of = {
-        checksum: job_frame(held(), parsed(checksum)) for checksum in (None, "sha256:" + "0" * 64)
-    }
+    frame_of = {checksum: job_frame(held(), parsed(checksum)) for checksum in (None, "sha256:" + "0" * 64)}
     assert [frame.checksum for frame in frame_of.values()] == list(frame_of)
 
 
@@ -156,18 +154,6 @@ def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: s
     job = Ended("a", URL, "a", None, False)
     arguments: dict[str, tuple[Any, ...]] = {"begin": (job,), "forget": ([job],)}
     wait_for_lock(Trail(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
-
-
-def wait_for_lock(made: Any, operation: Callable[[Any], object]) -> None:
-    """Check that an operation does not end while its object's lock is held, and ends then."""
-    lock = Watched()
-    put_lock(made, "_lock", lock)
-    lock.acquire()
-    running = Running(lambda: operation(made))
-    while not lock.blocks.wait(0.001):
-        assert not running.changed.is_set(), "it did not take the lock"
-    lock.release()
-    running.end()
 
 
 # --- the summary of a run ---
@@ -235,7 +221,11 @@ def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None
     with (tmp_path / "trail").open("ab") as file:
         file.write(b'["old","http://h/x","x",null,true]\n["cut","http')
     known = Trail(tmp_path).jobs()
-    assert known == {"a": job("a", trace_id="t"), "b": job("b", fence=2), "old": Ended("old", "http://h/x", "x", None, True)}
+    assert known == {
+        "a": job("a", trace_id="t"),
+        "b": job("b", fence=2),
+        "old": Ended("old", "http://h/x", "x", None, True),
+    }
     assert len(lines_of(tmp_path)) == 3  # each once
 
 
@@ -379,4 +369,3 @@ def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
     bench.cleaner.clean_here(Confinement(PathSettings(download_dir=str(tmp_path))))
     assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "trail_not_kept")] * 4
     assert bench.lines.kept[0].fields["job_id"] == "a"
-

@@ -227,7 +227,7 @@ def test_a_service_whose_workers_never_come_up_fails(bench: Pooled, has_come_up:
         bench.end(handle, 3)
         stacks_file(bench.folder, handle.pid).write_text("the cause\nmore\n")
         if number == 2 and not has_come_up:
-            with pytest.raises(WorkersFail, match="exit code 3: the cause$"):
+            with pytest.raises(WorkersFail, match=r"exit code 3: the cause$"):
                 bench.tend(1.0)
             return
         bench.tend(1.0)
@@ -323,7 +323,9 @@ def test_jobs_are_dealt_to_the_freest_and_suspects_alone(waiting: str, seats: An
     assert deal(jobs, [Seat(*seat) for seat in seats]) == expected
 
 
-@pytest.mark.parametrize(("slots", "workers", "expected"), [(5, 2, [3, 2]), (2, 5, [1, 1]), (6, 3, [2, 2, 2]), (7, 3, [3, 2, 2])])
+@pytest.mark.parametrize(
+    ("slots", "workers", "expected"), [(5, 2, [3, 2]), (2, 5, [1, 1]), (6, 3, [2, 2, 2]), (7, 3, [3, 2, 2])]
+)
 def test_slots_are_dealt_evenly(slots: int, workers: int, expected: list[int]) -> None:
     assert slots_of(slots, workers) == expected
 
@@ -395,7 +397,9 @@ def test_a_frame_that_is_too_large_is_refused(bench: Pooled) -> None:
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(None, 5), (3, 3), (1, 1)])
-def test_a_worker_is_replaced_after_its_share_of_jobs(make: Callable[..., Pooled], limit: int | None, taken: int) -> None:
+def test_a_worker_is_replaced_after_its_share_of_jobs(
+    make: Callable[..., Pooled], limit: int | None, taken: int
+) -> None:
     bench = make(max_jobs_per_worker=limit)
     worker = bench.worker(2)
     assert bench.pool.seats() == [Seat(worker.handle.pid, min(2, limit or 2), 0, False)]
@@ -462,7 +466,9 @@ def test_the_nodes_rate_follows_the_jobs_once_a_second(make: Callable[..., Poole
     assert bench.tend(1.0) is None and rates() == [-1, -1]
 
 
-@pytest.mark.parametrize(("jobs", "taken", "demand"), [(0, 0, 0), (2, 0, 2), (0, 1, 1), (0, 9, 2), (1, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize(
+    ("jobs", "taken", "demand"), [(0, 0, 0), (2, 0, 2), (0, 1, 1), (0, 9, 2), (1, 2, 2), (2, 1, 2)]
+)
 def test_what_a_worker_has_or_had_in_the_last_second_is_its_demand(
     bench: Pooled, jobs: int, taken: int, demand: int
 ) -> None:
@@ -634,7 +640,9 @@ def test_how_a_worker_ended(bench: Pooled, code: int | None, killed_for: str | N
     assert handle.how_it_ended() == how
 
 
-@pytest.mark.parametrize(("code", "killed_for", "event"), [(0, None, "worker_ended"), (0, "x", "worker_died"), (1, None, "worker_died")])
+@pytest.mark.parametrize(
+    ("code", "killed_for", "event"), [(0, None, "worker_ended"), (0, "x", "worker_died"), (1, None, "worker_died")]
+)
 def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, killed_for: str | None, event: str) -> None:
     handle = bench.worker().handle
     handle.killed_for = killed_for
