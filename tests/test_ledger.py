@@ -159,7 +159,7 @@ def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: s
 # --- the summary of a run ---
 
 
-ENDS = {
+ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "success": ("info", "job_succeeded", {"outcome": "success"}),
     "failed": ("error", "job_failed", {"outcome": "failure", "error": "m"}),
     "cancelled": ("info", "job_cancelled", {"reply": "OK"}),
@@ -281,7 +281,7 @@ def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "refused")
 
-    monkeypatch.setattr(trail_module.disk, "replace", refuse)
+    monkeypatch.setattr("dlpool.service.trail.disk.replace", refuse)
     with pytest.raises(Exception, match="trail"):
         trail.tidy()
     assert open_files() == before
@@ -325,12 +325,18 @@ def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
     assert worker.heard() == [CleanFrame([list(job("a"))])]
 
 
+def sized(field: str, length: int) -> Ended:
+    """A leftover of which one field has that length, and the others none."""
+    given: dict[str, Any] = {"url": "", "save_path": "", "path": None, field: "x" * length}
+    return Ended("x", has_failed=True, **given)
+
+
 @pytest.mark.parametrize("field", ["url", "save_path", "path"])
 def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None:
-    short = Ended("x", "", "", None, True)
+    short = sized(field, 0)
     half, rest = CLEAN_CHARACTERS // 2, CLEAN_CHARACTERS - CLEAN_CHARACTERS // 2
     lengths = [half, rest, half, half + 1, CLEAN_CHARACTERS + 1, 1, 1]
-    told = list(portions([short._replace(**{field: "x" * length}) for length in lengths]))
+    told = list(portions([sized(field, length) for length in lengths]))
     sizes = [[len(getattr(one, field)) for one in portion] for portion in told]
     assert sizes == [[half, rest], [half], [half + 1], [CLEAN_CHARACTERS + 1], [1, 1]]
     assert list(portions([])) == []

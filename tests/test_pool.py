@@ -64,7 +64,7 @@ class Pooled(Bench):
         self.signals: list[tuple[int, int]] = []
         patch.setattr("dlpool.service.handle.os.kill", lambda pid, number: self.signals.append((pid, number)))
         Spawned.made, Spawned.refused = [], None
-        self.pool._context.Process = Spawned  # type: ignore[attr-defined]
+        patch.setattr(self.pool._context, "Process", Spawned)
         self.pool._looked = self.clock.now
         self.died: list[tuple[int, str]] = []
 
@@ -139,7 +139,7 @@ def test_each_worker_is_told_its_cpu_by_those_of_the_others(bench: Pooled, monke
     monkeypatch.setattr("dlpool.service.pool.choose_cpu", lambda workers, taken: (workers, len(taken)))
     bench.tend()
     assert [process.arguments[2]["cpu"] for process in Spawned.made] == [(2, 0), (2, 1)]
-    assert [handle.cpu for handle in bench.pool.workers.values()] == [(2, 0), (2, 1)]
+    assert [handle.cpu for handle in bench.pool.workers.values()] == [one.arguments[2]["cpu"] for one in Spawned.made]
 
 
 def test_the_workers_end_of_the_channel_is_the_workers_alone(bench: Pooled) -> None:
@@ -463,7 +463,8 @@ def test_the_nodes_rate_follows_the_jobs_once_a_second(make: Callable[..., Poole
     bench.pool.settings = SupervisorSettings(node_rate=None)
     bench.tend(1.0)
     assert rates() == [None, None]
-    assert bench.tend(1.0) is None and rates() == [-1, -1]
+    bench.tend(1.0)
+    assert rates() == [-1, -1]
 
 
 @pytest.mark.parametrize(
@@ -563,8 +564,13 @@ def test_a_worker_that_grows_is_retired_and_one_that_grows_more_is_killed(
 
 def test_workers_are_weighed_now_and_then(bench: Pooled, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = bench.worker()
-    weighed = []
-    monkeypatch.setattr(Handle, "memory", lambda handle: weighed.append(handle.pid) or 1)
+    weighed: list[int] = []
+
+    def memory(handle: Handle) -> int:
+        weighed.append(handle.pid)
+        return 1
+
+    monkeypatch.setattr(Handle, "memory", memory)
     counts = []
     for seconds in (0.0, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2):
         bench.tend(seconds)
@@ -592,7 +598,9 @@ def test_received_bytes_are_those_of_the_last_report(bench: Pooled) -> None:
 # --- their end ---
 
 
-def test_all_workers_are_told_to_end_and_their_last_words_are_heard(bench: Pooled) -> None:
+def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
+    bench: Pooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workers = [bench.worker(), bench.worker(), bench.worker()]
     heard: list[Any] = []
     deadline = bench.clock.now + STOP_S
@@ -609,7 +617,7 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(bench: Poole
         return joined
 
     for worker, code in zip(workers, (0, 0, None), strict=True):
-        worker.handle.process.join = join(worker, code)  # type: ignore[method-assign]
+        monkeypatch.setattr(worker.handle.process, "join", join(worker, code))
     words: list[tuple[int, list[Any]]] = []
     started = deadline - STOP_S
     bench.pool.stop(lambda handle, _how: words.append((handle.pid, list(handle.frames()))))
