@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,9 @@ def test_a_service_whose_workers_never_come_up_fails(bench: Pooled, has_come_up:
 
 
 @pytest.mark.parametrize("has_come_up", [True, False])
-def test_a_start_that_is_refused_is_tried_again(bench: Pooled, has_come_up: bool) -> None:
+def test_a_start_that_is_refused_is_tried_again(
+    bench: Pooled, monkeypatch: pytest.MonkeyPatch, has_come_up: bool
+) -> None:
     bench.tend()
     if has_come_up:
         bench.up()
@@ -246,7 +249,13 @@ def test_a_start_that_is_refused_is_tried_again(bench: Pooled, has_come_up: bool
     else:
         bench.pool.workers.clear()
         Spawned.refused = OSError(11, "Resource temporarily unavailable")
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    pairs, pair = [], Channel.pair
+
+    def noted() -> tuple[Channel, socket.socket]:
+        pairs.append(pair())
+        return pairs[-1]
+
+    monkeypatch.setattr(Channel, "pair", noted)
     for number in range(5):
         bench.lines.kept.clear()
         if number == 2 and not has_come_up:
@@ -255,7 +264,7 @@ def test_a_start_that_is_refused_is_tried_again(bench: Pooled, has_come_up: bool
             return
         bench.tend(RESPAWN_MAX_S)
         assert len(bench.lines.named("worker_not_started")) == 1, "one line a try"
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert len(pairs) == 5 and all(mine.fileno() == theirs.fileno() == -1 for mine, theirs in pairs)
     Spawned.refused = None
     bench.tend(RESPAWN_MAX_S)
     assert len(bench.pool.workers) == 2
