@@ -249,7 +249,8 @@ def test_a_start_that_is_refused_is_tried_again(
     else:
         bench.pool.workers.clear()
         Spawned.refused = OSError(11, "Resource temporarily unavailable")
-    pairs, pair = [], Channel.pair
+    pairs: list[tuple[Channel, socket.socket]] = []
+    pair = Channel.pair
 
     def noted() -> tuple[Channel, socket.socket]:
         pairs.append(pair())
