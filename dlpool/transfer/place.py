@@ -288,10 +288,11 @@ class Place:
             begun.append(free)
         ours = [other for other in begun if self._is_of_url(other)]
         rest = [other for other in begun if other not in ours and not self._is_of_other_url(other)]
-        for other in chain(ours, rest, [free], unused):
-            if (part := self._locked(other)) is not None:
-                return other, part
-        raise AssertionError("the series of names ends with an error")
+        candidates = chain(ours, rest, [free], unused)  # which ends with an error
+        other = next(candidates)
+        while (part := self._locked(other)) is None:
+            other = next(candidates)
+        return other, part
 
     def _locked(self, target: Path) -> PartFile | None:
         """Return the locked part file of an unused name, None if another download has taken the name meanwhile."""

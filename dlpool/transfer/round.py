@@ -40,11 +40,18 @@ STOP_S = 0.9  # given to connection threads to notice the end
 
 @dataclass
 class Committed:
-    """What the last checkpoint covered, and when it was."""
+    """What the last checkpoint covered, and when it was (in seconds of the round's clock)."""
 
     at: float
-    written: int
+    written: int = 0
     ended_chunks: int = 0
+
+    def is_next_due(self, written: int, ended_chunks: int, now: float) -> bool:
+        """Return whether to commit again: after time, bytes, or ended chunks; never without a new byte."""
+        fresh, age = written - self.written, now - self.at
+        has_ended = ended_chunks > self.ended_chunks
+        is_due = age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
+        return is_due and fresh > 0
 
 
 class Round:
@@ -71,7 +78,7 @@ class Round:
         self._follower: Follower | None = None
         self._end_check: EndCheck | None = None
         self._ticks_itself = False  # no thread could be started for the ticker
-        self._committed = Committed(context.clock(), 0)
+        self._committed = Committed(context.clock())
         self._opening = Opening(context, place, choose_place, is_single=is_single)
 
     @property
@@ -90,9 +97,7 @@ class Round:
         except DlpoolError as error:
             self._end(error)
             raise
-        except AlreadyThere:
-            self.stop(Cancelled("there is nothing to fetch"))
-            self.lanes.join(STOP_S)
+        except AlreadyThere:  # no connection works yet, or any more
             raise
         except Exception as error:
             failure = InternalError.of(error)
@@ -177,17 +182,11 @@ class Round:
         except Exception as error:  # noqa: BLE001 - the thread is everybody's
             self.stop(InternalError.of(error))
 
-    def _is_checkpoint_due(self, now: float) -> bool:
-        committed, board = self._committed, self._context.board
-        fresh = board.written() - committed.written
-        if fresh <= 0:
-            return False
-        age = now - committed.at
-        has_ended = board.ended_chunks > committed.ended_chunks
-        return age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
-
     def _checkpoint_if_due(self, plan: Plan) -> None:
-        if plan.has_ranges and self._is_checkpoint_due(self._context.clock()):
+        if not plan.has_ranges:
+            return
+        board = self._context.board
+        if self._committed.is_next_due(board.written(), board.ended_chunks, self._context.clock()):
             self._checkpoint(plan)
 
     def _checkpoint(self, plan: Plan, error: DlpoolError | None = None) -> None:
