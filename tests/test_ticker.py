@@ -1,0 +1,107 @@
+"""The timer thread of a process: whom it calls, and when it is there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dlpool import threads
+from dlpool.errors import NoThread
+from dlpool.transfer import ticker as tickers
+from dlpool.transfer.ticker import IDLE_TICKS, Ticker
+from tests.conftest import wait_until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tickers, "TICK_S", 0.001)
+    yield
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dlpool-ticker"])
+
+
+def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
+    ticker, calls = Ticker(), {"one": 0, "other": 0}
+
+    def counting(name: str) -> Callable[[], None]:
+        def call() -> None:
+            calls[name] += 1
+
+        return call
+
+    with ticker.calling(counting("one")) as is_called:
+        assert is_called
+        wait_until(lambda: calls["one"] >= 3)
+        with ticker.calling(counting("other")) as is_other_called:
+            assert is_other_called
+            wait_until(lambda: calls["other"] >= 3)
+        assert len([one for one in threading.enumerate() if one.name == "dlpool-ticker"]) == 1
+        seen = calls["one"]
+        other = calls["other"]
+        wait_until(lambda: calls["one"] >= seen + 3)
+        assert calls["other"] <= other + 1, "it may be called once while its block ends"
+    assert ticker._callbacks == {}
+
+
+def test_the_thread_ends_without_callbacks_and_comes_back() -> None:
+    ticker, called = Ticker(), threading.Event()
+    for _ in range(2):
+        called.clear()
+        with ticker.calling(called.set):
+            assert called.wait(20.0)
+        wait_until(lambda: ticker._thread is None)
+
+
+def test_an_idle_thread_stays_for_some_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[float] = []
+
+    class Pause:
+        def wait(self, seconds: float) -> bool:
+            ticks.append(seconds)
+            if len(ticks) == 5:
+                ticker._callbacks["once"] = lambda: ticker._callbacks.clear()
+            return False
+
+    monkeypatch.setattr(threading, "Event", Pause)
+    ticker = Ticker()
+    ticker._run()
+    assert len(ticks) == 5 + IDLE_TICKS + 1, "counted from the last callback"
+
+
+def test_without_a_thread_it_is_said_that_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise NoThread("no thread")
+
+    monkeypatch.setattr(threads, "start", refuse)
+    with Ticker().calling(lambda: None) as is_called:
+        assert is_called is False
+
+
+def test_a_block_that_fails_ends_its_calls() -> None:
+    ticker = Ticker()
+    with pytest.raises(ValueError, match="failed"), ticker.calling(lambda: None):
+        raise ValueError("failed")
+    assert ticker._callbacks == {}
+
+
+def test_the_callbacks_change_and_are_read_only_under_the_lock() -> None:
+    ticker, called = Ticker(), threading.Event()
+
+    class Guarded(dict[object, Any]):
+        def __setitem__(self, key: object, value: Any) -> None:
+            assert ticker._lock.locked()
+            super().__setitem__(key, value)
+
+        def __delitem__(self, key: object) -> None:
+            assert ticker._lock.locked()
+            super().__delitem__(key)
+
+        def values(self) -> Any:
+            assert ticker._lock.locked()
+            return super().values()
+
+    ticker._callbacks = Guarded()
+    with ticker.calling(called.set):
+        assert called.wait(20.0)
