@@ -126,3 +126,23 @@ def test_only_harmless_headers_go_to_another_origin(url: str) -> None:
     sent = headers_for(url, "http://host/file", HEADERS)
     assert set(sent) == {"ACCEPT", "User-Agent", "accept-language", "Cache-Control", "Pragma"}
     assert "secret" not in sent.values()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("https://h/a", "https://h:443/b", True),
+        ("http://h/a", "http://H:80/b", True),
+        ("https://h/a", "https://h:444/b", False),
+        ("http://h/a", "http://h:81/b", False),
+        ("http://h:443/a", "https://h/b", False),
+    ],
+)
+def test_an_origin_has_the_usual_port_of_its_scheme(one: str, other: str, is_same: bool) -> None:
+    assert (origin(one) == origin(other)) is is_same
+
+
+@pytest.mark.parametrize("address", ["::1", "::2", "::7f00:1", "64:ff9b::a00:1"])
+def test_an_address_with_a_private_one_inside_is_not_public(address: str) -> None:
+    with pytest.raises(PolicyRefused, match="not a public address"):
+        check_address(address, "public-only")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from dlpool.config import TransferSettings
 from dlpool.errors import (
     ConnectionBroken,
+    ContradictoryAnswer,
     RetryRange,
     ServerBusy,
     ServerTrouble,
@@ -100,3 +103,26 @@ def test_what_brought_bytes_goes_on_at_once(progress: int, delay_s: float) -> No
 
 def test_what_was_merely_slow_goes_on_at_once() -> None:
     assert POLICY.rest(TooSlow("slow"), Failure(3, 0), misses=3, chance=1.0) == Rest(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "trickled", "said"),
+    [
+        (ShortBody("it was cut"), 3, 0, None),
+        (ShortBody("it was cut"), 4, 0, r"^it was cut$"),
+        (ShortBody("it was cut"), 4, 7, r"it was cut.*\(the last 4 attempts received 7 bytes\): lower low_speed_limit"),
+        (TooSlow("slow"), 4, 0, r"slow.*are limited by retries: lower low_speed_limit"),
+        (TooSlow("slow"), 3, 7, None),
+    ],
+)
+def test_the_error_after_too_many_attempts_says_what_to_do(
+    error: RetryRange, failures: int, trickled: int, said: str | None
+) -> None:
+    final = RetryPolicy(3, 1.0, 60.0, 600.0).verdict(error, failures, trickled)
+    assert (final is None) is (said is None)
+    assert said is None or re.search(said, str(final))
+
+
+def test_an_error_that_is_final_is_not_tried_again() -> None:
+    error = ContradictoryAnswer("twice", is_final=True)
+    assert RetryPolicy(3, 1.0, 60.0, 600.0).verdict(error, 1) is error
