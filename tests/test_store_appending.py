@@ -97,8 +97,9 @@ def test_a_body_that_was_left_counts_for_the_next_append(store: UploadStore) -> 
     assert sizes(store, file_id) == [3, 2]
 
 
-@pytest.mark.parametrize(("length", "most", "size", "have"), [(5, 600, 5, 5), (5, 600, 6, 0), (None, 600, 600, 600),
-                                                             (None, 600, 601, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "most", "size", "have"), [(5, 600, 5, 5), (5, 600, 6, 0), (None, 600, 600, 600), (None, 600, 601, 0)]
+)
 def test_a_body_that_was_left_is_dropped_where_it_is_longer_than_the_upload(
     tmp_path: Path, length: int | None, most: int, size: int, have: int
 ) -> None:

@@ -179,8 +179,10 @@ def test_an_error_that_a_close_reports_is_not_lost(
 
 def test_a_folder_that_cannot_be_synced_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    store = UploadStore(store_in(tmp_path, enable_atomic_operations=True).settings,
-                        on_unsynced=lambda folder, _error: told.append(str(folder)))  # fmt: skip
+    store = UploadStore(
+        store_in(tmp_path, enable_atomic_operations=True).settings,
+        on_unsynced=lambda folder, _error: told.append(str(folder)),
+    )
 
     def sync_folder(folder: object, *, on_unsynced: disk.OnUnsynced | None = None) -> bool:
         assert on_unsynced is not None

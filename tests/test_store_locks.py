@@ -112,9 +112,13 @@ def test_a_file_system_is_tested_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("place", "number", "known"),
-    [("flock", errno.ENOLCK, {False}), ("flock", errno.EIO, set()), ("open", errno.ENOLCK, set()),
-     ("open", errno.EROFS, set())],
-)  # fmt: skip
+    [
+        ("flock", errno.ENOLCK, {False}),
+        ("flock", errno.EIO, set()),
+        ("open", errno.ENOLCK, set()),
+        ("open", errno.EROFS, set()),
+    ],
+)
 def test_a_test_that_fails_decides_only_what_it_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, known: set[bool]
 ) -> None:

@@ -204,8 +204,12 @@ def test_a_published_file_is_told_with_its_figures(tmp_path: Path) -> None:
     assert [event.name for event in heard.events] == ["upload_started", "upload_completed"]
     event = heard.events[1]
     assert (event.upload_id, event.protocol, event.owner, event.filename, event.size) == (
-        ID, "chunked", "ann", "file.bin", len(WHOLE),
-    )  # fmt: skip
+        ID,
+        "chunked",
+        "ann",
+        "file.bin",
+        len(WHOLE),
+    )
     seconds = round(result.merge_time / 1e9, 6)
     assert event.note == {"path": "a/b/file.bin", "size": len(WHOLE), "md5": md5(WHOLE), "seconds": seconds}
     heard.events.clear()

@@ -367,8 +367,10 @@ def test_what_cannot_be_joined_is_not_even_begun(
 ) -> None:
     """Nobody hears of it; but where another process has it already it is removed again."""
     events: list[str] = []
-    store = UploadStore(store_in(tmp_path, max_file_size=6 if kind == "long" else 1000).settings,
-                        lambda event: events.append(event.name))  # fmt: skip
+    store = UploadStore(
+        store_in(tmp_path, max_file_size=6 if kind == "long" else 1000).settings,
+        lambda event: events.append(event.name),
+    )
     parts = parts_of(store, *DATA)
     if kind == "full":
         monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, 6, 0.5))
@@ -435,9 +437,17 @@ def test_without_hard_links_chunks_are_copied(
 
 @pytest.mark.parametrize(
     ("kind", "is_removed"),
-    [("final", True), ("fresh", False), ("held", False), ("merging", False), ("part", False), ("completed", False),
-     ("chunks", False), ("none", False)],
-)  # fmt: skip
+    [
+        ("final", True),
+        ("fresh", False),
+        ("held", False),
+        ("merging", False),
+        ("part", False),
+        ("completed", False),
+        ("chunks", False),
+        ("none", False),
+    ],
+)
 def test_only_final_uploads_that_a_killed_process_left_are_removed(
     store: UploadStore, kind: str, is_removed: bool, tmp_path: Path
 ) -> None:
