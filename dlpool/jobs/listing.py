@@ -99,10 +99,10 @@ class Listing:
             return _members(self._client.zrange(key, 0, count - 1, desc=desc, withscores=True))
         found: list[Place] = []
         offset = 0
-        while not found:
+        while len(found) < count:
             rows = self._client.zrange(key, last[0], "-inf" if desc else "+inf", desc=desc, byscore=True,
                                        withscores=True, offset=offset, num=count + AT_ONCE)  # fmt: skip
-            found = [one for one in _members(rows) if (one < last if desc else one > last)]
+            found += [one for one in _members(rows) if (one < last if desc else one > last)]
             offset += len(rows)
             if len(rows) < count + AT_ONCE:
                 break
