@@ -227,3 +227,6 @@ def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
     assert hosts.most("other", 8) == 8
     now = MEMORY_S
     assert hosts.most("h", 8) == 8
+    hosts.admits("h", 5)
+    assert hosts.most("h", 8) == 5
+    assert sorted(hosts._admitted) == ["h"]

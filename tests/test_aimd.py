@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.transfer.aimd import Aimd
+from dlpool.transfer.aimd import Aimd, Tempo
 from dlpool.transfer.hostshares import TEMPO, HostShares, dealt
 
 LOOK_S = 0.25
@@ -153,6 +153,194 @@ def test_whatever_happens_it_stays_in_bounds_and_falls_and_rises_in_its_time(
         fell = now if control.level < before else fell
 
 
+# --- exactly when ---
+
+SLOW = Tempo(settle_s=1.0, measure_s=2.0, rest_s=10.0, most_rest_s=45.0)
+
+
+class Bench:
+    """A control, and measures of a throughput that is given for each."""
+
+    def __init__(self, start: int, *, low: int = 1, high: int = 16) -> None:
+        self.control = Aimd(low, high, start, SLOW)
+        self.now = 0.5
+        self._done = 1000.0
+        self.control.sample(self.now, 1000, start)
+
+    def step(self, seconds: float, rate: float, busy: int | None = None) -> None:
+        """Let ``seconds`` pass with ``rate`` bytes/s and take a sample."""
+        self.now += seconds
+        self._done += rate * seconds
+        self.control.sample(self.now, int(self._done), self.control.level if busy is None else busy)
+
+    def measure(self, rate: float, *, settles: bool = True) -> tuple[int, str]:
+        """Measure this throughput once, after a change of the level or right after the last measure."""
+        if settles:
+            self.step(SLOW.settle_s, rate)
+        self.step(SLOW.measure_s, rate)
+        return self.control.level, self.control.reason
+
+
+def test_a_new_control_says_that_it_starts() -> None:
+    assert repr(Aimd(1, 16, 4, TEMPO)) == "<Aimd 4 (start), 0/s>"
+
+
+def test_a_measure_begins_when_the_level_has_settled_and_ends_in_its_time() -> None:
+    bench, rates = Bench(16), []
+    for rate in (100.0, 900.0, 40.0, 80.0):  # from 0.5 s to 2.5 s
+        bench.step(0.5, rate)
+        rates.append(bench.control.rate)
+    for rate in (10.0, 20.0, 30.0, 40.0):
+        bench.step(0.5, rate)
+        rates.append(bench.control.rate)
+    assert rates == [0.0] * 5 + [37.5] * 3
+    assert (bench.control.level, bench.control.reason) == (16, "start")  # it cannot grow
+
+
+def test_each_measure_is_of_its_own_time() -> None:
+    bench = Bench(16)
+    bench.measure(500.0)
+    bench.measure(100.0, settles=False)
+    assert bench.control.rate == 100.0
+
+
+@pytest.mark.parametrize(("busy", "is_used"), [(10, True), (9, True), (8, False)])
+def test_a_measure_counts_if_nearly_all_of_the_level_was_used(busy: int, is_used: bool) -> None:
+    bench = Bench(10)
+    bench.step(1.0, 0.0)
+    bench.step(2.0, 500.0, busy)
+    assert bench.control.rate == (500.0 if is_used else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "before", "after", "level", "reason"),
+    [
+        (4, 400.0, 500.0, 16, "growth"),  # a quarter more, for twice as many
+        (4, 400.0, 498.0, 4, "no_gain"),
+        (1, 400.0, 400.0, 1, "no_gain"),
+        (1, 400.0, 500.0, 4, "growth"),
+    ],
+)
+def test_growth_must_bring_its_part(start: int, before: float, after: float, level: int, reason: str) -> None:
+    bench = Bench(start)
+    assert bench.measure(before) == (2 * start, "growth")
+    assert bench.measure(after) == (level, reason)
+
+
+def test_the_level_stays_below_its_limit() -> None:
+    bench = Bench(4, high=6)
+    assert bench.measure(400.0) == (6, "growth")
+    assert bench.measure(4000.0) == (6, "growth")
+    bench = Bench(6, high=6)
+    assert bench.measure(400.0) == (6, "start")
+
+
+def rests(bench: Bench, number: int) -> list[float]:
+    """Return the seconds from each of ``number`` vain tries to the next one, in a world of constant throughput."""
+    found: list[float] = []
+    fell = bench.now
+    while len(found) < number:
+        before = bench.control.level
+        bench.measure(400.0)
+        if bench.control.level > before:
+            found.append(bench.now - fell)
+        elif bench.control.level < before:
+            fell = bench.now
+    return found
+
+
+def test_the_rest_after_a_vain_try_doubles_up_to_a_limit() -> None:
+    bench = Bench(4)
+    bench.measure(400.0)
+    bench.measure(400.0)
+    # a measure every 3 s: the first at or after 10, 20, 40, 45 and 45 seconds
+    assert rests(bench, 5) == [12.0, 21.0, 42.0, 45.0, 45.0]
+
+
+def test_a_try_that_paid_makes_the_next_rest_short_again() -> None:
+    bench = Bench(4)
+    bench.measure(400.0)
+    bench.measure(400.0)
+    assert rests(bench, 2) == [12.0, 21.0]
+    assert bench.measure(4000.0) == (6, "growth")
+    assert bench.measure(4000.0) == (5, "no_gain")
+    assert rests(bench, 1) == [12.0]
+
+
+def test_after_the_first_vain_try_it_grows_by_one() -> None:
+    bench = Bench(4)
+    levels = [bench.measure(rate)[0] for rate in (400.0, 400.0)]
+    rests(bench, 1)
+    assert [*levels, bench.control.level] == [8, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("after_s", "level"),
+    [(0.0, 8), (2.9, 8), (3.0, 4)],  # from 16: as long as what was begun before may still fail
+)
+def test_a_second_bad_sign_counts_when_the_first_retreat_must_have_shown(after_s: float, level: int) -> None:
+    control = Aimd(1, 16, 16, SLOW)
+    assert control.refused(100.0, "connection")
+    assert control.refused(100.0 + after_s, "server_busy") == (level == 4)
+    assert (control.level, control.reason) == (level, "server_busy" if level == 4 else "connection")
+
+
+@pytest.mark.parametrize(("low", "start", "level"), [(1, 1, 1), (3, 5, 3), (1, 5, 2)])
+def test_a_bad_sign_halves_the_level_down_to_its_limit(low: int, start: int, level: int) -> None:
+    control = Aimd(low, 16, start, SLOW)
+    control.refused(100.0, "connection")
+    assert control.level == level
+
+
+def test_a_bad_sign_during_a_try_leads_back_to_the_level_that_paid() -> None:
+    bench = Bench(6)
+    bench.measure(400.0)
+    bench.control.refused(bench.now, "connection")
+    assert bench.control.level == 6
+
+
+def test_after_a_bad_sign_the_lower_level_is_measured_again() -> None:
+    bench = Bench(6)
+    bench.measure(400.0)
+    bench.control.refused(bench.now, "connection")
+    assert bench.measure(10.0) == (6, "connection")
+    bench.control.refused(bench.now, "connection")
+    assert bench.measure(5.0) == (3, "connection")
+    assert bench.control.rate == 5.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_late"),
+    [
+        ([1.0, 4.5, 100.0], False),  # four times the usual, and half a second more
+        ([1.0, 4.51, 100.0], True),
+        ([1.0, 2.0, 4.88, 100.0], False),  # the usual is 1.1 s
+        ([1.0, 2.0, 4.92, 100.0], True),
+        ([2.0, 1.0, 4.6, 100.0], True),  # the usual falls at once
+        ([100.0, 100.0], False),
+        ([1.0, 100.0, 1.0, 100.0], False),
+    ],
+)
+def test_which_answers_are_late(answers: list[float], is_late: bool) -> None:
+    control = Aimd(1, 16, 8, SLOW)
+    assert [control.answered(100.0, seconds) for seconds in answers][-1] == is_late
+    assert (control.level, control.reason) == ((4, "latency") if is_late else (8, "start"))
+
+
+def test_late_answers_change_nothing_at_the_lowest_level() -> None:
+    control = Aimd(2, 16, 2, SLOW)
+    assert not any(control.answered(100.0, seconds) for seconds in (1.0, 100.0, 100.0, 100.0))
+    assert (control.level, control.reason) == (2, "start")
+
+
+def test_after_a_pause_throughput_of_before_is_no_measure() -> None:
+    bench = Bench(4)
+    bench.measure(4000.0)
+    bench.control.restart()
+    bench.step(0.0, 0.0)
+    assert bench.measure(10.0) == (16, "growth")
+
+
 # --- the downloads of a host ---
 
 
@@ -191,3 +379,27 @@ def test_downloads_of_a_host_share_its_level_and_learn_from_each_other() -> None
     now += 3600
     shares.join("another", 1, limit=16)
     assert shares.level("h", 64) == 4
+
+
+def test_bad_signs_lead_down_to_one_connection_and_are_of_their_host_only() -> None:
+    now = 100.0
+    shares = HostShares(lambda: now)
+    shares.refused("h", "server_busy")  # nobody downloads from it
+    share, other = shares.join("h", 100, limit=16), shares.join("other", 100, limit=16)
+    for wanted in (2, 1, 1):
+        shares.refused("h", "server_busy")
+        share.report(0, 1)
+        assert (share.wanted, other.wanted) == (wanted, 4)
+        now += 10.0
+    share.leave()
+    shares.refused("h", "server_busy")
+    shares.answered("h", 1.0)
+
+
+def test_late_answers_of_a_host_lower_its_share() -> None:
+    shares = HostShares(lambda: 100.0)
+    share, other = shares.join("h", 100, limit=16), shares.join("other", 100, limit=16)
+    for seconds in (0.1, 60.0, 60.0):
+        shares.answered("h", seconds)
+    assert (share.report(0, 1), share.wanted) == ("latency", 2)
+    assert (other.report(0, 1), other.wanted) == ("start", 4)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from dlpool.errors import Cancelled
+from dlpool.errors import Cancelled, NotAdmitted, RetryRange, ServerBusy, ShortBody, TooSlow
 from dlpool.transfer.answer import Span
-from dlpool.transfer.board import Board, Snapshot
-from dlpool.transfer.chunks import plan
+from dlpool.transfer.board import MAX_CRUMBS, RECENT_S, Board, Snapshot
+from dlpool.transfer.chunks import Chunk, ChunkMap, plan
+from dlpool.transfer.retry import Attempt
+from tests.conftest import wait_until
 
 KIB = 1024
 SIZE = 3 * 512 * KIB + 7
@@ -78,3 +81,437 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
     assert work.faults == []
     assert work.counts == ONCE * SIZE
     assert work.board.written() == work.board.front() == SIZE
+
+
+# --- one operation after the other ---
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def planned(clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None) -> Board:
+    board = Board(clock, least_rate)
+    board.start(ChunkMap(chunks, piece=piece), "planner")
+    return board
+
+
+def test_a_new_board_has_counted_nothing(clock: Clock) -> None:
+    board = Board(clock)
+    assert (board.retries, board.ended_chunks, board.written(), board.front()) == (0, 0, 0, 0)
+    assert (board.is_crowded, board.has_idle, board.is_over, board.error) == (False, False, False, None)
+    assert board.slowest_s() == 0.0
+    assert not board.wait(0.0)
+    board.check()
+
+
+def test_a_complete_plan_ends_the_download(clock: Clock) -> None:
+    board = Board(clock)
+    assert board.start(ChunkMap([Chunk(0, 10, 10, 10)]), "a") is None
+    assert board.is_over
+    assert board.wait(0.0)
+    board.pause(60.0)  # returns at once, and raises nothing
+    assert board.take("a") is None
+
+
+def test_a_plan_does_not_revive_a_download_that_was_stopped(clock: Clock) -> None:
+    board = Board(clock)
+    board.stop(Cancelled("cancelled"))
+    board.start(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
+    assert board.is_over
+    assert board.take("b") is None
+
+
+def test_a_write_is_limited_to_the_chunk_and_counts_when_it_has_ended(clock: Clock) -> None:
+    chunk = Chunk(10, 20, 10, 10)
+    board = planned(clock, Chunk(0, 10, 10, 10), chunk)
+    assert board.claim(chunk, 4) == 4
+    assert (chunk.position, chunk.claimed) == (10, 14)
+    board.advance(chunk, 0)  # it failed
+    assert (chunk.position, chunk.claimed) == (10, 10)
+    assert board.claim(chunk, 4) == 4
+    board.advance(chunk, 4)
+    assert (chunk.position, chunk.claimed, board.written(), board.front()) == (14, 14, 14, 14)
+    assert board.claim(chunk, 100) == 6
+
+
+def test_nothing_is_written_after_the_end(clock: Clock) -> None:
+    chunk = Chunk(0, 10, 0, 0)
+    board = planned(clock, chunk)
+    board.stop(Cancelled("first"))
+    board.stop(Cancelled("second"))
+    with pytest.raises(Cancelled, match="first"):
+        board.claim(chunk, 1)
+    assert chunk.claimed == 0
+    with pytest.raises(Cancelled, match="first"):
+        board.check()
+    done = planned(clock, Chunk(0, 10, 10, 10))
+    with pytest.raises(AssertionError):
+        done.claim(Chunk(0, 10, 0, 0), 1)
+
+
+def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
+    board = planned(clock, Chunk(0, 10, 10, 10))
+    board.seal()
+    board.stop(Cancelled("too late"))
+    assert board.error is None
+    board.check()
+    stopped = planned(clock, Chunk(0, 10, 0, 0))
+    stopped.stop(Cancelled("in time"))
+    with pytest.raises(Cancelled, match="in time"):
+        stopped.seal()
+
+
+def test_a_chunk_that_is_given_back_is_taken_when_its_delay_is_over(clock: Clock) -> None:
+    chunk = Chunk(0, 10, 0, 0)
+    board = planned(clock, chunk)
+    board.give_back(chunk, 5.0)
+    assert board._map.next_ready_at() == 105.0
+    assert (board.is_over, board.ended_chunks) == (False, 0)
+    chunk.position = chunk.claimed = 10
+    board.give_back(chunk)
+    assert (board.is_over, board.ended_chunks) == (True, 1)
+
+
+def test_a_stream_ends_where_its_body_ended(clock: Clock) -> None:
+    board = Board(clock)
+    chunk = board.take("a")
+    assert chunk is not None
+    board.advance(chunk, board.claim(chunk, 1000))
+    board.end_stream(chunk)
+    board.give_back(chunk)
+    assert (board.is_over, chunk.end, board.front()) == (True, 1000, 1000)
+
+
+def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
+    board = planned(
+        clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10), Chunk(20, 30, 25, 28), Chunk(30, 40, 30, 30),
+        Chunk(40, 50, 50, 50), Chunk(50, 60, 50, 50),
+    )  # fmt: skip
+    snapshot = board.snapshot()
+    assert [(chunk.start, chunk.end, chunk.position, chunk.claimed) for chunk in snapshot.chunks] == [
+        (0, 20, 0, 0),
+        (20, 30, 25, 25),
+        (30, 40, 30, 30),
+        (40, 50, 50, 50),
+        (50, 60, 50, 50),
+    ]
+    assert snapshot.written == 15
+    assert board._map.chunks[0].end == 10  # the snapshot has copies
+
+
+def test_only_known_speeds_of_owners_tell_how_long_the_rest_takes(clock: Clock) -> None:
+    board = planned(
+        clock,
+        Chunk(0, 1000, 0, 0, owner="a", rate=100.0),
+        Chunk(1000, 2000, 1800, 1900, owner="b", rate=0.5),
+        Chunk(2000, 9000, 2000, 2000, owner="c"),
+        Chunk(9000, 9999, 9000, 9000, rate=0.1),
+    )
+    board._map.chunks[3].owner, board._map.chunks[3].rate = None, 0.1  # it was given back by a slow owner
+    assert board.slowest_s() == 200.0
+
+
+@pytest.mark.parametrize(
+    ("rates", "kept"),
+    [
+        ([], 512 * KIB),
+        ([1e9], 1 * KIB),
+        ([1e9, 0.0], 1 * KIB),  # 0: not known yet
+        ([0.5], 341 * KIB + 341),
+        ([1e9, 0.1], 512 * KIB),
+    ],
+)
+def test_a_thief_takes_as_much_as_its_last_speed_is_worth(clock: Clock, rates: list[float], kept: int) -> None:
+    """The owner of the chunk brings 0.25 bytes/s."""
+    victim, own = Chunk(0, 1024 * KIB, 0, 0), Chunk(1024 * KIB, 1025 * KIB, 1024 * KIB, 1024 * KIB)
+    board = planned(clock, victim, own)
+    board.set_rate(victim, 0.25)
+    assert board.take("thief") is own
+    for rate in rates:
+        board.set_rate(own, rate)
+        assert own.rate == rate
+    own.position = own.claimed = own.end
+    board.give_back(own)
+    board.take("thief")
+    assert victim.end == kept
+
+
+@pytest.mark.parametrize(("is_forgotten", "kept"), [(False, 1 * KIB), (True, 512 * KIB)])
+def test_the_speed_over_a_finished_chunk_counts_until_its_owner_is_forgotten(
+    clock: Clock, is_forgotten: bool, kept: int
+) -> None:
+    victim = Chunk(0, 1024 * KIB, 0, 0)
+    board = planned(clock, victim)
+    board.set_rate(victim, 1.0)
+    board.note_rate("thief", 1e9)
+    if is_forgotten:
+        board.forget("thief")
+    board.take("thief")
+    assert victim.end == kept
+
+
+def test_a_forgotten_owner_was_never_dismissed_and_never_served(clock: Clock) -> None:
+    board = planned(clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
+    board.begin_body("a")
+    board.end_body("a")
+    board.dismiss("a")
+    assert board.is_dismissed("a")
+    assert board.take("a") is None
+    assert board.others_served_lately("b")
+    board.forget("a")
+    assert not board.is_dismissed("a")
+    assert not board.others_served_lately("b")
+    assert board.take("a") is not None
+
+
+def test_only_a_body_that_began_can_end(clock: Clock) -> None:
+    board = Board(clock)
+    board.end_body("a")
+    assert not board.others_served_lately("b")
+    board.begin_body("a")
+    assert board.others_served_lately("b")
+    board.end_body("a")
+    clock.now += RECENT_S
+    board.end_body("a")
+    assert not board.others_served_lately("b")
+
+
+def test_a_board_stays_crowded(clock: Clock) -> None:
+    board = Board(clock)
+    board.begin_body("a")
+    assert (board.others_receiving("a"), board.is_crowded) == (0, False)
+    assert (board.others_receiving("b"), board.is_crowded) == (1, True)
+    board.end_body("a")
+    assert (board.others_receiving("b"), board.is_crowded) == (0, True)
+
+
+# --- which failures count ---
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (ShortBody("short"), 1),
+        (ServerBusy("503"), 1),  # nothing moves
+        (NotAdmitted("refused"), 0),
+        (TooSlow("slow", is_comparison=True), 0),
+        (TooSlow("slow"), 1),
+    ],
+)
+def test_which_failed_attempts_count(clock: Clock, error: RetryRange, counted: int) -> None:
+    chunk = Chunk(0, 10, 0, 0)
+    board = planned(clock, chunk)
+    failure = board.count_failure(chunk, error, Attempt(0, 1.0))
+    assert (failure.attempts, failure.progress, chunk.failures, board.retries) == (counted, 0, counted, 1)
+    board.count_failure(chunk, error, Attempt(0, 1.0))
+    assert (chunk.failures, board.retries) == (2 * counted, 2)
+
+
+@pytest.mark.parametrize(
+    ("brought", "rate", "is_brisk"),
+    [(100, 0.0, True), (99, 0.0, False), (100, 100.0, True), (100, 99.9, False), (100, 0.5, False)],
+)
+@pytest.mark.parametrize("has_ended", [True, False])
+@pytest.mark.parametrize(
+    ("written_s_ago", "is_recent"), [(0.0, True), (RECENT_S - 0.5, True), (RECENT_S, False), (RECENT_S + 1, False)]
+)
+def test_a_busy_server_is_excused_while_another_connection_is_fast_enough(
+    brought: int, rate: float, is_brisk: bool, has_ended: bool, written_s_ago: float, is_recent: bool
+) -> None:
+    clock = Clock()
+    clock.now = 0.0  # as just after the start of the machine
+    refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
+    board = planned(clock, refused, other, least_rate=100)
+    assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == 1
+    board.take("other")
+    board.advance(other, board.claim(other, brought))
+    board.set_rate(other, rate)
+    if has_ended:
+        board.give_back(other)
+    clock.now += written_s_ago
+    board.advance(other, board.claim(other, 1) * 0)  # a failed write moves nothing
+    expected = 1 if is_brisk and is_recent else 2
+    assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+
+
+def test_an_old_fast_connection_excuses_nothing_while_another_trickles(clock: Clock) -> None:
+    refused, fast, slow = (Chunk(start, start + 1000, start, start) for start in (0, 1000, 2000))
+    board = planned(clock, refused, fast, slow, least_rate=100)
+    for owner, chunk in (("fast", fast), ("slow", slow)):
+        assert board.take(owner) is chunk
+    board.advance(fast, board.claim(fast, 500))
+    board.give_back(fast)
+    for seconds, expected in ((RECENT_S - 1, 0), (1, 1)):
+        clock.now += seconds
+        board.advance(slow, board.claim(slow, 1))
+        assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+
+
+def test_without_a_minimum_one_byte_is_fast_enough_and_none_is_not(clock: Clock) -> None:
+    for brought, expected in ((0, 1), (1, 0)):
+        refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
+        board = planned(clock, refused, other)
+        board.take("other")
+        board.advance(other, board.claim(other, 1))
+        other.taken = other.position - brought
+        assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+
+
+def test_tiny_answers_are_counted_in_a_row(clock: Clock) -> None:
+    chunk = Chunk(0, 10**6, 0, 0)
+    board = planned(clock, chunk, least_rate=1000)
+    tiny = [board.count_answer(chunk, Attempt(10, 1.0)) for _ in range(MAX_CRUMBS + 1)]
+    assert tiny == [True] * MAX_CRUMBS + [False]
+    chunk.failures = chunk.trickled = 5
+    assert board.count_answer(chunk, Attempt(1000, 1.0))
+    assert (chunk.crumbs, chunk.failures, chunk.trickled) == (0, 0, 0)
+
+
+# --- threads that wait ---
+
+
+class Call:
+    """A call on a thread of its own."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._result: object = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> object:
+        """Return what the call returned, or the error that it raised; fail if it still waits."""
+        self._thread.join(20.0)
+        assert not self._thread.is_alive(), "still waits"
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except Exception as error:  # noqa: BLE001 - an outcome like others
+            self._result = error
+
+
+def wait_for_waiters(board: Board, number: int) -> None:
+    """Wait until ``number`` threads wait for a change of the board."""
+    wait_until(lambda: len(board._changed._waiters) == number)  # type: ignore[attr-defined]
+
+
+def waiting_for_a_chunk(board: Board, owner: str) -> Call:
+    call = Call(lambda: board.take(owner))
+    wait_until(lambda: board.has_idle)
+    return call
+
+
+def test_an_idle_thread_gets_what_becomes_free(clock: Clock) -> None:
+    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    for owner in ("a", "b"):
+        waiting = waiting_for_a_chunk(board, owner)
+        board.give_back(chunk)
+        assert waiting.result() is chunk
+        assert chunk.owner == owner
+        assert not board.has_idle
+
+
+def test_an_idle_thread_gets_a_part_of_what_turns_out_to_be_slow(clock: Clock) -> None:
+    board = planned(clock, chunk := Chunk(0, 10 * KIB, 0, 0))
+    waiting = waiting_for_a_chunk(board, "a")
+    board.set_rate(chunk, 1.0)
+    assert isinstance(waiting.result(), Chunk)
+    assert chunk.end == 5 * KIB
+
+
+def test_an_idle_thread_gets_a_chunk_of_a_new_plan(clock: Clock) -> None:
+    board = planned(clock, Chunk(0, 10, 0, 0))
+    waiting = waiting_for_a_chunk(board, "b")
+    first, second = Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10)
+    assert board.start(ChunkMap([first, second]), "a") is first
+    assert waiting.result() is second
+
+
+def test_an_idle_thread_gets_a_chunk_whose_delay_is_over() -> None:
+    board = planned(time.monotonic, chunk := Chunk(0, 10, 0, 0))
+    board.give_back(chunk, 0.05)
+    assert Call(lambda: board.take("a")).result() is chunk
+
+
+@pytest.mark.parametrize("ending", ["dismiss", "stop", "complete"])
+def test_an_idle_thread_returns_when_there_is_no_more_work_for_it(clock: Clock, ending: str) -> None:
+    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    waiting = waiting_for_a_chunk(board, "a")
+    if ending == "dismiss":
+        board.dismiss("a")
+    elif ending == "stop":
+        board.stop(Cancelled("cancelled"))
+    else:
+        chunk.position = chunk.claimed = 10
+        board.give_back(chunk)
+    assert waiting.result() is None
+
+
+def test_a_pause_ends_with_the_download(clock: Clock) -> None:
+    board = planned(clock, Chunk(0, 10, 0, 0))
+    pauses = [Call(lambda: board.pause(60.0)), Call(lambda: board.rest(60.0)), Call(lambda: board.wait(60.0))]
+    wait_for_waiters(board, 3)
+    board.stop(Cancelled("cancelled"))
+    ended = [pause.result() for pause in pauses]
+    assert [type(result) for result in ended] == [Cancelled, Cancelled, bool]
+    assert ended[-1] is True
+    board.pause(0.0)  # no pause, no error
+    with pytest.raises(Cancelled):
+        board.pause(0.001)
+    assert [type(Call(lambda: board.rest(60.0)).result()), type(Call(lambda: board.pause(60.0)).result())] == [
+        Cancelled,
+        Cancelled,
+    ]
+
+
+def test_a_rest_lasts_longer_than_the_last_chunk(clock: Clock) -> None:
+    board = planned(clock, Chunk(0, 10, 10, 10))
+    resting = Call(lambda: board.rest(60.0))
+    wait_for_waiters(board, 1)
+    board.stop(Cancelled("cancelled"))
+    assert isinstance(resting.result(), Cancelled)
+    planned(clock, Chunk(0, 10, 10, 10)).rest(0.001)
+
+
+def test_the_end_waits_for_writes_in_flight(clock: Clock) -> None:
+    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    board.claim(chunk, 5)
+    board.stop(Cancelled("cancelled"))
+
+    def written_at_the_end() -> int:
+        board.wait_for_writes(60.0)
+        return board.written()
+
+    waiting = Call(written_at_the_end)
+    wait_for_waiters(board, 1)
+    board.advance(chunk, 5)
+    assert waiting.result() == 5
+    assert Call(written_at_the_end).result() == 5
+
+
+def test_who_follows_the_front_is_woken_by_a_finished_chunk_and_by_the_end(clock: Clock) -> None:
+    board = planned(clock, chunk := Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
+    waiting = Call(lambda: board.wait_for_front(0, 60.0))
+    wait_for_waiters(board, 1)
+    board.advance(chunk, board.claim(chunk, 10))
+    board.give_back(chunk)
+    assert waiting.result() == 10
+    assert Call(lambda: board.wait_for_front(9, 60.0)).result() == 10
+    waiting = Call(lambda: board.wait_for_front(10, 60.0))
+    wait_for_waiters(board, 1)
+    board.stop(Cancelled("cancelled"))
+    assert waiting.result() == 10

@@ -121,6 +121,13 @@ def test_pieces_are_dealt_from_the_front() -> None:
     assert spans(chunk_map) == [(0, 30), (30, 60), (60, 90), (90, 100)]
 
 
+def test_pieces_stand_in_order_before_the_next_missing_range() -> None:
+    chunk_map = plan([Span(0, 60), Span(80, 100)], 100, 4, min_split=1, piece=30)
+    for owner in range(3):
+        chunk_map.take(owner, 0.0)
+    assert spans(chunk_map) == [(0, 30), (30, 60), (60, 80), (80, 100)]
+
+
 def test_a_resumed_piece_begins_at_the_first_missing_byte() -> None:
     chunk_map = plan([Span(45, 100)], 100, 4, min_split=1, piece=30)
     taken = chunk_map.take("a", 0.0)
@@ -292,6 +299,7 @@ def test_a_slow_owner_is_helped_with_its_last_bytes(chunk_map: ChunkMap, is_wort
         (1024.0, 0.0, 512 * KIB),
         (0.0, 1e6, 512 * KIB),
         (1024.0, 2047.0, 512 * KIB),
+        (1024.0, 2048.0, 341 * KIB + 341),
         (1024.0, 1024.0 * 1023, KIB),
         (1024.0, 3 * 1024.0, 256 * KIB),
         (1.0, 1e9, LEAST_TAIL),
@@ -302,6 +310,36 @@ def test_a_thief_that_is_much_faster_gets_more_than_half(rate: float, thief: flo
     stolen = chunk_map.steal("thief", thief)
     assert stolen is not None
     assert (stolen.start, stolen.end) == (kept, MIB)
+
+
+def test_what_is_stolen_stands_between_its_victim_and_the_next_chunk() -> None:
+    chunk_map = ChunkMap([Chunk(0, MIB, 0, 0, owner="a"), Chunk(MIB, MIB + 1, MIB, MIB)])
+    assert chunk_map.steal("thief") is chunk_map.chunks[1]
+    assert spans(chunk_map) == [(0, MIB // 2), (MIB // 2, MIB), (MIB, MIB + 1)]
+
+
+@pytest.mark.parametrize(
+    ("left", "own"),
+    [
+        (0, 0),
+        (1, 1),
+        (2 * LEAST_STEAL - 1, 2 * LEAST_STEAL - 1),
+        (2 * LEAST_STEAL, LEAST_STEAL),
+        (2 * LEAST_STEAL + 1, LEAST_STEAL + 1),
+        (10 * MIB, 5 * MIB),
+    ],
+)
+def test_an_owner_reads_what_a_thief_would_leave(left: int, own: int) -> None:
+    """The owner's share is what is left of the chunk after a theft of equal speeds, if there would be one."""
+    chunk = Chunk(7, 107 + left, 107, 107, owner="owner")
+    assert chunk.own_share == own
+    ChunkMap([chunk]).steal("thief")
+    assert chunk.end - chunk.position == own
+
+
+@pytest.mark.parametrize(("rate", "eta_s"), [(0.0, float("inf")), (0.5, 160.0), (1.0, 80.0), (40.0, 2.0)])
+def test_what_is_being_written_takes_no_more_time(rate: float, eta_s: float) -> None:
+    assert Chunk(0, 100, 10, 20, owner="owner", rate=rate).eta_s == eta_s
 
 
 @pytest.mark.parametrize("size", [None, 0, 10 * MIB])

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from dlpool.engine import DownloadEngine
 from dlpool.transfer import idle
 from dlpool.transfer.client import Client
-from dlpool.transfer.idle import IdleCloser
+from dlpool.transfer.idle import IdleCloser, Pool
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from tests.conftest import PATIENT, Authority, Fetcher, wait_until
 from tests.handlers import DATA, Serve
@@ -185,3 +187,76 @@ def test_a_closer_that_gets_no_thread_tries_again_later(
     assert pool.looks == 2
     closer.watch(pool)
     wait_until(lambda: pool.looks == 0)
+
+
+def test_a_closed_closer_ends_its_thread_whatever_its_pools_say() -> None:
+    before = set(closers())
+    closer = IdleCloser(LONG_S)
+    closer.watch(Counted(10**9))
+    assert len(set(closers()) - before) == 1
+    closer.close()
+    wait_until(lambda: set(closers()) <= before)
+    assert not closer._woken.is_set()  # else the next thread would look at its pools without a pause
+
+
+class Impatient(Counted):
+    """A pool whose next connection is due at once, while a new one would be idle for long."""
+
+    def __init__(self, closer: IdleCloser) -> None:
+        super().__init__(2)
+        self._closer = closer
+
+    def close_idle(self, max_idle_s: float) -> float | None:
+        self._closer.max_idle_s = LONG_S
+        return super().close_idle(max_idle_s)
+
+
+def test_a_pool_is_looked_at_when_its_next_connection_is_due() -> None:
+    closer = IdleCloser(0.01)
+    pool = Impatient(closer)
+    closer.watch(pool)
+    wait_until(lambda: pool.looks == 0, 20.0)
+    assert closer.max_idle_s == LONG_S
+
+
+class Guarded(weakref.WeakSet[Pool]):
+    """A set that is to be changed and listed by the holder of a lock only, and remembers if it was not."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__()
+        self.faults: list[str] = []
+        self._guard = lock
+
+    def _check(self, what: str) -> None:
+        if not self._guard.locked():
+            self.faults.append(what)
+
+    def add(self, item: Pool) -> None:
+        self._check("add")
+        super().add(item)
+
+    def clear(self) -> None:
+        self._check("clear")
+        super().clear()
+
+    def __iter__(self) -> Iterator[Pool]:
+        self._check("iter")
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._check("len")
+        return super().__len__()
+
+
+def test_the_pools_are_changed_and_listed_under_the_lock() -> None:
+    before = set(closers())
+    closer = IdleCloser(0.01)
+    closer._pools = guarded = Guarded(closer._lock)
+    pools = [Counted(2), Counted(3)]
+    for pool in pools:
+        closer.watch(pool)
+    wait_until(lambda: set(closers()) <= before)
+    closer.watch(pools[0])
+    closer.close()
+    wait_until(lambda: set(closers()) <= before)
+    assert guarded.faults == []

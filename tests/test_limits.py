@@ -157,6 +157,24 @@ def test_a_hold_of_another_host_does_not_shorten_one(clock: Clock) -> None:
     assert gate.wait_s("host") == 5
 
 
+def test_other_processes_hear_what_a_server_said_and_not_what_they_told(clock: Clock) -> None:
+    told: list[tuple[str, float]] = []
+    gate = HostGate(clock, lambda host, seconds: told.append((host, seconds)))
+    gate.learn("host", 10)
+    assert (gate.wait_s("host"), told) == (10, [])
+    gate.hold("host", 3)
+    assert (gate.wait_s("host"), told) == (10, [("host", 3)])
+
+
+def test_holds_that_are_over_are_forgotten(clock: Clock) -> None:
+    gate = HostGate(clock)
+    gate.hold("a", 1)
+    gate.hold("b", 10)
+    clock.forward(2)
+    gate.hold("c", 1)
+    assert sorted(gate._holds) == ["b", "c"]
+
+
 # --- our own network ---
 
 

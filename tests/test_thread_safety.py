@@ -17,7 +17,7 @@ from dlpool.errors import Cancelled, ShortBody, TimedOut
 from dlpool.service.tally import Tally
 from dlpool.transfer.answer import Span
 from dlpool.transfer.board import Board
-from dlpool.transfer.chunks import plan
+from dlpool.transfer.chunks import Chunk, ChunkMap, plan
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.hostshares import HostShares
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
@@ -94,6 +94,31 @@ def a_complete_board() -> Board:
     taken("bob")(board)
     for chunk in board._map.chunks:
         board.advance(chunk, board.claim(chunk, MIB))
+    return board
+
+
+def a_served_board() -> Board:
+    """The connections of "ann" and "bob" have been receiving bodies for longer than is remembered."""
+    times = [0.0, 0.0]
+    board = Board(lambda: times.pop() if times else 100.0)
+    board.begin_body("ann")
+    board.begin_body("bob")
+    return board
+
+
+def a_board_with_a_body() -> Board:
+    board = Board(noon)
+    board.begin_body("ann")
+    return board
+
+
+def a_board_with_a_gap() -> Board:
+    """The first chunk is written, which its owner does not know yet, so is the next; of the others a part is."""
+    board = Board(noon)
+    chunks = [Chunk(0, 10, 10, 10), Chunk(10, 20, 20, 20), Chunk(20, 30, 25, 25), Chunk(30, 40, 31, 31)]
+    board.start(ChunkMap(chunks), "nobody")
+    chunks[0].owner, chunks[2].owner, chunks[3].owner = "ann", "bob", "cid"
+    chunks[2].rate = 1.0
     return board
 
 
@@ -203,6 +228,50 @@ CASES = {
     "Board: fail and fail": Case(a_board, failed, failed, in_board, "_changed"),
     "Board: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
     "Board: seal and stop": Case(a_board, lambda board: board.seal(), stopped("one"), in_board, "_changed"),
+    "Board: look at the front and let go": Case(
+        a_board_with_a_gap, lambda board: board.front(), let_go(0), in_board, "_changed"
+    ),
+    "Board: look at what is written and let go": Case(
+        a_board_with_a_gap, lambda board: board.written(), let_go(0), in_board, "_changed"
+    ),
+    "Board: look for the slowest and let go": Case(
+        a_board_with_a_gap, lambda board: board.slowest_s(), let_go(0), in_board, "_changed"
+    ),
+    "Board: retire and retire": Case(
+        a_served_board,
+        lambda board: board.retire("ann"),
+        lambda board: board.retire("bob"),
+        lambda board: sorted(board._dismissed),
+        "_changed",
+    ),
+    "Board: refused and refused": Case(
+        a_board_with_a_body,
+        lambda board: board.others_receiving("ann"),
+        lambda board: board.others_receiving("bob"),
+        lambda board: board.is_crowded,
+        "_changed",
+    ),
+    "Board: look for bodies and begin one": Case(
+        a_served_board,
+        lambda board: board.others_served_lately("cid"),
+        lambda board: board.begin_body("dan"),
+        lambda board: sorted(board._received_at),
+        "_changed",
+    ),
+    "Board: look for bodies and forget one": Case(
+        a_served_board,
+        lambda board: board.others_served_lately("cid"),
+        lambda board: board.forget("ann"),
+        lambda board: sorted(board._received_at),
+        "_changed",
+    ),
+    "Board: end a body and look for bodies": Case(
+        a_served_board,
+        lambda board: board.end_body("ann"),
+        lambda board: board.others_receiving("bob") > 0 or board.others_served_lately("bob"),
+        lambda board: sorted(board._receiving),
+        "_changed",
+    ),
     "RateLimit: spend and spend": Case(
         lambda: RateLimit(1000, noon),
         lambda limit: limit.spend(100) > 0,
@@ -223,6 +292,9 @@ CASES = {
     ),
     "NetworkWatch: look and fail": Case(
         a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.failed("c"), lambda watch: watch.is_away("c")
+    ),
+    "NetworkWatch: look and answer": Case(
+        a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.answered("c"), lambda watch: watch._failed
     ),
     "HostShares: two downloads": Case(lambda: HostShares(noon), reported("a", 10), reported("a", 20), in_shares),
     "HostShares: two hosts": Case(lambda: HostShares(noon), reported("a", 10), reported("b", 20), in_shares),

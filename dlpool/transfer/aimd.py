@@ -87,7 +87,6 @@ class Aimd:
         self._deaf_until = now + self._tempo.settle_s + self._tempo.measure_s
         is_try = 0 < self._good < self.level
         self._retreat(now, self._good if is_try else max(self._low, self.level // 2), reason)
-        self._good = 0  # what it brings is to be measured anew
         return True
 
     def answered(self, now: float, seconds: float) -> bool:

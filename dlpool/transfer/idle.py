@@ -59,8 +59,8 @@ class IdleCloser:
     def _run(self) -> None:
         wait_s = self.max_idle_s
         while True:
-            if self._woken.wait(wait_s):
-                self._woken.clear()
+            self._woken.wait(wait_s)
+            self._woken.clear()
             waits = [pool_s for pool in self._taken() if (pool_s := self._close_idle(pool)) is not None]
             with self._lock:
                 if not self._pools:

@@ -97,10 +97,8 @@ class HostGate:
 
     def wait_s(self, host: str) -> float:
         """Seconds until ``host`` may be asked; 0 is now."""
-        if not self._holds:
-            return 0.0
-        with self._lock:
-            return max(0.0, self._holds.get(host, 0.0) - self._clock())
+        until = self._holds.get(host)  # without the lock: ``learn`` replaces the table by one that has all valid holds
+        return 0.0 if until is None else max(0.0, until - self._clock())
 
 
 class NetworkWatch:
