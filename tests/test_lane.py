@@ -718,3 +718,132 @@ def test_a_first_answer_of_bytes_that_are_there_is_not_copied(
     bench.lane._fetch(bench.chunk, Opened(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
     assert (reply.wanted == []) is expected
     assert reply.closed == 1
+
+
+# --- what is asked for ---
+
+
+class Server:
+    """Answers requests for ranges: "whole" or "part", one after the other. ``asked``: what was asked, and If-Range."""
+
+    def __init__(self, bench: Bench, *answers: str, answer_s: float | None = 2.0) -> None:
+        self.asked: list[tuple[Span | None, str | None]] = []
+        self.replies: list[Pieces] = []
+        self._bench, self._answers, self._answer_s = bench, list(answers), answer_s
+
+    def __call__(
+        self, _context: Context, exchange: Exchange, asked: Span | None, known: Resource, if_range: str | None, **_: Any
+    ) -> tuple[Pieces, Answer]:
+        self.asked.append((asked, if_range))
+        if self._answer_s is not None:
+            exchange.asked_at, exchange.answered_at = self._bench.now - self._answer_s, self._bench.now
+        self.replies.append(Pieces(b"x" * 100))
+        is_part = self._answers.pop(0) == "part"
+        start, end = asked if asked is not None and is_part else (0, 100)
+        return self.replies[-1], Answer(known, start, end - start, is_partial=is_part)
+
+
+def served(bench: Bench, patch: pytest.MonkeyPatch, *answers: str, answer_s: float | None = 2.0) -> Server:
+    server = Server(bench, *answers, answer_s=answer_s)
+    patch.setattr("dlpool.transfer.lane.ask_further", server)
+    return server
+
+
+def test_what_is_missing_of_a_chunk_is_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = served(bench, monkeypatch, "part")
+    bench.begin_at(40)
+    bench.board.pause(bench.lane._serve(bench.chunk))
+    assert server.asked == [(Span(40, 100), '"v1"')]
+    assert (bench.board.is_over, server.replies[0].closed) == (True, 1)
+
+
+def test_a_server_without_ranges_is_asked_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(has_ranges=False)
+    server = served(bench, monkeypatch, "whole")
+    bench.lane._serve(bench.chunk)
+    assert [asked for asked, _ in server.asked] == [None]
+    assert bench.board.is_over
+
+
+def test_a_server_that_does_not_know_if_range_is_asked_without_it_from_then_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served(bench, monkeypatch, "whole", "part", "part")
+    bench.board._map.chunks.append(Chunk(100, 150, 100, 100))
+    bench.lane._serve(bench.chunk)
+    bench.lane._serve(bench.board.take(bench.lane))
+    assert server.asked == [(Span(0, 100), '"v1"'), (Span(0, 100), None), (Span(100, 150), None)]
+    assert [reply.closed for reply in server.replies] == [1, 1, 1]
+
+
+def test_a_server_that_sends_all_whatever_is_asked_for_is_at_fault(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served(bench, monkeypatch, "whole", "whole")
+    bench.lane._serve(bench.chunk)
+    assert len(server.asked) == 2
+    assert [reply.closed for reply in server.replies] == [1, 1]
+    (retry,) = bench.named("range_retry")
+    assert (retry["label"], "although a range was asked for" in retry["error"]) == ("protocol", True)
+
+
+@pytest.mark.parametrize(
+    ("connections", "answer_s", "usual_s"), [("auto", 2.0, 2.0), ("auto", None, None), (4, 2.0, None)]
+)
+def test_the_time_of_an_answer_counts_where_the_number_of_connections_is_tried(
+    connections: int | str, answer_s: float | None, usual_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(connections=connections)
+    hosts = bench.context.client.hosts
+    hosts.join("h.test", 16, limit=16)
+    served(bench, monkeypatch, "part", answer_s=answer_s)
+    bench.lane._serve(bench.chunk)
+    assert hosts._hosts["h.test"].control._usual_s == usual_s
+
+
+def test_a_first_request_that_fails_brought_nothing() -> None:
+    bench = Bench(retries=0)
+    error = errors.ShortBody("short")
+    with pytest.raises(errors.ShortBody) as raised:
+        first_lane(bench)[0].open(Openings(error))  # type: ignore[arg-type]
+    assert raised.value is error  # and not one with advice for servers that bring a little
+
+
+def test_a_lane_works_until_nothing_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = served(bench, monkeypatch, "part", "part")
+    other = Chunk(100, 150, 100, 100)
+    bench.board._map.chunks.append(other)
+    bench.board.give_back(bench.chunk)
+    bench.lane.run(None, bench.file)  # type: ignore[arg-type]
+    assert [asked for asked, _ in server.asked] == [Span(0, 100), Span(100, 150)]
+    assert (bench.board.is_over, bench.board.error, bench.file.closed) == (True, None, 1)
+
+
+def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = served(bench, monkeypatch, "part")
+    refusals = [errors.NotAdmitted("refused")]
+
+    def ask(*arguments: Any, **options: Any) -> tuple[Pieces, Answer]:
+        if refusals:
+            raise refusals.pop()
+        return server(*arguments, **options)
+
+    monkeypatch.setattr("dlpool.transfer.lane.ask_further", ask)
+    bench.board.give_back(bench.chunk)
+    bench.lane.run(None, bench.file)  # type: ignore[arg-type]
+    assert (bench.board.pauses, bench.board.is_over) == ([DELAY_S], True)
+
+
+def test_others_see_which_chunk_is_in_work(bench: Bench) -> None:
+    seen: list[object] = []
+    reply = Pieces(b"x" * 100)
+    reply.on_read = lambda: seen.append(bench.lane.chunk)
+    bench.lane._serve(bench.chunk, opened(bench, reply))
+    assert seen == [bench.chunk]
+
+
+def test_each_attempt_is_judged_by_what_it_brought_itself(bench: Bench) -> None:
+    bench.chunk.position = bench.chunk.claimed = 40
+    reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
+    bench.lane._serve(bench.chunk, opened(bench, reply, 40, 60))
+    assert (bench.chunk.position, bench.chunk.trickled) == (50, 10)

@@ -87,7 +87,6 @@ class Lane:
                 return opened
             except RetryRange as error:
                 self.exchange = None
-                self._begin_attempt(chunk)
                 rest = self._rest(chunk, error)
             board.give_back(chunk, rest.chunk_s)
             board.pause(rest.thread_s)

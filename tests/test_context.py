@@ -1,0 +1,140 @@
+"""What the parts of one download are given: limits, the host, and the wait that a server asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool import errors
+from dlpool.transfer.answer import Span
+from dlpool.transfer.board import Board
+from dlpool.transfer.client import Client
+from dlpool.transfer.context import Context, Plan, host_of
+from dlpool.transfer.exchange import Figures
+from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.remote import Resource
+from dlpool.transfer.source import Source
+from tests.conftest import FAST, PATIENT
+
+MAX_S = 5.0  # the longest Retry-After that is waited for
+DIGEST = "a" * 64
+
+
+def now() -> float:
+    return 100.0
+
+
+@dataclass
+class Told:
+    """A context's events."""
+
+    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        self.events.append((event, fields))
+
+
+def context(told: Told | None = None, checksum: Checksum | None = None, **settings: Any) -> Context:
+    url = "http://H.test:8080/f"
+    client = Client(PATIENT, 4, HostGate(now), NetworkWatch(now))
+    chosen = replace(FAST, max_retry_after=MAX_S, **settings)
+    job = Job(url, Path("f"), checksum=checksum)
+    limits = RateLimits(RateLimit(None, now))
+    return Context(job, chosen, client, Source(client, url, {}), Board(now), limits, told or Told(), lambda: None, now)
+
+
+@dataclass
+class Reply:
+    """A reply that only has a status and headers."""
+
+    status: int
+    headers: dict[str, str]
+    url: str = "http://Mirror.test:81/f?x=1"
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "held_s"), [("1", 1.0), ("5", 5.0), ("6", 0.0), ("0", 0.0), ("soon", 0.0), (None, 0.0)]
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_wait_that_a_server_asks_for_holds_back_all_requests_to_it(
+    status: int, retry_after: str | None, held_s: float
+) -> None:
+    made, held = context(), []
+    made.client.gate = HostGate(now, lambda host, seconds: held.append((host, seconds)))
+    reply: Any = Reply(status, {} if retry_after is None else {"Retry-After": retry_after})
+    with pytest.raises(errors.ServerTrouble):
+        made.judge(reply, Span(0, 10))
+    assert held == ([("Mirror.test:81", held_s)] if held_s else [])
+
+
+def test_an_answer_is_of_the_host_that_sent_it() -> None:
+    reply: Any = Reply(206, {"Content-Range": "bytes 0-9/100"})
+    answer = context().judge(reply, Span(0, 10))
+    assert (answer.resource.host, answer.resource.size, host_of(reply)) == ("mirror.test:81", 100, "mirror.test:81")
+
+
+@pytest.mark.parametrize(
+    ("connections", "admitted", "expected"), [(8, None, 8), (8, 3, 3), (2, 3, 2), ("auto", None, 4), ("auto", 1, 4)]
+)
+def test_how_many_connections_a_download_begins_with(
+    connections: int | str, admitted: int | None, expected: int
+) -> None:
+    made = context(connections=connections)
+    if admitted is not None:
+        made.client.hosts.admits("h.test:8080", admitted)
+    assert (made.connections(), made.is_adaptive) == (expected, connections == "auto")
+    assert made.host == "h.test:8080"
+
+
+def test_no_more_connections_are_tried_than_the_settings_allow() -> None:
+    assert context(connections="auto", max_connections=2).connections() == 2
+
+
+def test_each_limit_of_the_machine_is_told_once_per_process() -> None:
+    told = Told()
+    made = context(told)
+    for reason, number in (("too_many_files", 3), ("too_many_files", 2), ("no_threads", 1)):
+        made.tell_limit(reason, number)
+    replace(made).tell_limit("no_threads", 7)
+    assert told.events == [
+        ("connections_limited", {"connections": 3, "reason": "too_many_files"}),
+        ("connections_limited", {"connections": 1, "reason": "no_threads"}),
+    ]
+
+
+OWN, SERVERS = Checksum("sha256", DIGEST), ("md5", "b" * 32)
+
+
+@pytest.mark.parametrize(
+    ("own", "digest", "verify", "expected"),
+    [
+        (None, None, True, None),
+        (OWN, None, True, OWN),
+        (OWN, SERVERS, True, OWN),
+        (None, SERVERS, True, Checksum(*SERVERS)),
+        (OWN, SERVERS, False, None),
+    ],
+)
+def test_which_checksum_is_verified(
+    own: Checksum | None, digest: tuple[str, str] | None, verify: bool, expected: Checksum | None
+) -> None:
+    assert context(checksum=own, verify=verify).wanted(Resource(10, digest=digest)) == expected
+
+
+@pytest.mark.parametrize(("size", "resumed", "missing"), [(100, 30, 70), (100, 0, 100), (None, 0, 0)])
+def test_what_a_plan_still_misses(size: int | None, resumed: int, missing: int) -> None:
+    place: Any = None
+    assert Plan(Resource(size), place, True, resumed).missing == missing
+
+
+def test_the_waits_of_a_request_end_with_the_download() -> None:
+    made = context()
+    exchange = made.exchange(Figures(5, 1.0))
+    assert (exchange.figures(), exchange.clock) == (Figures(5, 1.0), now)
+    made.board.stop(errors.Cancelled("cancelled"))
+    with pytest.raises(errors.Cancelled):
+        exchange.pause(60.0)

@@ -1,0 +1,289 @@
+"""The connection threads of one download: how many there are, and which of them leave. Threads that wait for work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool import errors, threads
+from dlpool.transfer.board import Board
+from dlpool.transfer.chunks import Chunk, ChunkMap
+from dlpool.transfer.client import Client
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.exchange import Figures
+from dlpool.transfer.job import Job
+from dlpool.transfer.lane import Lane
+from dlpool.transfer.lanes import DESCRIPTORS, HELP_S, RESERVE, Lanes
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.remote import Resource
+from dlpool.transfer.source import Source
+from tests.conftest import FAST, PATIENT, wait_until
+
+URL = "http://h.test/f"
+
+
+class Bench:
+    """The lanes of a download whose only chunk has an owner, so that further ones wait."""
+
+    def __init__(self, connections: int | str = 4, **resource: Any) -> None:
+        self.now = 100.0
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.board = Board(self.clock)
+        client = Client(PATIENT, 4, HostGate(self.clock), NetworkWatch(self.clock))
+        client.hosts._clock = self.clock
+        self.hosts = client.hosts
+        settings = replace(FAST, connections=connections, max_connections=16)
+        self.context = Context(
+            Job(URL, Path("f")), settings, client, Source(client, URL, {}), self.board,
+            RateLimits(RateLimit(None, self.clock)), self._note, lambda: None, self.clock,
+        )  # fmt: skip
+        place: Any = None
+        self.plan = Plan(Resource(1000, **resource), place, True, 0)
+        self.lanes = Lanes(self.context)
+        self.first = self.lanes.add(Lane(self.context, self.plan))
+        self.chunk = Chunk(0, 1000, 0, 0)
+        self.board.start(ChunkMap([self.chunk]), self.first)
+
+    def clock(self) -> float:
+        return self.now
+
+    def begin(self, connections: int, most: int) -> None:
+        """Start the first lane, which does nothing, and the others."""
+
+        def idle() -> None:
+            self.board.wait(60.0)
+
+        assert self.lanes.begin_first(self.first, idle)
+        self.lanes.begin(self.plan, connections, most)
+
+    def close(self) -> None:
+        self.board.stop(errors.Cancelled("the end"))
+        for thread in self.lanes._threads.values():
+            thread.join(20.0)
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.events if name == event]
+
+    def work(self, *lanes: Lane) -> None:
+        """These lanes have a request in flight."""
+        for lane in self.lanes.all:
+            lane.exchange = self.context.exchange(Figures(0, 0.0)) if lane in lanes else None
+
+    def _note(self, event: str, /, **fields: object) -> None:
+        self.events.append((event, fields))
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Bench]]:
+    """Make benches; their threads end with the test."""
+    made: list[Bench] = []
+
+    def one(*arguments: Any, **options: Any) -> Bench:
+        made.append(Bench(*arguments, **options))
+        return made[-1]
+
+    yield one
+    for bench in made:
+        bench.close()
+
+
+def no_thread(_work: object, _name: str) -> threads.Thread:
+    raise errors.NoThread("cannot start a thread")
+
+
+# --- a fixed number ---
+
+
+def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> None:
+    bench = make()
+    assert (bench.lanes.most, bench.lanes.received, bench.lanes.all) == (1, 0, (bench.first,))
+    bench.begin(3, 3)
+    assert (bench.lanes.most, len(bench.lanes.all)) == (3, 3)
+    started = list(bench.lanes._threads.values())
+    assert [(thread.name, thread.daemon) for thread in started] == [(f"dlpool-lane-{n}", True) for n in (1, 2, 3)]
+    wait_until(lambda: bench.board._waiting == 2)  # the others have run, and found nothing to do
+    bench.lanes.adapt(bench.plan)
+    bench.lanes.leave()
+    assert (len(bench.lanes.all), bench.events) == (3, [])
+
+
+def test_the_end_waits_for_the_threads(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.begin(3, 3)
+    bench.board.stop(errors.Cancelled("cancelled"))
+    bench.lanes.join(60.0)
+    assert not any(thread.is_alive() for thread in bench.lanes._threads.values())
+
+
+def test_all_threads_together_are_waited_for_no_longer_than_was_said(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    bench.begin(3, 3)
+    waits: list[float | None] = []
+
+    def join(_thread: threading.Thread, timeout: float | None = None) -> None:
+        waits.append(timeout)
+        bench.now += 4.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", join)
+        bench.lanes.join(5.0)
+    assert waits == [5.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("reason", ["too_many_files", "no_threads"])
+def test_what_this_machine_does_not_allow_is_done_by_the_caller(
+    reason: str, make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    if reason == "no_threads":
+        monkeypatch.setattr(threads, "start", no_thread)
+    else:
+        monkeypatch.setattr(threads, "has_room", lambda _number: False)
+    assert not bench.lanes.begin_first(bench.first, lambda: None)
+    assert bench.lanes._threads == {}
+    bench.lanes.begin(bench.plan, 3, 3)
+    assert bench.lanes.all == (bench.first,)
+    assert bench.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
+
+
+def test_a_connection_is_added_only_if_files_can_be_opened_besides(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(threads, "has_room", lambda number: not asked.append(number))  # type: ignore[func-returns-value]
+    make().begin(2, 2)
+    assert asked == [DESCRIPTORS + RESERVE] * 2
+
+
+def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make("auto")
+    assert bench.lanes.begin_first(bench.first, lambda: None)
+    monkeypatch.setattr(threads, "start", no_thread)
+    bench.lanes.begin(bench.plan, 4, 8)
+    assert (bench.lanes.all, bench.hosts.level("h.test", 16)) == ((bench.first,), 2)
+
+
+# --- a second connection for a slow one ---
+
+
+@pytest.mark.parametrize(
+    ("rate", "connections", "resource", "lanes"),
+    [
+        (1000 / HELP_S, 4, {}, 2),
+        (1000 / HELP_S + 1, 4, {}, 1),
+        (0.0, 4, {}, 1),  # its speed is not known yet
+        (1.0, 1, {}, 1),
+        (1.0, 2, {}, 2),
+        (1.0, 4, {"refuses_ranges": True}, 1),
+    ],
+)
+def test_a_lone_connection_gets_help_if_it_is_slow(
+    rate: float, connections: int, resource: dict[str, Any], lanes: int, make: Callable[..., Bench]
+) -> None:
+    bench = make(connections, **resource)
+    bench.begin(1, 1)
+    bench.board.set_rate(bench.chunk, rate)
+    bench.lanes.help(bench.plan)
+    assert len(bench.lanes.all) == lanes
+    bench.lanes.help(bench.plan)
+    assert len(bench.lanes.all) == lanes
+
+
+@pytest.mark.parametrize("why", ["one body", "two connections", "adaptive"])
+def test_no_help_is_given_where_it_is_of_no_use(why: str, make: Callable[..., Bench]) -> None:
+    bench = make("auto" if why == "adaptive" else 4)
+    if why == "adaptive":
+        bench.hosts.admits("h.test", 1)
+    bench.begin(2 if why == "two connections" else 1, 2)
+    before = len(bench.lanes.all)
+    bench.board.set_rate(bench.chunk, 1.0)
+    bench.lanes.help(replace(bench.plan, has_ranges=why != "one body"))
+    assert len(bench.lanes.all) == before
+
+
+# --- a number that is found by trying ---
+
+
+def test_a_host_says_how_many_there_are(make: Callable[..., Bench]) -> None:
+    bench = make("auto")
+    bench.begin(1, 8)
+    assert len(bench.lanes.all) == 4  # START
+    other = bench.hosts.join("h.test", 8, limit=16)
+    bench.lanes.adapt(bench.plan)
+    assert bench.named("connections_changed") == [{"host": "h.test", "connections": 2, "reason": "start"}]
+    bench.lanes.adapt(bench.plan)
+    assert len(bench.named("connections_changed")) == 1
+    other.leave()
+    bench.lanes.adapt(bench.plan)
+    assert [fields["connections"] for fields in bench.named("connections_changed")] == [2, 4]
+    assert len([lane for lane in bench.lanes.all if not lane.is_dismissed]) == 4
+    bench.lanes.leave()
+    bench.lanes.leave()
+    bench.lanes.adapt(bench.plan)
+    assert bench.hosts.join("h.test", 8, limit=16).wanted == 4
+
+
+@pytest.mark.parametrize(("most", "admitted", "lanes"), [(1, 16, 2), (2, 16, 2), (8, 3, 3), (8, 16, 4)])
+def test_no_more_are_tried_than_file_and_host_allow(
+    most: int, admitted: int, lanes: int, make: Callable[..., Bench]
+) -> None:
+    bench = make("auto")
+    bench.hosts.admits("h.test", admitted)
+    bench.begin(2, most)
+    assert len(bench.lanes.all) == lanes
+    assert bool(bench.hosts._hosts) is (most > 1)
+
+
+def test_those_without_a_request_leave_first_and_then_the_youngest(make: Callable[..., Bench]) -> None:
+    bench = make("auto")
+    bench.begin(4, 8)
+    one, two, three, four = bench.lanes.all
+    bench.work(one, three, four)
+    others = [bench.hosts.join("h.test", 8, limit=16)]
+    bench.lanes.adapt(bench.plan)
+    assert [lane.is_dismissed for lane in (one, two, three, four)] == [False, True, False, True]
+    others += [bench.hosts.join("h.test", 8, limit=16) for _ in range(3)]
+    bench.lanes.adapt(bench.plan)
+    assert [lane.is_dismissed for lane in (one, three)] == [False, True]
+
+
+def test_the_host_learns_what_came_and_how_many_work(make: Callable[..., Bench]) -> None:
+    bench = make("auto")
+    bench.begin(4, 8)
+    one, two, three, _four = bench.lanes.all
+    bench.work(one, two, three)
+    one._latest = one.exchange
+    assert one.exchange is not None
+    one.exchange.received = 500
+    bench.lanes.adapt(bench.plan)
+    (member,) = bench.hosts._hosts["h.test"].members
+    assert (member.received, member.busy, bench.lanes.received) == (500, 3, 500)
+
+
+def test_what_a_dismissed_lane_received_still_counts(make: Callable[..., Bench]) -> None:
+    bench = make("auto")
+    bench.begin(4, 8)
+    gone = bench.lanes.all[-1]
+    gone._latest = bench.context.exchange(Figures(700, 1.0))
+    bench.board.note_rate(gone, 5.0)
+    bench.board.begin_body(bench.lanes.all[1])
+    bench.board.dismiss(bench.lanes.all[1])
+    bench.board.dismiss(gone)
+    bench.lanes._threads[gone].join(20.0)
+    bench.lanes._threads[bench.lanes.all[1]].join(20.0)
+    bench.board.dismiss(bench.first)  # whose thread is alive
+    bench.lanes._reap()
+    assert len(bench.lanes.all) == 2
+    assert bench.first in bench.lanes.all
+    assert gone not in bench.lanes._threads
+    assert bench.lanes.received == 700
+    assert not gone.is_dismissed  # the board has forgotten it
