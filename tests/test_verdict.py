@@ -13,7 +13,7 @@ import pytest
 from dlpool.config import SupervisorSettings
 from dlpool.disk import local_fault
 from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
 from dlpool.jobs.transitions import Claimed, Ticket
 from dlpool.service.frames import EndedFrame
 from dlpool.service.verdict import Judge, ending_of
@@ -192,3 +192,44 @@ def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_c
     done = EndedFrame("a.7", "succeeded", "/f", {"size": 1, "seconds": 0.1})
     ending = judge().ended(claimed(), job, done, "cancel")
     assert ending is not None and ending.outcome == "success"
+
+
+# --- what is admitted ---
+
+
+@pytest.mark.parametrize(("more", "outcome"), [(0, None), (1, "failed")])
+def test_a_job_may_be_as_long_as_the_limit_and_no_longer(more: int, outcome: str | None) -> None:
+    job, instead = judge().admit(replace(claimed(), size=MAX_JOB_BYTES + more))
+    assert (job is None) == (outcome is not None) and (instead and instead.outcome) == outcome
+    if instead is not None:
+        assert instead.note["label"] == "malformed" and f"{MAX_JOB_BYTES + 1} bytes long" in instead.note["message"]
+
+
+@pytest.mark.parametrize(
+    ("own", "claim", "expected"),
+    [
+        ({}, {}, None),
+        ({"not_before": NOW + 0.5}, {}, ("release", 0.5, "normal", "")),
+        ({"not_before": NOW + 9, "priority": "low"}, {}, ("release", 9.0, "low", "")),
+        ({"not_before": NOW}, {}, None),
+        ({"not_before": NOW - 1}, {}, None),
+        ({"priority": "low"}, {}, ("release", 0.0, "low", "")),
+        ({"priority": "low"}, {"priority": "low"}, None),
+        ({"priority": "high"}, {}, None),
+        ({"dedupe": True}, {}, ("follow", 0.0, "", "digest")),
+        ({}, {"flag": "cancel"}, ("cancelled", 0.0, "", "")),
+        ({}, {"flag": "pause"}, ("pause", 0.0, "", "")),
+        ({"dedupe": True}, {"flag": "pause"}, ("pause", 0.0, "", "")),
+    ],
+)
+def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
+    own: dict[str, Any], claim: dict[str, Any], expected: tuple[str, float, str, str] | None
+) -> None:
+    job, instead = judge().admit(claimed(compose(URL, "/data/file", **own), **claim))
+    assert job is not None and job.url == URL
+    if expected is None:
+        assert instead is None
+        return
+    assert instead is not None
+    digest = job.digest if expected[3] else ""
+    assert (instead.outcome, instead.delay_s, instead.priority, instead.digest) == (*expected[:3], digest)
