@@ -27,6 +27,8 @@ from dlpool.transfer.answer import (
     error_for_status,
     is_empty_file,
     read_answer,
+    refuses_ranges,
+    waiting_s,
 )
 from dlpool.transfer.remote import Resource
 
@@ -73,6 +75,60 @@ def test_an_error_carries_the_wait_that_the_server_asked_for(status: int, value:
     error = error_for_status(status, {"Retry-After": value}, NOW)
     assert isinstance(error, RetryRange)
     assert error.retry_after_s == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "kind", "is_away"),
+    [
+        (429, None, ServerBusy, True),
+        (503, "1", ServerBusy, True),
+        (400, "1", ServerBusy, True),
+        (403, "1", ServerBusy, True),
+        (500, "1", ServerTrouble, False),
+        (408, "1", ServerTrouble, False),
+        (511, None, ServerTrouble, False),
+        (502, None, ServerTrouble, True),
+        (504, "1", ServerTrouble, True),
+    ],
+)
+def test_an_error_says_whether_the_server_is_away(
+    status: int, retry_after: str | None, kind: type[RetryRange], is_away: bool
+) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    error = error_for_status(status, headers, NOW)
+    assert isinstance(error, RetryRange)
+    assert (type(error), error.is_away) == (kind, is_away)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "expected"),
+    [
+        (400, None, True),
+        (400, "soon", True),
+        (400, "1", False),
+        (403, None, False),
+        (405, "1", True),
+        (416, None, True),
+        (501, "1", True),
+        (500, None, False),
+    ],
+)
+def test_which_refusals_may_be_of_the_range(status: int, retry_after: str | None, expected: bool) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    assert refuses_ranges(status, headers, NOW) is expected
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Mon, 06 May 2024 07:08:09 GMT", 30.0),
+        ("Sun, 05 May 2024 07:08:09 GMT", 86430.0),  # a day off: that may still be a clock
+        ("Sun, 05 May 2024 07:08:08 GMT", 30.0),
+        ("Tue, 07 May 2024 07:08:10 GMT", 0.0),
+    ],
+)
+def test_a_date_to_wait_for_is_read_by_the_clock_of_the_server(date: str, expected: float) -> None:
+    assert waiting_s({"Retry-After": "Mon, 06 May 2024 07:08:39 GMT", "Date": date}, NOW) == expected
 
 
 @pytest.mark.parametrize("status", [204, 304, 404, 416, 500])

@@ -1,0 +1,278 @@
+"""The samples that are asked for again at the end: what is compared, what is tried again, what ends the download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool import errors
+from dlpool.transfer.answer import Answer, Span
+from dlpool.transfer.board import Board
+from dlpool.transfer.client import Client
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.endcheck import MAX_STALE, NETWORK_POLL_S, EndCheck, is_same_span
+from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.job import Job
+from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.remote import Resource
+from dlpool.transfer.source import Source
+from tests.conftest import FAST, PATIENT, make_data
+
+DATA = make_data(200_000)
+DELAY_S = 0.0123456
+URL = "http://h.test/f"
+
+
+@dataclass
+class Pieces:
+    """A reply that brings ``data`` in pieces of ``piece`` bytes, and then ends."""
+
+    data: bytes
+    piece: int = 10**6
+    closed: int = 0
+    wanted: list[int] = field(default_factory=list)
+
+    def read(self, view: memoryview) -> int:
+        assert len(self.wanted) < 1000, "read without end"
+        self.wanted.append(len(view))
+        size = min(len(view), self.piece, len(self.data))
+        view[:size], self.data = self.data[:size], self.data[size:]
+        return size
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class File:
+    """A part file, and a descriptor of it."""
+
+    data: bytes = DATA
+    closed: int = 0
+
+    @property
+    def part(self) -> File:
+        return self
+
+    @property
+    def target(self) -> Path:
+        return Path("/folder/f")
+
+    def writer(self) -> File:
+        return self
+
+    def read(self, position: int, size: int) -> bytes:
+        return self.data[position : position + size]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Resting(Board):
+    """A board whose rests take no time, and are noted."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 100.0)
+        self.rests: list[float] = []
+
+    def rest(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self.check()
+
+
+class Bench:
+    """A check of two samples, and what the server answers to each request."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any, **settings: Any) -> None:
+        self.now = 100.0
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.board = Resting()
+        self.network = NetworkWatch(self.clock)
+        client = Client(PATIENT, 4, HostGate(self.clock), self.network)
+        chosen = replace(FAST, retries=2, retry_delay=DELAY_S, retry_max_delay=10.0, **settings)
+        self.context = Context(
+            Job(URL, Path("f")), chosen, client, Source(client, URL, {}), self.board,
+            RateLimits(RateLimit(None, self.clock)), self._note, lambda: None, self.clock, lambda: 1.0,
+        )  # fmt: skip
+        for start in (0, 100_000):
+            self.context.evidence.begin(start).end = start + 1000
+        self.file = File()
+        place: Any = self.file
+        self.plan = Plan(Resource(len(DATA)), place, True, 0)
+        self.check = EndCheck(self.context, self.plan)
+        self.asked: list[Span] = []
+        self.replies: list[Pieces] = []
+        self.exchanges: list[object] = []
+        self._answers = list(answers)
+        monkeypatch.setattr("dlpool.transfer.endcheck.ask_further", self._ask)
+
+    def clock(self) -> float:
+        return self.now
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.events if name == event]
+
+    def _ask(self, _context: Context, exchange: Exchange, span: Span, known: Resource) -> tuple[Pieces, Answer]:
+        assert self.check.exchange is exchange
+        self.asked.append(span)
+        self.exchanges.append(exchange)
+        exchange.received += 7
+        result = self._answers.pop(0) if self._answers else DATA
+        if isinstance(result, Exception):
+            raise result
+        whole = result is None
+        self.replies.append(Pieces((DATA if whole else result)[span.start : span.end]))
+        return self.replies[-1], Answer(known, span.start, span.end - span.start, is_partial=not whole)
+
+    def _note(self, event: str, /, **fields: object) -> None:
+        self.events.append((event, fields))
+
+
+# --- one sample ---
+
+
+@pytest.mark.parametrize(
+    ("span", "start", "length", "sent", "expected"),
+    [
+        (Span(0, 10), 0, 10, DATA[:10], True),
+        (Span(50, 60), 50, 10, DATA[50:60], True),
+        (Span(50, 60), 40, 20, DATA[40:60], True),  # more than was asked for, before it
+        (Span(50, 60), 40, 500, DATA[40:540], True),  # and behind it
+        (Span(50, 60), 50, None, DATA[50:], True),
+        (Span(50, 60), 50, 4, DATA[50:54], True),  # the beginning of it
+        (Span(50, 60), 40, 11, DATA[40:51], True),
+        (Span(50, 60), 50, 10, DATA[50:59] + b"?", False),
+        (Span(50, 60), 50, 10, DATA[51:61], False),
+        (Span(50, 60), 50, 4, DATA[50:53] + b"?", False),
+        (Span(0, 150_000), 0, 150_000, DATA[:150_000], True),
+        (Span(0, 150_000), 0, 150_000, DATA[:149_999] + b"?", False),
+    ],
+)
+@pytest.mark.parametrize("piece", [7, 10**6])
+def test_a_sample_is_compared_with_its_place_in_the_file(
+    span: Span, start: int, length: int | None, sent: bytes, expected: bool, piece: int
+) -> None:
+    if piece * 900 < len(sent):
+        piece = 1000
+    reply, reader = Pieces(sent, piece), File()
+    answer = Answer(Resource(len(DATA)), start, length, is_partial=True)
+    assert is_same_span(reply, answer, span, reader) is expected  # type: ignore[arg-type]
+    assert 0 not in reply.wanted
+
+
+@pytest.mark.parametrize(
+    ("length", "sent"), [(10, b""), (10, DATA[40:49]), (20, DATA[40:55])], ids=["nothing", "less", "a part"]
+)
+def test_a_sample_that_ends_early_proves_nothing(length: int, sent: bytes) -> None:
+    answer = Answer(Resource(len(DATA)), 40, length, is_partial=True)
+    reply: Any = Pieces(sent)
+    reader: Any = File()
+    with pytest.raises(errors.ShortBody):
+        is_same_span(reply, answer, Span(50, 60), reader)
+
+
+# --- the check ---
+
+
+@pytest.mark.parametrize(
+    ("has_ranges", "responses", "etag", "is_needed"),
+    [(True, 2, None, True), (True, 1, None, False), (False, 2, None, False), (True, 2, '"v1"', False)],
+)
+def test_only_what_was_joined_without_a_validator_is_checked(
+    has_ranges: bool, responses: int, etag: str | None, is_needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(monkeypatch)
+    del bench.context.evidence._brought[responses:]
+    plan = replace(bench.plan, has_ranges=has_ranges, resource=Resource(len(DATA), etag))
+    assert EndCheck(bench.context, plan).is_needed is is_needed
+
+
+def test_all_samples_are_asked_for_once_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    assert (bench.check.received, bench.check.exchange) == (0, None)
+    bench.check.run()
+    assert len(bench.asked) > 1
+    assert bench.events == [("end_checked", {"path": "/folder/f"})]
+    assert [reply.closed for reply in bench.replies] == [1] * len(bench.asked)
+    assert (bench.check.exchange, bench.file.closed, bench.board.rests) == (None, 1, [])
+    assert bench.check.received == 7 * len(bench.asked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(bytes(len(DATA)), "changed during the download"), (None, "stopped serving ranges")]
+)
+def test_a_difference_restarts_the_file(answer: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, DATA, answer)
+    with pytest.raises(errors.RemoteChanged, match=message):
+        bench.check.run()
+    assert [reply.closed for reply in bench.replies] == [1, 1]
+    assert (bench.check.exchange, bench.file.closed) == (None, 1)
+
+
+def test_a_failed_request_is_repeated_after_a_rest_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, busy = errors.ShortBody("short"), errors.ServerBusy("busy")
+    bench = Bench(monkeypatch, short, busy, DATA, short)
+    bench.check.run()
+    assert bench.board.rests == [DELAY_S, 2 * DELAY_S, DELAY_S]
+    span, later = bench.asked[0], bench.asked[3]
+    assert bench.asked[:5] == [span, span, span, later, later]
+    first = {
+        "label": "short_body", "error": "short", "start": span.start, "end": span.end, "attempt": 1,
+        "delay_s": 0.012, "seconds": 0.0,
+    }  # fmt: skip
+    retries = bench.named("range_retry")
+    assert retries[0] == first
+    assert [retry["attempt"] for retry in retries] == [1, 2, 1]
+
+
+def test_too_many_failures_end_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, *[errors.ShortBody(f"short {number}") for number in range(5)])
+    with pytest.raises(errors.ShortBody, match="short 2"):
+        bench.check.run()
+    assert (len(bench.asked), bench.file.closed, bench.check.exchange) == (3, 1, None)
+    error = errors.ServerBusy("busy", retry_after_s=3600.0)
+    bench = Bench(monkeypatch, error)
+    with pytest.raises(errors.WaitTooLong) as raised:
+        bench.check.run()
+    assert raised.value.__cause__ is error
+
+
+def test_dead_idle_connections_are_replaced_without_being_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = errors.ConnectionBroken("closed", is_stale=True)
+    bench = Bench(monkeypatch, *[stale] * (MAX_STALE + 1))
+    bench.check.run()
+    assert bench.board.rests == [DELAY_S]
+
+
+def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = errors.NameNotResolved("no name", is_own_network=True)
+    bench = Bench(monkeypatch, away, away, away, away, network_wait=100.0)
+    for host in ("h.test", "other.test"):
+        bench.network.failed(host)
+    bench.check.run()
+    assert bench.board.rests == [NETWORK_POLL_S] * 4
+    assert bench.named("network_away") == [{"error": "no name"}] * 4
+
+
+def test_a_stopped_download_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    bench.board.stop(errors.Cancelled("cancelled"))
+    with pytest.raises(errors.Cancelled):
+        bench.check.run()
+    assert (bench.asked, bench.file.closed) == ([], 1)
+
+
+@pytest.mark.parametrize(("ago_s", "is_ended"), [(None, False), (29.5, False), (30.0, True), (31.0, True)])
+def test_a_request_for_a_sample_has_a_time_limit(
+    ago_s: float | None, is_ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the sum of ``connect_timeout``, 5 s, and ``read_timeout``, 10 s."""
+    bench = Bench(monkeypatch)
+    bench.check.look()
+    exchange = bench.check.exchange = Exchange(bench.clock, bench.board.pause, Figures(0, 0.0))
+    exchange.asked_at = None if ago_s is None else bench.now - ago_s
+    bench.check.look()
+    assert isinstance(exchange.verdict, errors.TimedOut) is is_ended
