@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ class Resting(Board):
     def __init__(self) -> None:
         super().__init__(lambda: 100.0)
         self.rests: list[float] = []
+        self.on_rest: Callable[[], None] = lambda: None
 
     def rest(self, seconds: float) -> None:
         self.rests.append(seconds)
+        self.on_rest()
         self.check()
 
 
@@ -142,6 +145,9 @@ class Bench:
         (Span(50, 60), 40, 20, DATA[40:60], True),  # more than was asked for, before it
         (Span(50, 60), 40, 500, DATA[40:540], True),  # and behind it
         (Span(50, 60), 50, None, DATA[50:], True),
+        (Span(50, 60), 50, None, DATA[50:60], True),
+        (Span(50, 60), 40, None, DATA[40:60], True),
+        (Span(50, 60), 40, 500, DATA[40:60] + b"?" * 480, True),  # what is behind it is not compared
         (Span(50, 60), 50, 4, DATA[50:54], True),  # the beginning of it
         (Span(50, 60), 40, 11, DATA[40:51], True),
         (Span(50, 60), 50, 10, DATA[50:59] + b"?", False),
@@ -164,7 +170,9 @@ def test_a_sample_is_compared_with_its_place_in_the_file(
 
 
 @pytest.mark.parametrize(
-    ("length", "sent"), [(10, b""), (10, DATA[40:49]), (20, DATA[40:55])], ids=["nothing", "less", "a part"]
+    ("length", "sent"),
+    [(10, b""), (10, DATA[40:49]), (20, DATA[40:55]), (10, DATA[40:50])],
+    ids=["nothing", "less", "a part", "only what is before it"],
 )
 def test_a_sample_that_ends_early_proves_nothing(length: int, sent: bytes) -> None:
     answer = Answer(Resource(len(DATA)), 40, length, is_partial=True)
@@ -215,7 +223,10 @@ def test_a_difference_restarts_the_file(answer: bytes | None, message: str, monk
 def test_a_failed_request_is_repeated_after_a_rest_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     short, busy = errors.ShortBody("short"), errors.ServerBusy("busy")
     bench = Bench(monkeypatch, short, busy, DATA, short)
+    seen: list[object] = []
+    bench.board.on_rest = lambda: seen.append(bench.check.exchange)
     bench.check.run()
+    assert seen == [None] * 3  # nobody ends a request that has failed already
     assert bench.board.rests == [DELAY_S, 2 * DELAY_S, DELAY_S]
     span, later = bench.asked[0], bench.asked[3]
     assert bench.asked[:5] == [span, span, span, later, later]

@@ -148,9 +148,19 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
         monkeypatch.setattr(threads, "has_room", lambda _number: False)
     assert not bench.lanes.begin_first(bench.first, lambda: None)
     assert bench.lanes._threads == {}
+    assert bench.named("connections_limited") == [{"connections": 1, "reason": reason}]
     bench.lanes.begin(bench.plan, 3, 3)
     assert bench.lanes.all == (bench.first,)
     assert bench.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
+
+
+def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make()
+    bench.begin(2, 3)
+    monkeypatch.setattr(threads, "has_room", lambda _number: False)
+    bench.lanes.begin(bench.plan, 3, 3)
+    assert len(bench.lanes.all) == 2
+    assert bench.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
 
 
 def test_a_connection_is_added_only_if_files_can_be_opened_besides(
@@ -217,6 +227,8 @@ def test_a_host_says_how_many_there_are(make: Callable[..., Bench]) -> None:
     bench = make("auto")
     bench.begin(1, 8)
     assert len(bench.lanes.all) == 4  # START
+    bench.lanes.adapt(bench.plan)
+    assert bench.events == []
     other = bench.hosts.join("h.test", 8, limit=16)
     bench.lanes.adapt(bench.plan)
     assert bench.named("connections_changed") == [{"host": "h.test", "connections": 2, "reason": "start"}]
@@ -254,6 +266,10 @@ def test_those_without_a_request_leave_first_and_then_the_youngest(make: Callabl
     others += [bench.hosts.join("h.test", 8, limit=16) for _ in range(3)]
     bench.lanes.adapt(bench.plan)
     assert [lane.is_dismissed for lane in (one, three)] == [False, True]
+    for lane in (two, three, four):
+        bench.lanes._threads[lane].join(20.0) if lane in bench.lanes._threads else None
+    bench.lanes.adapt(bench.plan)
+    assert bench.lanes.all == (one,)
 
 
 def test_the_host_learns_what_came_and_how_many_work(make: Callable[..., Bench]) -> None:
