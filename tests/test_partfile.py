@@ -220,6 +220,15 @@ def test_a_mode_that_cannot_be_set_matters_where_others_would_have_more_rights(
         part.keep_permissions()
 
 
+def test_an_access_control_list_is_passed_on(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, given = "system.posix_acl_access", list[tuple[str, bytes]]()
+    part.target.touch()
+    monkeypatch.setattr(os, "getxattr", lambda path, asked: b"acl" if (path, asked) == (part.target, name) else b"")
+    monkeypatch.setattr(os, "setxattr", lambda _, asked, value: given.append((asked, value)))
+    part.keep_permissions()
+    assert given == [(name, b"acl")]
+
+
 @pytest.mark.parametrize(("user", "owner"), [(0, 1234), (1, -1), (1000, -1)])
 def test_only_root_gives_files_away(user: int, owner: int, part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[int, int]] = []
@@ -433,6 +442,7 @@ def test_without_proc_a_writer_has_the_file_by_its_name_or_shares_the_descriptor
             patch.setattr(os, "fstat", failing(errno.ESTALE))
         writer = part.writer()
     assert open_descriptors() == before + 1
+    assert writer._is_shared is (name != "there")
     writer.write(2, memoryview(b"ab"))
     writer.write(6, memoryview(b"cd"))
     assert own.read(0, 20) == b"01ab45cd89"
