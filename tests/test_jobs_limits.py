@@ -113,6 +113,7 @@ def test_a_moment_is_between_1970_and_the_far_future(value: float, seconds: floa
     ("clock", "noted", "now_ms", "ahead_ms"),
     [
         ((100, 250_999), (None, None), 100_250, 0),
+        ((100, 500_000), (None, None), 100_500, 0),
         ((100, 0), (b"99999", b"0"), 100_000, 0),
         ((100, 0), (b"100000", b"0"), 100_000, 0),
         ((100, 0), (b"200000", b"0"), 200_000, 100_000),

@@ -282,21 +282,26 @@ def test_without_a_private_server_the_other_one_is_asked(tmp_path: Path, kind: s
         connection.disconnect()
 
 
-def test_a_private_server_that_does_not_accept_is_an_error_and_leaves_no_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [FileNotFoundError(), ConnectionRefusedError(), PermissionError(), TimeoutError()])
+def test_no_socket_is_left_of_a_private_server_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    closed: list[socket.socket] = []
+    """One that does not accept is an error; one that is not there is not."""
+    closed: list[float | None] = []
 
     class Refusing(socket.socket):
         def connect(self, _address: Any) -> None:
-            raise PermissionError(13, "not ours")
+            raise error
 
         def close(self) -> None:
-            closed.append(self)
+            closed.append(self.gettimeout())
             super().close()
 
     monkeypatch.setattr(socket, "socket", Refusing)
     connection = auto(tmp_path / "s", 1)
-    with pytest.raises(PermissionError):
-        connection._private()
-    assert len(closed) == 1
+    if isinstance(error, PermissionError | TimeoutError):
+        with pytest.raises(type(error)):
+            connection._private()
+    else:
+        assert connection._private() is None
+    assert closed == [5.0], "it waits no longer than for a connection"

@@ -32,7 +32,7 @@ class QueueTime:
         clock_ms = clock[0] * 1000 + clock[1] // 1000
         seen_ms, ahead_ms = (_whole(one) for one in noted)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
-        return cls(now_ms, ahead_ms if now_ms == clock_ms + ahead_ms else now_ms - clock_ms)
+        return cls(now_ms, now_ms - clock_ms)
 
 
 def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
