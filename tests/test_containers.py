@@ -170,7 +170,8 @@ def test_the_http_side_of_the_compose_file_has_settings_that_hold(tmp_path: Path
 def test_all_folders_are_volumes_and_ports_agree(ini: Path) -> None:
     loaded = load(str(ini))
     folders = {loaded["paths"].download_dir, loaded["paths"].state_dir, loaded["paths"].log_dir}
-    assert folders == set(instruction("VOLUME").split())
+    uploads = "/var/lib/dlpool/uploads"
+    assert {*folders, uploads} == set(instruction("VOLUME").split())
     assert folders <= {one["mountPath"] for one in container()["volumeMounts"] if not one.get("readOnly")}
     assert folders == {one.split(":")[1] for one in compose()["services"]["dlpool"]["volumes"]}
     host, port = split_address(loaded["metrics"].listen)

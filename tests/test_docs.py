@@ -75,8 +75,8 @@ def test_the_service_and_its_commands_run_as_the_documents_say(tmp_path: Path) -
                 ended = run(*words[1:], *config, cwd=tmp_path, env=environment)
                 assert ended.code == 0, (line, ended.err)
                 pushed = ended.out.split()[0] if words[1] == "push" and not pushed else pushed
-            wait_until(lambda: (tmp_path / "models" / "model.bin").exists())
-            assert (tmp_path / "models" / "model.bin").read_bytes() == DATA
+            wait_until(lambda: (tmp_path / "downloads" / "models" / "model.bin").exists())
+            assert (tmp_path / "downloads" / "models" / "model.bin").read_bytes() == DATA
         finally:
             service.terminate()
             assert finish(service).code == 0

@@ -213,7 +213,7 @@ def test_a_port_in_use_is_a_warning_and_another_one_comes_by_reload(redis_server
 def test_a_full_disk_is_told_and_what_the_log_lost_is_counted(redis_server: RedisServer, tmp_path: Path) -> None:
     client = Client(redis_server.client())
     with tmpfs(tmp_path / "disk", "4m") as disk, Origin(File(b"x" * 300_000)) as origin:
-        places = {"download_dir": disk, "log_dir": disk / "log"}
+        places = {"download_dir": disk / "out", "log_dir": disk / "log"}
         settings: dict[str, dict[str, Any]] = {"paths": places, "supervisor": {"fault_delay": "500ms"}}
         service = Watched(tmp_path / "node", redis_server.url, settings)
         service.log_file = disk / "log" / "dlpool.log"

@@ -164,12 +164,13 @@ def environment() -> dict[str, str]:
 Life = tuple[Desk, Path, Ended]
 
 
-def test_without_an_ini_the_working_directory_is_the_download_folder(life: Life) -> None:
+def test_without_an_ini_the_download_folder_is_below_the_working_directory(life: Life) -> None:
     _, folder, ended = life
     assert ended.code == 0
-    assert (folder / "new" / "f").read_bytes() == (folder / "new" / "g").read_bytes() == DATA
-    assert sorted(path.name for path in folder.iterdir()) == [".dlpool", "new"]
-    assert sorted(path.name for path in (folder / "new").iterdir()) == ["f", "g"]
+    new = folder / "downloads" / "new"
+    assert (new / "f").read_bytes() == (new / "g").read_bytes() == DATA
+    assert sorted(path.name for path in folder.iterdir()) == [".dlpool", "downloads"]
+    assert sorted(path.name for path in new.iterdir()) == ["f", "g"]
 
 
 def test_a_password_on_the_command_line_is_warned_of(life: Life) -> None:

@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``node/out`` is where downloads go, ``node`` and ``second`` are allowed, ``outside`` is not."""
+    """``node/out`` is where downloads go, it and ``second`` are allowed, ``outside`` is not."""
     folder = tmp_path_factory.mktemp("paths")
     for name in ("second", "outside"):
         (folder / name).mkdir()
@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(folders: Path) -> Iterator[Service]:
-    roots = f"{folders / 'node'}:{folders / 'second'}"
+    roots = f"{folders / 'node' / 'out'}:{folders / 'second'}"
     with running(folders, paths={"allowed_roots": roots}) as both:
         yield both
 
@@ -53,8 +53,9 @@ REFUSED: dict[str, tuple[Path_, str]] = {
     "absolute": (lambda desk, folders: str(folders / "outside" / "f"), "outside of"),
     "a folder that begins as an allowed one": (lambda desk, folders: f"{folders}/second-not/f", "outside of"),
     "a device": (lambda desk, _: "/dev/null", "outside of"),
-    "the state folder": (lambda desk, folders: f"{folders}/node/state/sids.json", "keeps for itself"),
-    "the log": (lambda desk, folders: f"{folders}/node/log/dlpool.log", "keeps for itself"),
+    "the state folder": (lambda desk, folders: f"{folders}/node/state/sids.json", "outside of"),
+    "the log": (lambda desk, folders: f"{folders}/node/log/dlpool.log", "outside of"),
+    "a hard link to the settings": (lambda desk, _: f"{desk.name}/hard", "keeps for itself (the settings file"),
     "NUL": (lambda desk, _: f"{desk.name}/a\0b", "control characters"),
     "line end": (lambda desk, _: f"{desk.name}/a\nb", "control characters"),
     "escape": (lambda desk, _: f"{desk.name}/\x1b[2Jb", "control characters"),
@@ -87,6 +88,7 @@ def test_a_path_that_must_not_be_is_a_failure_with_its_reason_and_nothing_is_wri
     (desk.folder / "circle").symlink_to("circle")
     (desk.folder / "file").write_text("x")
     os.mkfifo(desk.folder / "pipe")
+    os.link(desk.service.ini, desk.folder / "hard")
     before = desk.files()
     desk.push(save_path=make(desk, folders))
     message = desk.client.wait_for_failure(desk.url())["error_message"]

@@ -176,7 +176,7 @@ def test_a_supervisor_that_is_cut_off_alone_loses_its_jobs_and_harms_nothing(
     """It is a partition: the other takes its jobs, and records them; what comes late is refused by the fence."""
     client, gate = Client(redis_server.client()), Gate()
     settings = {"supervisor": {"lease": "1s", "grace": "1s"}, "transfer": SINGLE}
-    out = {"paths": {"download_dir": tmp_path, "allowed_roots": tmp_path}}
+    out = {"paths": {"download_dir": tmp_path / "shared"}}
     cut = Supervisor(tmp_path / "cut", proxy.url, {**settings, **out})
     with Origin(gate) as origin, cut, waiting(tmp_path / "other", redis_server.url, {**settings, **out}) as other:
         cut_ids, cut_urls = push_numbered(client, origin, 3)
@@ -189,7 +189,7 @@ def test_a_supervisor_that_is_cut_off_alone_loses_its_jobs_and_harms_nothing(
         wait_until(lambda: len(cut.events("job_lost")) == 3)
         wait_until(lambda: len(cut.events("job_succeeded") + other.events("job_succeeded")) == 3)
     assert_ended_once(client, *cut_ids, starts=None)
-    assert all((tmp_path / f"{number}.bin").read_bytes() == DATA for number in range(3))
+    assert all((tmp_path / "shared" / f"{number}.bin").read_bytes() == DATA for number in range(3))
 
 
 def test_connections_that_break_again_and_again_cost_nothing(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import requests
 
 from dlpool.config import WebSettings
@@ -170,35 +169,3 @@ def test_leftovers_go_with_the_first_turn_however_late_it_comes(tmp_path: Path) 
             assert requests.get(f"{server.url}/health", timeout=10).ok and left.exists()
         fcntl.flock(lock, fcntl.LOCK_UN)
         wait_until(lambda: not left.exists())
-
-
-@pytest.mark.parametrize(
-    ("upload", "paths", "is_refused"),
-    [
-        ({"merged_dir": "x", "upload_dir": "x/upload"}, {}, True),
-        ({"merged_dir": "x", "upload_dir": "x"}, {}, True),
-        ({"merged_dir": "x/merged", "upload_dir": "x"}, {}, True),
-        ({"merged_dir": "x"}, {"state_dir": "x/y/state"}, True),
-        ({"merged_dir": "link"}, {"log_dir": "x/log"}, True),
-        ({"merged_dir": "x/merged", "upload_dir": "x/upload"}, {"state_dir": "x", "log_dir": "x/log"}, False),
-        ({"merged_dir": "x", "upload_dir": "xy"}, {}, False),
-    ],
-)
-def test_merged_files_are_kept_apart_from_ours(
-    upload: dict[str, str], paths: dict[str, str], is_refused: bool, tmp_path: Path
-) -> None:
-    """Else one client could fetch, and forge, what belongs to others."""
-    (tmp_path / "x").mkdir()
-    (tmp_path / "link").symlink_to("x")
-    server = WebServer(tmp_path / "web", {
-        "upload": {name: tmp_path / value for name, value in upload.items()},
-        "paths": {name: tmp_path / value for name, value in paths.items()},
-    })  # fmt: skip
-    try:
-        server.start()
-    except AssertionError:
-        assert is_refused and "overlap: keep them apart" in server.said()
-        assert server.process is not None and server.process.wait(10) == 78
-    else:
-        server.kill()
-        assert not is_refused

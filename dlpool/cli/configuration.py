@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings
 from dlpool.config.door import check_door
 from dlpool.config.layers import HOST, Effective, examined, text_of
+from dlpool.config.owned import check_owned
 from dlpool.config.problems import Problem, concerned, in_order
 from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
@@ -76,6 +78,7 @@ def problems_of(found: Effective) -> list[Problem]:
         ("hooks", lambda: check_hooks(settings.hooks)),
         ("logging", lambda: check_archive_command(settings.logging)),
         ("otel", lambda: check_traces(settings.otel)),
+        ("paths", lambda: check_owned(settings)),
         ("redis", lambda: connect(settings.redis, Path(settings.paths.state_dir).absolute()).close()),
         ("web", lambda: check_door(settings.web)),
     ]
@@ -89,7 +92,9 @@ def problems_of(found: Effective) -> list[Problem]:
 
 def _placed(found: Effective, section: str, sentence: str) -> Problem:
     """With the place of the setting that it begins with."""
-    name = sentence.removeprefix(f"[{section}] ").partition(" ")[0]
+    match = re.match(r"\[([a-z]+)\] (.*)", sentence)
+    section, text = (match[1], match[2]) if match else (section, sentence)
+    name = text.partition(" ")[0]
     given = found.given.get((section, name))
     if given is None:
         return Problem(sentence, settings=((section, name),))

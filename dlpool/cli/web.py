@@ -17,6 +17,7 @@ from dlpool.cli.options import settings_told, tell
 from dlpool.config import Settings
 from dlpool.config.goserver import is_json
 from dlpool.config.ini import text_of_file
+from dlpool.config.owned import check_owned
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.transfer.files import allow_open_files
@@ -110,6 +111,7 @@ def _serve(settings: Settings) -> int:
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
     Keys(settings.web)
+    check_owned(settings)
     allow_open_files()
     settings, capacity = fitted(settings)
     _make_folders(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import lru_cache
@@ -30,40 +29,11 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
             if sentence:
                 concerned = ((section, declared.name), (section, other))
                 problems.append(Problem(f"[{section}] {sentence}", settings=concerned))
-    problems += _overlaps(settings, described)
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
         problems.append(Problem("[redis] url holds a password, and another one is given: keep one of them",
                                 settings=(("redis", "url"),)))  # fmt: skip
     return problems
-
-
-def _overlaps(settings: Settings, described: Callable[[str, str], str]) -> list[Problem]:
-    """What clients merge and fetch may be nothing of ours: neither chunks of others, nor state, nor logs."""
-    merged = _real(settings.upload.merged_dir)
-    ours = (("upload", "upload_dir"), ("paths", "state_dir"), ("paths", "log_dir"))
-    return [
-        Problem(
-            f"[upload] {described('upload', 'merged_dir')} and [{section}] {described(section, name)} overlap: "
-            "keep them apart",
-            settings=(("upload", "merged_dir"), (section, name)),
-        )
-        for section, name in ours
-        if _contains(merged, folder := _real(getattr(getattr(settings, section), name)))
-        or (name == "upload_dir" and _contains(folder, merged))
-    ]
-
-
-def _real(path: str) -> str:
-    """Return the path with its links resolved, also if the working directory has been deleted."""
-    try:
-        return os.path.realpath(path)
-    except FileNotFoundError:
-        return os.path.normpath(os.path.join("/", path))
-
-
-def _contains(outer: str, inner: str) -> bool:
-    return os.path.commonpath([outer, inner]) == outer
 
 
 def _contradiction(

@@ -51,7 +51,7 @@ class Effective:
 
     def sections(self) -> dict[str, Any]:
         """The settings of each section, by its name, and ``hosts``."""
-        return {section.name: getattr(self.settings, section.name) for section in fields(Settings)}
+        return {name: getattr(self.settings, name) for name in (*SECTIONS, "hosts")}
 
 
 def effective(
@@ -77,7 +77,7 @@ def examined(
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
     found = _merged([*layers, options])
     found = _preset(found) | found
-    settings, wrong = _settings(found), concerned(problems)
+    settings, wrong = _settings(found, files), concerned(problems)
     problems += [
         replace(one, origin=next((found[each].origin for each in one.settings if each in found), ""))
         for one in contradictions(settings, lambda section, name: _described(found, section, name))
@@ -197,7 +197,7 @@ def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
         found["redis", "url"] = replace(url, text=plain, value=plain)
 
 
-def _settings(found: Mapping[tuple[str, str], Given]) -> Settings:
+def _settings(found: Mapping[tuple[str, str], Given], files: tuple[str, ...]) -> Settings:
     values: dict[str, dict[str, Any]] = {}
     for (section, name), given in found.items():
         values.setdefault(section, {})[name] = given.value
@@ -207,4 +207,4 @@ def _settings(found: Mapping[tuple[str, str], Given]) -> Settings:
         for section, own in values.items()
         if section.startswith(HOST)
     }
-    return Settings(**sections, hosts=hosts)
+    return Settings(**sections, hosts=hosts, files=files)

@@ -193,7 +193,7 @@ class SupervisorSettings:
 class PathSettings:
     """``[paths]``: folders; relative ones are relative to the working directory."""
 
-    download_dir: str = setting(PATH, ".", "where relative save_paths go")
+    download_dir: str = setting(PATH, "./downloads", "where relative save_paths go")
     allowed_roots: str | None = setting(PATH, None, "folders that files may go to, with colons between "
                                         "(default: download_dir)")  # fmt: skip
     state_dir: str = setting(PATH, ".dlpool", "node id, locks, spool, embedded Redis", reload=False)
@@ -299,7 +299,10 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All sections of an INI file. ``hosts``: its sections ``[host:NAME]``, by name, over ``limits``."""
+    """All sections of an INI file. ``hosts``: its sections ``[host:NAME]``, by name, over ``limits``.
+
+    ``files``: the files that they were read from, the INI file first.
+    """
 
     redis: RedisSettings = RedisSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
@@ -315,3 +318,4 @@ class Settings:
     upload: UploadSettings = field(default_factory=UploadSettings)
     web: WebSettings = field(default_factory=WebSettings)
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)
+    files: tuple[str, ...] = field(default=(), compare=False)

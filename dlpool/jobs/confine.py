@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.config import PathSettings
+from dlpool.config import PathSettings, Settings
+from dlpool.config.owned import Owned, is_under, resolved, target_roots
+from dlpool.config.owned import owned as owned_places
 from dlpool.disk import translated
 from dlpool.errors import PolicyRefused
+from dlpool.jobs.places import OwnedPlaces, Walk, walk_down
 from dlpool.transfer.names import MAX_NAME_BYTES, in_utf8
 
 MAX_PATH_BYTES = 4095  # of PATH_MAX, less its NUL
@@ -30,12 +33,18 @@ class Confinement:
     Raises LocalFault for folders that cannot be resolved.
     """
 
-    def __init__(self, paths: PathSettings) -> None:
-        given = [root for root in (paths.allowed_roots or "").split(":") if root] or [paths.download_dir]
+    def __init__(self, paths: PathSettings, owned: Iterable[Owned] | None = None) -> None:
+        """``owned``: what no job may write to; by default what the default settings and these paths name."""
+        owned = owned_places(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
-            self._download_dir = os.path.realpath(paths.download_dir)
-            self._roots = [os.path.realpath(root) for root in given]
-            self._own = [os.path.realpath(folder) for folder in (paths.state_dir, paths.log_dir)]
+            self._download_dir = resolved(paths.download_dir)
+            self._roots = [resolved(root.path) for root in target_roots(paths)]
+            self._own = OwnedPlaces(owned)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Confinement:
+        """Return the rules of these settings."""
+        return cls(settings.paths, owned_places(settings))
 
     def __repr__(self) -> str:
         return f"<Confinement to {':'.join(self._roots)}>"
@@ -48,7 +57,7 @@ class Confinement:
     def holds(self, folder: str) -> bool:
         """Whether a folder that is there lies in one of them."""
         real = os.path.realpath(folder)
-        return any(_is_under(real, root) for root in self._roots)
+        return any(is_under(real, root) for root in self._roots)
 
     def target(self, save_path: str) -> Target:
         """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault."""
@@ -71,42 +80,21 @@ class Confinement:
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
         """The path with its links resolved, if a job may write there, and whether it is a folder."""
         with translated(f"resolve {what}"):
-            real, is_folder = self._resolved(path)
-        allowed = [root for root in self._roots if _is_under(real, root)]
-        if not allowed:
-            raise PolicyRefused(f"{what} leads to {real}, which is outside of {' and '.join(self._roots)}")
-        for own in self._own:
-            if _is_under(real, own) and not any(_is_under(root, own) for root in allowed):
-                raise PolicyRefused(f"{what} leads into {own}, which dlpool keeps for itself")
-        return real, is_folder
+            walk = self._walked(path)
+            if walk is None or not walk.is_plain:
+                path = os.path.realpath(path)
+                walk = self._walked(path)
+            if walk is None:
+                raise PolicyRefused(f"{what} leads to {path}, which is outside of {' and '.join(self._roots)}")
+            own = self._own.holder(walk)
+        if own is not None:
+            raise PolicyRefused(f"{what} leads to {walk.path}, which dlpool keeps for itself ({own.setting})")
+        return walk.path, walk.is_folder
 
-    def _resolved(self, path: str) -> tuple[str, bool]:
-        """As realpath(3), without another look at what is above the roots."""
-        root = next((one for one in (self._download_dir, *self._roots) if _is_under(path, one)), None)
-        parts = path[len(root or "") :].strip("/").split("/")
-        mode = _mode(root, parts) if root is not None and {"", ".", ".."}.isdisjoint(parts) else None
-        if mode is None:
-            real = os.path.realpath(path)
-            return real, os.path.isdir(real)
-        return path.rstrip("/"), stat.S_ISDIR(mode)
-
-
-def _mode(folder: str, parts: list[str]) -> int | None:
-    """The mode of the last of ``parts``, 0 if it does not exist; None where there is more to resolve: a link."""
-    mode = 0
-    path = folder.rstrip("/")
-    for part in parts:
-        path = f"{path}/{part}"
-        try:
-            mode = os.lstat(path).st_mode
-        except FileNotFoundError:
-            return 0
-        except OSError:
+    def _walked(self, path: str) -> Walk | None:
+        """Look at what is between a root and the path, as realpath(3) does; None if it is outside of the roots."""
+        root = next((one for one in self._roots if is_under(path, one)), None)
+        if root is None:
             return None
-        if stat.S_ISLNK(mode):
-            return None
-    return mode
-
-
-def _is_under(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
+        names = [name for name in path[len(root) :].split("/") if name]
+        return None if {".", ".."} & set(names) else walk_down(root, names)

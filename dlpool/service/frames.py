@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from dlpool import jsontext
+from dlpool.config import Settings
+from dlpool.config.owned import owned
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
@@ -108,6 +110,7 @@ class ConfigFrame(Frame):
     network: dict[str, Any]
     paths: dict[str, Any]
     logging: dict[str, Any]
+    owned: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,12 @@ def decode(data: bytes) -> Frame:
     return FRAMES[fields.pop("kind")](**fields)
 
 
-def config_frame(transfer: Any, network: Any, paths: Any, logging: Any) -> ConfigFrame:
-    """The settings' dataclasses as a frame."""
-    return ConfigFrame(asdict(transfer), asdict(network), asdict(paths), asdict(logging))
+def config_frame(settings: Settings) -> ConfigFrame:
+    """Return what workers need of reloaded settings."""
+    return ConfigFrame(
+        asdict(settings.transfer),
+        asdict(settings.network),
+        asdict(settings.paths),
+        asdict(settings.logging),
+        [asdict(one) for one in owned(settings)],
+    )

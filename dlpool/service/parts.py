@@ -16,6 +16,7 @@ from typing import Any
 
 from dlpool import __version__, threads
 from dlpool.config import Settings
+from dlpool.config.owned import owned
 from dlpool.errors import InternalError, QueueError
 from dlpool.jobs.connection import connect
 from dlpool.jobs.keys import Keys
@@ -187,5 +188,5 @@ class Parts:
 def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
     return WorkerSettings(
         node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
-        settings.paths, settings.logging, settings.otel,
+        settings.paths, settings.logging, settings.otel, owned(settings),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dlpool.config import SECTIONS, Settings
+from dlpool.config.owned import check_owned
 from dlpool.errors import ConfigurationError
 from dlpool.service.archiving import check_archive_command
 from dlpool.service.hooks import check_hooks
@@ -20,9 +21,18 @@ def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]
         wanted = load()
         check_hooks(wanted.hooks)
         check_archive_command(wanted.logging)
+        check_owned(wanted)
+        new, waiting = _mixed(present, wanted)
+        check_owned(new)  # what waits for a restart is still owned where it is
     except ConfigurationError as error:
         return None, str(error).splitlines()
-    new, waiting = {}, []
+    return new, waiting
+
+
+def _mixed(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
+    """Return the wanted settings as far as a reload may change them, and what waits for a restart."""
+    new: dict[str, Any] = {}
+    waiting = []
     for section in fields(Settings):
         if section.name not in SECTIONS:
             new[section.name] = getattr(wanted, section.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
+from dlpool.config.owned import check_owned
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import Keys
@@ -35,6 +36,7 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Hear
     each event of the log. Call it on the main thread.
     """
     Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
+    check_owned(settings)
     check_hooks(settings.hooks)
     check_archive_command(settings.logging)
     check_traces(settings.otel)

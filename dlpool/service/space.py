@@ -90,7 +90,7 @@ class SpaceGuard:
     def look(self) -> None:
         """Take stock, and say what has changed."""
         try:
-            allowed = Confinement(self._paths)
+            allowed = Confinement(self._paths, owned=())
         except LocalFault:  # its workers will say so
             self._has_looked = True
             return

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from dlpool.config import Settings
+from dlpool.config.owned import owned
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.service.archiving import Archiver
@@ -224,9 +225,15 @@ class Supervisor:
             self._parts.apply(new)
             self._log.apply(new.logging)
             self._archiver.settings = new.logging
-            self._pool.tell_all(config_frame(new.transfer, new.network, new.paths, new.logging))
-            self._pool.given = replace(self._pool.given, transfer=new.transfer, network=new.network, paths=new.paths,
-                                       logging=new.logging)  # fmt: skip
+            self._pool.tell_all(config_frame(new))
+            self._pool.given = replace(
+                self._pool.given,
+                transfer=new.transfer,
+                network=new.network,
+                paths=new.paths,
+                logging=new.logging,
+                owned=owned(new),
+            )
             self._logger.info("configuration_reloaded")
         if is_told:
             self._manager.ready()
@@ -267,7 +274,7 @@ class Supervisor:
         held = len(self._ledger)
         self._parts.cleaner.clean(now=True)
         self._pool.stop(self._crew.bury)
-        self._parts.cleaner.clean_here(Confinement(self._settings.paths))
+        self._parts.cleaner.clean_here(Confinement.of(self._settings))
         self._archiver.stop()
         self._parts.hooks.stop()  # while Redis is there: a hook may ask it
         is_clean = self._parts.stop(is_empty=held == 0)

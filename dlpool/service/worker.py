@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dlpool import __version__, threads
 from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, TransferSettings
+from dlpool.config.owned import Owned
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
@@ -74,6 +75,7 @@ class WorkerSettings:
     paths: PathSettings
     logging: LoggingSettings
     otel: OtelSettings
+    owned: tuple[Owned, ...] = ()
     cpu: int | None = None
 
 
@@ -114,7 +116,7 @@ class Worker:
     def __init__(self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity) -> None:
         self._settings = settings
         self._affinity = affinity
-        self._paths = Confinement(settings.paths)
+        self._paths = Confinement(settings.paths, settings.owned)
         self._transfer = settings.transfer
         self._logging = settings.logging
         self._channel = Channel.of_worker(
@@ -271,7 +273,7 @@ class Worker:
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""
         self._transfer = TransferSettings(**frame.transfer)
-        self._paths = Confinement(PathSettings(**frame.paths))
+        self._paths = Confinement(PathSettings(**frame.paths), [Owned(**one) for one in frame.owned])
         self._logging = LoggingSettings(**frame.logging)
         self._log.apply(self._logging)
         network = NetworkSettings(**frame.network)

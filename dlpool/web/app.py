@@ -7,6 +7,7 @@ from typing import Any
 import falcon
 
 from dlpool.config import Settings
+from dlpool.config.owned import check_owned
 from dlpool.web import dashboard, files, jobs_api, ops, tus, uploads
 from dlpool.web.errors import add_error_handlers
 from dlpool.web.gate import Gate
@@ -20,6 +21,7 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     Each process makes its own: it has threads and locks, which no fork takes along. Raises ConfigurationError,
     LocalFault.
     """
+    check_owned(settings)
     return make_app(WebParts(settings))
 
 

@@ -52,7 +52,7 @@ class Desk:
         self._nodes = Nodes(client, keys)
         self._history = History(client, keys)
         self._transitions = Transitions(client, keys)
-        self._confinement = Confinement(settings.paths)
+        self._confinement = Confinement.of(settings)
 
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
         """Queue a job; ``trace_id`` is used if the job has none. Raises UsageError, PolicyRefused."""

@@ -1,0 +1,208 @@
+"""What dlpool owns, so that no job and no client of uploads may write there: one list, derived from the settings.
+
+A path means a place, whatever it is called: links are followed, and folders are compared by device and inode number, so
+that a bind mount is the same place. So is another case of a name where the file system ignores case; of what does not
+exist yet the names are compared without regard to case.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sysconfig
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import dlpool
+from dlpool.config.sections import SECTIONS, PathSettings, Settings
+from dlpool.disk import Identity, identity_of
+from dlpool.errors import ConfigurationError
+from dlpool.kinds import COMMAND, PATH
+
+TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))  # all other paths of the settings are owned
+_HOOKS_RUN_IN = "/"  # what a relative argument of a command is relative to
+_NETRC = (".netrc", "_netrc")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A file or folder, which may not exist yet. ``what`` names it in messages."""
+
+    what: str
+    path: str
+
+    @property
+    def setting(self) -> str:
+        """What names it, without a value that is none of a client's business."""
+        return self.what.partition(" = ")[0]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a path led when it was looked at.
+
+    ``identities``: of ``/`` and of each folder on the way as far as it exists; ``rest``: the folded names behind them.
+    """
+
+    path: str
+    folded: str
+    identities: tuple[Identity, ...]
+    rest: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: str) -> Location:
+        """Follow the links of ``path`` and look at each folder on the way."""
+        real = resolved(path)
+        names = [name for name in real.split("/") if name]
+        identities = []
+        for count in range(len(names) + 1):
+            try:
+                identities.append(identity_of(os.stat("/" + "/".join(names[:count]))))
+            except OSError:
+                break
+        rest = names[max(0, len(identities) - 1) :]
+        return cls(real, folded(real), tuple(identities), tuple(map(folded, rest)))
+
+    def holds(self, other: Location) -> bool:
+        """Return whether ``other`` is this place or lies in it."""
+        if is_under(other.path, self.path) or self._is_above(other):
+            return True
+        return is_under(other.folded, self.folded) and is_under(_spelt(other.path), _spelt(self.path))
+
+    def _is_above(self, other: Location) -> bool:
+        """Return whether the identities say so."""
+        if not self.identities or not other.identities:
+            return False
+        if not self.rest:
+            return self.identities[-1] in other.identities
+        return self.identities[-1] == other.identities[-1] and other.rest[: len(self.rest)] == self.rest
+
+
+def folded(name: str) -> str:
+    """Return a name or path as a file system compares it that ignores case."""
+    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def _spelt(path: str) -> str:
+    """Return the path in the spelling of its folders; names that do not exist are folded, and told from those that do.
+
+    A file system in user space may give one file another inode number for each spelling of its name.
+    """
+    found = ""
+    for name in path.strip("/").split("/"):
+        found = f"{found}/{_listed(found or '/', name)}"
+    return found
+
+
+def _listed(folder: str, name: str) -> str:
+    if not os.path.lexists(f"{folder}/{name}"):
+        return f"\0{folded(name)}"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return name
+    return name if name in names else next((one for one in names if folded(one) == folded(name)), name)
+
+
+def is_under(path: str, folder: str) -> bool:
+    """Return whether a resolved path is ``folder`` or lies in it, by its name."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def resolved(path: str) -> str:
+    """Return the path with its links resolved, also if the working directory has been deleted."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:
+        return os.path.normpath(os.path.join("/", path))
+
+
+def target_roots(paths: PathSettings) -> list[Owned]:
+    """Return the folders that jobs may write to, as they are given."""
+    given = [root for root in (paths.allowed_roots or "").split(":") if root]
+    if given:
+        return [Owned(f"[paths] allowed_roots = {root}", root) for root in given]
+    return [Owned(f"[paths] download_dir = {paths.download_dir}", paths.download_dir)]
+
+
+def owned(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[Owned, ...]:
+    """Return everything that dlpool owns with these settings."""
+    found = [*_of_settings(settings), *_of_files(settings.files), *_of_environment(settings, environment), *_program()]
+    return tuple({one.path: one for one in reversed(found)}.values())[::-1]
+
+
+def check_owned(settings: Settings) -> None:
+    """Raise ConfigurationError, a line for each pair, if a place that others write to overlaps what dlpool owns."""
+    ours = [(one, Location.of(one.path)) for one in owned(settings)]
+    problems = []
+    for root in target_roots(settings.paths):
+        at = Location.of(root.path)
+        problems += [
+            f"{root.what} and {one.what} overlap: keep them apart, or a job could replace what dlpool owns"
+            for one, place in ours
+            if at.holds(place) or place.holds(at)
+        ]
+    problems += _of_uploads(settings, ours)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+
+
+def _of_uploads(settings: Settings, ours: list[tuple[Owned, Location]]) -> list[str]:
+    """Clients name the files in merged_dir, and read them back: it may hold nothing else of ours, nor lie in chunks."""
+    merged, chunks = Location.of(settings.upload.merged_dir), Location.of(settings.upload.upload_dir)
+    name = f"[upload] merged_dir = {settings.upload.merged_dir}"
+    return [
+        f"{name} and {one.what} overlap: keep them apart, or a client could read and replace what dlpool owns"
+        for one, place in ours
+        if not one.what.startswith("[upload] merged_dir ")
+        and (merged.holds(place) or (place == chunks and chunks.holds(merged)))
+    ]
+
+
+def _of_settings(settings: Settings) -> Iterator[Owned]:
+    for section, kind in SECTIONS.items():
+        for declared in fields(kind):
+            value = getattr(getattr(settings, section), declared.name)
+            if not value or (section, declared.name) in TARGETS:
+                continue
+            what = f"[{section}] {declared.name} = {value}"
+            if declared.metadata["kind"] is PATH:
+                yield Owned(what, value)
+            elif declared.metadata["kind"] is COMMAND:
+                yield from (Owned(what, path) for path in _files_of_command(value))
+
+
+def _files_of_command(command: str) -> Iterator[str]:
+    """Yield the program, and the arguments that are files: one of them may be the script that an interpreter runs."""
+    program, *arguments = shlex.split(command)
+    yield shutil.which(program) or program
+    paths = [Path(_HOOKS_RUN_IN, one) for one in arguments]
+    yield from (str(path) for path in paths if path.is_file())
+
+
+def _of_files(files: tuple[str, ...]) -> Iterator[Owned]:
+    for path in files:
+        yield Owned(f"the settings file {path}", path)
+    if files:
+        folder = str(Path(files[0]).parent / "conf.d")
+        yield Owned(f"the settings in {folder}", folder)
+
+
+def _of_environment(settings: Settings, environment: Mapping[str, str]) -> Iterator[Owned]:
+    if folder := environment.get("CREDENTIALS_DIRECTORY"):
+        yield Owned(f"the credentials in {folder}", folder)
+    if not settings.network.netrc:
+        return
+    home = environment.get("HOME") or "/"
+    named = [environment["NETRC"]] if environment.get("NETRC") else [f"{home}/{name}" for name in _NETRC]
+    yield from (Owned(f"the passwords in {path}", path) for path in named)
+
+
+def _program() -> Iterator[Owned]:
+    """Yield where the code lies: what is written there would be run."""
+    places = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib")]
+    for path in (*places, str(Path(dlpool.__file__).parent)):
+        yield Owned(f"the program in {path}", path)
