@@ -55,7 +55,7 @@ def test_the_service_and_its_commands_run_as_the_documents_say(tmp_path: Path) -
     (tmp_path / "etc" / "dlpool.ini").write_text(
         shipped.replace(":9108", f":{free_port()}").replace(":6379", f":{free_port()}")
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DLPOOL_NETWORK_NETWORK_ALLOW": "127.0.0.0/8"}
     [start] = commands("dlpool-supervisor")
     with Origin(File(DATA)) as origin:
         (tmp_path / "jobs.txt").write_text(f"{origin.url}/three models/three.bin\n")

@@ -37,6 +37,9 @@ PASSWORD = "hunter2-s3cr3t"
 DATA = make_data(9_000_011)
 
 
+LOCAL: dict[str, object] = {"network_allow": "127.0.0.0/8"}
+
+
 class Doctor:
     """Runs the command with an INI of its own."""
 
@@ -48,7 +51,7 @@ class Doctor:
     def write(self, **sections: dict[str, object]) -> None:
         """``sections`` go over a Redis and folders that are well."""
         paths = {f"{name}_dir": self.folder / name for name in ("download", "state", "log")}
-        known: dict[str, dict[str, object]] = {"redis": {"url": self.redis_url}, "paths": {**paths}}
+        known: dict[str, dict[str, object]] = {"redis": {"url": self.redis_url}, "paths": {**paths}, "network": LOCAL}
         for name, own in sections.items():
             known[name] = {**known.get(name, {}), **own}
         texts = [f"[{name}]\n" + "".join(f"{key} = {one}\n" for key, one in own.items()) for name, own in known.items()]

@@ -330,3 +330,27 @@ def test_a_secret_is_what_its_file_says_without_marks_and_line_ends(
     path = tmp_path / "secret"
     path.write_bytes(content.encode())
     assert read_secret(path) == "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("ini", "variable", "of_service", "expected"),
+    [
+        ("", None, False, "no-metadata"), ("", None, True, "public-only"), ("network = any", None, True, "any"),
+        ("network = no-metadata", None, True, "no-metadata"), ("", "any", True, "any"),
+        ("network = no-metadata", "public-only", False, "public-only"),
+    ],
+)  # fmt: skip
+def test_the_service_has_defaults_of_its_own_which_all_places_go_over(
+    ini: str, variable: str | None, of_service: bool, expected: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "dlpool.ini", f"[network]\n{ini}\n")
+    environment = {} if variable is None else {"DLPOOL_NETWORK_NETWORK": variable}
+    for config in [str(path)] if ini else [str(path), None]:
+        found = effective(config, environment=environment, of_service=of_service)
+        assert found.settings.network.network == expected
+
+
+def test_config_show_has_the_defaults_of_the_service() -> None:
+    shown = [json.loads(line) for line in run("config", "show", "--json", env=clean_environment()).out.splitlines()]
+    row = {"section": "network", "key": "network", "value": "public-only", "origin": "default of the service"}
+    assert row in shown

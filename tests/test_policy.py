@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlpool.config import NetworkSettings
+from dlpool.config.web import networks
 from dlpool.errors import PolicyRefused
 from dlpool.transfer.policy import check_address, headers_for, origin
+from dlpool.transfer.urls import check_literal
 
 METADATA = [
-    "169.254.169.254", "169.254.170.2", "169.254.0.1", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "100.100.100.200",
-    "168.63.129.16", "192.0.0.192",
+    "169.254.169.254", "169.254.170.2", "169.254.42.42", "169.254.0.1", "fe80::1", "fe80::1%eth0", "fe80::a9fe:a9fe",
+    "febf::1", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42", "fd00:c1::a9fe:a9fe",
+    "fd00:a9fe:a9fe::1", "100.100.100.200", "168.63.129.16", "192.0.0.192",
 ]  # fmt: skip
-DISGUISED = ["::ffff:169.254.169.254", "::ffff:a9fe:a9fe", "64:ff9b::169.254.169.254", "2002:a9fe:a9fe::1"]
+DISGUISED = [
+    "::ffff:169.254.169.254", "::ffff:a9fe:a9fe", "::ffff:0:169.254.169.254", "::169.254.169.254",
+    "64:ff9b::169.254.169.254", "64:ff9b:1::169.254.169.254", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:a9:fe:a9fe::",
+    "64:ff9b:1:0:a9:fea9:fe00:0", "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe::1", "2001::5601:5601",
+    "2606:4700::5efe:169.254.169.254", "fd12::200:5efe:169.254.169.254", "::ffff:100.100.100.200",
+]  # fmt: skip
 PRIVATE = [
-    "127.0.0.1", "127.1.2.3", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "0.0.0.0", "198.18.0.1",
-    "240.0.0.1", "255.255.255.255", "::1", "::", "fc00::1", "fd12::1", "2001:db8::1", "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:0a00:0001::1",
+    "127.0.0.1", "127.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "0.0.0.0",
+    "0.1.2.3", "198.18.0.1", "198.19.255.255", "192.0.0.8", "192.0.2.1", "198.51.100.1", "203.0.113.1", "192.88.99.1",
+    "240.0.0.1", "255.255.255.255",
+    "::1", "::", "fc00::1", "fd12::1", "fec0::1", "feff::1", "2001:db8::1", "3fff::1", "100::1", "100:0:0:1::1",
+    "5f00::1", "2001:2::1", "2001:10::1", "2001:0:808:808::f7f7:f7f7", "64:ff9b:1::8.8.8.8", "200::1", "4000::1",
+    "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "::ffff:0:127.0.0.1", "::10.0.0.1", "::127.0.0.1",
+    "::7f00:1", "64:ff9b::10.0.0.1", "2002:0a00:0001::1", "2002:7f00:1::", "2606:4700::5efe:10.0.0.1",
+    "2606:4700::200:5efe:192.168.0.1",
 ]  # fmt: skip
-MULTICAST = ["224.0.0.1", "239.1.2.3", "ff02::1", "ff0e::1"]
-PUBLIC = ["1.1.1.1", "93.184.216.34", "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::1.1.1.1"]
+MULTICAST = ["224.0.0.1", "239.1.2.3", "ff02::1", "ff0e::1", "::ffff:224.0.0.1"]
+PUBLIC = [
+    "1.1.1.1", "93.184.216.34", "172.15.255.255", "172.32.0.1", "100.63.255.255", "100.128.0.1", "192.0.1.1",
+    "198.17.0.1", "223.255.255.255", "2606:4700::1111", "2000::1", "2001:200::1", "3ffe::1", "::ffff:1.1.1.1",
+    "::ffff:0:1.1.1.1",
+    "::1.1.1.1", "64:ff9b::1.1.1.1", "2002:101:101::1", "2606:4700::5efe:1.1.1.1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", METADATA + DISGUISED)
@@ -71,17 +91,83 @@ def test_an_address_within_an_ipv6_one_is_judged_alike(address: ipaddress.IPv4Ad
     disguises = [
         f"::ffff:{address}",
         f"64:ff9b::{address}",
+        f"::ffff:0:{address}",
         str(ipaddress.IPv6Address((0x2002 << 112) + (int(address) << 80))),
     ]
     assert {is_refused(text, policy) for text in disguises} == {is_refused(str(address), policy)}
 
 
-def is_refused(address: str, policy: str) -> bool:
+def is_refused(address: str, policy: str, allow: str = "") -> bool:
     try:
-        check_address(address, policy)
+        check_address(address, policy, networks(allow))
     except PolicyRefused:
         return True
     return False
+
+
+# --- what is allowed besides ---
+
+
+@pytest.mark.parametrize("policy", ["no-metadata", "public-only"])
+@pytest.mark.parametrize(
+    ("allow", "address"),
+    [
+        ("10.0.0.0/8", "10.1.2.3"), ("10.0.0.0/8", "::ffff:10.1.2.3"), ("10.0.0.0/8", "::ffff:0:10.1.2.3"),
+        ("10.0.0.0/8", "2002:a01:203::1"), ("10.0.0.0/8", "2606:4700::5efe:10.1.2.3"), ("192.168.1.7", "192.168.1.7"),
+        ("fd12::/16, 10.0.0.0/8", "fd12:3::4"), ("127.0.0.0/8,::1", "::1"), ("127.0.0.0/8,::1", "127.0.0.1"),
+        ("0.0.0.0/0", "192.168.0.1"), ("fec0::/10", "fec0::1"), ("64:ff9b:1::/48", "64:ff9b:1::10.0.0.1"),
+        ("169.254.169.254", "169.254.169.254"), ("169.254.0.0/16", "169.254.1.1"), ("fe80::/64", "fe80::1%eth0"),
+        ("fd00:42::42", "fd00:42::42"), ("100.100.100.200/32", "::ffff:100.100.100.200"),
+    ],
+)  # fmt: skip
+def test_an_allowed_network_may_be_connected_to(allow: str, address: str, policy: str) -> None:
+    assert not is_refused(address, policy, allow)
+
+
+@pytest.mark.parametrize(
+    ("allow", "address"),
+    [
+        ("", "10.0.0.1"), ("10.0.0.0/9", "10.128.0.1"), ("10.0.0.0/8", "192.168.0.1"),
+        ("10.0.0.0/8", "::ffff:127.0.0.1"), ("fd00::/16", "fd01::1"),
+        ("10.0.0.1", "2606:4700::5efe:10.0.0.2"), ("64:ff9b:1::/48", "64:ff9b:2::10.0.0.1"),
+    ],
+)  # fmt: skip
+def test_nothing_else_may(allow: str, address: str) -> None:
+    assert is_refused(address, "public-only", allow)
+
+
+@pytest.mark.parametrize("policy", ["no-metadata", "public-only"])
+@pytest.mark.parametrize(
+    "allow", ["0.0.0.0/0,::/0", "100.64.0.0/10,fd00::/8,192.0.0.0/24,168.0.0.0/8,169.0.0.0/8,fe00::/7"]
+)
+@pytest.mark.parametrize("address", METADATA + DISGUISED)
+def test_a_wide_network_lets_nobody_ask_for_credentials(address: str, allow: str, policy: str) -> None:
+    """Only one that names such addresses and no others does."""
+    assert is_refused(address, policy, allow)
+
+
+@pytest.mark.parametrize("version", ["ipv4", "ipv6"])
+def test_what_python_calls_global_does_not_matter(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lists differ from version to version."""
+    address = {"ipv4": ipaddress.IPv4Address, "ipv6": ipaddress.IPv6Address}[version]
+    for name in ("is_global", "is_private", "is_reserved", "is_link_local", "is_multicast"):
+        monkeypatch.setattr(address, name, property(lambda _: pytest.fail("Python was asked")))
+    for text in METADATA + DISGUISED + PRIVATE + MULTICAST + PUBLIC:
+        assert is_refused(text, "public-only") is (text not in PUBLIC)
+
+
+PROXIED = ["http://localhost/", "http://LOCALHOST./f", "http://a.localhost/", "http://127.0.0.1/", "http://2130706433/",
+           "http://0x7f.1/", "http://[::ffff:0:10.0.0.1]/", "http://[fec0::1]:80/", "http://0/"]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", PROXIED)
+def test_behind_a_proxy_the_address_in_a_url_counts(url: str) -> None:
+    settings = NetworkSettings(network="public-only")
+    with pytest.raises(PolicyRefused):
+        check_literal(url, settings)
+    check_literal(url, replace(settings, network="any"))
+    check_literal(url, replace(settings, network_allow="127.0.0.0/8, 10.0.0.0/8, fec0::/10, 0.0.0.0"))
+    check_literal("http://example.org/", settings)
 
 
 # --- origins and headers ---

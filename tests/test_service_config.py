@@ -21,6 +21,7 @@ from tests.processes import ROOT, Ended, finish, start
 from tests.redis_server import RedisServer
 
 SUPERVISOR = "dlpool.cli.supervisor"
+PRIVATE = "http://10.0.0.1:9/f"
 
 
 def supervise(*options: object, **more: Any) -> Ended:
@@ -149,6 +150,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, Path,
             secret = desk.url("h?token=hunter4")
             desk.client.push(secret, "new/h")
             desk.client.wait_for_failure(secret)
+            desk.client.push(PRIVATE, "new/i")
+            desk.client.wait_for_failure(PRIVATE)
             process.send_signal(signal.SIGTERM)
             ended = finish(process)
         finally:
@@ -158,7 +161,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, Path,
 
 def environment() -> dict[str, str]:
 
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "DLPOOL_NETWORK_NETWORK_ALLOW": "127.0.0.0/8"}
 
 
 Life = tuple[Desk, Path, Ended]
@@ -171,6 +174,14 @@ def test_without_an_ini_the_download_folder_is_below_the_working_directory(life:
     assert (new / "f").read_bytes() == (new / "g").read_bytes() == DATA
     assert sorted(path.name for path in folder.iterdir()) == [".dlpool", "downloads"]
     assert sorted(path.name for path in new.iterdir()) == ["f", "g"]
+
+
+def test_jobs_reach_public_addresses_and_those_that_are_allowed(life: Life) -> None:
+    """All others of this service go to 127.0.0.0/8, which its environment allows."""
+    refused = [one for one in life[0].service.events("job_failed") if one["error.code"] == "policy"]
+    assert [one["url.original"] for one in refused] == [PRIVATE]
+    assert "10.0.0.1 is not a public address" in refused[0]["error.message"]
+    assert "network_allow" in refused[0]["error.message"]
 
 
 def test_a_password_on_the_command_line_is_warned_of(life: Life) -> None:

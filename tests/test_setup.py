@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from dlpool.cli.setup import PROGRAM, files, unit
 from dlpool.config.ini import load
 from tests.disks import needs_root, remount, tmpfs
-from tests.processes import ROOT, Ended, run
+from tests.processes import ROOT, Ended, run, start
 
 MAX_EXPOSURE = 20  # tenths, by systemd-analyze
 UNITS = ("dlpool-supervisor.service", "dlpool-supervisor@.service", "dlpool-web.service")
@@ -167,6 +168,52 @@ def test_again_changes_nothing_and_what_others_changed_is_kept(tmp_path: Path) -
     [sentence] = [line for line in refused.err.splitlines() if "warning" not in line]
     assert sentence.startswith(f"dlpool: {ini} was changed, and is kept: move it away")
     assert contents(tmp_path) == {**before, "etc/dlpool/dlpool.ini": "[redis]\n"}
+
+
+# --- private networks ---
+
+
+def allowed(root: Path, name: str = "dlpool") -> object:
+    return load(str(root / "etc" / "dlpool" / f"{name}.ini"))["network"].network_allow
+
+
+def test_the_ini_lets_jobs_reach_public_addresses_only(installed: Path) -> None:
+    assert load(str(installed / "etc" / "dlpool" / "dlpool.ini"))["network"].network == "public-only"
+    assert allowed(installed) is None
+
+
+@pytest.mark.parametrize("networks", ["10.0.0.0/8", "10.0.0.0/8, 192.168.1.1,fd12::/16"])
+def test_other_networks_are_given_by_an_option_and_kept(networks: str, tmp_path: Path) -> None:
+    assert setup("--install", tmp_path, "--network-allow", networks).code == 0
+    assert allowed(tmp_path) == networks
+    assert setup("--install", tmp_path).code == 0, "again it is as it should be"
+    assert setup("--install", tmp_path, "--network-allow", "127.0.0.1").code == 13
+    assert allowed(tmp_path) == networks
+
+
+def test_what_is_no_network_is_a_wrong_option(tmp_path: Path) -> None:
+    ended = setup("--install", tmp_path, "--network-allow", "ten")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [([""], None), (["ten", "10.0.0.0/33", " fd12::/16 , 10.1.2.3 "], "fd12::/16 , 10.1.2.3")],
+)
+def test_on_a_terminal_they_are_asked_for_once(answers: list[str], expected: str | None, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, "".join(f"{answer}\n" for answer in [*answers, "192.168.0.0/16"]).encode())
+    for _ in range(2):
+        process = start("setup", "--install", tmp_path, stdin=theirs, stderr=theirs)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert allowed(tmp_path) == expected
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert shown.count("Which other networks may they connect to?") == len(answers)
+    assert shown.count("not a list of addresses or networks") == len(answers) - 1
 
 
 @pytest.mark.parametrize("what", ["folder", "dangling link"])

@@ -54,6 +54,12 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     what.add_argument("--install", metavar="DIR", help="write the files below DIR")
     parser.add_argument("--instance", metavar="NAME", type=_instance, help="with --install: an instance of its own, "
                         "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit")  # fmt: skip
+    parser.add_argument(
+        "--network-allow",
+        metavar="NETWORK,...",
+        type=_networks,
+        help="with --install: private networks that jobs may connect to, as 10.0.0.0/8 (default: asked on a terminal)",
+    )
 
 
 def _instance(text: str) -> str:
@@ -61,6 +67,15 @@ def _instance(text: str) -> str:
 
     try:
         return parse_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
+
+
+def _networks(text: str) -> str:
+    from dlpool.config.web import NETWORKS
+
+    try:
+        return str(NETWORKS.parse(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
 

@@ -116,7 +116,7 @@ def _row(found: Effective, section: str, name: str, text: str) -> Row:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    found, wrong = examined(arguments.config, service_given(arguments))
+    found, wrong = examined(arguments.config, service_given(arguments), of_service=True)
     known = concerned(wrong)
     wrong += [one for one in problems_of(found) if not one.concerns(known)]
     problems = [problem.text for problem in in_order(wrong, found.files)]
@@ -139,7 +139,7 @@ def _show_check(problems: list[str], found: Effective, arguments: argparse.Names
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = settings_told(arguments.config, service_given(arguments), is_quiet=arguments.quiet)
+    found = settings_told(arguments.config, service_given(arguments), is_quiet=arguments.quiet, of_service=True)
     shown = list(rows(found))
     if arguments.json:
         show_lines(jsontext.dumps(row.as_json()).decode() for row in shown)

@@ -76,13 +76,18 @@ def given_options(arguments: argparse.Namespace, section: str, names: Collection
 
 
 def settings_told(
-    config: str | None, options: Sequence[Given] = (), *, program: str = "dlpool", is_quiet: bool = False
+    config: str | None,
+    options: Sequence[Given] = (),
+    *,
+    program: str = "dlpool",
+    is_quiet: bool = False,
+    of_service: bool = False,
 ) -> Effective:
-    """Return the effective settings; print warnings about them to standard error.
+    """Return the effective settings, of the service if so; print warnings about them to standard error.
 
     Raises ConfigurationError, which names all problems at once.
     """
-    found = effective(config, options)
+    found = effective(config, options, of_service=of_service)
     if not is_quiet:
         tell(found.notes, program)
     return found

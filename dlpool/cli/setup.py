@@ -7,10 +7,13 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
 from dlpool.cli.console import show_lines, telling_result
+from dlpool.config import NetworkSettings, parse_setting
 from dlpool.config.ini import default_ini
 from dlpool.disk import make_folders, sync_folder, translated
 from dlpool.errors import TargetExists
@@ -25,6 +28,10 @@ next, as root:
   systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload
   systemctl enable --now {unit}\
 """
+_QUESTION = """\
+Jobs may connect to public addresses only. Which other networks may they connect to?
+Addresses or networks with commas between, as 10.0.0.0/8,192.168.0.0/16 (Enter: none): """
+_NETWORK_ALLOW = next(one for one in fields(NetworkSettings) if one.name == "network_allow")
 _NEXT_WEB = "  systemctl enable --now dlpool-web   # with the extra web: uploads, job API, dashboard"
 
 
@@ -34,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_unit:
         show_lines([unit(program, is_template=arguments.instance is not None).removesuffix("\n")])
         return 0
-    kept = install(Path(arguments.install), files(program, arguments.instance))
+    root = Path(arguments.install)
+    allow = allowed_networks(root / ini_path(arguments.instance), arguments.network_allow)
+    kept = install(root, files(program, arguments.instance, allow))
     if program.lstrip('"').startswith(_HIDDEN):
         print(f"dlpool: warning: the service will not find {program}: its unit hides that folder from it; install "
               "dlpool elsewhere, as below /opt", file=sys.stderr)  # fmt: skip
@@ -51,13 +60,42 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def files(program: str, instance: str | None) -> dict[str, str]:
+def allowed_networks(ini: Path, given: str | None) -> str:
+    """Return the private networks that jobs may reach: those given, those of the INI file that is there, or the answer.
+
+    The question is put on a terminal only. An answer that is no list of networks is asked for again.
+    """
+    if given is not None or ini.exists() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return _allowed_in(ini) if given is None else given
+    while True:
+        print(_QUESTION, end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline().strip()
+        try:
+            return parse_setting(_NETWORK_ALLOW, answer) or ""
+        except ValueError as error:
+            print(f"dlpool: {answer[:80]!r} is {error}", file=sys.stderr)
+
+
+def _allowed_in(ini: Path) -> str:
+    """Return what the INI file says, so that another run of setup finds it as it should be."""
+    with suppress(OSError, UnicodeDecodeError):
+        if found := re.search(r"^network_allow *= *(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1].strip()
+    return ""
+
+
+def ini_path(instance: str | None) -> str:
+    """Return the path of an INI file below the root of an installation."""
+    return f"etc/dlpool/{instance or 'dlpool'}.ini"
+
+
+def files(program: str, instance: str | None, network_allow: str = "") -> dict[str, str]:
     """What an installation consists of, by path; with the INI file of the service, or that of an instance."""
     below = f"/{instance}" if instance else ""
     ini = default_ini({
         "download_dir": f"/var/lib/dlpool{below}/downloads", "state_dir": f"/var/lib/dlpool{below}/state",
         "log_dir": f"/var/log/dlpool{below}", "upload_dir": f"/var/lib/dlpool{below}/upload",
-        "merged_dir": f"/var/lib/dlpool{below}/merged",
+        "merged_dir": f"/var/lib/dlpool{below}/merged", "network_allow": network_allow,
     })  # fmt: skip
     return {
         f"etc/systemd/system/{UNIT}": unit(program, is_template=False),
@@ -65,7 +103,7 @@ def files(program: str, instance: str | None) -> dict[str, str]:
         f"etc/systemd/system/{WEB_UNIT}": web_unit(program),
         "etc/sysusers.d/dlpool.conf": _shipped("sysusers.conf"),
         "etc/tmpfiles.d/dlpool.conf": _shipped("tmpfiles.conf"),
-        f"etc/dlpool/{instance or 'dlpool'}.ini": ini,
+        ini_path(instance): ini,
     }
 
 

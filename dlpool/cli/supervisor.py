@@ -58,7 +58,11 @@ def service_given(arguments: argparse.Namespace) -> list[Given]:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of a service with these options. Raises ConfigurationError."""
     return settings_told(
-        arguments.config, service_given(arguments), program="dlpool-supervisor", is_quiet=arguments.quiet
+        arguments.config,
+        service_given(arguments),
+        program="dlpool-supervisor",
+        is_quiet=arguments.quiet,
+        of_service=True,
     ).settings
 
 

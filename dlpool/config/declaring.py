@@ -12,16 +12,30 @@ def setting(
     kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
     short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
     not_below: str | None = None, needs: str | None = None, instead_of: str | None = None,
+    service: str | None = None,
 ) -> Any:  # fmt: skip
     """A field of a settings class; ``default`` is written as a user would write it, None means not set.
 
-    ``shipped`` is what the INI file that comes with dlpool says instead; a secret is never shown. Others of the
-    section: ``not_below`` may not be larger, ``needs`` must be set too, ``instead_of`` must not be.
+    ``shipped`` is what the INI file that comes with dlpool says instead, ``service`` the default of the service, which
+    that file says too; a secret is never shown. Others of the section: ``not_below`` may not be larger, ``needs`` must
+    be set too, ``instead_of`` must not be.
     """
     value = None if default is None else kind.parse(default)
-    meta = {"kind": kind, "text": default, "help": help, "low": low, "high": high, "short": short, "reload": reload,
-            "shipped": shipped, "is_secret": is_secret, "not_below": not_below, "needs": needs,
-            "instead_of": instead_of}  # fmt: skip
+    meta = {
+        "kind": kind,
+        "text": default,
+        "help": help,
+        "low": low,
+        "high": high,
+        "short": short,
+        "reload": reload,
+        "shipped": shipped or service,
+        "service": service,
+        "is_secret": is_secret,
+        "not_below": not_below,
+        "needs": needs,
+        "instead_of": instead_of,
+    }
     return field(default=value, metadata=meta)
 
 

@@ -177,7 +177,7 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
         for declared in fields(kind):
             usual = declared.metadata["text"]
             text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or usual
-            notice = f"; not the default, which is {usual}" if text != usual else ""
+            notice = f"; not the default, which is {usual}" if text != usual is not None else ""
             said = f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
             lines.append(f"# {declared.metadata['help']} ({said})")
             is_shown = text is not None and not preset(name, declared.name)

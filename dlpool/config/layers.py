@@ -1,7 +1,7 @@
 """The settings that hold, from all the places that may say them, and where each was said. A later place wins:
 
-defaults (of uploads: those of their profile), the INI file, its ``conf.d/*.ini`` by name, systemd's credentials, the
-environment, options.
+defaults (those of the service, and of uploads those of their profile), the INI file, its ``conf.d/*.ini`` by name,
+systemd's credentials, the environment, options.
 Imports no library where nothing but options was given.
 """
 
@@ -55,27 +55,37 @@ class Effective:
 
 
 def effective(
-    config: str | None, options: Sequence[Given] = (), environment: Mapping[str, str] = os.environ
+    config: str | None,
+    options: Sequence[Given] = (),
+    environment: Mapping[str, str] = os.environ,
+    *,
+    of_service: bool = False,
 ) -> Effective:
     """The settings that hold. ``config``: the INI file, if there is one; ``options`` have their values already.
 
+    ``of_service``: with the defaults of the service.
+
     Raises ConfigurationError that names everything wrong at once, a line each.
     """
-    found, problems = examined(config, options, environment)
+    found, problems = examined(config, options, environment, of_service=of_service)
     if problems:
         raise ConfigurationError("\n".join(problem.text for problem in problems))
     return found
 
 
 def examined(
-    config: str | None, options: Sequence[Given] = (), environment: Mapping[str, str] = os.environ
+    config: str | None,
+    options: Sequence[Given] = (),
+    environment: Mapping[str, str] = os.environ,
+    *,
+    of_service: bool = False,
 ) -> tuple[Effective, list[Problem]]:
     """The settings that would hold without what is wrong, and all that is wrong, in the order of places and lines."""
     notes: list[str] = []
     files, read, problems = _read_files(config, notes) if config is not None else ((), [], [])
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
-    found = _merged([*layers, options])
+    found = _merged([_service_defaults() if of_service else (), *layers, options])
     found = _preset(found) | found
     settings, wrong = _settings(found, files), concerned(problems)
     problems += [
@@ -174,6 +184,16 @@ def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
                 _forget_rivals(found, given)
         found |= {(given.section, given.name): given for given in layer}
     return found
+
+
+def _service_defaults() -> list[Given]:
+    """The defaults of the service where they are not those of the other commands."""
+    return [
+        Given(section, one.name, text, "default of the service", parse_setting(one, text))
+        for section, kind in SECTIONS.items()
+        for one in fields(kind)
+        if (text := one.metadata["service"]) is not None
+    ]
 
 
 def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dlpool.config.declaring import setting
-from dlpool.config.web import UploadSettings, WebSettings
+from dlpool.config.web import NETWORKS, UploadSettings, WebSettings
 from dlpool.kinds import (
     ADDRESS,
     BASE_URL,
@@ -103,7 +103,13 @@ class NetworkSettings:
     user_agent: str | None = setting(TEXT, None, "User-Agent header (default: dlpool/VERSION)", short="-A")
     netrc: bool = setting(SWITCH, "no", "take user and password from ~/.netrc")
     network: str = setting(
-        choice("any", "no-metadata", "public-only"), "no-metadata", "addresses that may be connected to"
+        choice("any", "no-metadata", "public-only"),
+        "no-metadata",
+        "addresses that may be connected to",
+        service="public-only",
+    )
+    network_allow: str | None = setting(
+        NETWORKS, None, "other addresses or networks that may be connected to, as 10.0.0.0/8,fd12::/16"
     )
 
 

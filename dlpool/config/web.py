@@ -65,7 +65,7 @@ def _parse_networks(text: str) -> str:
     return text
 
 
-def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+def networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """The networks of a list with commas between. Raises ValueError."""
     return tuple(ipaddress.ip_network(word, strict=False) for word in words(text))
 

@@ -23,7 +23,7 @@ from dlpool.transfer.exchange import Body
 from dlpool.transfer.hostshares import HostShares
 from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
-from dlpool.transfer.policy import origin
+from dlpool.transfer.policy import NetworkPolicy, origin
 from dlpool.transfer.response import StrictResponse
 from dlpool.transfer.ticker import Ticker
 from dlpool.transfer.urls import basic_auth, request_target, shown_url, without_user
@@ -121,7 +121,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser) -> None:
         self._settings = settings
-        self._pool_classes = pool_classes(settings.network, idle_closer)
+        self._pool_classes = pool_classes(NetworkPolicy.of(settings), idle_closer)
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}

@@ -20,7 +20,7 @@ from dlpool.errors import ConnectionBroken, NameNotResolved, OutOfDescriptors, R
 from dlpool.threads import has_room, is_out_of_descriptors
 from dlpool.transfer.exchange import Body, Breaker, Exchange, running
 from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import check_address
+from dlpool.transfer.policy import ANY, NetworkPolicy
 from dlpool.transfer.response import StrictResponse
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
@@ -46,14 +46,14 @@ class _Watched(HTTPConnection):
     """A connection whose running exchange can end it."""
 
     response_class = StrictResponse
-    network_policy = "any"
+    network_policy = ANY
     idle_since = 0.0
     is_cut = False  # a request was not sent to its end
     _listens = True  # whether what can be read while a body is sent is an answer
     _breaker: Breaker | None = None
 
     def _new_conn(self) -> socket.socket:
-        policy = "any" if self.proxy else self.network_policy
+        policy = ANY if self.proxy else self.network_policy
         timeout = self.timeout if isinstance(self.timeout, (int, float)) else None
         return connect(self._dns_host, self.port, timeout, policy, self._watch)
 
@@ -221,7 +221,7 @@ def _peeked(sock: socket.socket) -> bytes:
     return b""
 
 
-def pool_classes(network_policy: str, idle_closer: IdleCloser) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+def pool_classes(network_policy: NetworkPolicy, idle_closer: IdleCloser) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """Return urllib3 pool classes, by scheme, that apply the network policy and close idle connections."""
     policy = {"network_policy": network_policy}
     plain = type("WatchedConnection", (_Watched,), policy)
@@ -233,7 +233,7 @@ def pool_classes(network_policy: str, idle_closer: IdleCloser) -> dict[str, type
 
 
 def connect(
-    host: str, port: int, timeout_s: float | None, policy: str, watch: Callable[[socket.socket], None]
+    host: str, port: int, timeout_s: float | None, policy: NetworkPolicy, watch: Callable[[socket.socket], None]
 ) -> socket.socket:
     """Connect to the first address of ``host`` that answers, all within ``timeout_s``.
 
@@ -244,7 +244,7 @@ def connect(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     failure: RetryRange = Unreachable(f"{host} has no usable address")
     for index, (family, address) in enumerate(addresses):
-        check_address(address[0], policy)
+        policy.check(address[0])
         limit = None
         if deadline is not None:  # keep half of what is left for the addresses behind this one
             left = deadline - time.monotonic()

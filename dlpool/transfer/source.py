@@ -193,7 +193,7 @@ class Source:
             exchange.pause(wait)
             exchange.check()
         if client.proxies(url):
-            check_literal(url, client.settings.network)
+            check_literal(url, client.settings)
         sent = self._headers_for(url, headers)
         exchange.asked_at, exchange.answered_at = exchange.clock(), None
         try:

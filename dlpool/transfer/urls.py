@@ -16,7 +16,7 @@ from requests.utils import check_header_validity
 from dlpool import __version__
 from dlpool.config import NetworkSettings
 from dlpool.errors import UsageError
-from dlpool.transfer.policy import check_address
+from dlpool.transfer.policy import NetworkPolicy
 
 # Header fields on which a right answer depends.
 _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
@@ -171,10 +171,15 @@ def _cookie_name(pair: str) -> str:
     return pair.partition("=")[0].strip()
 
 
-def check_literal(url: str, policy: str) -> None:
-    """Behind a proxy the address is not ours to see, unless the URL names it, in whichever spelling."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
+def check_literal(url: str, settings: NetworkSettings) -> None:
+    """Behind a proxy the address is not ours to see, unless the URL names it, in whichever spelling.
+
+    ``localhost`` is such a name (RFC 6761 section 6.3). Raises PolicyRefused.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        host = "127.0.0.1"
     with suppress(OSError):
         host = socket.inet_ntoa(socket.inet_aton(host))
     with suppress(ValueError):
-        check_address(host, policy)
+        NetworkPolicy.of(settings).check(host)

@@ -51,7 +51,7 @@ function _shtab_dlpool_using
 end
 
 set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -102,6 +102,7 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l allow-downgrade -d 'follow 
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s A -l user-agent -x -d 'User-Agent header (default: dlpool/VERSION)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l netrc -d 'take user and password from ~/.netrc'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l network -xka "any no-metadata public-only" -d 'addresses that may be connected to (default: no-metadata)'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l network-allow -x -d 'other addresses or networks that may be connected to, as 10.0.0.0/8,fd12::/16'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l progress -xka "auto bar plain json none" -d 'on standard error (default: auto: bars on a terminal, else lines)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s q -l quiet -d 'say nothing but errors'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s v -l verbose -d 'say what happens'
@@ -347,3 +348,4 @@ complete -c dlpool -n '_shtab_dlpool_using setup' -s h -l help -d 'show this hel
 complete -c dlpool -n '_shtab_dlpool_using setup' -l print-unit -d 'print the unit, and change nothing'
 complete -c dlpool -n '_shtab_dlpool_using setup' -l install -xka "(__fish_complete_path (commandline -ct))" -d 'write the files below DIR'
 complete -c dlpool -n '_shtab_dlpool_using setup' -l instance -x -d 'with --install: an instance of its own, dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit'
+complete -c dlpool -n '_shtab_dlpool_using setup' -l network-allow -x -d 'with --install: private networks that jobs may connect to, as 10.0.0.0/8 (default: asked on a terminal)'
