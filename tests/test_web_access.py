@@ -46,7 +46,8 @@ def bearer(text: str) -> dict[str, str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     folder = tmp_path_factory.mktemp("web")
     (folder / "key").write_text(KEY + "\n")
-    settings: Any = {"web": {"jwt_key_file": folder / "key", "secret_key": SECRET, "scrape_from": "192.0.2.0/24"}}
+    settings: Any = {"web": {"jwt_key_file": folder / "key", "secret_key": SECRET, "scrape_from": "192.0.2.0/24",
+                             "trusted_proxies": "127.0.0.1"}}  # fmt: skip
     with WebServer(folder, settings) as server:
         yield server
 
@@ -261,7 +262,9 @@ def test_settings_of_uploads_come_from_everywhere(tmp_path: Path) -> None:
 
 def test_who_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
     """All worker processes count together, and a client that is refused delays no other one."""
-    with WebServer(tmp_path, {"web": {"request_rate": "5/s", "request_burst": 20, "processes": 3}}) as server:
+    with WebServer(
+        tmp_path, {"web": {"request_rate": "5/s", "request_burst": 20, "processes": 3, "trusted_proxies": "127.0.0.1"}}
+    ) as server:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: requests.get(f"{server.url}/tasks", timeout=10), range(60)))
         codes = [one.status_code for one in answers]
@@ -277,7 +280,10 @@ def test_who_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
 
 def test_one_client_has_only_so_many_transfers_at_once(tmp_path: Path) -> None:
     """Counted over all processes; the place of a client that is gone is free again."""
-    with WebServer(tmp_path, {"web": {"client_uploads": 3}}) as server, ExitStack() as stack:
+    with (
+        WebServer(tmp_path, {"web": {"client_uploads": 3, "trusted_proxies": "127.0.0.1"}}) as server,
+        ExitStack() as stack,
+    ):
         slow = [stack.enter_context(RawClient(server.port)) for _ in range(3)]
         for client in slow:
             client.post(PATH, "Content-Type: application/octet-stream", "Content-Length: 10", body=b"x")

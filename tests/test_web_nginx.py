@@ -20,7 +20,7 @@ SIZE = 2_000_000
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[WebServer]:
-    settings = {"web": {"accel_prefix": "/dlpool-merged", "client_uploads": 2}}
+    settings = {"web": {"accel_prefix": "/dlpool-merged", "client_uploads": 2, "trusted_proxies": "127.0.0.1"}}
     with WebServer(tmp_path / "web", settings) as server:
         yield server
 

@@ -182,7 +182,7 @@ class WebSettings:
         NETWORKS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
     )
     trusted_proxies: str = setting(
-        NETWORKS, "127.0.0.1,::1", "addresses or networks whose X-Forwarded-For is believed", reload=False
+        NETWORKS, "", "proxies: addresses or networks whose X-Forwarded-For is believed (default: none)", reload=False
     )
     request_rate: float | None = setting(FREQUENCY, "100/s", "requests of one client", reload=False)
     request_burst: int = setting(COUNT, "500", "how many of them may come at once", low=1, reload=False)

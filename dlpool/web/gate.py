@@ -16,6 +16,8 @@ from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.sameorigin import is_foreign, is_rebound
 
+_OF_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Via")
+
 
 class Gate:
     """Falcon's middleware. A resource says in ``access`` who may ask without a token:
@@ -58,7 +60,7 @@ class Gate:
         self._parts.admission.count(req.context.address)
         if access == "open" or (req.method == "OPTIONS" and resource is not None):
             return
-        if access == "scrape" and self._is_among(req.context.address, self._scrapers):
+        if access == "scrape" and self._may_scrape(req):
             return
         req.context.owner = self._parts.keys.owner(req.auth, req.get_header("X-Secret-Key"))
         if req.context.owner is not None:
@@ -94,6 +96,12 @@ class Gate:
                 break
             address = hop.strip()[:64]
         return address
+
+    def _may_scrape(self, req: falcon.Request) -> bool:
+        """Whether it comes from an address that needs no token; all clients of a proxy that is not trusted have its."""
+        is_relayed = any(req.get_header(name) for name in _OF_PROXIES)
+        is_told = req.get_header("X-Forwarded-For") and self._is_among(req.remote_addr or "", self._proxies)
+        return self._is_among(req.context.address, self._scrapers) and (not is_relayed or bool(is_told))
 
     @staticmethod
     def _is_among(address: str, wanted: Any) -> bool:
