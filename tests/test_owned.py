@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 import dlpool
-from dlpool.config import SECTIONS, Settings
+from dlpool.config import SECTIONS, PathSettings, Settings
 from dlpool.config.layers import effective
-from dlpool.config.owned import TARGETS, check_owned, owned
+from dlpool.config.owned import TARGETS, Owned, check_owned, owned
 from dlpool.errors import ConfigurationError, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.kinds import COMMAND, PATH
+from dlpool.service.frames import ConfigFrame, config_frame, decode, encode
 from dlpool.service.reload import reloaded
 from tests.disks import exfat, needs_root
 from tests.processes import ROOT, Ended, finish, run, start
@@ -105,7 +106,8 @@ def test_the_script_of_an_interpreter_is_a_program(command: str, section: str, n
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
     given = command.format(f"'{script}'").replace("''", "'")
-    settings = settings_of(tmp_path, paths={"download_dir": str(root)}, **{section: {name: given}})
+    sections: Any = {"paths": {"download_dir": str(root)}, section: {name: given}}
+    settings = settings_of(tmp_path, **sections)
     [said] = refusal(settings)
     assert f"[{section}] {name} = {given} overlap" in said
 
@@ -301,6 +303,15 @@ def test_a_job_does_not_write_to_what_dlpool_owns(path: str, shop: Settings) -> 
     with pytest.raises(PolicyRefused, match="keeps for itself") as raised:
         Confinement.of(shop).target(path)
     assert raised.value.exit_code == 12
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_nor_after_a_reload_has_told_the_workers(path: str, shop: Settings) -> None:
+    frame = decode(encode(config_frame(shop)))
+    assert isinstance(frame, ConfigFrame)
+    rules = Confinement(PathSettings(**frame.paths), [Owned(**one) for one in frame.owned])
+    with pytest.raises(PolicyRefused, match="keeps for itself"):
+        rules.target(path)
 
 
 @pytest.mark.parametrize("path", FREE)

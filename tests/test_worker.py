@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.config import LoggingSettings, OtelSettings, PathSettings, TransferSettings
+from dlpool.config import LoggingSettings, OtelSettings, PathSettings, Settings, TransferSettings
 from dlpool.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -73,7 +73,9 @@ class Bench:
     def __init__(self, folder: Path, slots: int = 2, **logging: Any) -> None:
         self.folder = folder
         (folder / "data").mkdir()
-        self.paths = PathSettings(download_dir=str(folder / "data"), state_dir=str(folder), log_dir=str(folder / "log"))
+        self.paths = PathSettings(
+            download_dir=str(folder / "data"), state_dir=str(folder / "state"), log_dir=str(folder / "log")
+        )
         self.channel, theirs = Channel.pair()
         self.settings = WorkerSettings(
             "n", folder, folder / "log", slots, FAST, PATIENT, self.paths, LoggingSettings(**logging), OtelSettings()
@@ -321,12 +323,13 @@ def test_new_settings_are_those_of_jobs_to_come(bench: Bench, tmp_path: Path) ->
     before = bench.worker._client
     transfer, logging = replace(FAST, retries=7), LoggingSettings(level="debug", progress_interval=7.0)
     paths = replace(bench.paths, download_dir=str(tmp_path))
-    bench.worker._obey(config_frame(transfer, PATIENT, paths, logging))
+    settings = Settings(transfer=transfer, network=PATIENT, paths=paths, logging=logging)
+    bench.worker._obey(config_frame(settings))
     assert bench.worker._client is before and bench.worker._transfer == transfer
     assert bench.worker._paths.roots == [str(tmp_path)] and bench.worker._logging == logging
     assert bench.worker._log._settings == logging
     network = replace(PATIENT, read_timeout=3.0)
-    bench.worker._obey(config_frame(transfer, network, paths, logging))
+    bench.worker._obey(config_frame(replace(settings, network=network)))
     assert bench.worker._client is not before and bench.worker._client.settings == network
     assert bench.worker._client.rate is before.rate
 
