@@ -16,7 +16,7 @@ from dlpool.jobs.history import History
 from dlpool.jobs.hostslots import HostLimit, HostSlots
 from dlpool.jobs.pushed import compose
 from dlpool.jobs.steering import LOOK_TTL_MS, Steering
-from dlpool.jobs.transitions import Finish
+from dlpool.jobs.transitions import Finish, Transitions
 from dlpool.jobs.views import DAY_S
 from tests.redis_server import RedisServer
 from tests.test_listing import ended, read
@@ -288,6 +288,15 @@ def test_a_host_without_limits_has_slots_for_all(queue: Queue) -> None:
     waits = [slots.take(apart, name, lease_s=30, is_paid=False).wait_s for name in "abc"]
     assert waits[0] == 0 and waits[1] is not None and 0 < waits[1] <= 0.5
     assert waits[2] is not None and 0.5 < waits[2] <= 1.0
+
+
+def test_each_call_that_was_answered_tells_how_long_it_took(queue: Queue) -> None:
+    told: list[tuple[str, float]] = []
+    transitions = Transitions(queue.client, queue.keys, lambda name, seconds: told.append((name, seconds)))
+    transitions.hold("h", 1.0)
+    transitions.oldest()
+    assert [name for name, _ in told] == ["hold", "oldest"]
+    assert all(0 <= seconds < 60 for _, seconds in told)
 
 
 def test_events_are_read_from_any_place(queue: Queue) -> None:
