@@ -127,6 +127,29 @@ def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) 
     assert [held.worker for held in bench.ledger.all()] == [None]
 
 
+def test_a_host_that_may_be_asked_within_a_second_is_waited_for(bench: Bench) -> None:
+    bench.hosts.hold("host", 30.0)
+    bench.clock.now += 29.0
+    bench.held("a")
+    assert bench.told.ended == []
+
+
+@pytest.mark.parametrize(("before", "is_parked"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, before: int, is_parked: bool) -> None:
+    for number in range(before):
+        bench.held(str(number))
+    bench.held("other", url="http://other/x")
+    bench.ledger.mark_ending(bench.held("over"))
+    bench.crew.take_in(job_of("none", raw=b"none"), 0.0)
+    bench.told.ended.clear()
+    bench.of_hosts.refused("host", lambda: 4)
+    bench.held("a", is_paid=True)
+    assert len(bench.told.ended) == is_parked
+    for ending in bench.told.ended:
+        assert (ending.outcome, ending.host, ending.delay_s) == ("park", "host", 5.0)
+        assert ending.is_for_slot and ending.is_paid
+
+
 # --- to workers ---
 
 
