@@ -63,6 +63,23 @@ def test_a_stream_of_unknown_size_is_told_from_a_disk_that_was_full(done: int, e
     assert ending_on_disk(fault(errno.ENOSPC), tmp_path / "f", None, done, [str(tmp_path)]) == ending
 
 
+@pytest.mark.parametrize(
+    ("space", "size", "ending"),
+    [
+        (None, 1000, "node_fault"),
+        (disk.Space(1000, 10), 1000, "node_fault"),
+        (disk.Space(1000, 10), 1001, "failed"),
+        (disk.Space(1000, 10, 5), 995, "node_fault"),
+        (disk.Space(1000, 10, 5), 996, "failed"),
+    ],
+)
+def test_a_file_that_never_fits_fails_and_one_that_may_fit_waits(
+    space: disk.Space | None, size: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlpool.service.diskfaults.known_space", lambda _folder: space)
+    assert ending_on_disk(fault(errno.ENOSPC), tmp_path / "f", size, 0, [str(tmp_path)]) == ending
+
+
 def test_a_download_folder_that_is_removed_meanwhile_fails_no_job(tmp_path: Path) -> None:
     data = make_data(100_000)
     with running(tmp_path, supervisor={"fault_delay": "300ms"}) as both, desk_of(*both) as desk:

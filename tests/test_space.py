@@ -6,12 +6,18 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.service.space import GIB, RELIEF, Room, existing
+from dlpool.config import PathSettings, Settings, SupervisorSettings
+from dlpool.errors import LocalFault
+from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.service.ledger import Held, Ledger
+from dlpool.service.space import GIB, RELIEF, Room, SpaceGuard, existing
+from tests.bench import Lines, job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
 from tests.disks import needs_root, remount, tmpfs
@@ -49,6 +55,92 @@ def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) 
     (tmp_path / "file").touch()
     assert existing(f"{tmp_path}/a/b/c") == existing(f"{tmp_path}/file") == existing(str(tmp_path)) == str(tmp_path)
     assert existing("no\0path/a") in (".", "/")
+
+
+# --- what the guard makes of it ---
+
+
+class Guarded:
+    """A guard over one file system of 1000 bytes, of which 100 stay free."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.free = folder, 200
+        settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
+        patch.setattr("dlpool.service.space._room", self._room)
+        self.ledger, self.lines, self.told = Ledger(), Lines(), 0
+        log: Any = self.lines
+        self.guard = SpaceGuard(settings, self.ledger, log, self._tell)
+
+    def _room(self, folder: str, reserved: int) -> Room | None:
+        return None if self.free < 0 else Room(folder, 1000, self.free, reserved)
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    def look(self, free: int) -> tuple[bool, int, list[str]]:
+        """Whether space is low then, and what was told and logged."""
+        self.free, self.told = free, 0
+        self.lines.kept.clear()
+        self.guard.look()
+        return self.guard.is_low, self.told, self.lines.events
+
+    def job(self, name: str, missing: int, **fields: Any) -> Held:
+        held = Held(job_of(name), 0.0, PushedJob.parse(compose("http://h/x", f"{self.folder}/{name}")))
+        held.worker, held.missing = 1, missing
+        for field, value in fields.items():
+            setattr(held, field, value)
+        self.ledger.add(held)
+        return held
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guarded:
+    return Guarded(tmp_path, monkeypatch)
+
+
+def test_no_job_begins_before_the_first_look(watched: Guarded) -> None:
+    assert watched.guard.is_low and watched.guard.left is None and watched.guard.low == []
+    assert watched.look(200) == (False, 1, []) and watched.guard.left == 200
+
+
+def test_what_is_low_is_said_once_and_so_is_its_end(watched: Guarded) -> None:
+    watched.look(200)
+    assert watched.look(100) == (False, 0, [])
+    assert watched.look(99) == (True, 1, ["disk_space_low"])
+    ((level, _, fields),) = watched.lines.kept
+    folder = str(watched.folder)
+    assert (level, fields) == ("warning", {"folder": folder, "free": 99, "reserved": 0, "min_free": 100})
+    assert watched.guard.low == [folder]
+    assert watched.look(104) == (True, 0, [])
+    assert watched.look(105) == (False, 1, ["disk_space_back"])
+    assert watched.lines.kept == [("info", "disk_space_back", {"folder": folder, "free": 105})]
+
+
+def test_a_file_system_without_figures_keeps_nobody_waiting(watched: Guarded) -> None:
+    watched.look(0)
+    assert watched.look(-1) == (False, 1, ["disk_space_back"]) and watched.guard.left is None
+
+
+def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
+    watched.look(200)
+    watched.job("runs", 60)
+    watched.job("too", 30)
+    watched.job("waits", 1000, worker=None)
+    watched.job("none", 1000, job=None)
+    watched.job("ending", 1000, is_ending=True)
+    assert watched.look(190) == (False, 0, []) and watched.guard.left == 100
+    assert watched.look(189) == (True, 1, ["disk_space_low"])
+    assert watched.lines.kept[0].fields["reserved"] == 90
+
+
+def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
+    watched: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_paths: PathSettings) -> None:
+        raise LocalFault("gone")
+
+    monkeypatch.setattr("dlpool.service.space.Confinement", refuse)
+    assert watched.look(0) == (False, 0, [])
 
 
 # --- a real one ---
