@@ -6,10 +6,13 @@ import json
 import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,6 +27,7 @@ from dlpool.observe.log import Log
 from dlpool.service import hookprocess, hooks
 from dlpool.service.hooks import Hooks, check_hooks
 from dlpool.service.ledger import Held
+from tests.bench import Clock, Lines
 from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running
 from tests.processes import finish, start
@@ -340,3 +344,263 @@ def test_all_programs_that_are_not_there_are_named() -> None:
     assert [line.partition(" =")[0] for line in str(error.value).splitlines()] == [
         "[hooks] on_success", "[hooks] on_failure",
     ]  # fmt: skip
+
+
+# --- the line and its threads, one step at a time ---
+
+
+class Stepped(Hooks):
+    """Hooks whose threads are the test's: it calls ``_serve`` where a thread would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.clock, self.lines, self.started = Clock(), Lines(), 0
+        monkeypatch.setattr(hooks, "time", self.clock)
+        monkeypatch.setattr(hookprocess, "run", self._ran)
+        self.result = hookprocess.Result("")
+        self.ran: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+        self.endings: list[str] = []
+        self.takes_s: tuple[float, ...] = (0.0,)
+        log: Any = self.lines
+        super().__init__(HookSettings(**settings), "n", log)
+
+    def _start_thread(self) -> None:
+        self.started += 1
+
+    def _ran(self, command: Any, given: bytes, environment: Any, must_end: Any) -> hookprocess.Result:
+        self.ran.append((command, given, environment))
+        if self.error is not None:
+            raise self.error
+        for seconds in self.takes_s:
+            self.clock.now += seconds
+            self.endings.append(must_end())
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("outcome", "settings", "command"),
+    [
+        ("success", {"on_success": "s", "on_failure": "f"}, "s"),
+        ("failed", {"on_success": "s", "on_failure": "f"}, "f"),
+        ("success", {"on_failure": "f"}, None),
+        ("failed", {"on_success": "s"}, None),
+        *(
+            (other, {"on_success": "s", "on_failure": "f"}, None)
+            for other in ("retry", "release", "cancelled", "pause")
+        ),
+    ],
+)
+def test_which_command_runs(
+    outcome: str, settings: dict[str, Any], command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Stepped(monkeypatch, **settings)
+    one.ended(*ended("a", outcome))
+    assert [call.command for call in one._line] == ([] if command is None else [command])
+    for call in one._line:
+        assert (call.job_id, call.trace_id) == ("a", "t")
+        assert call.outcome == json.loads(call.given)["outcome"] == ("success" if command == "s" else "failure")
+
+
+def test_what_a_hook_reads_of_a_job() -> None:
+    held, ending = ended("a", seconds=1.5, label="l", message="m")
+    held.path = "/held"
+    whole = json.loads(hooks.payload(held, ending, "success", "n"))
+    assert whole == {
+        "id": "a", "outcome": "success", "url": "http://h/ü", "save_path": "f", "path": "/x/f", "size": 3,
+        "seconds": 1.5, "label": "l", "message": "m", "attempt": 2, "trace_id": "t", "user_id": None, "node": "n",
+    }  # fmt: skip
+    ending.note.clear()
+    assert json.loads(hooks.payload(held, ending, "success", "n"))["path"] == "/held"
+    assert hooks.payload(held, ending, "success", "n").endswith(b"}\n")
+
+
+@pytest.mark.parametrize(("field", "url"), [("http://of/record", "http://of/record"), (None, None)])
+def test_what_a_hook_reads_of_a_job_that_could_not_be_read(field: str | None, url: str | None) -> None:
+    held, ending = ended("a", "failed")
+    held.job = None
+    record: Any = None if field is None else SimpleNamespace(field=field)
+    said = json.loads(hooks.payload(held, replace(ending, record=record), "failure", "n"))
+    assert (said["url"], said["save_path"], said["user_id"]) == (url, None, None)
+
+
+def test_as_many_threads_as_allowed_and_each_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x", max_running=2)
+    for number in range(5):
+        one.ended(*ended(str(number)))
+    assert one.started == 2 and repr(one) == "<Hooks 2 of 2 running, 5 waiting>"
+    one._serve()
+    assert len(one.ran) == 5 and repr(one) == "<Hooks 1 of 2 running, 0 waiting>"
+    assert [json.loads(given)["id"] for _, given, _ in one.ran] == list("01234")
+    one._serve()
+    assert repr(one) == "<Hooks 0 of 2 running, 0 waiting>"
+    one.ended(*ended("late"))
+    assert one.started == 3
+
+
+def test_fewer_threads_after_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x", max_running=2)
+    for number in range(3):
+        one.ended(*ended(str(number)))
+    one.settings = HookSettings(max_running=1)
+    one._serve()
+    assert one.ran == [] and repr(one) == "<Hooks 1 of 1 running, 3 waiting>"
+    one._serve()
+    assert len(one.ran) == 3
+
+
+def test_nothing_begins_after_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x")
+    one.ended(*ended())
+    one._stop_at = one.clock.now
+    one._serve()
+    assert one.ran == [] and repr(one) == "<Hooks 0 of 4 running, 1 waiting>"
+
+
+def test_a_thread_that_cannot_start_leaves_its_work_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Refused:
+        def __init__(self, **given: Any) -> None:
+            made.append(given)
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    bench = Bench(tmp_path, on_success="/bin/true")
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.threading, "Thread", Refused)
+        bench.hooks.ended(*ended("a"))
+    assert [(one["name"], one["daemon"]) for one in made] == [("hook", True)]
+    assert len(bench.lines("hook_not_started")) == 1
+    assert repr(bench.hooks) == "<Hooks 0 of 4 running, 1 waiting>"
+    bench.hooks.ended(*ended("b"))
+    bench.wait_for("hook_done", 2)
+
+
+def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x", max_running=1)
+    waited: list[float | None] = []
+
+    class Noted(threading.Condition):
+        def wait_for(self, _predicate: Any, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return True
+
+    one._lock = Noted()
+    for number in range(3):
+        one.ended(*ended(str(number)))
+    one.stop()
+    assert waited == [hooks.STOP_S + hookprocess.END_S + 1.0] and one._stop_at == one.clock.now + hooks.STOP_S
+    assert repr(one) == "<Hooks 1 of 1 running, 0 waiting>"
+    one.stop()
+    assert one.lines.kept == [("warning", "hooks_dropped", {"dropped": 3})]
+
+
+def test_dropped_hooks_are_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "MAX_WAITING", 2)
+    one = Stepped(monkeypatch, on_success="/bin/x", max_running=1)
+    dropped: list[list[int]] = []
+    for pause_s in (0, 0, 0, 1, 8.5, 0.5, 0, 20):
+        one.clock.now += pause_s
+        one.ended(*ended())
+        dropped.append([line.fields["dropped"] for line in one.lines.named("hooks_dropped")])
+        one.lines.kept.clear()
+    assert dropped == [[], [], [1], [], [], [3], [], [2]]
+    assert "2 waiting" in repr(one)
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "stop_s", "endings"),
+    [
+        ((29.5, 0.5), None, ["", "it took longer than 30 s"]),
+        ((4.5, 0.5, 1.0), 5.0, ["", "the supervisor ends", "the supervisor ends"]),
+        ((30.0,), 5.0, ["it took longer than 30 s"]),
+    ],
+)
+def test_until_when_a_hook_may_run(
+    takes_s: tuple[float, ...], stop_s: float | None, endings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x", timeout=30.0)
+    one.takes_s = takes_s
+    one._stop_at = float("inf") if stop_s is None else one.clock.now + stop_s
+    one.ended(*ended())
+    one._serve()
+    assert one.endings == endings
+
+
+def test_how_a_hook_ended_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x y")
+    one.takes_s = (1.23456,)
+    about = {"job_id": "a", "trace_id": "t", "command": "/bin/x y", "seconds": 1.235}
+    one.ended(*ended())
+    one._serve()
+    one.result = hookprocess.Result("exit code 3", "said")
+    one.ended(*ended())
+    one._serve()
+    assert one.lines.kept == [
+        ("debug", "hook_done", about),
+        ("warning", "hook_failed", {"reason": "exit code 3", "stderr": "said", **about}),
+    ]
+    assert one.ran[0][0] == ["/bin/x", "y"]
+
+
+def test_a_defect_ends_one_hook_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(monkeypatch, on_success="/bin/x")
+    one.error = ValueError("odd")
+    for number in range(2):
+        one.ended(*ended(str(number)))
+    one._serve()
+    assert [(line.event, line.fields) for line in one.lines.kept] == [
+        ("hook_failed", {"job_id": job, "trace_id": "t", "reason": "a defect", "error": one.error}) for job in "01"
+    ]
+
+
+# --- one process ---
+
+
+def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_was_asked_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    naps: list[float] = []
+    signals: list[tuple[int, float]] = []
+    killpg = os.killpg
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        clock.now += seconds
+
+    def signal_group(pid: int, number: int) -> None:
+        signals.append((number, clock.now))
+        if number == signal.SIGKILL:
+            killpg(pid, number)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    monkeypatch.setattr(hookprocess, "time", clock)
+    monkeypatch.setattr(hookprocess.os, "killpg", signal_group)
+    reasons = iter([""] * 8 + ["enough"])
+    result = hookprocess.run(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
+    assert result == hookprocess.Result("enough")
+    assert naps[:8] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
+    assert naps[8:11] == [0.001, 0.002, 0.004]
+    [(first, asked), (second, killed)] = signals
+    assert (first, second) == (signal.SIGTERM, signal.SIGKILL)
+    assert hookprocess.END_S <= killed - asked < hookprocess.END_S + 0.06
+
+
+@pytest.mark.parametrize(
+    ("command", "failure"),
+    [("exit 0", ""), ("exit 1", "exit code 1"), ("exit 255", "exit code 255"), ("kill -TERM $$", "killed by SIGTERM")],
+)
+def test_how_a_process_ended(command: str, failure: str) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    result = hookprocess.run(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
+    assert result == hookprocess.Result(failure)
+    assert len(os.listdir("/proc/self/fd")) == len(before), "its pipes are closed"
+
+
+def test_a_process_reads_all_of_its_input_and_what_it_says_is_decoded() -> None:
+    result = hookprocess.run(["/bin/sh", "-c", "cat >&2; printf '\\377 end \\n' >&2"], b"in ", {}, lambda: "")
+    assert result == hookprocess.Result("", "in \ufffd end")
