@@ -470,7 +470,7 @@ def test_a_thread_that_cannot_start_leaves_its_work_to_the_next(
 
     bench = Bench(tmp_path, on_success="/bin/true")
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.threading, "Thread", Refused)
+        patch.setattr(threading, "Thread", Refused)
         bench.hooks.ended(*ended("a"))
     assert [(one["name"], one["daemon"]) for one in made] == [("hook", True)]
     assert len(bench.lines("hook_not_started")) == 1
@@ -484,7 +484,7 @@ def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pyte
     waited: list[float | None] = []
 
     class Noted(threading.Condition):
-        def wait_for(self, _predicate: Any, timeout: float | None = None) -> bool:
+        def wait_for(self, _predicate: Any, timeout: float | None = None) -> Any:
             waited.append(timeout)
             return True
 
@@ -579,7 +579,7 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
 
     monkeypatch.setattr(clock, "sleep", sleep)
     monkeypatch.setattr(hookprocess, "time", clock)
-    monkeypatch.setattr(hookprocess.os, "killpg", signal_group)
+    monkeypatch.setattr(os, "killpg", signal_group)
     reasons = iter([""] * 8 + ["enough"])
     result = hookprocess.run(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
     assert result == hookprocess.Result("enough")

@@ -18,7 +18,7 @@ VALUE = "true"  # also a program that is there
 @pytest.mark.parametrize(("section", "declared"), DECLARED, ids=[f"{one}.{field.name}" for one, field in DECLARED])
 def test_each_setting_takes_effect_now_or_is_said_to_wait(section: str, declared: Field[Any]) -> None:
     present = Settings()
-    wanted = replace(present, **{section: replace(getattr(present, section), **{declared.name: VALUE})})  # type: ignore[arg-type]
+    wanted = replace(present, **{section: replace(getattr(present, section), **{declared.name: VALUE})})
     settings, said = reloaded(present, lambda: wanted)
     if declared.metadata["reload"]:
         assert (settings, said) == (wanted, [])
