@@ -66,21 +66,19 @@ class Record:
         """
         by_file: dict[str, list[str]] = defaultdict(list)
         for test in sorted(self.covering.get((mutant.module, mutant.function), ())):
-            by_file[test.partition("::")[0]].append(test)
+            if test in self.seconds:  # else it failed while it was recorded
+                by_file[test.partition("::")[0]].append(test)
         files = sorted(by_file, key=lambda file: self.breadth[file])
         batches, total = [], 0.0
         for some in (files[:2], files[2:6], files[6:]):
             batch = []
-            for test in sorted((test for file in some for test in by_file[file]), key=self._seconds_of):
-                total += self._seconds_of(test)
+            for test in sorted((test for file in some for test in by_file[file]), key=self.seconds.__getitem__):
+                total += self.seconds[test]
                 if total > most_s:
                     break
                 batch.append(test)
             batches.append(batch)
         return [batch for batch in batches if batch]
-
-    def _seconds_of(self, test: str) -> float:
-        return self.seconds.get(test, 0.0)
 
 
 @dataclass(frozen=True)
@@ -274,7 +272,7 @@ def judge(mutants: list[Mutant], known: Record, jobs: int, most_s: float) -> lis
         elif not batches:
             verdict = Verdict(mutant, identity, "uncovered")
         else:
-            limits = [SLACK_S + SLACK * sum(known.seconds.get(test, 0.0) for test in batch) for batch in batches]
+            limits = [SLACK_S + SLACK * sum(known.seconds[test] for test in batch) for batch in batches]
             runs = (copies.run(mutant, batch, limit) for batch, limit in zip(batches, limits, strict=True))
             by = next(filter(None, runs), "")
             verdict = Verdict(mutant, identity, "killed" if by else "survived", by)
