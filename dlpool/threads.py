@@ -7,20 +7,37 @@ continue with fewer, as long as they have at least one. All functions are thread
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import sys
 import threading
 from collections.abc import Callable
 
 from dlpool.disk import fault_of
 from dlpool.errors import NoThread, OutOfFiles
 
+_PR_SET_NAME = 15  # prctl(2)
+_libc = ctypes.PyDLL(None)  # which keeps the interpreter's lock: the call takes less time than to release it
+_INHERITS = sys.version_info < (3, 14)  # later ones give a thread the name that it has in Python
+_named = threading.local()
+
 
 class Thread(threading.Thread):
-    """A daemon thread whose ``start`` raises NoThread if a limit allows no further thread."""
+    """A daemon thread whose ``start`` raises NoThread if a limit allows no further thread.
+
+    The kernel has the same name for it as for the thread that made it.
+    """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
         super().__init__(target=work, name=name, daemon=True)
+        self._kernel_name: str | None = None if _INHERITS else getattr(_named, "name", None)
+
+    def run(self) -> None:
+        """Do the work."""
+        if self._kernel_name is not None:
+            set_kernel_name(self._kernel_name)
+        super().run()
 
     def start(self) -> None:
         """Start the thread. Raises NoThread."""
@@ -28,6 +45,12 @@ class Thread(threading.Thread):
             super().start()
         except (RuntimeError, MemoryError) as error:
             raise NoThread("cannot start a thread: raise the limit of processes (ulimit -u, pids.max)") from error
+
+
+def set_kernel_name(name: str) -> None:
+    """Set the name that the kernel has for the calling thread (comm, proc(5)), and for those that it starts."""
+    _named.name = name
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def start(work: Callable[[], object], name: str) -> Thread:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.backtracking import fault
+from tests.patterns import patterns
 from tests.processes import ROOT
 
 PACKAGE = ROOT / "dlpool"
@@ -125,3 +127,50 @@ def test_public_names_say_what_they_are(module: Path) -> None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{relative(module)}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_no_pattern_needs_more_than_linear_time(module: Path) -> None:
+    for found in patterns(module):
+        assert found.pattern is not None, f"{found.place}: write the pattern where it is used, or compile it at the top"
+        for how in sorted(found.how):
+            problem = fault(found.pattern, found.flags, how)
+            assert problem is None, f"{found.place}: {how} of {found.pattern!r}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [
+        (r"(a+)+b", "match"),
+        (r"(a*)*b", "match"),
+        (r"(?:a|b+)*c", "match"),
+        (r"(a|b|ab)*c", "match"),
+        (r"a*a*b", "match"),
+        (r"[ \t]*([^\r\n]*?)[ \t]*\r?\n", "match"),
+        (r".*x.*y", "match"),
+        (r"\s+$", "search"),
+        (r"[0-9]+(?:\.[0-9]+)?s", "findall"),
+        (r"\d{1,200}\d+x", "fullmatch"),
+        (r"^\s*a|(?=(b+)+c)d", "match"),
+        (r"(?i)[a-z]*A*1", "match"),
+    ],
+)
+def test_the_lint_finds_patterns_that_backtrack(pattern: str, how: str) -> None:
+    assert fault(pattern, 0, how) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [
+        (r"[0-9]+(?:\.[0-9]+)?s", "match"),
+        (r":[0-9]*$", "search"),
+        (r"://(\S*)", "findall"),
+        (r'"(?:[^"\\]|\\.)*"', "match"),
+        (r"(/[a-z]+)+", "fullmatch"),
+        (r"(ab|a)*c", "match"),
+        (r"(?m)^[a-z]+:[^\n]*\n", "findall"),
+        (r"[a-z]*A*1", "match"),
+    ],
+)
+def test_the_lint_lets_linear_patterns_pass(pattern: str, how: str) -> None:
+    assert fault(pattern, 0, how) is None

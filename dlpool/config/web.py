@@ -93,7 +93,7 @@ def _parse_own_prefix(text: str) -> str:
 
 
 def _parse_bind(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text):
         raise ValueError("not a host name or an address without a port")
     return text
 

@@ -16,6 +16,7 @@ from dlpool.disk import make_folders, translated
 from dlpool.errors import TargetExists
 
 _HASH_BYTES = 8
+MAX_PATH = 4096  # characters; Linux opens no longer path (PATH_MAX)
 
 
 class Duplicate(TargetExists):
@@ -142,7 +143,13 @@ def _hash(text: str) -> bytes:
 
 
 def _folded(path: str) -> str:
-    """Return the path without what file systems ignore: case, Unicode composition, dots and spaces at the end."""
+    """Return the path without what file systems ignore: case, Unicode composition, dots and spaces at the end.
+
+    A path longer than ``MAX_PATH`` is returned as it is: to normalise accents takes a time that is quadratic in their
+    number.
+    """
+    if len(path) > MAX_PATH:
+        return path
     names = unicodedata.normalize("NFKD", path).upper().casefold().split("/")
     return unicodedata.normalize("NFKD", "/".join(name.rstrip(" .") for name in names))
 

@@ -57,7 +57,7 @@ _UNABLE_TEXT = re.compile(
     r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b"
     r"|attempted to access a non local key"  # the queue's slot moves to another node of a Cluster
 )
-_UNTRUSTED_TEXT = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?(.*?)\.? \(_ssl")
+_UNTRUSTED_TEXT = "CERTIFICATE_VERIFY_FAILED] "
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
 _SCRIPT_SUFFIX = re.compile(r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$")  # of Redis 7: which line of our script
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
@@ -197,8 +197,10 @@ def translated(client: redis.Redis) -> Iterator[None]:
 
 def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
     server, text = _where(client), _reason(error)
-    if untrusted := _UNTRUSTED_TEXT.search(text):
-        return QueueRefused(f"Redis at {server} is not trusted: {untrusted[1]} (its CA is tls_cacert in [redis])")
+    untrusted, is_openssl, _ = text.partition(_UNTRUSTED_TEXT)[2].partition(" (_ssl")
+    if is_openssl:
+        reason = untrusted.removeprefix("certificate verify failed: ").removesuffix(".")
+        return QueueRefused(f"Redis at {server} is not trusted: {reason} (its CA is tls_cacert in [redis])")
     if isinstance(error, _REFUSED) or _REFUSED_TEXT.search(text):
         return QueueRefused(f"Redis at {server} refuses: {text} (user and password are in [redis])")
     if isinstance(error, _UNABLE) or _UNABLE_TEXT.search(text):

@@ -21,7 +21,9 @@ MAX_RUNNING = 10_000  # that are put in order
 ROUNDS = 12  # looks for one page, when much of what lies there is not to be listed
 AT_ONCE = 1000  # jobs in one look
 
-_FORM = "[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
+_FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
+_PLACE = re.compile(f"({_FORM})?")
+_PLACES = {"queued": re.compile("[0-9]{0,15}"), "delayed": re.compile(f"([pd]({_FORM})?)?")}
 
 Rows = list[JobView | None]
 Place = tuple[int, str]  # the score of a job in its sorted set, and its id
@@ -204,8 +206,7 @@ def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
     if cursor is None:
         return states[0], ""
     state, _, place = cursor.partition(".")
-    form = {"queued": "[0-9]{0,15}", "delayed": f"([pd]({_FORM})?)?"}.get(state, f"({_FORM})?")
-    if state not in states or not re.fullmatch(form, place, re.ASCII):
+    if state not in states or not _PLACES.get(state, _PLACE).fullmatch(place):
         raise UsageError("this cursor is not one of that list")
     return state, place
 

@@ -133,6 +133,8 @@ class Crew:
                 continue
             if held.is_lost:
                 self._ledger.drop(ticket)
+            elif handle.culprit not in (None, ticket):
+                self._end(held, self.judge.interrupted(held.claimed, how))
             elif held.job is not None:
                 self._end(held, self.judge.died(held.claimed, held.job.url, how))
         handle.jobs.clear()

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from dlpool.service.channel import Channel
+from dlpool.service.culprit import Usage, culprit, usage
 from dlpool.service.frames import Ended, Frame, RateFrame, encode
 from dlpool.service.tally import Counted
 from dlpool.service.worker import stacks_file
@@ -49,6 +50,8 @@ class Handle:
         self.is_retiring = False
         self.killed_for: str | None = None
         self.kill_at: float | None = None
+        self.culprit: str | None = None  # the job that had the interpreter's lock when it hung, if that can be told
+        self._usage: Usage | None = None  # of its threads, when its silence was first noticed
         self.counted = Counted()
         self.rate: int | None = None  # its share of the node's, as it was told
         self._seen = 0  # of the jobs taken, when its demand was asked for
@@ -108,7 +111,7 @@ class Handle:
         """What it has sent. Stops at the end of data; the process's own end is seen by its sentinel."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
-                self.heard = time.monotonic()
+                self.note_heard(time.monotonic())
                 yield frame
 
     def memory(self) -> int:
@@ -118,8 +121,18 @@ class Handle:
         except psutil.Error:
             return 0
 
+    def note_heard(self, now: float) -> None:
+        """It has said something, or could not be heard."""
+        self.heard, self._usage = now, None
+
+    def note_silence(self) -> None:
+        """Look at its threads when it has been silent for a while; what they do from now on tells the culprit."""
+        self._usage = usage(self.pid) if self._usage is None else self._usage
+
     def abort(self, reason: str) -> None:
         """Have it dump its stacks and die, also if it is stopped; a second later it is killed."""
+        if self._usage is not None:
+            self.culprit = culprit(self._usage, usage(self.pid), self.jobs)
         self.killed_for = reason
         self.kill_at = time.monotonic() + 1.0
         self._signal(signal.SIGABRT)

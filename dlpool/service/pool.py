@@ -167,12 +167,14 @@ class WorkerPool:
         was_frozen, self._looked = now - self._looked > FROZEN_S, now
         for handle in self.workers.values():
             if was_frozen:
-                handle.heard = now
+                handle.note_heard(now)
             if handle.kill_at is not None and now >= handle.kill_at:
                 handle.kill("it did not end")
             elif handle.killed_for is None and now - handle.heard > self.settings.worker_timeout:
                 self._log.warning("worker_hung", worker_pid=handle.pid, silent_s=round(now - handle.heard, 1))
                 handle.abort(f"it was silent for {self.settings.worker_timeout:g} s")
+            elif now - handle.heard > self.settings.worker_timeout / 2:
+                handle.note_silence()
 
     def _weigh(self, now: float) -> None:
         if now - self._weighed < MEMORY_S:

@@ -15,6 +15,7 @@ from dlpool.errors import DlpoolError, InternalError, LocalFault, LostJob, Retry
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
+from dlpool.service import culprit
 from dlpool.service.affinity import Affinity
 from dlpool.service.diskfaults import FILLED, ending_on_disk
 from dlpool.service.frames import (
@@ -87,12 +88,14 @@ class JobRun:
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
         frame = self.frame
+        culprit.begin(frame.ticket)
         if self._traces is not None:
             self._span = self._traces.begin(frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id,
                                             frame.attempt)  # fmt: skip
         ended = self._run()
         if self._span is not None:
             self._span.end(ended.ending, ended.path, ended.result, ended.label, ended.message)
+        culprit.end()
         return ended
 
     def _run(self) -> EndedFrame:

@@ -130,6 +130,11 @@ class Judge:
             return self.failed(claimed, url, "poison", f"the job was aboard {deaths} workers when they died: {how}")
         return Finish(claimed.ticket, "crash", note={"label": "worker_died", "message": how})
 
+    def interrupted(self, claimed: Claimed, how: str) -> Finish:
+        """The transition for a job whose worker was killed for what another job did: it counts nothing."""
+        message = f"another job held up the worker: {how}"
+        return Finish(claimed.ticket, "release", note={"label": "released", "message": message})
+
     def _refused(self, claimed: Claimed, job: PushedJob) -> Finish | None:
         """The end of a job that must not be run again."""
         if claimed.takeovers <= self.settings.max_takeovers and claimed.crashes < self.settings.max_crashes:

@@ -221,7 +221,8 @@ def _read_partial(headers: Mapping[str, str], asked: Span, now: datetime, host: 
         raise BadAnswer("the server sent multipart/byteranges although one range was asked for")
     sent = content_range(headers.get("Content-Range") or "")
     if sent is None or sent.start is None or sent.end is None:
-        raise BadAnswer(f"the server sent a part with Content-Range {headers.get('Content-Range')!r}")
+        said = headers.get("Content-Range")
+        raise BadAnswer(f"the server sent a part with Content-Range {said and said[:80]!r}")
     if sent.start > asked.start or sent.end <= asked.start:
         raise BadAnswer(f"the server sent bytes {sent.start}-{sent.end - 1}, asked was for {asked.start}")
     length = sent.end - sent.start

@@ -36,7 +36,7 @@ _FIELDS = {
     "content-md5",
     *(field for field, _name in _AMAZON),
 }
-_MEMBER = re.compile(r"(?:^|[\s,])([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
+_MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_whole: bool) -> Digest | None:
@@ -71,8 +71,9 @@ def strongest(digests: Iterable[Digest]) -> Digest | None:
 
 def structured(value: str | None) -> Iterator[Digest]:
     """Yield the digests of a dictionary of byte sequences (RFC 9530): ``sha-256=:BASE64:, sha-512=:BASE64:``."""
-    for name, text in _MEMBER.findall(value or ""):
-        yield from _single(_NAMES.get(name), text)
+    for member in re.split(r"[\s,]", value or ""):
+        if match := _MEMBER.match(member):
+            yield from _single(_NAMES.get(match[1]), match[2])
 
 
 def _listed(value: str | None) -> Iterator[Digest]:

@@ -12,6 +12,8 @@ from urllib.parse import unquote_to_bytes
 from dlpool.transfer.digests import Digest, strongest, structured
 
 MAX_DIGITS = 18  # of a byte count: 10**18 bytes fit a signed 64-bit offset
+MAX_DATE = 100  # characters; the longest form has 33
+_SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ def content_length(value: str | None) -> int | None:
     values = {part.strip() for part in value.split(",")}
     text = values.pop()
     if values or not re.fullmatch(rf"[0-9]{{1,{MAX_DIGITS}}}", text):
-        raise ValueError(f"Content-Length is {value!r}")
+        raise ValueError(f"Content-Length is {value[:_SHOWN]!r}")
     return int(text)
 
 
 def http_date(value: str | None) -> datetime | None:
     """Parse an HTTP-date (RFC 9110 section 5.6.7); always aware, in UTC."""
-    if not value:
+    if not value or len(value) > MAX_DATE:
         return None
     try:
         moment = parsedate_to_datetime(value)

@@ -15,6 +15,8 @@ RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", "
 
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
 MAX_NAMES = 10_000  # tried for one file
+# Of a longer name only these are read: to compose accents takes a time that is quadratic in their number.
+_HEAD, _TAIL = 4 * MAX_NAME_BYTES, 64  # characters
 _DEFAULT_NAME = "download"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -60,7 +62,10 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def _without_tricks(name: str) -> str:
-    base = _UNSAFE.sub("", unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1]))
+    base = _UNSAFE.sub("", name[max(name.rfind("/"), name.rfind("\\")) + 1 :])
+    if len(base) > _HEAD + _TAIL:
+        base = base[:_HEAD] + base[-_TAIL:]
+    base = unicodedata.normalize("NFC", base)
     base = re.sub(r"^[A-Za-z]:", "", base).strip().rstrip(".")
     return "_" + base[1:] if base.startswith(".") else base
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,10 +32,12 @@ from dlpool.transfer.credentials import netrc_user
 from dlpool.transfer.exchange import Body, Exchange
 from dlpool.transfer.neterrors import network_error
 from dlpool.transfer.policy import headers_for, origin
-from dlpool.transfer.response import StrictResponse
+from dlpool.transfer.response import Fields, StrictResponse
 from dlpool.transfer.urls import basic_auth, check_literal, joined, merged_cookies, own_and_given, without_user
 
 MAX_REDIRECTS = 10
+MAX_COOKIE = 8 * 1024  # characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
+MAX_COOKIES = 200  # that a server may have us keep
 COLLECT_S = 0.02  # for so long one read collects
 _REDIRECTS = {301, 302, 303, 307, 308}
 
@@ -230,9 +232,20 @@ class Source:
         return sent
 
     def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
-        if "Set-Cookie" in raw.headers:
+        given = raw.headers.get_all("Set-Cookie")
+        if given:
             with self._lock:
-                extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), cast(Any, raw))
+                if len(self._cookies) < MAX_COOKIES:
+                    extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), _set_cookies(given))
+
+
+def _set_cookies(values: Sequence[str]) -> Any:
+    """Return a response for the cookie jar that has these ``Set-Cookie`` fields, as far as browsers take them.
+
+    And no ``Set-Cookie2``, which is obsolete (RFC 6265 section 9.4) and which http.cookiejar parses in quadratic time.
+    """
+    kept = [("Set-Cookie", value) for value in values[:MAX_COOKIES] if len(value) <= MAX_COOKIE]
+    return SimpleNamespace(_original_response=SimpleNamespace(msg=Fields(kept)))
 
 
 def _asked_by_cookies(url: str) -> Any:

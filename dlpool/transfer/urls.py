@@ -22,10 +22,13 @@ from dlpool.transfer.policy import NetworkPolicy
 _OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 # A URL that needs no rewriting.
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*")
-_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL)
+_URL = re.compile(r"(https?)://([^/?#]*)(/[^?#]*)?(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL)
 # Bytes that a request line cannot contain (RFC 9112 section 3); all others are sent unchanged.
 _UNSENDABLE = re.compile(rb"[^!-~]")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
+# Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To normalise what is not ASCII, as
+# urlsplit and IDNA do, takes a time that is quadratic in its length.
+MAX_PLACE = 512
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -50,6 +53,8 @@ def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
     scheme, authority, path, query = match.groups(default="")
     info, _, place = authority.rpartition("@")
     try:
+        if len(place) > MAX_PLACE or (len(info) > MAX_PLACE and not info.isascii()):
+            raise ValueError("the host, or a user's name that is not ASCII, is too long")
         urlsplit(url)  # as it was given: others read it, too
         if "\\" in info or _NOT_IN_HOST.search(place):
             raise ValueError("a host has an invalid character (URL parsers disagree on a backslash)")

@@ -74,7 +74,7 @@ def refusal(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) ->
     if kind is not None:
         return kind(text)
     if 300 <= status < 400:
-        return ProtocolBroken(f"{text}, to {headers.get('Location')!r}: uploads need the URL itself")
+        return ProtocolBroken(f"{text}, to {headers.get('Location', '')[:300]!r}: uploads need the URL itself")
     known = error_for_status(status, headers, datetime.now(timezone.utc))
     if isinstance(known, RetryRange):
         return type(known)(text, retry_after_s=known.retry_after_s, is_away=known.is_away)

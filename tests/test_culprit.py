@@ -1,0 +1,111 @@
+"""A worker that hangs: the job that holds the interpreter's lock is told from its neighbours, which count nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dlpool.jobs.pushed import compose
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.service.crew import Crew
+from dlpool.service.culprit import LEAST_TICKS, _name, culprit, usage
+from dlpool.service.ledger import Ledger
+from tests.conftest import wait_until
+from tests.test_odd_urls import Doorman
+from tests.test_verdict import judge
+
+A, B = _name("a.1"), _name("b.1")
+# Three jobs on three threads: one takes quadratic time within the lock, itself or on a thread that it has started.
+HUNG = """
+import re, sys, threading, time
+from dlpool import threads
+from dlpool.service import culprit
+slow = re.compile(r"[ \\t]*([^\\r\\n]*?)[ \\t]*\\n")
+def job(ticket):
+    culprit.begin(ticket)
+    if ticket == sys.argv[1]:
+        work = lambda: slow.match("a" + " " * 400_000 + "b")
+        threads.start(work, "lane") if sys.argv[2] == "lane" else work()
+    time.sleep(600)
+for ticket in ("c.1", "b.1"):
+    threads.start(lambda ticket=ticket: job(ticket), "slot")
+print("up", flush=True)
+threads.start(lambda: job("a.1"), "slot")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("thread", ["slot", "lane"])
+def test_the_job_that_holds_the_lock_is_told_from_outside(thread: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HUNG, "a.1", thread], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        wait_until(lambda: usage(process.pid).get(A, 0) > 0, 120)
+        before = usage(process.pid)
+        wait_until(lambda: usage(process.pid)[A] >= before[A] + LEAST_TICKS, 120)
+        assert culprit(before, usage(process.pid), ["c.1", "b.1", "a.1"]) == "a.1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {}, None),
+        ({A: 5}, {A: 5}, None),
+        ({A: 5}, {A: 5 + LEAST_TICKS - 1}, None),
+        ({A: 5}, {A: 5 + LEAST_TICKS}, "a.1"),
+        ({A: 500}, {A: 500, B: 20}, "b.1"),
+        ({}, {A: 20, B: 20}, None),
+        ({}, {A: 21, B: 20}, "a.1"),
+        ({}, {A: 50, "python": 60}, None),
+        ({}, {A: 50, "python": 6}, "a.1"),
+        ({}, {_name("gone.1"): 50}, None),
+        ({"python": 10}, {"python": 90}, None),
+    ],
+)
+def test_a_job_is_told_by_most_of_the_processor_time(
+    before: dict[str, int], after: dict[str, int], told: str | None
+) -> None:
+    assert culprit(before, after, ["a.1", "b.1"]) == told
+
+
+def test_of_a_process_that_has_gone_nothing_is_told() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert usage(process.pid) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "outcomes"),
+    [
+        (None, {"a": "crash", "b": "crash", "poor": "failed"}),
+        ("a.1", {"a": "crash", "b": "release", "poor": "release"}),
+        ("poor.1", {"a": "release", "b": "release", "poor": "failed"}),
+    ],
+)
+def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcomes: dict[str, str]) -> None:
+    ended: list[Finish] = []
+    quiet: Any = SimpleNamespace(error=lambda *_, **__: None)
+    ledger = Ledger()
+    cleaner: Any = SimpleNamespace(bury=lambda _: None)
+    recorder: Any = SimpleNamespace(end=ended.append)
+    none: Any = None
+    crew = Crew(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none)
+    for name in outcomes:
+        raw = compose("http://host/file", "/data/file")
+        crew.take_in(Claimed(Ticket(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)
+    tickets = {f"{name}.1" for name in outcomes}
+    assert {str(held.ticket) for held in ledger.all()} == tickets
+    handle: Any = SimpleNamespace(frames=lambda: (), jobs=tickets, finishing=set(), culprit=told)
+    crew.bury(handle, "it was silent")
+    assert {one.ticket.id: one.outcome for one in ended} == outcomes
+
+
+def _doorman() -> Any:
+    return Doorman("nowhere")
