@@ -8,13 +8,23 @@ from functools import lru_cache
 REDACTED = "[redacted]"
 _RAW_CHARS = 64 * 1024
 
-_SECRET_NAME = re.compile(
-    r"passw|passphrase|pwd|authori[sz]ation|cookie|token|secret|credential|api[-_ ]?key|(?:^|[-_ ])auth(?:$|[-_ ])",
-    re.IGNORECASE,
+# What the name of a secret field contains: of a header, of a setting, of a member of JSON.
+_SECRET_WORDS = (
+    r"passw|passphrase|pwd|authori[sz]ation|cookie|token|secret|credential|signature"
+    r"|(?:api|access|account|customer|functions?|master|private|shared|subscription)[-_ ]?key"
+    r"|(?:^|[-_ ])auth(?:$|[-_ ])"
 )
+_SECRET_NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _URL = re.compile(r"://(\S*)")
 _BARE_QUERY = re.compile(r"(?<=\S)\?[^\s?=\"'<>]{1,200}=\S*")  # urllib3 says "url: /path?query"
-_HEADER = re.compile(r"((?:authorization|cookie2?)[\"']?\s*[:=])[^\r\n]*", re.IGNORECASE)
+# The header fields that are secret, where a text has one with its value: up to the end of the line.
+_SECRET_FIELD = re.compile(
+    r"(?<![\w./-])((?:proxy-|x-)?authorization|(?:set-)?cookie2?|api_?key"
+    r"|(?:[a-z0-9]{1,20}-){1,8}(?:auth|credentials?|key|passphrase|password|secret|signature|token)(?:-[a-z0-9]{1,20}){0,3}"
+    r"|(?:access|api|auth|job|password|private|secret|token)-[a-z0-9]{1,20})([\"']?\s{0,8}[:=])[^\r\n]*",
+    re.IGNORECASE,
+)
+_HINTS = ("auth", "cookie", "key", "passw", "secret", "token", "credential", "signature", "passphrase")
 
 
 @lru_cache(maxsize=4096)
@@ -35,23 +45,46 @@ def without_secrets(text: str) -> str:
     if "?" in text:
         text = _BARE_QUERY.sub("", text)
     lowered = text.lower()
-    return _HEADER.sub(rf"\1 {REDACTED}", text) if "cookie" in lowered or "authorization" in lowered else text
+    if any(hint in lowered for hint in _HINTS):
+        text = _SECRET_FIELD.sub(rf"\1\2 {REDACTED}", text)
+    return text
 
 
 def without_password(url: str) -> str:
     """The URL of a Redis less its password."""
-    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url)
-    match = re.fullmatch(r"([a-z+]+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url, flags=re.IGNORECASE)
+    match = re.fullmatch(r"([a-z+]+://)(.*)", url, re.DOTALL | re.IGNORECASE)
     if match is None:
         return url
-    user = match[2].partition(":")[0]
-    return f"{match[1]}{user}@{match[3]}" if user else f"{match[1]}{match[3]}"
+    info, rest = split_user_info(match[2])
+    user = info.partition(":")[0]
+    return f"{match[1]}{user}@{rest}" if user else match[1] + rest
+
+
+def split_user_info(text: str) -> tuple[str, str]:
+    """Return the user info of a URL that has lost its scheme, and what follows it.
+
+    Also where a password has a slash, question mark or hash that ought to be percent-encoded: then what ends the
+    authority is no port, and the user info goes up to the last ``@``.
+    """
+    authority = re.split(r"[/?#]", text, maxsplit=1)[0]
+    info, is_found, place = authority.rpartition("@")
+    if is_found:
+        return info, place + text[len(authority) :]
+    port = authority.rpartition(":")[2] if ":" in authority and not authority.startswith("[") else ""
+    if port and not _is_port(port):
+        info, _, rest = text.rpartition("@")
+        return info, rest
+    return "", text
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 65536
 
 
 def _address(url: str) -> str:
     """Host and path of a URL that has lost its scheme."""
-    authority, slash, path = re.split(r"[?#]", url, maxsplit=1)[0].partition("/")
-    return authority.rpartition("@")[2] + slash + path
+    return re.split(r"[?#]", split_user_info(url)[1], maxsplit=1)[0]
 
 
 def _cut_before_url(text: str) -> str:

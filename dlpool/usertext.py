@@ -1,13 +1,22 @@
-"""Decoding of text files and pipes of users: encoding by the byte order mark, lines that end in LF, CRLF or CR."""
+"""Decoding of text files and pipes of users: encoding by the byte order mark, lines that end in LF, CRLF or CR.
+
+And what may be shown to a user of text that others wrote.
+"""
 
 from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 READ_BYTES = 64 * 1024
+# Control characters (C0, DEL, C1), marks that turn the direction of text, line separators, tags that nobody sees, and
+# halves of surrogate pairs: what a terminal obeys, or shows otherwise than it is.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 MAX_LINE = 1024 * 1024  # characters
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -16,6 +25,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+
+def escaped(text: str, *, keeps: str = "") -> str:
+    """Return ``text`` with each character escaped (``\\x1b``) that a terminal would obey, but those of ``keeps``."""
+    if text.isprintable():
+        return text
+    return _UNSAFE.sub(lambda found: found[0] if found[0] in keeps else ascii(found[0])[1:-1], text)
 
 
 class NotText(ValueError):

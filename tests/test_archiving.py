@@ -172,4 +172,4 @@ def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> Non
         service.configure(service.url, {"logging": {"archive_command": "no-such-program --to x"}})
         service.start(is_ready=False)
         assert service.wait() == 78
-        assert "[logging] archive_command = no-such-program --to x: there is no program" in service.errors.read_text()
+        assert "[logging] archive_command: there is no program" in service.errors.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from dlpool.cli.console import drawn_on
 from dlpool.cli.progress import eta_s, percent, size_text, time_text
 from dlpool.cli.tables import clean
 from dlpool.engine.batch import View
@@ -22,7 +24,7 @@ class Bars:
     """A Display. Refreshed only by ``update``, so that one thread draws."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(file=drawn_on(sys.stderr))
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

@@ -2,6 +2,7 @@
 
 A command's exit code reports the result of its task. Messages that cannot be written to standard error are dropped.
 Output that cannot be written to standard output is an error only if printing it was the command's only task.
+No text can do anything to a terminal: what is written is cleaned here, once for all commands.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO, cast
 
 from dlpool.disk import FAULTS, local_fault
 from dlpool.errors import DlpoolError, InternalError, LocalFault, OutOfFiles
 from dlpool.threads import is_out_of_descriptors
+from dlpool.usertext import escaped
 
 INTERRUPTED = 130
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -65,6 +67,33 @@ class _Stream(io.RawIOBase):
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.poll()
+
+
+class _CleanText(io.TextIOWrapper):
+    """Text of which no character does anything to a terminal but to end a line: whatever others wrote into it."""
+
+    def write(self, text: str) -> int:
+        """Write the text, with control characters and marks of direction escaped."""
+        return super().write(escaped(text, keeps="\n\t"))
+
+
+class _Drawn:
+    """The same stream for a library that draws by control characters, and cleans what others wrote by itself."""
+
+    def __init__(self, stream: _CleanText) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text as it is."""
+        return io.TextIOWrapper.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def drawn_on(stream: TextIO) -> IO[str]:
+    """Return a standard stream for rich, whose control characters must reach the terminal; its texts are ``clean``."""
+    return cast("IO[str]", _Drawn(stream)) if isinstance(stream, _CleanText) else stream
 
 
 class OutputLost(LocalFault):
@@ -182,7 +211,7 @@ def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
     """Return a text stream on the descriptor that escapes characters its encoding lacks."""
     if not isinstance(old, io.TextIOWrapper | None):
         return old
-    return io.TextIOWrapper(
+    return _CleanText(
         io.BufferedWriter(_Stream(descriptor, raises=raises)),
         encoding="utf-8" if old is None else old.encoding,
         errors="backslashreplace",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from dlpool.cli.console import show_lines
-
-# Control characters, and those that turn the direction of text: a URL must not write on the terminal what it likes.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from dlpool.cli.console import drawn_on, show_lines
+from dlpool.usertext import escaped
 
 SHORT = 10  # characters that stay on one line, as those of the first column do
 
@@ -56,13 +53,13 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(columns[number], overflow="fold", no_wrap=is_short)
     for row in rows:
         table.add_row(*(Text(row[number]) for number in used))
-    Console().print(table)
+    Console(file=drawn_on(sys.stdout)).print(table)
 
 
 def clean(value: object) -> str:
     """A value in a cell: None is empty, and no character leaves its place."""
     text = "" if value is None else str(value)
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return escaped(text)
 
 
 def _is_terminal() -> bool:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.console import show_lines
+from dlpool.cli.console import drawn_on, show_lines
 from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
@@ -161,10 +161,10 @@ def _watch(top: Top) -> int:
                 table.add_row(*(Text(clean(cell)) for cell in row))
             tables += [table, Text("")]
         hosts = [Text(clean(line), style="yellow") for line in top.hosts()]
-        return Group(Text(top.headline(), style="bold"), *hosts, Text(""), *tables, Text(problem, style="red"))
+        return Group(Text(top.headline(), style="bold"), *hosts, Text(""), *tables, Text(clean(problem), style="red"))
 
     problem = ""
-    with Live(drawn(), console=Console(), screen=True, auto_refresh=False) as live:
+    with Live(drawn(), console=Console(file=drawn_on(sys.stdout)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(LOOK_S)
             try:

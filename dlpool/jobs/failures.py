@@ -21,6 +21,7 @@ from dlpool.jobs.controls import Controls, records_client
 from dlpool.jobs.jobview import json_object
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import moment
+from dlpool.redaction import REDACTED
 
 AT_ONCE = 500  # records in one reply of HSCAN, about
 MAX_LOOKED = 100_000  # records that are put in order
@@ -57,7 +58,11 @@ class Failure:
         return _id(self.url)
 
     def as_json(self) -> dict[str, Any]:
+        """The record for people and programs; of the job's headers only the names, as their values may be secret."""
         job = None if self.raw is None else json_object(self.raw.decode("utf-8", "replace"))
+        own = job.get("dlpool") if job is not None else None
+        if job is not None and isinstance(own, dict) and isinstance(own.get("headers"), dict):
+            job = {**job, "dlpool": {**own, "headers": dict.fromkeys(own["headers"], REDACTED)}}
         return {"url": self.url.decode("utf-8", "replace"), "message": self.message, "failed_at": self.failed_at,
                 "job": job}  # fmt: skip
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from dlpool import jsontext
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
 from dlpool.kinds import KIB, parse_size
@@ -22,6 +23,7 @@ MAX_JOB_BYTES = 1024 * 1024
 MAX_URL = 16 * 1024
 MAX_PATH = 8 * 1024
 MAX_HEADERS = 16 * 1024  # all of them
+MAX_VALUES = 10_000  # of its JSON, those of unknown fields included
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
     "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
@@ -108,6 +110,10 @@ def compose(url: str, save_path: str, **own: Any) -> bytes:
 def _object(raw: bytes) -> Mapping[str, Any]:
     if len(raw) > MAX_JOB_BYTES:
         raise Malformed(f"the job is longer than {MAX_JOB_BYTES} bytes")
+    try:
+        jsontext.check_bounds(raw, values=MAX_VALUES)
+    except ValueError as error:
+        raise Malformed(f"the job cannot be taken: {error}") from error
     try:
         fields = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:

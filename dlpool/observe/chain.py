@@ -86,10 +86,10 @@ def _ecs_name(key: str) -> str:
 def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
     """One line of JSON, at most 64 KiB long."""
     line = orjson.dumps(record)
-    if not line.isascii():
-        line = _encode(record).encode("ascii")
+    if not line.isascii() or b"\x7f" in line:
+        line = _encode(record).encode("ascii").replace(b"\x7f", b"\\u007f")
     if len(line) >= MAX_LINE:
-        line = _encode(shortened(record)).encode("ascii")
+        line = _encode(shortened(record)).encode("ascii").replace(b"\x7f", b"\\u007f")
     return line + b"\n"
 
 

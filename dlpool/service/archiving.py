@@ -28,7 +28,7 @@ def check_archive_command(settings: LoggingSettings) -> None:
     """See that the program is there. Raises ConfigurationError."""
     command = settings.archive_command
     if command is not None and shutil.which(shlex.split(command)[0]) is None:
-        raise ConfigurationError(f"[logging] archive_command = {command}: there is no program "
+        raise ConfigurationError(f"[logging] archive_command: there is no program "
                                  f"{shlex.split(command)[0]!r} that can be run")  # fmt: skip
 
 

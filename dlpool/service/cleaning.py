@@ -90,7 +90,7 @@ def portions(leftovers: Sequence[Ended]) -> Iterator[list[Ended]]:
     portion: list[Ended] = []
     size = 0
     for one in leftovers:
-        length = len(one.url) + len(one.save_path) + len(one.path or "")
+        length = len(one.url_sha256) + len(one.save_path) + len(one.path or "")
         if portion and size + length > CLEAN_CHARACTERS:
             yield portion
             portion, size = [], 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 from dlpool.errors import InternalError
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.observe.log import Logger
+from dlpool.observe.summary import Summary
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.dealing import Waiting, deal
 from dlpool.service.doorman import Doorman
@@ -38,6 +39,7 @@ from dlpool.service.slots import is_refusal
 from dlpool.service.verdict import Judge
 
 ENDS = ("success", "failed", "cancelled")
+MALFORMED = 20  # of what is no job that are logged in a minute: whoever pushes it must not fill the log
 
 
 class Crew:
@@ -59,6 +61,7 @@ class Crew:
         self._hooks = hooks
         self._doorman = doorman
         self._meter = meter
+        self._malformed = Summary(MALFORMED)
 
     # --- in ---
 
@@ -97,6 +100,8 @@ class Crew:
 
     def deal(self) -> None:
         """Give waiting jobs to workers with free slots."""
+        for _, count in self._malformed.ended():
+            self._log.warning("jobs_malformed", count=count)
         waiting = [one for one in self._ledger.all() if one.worker is None and one.is_idle]
         wanted = [Waiting(str(one.ticket), self.judge.must_run_alone(one.claimed)) for one in waiting]
         for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():
@@ -269,7 +274,8 @@ class Crew:
         if held is None:  # an earlier start had spooled it
             return
         self._ledger.drop(ticket)
-        log_end(self._log, held, ending, message.reply)
+        if held.job is not None or self._malformed.admits("malformed"):
+            log_end(self._log, held, ending, message.reply)
         if message.reply not in DISOWNED:
             self._hooks.ended(held, ending)
         if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":

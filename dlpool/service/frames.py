@@ -89,11 +89,11 @@ class CleanFrame(Frame):
 class Ended(NamedTuple):
     """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart.
 
-    ``trace_id`` is for the log.
+    ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a password.
     """
 
     job_id: str
-    url: str
+    url_sha256: str
     save_path: str
     path: str | None
     has_failed: bool

@@ -33,7 +33,7 @@ OUTCOMES = {"success": "success", "failed": "failure"}
 def check_hooks(settings: HookSettings) -> None:
     """See that the programs of the hooks are there. Raises ConfigurationError."""
     problems = [
-        f"[hooks] {name} = {command}: there is no program {shlex.split(command)[0]!r} that can be run"
+        f"[hooks] {name}: there is no program {shlex.split(command)[0]!r} that can be run"
         for name, command in (("on_success", settings.on_success), ("on_failure", settings.on_failure))
         if command is not None and shutil.which(shlex.split(command)[0]) is None
     ]
@@ -158,7 +158,7 @@ class Hooks:
             return "the supervisor ends" if now >= self._stop_at else ""
 
         result = hookprocess.run(call.words(), call.given, call.environment(), must_end)
-        about = {"job_id": call.job_id, "trace_id": call.trace_id, "command": call.command,
+        about = {"job_id": call.job_id, "trace_id": call.trace_id, "command": shlex.split(call.command)[0],
                  "seconds": round(time.monotonic() - began, 3)}  # fmt: skip
         if result.failure:
             self._log.warning("hook_failed", reason=result.failure, stderr=result.said, **about)

@@ -9,6 +9,7 @@ from typing import Any
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, Ticket
 from dlpool.service.frames import Ended, JobFrame
+from dlpool.transfer.state import url_digest
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Ledger:
 
 def leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:
     """What a run of the job may leave behind; ``path``: where it went, if that is not as it was told."""
-    return Ended(held.ticket.id, job.url, job.save_path, path, has_failed, held.ticket.fence, held.trace_id)
+    return Ended(held.ticket.id, url_digest(job.url), job.save_path, path, has_failed, held.ticket.fence, held.trace_id)
 
 
 def job_frame(held: Held, job: PushedJob) -> JobFrame:

@@ -32,7 +32,7 @@ from dlpool.service.traceparent import span_id
 from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.leftovers import discard_unfinished, forget_published
+from dlpool.transfer.leftovers import discard_digest, discard_unfinished, forget_published
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -249,4 +249,4 @@ def clean(ended: Ended, paths: Confinement) -> None:
     target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
     forget_published(target, ended.job_id)
     if ended.has_failed:  # or it is not known how it ended
-        discard_unfinished(target, ended.url)
+        discard_digest(target, ended.url_sha256)

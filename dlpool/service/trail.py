@@ -14,6 +14,7 @@ from pathlib import Path
 from dlpool import disk, jsontext
 from dlpool.disk import translated
 from dlpool.service.frames import Ended
+from dlpool.transfer.state import url_digest
 
 TIDY_LINES = 1000  # more than that, most of them of no use any more, are written anew
 
@@ -83,11 +84,12 @@ def _line(ended: Ended) -> bytes:
 
 
 def _parsed(line: bytes) -> Ended | None:
-    """The job of a line; None for one that a kill has cut off."""
+    """The job of a line; None for one that a kill has cut off. Earlier versions wrote the URL itself."""
     try:
         fields = [*jsontext.loads(line), 0, ""]  # older lines have fewer
         job_id, url, save_path, path, has_failed, fence, trace_id = fields[:7]
-        return Ended(str(job_id), str(url), str(save_path), path if path is None else str(path), bool(has_failed),
-                     int(fence), str(trace_id))  # fmt: skip
+        digest = url_digest(url) if "://" in url else str(url)
+        where = path if path is None else str(path)
+        return Ended(str(job_id), digest, str(save_path), where, bool(has_failed), int(fence), str(trace_id))
     except (ValueError, TypeError):
         return None

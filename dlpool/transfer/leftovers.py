@@ -25,7 +25,12 @@ def forget_published(target: Path, job_id: str) -> None:
 
 
 def discard_unfinished(target: Path, url: str) -> None:
-    """Remove the part file and state of a download of ``url`` that will not go on. What is another's stays.
+    """Remove the part file and state of a download of ``url`` that will not go on, as ``discard_digest`` does."""
+    discard_digest(target, url_digest(url))
+
+
+def discard_digest(target: Path, url_sha256: str) -> None:
+    """Remove the part file and state of a download that will not go on, by ``url_digest``. What is another's stays.
 
     A part file without state holds nothing that a later run could use. Raises Locked while a download works on it, and
     LocalFault.
@@ -33,7 +38,7 @@ def discard_unfinished(target: Path, url: str) -> None:
     state_file = StateFile.of(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()
-        if saved is not None and saved.url_sha256 != url_digest(url):
+        if saved is not None and saved.url_sha256 != url_sha256:
             return
         if saved is None and not os.path.lexists(target.with_name(target.name + PART_SUFFIX)):
             return

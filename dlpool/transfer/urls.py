@@ -16,6 +16,7 @@ from requests.utils import check_header_validity
 from dlpool import __version__
 from dlpool.config import NetworkSettings
 from dlpool.errors import UsageError
+from dlpool.redaction import split_user_info
 from dlpool.transfer.policy import NetworkPolicy
 
 # Header fields on which a right answer depends.
@@ -29,12 +30,15 @@ _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
 # Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To normalise what is not ASCII, as
 # urlsplit and IDNA do, takes a time that is quadratic in its length.
 MAX_PLACE = 512
+_SITE = re.compile(r"[^/?#]*//")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def shown_url(url: str) -> str:
     """A URL for messages: no user info, no query, and not longer than a line can be. Takes any text."""
-    shown = re.sub(r"^([^/?#]*//)?[^/?#]*@", r"\1", re.split(r"[?#]", url.strip(), maxsplit=1)[0])
+    match = _SITE.match(url.strip())
+    scheme, rest = (match[0], match.string[match.end() :]) if match is not None else ("", url.strip())
+    shown = scheme + re.split(r"[?#]", split_user_info(rest)[1], maxsplit=1)[0]
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 

@@ -24,8 +24,10 @@ from dlpool.web.store import states
 _ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
 _SPREAD = 1 << 40  # of the clients over the file of places
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
+_HEAVY = 4000  # the byte in a client's row of the file of places that a heavy request locks
 BUSY_S = 1
 TURN_S = 20.0
+HEAVY_S = 5.0
 
 
 class Admission:
@@ -43,6 +45,7 @@ class Admission:
         self._bodies = threading.BoundedSemaphore(bodies)
         self._merges = threading.BoundedSemaphore(max(1, bodies // 2))  # with those that wait for a turn
         self._turns = threading.BoundedSemaphore(min(len(os.sched_getaffinity(0)), max(1, bodies // 2)))
+        self._heavy = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
         self._merging: set[str] = set()
         self._places = folder / "places"
         self._own: dict[int, float] = {}
@@ -88,20 +91,40 @@ class Admission:
             stack.callback(self._turns.release)
             yield
 
+    @contextmanager
+    def heavy(self, client: str) -> Iterator[None]:
+        """A turn of those whose request takes much processor time: one a client, and of this process half of the cores.
+
+        Raises Refusal: 429 if the client has another such request, 503 if none of the turns is free.
+        """
+        with ExitStack() as stack:
+            if not self._take(client, range(_HEAVY, _HEAVY + 1), stack):
+                raise _too_many("another large request of yours is being worked on", BUSY_S)
+            if not self._heavy.acquire(timeout=HEAVY_S):
+                raise _busy()
+            stack.callback(self._heavy.release)
+            yield
+
     def enter(self, client: str, stack: ExitStack) -> None:
         """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
         if not self._bodies.acquire(blocking=False):
             raise _busy()
         stack.callback(self._bodies.release)
+        if not self._take(client, range(min(self._settings.client_uploads, _HEAVY)), stack):
+            raise _too_many(f"{self._settings.client_uploads} transfers of yours are under way", BUSY_S)
+
+    def _take(self, client: str, places: range, stack: ExitStack) -> bool:
+        """Take one of a client's places until ``stack`` ends; where no file can be written there are always some."""
         with suppress(OSError):
             descriptor = os.open(self._places, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
-            if not self._has_place(descriptor, _number(client) % _SPREAD):
-                raise _too_many(f"{self._settings.client_uploads} transfers of yours are under way", BUSY_S)
+            return self._has_place(descriptor, _number(client) % _SPREAD, places)
+        return True
 
-    def _has_place(self, descriptor: int, row: int) -> bool:
+    @staticmethod
+    def _has_place(descriptor: int, row: int, places: range) -> bool:
         """Lock one of the client's bytes; the lock belongs to the descriptor (F_OFD_SETLK, fcntl(2))."""
-        for number in range(self._settings.client_uploads):
+        for number in places:
             wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, row * 4096 + number, 1, 0)
             try:
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)

@@ -6,24 +6,34 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
+from dlpool import jsontext
 from dlpool.errors import UsageError
 from dlpool.web.schemas import Schema
+
+MAX_ERRORS = 10  # that are looked at, to tell the one that says most
 
 
 def check(schema: Schema, value: Any, what: str = "the body") -> None:
     """Raise UsageError, which says in a sentence what is wrong and where, unless ``value`` is as ``schema`` says."""
-    error = best_match(_validator(json.dumps(schema)).iter_errors(value))
+    _check_counts(schema, value, what)
+    found = islice(_validator(json.dumps(schema)).iter_errors(value), MAX_ERRORS)
+    error = best_match([min(errors, key=lambda one: len(one.path))] if (errors := list(found)) else [])
     if error is not None:
         raise UsageError(_sentence(error, what))
 
 
 def parse_body(data: bytes) -> Any:
-    """The JSON of a body. Raises UsageError."""
+    """The JSON of a body. Raises UsageError, before it is parsed if it has too many values or is nested too deeply."""
+    try:
+        jsontext.check_bounds(data)
+    except ValueError as error:
+        raise UsageError(f"the body cannot be taken: {error}") from error
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -42,6 +52,21 @@ def parse_query(declared: Mapping[str, Schema], given: Mapping[str, Any]) -> dic
         found[name] = int(text) if is_number else text
         check(declared[name], found[name], name)
     return found
+
+
+def _check_counts(schema: Schema, value: Any, what: str) -> None:
+    """Raise UsageError for a list or an object that has too many members, before any of them is looked at."""
+    most = schema.get("maxItems" if isinstance(value, list) else "maxProperties")
+    if most is not None and isinstance(value, list | dict) and len(value) > most:
+        raise UsageError(f"{what} is longer than {most}")
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        if schema.get("additionalProperties") is False and len(value) > len(known) + MAX_ERRORS:
+            unknown = next(name for name in value if name not in known)
+            raise UsageError(f"unknown field {unknown[:80]!r} in {what}")
+        for name, one in known.items():
+            if name in value:
+                _check_counts(one, value[name], name)
 
 
 @cache

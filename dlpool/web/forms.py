@@ -143,6 +143,7 @@ def json_fields(data: bytes) -> dict[str, str]:
 def json_object(data: bytes) -> dict[str, Any]:
     """A JSON object, all of whose texts UTF-8 can say. Raises Refusal (400)."""
     try:
+        jsontext.check_bounds(data)
         found = jsontext.loads(data)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -41,6 +41,7 @@ class Gate:
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None
+        req.context.is_admitted = False
         req.context.trace_id = trace_id_of(req.get_header(HEADER))
         current_trace.set(req.context.trace_id)  # for this thread, until its next request
         resp.context.code = ""
@@ -54,6 +55,11 @@ class Gate:
         access = getattr(resource, "access", "token")
         if access == "probe":
             return
+        self._admit(req, resource, access)
+        req.context.is_admitted = True
+
+    def _admit(self, req: falcon.Request, resource: object, access: str) -> None:
+        """Raise Refusal unless the client may ask for the resource, by its key and its rate."""
         if not self._parts.keys.is_required and is_rebound(req.get_header("Host"), self._names):
             text = "nobody is asked for a key here, and this is no name of ours: add it to hosts in [web], or set a key"
             raise Refusal(403, "foreign_host", text)
@@ -79,6 +85,8 @@ class Gate:
         status = int(str(resp.status).partition(" ")[0])
         self._parts.figures.served(seconds, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
+            return
+        if status < 500 and not req.context.is_admitted and not self._parts.admits_refusal(status, resp.context.code):
             return
         log = traced(self._parts.log, req)
         fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
 from dlpool.web.outage import Outage
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
+
+HEAVY = 64 * 1024  # bytes of a body that costs much processor time
 
 
 class Resource:
@@ -78,10 +81,12 @@ def is_known(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak
 def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
-            call = operation.call(names, req.params, _body(req, parts, operation))
-            call = replace(call, trace_id=trace_of(req))
-            with outage.ask():
-                found = operation.ask(desk, call)
+            body = _body(req, parts, operation)
+            is_heavy = len(body) > HEAVY
+            with parts.admission.heavy(req.context.client) if is_heavy else nullcontext():
+                call = replace(operation.call(names, req.params, body), trace_id=trace_of(req))
+                with outage.ask():
+                    found = operation.ask(desk, call)
             answer_json(req, resp, found)
         except DlpoolError as error:
             raise refusal_of(error) from error

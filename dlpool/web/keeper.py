@@ -30,6 +30,7 @@ class Keeper:
     def start(self) -> None:
         """Begin; it ends with the process."""
         atexit.register(self._parts.figures.flush)
+        atexit.register(self._parts.summarise, now=True)
         try:
             threading.Thread(target=self._run, name="keeper", daemon=True).start()
         except RuntimeError as error:  # no thread can be started: another process or the next start cleans up
@@ -47,6 +48,7 @@ class Keeper:
     def _turn(self, is_first: bool) -> bool:
         """Whether it was this process's turn to tidy up; else another one is just at it."""
         self._parts.figures.flush()
+        self._parts.summarise()
         self._parts.log_file.tend_writer()
         with self._alone() as is_alone:
             if is_alone:

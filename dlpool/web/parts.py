@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import falcon
 
 from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
+from dlpool.observe.summary import Summary
 from dlpool.web.admission import Admission
 from dlpool.web.announcing import open_announcer
 from dlpool.web.auth import Keys
@@ -20,6 +22,8 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import UploadStore
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
+
+REFUSALS = 20  # of one kind that are logged in a minute, of requests of strangers
 
 
 def open_log(settings: Settings) -> Log:
@@ -39,6 +43,7 @@ class WebParts:
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
         self.admission = Admission(self.folder, settings.web)
         self.figures = Figures(self.folder)
+        self._unreadable, self._refused = Summary(1), Summary(REFUSALS)
         self.announcer = open_announcer(settings, self.figures, self.log)
         self.store = UploadStore(settings.upload, self.announcer, self._unsynced)
 
@@ -49,7 +54,19 @@ class WebParts:
     def refused(self, status: int, label: str, client: str, reason: str) -> None:
         """The server itself refused what is no request that can be read."""
         self.figures.served(0.0, label)
-        self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
+        if self._unreadable.admits((status, label)):
+            self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
+
+    def admits_refusal(self, status: int, label: str) -> bool:
+        """Return whether a request that was refused before it was known who asks gets a line of its own in the log."""
+        return self._refused.admits((status, label))
+
+    def summarise(self, *, now: bool = False) -> None:
+        """Log how many requests of strangers got no line of their own, about once a minute; ``now``: at the end."""
+        for summary in (self._unreadable, self._refused):
+            for key, count in summary.ended(now=now):
+                status, label = cast("tuple[int, str]", key)
+                self.log.info("requests_refused", status=status, label=label, count=count)
 
     @contextmanager
     def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:

@@ -66,8 +66,8 @@ EMPTY: Schema = record({})
 PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
 
 _MOMENT_FORM = (
-    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-    "|[0-9]{1,12}([.][0-9]+)?)$"
+    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    "|[0-9]{1,12}([.][0-9]{1,9})?)$"
 )
 OWN = record({}, {
     "id": {**ID, "description": "pushed again under the same id, nothing happens"},
@@ -80,7 +80,7 @@ OWN = record({}, {
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
     "checksum": {"type": "string", "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
                  "x-says": "not of the form ALGO:HEX", "description": "md5, sha1, sha256, sha512 or blake2b"},
-    "headers": {**_values(TEXT), "description": "for the URL's own origin"},
+    "headers": {**_values(TEXT), "maxProperties": 500, "description": "for the URL's own origin"},
     "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
     "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
                    "description": 'bytes a second, or a text as "1.5M"',

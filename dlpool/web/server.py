@@ -178,7 +178,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             return
         status, reason, code = _STATUSES.get(type(exc).__name__, (400, "Bad Request", "bad_request"))
         if self.refused is not None:
-            self.refused(status, code, str(addr[0]) if isinstance(addr, tuple) else "", str(exc))
+            self.refused(status, code, str(addr[0]) if isinstance(addr, tuple) else "", type(exc).__name__)
         text = _REASONS.get(type(exc).__name__, str(exc))
         body = jsontext.dumps({"error": f"this is no request that can be read: {text}", "code": code})
         head = (

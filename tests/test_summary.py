@@ -1,0 +1,115 @@
+"""What strangers can cause at will is counted, and has a bounded number of lines in the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import falcon
+import falcon.testing
+import pytest
+
+from dlpool.config import Settings
+from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.observe.summary import PERIOD_S, Summary
+from dlpool.service.crew import MALFORMED, Crew
+from dlpool.service.ledger import Ledger
+from dlpool.service.messages import Recorded
+from dlpool.web.app import make_app
+from dlpool.web.parts import REFUSALS, WebParts
+from tests.test_odd_urls import Doorman
+from tests.test_verdict import judge
+
+
+class Lines:
+    """Takes the place of a logger."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda event, **fields: self.kept.append((event, fields))
+
+    def bind(self, **_: object) -> Lines:
+        return self
+
+    def count(self) -> Counter[str]:
+        return Counter(event for event, _ in self.kept)
+
+
+def test_the_first_events_of_each_key_are_written_and_the_others_counted() -> None:
+    now = [0.0]
+    summary = Summary(2, lambda: now[0])
+    assert [summary.admits("a") for _ in range(5)] == [True, True, False, False, False]
+    assert summary.admits("b")
+    assert summary.ended() == []
+    now[0] += PERIOD_S
+    assert summary.ended() == [("a", 3)]
+    assert summary.ended() == []
+    assert [summary.admits("a") for _ in range(3)] == [True, True, False]
+    assert summary.ended(now=True) == [("a", 1)]
+    assert summary.ended(now=True) == []
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> WebParts:
+    settings = Settings()
+    web = replace(settings.web, secret_key="k" * 32, request_rate=None)
+    paths = replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
+    folders = {"upload_dir": str(tmp_path / "up"), "merged_dir": str(tmp_path / "merged")}
+    upload = replace(settings.upload, **folders)
+    made = WebParts(replace(settings, web=web, paths=paths, upload=upload))
+    made.log = Lines()  # type: ignore[assignment]
+    return made
+
+
+def test_requests_that_cannot_be_read_have_one_line_a_minute_and_are_counted(parts: WebParts) -> None:
+    for number in range(500):
+        parts.refused(400, "bad_request", f"192.0.2.{number % 250}", "InvalidHeader")
+        parts.refused(408, "too_slow", "192.0.2.1", "TooSlow")
+    lines: Any = parts.log
+    assert lines.count() == {"request_unreadable": 2}
+    parts.summarise(now=True)
+    assert [fields for event, fields in lines.kept if event == "requests_refused"] == [
+        {"status": 400, "label": "bad_request", "count": 499},
+        {"status": 408, "label": "too_slow", "count": 499},
+    ]
+    assert parts.figures.total()["error bad_request"] == 500
+
+
+def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clients_all(parts: WebParts) -> None:
+    client = falcon.testing.TestClient(make_app(parts))
+    for _ in range(REFUSALS + 30):
+        assert client.simulate_get("/tasks").status_code == 401
+        assert client.simulate_get("/nothing/here").status_code == 401
+    lines: Any = parts.log
+    assert lines.count()["request_served"] == REFUSALS
+    for _ in range(REFUSALS + 5):
+        assert client.simulate_get("/nowhere", headers={"X-Secret-Key": "k" * 32}).status_code == 404
+    assert lines.count()["request_served"] == 2 * REFUSALS + 5
+    parts.summarise(now=True)
+    [told] = [fields for event, fields in lines.kept if event == "requests_refused"]
+    assert told == {"status": 401, "label": "unauthorized", "count": REFUSALS + 60}
+    assert parts.figures.total()["error unauthorized"] == 2 * (REFUSALS + 30)
+
+
+def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
+    lines, ended, ledger = Lines(), list[Finish](), Ledger()
+    anything: Any = SimpleNamespace(ended=lambda *_: None)
+    recorder: Any = SimpleNamespace(end=ended.append)
+    log: Any = lines
+    none: Any = None
+    crew = Crew(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything)
+    for number in range(MALFORMED + 80):
+        crew.take_in(Claimed(Ticket(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
+    for ending in ended:
+        crew.recorded(Recorded(ending, "OK"))
+    assert lines.count() == {"job_malformed": MALFORMED}
+    assert crew._malformed.ended(now=True) == [("malformed", 80)]
+
+
+def _doorman() -> Any:
+    return Doorman("nowhere")
