@@ -320,7 +320,7 @@ class Counted:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             text = args[1] if name in ("sub", "subn") else args[0]
-            self.count(text.decode("latin-1") if isinstance(text, bytes | bytearray | memoryview) else str(text), name)
+            self.count(bytes(text).decode("latin-1") if not isinstance(text, str) else text, name)
             return found(*args, **kwargs)
 
         return counted

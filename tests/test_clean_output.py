@@ -61,7 +61,7 @@ def test_what_draws_reaches_the_terminal() -> None:
     drawn.write("\x1b[1mbold\x1b[0m\n")
     drawn.flush()
     assert raw.getvalue() == b"\x1b[1mbold\x1b[0m\n"
-    assert drawn.encoding == "utf-8"
+    assert not drawn.isatty()
     assert drawn_on(sys.stdout) is sys.stdout or isinstance(sys.stdout, _CleanText)
 
 

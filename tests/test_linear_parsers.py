@@ -24,7 +24,7 @@ from dlpool.jobs.pushed import PushedJob
 from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracecontext, values
 from dlpool.redaction import is_secret, without_password, without_secrets
-from dlpool.transfer import credentials, digests, headers, mediatypes, names, source, urls
+from dlpool.transfer import credentials, digests, headers, mediatypes, names, policy, source, urls
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.response import Fields, StrictResponse, read_fields
 from dlpool.web import files, forms, sameorigin, tus_headers
@@ -86,7 +86,7 @@ def _redirect(text: str) -> None:
     assert names.name_from_url(url)
     assert mediatypes.names_binary(url) is not None
     assert urls.shown_url(url)
-    assert source.origin(url)
+    assert policy.origin(url)
 
 
 def _pushed(text: str) -> None:

@@ -59,8 +59,7 @@ def parts(tmp_path: Path) -> WebParts:
     settings = Settings()
     web = replace(settings.web, secret_key="k" * 32, request_rate=None)
     paths = replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
-    folders = {"upload_dir": str(tmp_path / "up"), "merged_dir": str(tmp_path / "merged")}
-    upload = replace(settings.upload, **folders)
+    upload = replace(settings.upload, upload_dir=str(tmp_path / "up"), merged_dir=str(tmp_path / "merged"))
     made = WebParts(replace(settings, web=web, paths=paths, upload=upload))
     made.log = Lines()  # type: ignore[assignment]
     return made
