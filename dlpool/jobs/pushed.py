@@ -113,7 +113,7 @@ def _object(raw: bytes) -> Mapping[str, Any]:
     try:
         jsontext.check_bounds(raw, values=MAX_VALUES)
     except ValueError as error:
-        raise Malformed(f"the job cannot be taken: {error}") from error
+        raise Malformed(f"the job is too large: {error}") from error
     try:
         fields = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
