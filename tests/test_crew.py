@@ -29,6 +29,7 @@ from dlpool.service.frames import (
 )
 from dlpool.service.joblog import trace_of
 from dlpool.service.messages import Hold, Placed, Recorded
+from dlpool.transfer.state import url_digest
 from tests.bench import URL, Bench, job_of
 
 
@@ -162,7 +163,7 @@ def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.
     assert isinstance(frame, JobFrame) and (frame.ticket, frame.url, frame.attempt) == ("a.1", URL, 1)
     assert (held.worker, held.dealt_at) == (worker.handle.pid, bench.clock.now)
     assert worker.handle.jobs == {"a.1"} and worker.handle.taken == 1
-    assert bench.trail.jobs() == {"a": Ended("a", URL, "/data/a", None, True, 1, trace_of("a", None))}
+    assert bench.trail.jobs() == {"a": Ended("a", url_digest(URL), "/data/a", None, True, 1, trace_of("a", None))}
     bench.crew.deal()
     assert worker.heard() == []
 
@@ -265,7 +266,7 @@ def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> 
 
 def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
     worker = bench.worker()
-    job = Ended("a", URL, "/data/a", None, True, 1)
+    job = Ended("a", url_digest(URL), "/data/a", None, True, 1)
     bench.cleaner.begin(job)
     bench.cleaner.leave([job], worker.handle.pid)
     bench.cleaner.clean(now=True)
@@ -392,7 +393,7 @@ def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
     bench.ledger.mark_ending(held["b"])
     worker.handle.jobs.add("0.1")  # gone from the ledger
     worker.handle.finishing.add("c.1")
-    kept = Ended("x", URL, "/data/x", None, True, 1)
+    kept = Ended("x", url_digest(URL), "/data/x", None, True, 1)
     worker.handle.cleaning["x"] = kept
     worker.say(ended("d"))  # its last words
     bench.crew.bury(worker.handle, "killed by SIGKILL")
@@ -575,7 +576,7 @@ def test_a_recorded_end_is_logged_and_what_it_left_is_cleaned(
 ) -> None:
     other, worker = bench.worker(), bench.worker()
     held = bench.held("a", worker)
-    job = Ended("a", URL, "/data/a", None, True, 1, held.trace_id)
+    job = Ended("a", url_digest(URL), "/data/a", None, True, 1, held.trace_id)
     bench.cleaner.begin(job)
     held.leaves_state = leaves_state
     record(bench, outcome, reply)

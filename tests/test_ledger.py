@@ -23,6 +23,7 @@ from dlpool.service.ledger import Held, Ledger, is_told, job_frame
 from dlpool.service.link import Link
 from dlpool.service.tally import Tally
 from dlpool.service.trail import Trail
+from dlpool.transfer.state import url_digest
 from tests.bench import URL, Bench, Lines, job_of
 from tests.interleaving import wait_for_lock
 
@@ -153,7 +154,7 @@ def test_an_operation_waits_for_another_one_of_another_thread(name: str) -> None
 
 @pytest.mark.parametrize("name", ["begin", "forget", "jobs", "tidy"])
 def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: str) -> None:
-    job = Ended("a", URL, "a", None, False)
+    job = Ended("a", url_digest(URL), "a", None, False)
     arguments: dict[str, tuple[Any, ...]] = {"begin": (job,), "forget": ([job],)}
     wait_for_lock(Trail(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
 
@@ -207,7 +208,13 @@ def test_a_trace_id_is_the_clients_or_follows_from_the_job() -> None:
 
 
 def job(name: str, fence: int = 1, **fields: Any) -> Ended:
-    given: dict[str, Any] = {"url": URL, "save_path": name, "path": None, "has_failed": True, **fields}
+    given: dict[str, Any] = {
+        "url_sha256": url_digest(URL),
+        "save_path": name,
+        "path": None,
+        "has_failed": True,
+        **fields,
+    }
     return Ended(name, fence=fence, **given)
 
 
@@ -226,7 +233,7 @@ def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None
     assert known == {
         "a": job("a", trace_id="t"),
         "b": job("b", fence=2),
-        "old": Ended("old", "http://h/x", "x", None, True),
+        "old": Ended("old", url_digest("http://h/x"), "x", None, True),
     }
     assert len(lines_of(tmp_path)) == 3  # each once
 
@@ -333,11 +340,11 @@ def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
 
 def sized(field: str, length: int) -> Ended:
     """A leftover of which one field has that length, and the others none."""
-    given: dict[str, Any] = {"url": "", "save_path": "", "path": None, field: "x" * length}
+    given: dict[str, Any] = {"url_sha256": "", "save_path": "", "path": None, field: "x" * length}
     return Ended("x", has_failed=True, **given)
 
 
-@pytest.mark.parametrize("field", ["url", "save_path", "path"])
+@pytest.mark.parametrize("field", ["url_sha256", "save_path", "path"])
 def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None:
     short = sized(field, 0)
     half, rest = CLEAN_CHARACTERS // 2, CLEAN_CHARACTERS - CLEAN_CHARACTERS // 2

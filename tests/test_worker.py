@@ -55,6 +55,7 @@ from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.service.worker import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
 from dlpool.transfer.job import Outcome, Progress
 from dlpool.transfer.partfile import SPACE_RESERVE
+from dlpool.transfer.state import url_digest
 from tests.bench import Clock, Lines
 from tests.conftest import PATIENT, wait_until
 from tests.interleaving import wait_for_lock
@@ -419,7 +420,13 @@ def test_progress_is_logged_now_and_then_and_the_log_is_tended(tmp_path: Path, m
 
 
 def left(bench: Bench, name: str, **fields: Any) -> Ended:
-    given: dict[str, Any] = {"url": "http://h/x", "save_path": name, "path": None, "has_failed": True, **fields}
+    given: dict[str, Any] = {
+        "url_sha256": url_digest("http://h/x"),
+        "save_path": name,
+        "path": None,
+        "has_failed": True,
+        **fields,
+    }
     return Ended(name, **given)
 
 

@@ -232,11 +232,12 @@ class Source:
         return sent
 
     def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
-        given = raw.headers.get_all("Set-Cookie")
-        if given:
-            with self._lock:
-                if len(self._cookies) < MAX_COOKIES:
-                    extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), _set_cookies(given))
+        if "Set-Cookie" not in raw.headers:
+            return
+        given = raw.headers.get_all("Set-Cookie") or ()
+        with self._lock:
+            if len(self._cookies) < MAX_COOKIES:
+                extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), _set_cookies(given))
 
 
 def _set_cookies(values: Sequence[str]) -> Any:
