@@ -455,12 +455,12 @@ def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
 ) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(run_module, "forget_published", lambda *a: calls.append(("forget", *a)))
-    monkeypatch.setattr(run_module, "discard_unfinished", lambda *a: calls.append(("discard", *a)))
+    monkeypatch.setattr(run_module, "discard_digest", lambda *a: calls.append(("discard", *a)))
     paths, data = Confinement(bench.paths), Path(bench.paths.download_dir)
     clean(left(bench, "a"), paths)
     clean(left(bench, "b", path="/x/b", has_failed=False), paths)
     assert calls == [
-        ("forget", data / "a", "a"), ("discard", data / "a", "http://h/x"), ("forget", Path("/x/b"), "b"),
+        ("forget", data / "a", "a"), ("discard", data / "a", url_digest("http://h/x")), ("forget", Path("/x/b"), "b"),
     ]  # fmt: skip
 
 
