@@ -79,7 +79,7 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 def _allowed_in(ini: Path) -> str:
     """Return what the INI file says, so that another run of setup finds it as it should be."""
     with suppress(OSError, UnicodeDecodeError):
-        if found := re.search(r"^network_allow *= *(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE):
+        if found := re.search(r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE):
             return found[1].strip()
     return ""
 
