@@ -427,3 +427,51 @@ def test_name_and_media_type_say_what_is_meant(name: str, kind: str | None, expe
     resource = Resource(content_encoding="gzip", content_type=kind)
     assert treatment("auto", resource, [f"http://h/{name}?a=x.gz"], "file") is expected
     assert treatment("auto", resource, ["http://h.gz/"], name) is expected
+
+
+@pytest.mark.parametrize(
+    ("wish", "coding", "name"),
+    [("auto", None, "f"), ("keep", "gzip", "f"), ("refuse", None, "f"), ("auto", "gzip", "f.gz")],
+)
+def test_a_body_that_is_not_to_be_decoded_is_kept(wish: str, coding: str | None, name: str) -> None:
+    assert treatment(wish, Resource(content_encoding=coding), [f"http://h/{name}"], name) is Treatment.KEEP
+
+
+class Blocks:
+    """A reply whose body comes in these blocks."""
+
+    status, url = 200, "http://h/f"
+
+    def __init__(self, headers: dict[str, str], *blocks: bytes) -> None:
+        self.headers = {"Content-Encoding": "gzip", **headers}
+        self.is_closed = False
+        self._blocks = [*blocks, b""]
+
+    def read(self, view: memoryview) -> int:
+        block = self._blocks.pop(0)
+        view[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+FRAMED = [{"Content-Length": "0"}, {"Transfer-Encoding": "chunked"}]
+
+
+@pytest.mark.parametrize("headers", FRAMED)
+def test_a_body_that_is_known_to_be_empty_is_the_empty_file(headers: dict[str, str]) -> None:
+    reply: Any = Blocks(headers)
+    decoded = DecodedReply(reply)
+    assert (decoded.read(memoryview(bytearray(100))), reply.is_closed) == (0, False)
+    decoded.close()
+    assert reply.is_closed
+
+
+def test_a_body_of_unknown_length_must_begin() -> None:
+    reply: Any = Blocks({})
+    with pytest.raises(errors.ShortBody, match="ended before the encoded body began"):
+        DecodedReply(reply).read(memoryview(bytearray(100)))
+    reply = Blocks({}, gzip.compress(b"abc"))
+    view, decoded = memoryview(bytearray(100)), DecodedReply(reply)
+    assert (decoded.read(view), bytes(view[:3]), decoded.read(view)) == (3, b"abc", 0)
