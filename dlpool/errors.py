@@ -145,6 +145,10 @@ class UnexpectedContent(BadAnswer, label="unexpected_content"):
     """Content that is not the file, such as a page or an error document. Bytes fetched before are kept."""
 
 
+class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
+    """The file is complete, and the scanner for malware cannot be asked now."""
+
+
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
     """A chunk of an upload reached the server with other bytes than it was sent with."""
 
@@ -225,8 +229,24 @@ class PolicyRefused(FailJob, label="policy", exit_code=12):
     """Rules forbid it: our own (network, redirect, size, path), or those of a server that takes uploads (413, 415)."""
 
 
+class NotScanned(PolicyRefused, label="not_scanned"):
+    """The scanner for malware does not check a file of this size, or none is configured."""
+
+
 class ChunkTooLarge(PolicyRefused):
     """A server takes the file, but not in pieces of that size."""
+
+
+class Infected(FailJob, label="infected", exit_code=16):
+    """The scanner has found malware in the file, which is in quarantine, or removed.
+
+    ``signature``: the name of what was found; ``quarantine``: the id there, None if the file was removed.
+    """
+
+    def __init__(self, message: str, signature: str = "", quarantine: str | None = None) -> None:
+        super().__init__(message)
+        self.signature = signature
+        self.quarantine = quarantine
 
 
 class TargetExists(FailJob, label="target_exists", exit_code=13):
@@ -317,6 +337,10 @@ class QueueError(DlpoolError, label="redis", exit_code=20):
 
 class QueueAway(QueueError):
     """Redis cannot be reached, is loading, or is only a replica: it may be back soon."""
+
+
+class QueueUnusable(QueueAway):
+    """A key of the queue holds something else than dlpool's: it is the queue's again when that has been removed."""
 
 
 class QueueRefused(QueueError):

@@ -188,7 +188,7 @@ class Client:
         """Keys that hold work: none when all is done and no supervisor lives."""
         prefix = self.keys.prefix
         kept = ("job:", "done", "dead", "cancelled", "events", "stats:", "fence", "looked", "recoverer", "wake",
-                "sampled", "history")  # fmt: skip
+                "sampled", "history", "large:", "bytes", "failures")  # fmt: skip
         names = [key for key in self.redis.scan_iter() if key.startswith(prefix.encode())]
         return [key for key in names if not key.decode().removeprefix(prefix).startswith(kept)]
 

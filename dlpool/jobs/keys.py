@@ -111,6 +111,22 @@ class Keys:
         """Hash: in a Cluster, records by ticket that clients cannot see yet."""
         return f"{self.prefix}outbox"
 
+    def kinds(self, day: int) -> dict[str, str]:
+        """Return the type that each key has that is there once (TYPE of Redis); ``day``: of the counters."""
+        zsets = ("delayed", "leases", "supervisors", "done", "dead", "cancelled", "paused", "parked", "holds")
+        large = ("large:done", "large:dead", "large:cancelled", "failures")
+        texts = ("fence", "looked", "recoverer", "sampled", "watched", "halted")
+        own = {
+            **dict.fromkeys((*zsets, *large), "zset"),
+            **dict.fromkeys(texts, "string"),
+            **{f"ready:{priority}": "list" for priority in READY},
+            **dict.fromkeys(("stale", "looked:clock", "outbox", f"stats:{day}", "bytes", "failures:bytes"), "hash"),
+            **dict.fromkeys(("events", "history"), "stream"),
+            "wake": "list",
+            "drained": "set",
+        }
+        return {self.intake: "list"} | {self.prefix + name: kind for name, kind in own.items()}
+
     def mail(self, sid: str) -> str:
         """List: verbs for a supervisor."""
         return f"{self.prefix}mail:{sid}"

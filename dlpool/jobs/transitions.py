@@ -7,6 +7,7 @@ transition is one atomic step in Redis, by the clock of Redis, and safe to call 
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,13 @@ from typing import Any
 import redis
 
 from dlpool import jsontext
+from dlpool.errors import QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
 from dlpool.jobs.outbox import Outbox, entry_of
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.records import Record
+from dlpool.kinds import DAY_S
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,18 @@ class Transitions:
                 break
         return given_back
 
+    def check_keys(self, cause: QueueError | None = None) -> None:
+        """Raise QueueUnusable if a key of the queue is of another type, as another program left it."""
+        kinds = self.keys.kinds(int(time.time() // DAY_S))
+        with translated(self.client):
+            pipeline = self.client.pipeline(transaction=False)
+            for key in kinds:
+                pipeline.type(key)
+            found = [kind.decode() for kind in pipeline.execute()]
+        for (key, wanted), kind in zip(kinds.items(), found, strict=True):
+            if kind not in (wanted, "none"):
+                raise unusable(f"its key {key} is a {kind}, not a {wanted}") from cause
+
     def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
         key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
@@ -286,14 +301,25 @@ class Transitions:
         """
         script, client = self._scripts[name], client or self.client
         began = time.monotonic()
-        with translated(client):
-            try:
-                replies = _evaluate(client, script.sha, calls)
-            except redis.exceptions.NoScriptError:
-                client.script_load(script.script)
-                replies = _evaluate(client, script.sha, calls)
+        try:
+            with translated(client):
+                try:
+                    replies = _evaluate(client, script.sha, calls)
+                except redis.exceptions.NoScriptError:
+                    client.script_load(script.script)
+                    replies = _evaluate(client, script.sha, calls)
+        except (QueueAway, QueueRefused):
+            raise
+        except QueueError as error:
+            self.check_keys(error)
+            raise
         self._timed(name, time.monotonic() - began)
         return replies
+
+
+def unusable(reason: str) -> QueueUnusable:
+    """Return the error that a key with foreign content is."""
+    return QueueUnusable(f"Redis cannot be used: {reason}: another program wrote it; rename or delete it")
 
 
 def _evaluate(client: Any, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]) -> list[Any]:
@@ -313,10 +339,24 @@ def _ms(seconds: float) -> int:
 def _claimed(row: Sequence[Any]) -> Claimed:
     job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid = row
     return Claimed(
-        Ticket(job_id.decode(), int(fence)), raw or b"", int(size or 0), int(attempts or 0), int(crashes or 0),
-        int(takeovers or 0), int(created or 0), (priority or b"normal").decode(), flag.decode() if flag else None,
+        Ticket(job_id.decode(), _count(fence)),
+        raw or b"",
+        _count(size),
+        _count(attempts),
+        _count(crashes),
+        _count(takeovers),
+        _count(created),
+        (priority or b"normal").decode("utf-8", "replace"),
+        flag.decode("utf-8", "replace") if flag else None,
         bool(paid),
-    )  # fmt: skip
+    )
+
+
+def _count(value: bytes | int | None) -> int:
+    """Return a number from Redis; 0 for a value that is none, as another program may have written it."""
+    if isinstance(value, bytes):
+        return int(value) if re.fullmatch(rb"[0-9]{1,18}", value) else 0
+    return value or 0
 
 
 def _recovery(reply: Sequence[Any]) -> Recovery:

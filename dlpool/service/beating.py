@@ -125,6 +125,8 @@ class Beater:
         self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
 
     def _beat(self) -> None:
+        if self._link.error is not None:
+            self._transitions.check_keys()
         held = [one for one in self._ledger.all() if not one.is_lost]
         jobs = [(one.ticket, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
         beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())

@@ -70,7 +70,7 @@ class Recorder:
             try:
                 self._tell(pending)
                 self._backoff.reset()
-            except (QueueAway, QueueRefused) as error:
+            except QueueError as error:
                 self._link.lost(error)
                 self._keep(pending)
                 self._backoff.wait()

@@ -12,7 +12,7 @@ local held = 0
 for index = 5, #ARGV, 3 do
   local id, fence, progress = ARGV[index], ARGV[index + 1], ARGV[index + 2]
   local state, owner, present, flag, suspect =
-    unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'flag', 'suspect'))
+    unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'fence', 'flag', 'suspect'))
   if state == 'running' and owner == sid and present == fence then
     redis.call('ZADD', prefix .. 'leases', now + lease, id)
     redis.call('SADD', own, id)

@@ -16,10 +16,12 @@ local PASSED_OVER = 200
 
 if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
 
+expect_own_types()
+redis.call('SCARD', prefix .. 'own:' .. sid)
 local claimed = {}
 
 local function hand_over(id)
-  local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
+  local values = redis.pcall('HMGET', job_key(id), unpack(FIELDS))
   claimed[#claimed + 1] = { id, unpack(values) }
 end
 
@@ -74,7 +76,7 @@ local function from_ready(priority)
   for _ = 1, PASSED_OVER do
     local id = redis.call('RPOP', ready_key(priority))
     if not id then return false end
-    local state, at = unpack(redis.call('HMGET', job_key(id), 'state', 'at'))
+    local state, at = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at'))
     if state == 'queued' and (at or priority) == priority then
       take(id)
       return true
@@ -113,7 +115,7 @@ local function make_due_ready()
   local due = redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)
   for _, id in ipairs(due) do
     redis.call('ZREM', prefix .. 'delayed', id)
-    local state, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'priority'))
+    local state, priority = unpack(redis.pcall('HMGET', job_key(id), 'state', 'priority'))
     if state == 'delayed' then enqueue(id, priority, false) end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'parked', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)) do
@@ -128,7 +130,7 @@ local known = {}
 for index = 9, 8 + known_count do known[ARGV[index]] = true end
 local ours = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'own:' .. sid) or {}
 for _, id in ipairs(ours) do
-  local owner, present = unpack(redis.call('HMGET', job_key(id), 'owner', 'fence'))
+  local owner, present = unpack(redis.pcall('HMGET', job_key(id), 'owner', 'fence'))
   if owner ~= sid then
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   elseif not known[id .. '.' .. present] then

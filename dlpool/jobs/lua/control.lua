@@ -6,8 +6,12 @@
 -- Returns OK, ASKED (a supervisor will do it), NONE (no such job), or the state in which that cannot be done.
 local id, verb, level, kind, field, record = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local state, owner, priority, flag, due, leader, at =
-  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader', 'at'))
+  unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader', 'at'))
 if not state then return 'NONE' end
+
+expect_own_types()
+expect_end_types()
+redis.call('ZCARD', prefix .. 'paused')
 
 local function ask(what)
   if flag ~= 'cancel' then redis.call('HSET', job_key(id), 'flag', what) end
@@ -44,7 +48,7 @@ function can.cancel()
   unpark(id)
   redis.call('ZREM', prefix .. 'delayed', id)
   redis.call('ZREM', prefix .. 'paused', id)
-  if kind == 'hash' then redis.call('HSET', KEYS[2], field, record) end
+  if kind == 'hash' then write_failure(KEYS[2], field, record) end
   if kind == 'outbox' then redis.call('HSET', KEYS[2], field, now .. ' ' .. record) end
   end_one(id, 'cancelled', '{"label":"cancelled","message":"the job was cancelled"}')
   free_followers(id)

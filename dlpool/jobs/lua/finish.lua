@@ -16,7 +16,7 @@ local sid, id, fence, outcome, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumb
 local note, digest, host = ARGV[7], ARGV[9], ARGV[14]
 local OUTBOX_MAX = 10000 -- records; no job ends while there are as many
 local state, owner, present, priority, dedupe, flag =
-  unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe', 'flag'))
+  unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'fence', 'priority', 'dedupe', 'flag'))
 if not state then return 'GONE' end
 if present ~= fence then return 'FENCED' end
 if state ~= 'running' or owner ~= sid then return 'DUP' end
@@ -27,6 +27,9 @@ if ARGV[10] == 'hash' then
   if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is not a hash') end
 end
 
+expect_own_types()
+expect_end_types()
+redis.call('SCARD', prefix .. 'own:' .. sid)
 if ARGV[10] == 'outbox' and redis.call('HLEN', KEYS[2]) >= OUTBOX_MAX then
   return redis.error_reply('BUSY the outbox is full: clients\' records cannot be written')
 end
@@ -35,7 +38,7 @@ local function write_record()
   if ARGV[10] == 'string' then
     redis.call('SET', KEYS[2], ARGV[13], 'EX', ARGV[11])
   elseif ARGV[10] == 'hash' then
-    redis.call('HSET', KEYS[2], ARGV[12], ARGV[13])
+    write_failure(KEYS[2], ARGV[12], ARGV[13])
   elseif ARGV[10] == 'outbox' then
     redis.call('HSET', KEYS[2], ARGV[12], now .. ' ' .. ARGV[13])
   end

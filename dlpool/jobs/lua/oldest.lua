@@ -10,7 +10,7 @@ local waited = -1
 for _, name in ipairs({ 'limited', 'high', 'normal', 'low' }) do
   local id = redis.call('LRANGE', ready_key(name), -1, -1)[1]
   local since = 0
-  for _, time in ipairs(id and redis.call('HMGET', job_key(id), 'created', 'due', 'started') or {}) do
+  for _, time in ipairs(id and redis.pcall('HMGET', job_key(id), 'created', 'due', 'started') or {}) do
     since = math.max(since, tonumber(time) or 0)
   end
   if since > 0 then waited = math.max(waited, now - since) end

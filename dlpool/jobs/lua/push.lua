@@ -4,7 +4,10 @@
 -- Returns OK, DUP (that id is known already), or FOLLOWS (another job does the same; this one ends with it).
 local id, raw, priority, due, digest = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]) + ahead, ARGV[6]
 if redis.call('EXISTS', job_key(id)) == 1 then return 'DUP' end
-redis.call('HSET', job_key(id), 'raw', raw, 'size', #raw, 'state', 'queued', 'priority', priority, 'created', now)
+expect_own_types()
+expect_end_types()
+if is_full_with(#raw) then return redis.error_reply('BUSY the queue holds as many bytes of waiting jobs as it may (1 GiB)') end
+redis.call('HSET', job_key(id), 'raw', raw, 'size', #raw, 'state', 'queued', 'priority', priority, 'created', now, 'counted', 1)
 count('pushed')
 local leader = digest ~= '' and follow(id, digest)
 if leader then

@@ -37,7 +37,7 @@ end
 local function take_back(sid)
   empty_inbox(sid, order)
   for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
-    local state, owner, priority = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority'))
+    local state, owner, priority = unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'priority'))
     if state == 'running' and owner == sid then give_back(id, sid, priority) end
     redis.call('SREM', prefix .. 'own:' .. sid, id)
   end
@@ -53,7 +53,7 @@ local function was_silent()
 end
 
 local function judge(id, is_trusted)
-  local state, owner, priority, suspect = unpack(redis.call('HMGET', job_key(id), 'state', 'owner', 'priority', 'suspect'))
+  local state, owner, priority, suspect = unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'priority', 'suspect'))
   if state ~= 'running' then
     redis.call('ZREM', prefix .. 'leases', id)
   elseif suspect and is_trusted then
@@ -80,7 +80,7 @@ end
 local function look_after(sid)
   empty_inbox(sid, order)
   for _, id in ipairs(redis.call('SRANDMEMBER', prefix .. 'own:' .. sid, AT_ONCE)) do
-    if redis.call('HGET', job_key(id), 'owner') ~= sid then
+    if redis.pcall('HGET', job_key(id), 'owner') ~= sid then
       redis.call('SREM', prefix .. 'own:' .. sid, id)
     else
       redis.call('ZADD', prefix .. 'leases', 'NX', now + grace, id)
@@ -88,6 +88,7 @@ local function look_after(sid)
   end
 end
 
+expect_own_types()
 if #ARGV > 4 then
   for index = 5, #ARGV do
     local passes = tonumber(redis.call('ZSCORE', prefix .. 'supervisors', ARGV[index]) or 0)

@@ -12,7 +12,7 @@ local function queue_time()
   local clock = redis.call('TIME')
   local wall = clock[1] * 1000 + math.floor(clock[2] / 1000) -- since 1970
   local seen, ahead = unpack(redis.call('HMGET', prefix .. 'looked:clock', 'seen', 'ahead'))
-  seen, ahead = tonumber(seen or 0), tonumber(ahead or 0)
+  seen, ahead = tonumber(seen or 0) or 0, tonumber(ahead or 0) or 0
   local behind = seen - (wall + ahead)
   if behind >= JUMP_MS then ahead = ahead + behind end
   local time = wall + ahead
@@ -38,9 +38,39 @@ local DONE_TTL_MS, DEAD_TTL_MS = 86400000, 7 * 86400000
 local LOST_MS = 86400000 -- for so long a supervisor is listed that has fallen silent
 local STATS_TTL_S = 35 * 86400
 local EVENTS_KEPT = 10000
+local MIB = 1048576
+local LARGE = 4096 -- ended jobs whose text is longer are also bounded by their bytes
+local LARGE_BYTES = 64 * MIB -- of those in each set of ended jobs
+local WAITING_BYTES = 1024 * MIB -- of the texts of pushed jobs that have not ended
+local FAILURES_KEPT, FAILURES_BYTES, FAILURES_MS = 100000, 256 * MIB, 30 * 86400000 -- records that clients see
 local FOLLOWERS_MAX = 1000 -- of one job, so that its end stays one short script
 local TERMINAL = { succeeded = true, failed = true, cancelled = true }
 
+-- An error in the midst of a script leaves what it had done by then. So what it will write to is looked at first: of
+-- another type, as another program may have left it, it raises the error here, before anything has changed.
+local function expect_own_types()
+  for _, name in ipairs({ 'delayed', 'leases', 'parked' }) do redis.call('ZCARD', prefix .. name) end
+  for _, name in ipairs({ 'ready:high', 'ready:normal', 'ready:low', 'ready:limited', 'wake' }) do redis.call('LLEN', prefix .. name) end
+  redis.call('XRANGE', prefix .. 'events', '+', '+') -- which an ACL user may, and which returns nothing
+  redis.call('HLEN', prefix .. 'stale')
+  redis.call('HLEN', prefix .. 'stats:' .. math.floor((now - ahead) / 86400000))
+  local fence = redis.call('GET', prefix .. 'fence')
+  if fence and (#fence > 15 or not string.find(fence, '^%d+$')) then error('WRONGTYPE ' .. prefix .. 'fence is not a number') end
+end
+
+-- The same of what an end is written to.
+local function expect_end_types()
+  for _, name in ipairs({ 'done', 'dead', 'cancelled' }) do
+    redis.call('ZCARD', prefix .. name)
+    redis.call('ZCARD', prefix .. 'large:' .. name)
+  end
+  redis.call('ZCARD', prefix .. 'failures')
+  redis.call('HLEN', prefix .. 'bytes')
+  redis.call('HLEN', prefix .. 'failures:bytes')
+end
+
+-- A job's hash is read by pcall: one that another program has overwritten is as one that is gone, not an error that keeps
+-- all other jobs from their turn.
 local function job_key(id) return prefix .. 'job:' .. id end
 
 local function ready_key(priority) return prefix .. 'ready:' .. priority end
@@ -97,8 +127,8 @@ local function park(id, host, due, is_for_slot)
 end
 
 local function unpark(id)
-  local host = redis.call('HGET', job_key(id), 'host')
-  if not host then return end
+  local host = redis.pcall('HGET', job_key(id), 'host')
+  if type(host) ~= 'string' then return end
   redis.call('ZREM', prefix .. 'parked', id)
   redis.call('ZREM', prefix .. 'parked:' .. host, id)
   redis.call('HDEL', job_key(id), 'host')
@@ -107,7 +137,7 @@ end
 -- What may go on goes before all others: its turn had come before.
 local function let_go_on(id)
   unpark(id)
-  if redis.call('HGET', job_key(id), 'state') ~= 'delayed' then return false end
+  if redis.pcall('HGET', job_key(id), 'state') ~= 'delayed' then return false end
   enqueue(id, 'limited', false)
   wake()
   return true
@@ -125,11 +155,11 @@ end
 -- A job that another one does already waits for that one's end. Returns the leader's id, or false: it leads itself.
 local function follow(id, digest)
   local key = prefix .. 'dedupe:' .. digest
-  local leader = redis.call('GET', key)
-  local followers = leader and prefix .. 'followers:' .. leader
-  if leader and leader ~= id and redis.call('LLEN', followers) < FOLLOWERS_MAX then
-    local state = redis.call('HGET', job_key(leader), 'state')
-    if state and not TERMINAL[state] then
+  local leader = redis.pcall('GET', key)
+  local followers = type(leader) == 'string' and prefix .. 'followers:' .. leader
+  if followers and leader ~= id and redis.call('LLEN', followers) < FOLLOWERS_MAX then
+    local state = redis.pcall('HGET', job_key(leader), 'state')
+    if type(state) == 'string' and not TERMINAL[state] then
       redis.call('RPUSH', followers, id)
       redis.call('HSET', job_key(id), 'state', 'queued', 'leader', leader, 'at', 'followers')
       return leader
@@ -147,6 +177,56 @@ local function empty_inbox(sid, order)
   end
 end
 
+-- Bound the ended jobs with long texts by their bytes: the oldest of them are forgotten.
+local function remember_bytes(id, set)
+  local size = tonumber(redis.call('HGET', job_key(id), 'size') or 0) or 0
+  if size <= LARGE or size > MIB then return end -- of a job that is too long only the beginning is kept
+  if redis.call('ZADD', prefix .. 'large:' .. set, now, id .. ' ' .. size) == 0 then return end
+  local total = redis.call('HINCRBY', prefix .. 'bytes', set, size)
+  while total > LARGE_BYTES do
+    local oldest = redis.call('ZPOPMIN', prefix .. 'large:' .. set)[1]
+    if not oldest then
+      redis.call('HDEL', prefix .. 'bytes', set)
+      return
+    end
+    local other, bytes = string.match(oldest, '^(.*) (%d+)$')
+    total = redis.call('HINCRBY', prefix .. 'bytes', set, -bytes)
+    if redis.call('ZREM', prefix .. set, other) == 1 then redis.call('DEL', job_key(other)) end
+  end
+end
+
+-- Write a failure record that clients see, and forget the oldest ones: by number, bytes and age. Those that another
+-- service wrote, or that were written before this was counted, stay.
+local function write_failure(key, url, record)
+  local known, sizes = prefix .. 'failures', prefix .. 'failures:bytes'
+  redis.call('HSET', key, url, record)
+  redis.call('ZADD', known, now, url)
+  local size = #url + #record
+  local total = redis.call('HINCRBY', prefix .. 'bytes', 'failures', size - (tonumber(redis.call('HGET', sizes, url) or 0) or 0))
+  redis.call('HSET', sizes, url, size)
+  for _ = 1, 100 do
+    local oldest, at = unpack(redis.call('ZRANGE', known, 0, 0, 'WITHSCORES'))
+    if not oldest or oldest == url then return end
+    if redis.call('ZCARD', known) <= FAILURES_KEPT and total <= FAILURES_BYTES and tonumber(at) >= now - FAILURES_MS then return end
+    redis.call('ZREM', known, oldest)
+    redis.call('HDEL', key, oldest)
+    total = redis.call('HINCRBY', prefix .. 'bytes', 'failures', -(tonumber(redis.call('HGET', sizes, oldest) or 0) or 0))
+    redis.call('HDEL', sizes, oldest)
+  end
+end
+
+-- The text of a pushed job counts until the job has ended.
+local function is_full_with(size)
+  if redis.call('HINCRBY', prefix .. 'bytes', 'waiting', size) <= WAITING_BYTES then return false end
+  redis.call('HINCRBY', prefix .. 'bytes', 'waiting', -size)
+  return true
+end
+
+local function count_no_more(id)
+  if redis.call('HDEL', job_key(id), 'counted') == 0 then return end
+  redis.call('HINCRBY', prefix .. 'bytes', 'waiting', -(tonumber(redis.call('HGET', job_key(id), 'size') or 0) or 0))
+end
+
 -- Remember an ended job for a while: the set is bounded by number here, by age where it is read.
 local function remember(id, set, kept, ttl)
   redis.call('ZADD', prefix .. set, now, id)
@@ -154,7 +234,7 @@ local function remember(id, set, kept, ttl)
   local excess = math.min(redis.call('ZCARD', prefix .. set) - kept, 10)
   for _ = 1, excess do
     local oldest = redis.call('ZPOPMIN', prefix .. set)[1]
-    if TERMINAL[redis.call('HGET', job_key(oldest), 'state')] then redis.call('DEL', job_key(oldest)) end
+    if TERMINAL[redis.pcall('HGET', job_key(oldest), 'state')] then redis.call('DEL', job_key(oldest)) end
   end
 end
 
@@ -179,7 +259,9 @@ local KEPT = {
 local function end_one(id, state, note)
   redis.call('HSET', job_key(id), 'state', state, 'ended', now, 'note', note)
   redis.call('HDEL', job_key(id), 'flag', 'due')
+  count_no_more(id)
   remember(id, unpack(KEPT[state]))
+  remember_bytes(id, KEPT[state][1])
   count(state)
   tell('job_' .. state, id, 'note', note)
 end
@@ -188,7 +270,7 @@ end
 local function followers_of(id)
   local found, seen = {}, {}
   for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do
-    local state, leader, priority = unpack(redis.call('HMGET', job_key(follower), 'state', 'leader', 'priority'))
+    local state, leader, priority = unpack(redis.pcall('HMGET', job_key(follower), 'state', 'leader', 'priority'))
     if state == 'queued' and leader == id and not seen[follower] then found[#found + 1] = { follower, priority } end
     seen[follower] = true
   end
