@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +175,24 @@ def parse_address(text: str) -> str:
     return text
 
 
+def split_clamd(text: str) -> str | tuple[str, int]:
+    """Return the path of ``unix:PATH``, or host and port of ``tcp://HOST:PORT``. Raises ValueError."""
+    if text.startswith("unix:/") and parse_text(text):
+        return text.removeprefix("unix:")
+    if text.startswith("tcp://"):
+        with suppress(ValueError):
+            host, port = split_address(text.removeprefix("tcp://").removesuffix("/"))
+            if host:
+                return host, port
+    raise ValueError("neither unix:/PATH nor tcp://HOST:PORT")
+
+
+def parse_clamd(text: str) -> str:
+    """Return ``text`` if it is the address of a clamd. Raises ValueError."""
+    split_clamd(text)
+    return text
+
+
 def parse_loopback(text: str) -> str:
     """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty. Raises ValueError."""
     if text and not re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]):
@@ -229,4 +248,5 @@ GROUP = Kind("NAME", parse_group)
 ADDRESS = Kind("HOST:PORT", parse_address)
 LOOPBACK = Kind("HOST:PORT", parse_loopback)
 COMMAND = Kind("COMMAND", parse_command)
+CLAMD = Kind("unix:PATH|tcp://HOST:PORT", parse_clamd)
 LOGGER_LEVELS = Kind("LOGGER=LEVEL,...", parse_levels)

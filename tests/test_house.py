@@ -23,6 +23,7 @@ FLOORS = [
     {"web", "service"},
     {"engine", "upload", "jobs", "observe"},
     {"transfer"},
+    {"scan"},
     {"config"},
     {"filelock"},
     {"threads"},

@@ -31,7 +31,7 @@ ECS = {
     "error.type": "keyword", "error.code": "keyword", "error.message": "match_only_text",
     "error.stack_trace": "wildcard",
     "http.request.method": "keyword", "http.response.status_code": "long", "url.path": "wildcard",
-    "client.address": "keyword",
+    "client.address": "keyword", "file.hash.sha256": "keyword", "user.name": "keyword",
 }  # fmt: skip
 TYPES: dict[str, type | tuple[type, ...]] = {
     "date": str, "keyword": (str, list), "text": str, "long": int, "float": (int, float), "boolean": bool,

@@ -11,7 +11,7 @@ import pytest
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import ChunkResult, MergeResult, UploadStore
+from dlpool.web.store import ChunkResult, MergeResult, Screening, UploadStore
 
 ID = "a file"
 
@@ -20,11 +20,12 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def store_in(folder: Path, **settings: Any) -> UploadStore:
+def store_in(folder: Path, screening: Screening | None = None, **settings: Any) -> UploadStore:
     """A store over ``upload`` and ``merged`` in a folder, without waiting for the disk."""
     options = {"enable_atomic_operations": False, **settings}
     folders = {"upload_dir": str(folder / "upload"), "merged_dir": str(folder / "merged")}
-    return UploadStore(replace(UploadSettings(), **{**folders, **options}))
+    own = replace(UploadSettings(), **{**folders, **options})
+    return UploadStore(own, screening=screening or Screening())
 
 
 def send(store: UploadStore, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None,

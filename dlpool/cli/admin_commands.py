@@ -26,12 +26,19 @@ speed, and what dlpool would do with it. With --folder only what a download to t
 check: ok, warning, failed, and what to do about it. Exits with 1 if one failed, with 78 if it was the settings. A
 temporary folder is made where files would go, and removed; nothing else is changed.
 """
+_QUARANTINE = """\
+Show the files that a scanner found infected, and decide what becomes of them. list shows all, show what is known of
+one; release gives files the names that they were to get, or one of them PATH (--to), never in place of another file;
+delete removes them. Run it on the machine of the service, as a user who may read quarantine_dir of its [scan]. What
+is released or deleted is written to the log, with the name of the user.
+"""
 
 
 def add_admin_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool config``, ``doctor`` and ``setup``."""
+    """Declare ``dlpool config``, ``doctor``, ``setup`` and ``quarantine``."""
     from dlpool.cli.supervisor import add_service_options
 
+    add_quarantine(commands, exit_codes)
     parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
     parser.add_argument("action", metavar="check|show|convert", choices=("check", "show", "convert"))
     parser.add_argument("file", metavar="FILE", nargs="?", help="with convert: the config.json of the Go upload server")
@@ -62,6 +69,19 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     )
 
 
+def add_quarantine(commands: Any, exit_codes: str) -> None:
+    """Declare ``dlpool quarantine``."""
+    summary = "list, release or delete infected files"
+    parser = add_command(commands, "quarantine", summary, _QUARANTINE, exit_codes, _quarantine)
+    verbs = ("list", "show", "release", "delete")
+    parser.add_argument("action", metavar="|".join(verbs), nargs="?", default="list", choices=verbs)
+    parser.add_argument("ids", metavar="ID", nargs="*", help="as the list shows them")
+    parser.add_argument("--all", action="store_true", help="with delete: all files")
+    parser.add_argument("--to", metavar="PATH", help="with release of one file: the name that it gets")
+    parser.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service")
+    add_output_options(parser, "print one JSON object a line")
+
+
 def _instance(text: str) -> str:
     from dlpool.kinds import parse_name
 
@@ -88,6 +108,12 @@ def _config(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dlpool.cli.doctor import run
+
+    return run(arguments)
+
+
+def _quarantine(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.quarantine import run
 
     return run(arguments)
 

@@ -17,7 +17,7 @@ from dlpool.cli.options import JOBS, given_options, settings_told
 from dlpool.cli.progress import Display, display
 from dlpool.cli.report import Report
 from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
-from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config import Settings, TransferSettings
 from dlpool.engine.batch import Batch, Item, ListUnreadable, Result, View
 from dlpool.engine.collisions import collisions
 from dlpool.engine.donelist import DoneList
@@ -32,7 +32,8 @@ _ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
-    transfer, network = _settings(arguments)
+    settings = _settings(arguments)
+    transfer, network = settings.transfer, settings.network
     is_list = arguments.input_file is not None
     if arguments.jobs is not None and not is_list:
         raise UsageError("-j is for a list (-i); the connections of one file are -c")
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     events = Events(is_wanted=arguments.verbose)
     engine = DownloadEngine(
         slots, retry_times=transfer.retries, retry_delay=transfer.retry_delay, timeout=network.connect_timeout,
-        verify_hash=transfer.verify, transfer=transfer, network=network, keeps_ended=False, notify=events.note,
+        verify_hash=transfer.verify, transfer=transfer, network=network, scan=settings.scan,
+        keeps_ended=False, notify=events.note,
     )  # fmt: skip
     if results := _collisions(arguments, engine, transfer):
         return _refused(arguments, results)
@@ -68,10 +70,9 @@ def _refused(arguments: argparse.Namespace, results: list[Result]) -> int:
     return report.end(View(failed=len(results)), 0.0)
 
 
-def _settings(arguments: argparse.Namespace) -> tuple[TransferSettings, NetworkSettings]:
+def _settings(arguments: argparse.Namespace) -> Settings:
     options = [*given_options(arguments, "transfer"), *given_options(arguments, "network")]
-    settings = settings_told(arguments.config, options, is_quiet=arguments.quiet).settings
-    return settings.transfer, settings.network
+    return settings_told(arguments.config, options, is_quiet=arguments.quiet).settings
 
 
 @contextmanager

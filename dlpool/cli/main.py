@@ -24,7 +24,7 @@ exit codes:
   4 network, DNS, timeout    12 refused by policy         78 configuration
   5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
   6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
-  7 server broke HTTP
+  7 server broke HTTP        16 infected (quarantine)
 """
 
 
@@ -51,13 +51,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"dlpool: {message} (see {self.prog} --help)\n")
 
 
+class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the names of commands: argparse does not count that they are indented once more."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._action_max_length = 14
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, which takes the arguments and returns the exit code."""
     parser = Parser(
         prog="dlpool",
         description="Turns URLs into files: over several connections, resumable, exact.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_CommandsFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")

@@ -180,4 +180,5 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "priority": priority, "not_before": arguments.not_before, "headers": headers or None,
         "if_exists": arguments.if_exists, "limit_rate": arguments.limit_rate, "dedupe": arguments.dedupe or None,
+        "scan": arguments.scan or None,
     }  # fmt: skip

@@ -80,6 +80,7 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")
     group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
                        "the same URL and PATH")  # fmt: skip
+    group.add_argument("--scan", action="store_true", help="check the file for malware before it gets its name")
     add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
 
 

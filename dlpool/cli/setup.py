@@ -96,6 +96,7 @@ def files(program: str, instance: str | None, network_allow: str = "") -> dict[s
         "download_dir": f"/var/lib/dlpool{below}/downloads", "state_dir": f"/var/lib/dlpool{below}/state",
         "log_dir": f"/var/log/dlpool{below}", "upload_dir": f"/var/lib/dlpool{below}/upload",
         "merged_dir": f"/var/lib/dlpool{below}/merged", "network_allow": network_allow,
+        "quarantine_dir": f"/var/lib/dlpool{below}/quarantine",
     })  # fmt: skip
     return {
         f"etc/systemd/system/{UNIT}": unit(program, is_template=False),

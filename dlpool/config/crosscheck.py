@@ -29,6 +29,9 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
             if sentence:
                 concerned = ((section, declared.name), (section, other))
                 problems.append(Problem(f"[{section}] {sentence}", settings=concerned))
+    if settings.transfer.scan and settings.scan.clamd is None and settings.scan.command is None:
+        sentence = f"[transfer] {described('transfer', 'scan')} needs clamd or command in [scan]"
+        problems.append(Problem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command"))))
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
         problems.append(Problem("[redis] url holds a password, and another one is given: keep one of them",

@@ -10,6 +10,7 @@ from dlpool.config.web import NETWORKS, UploadSettings, WebSettings
 from dlpool.kinds import (
     ADDRESS,
     BASE_URL,
+    CLAMD,
     COMMAND,
     COUNT,
     COUNT_OR_AUTO,
@@ -76,6 +77,7 @@ class TransferSettings:
         SWITCH, "no", "let an answer of another kind of content, or from another host, replace what was fetched"
     )
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
+    scan: bool = setting(SWITCH, "no", "check the file for malware before it gets its name, as [scan] says")
     max_file_size: int | None = setting(SIZE, None, "refuse larger files")
 
     def pool_size(self, downloads: int) -> int:
@@ -295,11 +297,38 @@ class LimitSettings:
     rate_per_host: float | None = setting(FREQUENCY, None, "how often a job for a host may begin")
 
 
+@dataclass(frozen=True)
+class ScanSettings:
+    """``[scan]``: how files are checked for malware, uploads always, downloads with ``scan``. Sizes in bytes."""
+
+    clamd: str | None = setting(CLAMD, None, "where a clamd listens: unix:/PATH or tcp://HOST:PORT", reload=False)
+    command: str | None = setting(
+        COMMAND,
+        None,
+        "runs with the path of each file as its last argument; exit code 0: clean, 1: infected",
+        reload=False,
+        instead_of="clamd",
+    )
+    timeout: float = setting(
+        DURATION, "5m", "for one file, until the scanner's answer", low=0.1, high=HOUR_S, reload=False
+    )
+    max_size: int = setting(
+        SIZE, "100M", "larger files are not checked; not above the scanner's limits", low=1, reload=False
+    )
+    on_unavailable: str = setting(
+        choice("refuse", "pass"), "refuse", "what becomes of a file that could not be checked", reload=False
+    )
+    quarantine_dir: str = setting(PATH, ".dlpool/quarantine", "where infected files go", reload=False)
+    quarantine_size: int = setting(
+        SIZE, "10G", "oldest files there are removed above this sum", low=64 * KIB, reload=False
+    )
+
+
 SECTIONS: dict[str, type] = {
     "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
     "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
     "otel": OtelSettings, "limits": LimitSettings, "downloader": DownloaderSettings,
-    "upload": UploadSettings, "web": WebSettings,
+    "upload": UploadSettings, "web": WebSettings, "scan": ScanSettings,
 }  # fmt: skip
 
 
@@ -323,5 +352,6 @@ class Settings:
     downloader: DownloaderSettings = DownloaderSettings()
     upload: UploadSettings = field(default_factory=UploadSettings)
     web: WebSettings = field(default_factory=WebSettings)
+    scan: ScanSettings = ScanSettings()
     hosts: Mapping[str, LimitSettings] = field(default_factory=dict)
     files: tuple[str, ...] = field(default=(), compare=False)

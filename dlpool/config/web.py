@@ -42,6 +42,7 @@ PROFILES: dict[str, Mapping[str, str]] = {
         "max_chunk_size": "50M", "concurrent_uploads": "1", "retry_max_attempts": "10", "retry_initial_delay": "5s",
     },
 }  # fmt: skip
+REFUSED = "!"  # before a kind of content
 PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
 
 
@@ -55,6 +56,16 @@ def _parse_words(text: str) -> str:
 def words(text: str | None) -> tuple[str, ...]:
     """The words of a list with commas between."""
     return tuple(word.strip() for word in text.split(",")) if text else ()
+
+
+def _parse_content_types(text: str) -> str:
+    for word in words(text):
+        kind = word.removeprefix(REFUSED)
+        if kind != "executable" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*/([A-Za-z0-9.+_-]+|\*)", kind):
+            raise ValueError(f"not a list of media types, TYPE/* or !executable ({word[:40]!r})")
+        if word == "executable":
+            raise ValueError("executable without !: name the media types that are taken")
+    return parse_text(text)
 
 
 def _parse_networks(text: str) -> str:
@@ -99,6 +110,7 @@ def _parse_bind(text: str) -> str:
 
 
 WORDS = Kind("WORD,...", _parse_words)
+CONTENT_TYPES = Kind("[!]TYPE,...", _parse_content_types)
 ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
 NETWORKS = Kind("NETWORK,...", _parse_networks)
 PREFIX = Kind("PATH", _parse_prefix)
@@ -142,9 +154,12 @@ class UploadSettings:
         WORDS, None, "endings of file names that are taken, as .zip,.bin (default: any)", reload=False
     )
     allowed_content_types: str | None = setting(
-        WORDS, None, "kinds of content that are taken, as image/png,application/zip, by the first bytes (default: any)",
+        CONTENT_TYPES,
+        None,
+        "kinds of content that are taken, as image/*,application/zip, or refused, as !executable, by the first bytes "
+        "(default: any)",
         reload=False,
-    )  # fmt: skip
+    )
     merge_conflict: str = setting(
         choice("refuse", "suffix"), "refuse", "when another task's file has that name: 409, or NAME-1", reload=False
     )

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
-from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.config.layers import effective
 from dlpool.engine.callbacks import Callback, Callbacks
 from dlpool.engine.keeper import Keeper, stop_at_exit
@@ -57,6 +57,7 @@ class DownloadEngine:
         session: str | PathLike[str] | None = None,
         transfer: TransferSettings | None = None,
         network: NetworkSettings | None = None,
+        scan: ScanSettings | None = None,
         keeps_ended: bool = True,
         notify: Notify = ignore,
     ) -> None:
@@ -68,7 +69,7 @@ class DownloadEngine:
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
         )
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
-        self._maker = Maker(transfer, network, max_workers, chunk_size, notify)
+        self._maker = Maker(transfer, network, max_workers, chunk_size, notify, scan or ScanSettings())
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
@@ -96,7 +97,7 @@ class DownloadEngine:
 
     @classmethod
     def from_config(cls, path: str | PathLike[str], *, session: str | PathLike[str] | None = None) -> DownloadEngine:
-        """An engine as an INI file says: ``[downloader]``, and ``[transfer]`` and ``[network]`` for all else.
+        """An engine as an INI file says: ``[downloader]``; ``[transfer]``, ``[network]``, ``[scan]`` for all else.
 
         What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes over that, as in the service.
         Raises ConfigurationError that names everything wrong at once.
@@ -106,7 +107,7 @@ class DownloadEngine:
             warnings.warn(note, stacklevel=2)
         settings = found.settings
         own = vars(settings.downloader)
-        return cls(**own, session=session, transfer=settings.transfer, network=settings.network)
+        return cls(**own, session=session, transfer=settings.transfer, network=settings.network, scan=settings.scan)
 
     # --- the arguments ---
 

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.engine.names import NameRegistry, Wanted
 from dlpool.engine.task import DownloadTask
 from dlpool.errors import DlpoolError, TargetExists
+from dlpool.scan.guard import open_guard
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.leftovers import discard_unfinished
@@ -23,7 +24,13 @@ class Maker:
     """Thread-safe."""
 
     def __init__(
-        self, transfer: TransferSettings, network: NetworkSettings, max_workers: int, chunk_size: int, notify: Notify
+        self,
+        transfer: TransferSettings,
+        network: NetworkSettings,
+        max_workers: int,
+        chunk_size: int,
+        notify: Notify,
+        scan: ScanSettings,
     ) -> None:
         """``notify`` hears what happens in all of them. Raises ConfigurationError."""
         self._settings = transfer
@@ -31,6 +38,7 @@ class Maker:
         self._client = Client(network, transfer.pool_size(max_workers), gate, watch, collect=chunk_size)
         self._client.check()
         self._notify = notify
+        self._guard = open_guard(scan)
         self._names = NameRegistry()
 
     def make(self, task: DownloadTask) -> Transfer:
@@ -44,7 +52,7 @@ class Maker:
         def admit(path: Path) -> None:
             self._names.reserve(path, Wanted(task.id, task.url, task.label or shown_url(task.url), bool(task.label)))
 
-        return Transfer(job, self._settings, self._client, notify, admit, task.permit)
+        return Transfer(job, self._settings, self._client, notify, admit, task.permit, self._guard)
 
     def ended(self, task: DownloadTask, *, is_completed: bool) -> None:
         """Release the file name of a task that has ended without the file."""
@@ -58,7 +66,7 @@ class Maker:
             learnt.append(path)
             raise TargetExists("its name is known")
 
-        settings = replace(self._settings, retries=0, network_wait=0.0, if_exists="overwrite")
+        settings = replace(self._settings, retries=0, network_wait=0.0, if_exists="overwrite", scan=False)
         with suppress(DlpoolError):
             Transfer(job, settings, self._client, admit=admit).run()
         return learnt[0] if learnt else None

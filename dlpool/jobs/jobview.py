@@ -118,7 +118,7 @@ def _wishes(job: PushedJob | None) -> dict[str, Any]:
         "not_before": time_text(job.not_before), "max_attempts": job.max_attempts,
         "checksum": str(job.checksum) if job.checksum else None, "headers": list(job.headers),
         "if_exists": job.if_exists, "dedupe": job.dedupe, "user_id": job.user_id, "trace_id": job.trace_id,
-        "limit_rate": job.limit_rate,
+        "limit_rate": job.limit_rate, "scan": job.scan,
     }  # fmt: skip
 
 

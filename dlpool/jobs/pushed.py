@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,7 +27,7 @@ MAX_VALUES = 10_000  # of its JSON, those of unknown fields included
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
     "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
-    "limit_rate",
+    "limit_rate", "scan",
 )  # fmt: skip
 
 
@@ -64,11 +64,13 @@ class PushedJob:
     trace_id: str | None = None
     dedupe: bool = False
     limit_rate: int | None = None
+    scan: bool = False
 
     @property
     def digest(self) -> str:
-        """What jobs with the same URL and path share."""
-        return hashlib.sha256(json.dumps([self.url, self.save_path]).encode()).hexdigest()
+        """What jobs with the same URL and path share; one that is to be scanned joins none that may not be."""
+        same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
+        return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
     @classmethod
     def parse(cls, raw: bytes) -> PushedJob:
@@ -221,10 +223,15 @@ def _text(value: object) -> str:
     return value
 
 
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError("dlpool.dedupe is neither true nor false")
-    return value
+def _switch(name: str) -> Callable[[object], bool]:
+    """Return the check of a field that is true or false."""
+
+    def check(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise UsageError(f"dlpool.{name} is neither true nor false")
+        return value
+
+    return check
 
 
 def _rate(value: object) -> int:
@@ -239,6 +246,6 @@ def _rate(value: object) -> int:
 
 _CHECKS = {
     "id": _id, "priority": priority_name, "not_before": moment, "max_attempts": _attempts, "checksum": _checksum,
-    "headers": _headers, "if_exists": _if_exists, "user_id": _text, "trace_id": _text, "dedupe": _switch,
-    "limit_rate": _rate,
+    "headers": _headers, "if_exists": _if_exists, "user_id": _text, "trace_id": _text, "dedupe": _switch("dedupe"),
+    "limit_rate": _rate, "scan": _switch("scan"),
 }  # fmt: skip

@@ -30,6 +30,7 @@ _RENAMED = {
     "logger": "log.logger", "job_id": "dlpool.job.id", "path": "file.path", "size": "file.size",
     "trace_id": "trace.id", "user_id": "user.id", "status": "http.response.status_code", "label": "error.code",
     "method": "http.request.method", "location": "url.path", "client": "client.address",
+    "sha256": "file.hash.sha256", "user_name": "user.name",
 }  # fmt: skip
 _OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
 _WITH_STACK = {"error", "critical"}

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from dlpool import __version__
 from dlpool.errors import FailJob
+from dlpool.scan.guard import OUTCOMES
 
 MIB = 1024 * 1024
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -64,6 +65,9 @@ class Metrics:
         )
         self.received = self._counter("received_bytes", "Bytes of files that came over the network.")
         self.retries = self._counter("range_retries", "Ranges that were asked for again.", "reason")
+        self.scans = self._counter(
+            "scans", "Files that were checked for malware before they were published.", "outcome"
+        )
         self.redis_seconds = self._histogram(
             "redis_call_seconds", "Time of a call of a script in Redis, until its answer.", _CALL_SECONDS, "call"
         )
@@ -74,6 +78,8 @@ class Metrics:
         self.jobs.labels("success", "")  # so that the first one is an increase
         for label in {"poison", *(kind.label for kind in FailJob.__subclasses__())}:
             self.jobs.labels("failed", label)
+        for outcome in OUTCOMES:
+            self.scans.labels(outcome)
         for how in ("ended", "died", "killed"):
             self.worker_exits.labels(how)
         for kind in ("away", "refused", "other"):

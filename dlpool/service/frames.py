@@ -51,6 +51,7 @@ class JobFrame(Frame):
     checksum: str | None = None
     if_exists: str | None = None
     limit_rate: int | None = None
+    scan: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dlpool.observe.metrics import MIB, Metrics
 from dlpool.service.frames import EndedFrame
 from dlpool.service.joblog import DISOWNED
 from dlpool.service.spool import FINAL
-from dlpool.service.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of
+from dlpool.service.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of, scans_of
 
 SPEED_S = 10.0
 
@@ -75,6 +75,8 @@ class Meter:
         metrics.log_dropped.inc(new.get(LOG_DROPPED, 0))
         for label, count in retries_of(new).items():
             metrics.retries.labels(label).inc(count)
+        for outcome, count in scans_of(new).items():
+            metrics.scans.labels(outcome).inc(count)
         if RANGE_SECONDS in new:
             metrics.add_ranges(ranges_of(new), new[RANGE_SECONDS])
 

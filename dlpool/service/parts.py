@@ -189,4 +189,5 @@ def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
     return WorkerSettings(
         node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
         settings.paths, settings.logging, settings.otel, owned(settings),
+        settings.scan,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from dlpool.errors import DlpoolError, InternalError, LocalFault, LostJob, Retry
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
+from dlpool.scan.guard import Guard
 from dlpool.service import culprit
 from dlpool.service.affinity import Affinity
 from dlpool.service.diskfaults import FILLED, ending_on_disk
@@ -45,11 +46,15 @@ _LEVELS: Mapping[str, str] = {
     "state_unusable": "warning",
     "folder_not_synced": "warning",
     "connections_limited": "warning",
+    "file_infected": "warning",
+    "file_unscanned": "warning",
+    "file_scanned": "debug",
     "job_started": "info",
     "checksum_verified": "info",
     "target_skipped": "info",
     "job_succeeded": "debug",
 }
+_SCANNED = {"file_scanned": "clean", "file_infected": "infected", "file_unscanned": ""}  # outcomes; "": its own
 
 MAX_STACK = 8 * 1024  # bytes of a frame
 STACK_FRAMES = 3  # of each cause: a refused connection has six of them, through the libraries
@@ -63,7 +68,8 @@ class JobRun:
     """
 
     def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
-                 send: Send, affinity: Affinity, tally: Tally, traces: Traces | None = None) -> None:  # fmt: skip
+                 send: Send, affinity: Affinity, tally: Tally, traces: Traces | None = None,
+                 guard: Guard | None = None) -> None:  # fmt: skip
         self.frame = frame
         self._settings = wished(transfer, frame)
         self._paths = paths
@@ -72,6 +78,7 @@ class JobRun:
         self._affinity = affinity
         self._tally = tally
         self._traces = traces
+        self._guard = guard
         self._span: JobSpan | None = None
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
@@ -156,9 +163,10 @@ class JobRun:
         job = Job(
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
+            owner=frame.user_id,
         )  # fmt: skip
         admit: Callable[[Path], None] = self._paths.check_named if target.is_folder else lambda _: None
-        transfer = Transfer(job, self._settings, self._client, self._notify, admit, self._permit)
+        transfer = Transfer(job, self._settings, self._client, self._notify, admit, self._permit, self._guard)
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -182,7 +190,7 @@ class JobRun:
         if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
             self._affinity.spread()  # its connections' threads come after this
         if event == "body_complete":
-            if fields["size"] < SMALL:  # type: ignore[operator]
+            if fields["size"] < SMALL and not self._settings.scan:  # type: ignore[operator]
                 self._send(FinishingFrame(self.frame.ticket))
             return
         if self._span is not None and event in ("range_fetched", "range_retry"):
@@ -194,6 +202,8 @@ class JobRun:
             self._tally.retry(str(fields["label"]))
         elif event == "download_restarted":
             self._tally.retry("restart")
+        elif event in _SCANNED:
+            self._tally.scanned(_SCANNED[event] or str(fields["verdict"]))
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
@@ -229,11 +239,16 @@ def _stack(error: DlpoolError) -> str:
 
 
 def wished(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
-    """The settings with what the job asks for; of two rate limits the lower one holds."""
-    if frame.if_exists is None and frame.limit_rate is None:
+    """The settings with what the job asks for: of two rate limits the lower one, and a scan if either wants one."""
+    if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
     rates = [rate for rate in (transfer.limit_rate, frame.limit_rate) if rate is not None]
-    return replace(transfer, if_exists=frame.if_exists or transfer.if_exists, limit_rate=min(rates, default=None))
+    return replace(
+        transfer,
+        if_exists=frame.if_exists or transfer.if_exists,
+        limit_rate=min(rates, default=None),
+        scan=transfer.scan or frame.scan,
+    )
 
 
 def lost() -> LostJob:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 RANGE_BOUNDS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0)  # upper ones; what takes longer comes after
 RECEIVED, RANGE_SECONDS, LOG_DROPPED = "received", "range_seconds", "log_dropped"
-_RETRY, _RANGE = "retry.", "range."
+_RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."
 
 
 class Tally:
@@ -30,6 +30,10 @@ class Tally:
     def retry(self, label: str) -> None:
         """A range is asked for again, for that reason."""
         self.add(_RETRY + label, 1)
+
+    def scanned(self, outcome: str) -> None:
+        """Count a file that was checked for malware."""
+        self.add(_SCAN + outcome, 1)
 
     def range_fetched(self, seconds: float) -> None:
         """A range has come, in so many seconds."""
@@ -64,6 +68,11 @@ class Counted:
 def retries_of(counts: Mapping[str, float]) -> dict[str, float]:
     """Ranges that were asked for again, by reason."""
     return {name.removeprefix(_RETRY): count for name, count in counts.items() if name.startswith(_RETRY)}
+
+
+def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
+    """Return how many files were checked for malware, by outcome."""
+    return {name.removeprefix(_SCAN): count for name, count in counts.items() if name.startswith(_SCAN)}
 
 
 def ranges_of(counts: Mapping[str, float]) -> list[float]:

@@ -13,16 +13,17 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool import __version__, threads
-from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, TransferSettings
+from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, ScanSettings, TransferSettings
 from dlpool.config.owned import Owned
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
+from dlpool.scan.guard import open_guard
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
 from dlpool.service.collector import calm_collector
@@ -76,6 +77,7 @@ class WorkerSettings:
     logging: LoggingSettings
     otel: OtelSettings
     owned: tuple[Owned, ...] = ()
+    scan: ScanSettings = field(default_factory=ScanSettings)
     cpu: int | None = None
 
 
@@ -134,6 +136,7 @@ class Worker:
         self._cleaner = threads.Thread(self._keep_clean, "clean")
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
         self._tally = Tally()
+        self._guard = open_guard(settings.scan)
         self._stop_reason: str | None = None
         self._is_retiring = False
 
@@ -206,7 +209,7 @@ class Worker:
         if self._logging.traceparent:
             frame = with_traceparent(frame)
         run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
-                     self._affinity, self._tally, self._traces)  # fmt: skip
+                     self._affinity, self._tally, self._traces, self._guard)  # fmt: skip
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)

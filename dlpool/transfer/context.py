@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from dlpool.config import TransferSettings
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
+from dlpool.scan.guard import Guard
 from dlpool.transfer.answer import Answer, Span, read_answer
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
@@ -37,6 +38,7 @@ class Context:
     rate: RateLimits
     notify: Notify
     permit: Callable[[], None]
+    guard: Guard | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
     earlier: Resource | None = None  # the resource that the previous round found

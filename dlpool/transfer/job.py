@@ -41,7 +41,8 @@ class Job:
 
     ``target`` is the file, or with ``is_folder`` the folder in which the server or the URL names it. ``headers`` are
     sent to the URL's origin only; ``user`` is name and password. ``id`` and ``fence`` are those of a queue's job: what
-    was published for it is recorded until the queue knows, so that a later run of the same job finds it.
+    was published for it is recorded until the queue knows, so that a later run of the same job finds it. ``owner``: the
+    user who pushed that job, for records.
     """
 
     url: str
@@ -52,6 +53,7 @@ class Job:
     checksum: Checksum | None = None
     id: str | None = None
     fence: int | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Progress:
     done: int
     size: int | None
     connections: int
-    phase: str  # "connecting", "downloading", "verifying", "publishing"
+    phase: str  # "connecting", "downloading", "verifying", "scanning", "publishing"
     missing: int = 0
 
 

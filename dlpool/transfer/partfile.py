@@ -17,6 +17,7 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.disk import local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists, TooLarge
+from dlpool.scan.suspect import Suspect
 from dlpool.syscalls import LEAST_FALLOC
 from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Notify, ignore
@@ -181,6 +182,10 @@ class PartFile:
     def own_writer(self) -> Writer:
         """Return the locked descriptor itself, for the thread that owns the part file and writes before it closes."""
         return Writer(self._descriptor, self.path, closes=False)
+
+    def as_suspect(self) -> Suspect:
+        """Return the complete file for a check of its content. Raises LocalFault."""
+        return Suspect(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
         """Close all writers after their last write: network file systems report failed writes only then.

@@ -15,6 +15,7 @@ from dlpool.errors import (
     ChecksumMismatch,
     DeadlineExceeded,
     DlpoolError,
+    Infected,
     InternalError,
     LocalFault,
     RestartFile,
@@ -28,6 +29,7 @@ from dlpool.transfer.lane import Lane
 from dlpool.transfer.lanes import Lanes
 from dlpool.transfer.opening import Opening
 from dlpool.transfer.place import AlreadyThere, Place
+from dlpool.transfer.scanning import scan
 from dlpool.transfer.watch import Watch
 
 SMALL = 1024 * 1024  # bytes: what is smaller is fetched on the calling thread
@@ -211,10 +213,19 @@ class Round:
         if self.verified is None:
             self._check_end(plan)
         plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
+        if context.settings.scan:
+            self._scan(plan)
         self.phase = "publishing"
         context.permit()
         context.board.seal()
         plan.place.publish(plan.resource, context.board.snapshot())
+
+    def _scan(self, plan: Plan) -> None:
+        """Check the file for malware. It may take minutes: a run after a kill continues with the scan."""
+        self.phase = "scanning"
+        if plan.has_ranges and self._context.board.written() >= SMALL:
+            self._checkpoint(plan)
+        scan(self._context, plan)
 
     def _verify(self, plan: Plan) -> None:
         written = self._context.board.written()
@@ -247,7 +258,7 @@ class Round:
         plan = self.plan
         if plan is None or isinstance(error, RestartFile):
             return
-        if isinstance(error, ChecksumMismatch):
+        if isinstance(error, ChecksumMismatch | Infected):
             plan.place.discard()
         elif plan.has_ranges and not plan.place.is_broken and self._has_fresh_bytes():
             self._checkpoint(plan, error)

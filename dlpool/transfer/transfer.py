@@ -12,6 +12,7 @@ from pathlib import Path
 from dlpool.config import TransferSettings
 from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
+from dlpool.scan.guard import Guard
 from dlpool.transfer.board import Board
 from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
@@ -21,6 +22,7 @@ from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.round import Round
+from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.source import Source
 
 MAX_RESTARTS = 3
@@ -51,11 +53,12 @@ class Transfer:
         notify: Notify = ignore,
         admit: Callable[[Path], None] = lambda _: None,
         permit: Callable[[], None] = lambda: None,
+        guard: Guard | None = None,
     ) -> None:
         """``admit`` is called for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
 
         ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
-        raises what forbids it.
+        raises what forbids it. ``guard`` checks the file before that, if ``scan`` is set.
         """
         self._job = job
         self._settings = settings
@@ -63,6 +66,7 @@ class Transfer:
         self._notify = notify
         self._admit = admit
         self._permit = permit
+        self._guard = guard
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
         self._tally = Tally()
@@ -85,6 +89,7 @@ class Transfer:
         fetched is committed then, for the next run to go on from, unless it is known to be wrong.
         """
         self._began = time.monotonic()
+        check_configured(self._settings, self._guard)
         try:
             if not self._job.is_folder:
                 self._choose_place("")
@@ -157,6 +162,7 @@ class Transfer:
             self._rate,
             self._notify,
             self._permit,
+            self._guard,
             earlier=self._earlier,
         )
         limit = self._settings.deadline

@@ -13,7 +13,9 @@ from dlpool.errors import (
     Conflict,
     DlpoolError,
     Garbled,
+    Infected,
     NoTask,
+    NotScanned,
     PolicyRefused,
     ProtocolBroken,
     RemoteFull,
@@ -29,6 +31,7 @@ _BY_CODE: dict[str, type[DlpoolError]] = {
     # The server has other bytes than it was sent, in a chunk, or in what it made of them.
     "md5_mismatch": Garbled, "file_md5_mismatch": Garbled, "size_mismatch": Garbled,
     "truncated": ShortBody, "no_such_task": NoTask, "task_merging": TaskClosed, "task_completed": TaskClosed,
+    "infected": Infected, "not_scanned": NotScanned,
 }  # fmt: skip
 _BY_STATUS: dict[int, type[DlpoolError]] = {
     409: Conflict, 413: PolicyRefused, 415: PolicyRefused, 507: RemoteFull,

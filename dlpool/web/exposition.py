@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from dlpool.scan.guard import OUTCOMES
 from dlpool.web.figures import BUCKETS
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
 
@@ -52,6 +53,10 @@ class _Collector(Collector):
         for outcome in ("told", "lost"):
             events.add_metric([outcome], counts.get(f"events {outcome}", 0))
         yield events
+        scans = CounterMetricFamily("dlpool_upload_scans", "Files that were checked for malware", labels=["outcome"])
+        for outcome in OUTCOMES:
+            scans.add_metric([outcome], counts.get(f"scan {outcome}", 0))
+        yield scans
         errors = CounterMetricFamily("dlpool_web_errors", "Requests refused or failed", labels=["code"])
         for key in sorted(counts):
             if key.startswith("error "):

@@ -13,13 +13,14 @@ from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.observe.summary import Summary
+from dlpool.scan.guard import open_guard
 from dlpool.web.admission import Admission
 from dlpool.web.announcing import open_announcer
 from dlpool.web.auth import Keys
 from dlpool.web.body import Body
 from dlpool.web.figures import Figures
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadStore
+from dlpool.web.store import Screening, UploadStore
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
 
@@ -45,11 +46,20 @@ class WebParts:
         self.figures = Figures(self.folder)
         self._unreadable, self._refused = Summary(1), Summary(REFUSALS)
         self.announcer = open_announcer(settings, self.figures, self.log)
-        self.store = UploadStore(settings.upload, self.announcer, self._unsynced)
+        screening = Screening(open_guard(settings.scan), self._scanned)
+        self.store = UploadStore(settings.upload, self.announcer, self._unsynced, screening)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
         """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""
         self.log.warning("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+
+    def _scanned(self, outcome: str, /, **fields: object) -> None:
+        """Count and log a file that was checked for malware."""
+        self.figures.add(f"scan {outcome}")
+        if outcome == "infected":
+            self.log.warning("file_infected", **fields)
+        elif outcome != "clean":
+            self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def refused(self, status: int, label: str, client: str, reason: str) -> None:
         """The server itself refused what is no request that can be read."""

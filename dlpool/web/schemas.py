@@ -88,6 +88,7 @@ OWN = record({}, {
     "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
     "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
+    "scan": {**SWITCH, "description": "check the file for malware before it is published, whatever the service says"},
 })  # fmt: skip
 JOB = record(
     {"url": {"type": "string", "minLength": 1, "maxLength": MAX_URL, "pattern": "^[hH][tT][tT][pP][sS]?://",
@@ -120,7 +121,7 @@ _TEXTS = (
 )
 _MOMENTS = ("created_at", "started_at", "ended_at", "due_at", "not_before")
 VIEW = record(
-    {"state": TEXT, "priority": TEXT, "is_suspect": SWITCH, "dedupe": SWITCH, "headers": items(TEXT),
+    {"state": TEXT, "priority": TEXT, "is_suspect": SWITCH, "dedupe": SWITCH, "scan": SWITCH, "headers": items(TEXT),
      "progress": or_null({"type": "object"}), "note": or_null({"type": "object"}), **dict.fromkeys(_NUMBERS, COUNT),
      **dict.fromkeys(_TEXTS, or_null(TEXT)), **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
      "size": or_null(COUNT), "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},

@@ -7,6 +7,7 @@ from dlpool.web.store.events import Announce, UploadEvent
 from dlpool.web.store.growing import Growth, GrowWish, locked
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
+from dlpool.web.store.screening import Screening
 from dlpool.web.store.store import UploadStore
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Growth",
     "MergeResult",
     "Reception",
+    "Screening",
     "Superseded",
     "UploadEvent",
     "UploadStore",

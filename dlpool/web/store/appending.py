@@ -26,10 +26,11 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, index_of, list_chunks
 from dlpool.web.store.content import check_head
+from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release
-from dlpool.web.store.reception import HEAD_SIZE, Reception
+from dlpool.web.store.reception import Reception
 from dlpool.web.store.record import TUS, Record
 from dlpool.web.store.settling import settle
 from dlpool.web.store.syncing import UNSYNCED

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import merging, states
+from dlpool.web.store import states
 from dlpool.web.store.appending import (
     FINAL,
     PARTIAL,
@@ -28,6 +28,7 @@ from dlpool.web.store.content import check_name
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release, released_on_error
+from dlpool.web.store.merging import Merger
 from dlpool.web.store.names import file_name, folders
 from dlpool.web.store.publishing import check_free
 from dlpool.web.store.record import TUS, Identity, Record
@@ -85,9 +86,10 @@ class Growth:
 class GrowingUploads:
     """The uploads of one store that grow. Immutable; all methods raise Refusal."""
 
-    def __init__(self, layout: Layout, settings: UploadSettings) -> None:
+    def __init__(self, layout: Layout, settings: UploadSettings, merger: Merger) -> None:
         self._layout = layout
         self._settings = settings
+        self._merger = merger
 
     def create(self, wish: GrowWish) -> str:
         """Begin an upload; returns its id."""
@@ -210,7 +212,7 @@ class GrowingUploads:
                 self._place_nothing(task)
         wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS)
         try:
-            return merging.merge(self._layout, self._settings, wish)
+            return self._merger.merge(wish)
         except Refusal as refusal:
             if refusal.code == "task_merging":
                 raise locked() from refusal

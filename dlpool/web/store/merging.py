@@ -6,24 +6,28 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.disk import identity_of
+from dlpool.scan.suspect import Suspect
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
 from dlpool.web.store.content import check_head
 from dlpool.web.store.events import FAILED
+from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.faults import stored
 from dlpool.web.store.joining import ChunksBad, Joint
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
-from dlpool.web.store.reception import HEAD_SIZE
 from dlpool.web.store.record import CHUNKED, Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_merge
+from dlpool.web.store.screening import InfectedUpload, Screening, Upload
 from dlpool.web.store.settling import complete, result_of, settle
 from dlpool.web.store.task import Task
 from dlpool.web.store.wishes import MergeWish, check_size
@@ -39,18 +43,26 @@ class _Begun:
     hold: int
 
 
-def merge(layout: Layout, settings: UploadSettings, wish: MergeWish) -> MergeResult:
-    """Publish the file of a task. Raises Refusal; a second merge gets the first one's result."""
-    wish.check(settings)
-    started_ns = time.monotonic_ns()
-    with layout.task(wish.file_id) as task:
-        begun = _begin(task, settings, wish)
-    if isinstance(begun, MergeResult):
-        return begun
-    try:
-        return _Merge(layout, settings, wish, begun).run(started_ns)
-    finally:
-        release(begun.hold)
+@dataclass(frozen=True)
+class Merger:
+    """Merges the tasks of one store."""
+
+    layout: Layout
+    settings: UploadSettings
+    screening: Screening
+
+    def merge(self, wish: MergeWish) -> MergeResult:
+        """Publish the file of a task. Raises Refusal; a second merge gets the first one's result."""
+        wish.check(self.settings)
+        started_ns = time.monotonic_ns()
+        with self.layout.task(wish.file_id) as task:
+            begun = _begin(task, self.settings, wish)
+        if isinstance(begun, MergeResult):
+            return begun
+        try:
+            return _Merge(self, wish, begun).run(started_ns)
+        finally:
+            release(begun.hold)
 
 
 def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
@@ -112,12 +124,18 @@ def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
                    uploaded=len(chunks), total_required=total_chunks, uploaded_chunks=sorted(chunks))  # fmt: skip
 
 
+def _found(refusal: Refusal) -> dict[str, Any]:
+    """Return what the event of a failed merge says of malware."""
+    return {name: refusal.extra[name] for name in ("signature", "quarantine") if name in refusal.extra}
+
+
 class _Merge:
     """The part of a merge that takes its time."""
 
-    def __init__(self, layout: Layout, settings: UploadSettings, wish: MergeWish, begun: _Begun) -> None:
-        self._layout = layout
-        self._settings = settings
+    def __init__(self, merger: Merger, wish: MergeWish, begun: _Begun) -> None:
+        self._layout = merger.layout
+        self._settings = merger.settings
+        self._screening = merger.screening
         self._wish = wish
         self._begun = begun
 
@@ -135,6 +153,9 @@ class _Merge:
                     place.close()
         except ChunksBad as error:
             raise self._failed(self._without(error.indexes)) from error
+        except InfectedUpload as refusal:
+            self._remove_chunks()  # another merge would put the same bytes into quarantine again
+            raise self._failed(refusal) from None
         except Refusal as refusal:
             raise self._failed(refusal) from None
 
@@ -163,14 +184,23 @@ class _Merge:
             check_head(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
             self._layout.sync.data(descriptor)
             status = os.fstat(descriptor)
+            size = sum(chunk.size for chunk in self._begun.chunks)
+            if status.st_size != size:
+                text = f"the merged file has {status.st_size} bytes instead of {size}: merge again"
+                raise Refusal(507, "storage", text)
+            if is_checked and expected and md5 != expected:
+                raise Refusal(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
+            self._screen(place, descriptor, size)
         finally:
             release(descriptor)
-        size = sum(chunk.size for chunk in self._begun.chunks)
-        if status.st_size != size:
-            raise Refusal(507, "storage", f"the merged file has {status.st_size} bytes instead of {size}: merge again")
-        if is_checked and expected and md5 != expected:
-            raise Refusal(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
         return status, md5
+
+    def _screen(self, place: Place, descriptor: int, size: int) -> None:
+        """Check the merged file for malware. Raises Refusal, OSError."""
+        identity = self._begun.task.identity()
+        target = os.path.join(self._settings.merged_dir, *place.parts, self._wish.filename)
+        upload = Upload(self._wish.file_id, None if identity is None else identity.owner, target)
+        self._screening.check(Suspect(descriptor, Path(place.temporary), size, place.descriptor), upload)
 
     def _publish(self, place: Place, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:
         """Record which file is about to get its name, then give it that, then record that it has it."""
@@ -212,6 +242,12 @@ class _Merge:
                 os.unlink(chunk_path(self._begun.task.folder, index))
         return missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
 
+    def _remove_chunks(self) -> None:
+        """Remove the chunks of the merge; what cannot be removed stays until the task is removed."""
+        for chunk in self._begun.chunks:
+            with suppress(OSError):
+                os.unlink(chunk_path(self._begun.task.folder, chunk.index))
+
     def _failed(self, refusal: Refusal) -> Refusal:
         """Record it, unless the file may have its name already: then whoever comes next looks."""
         with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
@@ -219,5 +255,5 @@ class _Merge:
             if record is not None and record.publishing is None and record.status == states.MERGING:
                 task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
                           failed_merges=record.failed_merges + 1)  # fmt: skip
-                task.tell(FAILED, record, label=refusal.code, message=refusal.text)
+                task.tell(FAILED, record, label=refusal.code, message=refusal.text, **_found(refusal))
         return refusal

@@ -17,6 +17,7 @@ from dlpool import disk
 from dlpool.syscalls import LEAST_FALLOC
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
+from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.faults import refused, stored
 from dlpool.web.store.locks import has_locked, release, released_on_error
 from dlpool.web.store.syncing import Syncing
@@ -24,7 +25,6 @@ from dlpool.web.store.task import Visit
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
-HEAD_SIZE = 4096  # bytes that the kind of content is known by
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -10,15 +10,17 @@ from typing import Any
 from dlpool.config import UploadSettings
 from dlpool.disk import OnUnsynced
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import merging, names, receiving, states
+from dlpool.web.store import names, receiving, states
 from dlpool.web.store.cleaning import DAY_S, Cleaner, Swept
 from dlpool.web.store.concatenating import Concatenation
 from dlpool.web.store.events import PAUSED, RESUMED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.merging import Merger
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
+from dlpool.web.store.screening import UNSCREENED, Screening
 from dlpool.web.store.settling import settle
 from dlpool.web.store.syncing import Syncing
 from dlpool.web.store.task import Visit
@@ -34,16 +36,22 @@ class UploadStore:
     """
 
     def __init__(
-        self, settings: UploadSettings, announce: Announce = silent, on_unsynced: OnUnsynced | None = None
+        self,
+        settings: UploadSettings,
+        announce: Announce = silent,
+        on_unsynced: OnUnsynced | None = None,
+        screening: Screening = UNSCREENED,
     ) -> None:
         """``announce`` is called with each change of an upload; it must neither block nor raise.
 
-        ``on_unsynced`` is called once in a process for each file system that cannot sync a folder.
+        ``on_unsynced`` is called once in a process for each file system that cannot sync a folder. ``screening`` checks
+        each merged file before it gets its name.
         """
         self.settings = settings
         syncing = Syncing(settings.enable_atomic_operations, on_unsynced)
         self.layout = Layout(settings.upload_dir, sync=syncing, announce=announce)
-        self.growing = GrowingUploads(self.layout, settings)
+        self._merger = Merger(self.layout, settings, screening)
+        self.growing = GrowingUploads(self.layout, settings, self._merger)
         self._cleaner = Cleaner(self.layout, settings)
         self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
 
@@ -80,7 +88,7 @@ class UploadStore:
     ) -> MergeResult:  # fmt: skip
         """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir."""
         wish = MergeWish(file_id, filename, total_chunks, owner, relative_path, expected_md5)
-        return merging.merge(self.layout, self.settings, wish)
+        return self._merger.merge(wish)
 
     def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """What ``/upload_status`` says, also of an unknown id."""

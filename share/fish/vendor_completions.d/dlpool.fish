@@ -50,8 +50,8 @@ function _shtab_dlpool_using
   test "$_shtab_dlpool_cmdpath" = "$argv"
 end
 
-set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --token-file --user --user-agent -A -H -c -i -j -o
+set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top quarantine config doctor setup
+set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --to --token-file --user --user-agent -A -H -c -i -j -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -88,6 +88,7 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-verify -d 'do not verify
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-html-guard -d 'do not refuse an HTML page in place of a file whose URL ends like that of a binary one (.zip, .iso, ...)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l allow-change -d 'let an answer of another kind of content, or from another host, replace what was fetched'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-sync -d 'do not wait until bytes are on the disk before they count'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l scan -d 'check the file for malware before it gets its name, as [scan] says'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l max-file-size -x -d 'refuse larger files'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l connect-timeout -x -d 'limit of connecting, TLS handshake included (default: 10s)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l read-timeout -x -d 'longest silence of a server (default: 30s)'
@@ -150,6 +151,7 @@ complete -c dlpool -n '_shtab_dlpool_using push' -s H -l header -x -d 'add a hea
 complete -c dlpool -n '_shtab_dlpool_using push' -l if-exists -xka "overwrite skip fail rename" -d 'when the target exists (default: the service'"'"'s)'
 complete -c dlpool -n '_shtab_dlpool_using push' -l limit-rate -x -d 'bytes a second at most; takes K M G T'
 complete -c dlpool -n '_shtab_dlpool_using push' -l dedupe -d 'do not download twice what waits or runs already with the same URL and PATH'
+complete -c dlpool -n '_shtab_dlpool_using push' -l scan -d 'check the file for malware before it gets its name'
 complete -c dlpool -n '_shtab_dlpool_using push' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'
 complete -c dlpool -n '_shtab_dlpool_using push' -l redis-url -x -d 'redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL'
 complete -c dlpool -n '_shtab_dlpool_using push' -l redis-addr -x -d 'the same as --redis-url redis://HOST:PORT'
@@ -314,6 +316,14 @@ complete -c dlpool -n '_shtab_dlpool_using top' -l redis-password -x -d 'passwor
 complete -c dlpool -n '_shtab_dlpool_using top' -l group -x -d 'work on the list NAME:go_download_urls'
 complete -c dlpool -n '_shtab_dlpool_using top' -l json -d 'print one JSON object, and end'
 complete -c dlpool -n '_shtab_dlpool_using top' -s q -l quiet -d 'say nothing but errors'
+complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a quarantine -d 'list, release or delete infected files'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -s h -l help -d 'show this help message and exit'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -l all -d 'with delete: all files'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -l to -xka "(__fish_complete_path (commandline -ct))" -d 'with release of one file: the name that it gets'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -l json -d 'print one JSON object a line'
+complete -c dlpool -n '_shtab_dlpool_using quarantine' -s q -l quiet -d 'say nothing but errors'
+complete -c dlpool -n '_shtab_dlpool_using quarantine; and test $_shtab_dlpool_npos -eq 0' -ka "list show release delete" -d 'list|show|release|delete'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a config -d 'check or show the settings'
 complete -c dlpool -n '_shtab_dlpool_using config' -s h -l help -d 'show this help message and exit'
 complete -c dlpool -n '_shtab_dlpool_using config' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'with convert: write the INI file there (default: standard output)'

@@ -1,0 +1,126 @@
+"""``dlpool quarantine``: list, show, release and delete the files that a scanner found infected."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool import __version__
+from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.options import settings_told
+from dlpool.cli.report import SOME_FAILED
+from dlpool.cli.tables import show_pairs, show_table
+from dlpool.config import Settings
+from dlpool.disk import translated
+from dlpool.errors import DlpoolError, UsageError
+from dlpool.observe.log import Log
+from dlpool.scan.quarantine import Item, Quarantine
+
+COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what is asked and return the exit code. Raises UsageError, NotFound, TargetExists, LocalFault."""
+    _check(arguments)
+    settings = settings_told(arguments.config, is_quiet=arguments.quiet).settings
+    quarantine = Quarantine(Path(settings.scan.quarantine_dir), settings.scan.quarantine_size)
+    with translated(f"read {quarantine.folder}"):
+        found = quarantine.items() if arguments.action == "list" or arguments.all else []
+        ids = [item.id for item in found] if arguments.all else arguments.ids
+        if arguments.action == "list":
+            _list(found, arguments)
+            return 0
+        if arguments.action == "show":
+            _show([quarantine.item(item_id) for item_id in ids], arguments)
+            return 0
+    return _each(quarantine, ids, arguments, settings)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for arguments that have no meaning together."""
+    action = arguments.action
+    if action == "list" and (arguments.ids or arguments.all):
+        raise UsageError("quarantine list takes neither IDs nor --all")
+    if arguments.all and action != "delete":
+        raise UsageError("--all is for quarantine delete")
+    if action != "list" and bool(arguments.ids) == arguments.all:
+        raise UsageError(f"quarantine {action} needs IDs{', or --all' if action == 'delete' else ''}")
+    if arguments.to is not None and (action != "release" or len(arguments.ids) != 1):
+        raise UsageError("--to is for quarantine release of one ID")
+
+
+def _list(items: Iterable[Item], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        show_lines(json.dumps(item.as_json()) for item in items)
+    else:
+        rows = [(i.id, i.at, i.size, i.finding.signature, i.finding.owner, i.finding.target) for i in items]
+        show_table(COLUMNS, rows)
+
+
+def _show(items: Iterable[Item], arguments: argparse.Namespace) -> None:
+    for item in items:
+        if arguments.json:
+            show_lines([json.dumps(item.as_json())])
+        else:
+            show_pairs(item.as_json().items())
+
+
+def _each(quarantine: Quarantine, ids: list[str], arguments: argparse.Namespace, settings: Settings) -> int:
+    """Release or delete each. One that fails alone is an error; of several, the others are done (exit 14)."""
+    log = _log(settings)
+    problems: list[DlpoolError] = []
+    for item_id in ids:
+        try:
+            said = _done(quarantine, item_id, arguments, log)
+        except DlpoolError as error:
+            problems.append(error)
+            continue
+        with telling_result():
+            if arguments.json:
+                show_lines([json.dumps({"id": item_id, "result": "OK"})])
+            elif not arguments.quiet:
+                show_lines([said])
+    log.close()
+    if len(ids) == 1 and problems:
+        raise problems[0]
+    for problem in problems:
+        print(f"dlpool: {problem}", file=sys.stderr)
+    return SOME_FAILED if problems else 0
+
+
+def _done(quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log) -> str:
+    """Release or delete one file, and log it. Returns what to say. Raises NotFound, TargetExists, LocalFault."""
+    path: Path | None = None
+    with translated(f"{arguments.action} {item_id[:40]}"):
+        if arguments.action == "release":
+            target = None if arguments.to is None else Path(arguments.to).absolute()
+            item, path = quarantine.release(item_id, target)
+        else:
+            item = quarantine.delete(item_id)
+    logger, finding = log.logger("supervisor"), item.finding
+    fields = {"quarantine": item.id, "signature": finding.signature, "sha256": item.sha256, "user_name": _actor()}
+    if path is None:
+        logger.warning("quarantine_deleted", path=finding.target, **fields)
+    else:
+        logger.warning("quarantine_released", path=path, **fields)
+    return f"{item.id}\tdeleted" if path is None else f"{item.id}\treleased to {path}"
+
+
+def _log(settings: Settings) -> Log:
+    """Return the service's log; what cannot be written there is lost."""
+    folder, node = Path(settings.paths.log_dir), settings.supervisor.node_id or "cli"
+    return Log(folder, settings.logging, service="dlpool-cli", version=__version__, node_id=node, is_required=False)
+
+
+def _actor() -> str:
+    """Return who runs the command: the user behind sudo, if there is one."""
+    names = [os.environ.get("SUDO_USER", "")]
+    with suppress(KeyError):
+        names.append(pwd.getpwuid(os.getuid()).pw_name)
+    return next(filter(None, names), str(os.getuid()))

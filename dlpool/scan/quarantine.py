@@ -1,0 +1,242 @@
+"""Where infected files are kept: ``quarantine_dir/ID``, mode 0600, with a record ``ID.json`` beside each.
+
+| killed | left behind | then |
+|---|---|---|
+| before the file is moved | a record without a file | it is not listed; the next ``add`` after a day removes it |
+| while it is copied from another file system | ``ID.copying`` and the record | the same; the source is still complete |
+| after that | file and record, perhaps also the source | it is listed; the source is scanned again |
+| while it is released | a record without a file, or both files | the same as above; or it is released again |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from dlpool import disk, jsontext
+from dlpool.errors import NotFound, TargetExists
+from dlpool.scan.suspect import Suspect
+
+COPYING, RECORD = ".copying", ".json"
+STALE_S = 86400.0  # what is older and has no file is left by a killed process
+ENTRY = 8192  # bytes that an item counts at least, for its record and its folder entries
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found and where it came from. Texts are for people, without secrets.
+
+    ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload; ``target``: the path that the
+    file was to get; ``owner``: of the upload or job, None if nobody is known; ``job_id``: of a job of the queue.
+    """
+
+    signature: str
+    kind: str
+    source: str
+    target: str
+    owner: str | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file in quarantine. ``at``: when it came, RFC 3339; ``size`` in bytes."""
+
+    id: str
+    at: str
+    size: int
+    sha256: str
+    finding: Finding
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record."""
+        return {"id": self.id, "at": self.at, "size": self.size, "sha256": self.sha256, **asdict(self.finding)}
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """``most``: bytes that all files may have together; the oldest make room. Processes may share the folder."""
+
+    folder: Path
+    most: int
+
+    def add(self, suspect: Suspect, finding: Finding) -> Item:
+        """Move a file here. Raises OSError, and then the file still has its name, or nothing has."""
+        if suspect.size + ENTRY > self.most:
+            raise OSError(errno.E2BIG, f"it is larger than quarantine_size ({self.most} bytes)")
+        self._make_folder()
+        self._make_room(suspect.size)
+        item = Item(secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding)
+        disk.atomic_write(self._record(item.id), jsontext.dumps(item.as_json()), sync=True, mode=0o600)
+        try:
+            self._move(suspect, self.folder / item.id)
+        except OSError:
+            disk.remove_quietly(self._record(item.id))
+            raise
+        return item
+
+    def items(self) -> list[Item]:
+        """Return what is here, oldest first. Raises OSError."""
+        found = [item for item_id in self._ids() if (item := self._item(item_id)) is not None]
+        return sorted(found, key=lambda item: (item.at, item.id))
+
+    def item(self, item_id: str) -> Item:
+        """Return one item. Raises NotFound, OSError."""
+        found = self._item(item_id) if _ID.fullmatch(item_id) else None
+        if found is None:
+            raise NotFound(f"nothing in quarantine has the id {item_id[:40]!r}: dlpool quarantine list shows the ids")
+        return found
+
+    def delete(self, item_id: str) -> Item:
+        """Remove a file and its record. Raises NotFound, OSError."""
+        item = self.item(item_id)
+        disk.remove(self.folder / item.id)
+        disk.remove(self._record(item.id))
+        return item
+
+    def release(self, item_id: str, target: Path | None = None) -> tuple[Item, Path]:
+        """Give a file the name that it was to get, or ``target``; never in place of another file.
+
+        Raises NotFound, TargetExists, OSError.
+        """
+        item = self.item(item_id)
+        path = target or Path(item.finding.target)
+        disk.make_folders(path.parent, sync=True)
+        source = self.folder / item.id
+        temporary = path.with_name(f".dlpool-{item.id}.released")
+        try:
+            _copied(source, temporary)
+            disk.publish_exclusive(temporary, path, identity=disk.identity_of(os.stat(temporary)))
+        except FileExistsError as error:
+            disk.remove_quietly(temporary)
+            raise TargetExists(f"{path} exists already: name another PATH") from error
+        except OSError:
+            disk.remove_quietly(temporary)
+            raise
+        disk.sync_folder(path.parent)
+        self.delete(item_id)
+        return item, path
+
+    def _make_folder(self) -> None:
+        disk.make_folders(self.folder.parent, sync=True)
+        with suppress(FileExistsError):
+            os.mkdir(self.folder, 0o700)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the oldest items until ``size`` bytes more are allowed, and what killed processes left."""
+        items = self.items()
+        total = sum(item.size + ENTRY for item in items) + size + ENTRY
+        for item in items:
+            if total <= self.most:
+                break
+            with suppress(NotFound):
+                self.delete(item.id)
+            total -= item.size + ENTRY
+        self._remove_stale()
+
+    def _remove_stale(self) -> None:
+        known = set(self._ids())
+        with os.scandir(self.folder) as entries:
+            stale = [entry.path for entry in entries if _is_stale(entry, known)]
+        for path in stale:
+            disk.remove_quietly(path)
+
+    def _move(self, suspect: Suspect, place: Path) -> None:
+        """Give the suspect its name here: by a rename, or by a copy from another file system. Raises OSError."""
+        os.fchmod(suspect.descriptor, 0o600)
+        if suspect.is_named() and _renamed(suspect, place):
+            os.fsync(suspect.descriptor)
+        else:
+            _write(suspect.blocks(1024 * 1024), place.with_name(place.name + COPYING), 0o600)
+            place.with_name(place.name + COPYING).rename(place)
+        disk.sync_folder(self.folder)
+        suspect.remove()
+
+    def _ids(self) -> list[str]:
+        """Return the ids of the files."""
+        try:
+            return [name for name in os.listdir(self.folder) if _ID.fullmatch(name)]
+        except FileNotFoundError:
+            return []
+
+    def _item(self, item_id: str) -> Item | None:
+        """Return an item, with what is known where its record is damaged; None if it has no file. Raises OSError."""
+        try:
+            status = os.lstat(self.folder / item_id)
+        except FileNotFoundError:
+            return None
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            record = jsontext.loads(self._record(item_id).read_bytes())
+            at, sha256 = str(record["at"]), str(record["sha256"])
+            texts = {name: record.get(name) for name in Finding.__dataclass_fields__}
+            if all(isinstance(texts[name], str) for name in ("signature", "kind", "source", "target")):
+                return Item(item_id, at, status.st_size, sha256, Finding(**texts))
+        return Item(item_id, _at(status.st_mtime), status.st_size, "", Finding("unknown", "unknown", "", ""))
+
+    def _record(self, item_id: str) -> Path:
+        return self.folder / f"{item_id}{RECORD}"
+
+
+def _renamed(suspect: Suspect, place: Path) -> bool:
+    """Rename the suspect to ``place``; return False if that is on another file system. Raises OSError."""
+    try:
+        os.rename(suspect.path, place, src_dir_fd=suspect.dir_fd)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
+
+
+def _copied(source: Path, target: Path) -> None:
+    """Copy a file durably to a new name, with the permissions of a new file. Raises OSError."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        suspect = Suspect(descriptor, source, os.fstat(descriptor).st_size)
+        _write(suspect.blocks(1024 * 1024), target, 0o666)
+    finally:
+        disk.close_quietly(descriptor)
+
+
+def _write(blocks: Iterator[bytes], path: Path, mode: int) -> None:
+    """Write a new file durably. Raises OSError, and then the name does not exist."""
+    descriptor = disk.create_exclusive(path, mode)
+    try:
+        try:
+            for block in blocks:
+                disk.write_all(descriptor, block)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        disk.remove_quietly(path)
+        raise
+
+
+def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:
+    """Return whether it is a record without a file, or an unfinished copy, that nobody works on any more."""
+    name, _, ending = entry.name.partition(".")
+    if not _ID.fullmatch(name) or (ending == RECORD[1:] and name in known) or not ending:
+        return False
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S
+    except OSError:
+        return False
+
+
+def _now() -> str:
+    return _at(time.time())
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

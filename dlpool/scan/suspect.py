@@ -1,0 +1,67 @@
+"""A file that is to be checked: open, complete, and without its final name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool import disk
+
+_BUFFER = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """``descriptor`` is open for reading; nobody writes to the file. ``path`` is its temporary name.
+
+    ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.
+    """
+
+    descriptor: int
+    path: Path
+    size: int
+    dir_fd: int | None = None
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yield the content in blocks of ``size`` bytes at most. Raises OSError, also for a file that has changed."""
+        position = 0
+        while position < self.size:
+            data = os.pread(self.descriptor, min(size, self.size - position), position)
+            if not data:
+                raise OSError(errno.EIO, "the file became shorter while it was checked")
+            yield data
+            position += len(data)
+
+    def sha256(self) -> str:
+        """Return the digest of the content in hexadecimal digits. Raises OSError."""
+        found = hashlib.sha256()
+        for block in self.blocks(_BUFFER):
+            found.update(block)
+        return found.hexdigest()
+
+    @property
+    def identity(self) -> disk.Identity:
+        """Device and inode number. Raises OSError."""
+        return disk.identity_of(os.fstat(self.descriptor))
+
+    def is_named(self) -> bool:
+        """Return whether the temporary name still means this file. Raises OSError."""
+        return disk.is_name_of(self.path, self.identity, self.dir_fd)
+
+    def absolute_path(self) -> str:
+        """Return the temporary name for another program."""
+        if self.dir_fd is None:
+            return str(self.path.absolute())
+        return str(Path(os.readlink(f"/proc/self/fd/{self.dir_fd}"), self.path))
+
+    def remove(self) -> None:
+        """Remove the temporary name, if it still means this file; errors are ignored."""
+        try:
+            if self.is_named():
+                disk.remove_quietly(self.path, dir_fd=self.dir_fd)
+        except OSError:
+            return

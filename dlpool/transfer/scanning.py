@@ -1,0 +1,41 @@
+"""Check a complete download for malware before it is published."""
+
+from __future__ import annotations
+
+from dlpool.config import TransferSettings
+from dlpool.disk import translated
+from dlpool.errors import NotScanned
+from dlpool.scan.guard import Guard
+from dlpool.scan.quarantine import Finding
+from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.urls import shown_url
+
+_NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [scan]"
+
+
+def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
+    """Raise NotScanned if a file is to be checked and no scanner is configured."""
+    if settings.scan and guard is None:
+        raise NotScanned(_NO_SCANNER)
+
+
+def scan(context: Context, plan: Plan) -> None:
+    """Return if the file may be published. The part file stays locked meanwhile.
+
+    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and what ended the download.
+    """
+    guard, place, job = context.guard, plan.place, context.job
+    assert guard is not None, "check_configured was called before the first request"
+    finding = Finding("", "download", shown_url(job.url), str(place.target), job.owner, job.id)
+
+    def tell(outcome: str, /, **fields: object) -> None:
+        path = str(place.target)
+        if outcome == "clean":
+            context.notify("file_scanned", path=path)
+        elif outcome == "infected":
+            context.notify("file_infected", path=path, **fields)
+        else:
+            context.notify("file_unscanned", path=path, verdict=outcome, **fields)
+
+    with translated(f"check {place.part.path} for malware"):
+        guard.check(place.part.as_suspect(), finding, check=context.board.check, before_move=place.discard, tell=tell)
