@@ -13,8 +13,8 @@ import pytest
 from dlpool.web.store import room, states
 from dlpool.web.store.chunkfile import TRAILER_SIZE, index_of
 from dlpool.web.store.content import check_head, check_name, kinds_of
+from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.names import file_name, flat_name, folders
-from dlpool.web.store.reception import HEAD_SIZE
 from dlpool.web.store.room import Room, check_merge, check_room, level, room_of
 from tests.test_store_growing import open_below
 from tests.uploads import ID, merge, refused, send, state, store_in, uploaded

@@ -38,11 +38,11 @@ class Context:
     rate: RateLimits
     notify: Notify
     permit: Callable[[], None]
-    guard: Guard | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
     earlier: Resource | None = None  # the resource that the previous round found
     evidence: Evidence = field(default_factory=Evidence)
+    guard: Guard | None = None  # checks the file for malware, if ``scan`` is set
 
     @property
     def policy(self) -> RetryPolicy:

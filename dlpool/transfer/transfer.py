@@ -162,8 +162,8 @@ class Transfer:
             self._rate,
             self._notify,
             self._permit,
-            self._guard,
             earlier=self._earlier,
+            guard=self._guard,
         )
         limit = self._settings.deadline
         current = Round(
