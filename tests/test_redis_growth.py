@@ -175,6 +175,7 @@ def test_a_url_that_fails_again_counts_once_and_is_the_newest(small: Small) -> N
     for number, url in enumerate(["a", "b", "a", "c"]):
         queue.push(f"j{number}")
         end(queue, "failed", url=url)
+        queue.client.zadd(f"{queue.keys.prefix}failures", {url: queue.now_ms() - 100 + number})
     assert failures(queue) == ["a", "c"]
 
 
