@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from dlpool.config import LoggingSettings
+from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Log
 from dlpool.observe.rotation import old_name
-from dlpool.service.archiving import Archiver
+from dlpool.service import archiving
+from dlpool.service.archiving import Archiver, check_archive_command
+from dlpool.service.hookprocess import Result
+from tests.bench import Clock, Lines
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.test_log_files import make_log
@@ -173,3 +179,133 @@ def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> Non
         service.start(is_ready=False)
         assert service.wait() == 78
         assert "[logging] archive_command: there is no program" in service.errors.read_text()
+
+
+# --- one step at a time ---
+
+
+class Stepped(Archiver):
+    """An archiver whose clock is the test's, and whose commands end as they are told to."""
+
+    def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.clock, self.lines = Clock(), Lines()
+        monkeypatch.setattr(archiving, "time", self.clock)
+        monkeypatch.setattr(archiving.hookprocess, "run", self._ran)
+        self.ran: list[tuple[Any, ...]] = []
+        self.results: list[Any] = []
+        self.takes_s: tuple[float, ...] = (0.0,)
+        self.endings: list[str] = []
+        log: Any = self.lines
+        given = {"archive_command": "/bin/x 'a b'", "archive_retry_delay": 60.0, **settings}
+        super().__init__(LoggingSettings(**given), live, log)
+
+    def _ran(self, command: list[str], given: bytes, _environment: Any, must_end: Callable[[], str]) -> Any:
+        self.ran.append((command, given))
+        for seconds in self.takes_s:
+            self.clock.now += seconds
+            self.endings.append(must_end())
+        return self.results.pop(0) if self.results else Result("")
+
+    def look(self) -> int:
+        """Tend, and wait for what that began; how many commands ran."""
+        self.ran.clear()
+        self.tend()
+        if self._thread is not None:
+            self._thread.join(30)
+        return len(self.ran)
+
+
+def test_a_failure_is_tried_again_after_its_delay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = tmp_path / "dlpool.log"
+    names = pack(live, 20, 10)
+    one = Stepped(live, monkeypatch)
+    one.takes_s, one.results = (1.23456,), [Result("exit code 3", "no")]
+    assert one.look() == 1
+    path = tmp_path / names[0]
+    fields = {"path": path, "reason": "exit code 3", "stderr": "no", "seconds": 1.235}
+    assert one.lines.kept == [("warning", "log_not_archived", fields)]
+    one.takes_s = (0.5,)
+    failed_at = one.clock.now
+    one.clock.now = failed_at + 59.5
+    assert one.look() == 0
+    one.clock.now = failed_at + 60
+    assert one.look() == 2
+    assert one.ran[0] == (["/bin/x", "a b", str(path)], b"")
+    assert one.lines.kept[1:] == [("info", "log_archived", {"path": tmp_path / name, "seconds": 0.5}) for name in names]
+    thread = one._thread
+    assert one.look() == 0 and one._thread is thread, "all has been seen"
+    pack(live, 5)
+    assert one.look() == 1
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "stop_s", "endings"),
+    [
+        ((29.5, 0.5), None, ["", "it took longer than 30 s"]),
+        ((4.5, 0.5), 5.0, ["", "the supervisor ends"]),
+        ((30.0,), 5.0, ["it took longer than 30 s"]),
+    ],
+)
+def test_until_when_a_command_may_run(
+    takes_s: tuple[float, ...],
+    stop_s: float | None,
+    endings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack(tmp_path / "dlpool.log", 10)
+    one = Stepped(tmp_path / "dlpool.log", monkeypatch, archive_timeout=30.0)
+    one.takes_s = takes_s
+    one._stop_at = float("inf") if stop_s is None else one.clock.now + stop_s
+    one.look()
+    assert one.endings == endings
+
+
+def test_nothing_begins_without_a_command_or_after_the_time_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(tmp_path / "dlpool.log", 10)
+    without = Stepped(tmp_path / "dlpool.log", monkeypatch, archive_command=None)
+    assert without.look() == 0 and without._thread is None
+    stopped = Stepped(tmp_path / "dlpool.log", monkeypatch)
+    stopped._stop_at = stopped.clock.now
+    assert stopped.look() == 0 and stopped.lines.kept == []
+    assert not (tmp_path / "dlpool.log.archived").exists()
+
+
+def test_a_stop_waits_for_the_command_until_it_must_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Stepped(tmp_path / "dlpool.log", monkeypatch)
+    one.stop()
+    joined: list[float] = []
+    one._thread = SimpleNamespace(join=joined.append)  # type: ignore[assignment]
+    one.stop()
+    assert joined == [archiving.STOP_S + archiving.hookprocess.END_S + 1.0]
+    assert one._stop_at == one.clock.now + archiving.STOP_S
+
+
+def test_what_keeps_a_look_from_beginning_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(tmp_path / "dlpool.log", 10)
+    one = Stepped(tmp_path / "dlpool.log", monkeypatch)
+    error = OSError(errno.EIO, "broken")
+
+    def fail() -> list[Path]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one._rotation, "packed", fail)
+        assert one.look() == 0
+    assert one.lines.kept == [("warning", "log_not_archived", {"error": error})]
+    assert one.look() == 0
+    one.clock.now += 60
+    assert one.look() == 1
+
+
+@pytest.mark.parametrize(("command", "is_there"), [(None, True), ("sh -c x", True), ("no-such-program x", False)])
+def test_a_command_must_be_there(command: str | None, is_there: bool) -> None:
+    if is_there:
+        check_archive_command(LoggingSettings(archive_command=command))
+        return
+    with pytest.raises(ConfigurationError, match=r"^\[logging\] archive_command.* no program"):
+        check_archive_command(LoggingSettings(archive_command=command))

@@ -12,8 +12,22 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.disk import local_fault
+from dlpool.errors import (
+    Cancelled,
+    DlpoolError,
+    FailJob,
+    InternalError,
+    Locked,
+    LostJob,
+    NodeFault,
+    NoRoom,
+    RestartFile,
+    RetryRange,
+    TooLarge,
+)
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
+from dlpool.jobs.records import CANCELLED
 from dlpool.jobs.transitions import Claimed, Ticket
 from dlpool.service.frames import EndedFrame
 from dlpool.service.verdict import Judge, ending_of
@@ -233,3 +247,67 @@ def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
     assert instead is not None
     digest = job.digest if expected[3] else ""
     assert (instead.outcome, instead.delay_s, instead.priority, instead.digest) == (*expected[:3], digest)
+
+
+# --- what is said of it ---
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (LostJob("x"), "lost"), (Cancelled("x"), "released"), (TooLarge("x"), "failed"), (NoRoom("x"), "no_room"),
+        (NodeFault("x"), "node_fault"), (Locked("x"), "locked"), (RetryRange("x"), "retry"),
+        (RestartFile("x"), "retry"), (InternalError("x"), "retry"), (FailJob("x"), "failed"),
+    ],
+)  # fmt: skip
+def test_how_a_job_ends_that_ended_with_an_error(error: DlpoolError, ending: str) -> None:
+    assert ending_of(error) == ending
+
+
+def test_the_figures_of_a_success_are_noted() -> None:
+    job = PushedJob.parse(compose(URL, "/f"))
+    figures = {"size": 7, "seconds": 0.5, "received": 5, "resumed_from": 2, "retries": 1}
+    ending = judge().ended(claimed(), job, EndedFrame("a.7", "succeeded", "/f", {**figures, "other": 1}))
+    assert ending is not None and ending.note == {"path": "/f", **figures} and ending.record is not None
+
+
+@pytest.mark.parametrize(
+    ("raw", "url"),
+    [
+        (compose(URL, "/f"), URL),
+        (json.dumps({"url": URL, "save_path": "x", "dlpool": {"max_attempts": 0}}).encode(), URL),
+        (b"nonsense", None),
+    ],
+)
+def test_a_job_at_which_we_broke_fails_with_its_record_if_it_has_a_url(raw: bytes, url: str | None) -> None:
+    ending = judge().broken(claimed(raw), InternalError("odd"))
+    assert ending.outcome == "failed" and ending.note == {"label": InternalError.label, "message": "odd"}
+    assert (ending.record and ending.record.field) == url
+
+
+@pytest.mark.parametrize(("ending", "outcome"), [("retry", "retry"), ("locked", "release"), ("failed", "failed")])
+def test_why_a_run_ended_is_noted(ending: str, outcome: str) -> None:
+    job = PushedJob.parse(compose(URL, "/f"))
+    leads = judge().ended(claimed(), job, said(ending))
+    assert leads is not None and (leads.outcome, leads.note) == (outcome, {"label": "why", "message": "because"})
+
+
+def test_what_an_operator_stops_is_noted_and_only_a_cancelled_job_has_a_record() -> None:
+    paused, cancelled = judge().stopped(claimed(), URL, "pause"), judge().stopped(claimed(), URL, "cancel")
+    assert (paused.record, paused.note) == (None, {"label": "paused", "message": "the job was paused"})
+    assert cancelled.record is not None and cancelled.record.field == URL
+    assert cancelled.note == {"label": "cancelled", "message": CANCELLED}
+
+
+def test_the_deaths_of_workers_are_told() -> None:
+    condemned = judge(max_crashes=3).died(claimed(crashes=2), URL, "killed by SIGSEGV")
+    assert condemned.note["message"] == "the job was aboard 3 workers when they died: killed by SIGSEGV"
+    again = judge(max_crashes=3).died(claimed(crashes=1), URL, "killed by SIGSEGV")
+    assert again.note["message"] == "killed by SIGSEGV"
+
+
+def test_the_doubling_of_delays_ends() -> None:
+    judged = judge(job_retry_delay=1.0, job_retry_max_delay=1e12, max_attempts=10_000)
+    job = PushedJob.parse(compose(URL, "/f"))
+    delays = [judged.ended(claimed(attempts=attempts), job, said("retry")) for attempts in (30, 31, 32, 5000)]
+    assert [ending.delay_s for ending in delays if ending is not None] == [2.0**29, 2.0**30, 2.0**30, 2.0**30]
