@@ -18,7 +18,7 @@ from dlpool.config import LoggingSettings
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Log
 from dlpool.observe.rotation import old_name
-from dlpool.service import archiving
+from dlpool.service import archiving, hookprocess
 from dlpool.service.archiving import Archiver, check_archive_command
 from dlpool.service.hookprocess import Result
 from tests.bench import Clock, Lines
@@ -190,7 +190,7 @@ class Stepped(Archiver):
     def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines = Clock(), Lines()
         monkeypatch.setattr(archiving, "time", self.clock)
-        monkeypatch.setattr(archiving.hookprocess, "run", self._ran)
+        monkeypatch.setattr(hookprocess, "run", self._ran)
         self.ran: list[tuple[Any, ...]] = []
         self.results: list[Any] = []
         self.takes_s: tuple[float, ...] = (0.0,)
@@ -279,7 +279,7 @@ def test_a_stop_waits_for_the_command_until_it_must_have_ended(tmp_path: Path, m
     joined: list[float] = []
     one._thread = SimpleNamespace(join=joined.append)  # type: ignore[assignment]
     one.stop()
-    assert joined == [archiving.STOP_S + archiving.hookprocess.END_S + 1.0]
+    assert joined == [archiving.STOP_S + hookprocess.END_S + 1.0]
     assert one._stop_at == one.clock.now + archiving.STOP_S
 
 
