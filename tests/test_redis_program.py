@@ -1,0 +1,182 @@
+"""The private Redis without its program: its command line, its log, and how long a start waits for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dlpool.errors import QueueAway, QueueError
+from dlpool.jobs.embedded import folder
+from dlpool.service import redisserver
+from dlpool.service.locks import POLL_S, lock_within, open_lock
+from dlpool.service.redisserver import EmbeddedRedis, arguments, holds_data, is_free, is_held
+from tests.bench import Clock
+
+LISTEN = "127.0.0.1:7000"
+
+
+def server_of(log: Path, *, start: int = 0, code: int | None = None) -> EmbeddedRedis:
+    process: Any = SimpleNamespace(pid=1, returncode=code, poll=lambda: code)
+    return EmbeddedRedis(process, "unix:///s", "", log, start)
+
+
+# --- its command line ---
+
+
+@pytest.mark.parametrize(("listen", "host", "port"), [("", "127.0.0.1", "0"), ("[::1]:7", "::1", "7")])
+def test_its_settings_are_on_its_command_line(listen: str, host: str, port: str) -> None:
+    given = arguments(Path("/data"), Path("/s"), Path("/log"), listen)
+    settings = dict(zip(given[:26:2], given[1:26:2], strict=True))
+    assert settings == {
+        "--port": port, "--bind": host, "--protected-mode": "yes", "--unixsocket": "/s", "--unixsocketperm": "700",
+        "--dir": "/data", "--logfile": "/log", "--appendonly": "yes", "--appendfsync": "everysec", "--save": "",
+        "--maxmemory-policy": "noeviction", "--daemonize": "no", "--supervised": "no",
+    }  # fmt: skip
+    assert given[26:] == (["--user", *redisserver.CLIENT_RIGHTS.split()] if listen else [])
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_an_address_at_which_a_program_listens_is_not_free(family: int, host: str) -> None:
+    with socket.socket(family) as one:
+        one.bind((host, 0))
+        one.listen()
+        address = f"[{host}]:{one.getsockname()[1]}" if ":" in host else f"{host}:{one.getsockname()[1]}"
+        assert not is_free(address)
+    assert is_free(address)
+
+
+# --- its folder ---
+
+
+def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    folder(tmp_path).mkdir(parents=True)
+    lock = open_lock(folder(tmp_path) / redisserver.LOCK)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        assert not is_held(tmp_path)
+        assert lock_within(lock, 0)
+        assert is_held(tmp_path)
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(lock)
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [({}, False), ({"appendonlydir/a": 1024}, False), ({"appendonlydir/a": 1025}, True),
+     ({"appendonlydir/a": 1000, "appendonlydir/b": 25}, True), ({"appendonly.aof": 2000}, True),
+     ({"redis.log": 2000}, False)],
+)  # fmt: skip
+def test_whether_there_are_jobs_in_it(sizes: dict[str, int], expected: bool, tmp_path: Path) -> None:
+    for name, size in sizes.items():
+        path = folder(tmp_path) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    assert holds_data(tmp_path) == expected
+
+
+# --- a start ---
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "words"),
+    [
+        ("1:C 25 Nov 2026 10:00:00.123 # bad option\n\n", 0, "bad option"),
+        ("first\n  last  \n", 0, "last"),
+        ("of another server\n", 18, "it logged nothing, status 7"),
+        ("", 0, "it logged nothing, status 7"),
+        ("of another server\nmine\n", 18, "mine"),
+    ],
+)
+def test_the_last_words_of_a_server(text: str, start: int, words: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(text)
+    assert server_of(log, start=start, code=7)._last_words() == words
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_a_long_log_the_end_is_read(more: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("x" * 100 + "y" * (redisserver.MAX_LOG_TAIL + more))
+    assert server_of(log, code=7)._last_words() == "y" * redisserver.MAX_LOG_TAIL
+
+
+@pytest.mark.parametrize(
+    ("answers", "waited_s"),
+    [(["ready"], 0.0), (["silent", "ready"], POLL_S), (["loading"] * 100 + ["silent", "ready"], 101 * POLL_S)],
+)
+def test_a_start_waits_until_the_server_answers(
+    answers: list[str], waited_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said = Clock(), iter(answers)
+    began = clock.now
+    monkeypatch.setattr(redisserver, "time", clock)
+    monkeypatch.setattr(redisserver, "_ask", lambda _socket: next(said))
+    server_of(tmp_path / "log")._wait_until_ready(tmp_path / "s", 0.1)
+    assert clock.now - began == pytest.approx(waited_s)
+
+
+def test_a_start_gives_up_after_the_servers_silence_or_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    began = clock.now
+    monkeypatch.setattr(redisserver, "time", clock)
+    monkeypatch.setattr(redisserver, "_ask", lambda _socket: "silent")
+    (tmp_path / "log").write_text("odd\n")
+    with pytest.raises(QueueAway, match=r"did not answer for 1 s \(its log: /.*/log\)$"):
+        server_of(tmp_path / "log")._wait_until_ready(tmp_path / "s", 1.0)
+    assert clock.now - began == pytest.approx(1.0, abs=POLL_S)
+    with pytest.raises(QueueError, match=r"ended at its start: odd \(its log: /.*/log\)$"):
+        server_of(tmp_path / "log", code=1)._wait_until_ready(tmp_path / "s", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "listen", "free", "starts"),
+    [
+        (QueueError("it ended"), LISTEN, [True, False], [LISTEN, ""]),
+        (QueueError("it ended"), LISTEN, [True, True], [LISTEN]),
+        (QueueError("it ended"), LISTEN, [False], [""]),
+        (QueueError("it ended"), "", [], [""]),
+        (KeyboardInterrupt(), LISTEN, [True], [LISTEN]),
+        (None, LISTEN, [True], [LISTEN]),
+        (None, LISTEN, [False], [""]),
+        (None, "", [], [""]),
+    ],
+)
+def test_a_start_without_its_address_only_where_another_program_took_it(
+    error: BaseException | None, listen: str, free: list[bool], starts: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked, errors, seen, ended = iter(free), iter([error, None]), [], []
+
+    class Fake(EmbeddedRedis):
+        @classmethod
+        def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:
+            assert lock >= 0 and program == "/program" and is_held(state_dir), "under the lock"
+            seen.append(listen)
+            process: Any = SimpleNamespace(pid=1, poll=lambda: None)
+            return cls(process, "unix:///s", listen, state_dir, 0)
+
+        def _wait_until_ready(self, _socket: Path, _timeout_s: float) -> None:
+            if (one := next(errors)) is not None:
+                raise one
+
+        def stop(self, timeout_s: float = 1.0) -> None:
+            assert timeout_s == 1.0
+            ended.append(self.listen)
+
+    monkeypatch.setattr(redisserver, "find_server", lambda: "/program")
+    monkeypatch.setattr(redisserver, "is_free", lambda _address: next(asked))
+    if error is not None and len(starts) == 1:
+        with pytest.raises(type(error)):
+            Fake.start(tmp_path, 1.0, listen)
+    else:
+        assert Fake.start(tmp_path, 1.0, listen).listen == starts[-1]
+    assert seen == starts and ended == (starts[:1] if error is not None else [])
+    assert list(asked) == [] and not is_held(tmp_path)
