@@ -47,10 +47,10 @@ def test_settings_that_stay_are_nothing_to_tell_of() -> None:
     ("wanted", "said"),
     [
         (Settings(hooks=HookSettings(on_success="no-such a", on_failure="/no/such b")),
-         ["[hooks] on_success = no-such a: there is no program 'no-such' that can be run",
-          "[hooks] on_failure = /no/such b: there is no program '/no/such' that can be run"]),
+         ["[hooks] on_success: there is no program 'no-such' that can be run",
+          "[hooks] on_failure: there is no program '/no/such' that can be run"]),
         (Settings(logging=LoggingSettings(archive_command="no-such x")),
-         ["[logging] archive_command = no-such x: there is no program 'no-such' that can be run"]),
+         ["[logging] archive_command: there is no program 'no-such' that can be run"]),
     ],
 )  # fmt: skip
 def test_a_program_that_is_not_there_refuses_all(wanted: Settings, said: list[str]) -> None:
