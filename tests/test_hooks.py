@@ -341,7 +341,7 @@ def test_words_are_split_as_a_shell_does_and_no_shell_sees_them(tmp_path: Path) 
 def test_all_programs_that_are_not_there_are_named() -> None:
     with pytest.raises(ConfigurationError) as error:
         check_hooks(HookSettings(on_success="nowhere-a", on_failure="nowhere-b x"))
-    assert [line.partition(" =")[0] for line in str(error.value).splitlines()] == [
+    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [
         "[hooks] on_success", "[hooks] on_failure",
     ]  # fmt: skip
 
