@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -314,7 +314,7 @@ def test_what_is_no_part_is_told_for_each_connection(
     def answers(asked: Span | None, _if_range: str | None) -> Reply:
         assert asked is not None
         if asked.start == 0:
-            return Reply(source, 429, {})
+            return Reply(source, 206 if asked.end == SAMPLE else 429, {"Content-Range": "bytes 0-39/40"})
         if asked.start == 10:
             return Reply(source, 200, {"Content-Length": "40"})
         return Reply(source, 206, {"Content-Range": f"bytes {asked.start}-{asked.end - 1}/40"})
@@ -322,6 +322,7 @@ def test_what_is_no_part_is_told_for_each_connection(
     monkeypatch.setattr(source, "_answer", answers)
     found = inspect._refusals(4, 10)
     assert sorted(found) == ["the server answered 200 to a range", "the server answered 429"]
+    assert replace(inspect.run(1), connections_tried=4, refusals=found).connections == 2
 
 
 def test_with_fewer_threads_fewer_connections_are_tried(

@@ -274,7 +274,7 @@ def test_over_tls_nothing_is_taken_for_an_answer_while_more_can_be_sent(
 ) -> None:
     kind = socket.socket if is_tls else ssl.SSLSocket
     monkeypatch.setattr(connection, "ssl", SimpleNamespace(SSLSocket=kind))
-    one._listens = not is_tls
+    one._listens = is_tls
     theirs.send(FINAL)
     one._send_body(Body([b"abc"], 3, BODY_S))
     assert one.is_cut is not is_tls
