@@ -284,10 +284,10 @@ def test_a_merge_by_another_request_at_the_same_time_is_waited_for(
 ) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    monkeypatch.setattr(merging, "merge", fails(states.wrong_state(states.MERGING)))
+    monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.MERGING)))
     with refused(423, "locked"):
         store.growing.finish(file_id, None)
-    monkeypatch.setattr(merging, "merge", fails(states.wrong_state(states.PAUSED)))
+    monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.PAUSED)))
     with refused(409, "task_paused"):
         store.growing.finish(file_id, None)
 

@@ -510,7 +510,7 @@ class Transfer:
     leaves_state = False
 
     def __init__(self, *given: Any) -> None:
-        self.job, self.settings, self.client, self.notify, self.admit, self.permit = given
+        self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard = given
         self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8)
         self.received = 5
         self.errors: list[DlpoolError] = []
