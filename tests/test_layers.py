@@ -292,7 +292,8 @@ def test_show_hides_secrets_and_says_origins_when_asked(tmp_path: Path) -> None:
 
 def test_show_says_every_setting() -> None:
     rows = shown()
-    assert [key for key, row in rows.items() if row["origin"] != "default"] == []
+    others = {key: row["origin"] for key, row in rows.items() if row["origin"] != "default"}
+    assert others == {("network", "network"): "default of the service"}
     assert list(rows) == [(section, one.name) for section, kind in SECTIONS.items() for one in fields(kind)]
 
 

@@ -136,7 +136,7 @@ def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
 def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
     watched: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_paths: PathSettings) -> None:
+    def refuse(_paths: PathSettings, **_owned: object) -> None:
         raise LocalFault("gone")
 
     monkeypatch.setattr("dlpool.service.space.Confinement", refuse)
