@@ -533,7 +533,7 @@ def test_until_when_a_hook_may_run(
 def test_how_a_hook_ended_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x y")
     one.takes_s = (1.23456,)
-    about = {"job_id": "a", "trace_id": "t", "command": "/bin/x y", "seconds": 1.235}
+    about = {"job_id": "a", "trace_id": "t", "command": "/bin/x", "seconds": 1.235}
     one.ended(*ended())
     one._serve()
     one.result = hookprocess.Result("exit code 3", "said")

@@ -94,7 +94,7 @@ def _placed(found: Effective, section: str, sentence: str) -> Problem:
     """With the place of the setting that it begins with."""
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)
-    name = text.partition(" ")[0]
+    name = text.partition(" ")[0].rstrip(":")
     given = found.given.get((section, name))
     if given is None:
         return Problem(sentence, settings=((section, name),))
