@@ -21,7 +21,7 @@ from dlpool.config import (
 from dlpool.kinds import parse_count, parse_duration, parse_size, parse_switch, parse_text
 
 KIB = 1024
-WITHOUT_OPTIONS = {"downloader", "upload", "web"}
+WITHOUT_OPTIONS = {"downloader", "upload", "web", "scan"}
 DECLARED = [(section, declared) for section, settings in SECTIONS.items() for declared in fields(settings)]
 BY_NAME = {declared.name: declared for section, declared in DECLARED if section not in WITHOUT_OPTIONS}
 FIELDS = [pytest.param(declared, id=f"{section}.{declared.name}") for section, declared in DECLARED]
