@@ -38,7 +38,9 @@ COPIED = ("dlpool", "tests", "scripts", "etc", "share", "docs")
 GOAL = 0.95
 SLACK_S = 90.0  # beyond a multiple of the recorded seconds, before a run counts as hanging
 SLACK = 5
+RECORDING_S = 1800.0  # the longest run of one test file
 PLUGIN = "scripts.mutate_plugin"
+TIMEOUT, COLLECTION = "timeout", "collection"  # in place of the failed test: the run hung, or could not begin
 APART = (  # what these test lies outside the packages, or they take long and cover what quicker ones cover
     "chaos dashboard dashboard_files dashboard_fleet dashboard_uploads dashboard_views docs doctor doctor_folder"
     " examples house layers ini log_docs log_files log_records log_rotation log_service manuals mutants package"
@@ -113,7 +115,7 @@ class Copies:
             path.write_text(mutant.applied(text), encoding="utf-8")
             failed = _failing_test(copy, tests, seconds)
             shutil.copy2(original, path)
-            if failed and failed != "timeout" and _failing_test(copy, [failed], SLACK_S):
+            if failed not in ("", TIMEOUT, COLLECTION) and _failing_test(copy, [failed], SLACK_S):
                 others = [test for test in tests if test != failed]  # it fails without the change too
                 path.write_text(mutant.applied(text), encoding="utf-8")
                 failed = _failing_test(copy, others, seconds) if others else ""
@@ -142,32 +144,36 @@ def _modules(packages: Iterable[str]) -> list[Path]:
 
 def _compile_all() -> None:
     """Make Python and pytest keep the bytecode of all modules."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for command in (["compileall", "-q", "dlpool"], ["pytest", "-q", "--collect-only", "-p", "no:valkey", "tests"]):
-        subprocess.run(
-            [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True
-        )
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
 
 
 def _failing_test(copy: Path, tests: list[str], seconds: float) -> str:
-    """Run the tests in the copy until one fails; returns its name, ``timeout``, or "" if all passed."""
+    """Run the tests in the copy until one fails; returns its name, TIMEOUT, COLLECTION, or "" if all passed."""
     with tempfile.TemporaryDirectory(dir=copy, prefix="run", ignore_cleanup_errors=True) as folder:
-        arguments = Path(folder, "tests")
+        arguments, report = Path(folder, "tests"), Path(folder, "failed")
         arguments.write_text("\n".join(tests) + "\n", encoding="utf-8")
-        report = Path(folder, "failed")
-        options = ["-x", "-q", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", PLUGIN, f"--basetemp={folder}/t"]
-        command = [*_isolation(), sys.executable, "-m", "pytest", *options, f"@{arguments}"]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        environment |= {"DLPOOL_FAILED_TEST": str(report), "CI": "true"}
+        variables = {"PYTHONDONTWRITEBYTECODE": "1", "DLPOOL_FAILED_TEST": str(report)}
         try:
-            ended = subprocess.run(
-                command, cwd=copy, env=environment, timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True
-            )
+            ended = _pytest(copy, folder, ["-x", f"@{arguments}"], variables, seconds)
         except subprocess.TimeoutExpired:
-            return "timeout"
-        if ended.returncode == 0:
+            return TIMEOUT
+        if ended == 0:
             return ""
-        return report.read_text(encoding="utf-8") if report.exists() else "collection"
+        return report.read_text(encoding="utf-8") if report.exists() else COLLECTION
+
+
+def _pytest(copy: Path, folder: str, arguments: list[str], variables: dict[str, str], seconds: float) -> int:
+    """Run pytest in the copy, with its files below ``folder``, and return its exit code. Raises TimeoutExpired."""
+    options = ["-q", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", PLUGIN, f"--basetemp={folder}/t", *arguments]
+    return subprocess.run(
+        [*_isolation(), sys.executable, "-m", "pytest", *options],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "CI": "true", **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=seconds,
+    ).returncode
 
 
 def _isolation() -> list[str]:
@@ -214,19 +220,10 @@ def _record_file(copy: Path, path: Path) -> None:
         calls.touch()
         for shared in (Path(folder), calls):
             shared.chmod(0o777)  # some tests start processes of other users
-        environment = {**os.environ, "PYTHONPATH": str(copy), "DLPOOL_CALLS": str(calls)}
-        environment |= {"DLPOOL_TEST_SECONDS": str(seconds), "CI": "true"}
-        options = ["-q", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", PLUGIN, f"--basetemp={folder}/t"]
+        variables = {"DLPOOL_CALLS": str(calls), "DLPOOL_TEST_SECONDS": str(seconds)}
         relative = path.relative_to(ROOT)
         with suppress(subprocess.TimeoutExpired):  # what was called until then counts
-            subprocess.run(
-                [*_isolation(), sys.executable, "-m", "pytest", *options, str(relative)],
-                cwd=copy,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=1800,
-            )
+            _pytest(copy, folder, [str(relative)], variables, RECORDING_S)
         taken = dict(line.rsplit(" ", 1) for line in seconds.read_text().splitlines()) if seconds.exists() else {}
         data = {"seconds": {test: float(value) for test, value in taken.items()}, "covered": _covered(calls)}
         for old in KEPT.glob(f"{path.stem}.*.json"):
