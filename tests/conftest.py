@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -36,6 +37,9 @@ PATIENT = NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any")
 
 hypothesis_settings.register_profile("dlpool", deadline=None)  # a loaded machine is no defect
 hypothesis_settings.load_profile("dlpool")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started pytest in the background; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 IN_FLIGHT = 256 * 1024  # bytes: one read, in vain where its range was stolen twice while it waited

@@ -352,7 +352,7 @@ def watched(server: RedisServer, wanted: str) -> str:
             seen += os.read(parent, 65536)
         process.send_signal(signal.SIGINT)
         with suppress(OSError):  # EIO: its end
-            while data := os.read(parent, 65536):
+            while select.select([parent], [], [], 20)[0] and (data := os.read(parent, 65536)):
                 seen += data
         assert process.wait(20) == 130
     finally:

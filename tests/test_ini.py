@@ -18,12 +18,15 @@ def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
     shipped = ROOT / "etc" / "dlpool.ini"
     assert shipped.read_text() == default_ini()
     defaults = {name: kind() for name, kind in SECTIONS.items()}
-    assert load(str(shipped)) == defaults | {"redis": RedisSettings(url="auto"), "hosts": {}}
+    differs = {"redis": RedisSettings(url="auto"), "network": NetworkSettings(network="public-only"), "hosts": {}}
+    assert load(str(shipped)) == defaults | differs
 
 
 def test_what_differs_from_the_defaults_says_so() -> None:
-    [notice] = [line for line in default_ini().splitlines() if "not the default" in line]
-    assert notice.startswith("# ") and notice.endswith("not the default, which is redis://localhost:6379)")
+    notices = [line for line in default_ini().splitlines() if "not the default" in line]
+    assert all(line.startswith("# ") for line in notices)
+    defaults = [line.partition("not the default, which is ")[2] for line in notices]
+    assert defaults == ["redis://localhost:6379)", "no-metadata)"]
     own = default_ini({"log_dir": "/var/log/dlpool"})
     assert "not the default, which is .dlpool/log)\nlog_dir = /var/log/dlpool\n" in own
 

@@ -443,7 +443,7 @@ def test_a_defect_in_the_service_is_logged_and_said_in_one_sentence(
 
 
 def test_malformed_jobs_among_ten_thousand_stop_none(tmp_path: Path) -> None:
-    """1 % is malformed; each of those is in the dead list with its reason, counted and logged."""
+    """1 % is malformed; each of those is in the dead list with its reason, and counted; the log has a few and a sum."""
     with (
         running(tmp_path, supervisor={"max_concurrent_downloads": 32}, transfer={"connections": 1}) as both,
         desk_of(*both) as desk,
@@ -472,10 +472,10 @@ def test_malformed_jobs_among_ten_thousand_stop_none(tmp_path: Path) -> None:
         days = [client.redis.hgetall(keys.stats(day)) for day in (today - 1, today)]  # midnight may lie between
         counted = {name: sum(int(day.get(name, 0)) for day in days) for name in (b"failed", b"succeeded")}
         assert counted == {b"failed": bad, b"succeeded": total - bad}
-        lines = desk.service.events("job_malformed")
-        assert len(lines) == bad
-        assert all(line["error.message"] for line in lines)
         assert desk.service.stop() == 0
+        lines, sums = desk.service.events("job_malformed"), desk.service.events("jobs_malformed")
+        assert all(line["error.message"] for line in lines) and 0 < len(lines) < bad
+        assert len(lines) + sum(line["dlpool.count"] for line in sums) == bad
         assert client.leftovers() == []
 
 

@@ -63,7 +63,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
     """
     try:
-        read = effective(arguments.config, service_given(arguments), of_service=True)
+        read = effective(arguments.config, service_given(arguments), of_service=arguments.folder is None)
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from dlpool import jsontext
-from dlpool.errors import QueueAway, QueueError
+from dlpool.errors import QueueAway, QueueError, QueueUnusable
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.facts import check_server
 from dlpool.jobs.history import SAMPLE_S, History
@@ -153,9 +153,9 @@ class Beater:
         """Note figures for charts, if it is time; seconds until the next try. They are worth no trouble."""
         try:
             return SAMPLE_S if self._history.sample() else SAMPLE_AGAIN_S
-        except QueueAway:
-            return SAMPLE_AGAIN_S  # the next beat says so
         except Exception as error:  # noqa: BLE001 - the service can do without
+            if isinstance(error, QueueAway) and not isinstance(error, QueueUnusable):
+                return SAMPLE_AGAIN_S  # the next beat says so, but not of a foreign key: beats do not use this one
             self._log.warning("sample_failed", error=error)
             return SAMPLE_FAILED_S
 

@@ -98,10 +98,14 @@ class Crew:
         if instead is not None:
             self._end(held, instead)
 
+    def summarize(self, *, now: bool = False) -> None:
+        """Log how many malformed jobs had no line of their own, of each minute that is over; ``now``: of all."""
+        for _, count in self._malformed.ended(now=now):
+            self._log.warning("jobs_malformed", count=count)
+
     def deal(self) -> None:
         """Give waiting jobs to workers with free slots."""
-        for _, count in self._malformed.ended():
-            self._log.warning("jobs_malformed", count=count)
+        self.summarize()
         waiting = [one for one in self._ledger.all() if one.worker is None and one.is_idle]
         wanted = [Waiting(str(one.ticket), self.judge.must_run_alone(one.claimed)) for one in waiting]
         for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():

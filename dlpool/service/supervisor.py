@@ -280,4 +280,5 @@ class Supervisor:
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:
             self._node.forget([self._parts.sid])
+        self._crew.summarize(now=True)
         self._logger.info("service_ended", left=held)

@@ -214,6 +214,10 @@ class Conservation:
             )  # of others the leases have passed
 
     def _of_redis(self) -> Iterator[str]:
+        counted = {name.decode(): int(size) for name, size in self._redis.hgetall(KEYS.prefix + "bytes").items()}
+        records = sum(int(size) for size in self._redis.hvals(KEYS.prefix + "failures:bytes"))
+        if counted.get("failures", 0) != records or counted.get("waiting", 0):
+            yield f"bytes counted: {counted}; nothing waits, and failure records have {records}"
         yield from (f"{name} is not empty: {size}" for name, size in self._sizes() if size)
         yield from (f"key {name.decode()} is left" for name in Client(self._redis).leftovers())
         for job_id, fields in self._hashes.items():
@@ -225,6 +229,7 @@ class Conservation:
         remembered = [KEYS.job(job_id) for job_id in self._hashes]
         remembered += [KEYS.success(job.url) for job in self._pushed] + [KEYS.failed, KEYS.done, KEYS.dead, KEYS.events]
         remembered += [KEYS.cancelled, KEYS.history, KEYS.sampled]
+        remembered += [KEYS.prefix + name for name in ("failures", "failures:bytes", "bytes")]
         remembered += [*self._redis.scan_iter(match=KEYS.prefix.replace("{", "\\{") + "stats:*")]
         for start in range(0, len(remembered), 1000):
             self._redis.delete(*remembered[start : start + 1000])
