@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import errors
+from dlpool import disk, errors
 from dlpool.errors import RetryRange
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.board import MAX_CRUMBS, Board
@@ -324,7 +324,7 @@ class Part:
 
     def writer(self) -> Memory | None:
         if self._fault is not None:
-            raise errors.LocalFault("open f.part") from self._fault
+            raise disk.fault_of(self._fault).raised("open f.part") from self._fault
         return self._writer
 
 
@@ -333,7 +333,7 @@ class Part:
     [
         (OSError(errno.EMFILE, "too many"), errors.OutOfDescriptors),
         (OSError(errno.ENFILE, "too many"), errors.OutOfDescriptors),
-        (OSError(errno.EIO, "broken"), errors.LocalFault),
+        (OSError(errno.EIO, "broken"), errors.DiskFailed),
     ],
 )
 def test_only_a_lack_of_descriptors_is_tried_again(bench: Bench, fault: OSError, kind: type[Exception]) -> None:

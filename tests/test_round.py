@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from dlpool import errors
+from dlpool import disk, errors
 from dlpool.config import TransferSettings
 from dlpool.transfer.board import Snapshot
 from dlpool.transfer.place import Place
@@ -107,9 +107,7 @@ def test_without_ranges_nothing_is_committed() -> None:
 
 
 def fault(number: int) -> errors.LocalFault:
-    made = errors.LocalFault(os.strerror(number))
-    made.__cause__ = OSError(number, os.strerror(number))
-    return made
+    return disk.local_fault("write the state", OSError(number, os.strerror(number)))
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.EIO, False)])

@@ -8,14 +8,13 @@ from dlpool.errors import (
     BadAnswer,
     DlpoolError,
     InternalError,
-    LocalFault,
     OutOfDescriptors,
+    OutOfFiles,
     PolicyRefused,
     RetryRange,
     ShortBody,
     StreamBroken,
 )
-from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.admission import Admission
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
@@ -298,10 +297,8 @@ def _writer(plan: Plan) -> Writer:
     """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which is temporary."""
     try:
         return plan.place.part.writer()
-    except LocalFault as fault:
-        if is_out_of_descriptors(fault.__cause__):
-            raise OutOfDescriptors(str(fault)) from fault
-        raise
+    except OutOfFiles as fault:
+        raise OutOfDescriptors(str(fault)) from fault
 
 
 def is_elsewhere(answer: Answer, chunk: Chunk) -> bool:

@@ -18,9 +18,9 @@ from dlpool.errors import (
     Infected,
     InternalError,
     LocalFault,
+    OutOfFiles,
     RestartFile,
 )
-from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.checksum import Follower
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.endcheck import EndCheck
@@ -197,7 +197,7 @@ class Round:
         try:
             plan.place.checkpoint(snapshot, error)
         except LocalFault as fault:
-            if is_out_of_descriptors(fault.__cause__) and error is None:
+            if isinstance(fault, OutOfFiles) and error is None:
                 self._committed.at = self._context.clock()  # other downloads may have closed files by the next commit
             else:
                 self.stop(fault)
