@@ -257,7 +257,7 @@ def test_a_file_needs_room_for_its_chunks_and_itself(
 ) -> None:
     settings = store_in(tmp_path).settings
     monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, free, 0.1))
-    monkeypatch.setattr(room, "_device_of", lambda folder: 1 if is_one_disk else hash(folder))
+    monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         check_room(settings, size)
     else:

@@ -16,7 +16,7 @@ from dlpool.config import UploadSettings
 from dlpool.disk import atomic_write
 from dlpool.observe.log import Logger
 from dlpool.web.ops import folder_check
-from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, room_of
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, device_of, room_of
 
 LOOK_S = 5.0  # between two checks of the disks
 MARGIN = 0.02  # a disk recovers only this share below the threshold that it had reached
@@ -66,7 +66,7 @@ class DiskWatch:
         told, seen = self._read(), set()
         for name, folder in self._folders:
             try:
-                room, device = room_of(folder), _device_of(folder)
+                room, device = room_of(folder), device_of(folder)
             except OSError:  # the folder is reported below
                 continue
             if device not in seen:
@@ -113,11 +113,3 @@ class DiskWatch:
         if is_news or not self._path.exists():
             with suppress(OSError):
                 atomic_write(self._path, jsontext.dumps(told), sync=False)
-
-
-def _device_of(folder: str) -> int:
-    """Return the device of the folder, or of its nearest existing parent. Raises OSError."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return path.stat().st_dev

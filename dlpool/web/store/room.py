@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import UploadSettings
+from dlpool.disk import known_space
 from dlpool.web.refusal import Refusal
 
 HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
@@ -25,20 +25,25 @@ class Room:
 def room_of(folder: str) -> Room | None:
     """Return the room of the folder or its nearest existing parent; None if it is unknown, which is no limit.
 
-    So it is on a file system without blocks (ramfs, some in user space), or one that does not answer statvfs(3): the
-    first write that does not fit tells. Raises OSError if no folder can be looked at.
+    Raises OSError if no folder can be looked at.
     """
+    space = known_space(_existing(folder))
+    if space is None:
+        return None
+    return Room(folder, space.size, space.free, (space.usable - space.free) / space.usable if space.usable else 0.0)
+
+
+def device_of(folder: str) -> int:
+    """Return the device of the folder or of its nearest existing parent. Raises OSError."""
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: str) -> Path:
+    """Return the folder or its nearest existing parent. Raises OSError."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return None
-    free, taken = status.f_bavail * status.f_frsize, (status.f_blocks - status.f_bfree) * status.f_frsize
-    if status.f_blocks == 0:
-        return None
-    return Room(folder, status.f_blocks * status.f_frsize, free, taken / (taken + free) if taken + free else 0.0)
+    return path
 
 
 def level(room: Room | None, settings: UploadSettings) -> str:
@@ -56,7 +61,7 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
     A merge writes the file beside its chunks.
     """
     folders = (settings.upload_dir, settings.merged_dir)
-    wanted = 2 * file_size if _device_of(folders[0]) == _device_of(folders[1]) else file_size
+    wanted = 2 * file_size if device_of(folders[0]) == device_of(folders[1]) else file_size
     for room in map(room_of, folders):
         if room is None:
             continue
@@ -66,14 +71,6 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
         if wanted > room.free:
             text = f"the file and its chunks need {wanted} bytes, and the disk has room for {room.free}"
             raise Refusal(507, "no_space", text)
-
-
-def _device_of(folder: str) -> int:
-    """Return the device of the folder or of its nearest existing parent. Raises OSError."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return path.stat().st_dev
 
 
 def check_merge(settings: UploadSettings, file_size: int) -> None:
