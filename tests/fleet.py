@@ -22,6 +22,24 @@ from tests.processes import ROOT, Logged
 
 START_S = 30.0
 END_S = 45.0
+# What the names of keys begin with that stay when all work is done.
+KEPT = (
+    "job:",
+    "done",
+    "dead",
+    "cancelled",
+    "events",
+    "stats:",
+    "fence",
+    "looked",
+    "recoverer",
+    "wake",
+    "sampled",
+    "history",
+    "large:",
+    "bytes",
+    "failures",
+)
 DEFAULTS: dict[str, dict[str, Any]] = {
     "transfer": {
         "min_split_size": "64K",
@@ -187,10 +205,8 @@ class Client:
     def leftovers(self) -> list[bytes]:
         """Keys that hold work: none when all is done and no supervisor lives."""
         prefix = self.keys.prefix
-        kept = ("job:", "done", "dead", "cancelled", "events", "stats:", "fence", "looked", "recoverer", "wake",
-                "sampled", "history", "large:", "bytes", "failures")  # fmt: skip
         names = [key for key in self.redis.scan_iter() if key.startswith(prefix.encode())]
-        return [key for key in names if not key.decode().removeprefix(prefix).startswith(kept)]
+        return [key for key in names if not key.decode().removeprefix(prefix).startswith(KEPT)]
 
 
 @contextmanager

@@ -196,9 +196,14 @@ def test_a_stream_ends_where_its_body_ended(clock: Clock) -> None:
 
 def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
     board = planned(
-        clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10), Chunk(20, 30, 25, 28), Chunk(30, 40, 30, 30),
-        Chunk(40, 50, 50, 50), Chunk(50, 60, 50, 50),
-    )  # fmt: skip
+        clock,
+        Chunk(0, 10, 0, 0),
+        Chunk(10, 20, 10, 10),
+        Chunk(20, 30, 25, 28),
+        Chunk(30, 40, 30, 30),
+        Chunk(40, 50, 50, 50),
+        Chunk(50, 60, 50, 50),
+    )
     snapshot = board.snapshot()
     assert [(chunk.start, chunk.end, chunk.position, chunk.claimed) for chunk in snapshot.chunks] == [
         (0, 20, 0, 0),

@@ -248,8 +248,10 @@ def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
     worker.say(FinishingFrame("a.1"), FinishingFrame("gone.1"))
     bench.crew.hear(worker.handle)
     assert (held.is_finishing, worker.handle.finishing, bench.ledger.busy) == (
-        is_free, {"a.1"} if is_free else set(), 0 if is_free else 1,
-    )  # fmt: skip
+        is_free,
+        {"a.1"} if is_free else set(),
+        0 if is_free else 1,
+    )
 
 
 def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> None:
@@ -398,8 +400,9 @@ def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
     worker.say(ended("d"))  # its last words
     bench.crew.bury(worker.handle, "killed by SIGKILL")
     assert [(one.ticket.id, one.outcome, one.note.get("message")) for one in bench.told.ended] == [
-        ("d", "success", None), ("c", "crash", "killed by SIGKILL"),
-    ]  # fmt: skip
+        ("d", "success", None),
+        ("c", "crash", "killed by SIGKILL"),
+    ]
     assert bench.ledger.get("a.1") is None and len(bench.ledger) == 4
     assert worker.handle.jobs == worker.handle.finishing == set()
     assert worker.handle.cleaning == {}

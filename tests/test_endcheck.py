@@ -97,9 +97,17 @@ class Bench:
         client = Client(PATIENT, 4, HostGate(self.clock), self.network)
         chosen = replace(FAST, retries=2, retry_delay=DELAY_S, retry_max_delay=10.0, **settings)
         self.context = Context(
-            Job(URL, Path("f")), chosen, client, Source(client, URL, {}), self.board,
-            RateLimits(RateLimit(None, self.clock)), self._note, lambda: None, self.clock, lambda: 1.0,
-        )  # fmt: skip
+            Job(URL, Path("f")),
+            chosen,
+            client,
+            Source(client, URL, {}),
+            self.board,
+            RateLimits(RateLimit(None, self.clock)),
+            self._note,
+            lambda: None,
+            self.clock,
+            lambda: 1.0,
+        )
         for start in (0, 100_000):
             self.context.evidence.begin(start).end = start + 1000
         self.file = File()
@@ -231,9 +239,14 @@ def test_a_failed_request_is_repeated_after_a_rest_and_reported(monkeypatch: pyt
     span, later = bench.asked[0], bench.asked[3]
     assert bench.asked[:5] == [span, span, span, later, later]
     first = {
-        "label": "short_body", "error": "short", "start": span.start, "end": span.end, "attempt": 1,
-        "delay_s": 0.012, "seconds": 0.0,
-    }  # fmt: skip
+        "label": "short_body",
+        "error": "short",
+        "start": span.start,
+        "end": span.end,
+        "attempt": 1,
+        "delay_s": 0.012,
+        "seconds": 0.0,
+    }
     retries = bench.named("range_retry")
     assert retries[0] == first
     assert [retry["attempt"] for retry in retries] == [1, 2, 1]

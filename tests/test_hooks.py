@@ -406,9 +406,20 @@ def test_what_a_hook_reads_of_a_job() -> None:
     held.path = "/held"
     whole = json.loads(hooks.payload(held, ending, "success", "n"))
     assert whole == {
-        "id": "a", "outcome": "success", "url": "http://h/ü", "save_path": "f", "path": "/x/f", "size": 3,
-        "seconds": 1.5, "label": "l", "message": "m", "attempt": 2, "trace_id": "t", "user_id": None, "node": "n",
-    }  # fmt: skip
+        "id": "a",
+        "outcome": "success",
+        "url": "http://h/ü",
+        "save_path": "f",
+        "path": "/x/f",
+        "size": 3,
+        "seconds": 1.5,
+        "label": "l",
+        "message": "m",
+        "attempt": 2,
+        "trace_id": "t",
+        "user_id": None,
+        "node": "n",
+    }
     ending.note.clear()
     assert json.loads(hooks.payload(held, ending, "success", "n"))["path"] == "/held"
     assert hooks.payload(held, ending, "success", "n").endswith(b"}\n")

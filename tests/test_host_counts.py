@@ -114,9 +114,18 @@ def test_hosts_are_forgotten_when_they_have_been_good_for_long(node: Node) -> No
 
 @pytest.mark.parametrize(
     ("first_s", "pause_s", "second_s", "is_news"),
-    [(10, 0, 10, False), (10, 0, 11, False), (10, 0, 11.5, True), (10, 4, 7, False), (10, 4, 7.5, True),
-     (10, 12, 1, False), (10, 12, 1.5, True), (10, 10, 1, False), (0.5, 0, 1.5, True)],
-)  # fmt: skip
+    [
+        (10, 0, 10, False),
+        (10, 0, 11, False),
+        (10, 0, 11.5, True),
+        (10, 4, 7, False),
+        (10, 4, 7.5, True),
+        (10, 12, 1, False),
+        (10, 12, 1.5, True),
+        (10, 10, 1, False),
+        (0.5, 0, 1.5, True),
+    ],
+)
 def test_a_hold_is_news_when_it_is_longer_by_a_second(
     first_s: float, pause_s: float, second_s: float, is_news: bool
 ) -> None:

@@ -116,9 +116,17 @@ class Bench:
         client = Client(PATIENT, 4, gate, self.network)
         self.rate = RateLimit(None, self.clock)
         self.context = Context(
-            Job(URL, Path("f")), replace(SETTINGS, **settings), client, Source(client, URL, {}), self.board,
-            RateLimits(self.rate), self._note, lambda: None, self.clock, lambda: 1.0,
-        )  # fmt: skip
+            Job(URL, Path("f")),
+            replace(SETTINGS, **settings),
+            client,
+            Source(client, URL, {}),
+            self.board,
+            RateLimits(self.rate),
+            self._note,
+            lambda: None,
+            self.clock,
+            lambda: 1.0,
+        )
         self.file = Memory()
         place: Any = None
         self.plan = Plan(Resource(size, '"v1"'), place, has_ranges, 0)
@@ -402,9 +410,14 @@ def test_a_retry_is_reported(bench: Bench) -> None:
     bench.asked(1.5)
     assert bench.rest(errors.ShortBody("short")) == Rest(DELAY_S, 0.0)
     expected = {
-        "label": "short_body", "error": "short", "start": 40, "end": 100, "attempt": 1, "delay_s": 0.012,
+        "label": "short_body",
+        "error": "short",
+        "start": 40,
+        "end": 100,
+        "attempt": 1,
+        "delay_s": 0.012,
         "seconds": 1.5,
-    }  # fmt: skip
+    }
     assert bench.named("range_retry") == [expected]
     assert bench.board.retries == 1
 

@@ -39,9 +39,16 @@ class Bench:
         self.hosts = client.hosts
         settings = replace(FAST, connections=connections, max_connections=16)
         self.context = Context(
-            Job(URL, Path("f")), settings, client, Source(client, URL, {}), self.board,
-            RateLimits(RateLimit(None, self.clock)), self._note, lambda: None, self.clock,
-        )  # fmt: skip
+            Job(URL, Path("f")),
+            settings,
+            client,
+            Source(client, URL, {}),
+            self.board,
+            RateLimits(RateLimit(None, self.clock)),
+            self._note,
+            lambda: None,
+            self.clock,
+        )
         place: Any = None
         self.plan = Plan(Resource(1000, **resource), place, True, 0)
         self.lanes = Lanes(self.context)

@@ -336,11 +336,14 @@ def test_a_secret_is_what_its_file_says_without_marks_and_line_ends(
 @pytest.mark.parametrize(
     ("ini", "variable", "of_service", "expected"),
     [
-        ("", None, False, "no-metadata"), ("", None, True, "public-only"), ("network = any", None, True, "any"),
-        ("network = no-metadata", None, True, "no-metadata"), ("", "any", True, "any"),
+        ("", None, False, "no-metadata"),
+        ("", None, True, "public-only"),
+        ("network = any", None, True, "any"),
+        ("network = no-metadata", None, True, "no-metadata"),
+        ("", "any", True, "any"),
         ("network = no-metadata", "public-only", False, "public-only"),
     ],
-)  # fmt: skip
+)
 def test_the_service_has_defaults_of_its_own_which_all_places_go_over(
     ini: str, variable: str | None, of_service: bool, expected: str, tmp_path: Path
 ) -> None:

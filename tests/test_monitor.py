@@ -177,9 +177,17 @@ class Watched:
         log: Any = self.log
         transitions: Any = SimpleNamespace(client=None, keys=Keys())
         self.monitor = Monitor(
-            settings, "n1", folder, log, self.bench.metrics, self.bench.ledger, self.bench.pool, self.link,
-            transitions, lambda: "fifo",
-        )  # fmt: skip
+            settings,
+            "n1",
+            folder,
+            log,
+            self.bench.metrics,
+            self.bench.ledger,
+            self.bench.pool,
+            self.link,
+            transitions,
+            lambda: "fifo",
+        )
 
     def look(self, **seen: Any) -> dict[str, str]:
         """The problems that there are now, by check."""
@@ -200,8 +208,11 @@ def watched(tmp_path: Path) -> Watched:
 def test_a_node_that_takes_jobs_is_ready(watched: Watched) -> None:
     assert watched.look() == {}
     assert {name: watched.value(name) for name in ("ready", "redis_up", "node_fault", "low_on_space")} == {
-        "ready": 1, "redis_up": 1, "node_fault": 0, "low_on_space": 0,
-    }  # fmt: skip
+        "ready": 1,
+        "redis_up": 1,
+        "node_fault": 0,
+        "low_on_space": 0,
+    }
     names = [check.name for check in watched.monitor.health.ready()]
     assert names == ["loop", "redis", "workers", "disk", "space", "accepting"]
 
@@ -209,12 +220,16 @@ def test_a_node_that_takes_jobs_is_ready(watched: Watched) -> None:
 @pytest.mark.parametrize(
     ("seen", "name", "problem", "gauge"),
     [
-        ({"is_probing": True, "fault_s": 12.4}, "disk", "full or broken: no jobs for 12 s, then one at a time",
-         "node_fault"),
+        (
+            {"is_probing": True, "fault_s": 12.4},
+            "disk",
+            "full or broken: no jobs for 12 s, then one at a time",
+            "node_fault",
+        ),
         ({"low": ["/a", "/b"]}, "space", "less than min_free is left for /a, /b", "low_on_space"),
         ({"is_draining": True}, "accepting", "the service ends", None),
     ],
-)  # fmt: skip
+)
 def test_why_a_node_is_not_ready_is_said(
     seen: dict[str, Any], name: str, problem: str, gauge: str | None, watched: Watched
 ) -> None:
@@ -256,11 +271,16 @@ def test_workers_jobs_and_connections_are_counted_by_state(watched: Watched) -> 
     watched.log.dropped = 7
     watched.look(slots=9, limited_hosts=2)
     assert {state: watched.value("workers", state=state) for state in ("starting", "idle", "busy", "ending")} == {
-        "starting": 1, "idle": 1, "busy": 1, "ending": 0,
-    }  # fmt: skip
+        "starting": 1,
+        "idle": 1,
+        "busy": 1,
+        "ending": 0,
+    }
     assert {state: watched.value("held_jobs", state=state) for state in ("waiting", "running", "recording")} == {
-        "waiting": 1, "running": 3, "recording": 1,
-    }  # fmt: skip
+        "waiting": 1,
+        "running": 3,
+        "recording": 1,
+    }
     assert watched.value("connections") == 7
     assert (watched.value("slots"), watched.value("limited_hosts")) == (9, 2)
     assert (watched.value("workers_resident_bytes"), watched.value("worker_resident_bytes_max")) == (60, 30)
@@ -434,9 +454,19 @@ class Queue:
 
     def _stats(self) -> Any:
         return SimpleNamespace(
-            backlog=1, reserved=2, ready={"high": 3, "low": 4}, delayed=5, parked=6, paused=7, running=8,
-            waiting_hosts=["a"], held_hosts=["b", "c"], failure_records=9, supervisors=["s"] * 10, is_halted=True,
-        )  # fmt: skip
+            backlog=1,
+            reserved=2,
+            ready={"high": 3, "low": 4},
+            delayed=5,
+            parked=6,
+            paused=7,
+            running=8,
+            waiting_hosts=["a"],
+            held_hosts=["b", "c"],
+            failure_records=9,
+            supervisors=["s"] * 10,
+            is_halted=True,
+        )
 
 
 def test_the_figures_of_the_queue_are_shown(metrics: Metrics) -> None:

@@ -161,9 +161,15 @@ def test_the_program_itself_is_owned(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("root", "own", "is_refused"),
-    [("Downloads", "downloads/state", True), ("DOWNLOADS/x", "downloads", True), ("stra\u00dfe", "STRASSE", True),
-     ("e\u0301", "\u00e9", True), ("down", "downloads", False), ("downloads", "down/loads", False)],
-)  # fmt: skip
+    [
+        ("Downloads", "downloads/state", True),
+        ("DOWNLOADS/x", "downloads", True),
+        ("stra\u00dfe", "STRASSE", True),
+        ("e\u0301", "\u00e9", True),
+        ("down", "downloads", False),
+        ("downloads", "down/loads", False),
+    ],
+)
 def test_what_is_not_there_yet_is_compared_without_case(root: str, own: str, is_refused: bool, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, paths={"download_dir": f"{tmp_path}/{root}", "state_dir": f"{tmp_path}/{own}"})
     assert bool(refusal(settings)) is is_refused
@@ -290,11 +296,23 @@ def shop(tmp_path: Path) -> Settings:
 
 
 OWN = [
-    "etc/dlpool.ini", "etc/conf.d/99.ini", "etc/conf.d/", "etc/key", "bin/hook", "state_dir/x", "state_dir/",
+    "etc/dlpool.ini",
+    "etc/conf.d/99.ini",
+    "etc/conf.d/",
+    "etc/key",
+    "bin/hook",
+    "state_dir/x",
+    "state_dir/",
     "state_dir",
-    "log_dir/dlpool.log", "upload_dir/tasks/a/record", "merged_dir/f", "merged_dir/new", "new/secrets/password",
-    "new/secrets/password/deeper", "files/../etc/conf.d/99.ini", "./etc//conf.d/99.ini",
-]  # fmt: skip
+    "log_dir/dlpool.log",
+    "upload_dir/tasks/a/record",
+    "merged_dir/f",
+    "merged_dir/new",
+    "new/secrets/password",
+    "new/secrets/password/deeper",
+    "files/../etc/conf.d/99.ini",
+    "./etc//conf.d/99.ini",
+]
 FREE = ["etc/other", "etc/dlpool.ini.txt", "bin/hooks", "files/f", "state_dirs/f", "new/secrets/other", "files/", "f"]
 
 

@@ -308,8 +308,11 @@ def test_a_worker_for_suspects_takes_no_ordinary_workers_place(bench: Pooled) ->
     bench.worker(1, is_alone=True)
     bench.tend(suspects=2)
     assert sorted((handle.slots, handle.is_alone) for handle in bench.pool.workers.values()) == [
-        (1, False), (1, True), (2, False), (2, True),
-    ]  # fmt: skip
+        (1, False),
+        (1, True),
+        (2, False),
+        (2, True),
+    ]
 
 
 def test_a_worker_with_another_number_of_slots_does_not_count(bench: Pooled) -> None:

@@ -285,9 +285,17 @@ def test_the_command_lists_shows_releases_and_deletes(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["list", "x"], ["list", "--all"], ["show"], ["show", "--all"], ["release"], ["release", "--all"], ["delete"],
-        ["delete", "x", "--all"], ["release", "x", "y", "--to", "p"], ["delete", "x", "--to", "p"],
+        ["list", "x"],
+        ["list", "--all"],
+        ["show"],
+        ["show", "--all"],
+        ["release"],
+        ["release", "--all"],
+        ["delete"],
+        ["delete", "x", "--all"],
+        ["release", "x", "y", "--to", "p"],
+        ["delete", "x", "--to", "p"],
     ],
-)  # fmt: skip
+)
 def test_arguments_without_a_meaning_are_refused(arguments: list[str], tmp_path: Path) -> None:
     assert main(["quarantine", *arguments, "-c", configured(tmp_path)[1]]) == 2

@@ -33,10 +33,20 @@ def test_its_settings_are_on_its_command_line(listen: str, host: str, port: str)
     given = arguments(Path("/data"), Path("/s"), Path("/log"), listen)
     settings = dict(zip(given[:26:2], given[1:26:2], strict=True))
     assert settings == {
-        "--port": port, "--bind": host, "--protected-mode": "yes", "--unixsocket": "/s", "--unixsocketperm": "700",
-        "--dir": "/data", "--logfile": "/log", "--appendonly": "yes", "--appendfsync": "everysec", "--save": "",
-        "--maxmemory-policy": "noeviction", "--daemonize": "no", "--supervised": "no",
-    }  # fmt: skip
+        "--port": port,
+        "--bind": host,
+        "--protected-mode": "yes",
+        "--unixsocket": "/s",
+        "--unixsocketperm": "700",
+        "--dir": "/data",
+        "--logfile": "/log",
+        "--appendonly": "yes",
+        "--appendfsync": "everysec",
+        "--save": "",
+        "--maxmemory-policy": "noeviction",
+        "--daemonize": "no",
+        "--supervised": "no",
+    }
     assert given[26:] == (["--user", *redisserver.CLIENT_RIGHTS.split()] if listen else [])
 
 
@@ -70,10 +80,15 @@ def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [({}, False), ({"appendonlydir/a": 1024}, False), ({"appendonlydir/a": 1025}, True),
-     ({"appendonlydir/a": 1000, "appendonlydir/b": 25}, True), ({"appendonly.aof": 2000}, True),
-     ({"redis.log": 2000}, False)],
-)  # fmt: skip
+    [
+        ({}, False),
+        ({"appendonlydir/a": 1024}, False),
+        ({"appendonlydir/a": 1025}, True),
+        ({"appendonlydir/a": 1000, "appendonlydir/b": 25}, True),
+        ({"appendonly.aof": 2000}, True),
+        ({"redis.log": 2000}, False),
+    ],
+)
 def test_whether_there_are_jobs_in_it(sizes: dict[str, int], expected: bool, tmp_path: Path) -> None:
     for name, size in sizes.items():
         path = folder(tmp_path) / name
@@ -150,9 +165,13 @@ def test_a_start_gives_up_after_the_servers_silence_or_its_end(tmp_path: Path, m
     ],
 )
 def test_a_start_without_its_address_only_where_another_program_took_it(
-    error: BaseException | None, listen: str, free: list[bool], starts: list[str], tmp_path: Path,
+    error: BaseException | None,
+    listen: str,
+    free: list[bool],
+    starts: list[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     asked, errors, seen, ended = iter(free), iter([error, None]), [], []
 
     class Fake(EmbeddedRedis):

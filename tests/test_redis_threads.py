@@ -40,7 +40,7 @@ from dlpool.service.messages import (
     Swept,
     TakenBack,
     Wish,
-)  # fmt: skip
+)
 from dlpool.service.recording import AT_ONCE, Recorder, finished
 from dlpool.service.spool import Spool
 from dlpool.service.sweeping import AT_ONCE as SWEPT_AT_ONCE
@@ -109,9 +109,7 @@ class Desk:
     def fetcher(self, order: str = "fifo") -> Fetcher:
         given: Any = self.redis
         blocking: Any = self.blocking
-        return Fetcher(
-            given, blocking, "s", self.ledger, self.link, LEASE_S, lambda: order, self.posted.append, 20
-        )  # fmt: skip
+        return Fetcher(given, blocking, "s", self.ledger, self.link, LEASE_S, lambda: order, self.posted.append, 20)
 
     def recorder(self) -> Recorder:
         given: Any = self.redis
@@ -129,15 +127,30 @@ class Desk:
         self.swept: list[float] = []
         sweeper: Any = SimpleNamespace(sweep=lambda: self.swept.append(self.clock.now))
         made = Beater(
-            given, blocking, "s", self.ledger, self.link, self.spool, fetcher, self.log, lease_s=LEASE_S,
-            grace_s=grace_s, order=lambda: "fifo", info=lambda: {"i": 1}, post=self.posted.append, earlier=earlier,
+            given,
+            blocking,
+            "s",
+            self.ledger,
+            self.link,
+            self.spool,
+            fetcher,
+            self.log,
+            lease_s=LEASE_S,
+            grace_s=grace_s,
+            order=lambda: "fifo",
+            info=lambda: {"i": 1},
+            post=self.posted.append,
+            earlier=earlier,
             sweeper=sweeper,
-        )  # fmt: skip
+        )
         made._slots = Slots(self.slots)  # type: ignore[assignment]
         made._history = SimpleNamespace(sample=lambda: self.redis.sample_())  # type: ignore[assignment]
         self.redis.answers |= {
-            "beat": Beat(0, ()), "recover": Recovery(0, ()), "take_back": (), "sample_": True,
-        }  # fmt: skip
+            "beat": Beat(0, ()),
+            "recover": Recovery(0, ()),
+            "take_back": (),
+            "sample_": True,
+        }
         return made
 
     def hold(self, name: str = "a", **fields: Any) -> Held:
@@ -414,9 +427,12 @@ def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
         ("finish", "s", ends),
     ]
     assert desk.posted == [
-        Placed("w.1", Place(0)), Stands("x.1", True), Stands("y.1", False), Stands("z.1", True),
+        Placed("w.1", Place(0)),
+        Stands("x.1", True),
+        Stands("y.1", False),
+        Stands("z.1", True),
         *(Recorded(one, "OK") for one in ends),
-    ]  # fmt: skip
+    ]
     assert spooled(desk) == []
 
 

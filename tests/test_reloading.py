@@ -46,13 +46,19 @@ def test_settings_that_stay_are_nothing_to_tell_of() -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (Settings(hooks=HookSettings(on_success="no-such a", on_failure="/no/such b")),
-         ["[hooks] on_success: there is no program 'no-such' that can be run",
-          "[hooks] on_failure: there is no program '/no/such' that can be run"]),
-        (Settings(logging=LoggingSettings(archive_command="no-such x")),
-         ["[logging] archive_command: there is no program 'no-such' that can be run"]),
+        (
+            Settings(hooks=HookSettings(on_success="no-such a", on_failure="/no/such b")),
+            [
+                "[hooks] on_success: there is no program 'no-such' that can be run",
+                "[hooks] on_failure: there is no program '/no/such' that can be run",
+            ],
+        ),
+        (
+            Settings(logging=LoggingSettings(archive_command="no-such x")),
+            ["[logging] archive_command: there is no program 'no-such' that can be run"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_program_that_is_not_there_refuses_all(wanted: Settings, said: list[str]) -> None:
     assert reloaded(Settings(), lambda: replace(wanted, limits=LimitSettings(3))) == (None, said)
 

@@ -25,23 +25,50 @@ from dlpool.transfer.urls import shown_url, without_user
 
 SECRET = "s3cr3t"
 FIELDS = [
-    "Authorization", "Proxy-Authorization", "Cookie", "Set-Cookie", "Cookie2", "Set-Cookie2", "X-Secret-Key",
+    "Authorization",
+    "Proxy-Authorization",
+    "Cookie",
+    "Set-Cookie",
+    "Cookie2",
+    "Set-Cookie2",
+    "X-Secret-Key",
     "X-Api-Key",
-    "Api-Key", "ApiKey", "X-Auth-Token", "X-Auth-Key", "X-Access-Token", "X-Amz-Security-Token", "X-Vault-Token",
-    "PRIVATE-TOKEN", "JOB-TOKEN", "X-CSRF-Token", "X-Goog-Signature", "X-Hub-Signature-256", "X-Client-Secret",
-    "X-Password", "Ocp-Apim-Subscription-Key", "x-functions-key", "X-Amz-Server-Side-Encryption-Customer-Key",
-    "Access-Token", "token-id", "X-Authorization",
-]  # fmt: skip
+    "Api-Key",
+    "ApiKey",
+    "X-Auth-Token",
+    "X-Auth-Key",
+    "X-Access-Token",
+    "X-Amz-Security-Token",
+    "X-Vault-Token",
+    "PRIVATE-TOKEN",
+    "JOB-TOKEN",
+    "X-CSRF-Token",
+    "X-Goog-Signature",
+    "X-Hub-Signature-256",
+    "X-Client-Secret",
+    "X-Password",
+    "Ocp-Apim-Subscription-Key",
+    "x-functions-key",
+    "X-Amz-Server-Side-Encryption-Customer-Key",
+    "Access-Token",
+    "token-id",
+    "X-Authorization",
+]
 
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize(
     "form",
     [
-        "{}: {}", "{}:{}", "sent {}: Basic {}", "'{}': '{}', 'Accept': '*/*'", '{{"{}": "{}"}}', "{} = {}",
-        "GET / HTTP/1.1\r\n{}: {}\r\nHost: h", "(b'{}', b'x'), {}",
-    ][:-1],
-)  # fmt: skip
+        "{}: {}",
+        "{}:{}",
+        "sent {}: Basic {}",
+        "'{}': '{}', 'Accept': '*/*'",
+        '{{"{}": "{}"}}',
+        "{} = {}",
+        "GET / HTTP/1.1\r\n{}: {}\r\nHost: h",
+    ],
+)
 def test_the_value_of_a_secret_field_is_in_no_text(field: str, form: str) -> None:
     for name in (field, field.lower(), field.upper()):
         shown = without_secrets(form.format(name, f"{SECRET} a/{SECRET}"))

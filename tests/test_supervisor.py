@@ -335,9 +335,16 @@ def test_once_a_second_all_parts_are_tended(room: Room) -> None:
     room.up_worker()
     room.supervisor._is_ready = True
     tended = (
-        "parts.check_threads", "slots.look", "of_hosts.tend", "log.tend_writer", "log.tend", "monitor.look",
-        "archiver.tend", "manager.status", "watchdog.tend",
-    )  # fmt: skip
+        "parts.check_threads",
+        "slots.look",
+        "of_hosts.tend",
+        "log.tend_writer",
+        "log.tend",
+        "monitor.look",
+        "archiver.tend",
+        "manager.status",
+        "watchdog.tend",
+    )
     counts = []
     for seconds in (0.0, TEND_S / 2, TEND_S / 2):
         room.turn(seconds)

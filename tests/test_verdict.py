@@ -255,11 +255,18 @@ def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
 @pytest.mark.parametrize(
     ("error", "ending"),
     [
-        (LostJob("x"), "lost"), (Cancelled("x"), "released"), (TooLarge("x"), "failed"), (NoRoom("x"), "no_room"),
-        (NodeFault("x"), "node_fault"), (Locked("x"), "locked"), (RetryRange("x"), "retry"),
-        (RestartFile("x"), "retry"), (InternalError("x"), "retry"), (FailJob("x"), "failed"),
+        (LostJob("x"), "lost"),
+        (Cancelled("x"), "released"),
+        (TooLarge("x"), "failed"),
+        (NoRoom("x"), "no_room"),
+        (NodeFault("x"), "node_fault"),
+        (Locked("x"), "locked"),
+        (RetryRange("x"), "retry"),
+        (RestartFile("x"), "retry"),
+        (InternalError("x"), "retry"),
+        (FailJob("x"), "failed"),
     ],
-)  # fmt: skip
+)
 def test_how_a_job_ends_that_ended_with_an_error(error: DlpoolError, ending: str) -> None:
     assert ending_of(error) == ending
 

@@ -46,8 +46,14 @@ def bearer(text: str) -> dict[str, str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     folder = tmp_path_factory.mktemp("web")
     (folder / "key").write_text(KEY + "\n")
-    settings: Any = {"web": {"jwt_key_file": folder / "key", "secret_key": SECRET, "scrape_from": "192.0.2.0/24",
-                             "trusted_proxies": "127.0.0.1"}}  # fmt: skip
+    settings: Any = {
+        "web": {
+            "jwt_key_file": folder / "key",
+            "secret_key": SECRET,
+            "scrape_from": "192.0.2.0/24",
+            "trusted_proxies": "127.0.0.1",
+        }
+    }
     with WebServer(folder, settings) as server:
         yield server
 

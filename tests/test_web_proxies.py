@@ -57,12 +57,15 @@ def test_nobody_says_whose_address_he_has(peer: str, hops: str) -> None:
 @pytest.mark.parametrize(
     ("peer", "hops", "address"),
     [
-        ("10.0.0.2", "198.51.100.1", "198.51.100.1"), ("10.0.0.2", "127.0.0.1, 198.51.100.1", "198.51.100.1"),
-        ("10.0.0.2", "198.51.100.1, 10.0.0.3", "198.51.100.1"), ("10.0.0.2", "", "10.0.0.2"),
-        ("192.0.2.7", "198.51.100.1", "192.0.2.7"), ("::ffff:10.0.0.2", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.2", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.2", "127.0.0.1, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.2", "198.51.100.1, 10.0.0.3", "198.51.100.1"),
+        ("10.0.0.2", "", "10.0.0.2"),
+        ("192.0.2.7", "198.51.100.1", "192.0.2.7"),
+        ("::ffff:10.0.0.2", "198.51.100.1", "198.51.100.1"),
         ("127.0.0.1", "198.51.100.1", "127.0.0.1"),
     ],
-)  # fmt: skip
+)
 def test_a_trusted_proxy_does(peer: str, hops: str, address: str) -> None:
     assert asked(peer, {"X-Forwarded-For": hops}, trusted_proxies="10.0.0.0/24")[0] == address
 
@@ -70,17 +73,22 @@ def test_a_trusted_proxy_does(peer: str, hops: str, address: str) -> None:
 @pytest.mark.parametrize(
     ("peer", "headers", "trusted", "is_open"),
     [
-        ("127.0.0.1", {}, "", True), ("::1", {}, "", True), ("192.0.2.7", {}, "", False),
+        ("127.0.0.1", {}, "", True),
+        ("::1", {}, "", True),
+        ("192.0.2.7", {}, "", False),
         ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, "", False),
         ("127.0.0.1", {"Forwarded": "for=192.0.2.7"}, "", False),
-        ("127.0.0.1", {"X-Real-IP": "192.0.2.7"}, "", False), ("127.0.0.1", {"Via": "1.1 proxy"}, "", False),
-        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "", False), ("127.0.0.1", {"X-Forwarded-Host": "h"}, "", False),
+        ("127.0.0.1", {"X-Real-IP": "192.0.2.7"}, "", False),
+        ("127.0.0.1", {"Via": "1.1 proxy"}, "", False),
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "", False),
+        ("127.0.0.1", {"X-Forwarded-Host": "h"}, "", False),
         ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "", False),
         ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, "127.0.0.1", False),
-        ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", True), ("127.0.0.1", {}, "127.0.0.1", True),
+        ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", True),
+        ("127.0.0.1", {}, "127.0.0.1", True),
         ("127.0.0.1", {"X-Real-IP": "192.0.2.7"}, "127.0.0.1", False),
     ],
-)  # fmt: skip
+)
 def test_a_proxy_that_is_not_trusted_opens_the_metrics_to_nobody(
     peer: str, headers: dict[str, str], trusted: str, is_open: bool
 ) -> None:

@@ -460,8 +460,10 @@ def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
     clean(left(bench, "a"), paths)
     clean(left(bench, "b", path="/x/b", has_failed=False), paths)
     assert calls == [
-        ("forget", data / "a", "a"), ("discard", data / "a", url_digest("http://h/x")), ("forget", Path("/x/b"), "b"),
-    ]  # fmt: skip
+        ("forget", data / "a", "a"),
+        ("discard", data / "a", url_digest("http://h/x")),
+        ("forget", Path("/x/b"), "b"),
+    ]
 
 
 # --- how it ends ---
@@ -635,8 +637,10 @@ def test_a_run_that_fails_says_why_with_the_stack_of_the_cause(stage: Stage, kin
     ended = stage.play(does)
     assert ended.path == stage.paths.roots[0] + "/a" and ended.leaves_state
     assert (ended.ending, ended.label) == {
-        "known": ("failed", ChecksumMismatch.label), "defect": ("retry", "internal"), "wait": ("retry", "network"),
-    }[kind]  # fmt: skip
+        "known": ("failed", ChecksumMismatch.label),
+        "defect": ("retry", "internal"),
+        "wait": ("retry", "network"),
+    }[kind]
     assert ended.retry_after_s == (7.0 if kind == "wait" else None)
     assert len(ended.message) == (2000 if kind == "known" else len(ended.message))
     assert len(ended.stack) <= MAX_STACK and ("KeyError" in ended.stack) == (kind == "known")
@@ -733,14 +737,17 @@ def test_what_ends_a_run_is_noted_under_its_lock(stage: Stage, name: str) -> Non
     stage.run.frame = replace(stage.run.frame, leased_until=0)
     stage.run.publish()
     operations: dict[str, Callable[[JobRun], object]] = {
-        "cancel": lambda run: run.cancel(Cancelled("x")), "make": JobRun._make, "permit": JobRun._permit,
-    }  # fmt: skip
+        "cancel": lambda run: run.cancel(Cancelled("x")),
+        "make": JobRun._make,
+        "permit": JobRun._permit,
+    }
     wait_for_lock(stage.run, operations[name])
 
 
 @pytest.mark.parametrize("name", ["begin", "slot", "status", "end"])
-def test_the_table_of_runs_is_used_under_its_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str,
-                                                 alarms: list[tuple[str, Any]]) -> None:  # fmt: skip
+def test_the_table_of_runs_is_used_under_its_lock(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, alarms: list[tuple[str, Any]]
+) -> None:
     run: Any = Run()
     bench.worker._runs["a.1"] = run
     bench.worker._waiting.put(run)
