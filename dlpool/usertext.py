@@ -34,6 +34,14 @@ def escaped(text: str, *, keeps: str = "") -> str:
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keeps else ascii(found[0])[1:-1], text)
 
 
+def split_mark(data: bytes) -> tuple[str, bytes]:
+    """Return the encoding of the byte order mark that ``data`` begins with, "" without one, and the bytes after it."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return encoding, data[len(mark) :]
+    return "", data
+
+
 class NotText(ValueError):
     """The input is not text; the message has the number of the line and the reason."""
 
@@ -78,13 +86,12 @@ class TextLines:
             yield self._checked("".join(self._pending))
 
     def _without_mark(self, data: bytes) -> bytes:
-        for mark, encoding in _MARKS:
-            if data.startswith(mark):
-                self._encoding = encoding.upper()
-                errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
-                self._decoder = codecs.getincrementaldecoder(encoding)(errors)
-                return data[len(mark) :]
-        return data
+        encoding, rest = split_mark(data)
+        if encoding:
+            self._encoding = encoding.upper()
+            errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
+            self._decoder = codecs.getincrementaldecoder(encoding)(errors)
+        return rest
 
     def _decoded(self, data: bytes, is_end: bool) -> str:
         try:
@@ -95,7 +102,7 @@ class TextLines:
 
     def _checked(self, line: str) -> str:
         self._number += 1
-        if self._encoding and not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
+        if self._encoding and _has_surrogates(line):
             raise NotText(f"line {self._number}: not {self._encoding}, as its byte order mark says")
         if "\0" in line and not self._keeps_nul:
             raise NotText(f"line {self._number}: it holds a NUL character: save the file as text in UTF-8")
@@ -121,9 +128,13 @@ def text_of(path: Path) -> str:
     if is_cut:
         raise NotText("line 1: a byte order mark, and nothing after it")
     for number, line in enumerate(lines, 1):
-        if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
+        if _has_surrogates(line):
             raise NotText(f"line {number}: not UTF-8: save the file in that encoding")
     return "\n".join(lines)
+
+
+def _has_surrogates(line: str) -> bool:
+    return not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line)
 
 
 def _may_be_mark(data: bytes) -> bool:

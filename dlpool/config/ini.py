@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import configparser
 import io
 import re
@@ -22,6 +21,7 @@ from dlpool.config.sections import SECTIONS, LimitSettings
 from dlpool.config.web import preset
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
+from dlpool.usertext import split_mark
 
 _HEAD = """\
 # The settings of dlpool with their defaults, but for those that say so. Sizes take K M G T (powers of 1024), times ms s
@@ -30,13 +30,6 @@ _HEAD = """\
 
 
 _CONVERT = "all other sections have their defaults; `dlpool config convert` writes it as an INI file"
-_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 
 class _Parser(configparser.ConfigParser):
@@ -117,9 +110,9 @@ def text_of_file(path: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"cannot read {path}: {reason}") from error
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding, data = split_mark(data)
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding") from error
