@@ -50,7 +50,7 @@ from dlpool.service.frames import (
     config_frame,
     lease_clock,
 )
-from dlpool.service.run import MAX_STACK, SMALL, JobRun, clean, wished
+from dlpool.service.run import MAX_STACK, SMALL, JobRun, RunContext, clean, wished
 from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.service.worker import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
 from dlpool.transfer.job import Outcome, Progress
@@ -551,7 +551,8 @@ class Stage:
         log.bind = self.bind
         affinity: Any = self.affinity
         client: Any = None
-        self.run = JobRun(frame or job(), FAST, self.paths, client, log, self.sent.append, affinity, self.tally, traces)
+        context = RunContext(FAST, self.paths, client, log, self.sent.append, affinity, self.tally, traces)
+        self.run = JobRun(frame or job(), context)
 
     def bind(self, **fields: object) -> Lines:
         self.bound = fields

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,28 +61,36 @@ STACK_FRAMES = 3  # of each cause: a refused connection has six of them, through
 SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable takes no time that matters
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """What a worker gives to the run of a job. A reload of the settings does not change it."""
+
+    transfer: TransferSettings
+    paths: Confinement
+    client: Client
+    log: Logger
+    send: Send
+    affinity: Affinity
+    tally: Tally
+    traces: Traces | None = None
+    guard: Guard | None = None
+
+
 class JobRun:
     """A job from its frame to its end. ``run`` by the slot's thread, all else by any.
 
     The lock guards the transfer and the error that shall end it, which may come before the transfer is made.
     """
 
-    def __init__(self, frame: JobFrame, transfer: TransferSettings, paths: Confinement, client: Client, log: Logger,
-                 send: Send, affinity: Affinity, tally: Tally, traces: Traces | None = None,
-                 guard: Guard | None = None) -> None:  # fmt: skip
+    def __init__(self, frame: JobFrame, context: RunContext) -> None:
         self.frame = frame
-        self._settings = wished(transfer, frame)
-        self._paths = paths
-        self._client = client
-        self._send = send
-        self._affinity = affinity
-        self._tally = tally
-        self._traces = traces
-        self._guard = guard
+        self._context = context
+        self._settings = wished(context.transfer, frame)
         self._span: JobSpan | None = None
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
-        self._log = log.bind(job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt,
-                             url=frame.url)  # fmt: skip
+        self._log = context.log.bind(
+            job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt, url=frame.url
+        )
         self._lock = threading.Lock()
         self._transfer: Transfer | None = None
         self._error: DlpoolError | None = None
@@ -96,9 +104,10 @@ class JobRun:
         """Download and publish; never raises."""
         frame = self.frame
         culprit.begin(frame.ticket)
-        if self._traces is not None:
-            self._span = self._traces.begin(frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id,
-                                            frame.attempt)  # fmt: skip
+        if (traces := self._context.traces) is not None:
+            self._span = traces.begin(
+                frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id, frame.attempt
+            )
         ended = self._run()
         if self._span is not None:
             self._span.end(ended.ending, ended.path, ended.result, ended.label, ended.message)
@@ -107,7 +116,7 @@ class JobRun:
 
     def _run(self) -> EndedFrame:
         ticket = self.frame.ticket
-        self._affinity.settle()
+        self._context.affinity.settle()
         try:
             transfer = self._make()
             outcome = transfer.run()
@@ -158,15 +167,15 @@ class JobRun:
         self._log.info("download_progress", **self.progress())
 
     def _make(self) -> Transfer:
-        frame = self.frame
-        target = self._paths.target(frame.save_path)
+        frame, context = self.frame, self._context
+        target = context.paths.target(frame.save_path)
         job = Job(
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
             owner=frame.user_id,
         )  # fmt: skip
-        admit: Callable[[Path], None] = self._paths.check_named if target.is_folder else lambda _: None
-        transfer = Transfer(job, self._settings, self._client, self._notify, admit, self._permit, self._guard)
+        admit: Callable[[Path], None] = context.paths.check_named if target.is_folder else lambda _: None
+        transfer = Transfer(job, self._settings, context.client, self._notify, admit, self._permit, context.guard)
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -180,7 +189,7 @@ class JobRun:
         """
         if lease_clock() < self.frame.leased_until:
             return
-        self._send(VerifiedFrame(self.frame.ticket))
+        self._context.send(VerifiedFrame(self.frame.ticket))
         self._answered.wait()
         with self._lock:
             if self._error is not None:
@@ -188,22 +197,22 @@ class JobRun:
 
     def _notify(self, event: str, /, **fields: object) -> None:
         if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
-            self._affinity.spread()  # its connections' threads come after this
+            self._context.affinity.spread()  # its connections' threads come after this
         if event == "body_complete":
             if fields["size"] < SMALL and not self._settings.scan:  # type: ignore[operator]
-                self._send(FinishingFrame(self.frame.ticket))
+                self._context.send(FinishingFrame(self.frame.ticket))
             return
         if self._span is not None and event in ("range_fetched", "range_retry"):
             self._span.add_range(fields)
         if event == "range_fetched":
-            self._tally.range_fetched(fields["seconds"])  # type: ignore[arg-type]
+            self._context.tally.range_fetched(fields["seconds"])  # type: ignore[arg-type]
             return
         if event == "range_retry":
-            self._tally.retry(str(fields["label"]))
+            self._context.tally.retry(str(fields["label"]))
         elif event == "download_restarted":
-            self._tally.retry("restart")
+            self._context.tally.retry("restart")
         elif event in _SCANNED:
-            self._tally.scanned(_SCANNED[event] or str(fields["verdict"]))
+            self._context.tally.scanned(_SCANNED[event] or str(fields["verdict"]))
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
@@ -212,7 +221,7 @@ class JobRun:
         if transfer is None or not isinstance(error, LocalFault):
             return ending_of(error)
         now = transfer.progress()
-        ending = ending_on_disk(error, now.path, now.size, now.done, self._paths.roots)
+        ending = ending_on_disk(error, now.path, now.size, now.done, self._context.paths.roots)
         if ending == FILLED:
             with suppress(DlpoolError):
                 discard_unfinished(now.path, self.frame.url)

@@ -47,7 +47,7 @@ from dlpool.service.frames import (
 )
 from dlpool.service.launch import die_with_parent
 from dlpool.service.node import hold_worker_lock
-from dlpool.service.run import JobRun, clean, lost
+from dlpool.service.run import JobRun, RunContext, clean, lost
 from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.service.traceparent import with_traceparent
 from dlpool.transfer.client import Client
@@ -208,8 +208,18 @@ class Worker:
     def _begin(self, frame: JobFrame) -> None:
         if self._logging.traceparent:
             frame = with_traceparent(frame)
-        run = JobRun(frame, self._transfer, self._paths, self._client, self._logger, self._send,
-                     self._affinity, self._tally, self._traces, self._guard)  # fmt: skip
+        context = RunContext(
+            transfer=self._transfer,
+            paths=self._paths,
+            client=self._client,
+            log=self._logger,
+            send=self._send,
+            affinity=self._affinity,
+            tally=self._tally,
+            traces=self._traces,
+            guard=self._guard,
+        )
+        run = JobRun(frame, context)
         with self._lock:
             self._runs[frame.ticket] = run
         self._waiting.put(run)
