@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 
 LEAST_FALLOC = 1024 * 1024  # bytes: to reserve fewer gains nothing
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
 _AT_FDCWD = -100  # openat(2)
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 
 def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> None:
@@ -42,3 +45,17 @@ def rename_noreplace(source: str | os.PathLike[str], target: str | os.PathLike[s
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number), os.fspath(source), None, os.fspath(target))
+
+
+def lock_byte(descriptor: int, place: int, *, is_shared: bool = False) -> bool:
+    """Lock the byte at ``place`` of an open file without waiting; return False if another open file has its lock.
+
+    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)): it ends when that is closed, at the latest
+    with the process. The byte need not exist. Raises OSError.
+    """
+    kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+    except (BlockingIOError, PermissionError):  # fcntl(2) allows both
+        return False
+    return True

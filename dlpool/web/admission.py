@@ -18,12 +18,12 @@ from pathlib import Path
 
 from dlpool.config import WebSettings
 from dlpool.disk import make_folders
+from dlpool.syscalls import lock_byte
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 
 _ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
 _SPREAD = 1 << 40  # of the clients over the file of places
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 _HEAVY = 4000  # the byte in a client's row of the file of places that a heavy request locks
 BUSY_S = 1
 TURN_S = 20.0
@@ -118,20 +118,9 @@ class Admission:
         with suppress(OSError):
             descriptor = os.open(self._places, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
-            return self._has_place(descriptor, _number(client) % _SPREAD, places)
+            row = _number(client) % _SPREAD * 4096
+            return any(lock_byte(descriptor, row + place) for place in places)
         return True
-
-    @staticmethod
-    def _has_place(descriptor: int, row: int, places: range) -> bool:
-        """Lock one of the client's bytes; the lock belongs to the descriptor (F_OFD_SETLK, fcntl(2))."""
-        for number in places:
-            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, row * 4096 + number, 1, 0)
-            try:
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
-            except (BlockingIOError, PermissionError):
-                continue
-            return True
-        return False
 
     def _wait_s(self, row: int, interval_s: float) -> float:
         """The generic cell rate algorithm: a row is the time at which its client has used up nothing."""

@@ -1,9 +1,9 @@
 """Locks between processes and threads of one machine: flock(2) on files; the kernel releases those of ended processes.
 
-Some file systems refuse flock(2), and some grant it to everybody, so each process tries it once for each file system.
-Where it does not lock, a byte of a file in the folder for temporary files is locked instead (``F_OFD_SETLK``, see
-fcntl(2)), whose place follows from device and inode number: processes on one machine still exclude each other. A lock
-lasts until its descriptor is given to ``release``.
+Some file systems refuse flock(2), and some grant it to every process, so each process tries it once for each file
+system. Where it does not lock, a byte of a file in the folder for temporary files is locked instead (``lock_byte``),
+whose place follows from device and inode number: processes on one machine still exclude each other. A lock lasts until
+its descriptor is given to ``release``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlpool.disk import CANNOT_LOCK, close_quietly
+from dlpool.syscalls import lock_byte
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.planted import READ
 
 PATIENCE_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ | os.O_CREAT
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 _locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; missing: not tested yet
 _substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
@@ -37,7 +36,7 @@ _substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
-    Raises Refusal (503) where somebody holds it for half a minute: what is done under it takes milliseconds.
+    Raises Refusal (503) if another process or thread holds it for half a minute: work under it takes milliseconds.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
@@ -110,18 +109,13 @@ def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
     digest = hashlib.blake2b(f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") >> 2
     substitute = os.open(_substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with released_on_error(substitute):
         os.utime(substitute)  # so that cleaners of temporary files do not remove it
-        kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
-        fcntl.fcntl(substitute, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
-    except (BlockingIOError, PermissionError):  # fcntl(2) allows both
-        close_quietly(substitute)
-        return False
-    except BaseException:
-        close_quietly(substitute)
-        raise
-    _substitutes[descriptor] = substitute
-    return True
+        if lock_byte(substitute, place, is_shared=is_shared):
+            _substitutes[descriptor] = substitute
+            return True
+    release(substitute)
+    return False
 
 
 def _substitute_path() -> str:
