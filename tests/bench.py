@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,57 +30,10 @@ from dlpool.service.pool import WorkerPool
 from dlpool.service.tally import RANGE_BOUNDS_S
 from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
+from tests.fakes import Clock, Lines
 
 NOW = 1_800_000_000.0
 URL = "http://host/file"
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    monotonic = time
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-class Line(NamedTuple):
-    """A line of a log."""
-
-    level: str
-    event: str
-    fields: dict[str, Any]
-
-
-class Lines:
-    """A logger that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.kept: list[Line] = []
-
-    def __getattr__(self, level: str) -> Any:
-        if level not in ("debug", "info", "warning", "error", "critical"):
-            raise AttributeError(level)
-        return lambda event, /, **fields: self.kept.append(Line(level, event, fields))
-
-    def bind(self, **_fields: object) -> Lines:
-        return self
-
-    def named(self, event: str) -> list[Line]:
-        return [line for line in self.kept if line.event == event]
-
-    @property
-    def events(self) -> list[str]:
-        return [line.event for line in self.kept]
 
 
 class Told:
@@ -111,6 +64,15 @@ class Process:
         return self.exitcode is None
 
 
+def received(channel: Channel) -> list[Frame]:
+    """Return the frames that have come on a channel that does not wait."""
+    frames = []
+    with suppress(BlockingIOError):
+        while (frame := channel.receive()) is not None:
+            frames.append(frame)
+    return frames
+
+
 class Worker(NamedTuple):
     """A worker as the supervisor sees it, and its own end of the channel."""
 
@@ -120,17 +82,7 @@ class Worker(NamedTuple):
 
     def heard(self) -> list[Frame]:
         """The frames that it was sent since the last call."""
-        return list(self._heard())
-
-    def _heard(self) -> Iterator[Frame]:
-        while True:
-            try:
-                frame = self.channel.receive()
-            except BlockingIOError:
-                return
-            if frame is None:
-                return
-            yield frame
+        return received(self.channel)
 
     def say(self, *frames: Frame) -> None:
         for frame in frames:
@@ -153,7 +105,7 @@ class Bench:
     def __init__(self, folder: Path, **supervisor: Any) -> None:
         settings = Settings()
         self.settings = replace(settings, supervisor=replace(settings.supervisor, **supervisor))
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.lines, self.told = Lines(), Told()
         log: Any = self.lines
         recorder: Any = self.told

@@ -27,6 +27,7 @@ from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job, Outcome
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.transfer import Transfer
+from tests.fakes import Clock
 from tests.origin import Handler, Origin
 from tests.redis_server import RedisServer
 
@@ -99,6 +100,20 @@ class Fetcher:
     def _note(self, event: str, /, **fields: object) -> None:
         with self._lock:
             self.events.append((event, fields))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected sockets; reading from the second one fails after 20 seconds."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(20.0)
+        yield ours, theirs
 
 
 @pytest.fixture

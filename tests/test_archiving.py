@@ -21,9 +21,9 @@ from dlpool.observe.rotation import old_name
 from dlpool.service import archiving, hookprocess
 from dlpool.service.archiving import Archiver, check_archive_command
 from dlpool.service.hookprocess import Result
-from tests.bench import Clock, Lines
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
+from tests.fakes import Clock, Lines
 from tests.test_log_files import make_log
 
 NOW = datetime.now(timezone.utc)

@@ -16,6 +16,7 @@ from dlpool.transfer.board import MAX_CRUMBS, RECENT_S, Board, Snapshot
 from dlpool.transfer.chunks import Chunk, ChunkMap, plan
 from dlpool.transfer.retry import Attempt
 from tests.conftest import wait_until
+from tests.fakes import Clock
 
 KIB = 1024
 SIZE = 3 * 512 * KIB + 7
@@ -84,21 +85,6 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
 
 
 # --- one operation after the other ---
-
-
-class Clock:
-    """Time that passes when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def planned(clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None) -> Board:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,18 +14,9 @@ from dlpool.transfer import connection
 from dlpool.transfer.connection import TargetedHeaders, connect, pool_classes
 from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.policy import ANY, NetworkPolicy
+from tests.fakes import Clock
 
 HOST = "h.test"
-
-
-@dataclass
-class Clock:
-    """Time that passes when told."""
-
-    now: float = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,14 +10,14 @@ import pytest
 from dlpool import errors
 from dlpool.transfer.answer import Span
 from dlpool.transfer.board import Board
-from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan, host_of
 from dlpool.transfer.exchange import Figures
-from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.job import Checksum
+from dlpool.transfer.limits import HostGate
 from dlpool.transfer.remote import Resource
-from dlpool.transfer.source import Source
-from tests.conftest import FAST, PATIENT
+from tests.conftest import FAST
+from tests.contexts import context_of
+from tests.fakes import Events
 
 MAX_S = 5.0  # the longest Retry-After that is waited for
 DIGEST = "a" * 64
@@ -28,23 +27,10 @@ def now() -> float:
     return 100.0
 
 
-@dataclass
-class Told:
-    """A context's events."""
-
-    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
-
-    def __call__(self, event: str, /, **fields: object) -> None:
-        self.events.append((event, fields))
-
-
-def context(told: Told | None = None, checksum: Checksum | None = None, **settings: Any) -> Context:
-    url = "http://H.test:8080/f"
-    client = Client(PATIENT, 4, HostGate(now), NetworkWatch(now))
+def context(events: Events | None = None, checksum: Checksum | None = None, **settings: Any) -> Context:
     chosen = replace(FAST, max_retry_after=MAX_S, **settings)
-    job = Job(url, Path("f"), checksum=checksum)
-    limits = RateLimits(RateLimit(None, now))
-    return Context(job, chosen, client, Source(client, url, {}), Board(now), limits, told or Told(), lambda: None, now)
+    told = Events() if events is None else events
+    return context_of(Board(now), now, told, chosen, url="http://H.test:8080/f", checksum=checksum)
 
 
 @dataclass
@@ -95,12 +81,12 @@ def test_no_more_connections_are_tried_than_the_settings_allow() -> None:
 
 
 def test_each_limit_of_the_machine_is_told_once_per_process() -> None:
-    told = Told()
-    made = context(told)
+    events = Events()
+    made = context(events)
     for reason, number in (("too_many_files", 3), ("too_many_files", 2), ("no_threads", 1)):
         made.tell_limit(reason, number)
     replace(made).tell_limit("no_threads", 7)
-    assert told.events == [
+    assert events == [
         ("connections_limited", {"connections": 3, "reason": "too_many_files"}),
         ("connections_limited", {"connections": 1, "reason": "no_threads"}),
     ]

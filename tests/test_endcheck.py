@@ -12,19 +12,16 @@ import pytest
 from dlpool import errors
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.board import Board
-from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, Plan
 from dlpool.transfer.endcheck import MAX_STALE, NETWORK_POLL_S, EndCheck, is_same_span
 from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.job import Job
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
 from dlpool.transfer.remote import Resource
-from dlpool.transfer.source import Source
-from tests.conftest import FAST, PATIENT, make_data
+from tests.conftest import FAST, make_data
+from tests.contexts import context_of
+from tests.fakes import Clock, Events
 
 DATA = make_data(200_000)
 DELAY_S = 0.0123456
-URL = "http://h.test/f"
 
 
 @dataclass
@@ -90,24 +87,11 @@ class Bench:
     """A check of two samples, and what the server answers to each request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any, **settings: Any) -> None:
-        self.now = 100.0
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.clock, self.events = Clock(), Events()
         self.board = Resting()
-        self.network = NetworkWatch(self.clock)
-        client = Client(PATIENT, 4, HostGate(self.clock), self.network)
         chosen = replace(FAST, retries=2, retry_delay=DELAY_S, retry_max_delay=10.0, **settings)
-        self.context = Context(
-            Job(URL, Path("f")),
-            chosen,
-            client,
-            Source(client, URL, {}),
-            self.board,
-            RateLimits(RateLimit(None, self.clock)),
-            self._note,
-            lambda: None,
-            self.clock,
-            lambda: 1.0,
-        )
+        self.context = context_of(self.board, self.clock, self.events, chosen)
+        self.network = self.context.client.watch
         for start in (0, 100_000):
             self.context.evidence.begin(start).end = start + 1000
         self.file = File()
@@ -120,12 +104,6 @@ class Bench:
         self._answers = list(answers)
         monkeypatch.setattr("dlpool.transfer.endcheck.ask_further", self._ask)
 
-    def clock(self) -> float:
-        return self.now
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [fields for name, fields in self.events if name == event]
-
     def _ask(self, _context: Context, exchange: Exchange, span: Span, known: Resource) -> tuple[Pieces, Answer]:
         assert self.check.exchange is exchange
         self.asked.append(span)
@@ -137,9 +115,6 @@ class Bench:
         whole = result is None
         self.replies.append(Pieces((DATA if whole else result)[span.start : span.end]))
         return self.replies[-1], Answer(known, span.start, span.end - span.start, is_partial=not whole)
-
-    def _note(self, event: str, /, **fields: object) -> None:
-        self.events.append((event, fields))
 
 
 # --- one sample ---
@@ -247,7 +222,7 @@ def test_a_failed_request_is_repeated_after_a_rest_and_reported(monkeypatch: pyt
         "delay_s": 0.012,
         "seconds": 0.0,
     }
-    retries = bench.named("range_retry")
+    retries = bench.events.named("range_retry")
     assert retries[0] == first
     assert [retry["attempt"] for retry in retries] == [1, 2, 1]
 
@@ -278,7 +253,7 @@ def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         bench.network.failed(host)
     bench.check.run()
     assert bench.board.rests == [NETWORK_POLL_S] * 4
-    assert bench.named("network_away") == [{"error": "no name"}] * 4
+    assert bench.events.named("network_away") == [{"error": "no name"}] * 4
 
 
 def test_a_stopped_download_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +272,6 @@ def test_a_request_for_a_sample_has_a_time_limit(
     bench = Bench(monkeypatch)
     bench.check.look()
     exchange = bench.check.exchange = Exchange(bench.clock, bench.board.pause, Figures(0, 0.0))
-    exchange.asked_at = None if ago_s is None else bench.now - ago_s
+    exchange.asked_at = None if ago_s is None else bench.clock.now - ago_s
     bench.check.look()
     assert isinstance(exchange.verdict, errors.TimedOut) is is_ended

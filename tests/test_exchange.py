@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from dlpool.errors import Cancelled, TimedOut
 from dlpool.transfer.exchange import Breaker, Exchange, Figures, running
-
-
-class Clock:
-    """Time that passes when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.fakes import Clock
 
 
 @pytest.fixture
 def exchange(clock: Clock) -> Exchange:
     return Exchange(clock, lambda _seconds: None, Figures(10, 2.0))
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.settimeout(20.0)
-        yield ours, theirs
 
 
 def is_open(breaker: Breaker) -> bool:

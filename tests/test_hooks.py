@@ -27,9 +27,9 @@ from dlpool.observe.log import Log
 from dlpool.service import hookprocess, hooks
 from dlpool.service.hooks import Hooks, check_hooks
 from dlpool.service.ledger import Held
-from tests.bench import Clock, Lines
 from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running
+from tests.fakes import Clock, Lines
 from tests.processes import finish, start
 
 

@@ -11,7 +11,7 @@ from dlpool.config import LimitSettings, Settings
 from dlpool.jobs.hostslots import HostLimit
 from dlpool.service.hostjobs import STEP_S, WHILE_S, HostJobs
 from dlpool.service.hosts import Hosts, authority_of
-from tests.bench import Clock, Lines
+from tests.fakes import Clock, Lines
 
 MOST = 16
 

@@ -20,6 +20,7 @@ from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.inspection import MIB, SAMPLE, SAMPLE_S, IfRange, Inspection, clock_offset_s
 from dlpool.transfer.remote import Resource
 from tests.conftest import PATIENT
+from tests.fakes import Clock
 
 SIZE = 100 * MIB
 NOW = datetime(2024, 10, 2, 10, 0, tzinfo=timezone.utc)
@@ -27,21 +28,6 @@ DATE = "Wed, 02 Oct 2024 10:00:00 GMT"
 SAME, OTHER = '"v1"', '"not-the-version-of-this-file"'
 LAST_MODIFIED = "Tue, 01 Oct 2024 10:00:00 GMT"
 LONG_AGO = "Thu, 01 Jan 1970 00:00:00 GMT"
-
-
-@dataclass
-class Clock:
-    """Time that passes when told, and what was slept."""
-
-    now: float = 100.0
-    slept: list[float] = field(default_factory=list)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,8 @@ from dlpool.errors import RetryRange
 from dlpool.transfer.answer import Answer, Span
 from dlpool.transfer.board import MAX_CRUMBS, Board
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk, ChunkMap
-from dlpool.transfer.client import Client
 from dlpool.transfer.context import Context, NetworkAbsence, Plan
 from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.job import Job
 from dlpool.transfer.lane import (
     LEAST_SPAN_S,
     MAX_SKIP,
@@ -29,16 +26,15 @@ from dlpool.transfer.lane import (
     _writer,
     is_elsewhere,
 )
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
 from dlpool.transfer.opening import Opened
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import Rest
-from dlpool.transfer.source import Source
-from tests.conftest import FAST, PATIENT
+from tests.conftest import FAST
+from tests.contexts import context_of
+from tests.fakes import Clock, Events
 
 DELAY_S = 0.0123456
 SETTINGS = replace(FAST, connections=4, retries=3, retry_delay=DELAY_S, retry_max_delay=10.0)
-URL = "http://h.test/f"
 
 
 class Quick(Board):
@@ -109,24 +105,10 @@ class Bench:
     """A lane, and all that it works with."""
 
     def __init__(self, size: int = 100, *, has_ranges: bool = True, **settings: Any) -> None:
-        self.now = 100.0
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.clock, self.events = Clock(), Events()
         self.board = Quick(self.clock)
-        gate, self.network = HostGate(self.clock), NetworkWatch(self.clock)
-        client = Client(PATIENT, 4, gate, self.network)
-        self.rate = RateLimit(None, self.clock)
-        self.context = Context(
-            Job(URL, Path("f")),
-            replace(SETTINGS, **settings),
-            client,
-            Source(client, URL, {}),
-            self.board,
-            RateLimits(self.rate),
-            self._note,
-            lambda: None,
-            self.clock,
-            lambda: 1.0,
-        )
+        self.context = context_of(self.board, self.clock, self.events, replace(SETTINGS, **settings))
+        self.network = self.context.client.watch
         self.file = Memory()
         place: Any = None
         self.plan = Plan(Resource(size, '"v1"'), place, has_ranges, 0)
@@ -134,9 +116,6 @@ class Bench:
         self.lane._writer = self.file  # type: ignore[assignment]
         self.chunk = Chunk(0, size, 0, 0)
         self.board.start(ChunkMap([self.chunk]), self.lane)
-
-    def clock(self) -> float:
-        return self.now
 
     def begin_at(self, position: int) -> None:
         """The chunk has been received up to ``position``, and a new attempt begins."""
@@ -150,19 +129,13 @@ class Bench:
     def rest(self, error: RetryRange) -> Rest:
         return self.lane._rest(self.chunk, error)
 
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [fields for name, fields in self.events if name == event]
-
     def asked(self, ago_s: float, answered: bool = True) -> Exchange:
         """The latest request was sent ``ago_s`` seconds ago."""
         exchange = self.context.exchange(Figures(0, 0.0))
-        exchange.asked_at = self.now - ago_s
-        exchange.answered_at = self.now if answered else None
+        exchange.asked_at = self.clock.now - ago_s
+        exchange.answered_at = self.clock.now if answered else None
         self.lane._latest = exchange
         return exchange
-
-    def _note(self, event: str, /, **fields: object) -> None:
-        self.events.append((event, fields))
 
 
 @pytest.fixture
@@ -272,7 +245,7 @@ def test_others_see_that_a_body_is_received_while_it_is(bench: Bench) -> None:
 
 def test_reads_and_pauses_follow_the_rate_limit() -> None:
     bench = Bench(30_000)
-    bench.rate.rate = 20_000
+    bench.context.client.rate.rate = 20_000
     reply = Pieces(b"x" * 30_000)
     bench.copy(reply, 0, 30_000)
     assert set(reply.wanted) == {2000}
@@ -374,7 +347,7 @@ def test_a_range_is_reported_with_the_time_since_its_request(bench: Bench) -> No
     bench.begin_at(40)
     bench.asked(1.23456789)
     bench.copy(Pieces(b"x" * 60), 40, 60)
-    assert bench.named("range_fetched") == [{"seconds": 1.234568, "start": 40, "end": 100, "status": 206}]
+    assert bench.events.named("range_fetched") == [{"seconds": 1.234568, "start": 40, "end": 100, "status": 206}]
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
@@ -418,7 +391,7 @@ def test_a_retry_is_reported(bench: Bench) -> None:
         "delay_s": 0.012,
         "seconds": 1.5,
     }
-    assert bench.named("range_retry") == [expected]
+    assert bench.events.named("range_retry") == [expected]
     assert bench.board.retries == 1
 
 
@@ -471,11 +444,11 @@ def test_dead_idle_connections_are_replaced_without_being_counted(bench: Bench, 
 def test_our_own_network_is_waited_for(bench: Bench) -> None:
     error = errors.NameNotResolved("no name", is_own_network=True)
     assert bench.rest(error) == Rest(DELAY_S, 0.0)
-    assert bench.named("network_away") == []
+    assert bench.events.named("network_away") == []
     bench.network.failed("h.test")
     bench.network.failed("other.test")
     assert bench.rest(error) == Rest(NETWORK_POLL_S, 0.0)
-    assert bench.named("network_away") == [{"error": "no name"}]
+    assert bench.events.named("network_away") == [{"error": "no name"}]
     assert bench.board.retries == 1
 
 
@@ -488,7 +461,7 @@ def test_the_time_without_a_network_is_limited_and_begins_again_when_it_works(en
         bench.network.failed("h.test")
         bench.network.failed("other.test")
         waits.append(bench.rest(error).chunk_s)
-        bench.now += 99.0 if step == 0 else 1.0
+        bench.clock.now += 99.0 if step == 0 else 1.0
         if step == 0 and ends == "an answer":
             bench.copy(Pieces(b"x" * 10), 0, 10)
             bench.begin_at(10)
@@ -505,7 +478,7 @@ def test_absence_is_measured_per_thread_and_for_less_than_its_limit() -> None:
         bench.network.failed(host)
     tolerated = []
     for seconds in (0.0, 9.5, 0.5):
-        bench.now += seconds
+        bench.clock.now += seconds
         tolerated.append(absence.is_tolerated(error))
     assert tolerated == [True, True, False]
     assert not absence.is_tolerated(errors.Unreachable("away"))
@@ -543,7 +516,7 @@ def test_which_failures_say_that_the_host_wants_fewer_connections(
 def test_a_lack_of_descriptors_is_told_once(bench: Bench, error: RetryRange, limits: list[int]) -> None:
     bench.rest(error)
     bench.rest(error)
-    assert [fields["connections"] for fields in bench.named("connections_limited")] == limits
+    assert [fields["connections"] for fields in bench.events.named("connections_limited")] == limits
 
 
 def test_the_thread_rests_longer_each_time_that_no_further_connection_is_admitted(bench: Bench) -> None:
@@ -580,7 +553,7 @@ def test_the_last_attempt_ends_the_job_with_its_cause(bench: Bench) -> None:
         bench.rest(error)
     assert raised.value is error
     assert raised.value.__cause__ is cause
-    assert len(bench.named("range_retry")) == 3
+    assert len(bench.events.named("range_retry")) == 3
 
 
 def test_an_error_that_takes_the_place_of_another_tells_it(bench: Bench) -> None:
@@ -629,7 +602,7 @@ def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
 
     def pass_time() -> None:
         seen.append(lane.exchange)
-        bench.now += 1.0
+        bench.clock.now += 1.0
 
     board.on_pause = pass_time
     bench.chunk.owner = None
@@ -689,20 +662,20 @@ def test_a_file_that_cannot_be_closed_ends_the_download() -> None:
     fault = errors.DiskFailed("close")
     bench.lane.chunk = bench.chunk
     bench.lane.run(opened(bench, Pieces(b"x" * 100)), Memory(closing=fault))  # type: ignore[arg-type]
-    assert bench.named("stop") == [{"error": fault}]
+    assert bench.events.named("stop") == [{"error": fault}]
 
 
 def test_what_failed_is_given_back_for_later(bench: Bench) -> None:
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
     bench.lane.chunk, bench.lane.exchange = bench.chunk, bench.asked(1.0)
     assert bench.lane._serve(bench.chunk, opened(bench, reply)) == 0.0
-    assert (bench.chunk.owner, bench.chunk.position, bench.chunk.ready_at) == (None, 10, bench.now + DELAY_S)
+    assert (bench.chunk.owner, bench.chunk.position, bench.chunk.ready_at) == (None, 10, bench.clock.now + DELAY_S)
     assert (bench.chunk.failures, bench.chunk.trickled) == (1, 10)
     assert in_work(bench.lane) == [None, None]
     assert (reply.closed, bench.board.others_receiving("other")) == (1, 0)
     assert bench.context.evidence.spans() == [Span(0, 10)]
     reply = Pieces(error=errors.NotAdmitted("refused"))
-    bench.now += 1.0
+    bench.clock.now += 1.0
     assert bench.board.take(bench.lane) is bench.chunk
     assert bench.lane._serve(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
 
@@ -749,7 +722,7 @@ class Server:
     ) -> tuple[Pieces, Answer]:
         self.asked.append((asked, if_range))
         if self._answer_s is not None:
-            exchange.asked_at, exchange.answered_at = self._bench.now - self._answer_s, self._bench.now
+            exchange.asked_at, exchange.answered_at = self._bench.clock.now - self._answer_s, self._bench.clock.now
         self.replies.append(Pieces(b"x" * 100))
         is_part = self._answers.pop(0) == "part"
         start, end = asked if asked is not None and is_part else (0, 100)
@@ -796,7 +769,7 @@ def test_a_server_that_sends_all_whatever_is_asked_for_is_at_fault(
     bench.lane._serve(bench.chunk)
     assert len(server.asked) == 2
     assert [reply.closed for reply in server.replies] == [1, 1]
-    (retry,) = bench.named("range_retry")
+    (retry,) = bench.events.named("range_retry")
     assert (retry["label"], "although a range was asked for" in retry["error"]) == ("protocol", True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,51 +12,32 @@ import pytest
 from dlpool import errors, threads
 from dlpool.transfer.board import Board
 from dlpool.transfer.chunks import Chunk, ChunkMap
-from dlpool.transfer.client import Client
-from dlpool.transfer.context import Context, Plan
+from dlpool.transfer.context import Plan
 from dlpool.transfer.exchange import Figures
-from dlpool.transfer.job import Job
 from dlpool.transfer.lane import Lane
 from dlpool.transfer.lanes import DESCRIPTORS, HELP_S, RESERVE, Lanes
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
 from dlpool.transfer.remote import Resource
-from dlpool.transfer.source import Source
-from tests.conftest import FAST, PATIENT, wait_until
-
-URL = "http://h.test/f"
+from tests.conftest import FAST, wait_until
+from tests.contexts import context_of
+from tests.fakes import Clock, Events
 
 
 class Bench:
     """The lanes of a download whose only chunk has an owner, so that further ones wait."""
 
     def __init__(self, connections: int | str = 4, **resource: Any) -> None:
-        self.now = 100.0
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.clock, self.events = Clock(), Events()
         self.board = Board(self.clock)
-        client = Client(PATIENT, 4, HostGate(self.clock), NetworkWatch(self.clock))
-        client.hosts._clock = self.clock
-        self.hosts = client.hosts
         settings = replace(FAST, connections=connections, max_connections=16)
-        self.context = Context(
-            Job(URL, Path("f")),
-            settings,
-            client,
-            Source(client, URL, {}),
-            self.board,
-            RateLimits(RateLimit(None, self.clock)),
-            self._note,
-            lambda: None,
-            self.clock,
-        )
+        self.context = context_of(self.board, self.clock, self.events, settings)
+        self.hosts = self.context.client.hosts
+        self.hosts._clock = self.clock
         place: Any = None
         self.plan = Plan(Resource(1000, **resource), place, True, 0)
         self.lanes = Lanes(self.context)
         self.first = self.lanes.add(Lane(self.context, self.plan))
         self.chunk = Chunk(0, 1000, 0, 0)
         self.board.start(ChunkMap([self.chunk]), self.first)
-
-    def clock(self) -> float:
-        return self.now
 
     def begin(self, connections: int, most: int) -> None:
         """Start the first lane, which does nothing, and the others."""
@@ -73,16 +53,10 @@ class Bench:
         for thread in self.lanes._threads.values():
             thread.join(20.0)
 
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [fields for name, fields in self.events if name == event]
-
     def work(self, *lanes: Lane) -> None:
         """These lanes have a request in flight."""
         for lane in self.lanes.all:
             lane.exchange = self.context.exchange(Figures(0, 0.0)) if lane in lanes else None
-
-    def _note(self, event: str, /, **fields: object) -> None:
-        self.events.append((event, fields))
 
 
 @pytest.fixture
@@ -136,7 +110,7 @@ def test_all_threads_together_are_waited_for_no_longer_than_was_said(
 
     def join(_thread: threading.Thread, timeout: float | None = None) -> None:
         waits.append(timeout)
-        bench.now += 4.0
+        bench.clock.now += 4.0
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "join", join)
@@ -155,10 +129,10 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
         monkeypatch.setattr(threads, "has_room", lambda _number: False)
     assert not bench.lanes.begin_first(bench.first, lambda: None)
     assert bench.lanes._threads == {}
-    assert bench.named("connections_limited") == [{"connections": 1, "reason": reason}]
+    assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]
     bench.lanes.begin(bench.plan, 3, 3)
     assert bench.lanes.all == (bench.first,)
-    assert bench.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
+    assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
 
 
 def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +141,7 @@ def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], mo
     monkeypatch.setattr(threads, "has_room", lambda _number: False)
     bench.lanes.begin(bench.plan, 3, 3)
     assert len(bench.lanes.all) == 2
-    assert bench.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
+    assert bench.events.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
 
 
 def test_a_connection_is_added_only_if_files_can_be_opened_besides(
@@ -238,12 +212,12 @@ def test_a_host_says_how_many_there_are(make: Callable[..., Bench]) -> None:
     assert bench.events == []
     other = bench.hosts.join("h.test", 8, limit=16)
     bench.lanes.adapt(bench.plan)
-    assert bench.named("connections_changed") == [{"host": "h.test", "connections": 2, "reason": "start"}]
+    assert bench.events.named("connections_changed") == [{"host": "h.test", "connections": 2, "reason": "start"}]
     bench.lanes.adapt(bench.plan)
-    assert len(bench.named("connections_changed")) == 1
+    assert len(bench.events.named("connections_changed")) == 1
     other.leave()
     bench.lanes.adapt(bench.plan)
-    assert [fields["connections"] for fields in bench.named("connections_changed")] == [2, 4]
+    assert [fields["connections"] for fields in bench.events.named("connections_changed")] == [2, 4]
     assert len([lane for lane in bench.lanes.all if not lane.is_dismissed]) == 4
     bench.lanes.leave()
     bench.lanes.leave()

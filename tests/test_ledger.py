@@ -24,7 +24,8 @@ from dlpool.service.link import Link
 from dlpool.service.tally import Tally
 from dlpool.service.trail import Trail
 from dlpool.transfer.state import url_digest
-from tests.bench import URL, Bench, Lines, job_of
+from tests.bench import URL, Bench, job_of
+from tests.fakes import Lines
 from tests.interleaving import wait_for_lock
 
 

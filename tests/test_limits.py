@@ -7,25 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlpool.transfer.limits import BURST_S, LEAST_READ, NETWORK_MEMORY_S, HostGate, NetworkWatch, RateLimit, RateLimits
-
-
-class Clock:
-    """Time that passes when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
+from tests.fakes import Clock
 
 # --- bytes a second ---
 
@@ -43,13 +25,13 @@ def test_bytes_are_waited_for_at_the_rate(clock: Clock) -> None:
 def test_time_that_passes_pays_for_bytes(clock: Clock) -> None:
     limit = RateLimit(1000, clock)
     limit.spend(1000)
-    clock.forward(0.75)
+    clock.now += 0.75
     assert limit.spend(0) == pytest.approx(0.25)
 
 
 def test_an_idle_bucket_holds_no_more_than_a_burst(clock: Clock) -> None:
     limit = RateLimit(1000, clock)
-    clock.forward(3600)
+    clock.now += 3600
     burst = int(1000 * BURST_S)
     assert limit.spend(burst) == 0.0
     assert limit.spend(1) == pytest.approx(0.001)
@@ -79,7 +61,7 @@ def test_a_rate_that_comes_and_goes_leaves_no_debt_and_no_credit(clock: Clock) -
     limit.spend(10**6)
     limit.rate = None
     assert limit.spend(10**6) == 0.0
-    clock.forward(3600)
+    clock.now += 3600
     limit.rate = 1000
     assert limit.spend(1000) == pytest.approx(1.0)
 
@@ -105,7 +87,7 @@ def test_of_two_limits_the_tighter_one_is_waited_for(clock: Clock) -> None:
 @settings(deadline=None)
 def test_threads_together_stay_within_rate_and_burst(rate: int, reads: list[tuple[int, int, float]]) -> None:
     """Each thread waits as told, and sometimes is late; each read counts when its wait is over."""
-    clock = Clock()
+    clock = Clock(1000.0)
     limit = RateLimit(rate, clock)
     free_at = [clock.now] * 4
     ends: list[tuple[float, int]] = []
@@ -129,9 +111,9 @@ def test_a_held_host_is_asked_when_its_time_is_over(clock: Clock) -> None:
     gate = HostGate(clock)
     gate.hold("host", 10)
     assert gate.wait_s("host") == 10
-    clock.forward(4)
+    clock.now += 4
     assert gate.wait_s("host") == 6
-    clock.forward(7)
+    clock.now += 7
     assert gate.wait_s("host") == 0
 
 
@@ -152,7 +134,7 @@ def test_the_longer_hold_stands(clock: Clock, first: float, second: float) -> No
 def test_a_hold_of_another_host_does_not_shorten_one(clock: Clock) -> None:
     gate = HostGate(clock)
     gate.hold("host", 10)
-    clock.forward(5)
+    clock.now += 5
     gate.hold("other", 1)
     assert gate.wait_s("host") == 5
 
@@ -170,7 +152,7 @@ def test_holds_that_are_over_are_forgotten(clock: Clock) -> None:
     gate = HostGate(clock)
     gate.hold("a", 1)
     gate.hold("b", 10)
-    clock.forward(2)
+    clock.now += 2
     gate.hold("c", 1)
     assert sorted(gate._holds) == ["b", "c"]
 
@@ -221,7 +203,7 @@ def test_any_answer_shows_that_our_network_is_there(clock: Clock, answering: str
 def test_failures_long_ago_are_forgotten(clock: Clock) -> None:
     watch = NetworkWatch(clock)
     watch.failed("a")
-    clock.forward(NETWORK_MEMORY_S)
+    clock.now += NETWORK_MEMORY_S
     watch.failed("b")
     assert not watch.is_away("a")
     assert not watch.is_away("b")

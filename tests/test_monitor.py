@@ -29,7 +29,8 @@ from dlpool.service.meter import Meter, Speed
 from dlpool.service.monitoring import Monitor, Seen, held_state, routes, worker_state
 from dlpool.service.surveying import DiskSurvey, OldestInIntake, QueueSurvey, Surveyor, room_of
 from dlpool.service.tally import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
-from tests.bench import Bench, Clock, Lines
+from tests.bench import Bench
+from tests.fakes import Clock, Lines
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

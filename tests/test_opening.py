@@ -27,6 +27,7 @@ from dlpool.transfer.place import Place
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.source import Source
 from tests.conftest import make_data, wait_until
+from tests.fakes import Events
 from tests.origin import LAST_MODIFIED, Connection, File, Handler, Origin, Request
 
 SIZE = 5000
@@ -50,7 +51,7 @@ class Opener:
     is_single: bool = False
     is_folder: bool = False
     earlier: Resource | None = None
-    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    events: Events = field(default_factory=Events)
 
     def __post_init__(self) -> None:
         self.origin = Origin(self._answer)
@@ -93,7 +94,7 @@ class Opener:
             source=Source(self.client, job.url, {}),
             board=Board(time.monotonic),
             rate=cast(Any, None),
-            notify=self._note,
+            notify=self.events,
             permit=lambda: None,
             earlier=self.earlier,
         )
@@ -104,7 +105,7 @@ class Opener:
     def choose_place(self, name: str) -> Place:
         self.names.append(name)
         job = self.context.job
-        self.place = Place(job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self._note)
+        self.place = Place(job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events)
         return self.place
 
     def open(self, opening: Opening | None = None) -> Opened:
@@ -119,7 +120,7 @@ class Opener:
     def begun(self, resource: Resource, *, url_path: str | None = None, chunks: list[Chunk] | None = None) -> None:
         """Leave a download of which 2,000 bytes are on disk."""
         job = Job(f"{self.origin.url}{url_path or self.url_path}", self.folder / self.name, checksum=self.checksum)
-        place = Place(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self._note)
+        place = Place(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self.events)
         place.begin_state(resource)
         place.part.own_writer().write(0, memoryview(DATA[:2000]))
         place.checkpoint(Snapshot(chunks or [Chunk(0, SIZE, 2000, 2000)], 2000))
@@ -128,9 +129,6 @@ class Opener:
 
     def _answer(self, request: Request, connection: Connection) -> None:
         self.script[min(request.number, len(self.script)) - 1](request, connection)
-
-    def _note(self, event: str, /, **fields: object) -> None:
-        self.events.append((event, fields))
 
 
 def _said(request: Request) -> str:

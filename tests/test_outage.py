@@ -8,18 +8,7 @@ import pytest
 
 from dlpool.errors import NoSuchJob, QueueAway, UsageError
 from dlpool.web.outage import LONG_S, TRIES_S, Outage
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.fakes import Clock
 
 
 @pytest.fixture

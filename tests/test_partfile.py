@@ -17,6 +17,7 @@ from dlpool.disk import Space
 from dlpool.syscalls import LEAST_FALLOC
 from dlpool.transfer.partfile import SPACE_RESERVE, PartFile, Writer
 from dlpool.transfer.partopen import MARK
+from tests.fakes import Events
 
 MIB = 1024 * 1024
 
@@ -634,13 +635,10 @@ def test_another_file_that_has_the_old_name_by_then_is_not_removed(
 def test_the_name_is_forced_to_disk_if_that_is_asked(
     number: int | None, sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[tuple[str, dict[str, object]]] = []
+    events = Events()
     synced: list[int] = []
 
-    def note(event: str, /, **fields: object) -> None:
-        events.append((event, fields))
-
-    opened = PartFile(tmp_path / "f", sync=sync, notify=note)
+    opened = PartFile(tmp_path / "f", sync=sync, notify=events)
 
     def fsync(descriptor: int) -> None:
         synced.append(os.fstat(descriptor).st_ino)

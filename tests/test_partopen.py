@@ -17,6 +17,7 @@ from dlpool.transfer import partopen
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.partopen import MARK, PartOpener
 from dlpool.transfer.state import StateFile
+from tests.fakes import Events
 
 LACKS = ["nothing", "names", "marks", "links", "names and marks", "links and marks"]
 
@@ -108,28 +109,21 @@ def _looking(folder: Path, call: Callable[..., Any], seen: list[list[str]]) -> A
 
 
 def test_the_folders_are_made_durable_if_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, dict[str, object]]] = []
-
-    def note(event: str, /, **fields: object) -> None:
-        told.append((event, fields))
+    told = Events()
 
     monkeypatch.setattr(disk, "_told", set())
     monkeypatch.setattr(os, "fsync", failing(errno.EOPNOTSUPP))
-    PartFile(tmp_path / "a" / "f", sync=False, notify=note).close()
+    PartFile(tmp_path / "a" / "f", sync=False, notify=told).close()
     assert told == []
-    PartFile(tmp_path / "b" / "f", sync=True, notify=note).close()
+    PartFile(tmp_path / "b" / "f", sync=True, notify=told).close()
     reason = os.strerror(errno.EOPNOTSUPP)
     assert told == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
 
 
 def test_an_error_without_a_text_is_told_as_it_is(tmp_path: Path) -> None:
-    told: list[dict[str, object]] = []
-
-    def note(_event: str, /, **fields: object) -> None:
-        told.append(fields)
-
-    PartOpener(tmp_path / "f", sync=True, notify=note).on_unsynced("out", OSError("odd"))
-    assert told == [{"folder": "out", "reason": "odd"}]
+    told = Events()
+    PartOpener(tmp_path / "f", sync=True, notify=told).on_unsynced("out", OSError("odd"))
+    assert told == [("folder_not_synced", {"folder": "out", "reason": "odd"})]
 
 
 # --- what has the name already ---

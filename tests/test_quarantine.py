@@ -22,6 +22,7 @@ from dlpool.errors import Infected, NotFound, TargetExists
 from dlpool.scan.quarantine import ENTRY, STALE_S, Finding, Item, Quarantine
 from dlpool.scan.suspect import Suspect
 from tests.clamd import guard
+from tests.fakes import Events
 
 DATA = b"an infected file" * 1000
 FINDING = Finding("Some.Virus", "download", "http://h/f", "", "alice", "job-1")
@@ -232,15 +233,11 @@ def too_small(_tmp_path: Path) -> dict[str, Any]:
 def test_a_file_that_cannot_be_kept_is_removed(broken: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(DATA)
     descriptor = os.open(tmp_path / "file.part", os.O_RDWR)
-    told: list[tuple[str, dict[str, object]]] = []
-
-    def tell(outcome: str, /, **fields: object) -> None:
-        told.append((outcome, fields))
-
+    told = Events()
     own = guard(tmp_path, command="sh -c 'exit 1'", **broken(tmp_path))
     try:
         with pytest.raises(Infected, match="removed, as it could not be moved to quarantine") as caught:
-            own.check(Suspect(descriptor, tmp_path / "file.part", len(DATA)), FINDING, tell=tell)
+            own.check(Suspect(descriptor, tmp_path / "file.part", len(DATA)), FINDING, tell=told)
     finally:
         os.close(descriptor)
     assert caught.value.quarantine is None and not (tmp_path / "file.part").exists()

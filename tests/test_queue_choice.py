@@ -12,7 +12,7 @@ from dlpool.errors import QueueRefused
 from dlpool.jobs.connection import AUTO, EMBEDDED
 from dlpool.service import queueserver
 from dlpool.service.queueserver import QueueServer
-from tests.bench import Lines
+from tests.fakes import Lines
 
 ADDRESS = "127.0.0.1:6379"
 

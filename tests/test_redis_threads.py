@@ -46,7 +46,8 @@ from dlpool.service.spool import Spool
 from dlpool.service.sweeping import AT_ONCE as SWEPT_AT_ONCE
 from dlpool.service.sweeping import Sweeper
 from dlpool.service.trail import Trail
-from tests.bench import Clock, Lines, job_of
+from tests.bench import job_of
+from tests.fakes import Clock, Lines
 
 RECORD = Record("key", b"value", "field")
 LEASE_S, GRACE_S = 30.0, 15.0
@@ -90,7 +91,7 @@ class Desk:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.redis, self.blocking = Redis(), Redis()
-        self.clock, self.lines = Clock(), Lines()
+        self.clock, self.lines = Clock(1000.0), Lines()
         for module in (beating, link_module):
             patch.setattr(module, "time", self.clock)
         self.changes: list[str | None] = []

@@ -30,6 +30,7 @@ from dlpool.web.store.executables import executable_kinds
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
 from tests.conftest import FAST, Fetcher, make_data, wait_until
 from tests.desk import desk_of, running
+from tests.fakes import Events
 from tests.handlers import cut_after, first
 from tests.origin import File, Origin
 from tests.processes import ROOT
@@ -267,12 +268,8 @@ def test_a_service_scans_the_jobs_that_want_it(service: Any) -> None:
 # --- uploads ---
 
 
-def screening(folder: Path, told: list[tuple[str, dict[str, object]]] | None = None, **settings: object) -> Screening:
-    def tell(outcome: str, /, **fields: object) -> None:
-        if told is not None:
-            told.append((outcome, fields))
-
-    return Screening(guard(folder, **settings), tell)
+def screening(folder: Path, told: Events | None = None, **settings: object) -> Screening:
+    return Screening(guard(folder, **settings), Events() if told is None else told)
 
 
 def by_chunks(store: UploadStore, data: bytes) -> None:
@@ -304,7 +301,7 @@ def grown(store: UploadStore, data: bytes, concat: str) -> str:
 def test_an_infected_upload_gets_no_name(
     data: bytes, way: Callable[[UploadStore, bytes], None], address: str, tmp_path: Path
 ) -> None:
-    told: list[tuple[str, dict[str, object]]] = []
+    told = Events()
     store = store_in(tmp_path, screening(tmp_path, told, clamd=address))
     with refused(422, "infected") as refusal:
         way(store, data)
@@ -319,7 +316,7 @@ def test_an_infected_upload_gets_no_name(
 
 @pytest.mark.parametrize("way", [by_chunks, by_tus, by_parts])
 def test_a_clean_upload_is_published(way: Callable[[UploadStore, bytes], None], address: str, tmp_path: Path) -> None:
-    told: list[tuple[str, dict[str, object]]] = []
+    told = Events()
     way(store_in(tmp_path, screening(tmp_path, told, clamd=address)), CLEAN)
     assert (tmp_path / "merged" / "file.bin").read_bytes() == CLEAN
     assert [outcome for outcome, _ in told] == ["clean"]

@@ -17,27 +17,13 @@ from dlpool.transfer.connection import TargetedHeaders, pool_classes
 from dlpool.transfer.exchange import Body, Exchange, Figures
 from dlpool.transfer.idle import IdleCloser
 from dlpool.transfer.policy import ANY, NetworkPolicy
+from tests.fakes import Clock
 
 TIMEOUT_S = 30.0  # of the connection
 BODY_S = 20.0  # of a body
 PUBLIC = NetworkPolicy("public-only")
 FINAL = b"HTTP/1.1 413 Too large\r\n\r\n"
 INTERIM = b"HTTP/1.1 103 Early\r\n\r\n"
-
-
-class Clock:
-    """Time that passes when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -51,14 +37,6 @@ def unconnected(port: int = 80) -> Any:
     made: Any = pool._get_conn()
     made.timeout = TIMEOUT_S
     return made
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.settimeout(20.0)
-        yield ours, theirs
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from dlpool.transfer.client import Client
 from dlpool.transfer.exchange import Exchange, Figures
 from dlpool.transfer.limits import HostGate, NetworkWatch
 from dlpool.transfer.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, is_expiry
+from tests.fakes import Clock
 from tests.origin import Connection, Origin, Request
 
 # --- reading an answer ---
@@ -54,16 +55,6 @@ class Body:
     def leave(self) -> None:
         self.left += 1
         raise OSError("it is broken")
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def reply(*pieces: Any, length: int | None = None, enough: int = 10) -> tuple[Reply, Exchange, Body]:

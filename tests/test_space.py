@@ -17,10 +17,11 @@ from dlpool.errors import LocalFault
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.service.ledger import Held, Ledger
 from dlpool.service.space import GIB, RELIEF, Room, SpaceGuard, existing
-from tests.bench import Lines, job_of
+from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
 from tests.disks import needs_root, remount, tmpfs
+from tests.fakes import Lines
 from tests.fleet import Client
 from tests.metrics import Watched
 from tests.origin import File, Origin

@@ -27,6 +27,7 @@ from dlpool.transfer.state import (
     url_digest,
     url_without_secrets,
 )
+from tests.fakes import Events
 
 URL = "https://example.org/files/data.bin"
 STATE = SavedState(
@@ -240,10 +241,7 @@ def test_a_removal_is_durable_if_that_is_asked(sync: bool, tmp_path: Path, monke
 def test_a_folder_that_cannot_be_synced_is_told(
     error: OSError, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[tuple[str, dict[str, object]]] = []
-
-    def note(event: str, /, **fields: object) -> None:
-        events.append((event, fields))
+    events = Events()
 
     def fsync(descriptor: int) -> None:
         if os.path.isdir(descriptor):
@@ -251,7 +249,7 @@ def test_a_folder_that_cannot_be_synced_is_told(
 
     monkeypatch.setattr(disk, "_told", set())
     monkeypatch.setattr(os, "fsync", fsync)
-    StateFile.of(tmp_path / "f", sync=True, notify=note).commit(STATE)
+    StateFile.of(tmp_path / "f", sync=True, notify=events).commit(STATE)
     assert events == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
 
 

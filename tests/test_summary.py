@@ -20,24 +20,9 @@ from dlpool.service.ledger import Ledger
 from dlpool.service.messages import Recorded
 from dlpool.web.app import make_app
 from dlpool.web.parts import REFUSALS, WebParts
+from tests.fakes import Lines
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
-
-
-class Lines:
-    """Takes the place of a logger."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[str, dict[str, Any]]] = []
-
-    def __getattr__(self, level: str) -> Any:
-        return lambda event, **fields: self.kept.append((event, fields))
-
-    def bind(self, **_: object) -> Lines:
-        return self
-
-    def count(self) -> Counter[str]:
-        return Counter(event for event, _ in self.kept)
 
 
 def test_the_first_events_of_each_key_are_written_and_the_others_counted() -> None:
@@ -70,9 +55,9 @@ def test_requests_that_cannot_be_read_have_one_line_a_minute_and_are_counted(par
         parts.refused(400, "bad_request", f"192.0.2.{number % 250}", "InvalidHeader")
         parts.refused(408, "too_slow", "192.0.2.1", "TooSlow")
     lines: Any = parts.log
-    assert lines.count() == {"request_unreadable": 2}
+    assert Counter(lines.events) == {"request_unreadable": 2}
     parts.summarise(now=True)
-    assert [fields for event, fields in lines.kept if event == "requests_refused"] == [
+    assert [line.fields for line in lines.named("requests_refused")] == [
         {"status": 400, "label": "bad_request", "count": 499},
         {"status": 408, "label": "too_slow", "count": 499},
     ]
@@ -85,12 +70,12 @@ def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clien
         assert client.simulate_get("/tasks").status_code == 401
         assert client.simulate_get("/nothing/here").status_code == 401
     lines: Any = parts.log
-    assert lines.count()["request_served"] == REFUSALS
+    assert Counter(lines.events)["request_served"] == REFUSALS
     for _ in range(REFUSALS + 5):
         assert client.simulate_get("/nowhere", headers={"X-Secret-Key": "k" * 32}).status_code == 404
-    assert lines.count()["request_served"] == 2 * REFUSALS + 5
+    assert Counter(lines.events)["request_served"] == 2 * REFUSALS + 5
     parts.summarise(now=True)
-    [told] = [fields for event, fields in lines.kept if event == "requests_refused"]
+    [told] = [line.fields for line in lines.named("requests_refused")]
     assert told == {"status": 401, "label": "unauthorized", "count": REFUSALS + 60}
     assert parts.figures.total()["error unauthorized"] == 2 * (REFUSALS + 30)
 
@@ -106,7 +91,7 @@ def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
         crew.take_in(Claimed(Ticket(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
     for ending in ended:
         crew.recorded(Recorded(ending, "OK"))
-    assert lines.count() == {"job_malformed": MALFORMED}
+    assert Counter(lines.events) == {"job_malformed": MALFORMED}
     assert crew._malformed.ended(now=True) == [("malformed", 80)]
 
 

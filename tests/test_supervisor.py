@@ -19,7 +19,8 @@ from dlpool.service.ledger import Ledger
 from dlpool.service.messages import Asked, Changed, Claims, Hold, Lost, Placed, Recorded, Stands, Swept, TakenBack
 from dlpool.service.monitoring import Seen
 from dlpool.service.supervisor import CANCEL_S, COMPARE_S, FLUSH_S, MORE_S, TEND_S, TURN_S, Supervisor
-from tests.bench import Clock, Lines, Worker, job_of
+from tests.bench import Worker, job_of
+from tests.fakes import Clock, Lines
 from tests.test_pool import Pooled
 
 

@@ -19,18 +19,9 @@ from dlpool.upload.ending import Ending
 from dlpool.upload.plan import MAX_CHUNKS, MIB, Identity, Plan, auto_chunk_size, file_id, plan, smaller_chunk_size
 from dlpool.upload.presence import Presence
 from tests.conftest import wait_until
+from tests.fakes import Clock
 
 FILE = Identity("/data/model.bin", 10 * MIB, 1_700_000_000_000_000_000, 42)
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @given(size=st.integers(0, 10**7), chunk_size=st.integers(1, 10**6))

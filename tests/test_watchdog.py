@@ -14,6 +14,7 @@ import pytest
 from dlpool.service.notify import ServiceManager
 from dlpool.service.watchdog import Pulse, Watchdog
 from tests.conftest import wait_until
+from tests.fakes import Clock, Lines
 from tests.fleet import Client, Supervisor
 from tests.manager import Manager
 from tests.origin import File, Origin
@@ -21,26 +22,6 @@ from tests.proxy import Proxy
 from tests.redis_server import RedisServer
 
 WATCHDOG_S = 2.0
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Lines:
-    """A logger that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.kept: list[dict[str, Any]] = []
-
-    def critical(self, event: str, **fields: Any) -> None:
-        self.kept.append({"event": event, **fields})
 
 
 class Member:
@@ -131,8 +112,8 @@ def test_a_thread_that_hangs_is_not_made_up_for_by_another(team: Team) -> None:
         team.later(WATCHDOG_S / 2)
     assert team.pings() == before + 1  # while it was not silent for longer than the limit
     [line] = team.lines.kept
-    assert (line["event"], line["thread"]) == ("thread_hung", "one")
-    assert "wait_for" in line["stacks"]
+    assert (line.level, line.event, line.fields["thread"]) == ("critical", "thread_hung", "one")
+    assert "wait_for" in line.fields["stacks"]
 
 
 def test_the_manager_is_pinged_again_when_the_thread_goes_on(team: Team) -> None:
@@ -165,7 +146,7 @@ def test_without_a_manager_that_watches_a_hung_thread_is_logged_all_the_same(tmp
         clock.now += 50.0
         watchdog.tend()
     member.end()
-    assert [line["event"] for line in lines.kept] == ["thread_hung"]
+    assert lines.events == ["thread_hung"]
 
 
 def test_no_ping_while_a_thread_of_the_service_waits_for_a_reply_that_never_ends(tmp_path: Path) -> None:

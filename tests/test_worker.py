@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,8 +56,9 @@ from dlpool.service.worker import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Work
 from dlpool.transfer.job import Outcome, Progress
 from dlpool.transfer.partfile import SPACE_RESERVE
 from dlpool.transfer.state import url_digest
-from tests.bench import Clock, Lines
+from tests.bench import received
 from tests.conftest import PATIENT, wait_until
+from tests.fakes import Clock, Lines
 from tests.interleaving import wait_for_lock
 from tests.origin import File, Origin
 
@@ -86,17 +87,7 @@ class Bench:
         self.worker._logger = self.lines  # type: ignore[assignment]
 
     def heard(self) -> list[Frame]:
-        return list(self._heard())
-
-    def _heard(self) -> Iterator[Frame]:
-        while True:
-            try:
-                frame = self.channel.receive()
-            except BlockingIOError:
-                return
-            if frame is None:
-                return
-            yield frame
+        return received(self.channel)
 
     def says(self, kind: type[Frame]) -> Frame:
         """The next frame of that kind, when it has come; those before it are passed over."""
@@ -202,7 +193,7 @@ class Waits(Clock):
     """Time, and a channel on which nothing comes: each wait takes the next of these seconds."""
 
     def __init__(self, waits: list[float]) -> None:
-        super().__init__()
+        super().__init__(1000.0)
         self.waits = iter(waits)
 
     def receive(self) -> Frame:
