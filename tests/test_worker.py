@@ -669,7 +669,7 @@ def test_a_run_publishes_within_its_lease_and_asks_later(stage: Stage, is_asked:
         else:
             stage.run.cancel(LostJob("lost"))
 
-    stage.run._send = send
+    stage.run._context = replace(stage.run._context, send=send)
 
     def does(transfer: Transfer) -> Outcome:
         transfer.permit()
