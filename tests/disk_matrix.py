@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from tests.disk_faults import DONE, FAIL, SHORT, Call, DiskFaults, Fault
@@ -42,6 +44,8 @@ REPEATED = {
     "rmdir": errno.ENOENT,
 }
 """What a second try of a call reports whose first answer was lost, as NFS sends one again."""
+FEW = 3  # errnos of a call that comes again
+_ANY = re.compile(r"[0-9a-f]{8,}|\d+")  # what differs between the paths of calls of one place in the code
 LOOKS = {"stat", "statvfs", "getxattr", "read", "opendir", "close"}
 """Calls of which "done, but reported as failed" is no case of its own."""
 
@@ -106,11 +110,13 @@ class Matrix:
     def run(self, share: int, of: int) -> None:
         """Run the combinations of one share, from 0, of so many."""
         number = 0
-        counts, since = Counter[str](), self._workload.since
+        counts, since, alike = Counter[str](), self._workload.since, Counter[tuple[str, ...]]()
         for call in self.calls():
             counts[call.kind] += 1
             if not since or counts[since]:
-                for fault in _ways(call.kind, counts[call.kind]):
+                place = call.kind, *(_ANY.sub("*", path) for path in (call.path, call.second))
+                alike[place] += 1
+                for fault in _ways(call.kind, counts[call.kind], alike[place]):
                     number += 1
                     if number % of == share and not self._workload.spares(fault, call.path):
                         self._one(fault, call.path)
@@ -170,9 +176,13 @@ def _leaked(folder: Path) -> str:
     return f"descriptors stay open: {found}" if found else ""
 
 
-def _ways(kind: str, nth: int) -> Iterator[Fault]:
-    """In which ways that call fails."""
-    for number in NUMBERS:
+def _ways(kind: str, nth: int, repeated: int) -> Iterator[Fault]:
+    """In which ways that call fails: the ``repeated``th of its kind at such a path.
+
+    The first one fails with each errno, the others with a few, which are others each time.
+    """
+    first = 0 if repeated == 1 else FEW * repeated
+    for number in NUMBERS if repeated == 1 else islice(cycle(NUMBERS), first, first + FEW):
         yield Fault(kind, nth, FAIL, number)
     if kind not in LOOKS:
         yield Fault(kind, nth, DONE, errno.EIO)
