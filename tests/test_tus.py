@@ -257,7 +257,9 @@ def test_a_paused_upload_says_how_far_it_is(server: WebServer) -> None:
 
 
 def test_every_answer_names_the_version_and_anybody_may_ask_what_the_server_can_do(tmp_path: Path) -> None:
-    settings: Any = {"web": {"secret_key": "a secret of some length", "auth": "on", "request_rate": "1/s", "request_burst": 30}}
+    settings: Any = {
+        "web": {"secret_key": "a secret of some length", "auth": "on", "request_rate": "1/s", "request_burst": 30}
+    }
     with WebServer(tmp_path, settings) as server:
         options = requests.options(f"{server.root}/files", timeout=10)
         assert (options.status_code, options.headers["Tus-Version"]) == (200, "1.0.0")

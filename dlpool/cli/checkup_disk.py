@@ -14,7 +14,7 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.cli.checkup import nearest
 from dlpool.cli.findings import FAILED, OK, WARNING, Finding
-from dlpool.cli.progress import size_text
+from dlpool.cli.tables import size_text
 from dlpool.config import Settings
 from dlpool.errors import LocalFault, Locked
 from dlpool.service.space import Room

@@ -12,10 +12,9 @@ from typing import Any
 
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.jobs import show_stats
-from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
-from dlpool.cli.tables import show_table
+from dlpool.cli.tables import show_table, size_text
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.controls import Controls
 from dlpool.jobs.failures import Failure, Failures

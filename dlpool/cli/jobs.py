@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.console import show_lines
-from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import opened
-from dlpool.cli.tables import show_pairs, show_table
+from dlpool.cli.tables import show_pairs, show_table, size_text
 from dlpool.jobs.jobview import JobView, time_text
 from dlpool.jobs.views import DayView, Stats, SupervisorView, Views
 from dlpool.transfer.urls import shown_url

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-from dlpool.cli.tables import clean
+from dlpool.cli.tables import clean, size_text
 from dlpool.engine.batch import View
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
@@ -27,17 +27,6 @@ class Display(Protocol):
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-
-
-def size_text(size: float) -> str:
-    """Bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
-    if size < 1023.5:
-        return f"{size:.0f}B"
-    for unit in ("K", "M", "G"):
-        size /= 1024
-        if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
-            return f"{size:.1f}{unit}"
-    return f"{size / 1024:.1f}T"
 
 
 def time_text(seconds: float) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.progress import Display, size_text
+from dlpool.cli.progress import Display
+from dlpool.cli.tables import size_text
 from dlpool.engine.batch import ListUnreadable, Result, View
 from dlpool.errors import DlpoolError
 from dlpool.transfer.job import Outcome

@@ -11,9 +11,8 @@ from typing import Any
 
 from dlpool.cli.console import drawn_on, show_lines
 from dlpool.cli.jobs import host_lines, progress_text
-from dlpool.cli.progress import size_text
 from dlpool.cli.queue_options import Queue, opened
-from dlpool.cli.tables import clean, show_pairs, show_table
+from dlpool.cli.tables import clean, show_pairs, show_table, size_text
 from dlpool.errors import QueueAway
 from dlpool.jobs.jobview import JobView
 from dlpool.jobs.keys import node_of

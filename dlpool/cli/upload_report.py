@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.progress import Display, size_text
+from dlpool.cli.progress import Display
 from dlpool.cli.report import SOME_FAILED
+from dlpool.cli.tables import size_text
 from dlpool.errors import DlpoolError
 from dlpool.transfer.urls import shown_url
 from dlpool.upload.values import Outcome
