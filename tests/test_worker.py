@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -801,3 +803,8 @@ def test_a_transfer_is_made_as_the_job_wants_it(
             transfer.admit(Path("/etc/passwd"))
     else:
         transfer.admit(Path("/etc/passwd"))
+
+
+def test_a_worker_imports_no_client_of_redis() -> None:
+    code = "import sys; import dlpool.service.worker; print(*{'redis', 'prometheus_client'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []

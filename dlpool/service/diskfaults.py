@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlpool.disk import known_space
 from dlpool.errors import LocalFault, NoSpace, NotPermitted
-from dlpool.service.verdict import ending_of
+from dlpool.service.endings import ending_of
 from dlpool.transfer.partfile import SPACE_RESERVE
 
 FILLED = "filled"  # a stream of unknown size has filled the disk; it cannot be resumed

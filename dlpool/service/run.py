@@ -19,6 +19,7 @@ from dlpool.scan.guard import Guard
 from dlpool.service import culprit
 from dlpool.service.affinity import Affinity
 from dlpool.service.diskfaults import FILLED, ending_on_disk
+from dlpool.service.endings import ending_of
 from dlpool.service.frames import (
     Ended,
     EndedFrame,
@@ -30,7 +31,6 @@ from dlpool.service.frames import (
 )
 from dlpool.service.tally import Tally
 from dlpool.service.traceparent import span_id
-from dlpool.service.verdict import ending_of
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_digest, discard_unfinished, forget_published

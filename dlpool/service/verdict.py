@@ -8,41 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlpool.config import SupervisorSettings
-from dlpool.errors import (
-    Cancelled,
-    DlpoolError,
-    InternalError,
-    Locked,
-    LostJob,
-    NodeFault,
-    NoRoom,
-    RestartFile,
-    RetryRange,
-    TooLarge,
-)
+from dlpool.errors import InternalError
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
 from dlpool.jobs.records import CANCELLED, failure_record, success_record
 from dlpool.jobs.transitions import Claimed, Finish
 from dlpool.service.frames import EndedFrame
-
-_ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
-    (LostJob, "lost"),
-    (Cancelled, "released"),
-    (TooLarge, "failed"),
-    (NoRoom, "no_room"),
-    (NodeFault, "node_fault"),
-    (Locked, "locked"),
-    (RetryRange, "retry"),
-    (RestartFile, "retry"),
-    (InternalError, "retry"),
-    (DlpoolError, "failed"),
-)
-
-
-def ending_of(error: DlpoolError) -> str:
-    """How a job ends in its worker that ended with ``error``: see EndedFrame."""
-    return next(ending for kind, ending in _ENDINGS if isinstance(error, kind))
 
 
 @dataclass(frozen=True)
