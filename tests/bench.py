@@ -123,7 +123,19 @@ class Bench:
         self.hooked: list[tuple[Held, Finish]] = []
         hooks: Any = SimpleNamespace(settings=HookSettings(), ended=lambda *ended: self.hooked.append(ended))
         self.meter = Meter(self.metrics)
-        self.crew = Crew(self.ledger, self.pool, recorder, judge, self.cleaner, log, hooks, self.doorman, self.meter)
+        self.doubts: list[float] = []  # when a fault of the node was met
+        self.crew = Crew(
+            self.ledger,
+            self.pool,
+            recorder,
+            judge,
+            self.cleaner,
+            log,
+            hooks,
+            self.doorman,
+            self.meter,
+            lambda: self.doubts.append(self.clock.now),
+        )
         self._pids = iter(range(2_000_000_001, 2_000_001_000))  # above every process's
 
     def worker(self, slots: int = 2, *, is_alone: bool = False, is_ready: bool = True) -> Worker:

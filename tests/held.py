@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.transfer.mark import has_mark
+from dlpool.transfer.mark import read_mark
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import Connection, File, Origin, Request
@@ -54,7 +54,7 @@ def is_recorded(target: Path, job_id: str) -> bool:
     with suppress(FileNotFoundError):
         state = json.loads(target.with_name(f"{target.name}.part.meta").read_bytes())
         return bool(state["publishing"] and state["publishing"]["job"] == job_id)
-    return has_mark(target, job_id)
+    return read_mark(target).startswith(f"{job_id} ")
 
 
 def wait_for_commit(*targets: Path) -> None:

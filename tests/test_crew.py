@@ -64,7 +64,7 @@ def test_a_job_that_saw_a_worker_die_is_news_at_once(bench: Bench) -> None:
 
 
 def test_a_new_dispatcher_has_news_and_doubts_nothing(bench: Bench) -> None:
-    assert (bench.crew.has_news, bench.crew.is_probing, bench.crew.fault_until) == (True, False, 0.0)
+    assert bench.crew.has_news and bench.doubts == []
 
 
 def test_a_job_that_is_none_ends_once_however_often_it_is_claimed(bench: Bench) -> None:
@@ -317,29 +317,22 @@ def test_a_path_that_the_server_named_is_on_the_trail_before_the_record(bench: B
     assert (noted.path, noted.has_failed) == ("/data/named", True)
 
 
-def test_a_broken_disk_stops_claims_until_a_job_succeeds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+def test_a_broken_disk_is_told_once_and_fails_no_job(bench: Bench) -> None:
     worker, crew = bench.worker(), bench.crew
     for name in ("a", "b", "c", "d"):
         bench.held(name, worker)
     crew.has_news = False
     worker.say(ended("a", "node_fault", label="no_space", message="full"))
     crew.hear(worker.handle)
-    assert (crew.is_probing, crew.has_news, crew.fault_until) == (True, True, bench.clock.now + 30.0)
+    assert crew.has_news and bench.doubts == [bench.clock.now]
     assert (bench.last().outcome, bench.last().delay_s) == ("release", 30.0)
     (line,) = bench.lines.named("node_fault")
     assert line.level == "warning" and line.fields["label"] == "no_space" and line.fields["reason"] == "full"
     crew.has_news = False
-    worker.say(ended("b", "locked"))
-    crew.hear(worker.handle)
-    assert crew.is_probing and not crew.has_news
-    worker.say(ended("c"))
-    crew.hear(worker.handle)
-    assert not crew.is_probing and crew.has_news
-    crew.has_news = False
-    worker.say(ended("d"))
-    crew.hear(worker.handle)
-    assert not crew.has_news and len(bench.lines.named("node_fault")) == 1
+    for name, ending in (("b", "locked"), ("c", "no_room"), ("d", "succeeded")):
+        worker.say(ended(name, ending))
+        crew.hear(worker.handle)
+    assert not crew.has_news and len(bench.lines.named("node_fault")) == len(bench.doubts) == 1
 
 
 @pytest.mark.parametrize(("is_lost", "ending"), [(True, "succeeded"), (False, "lost")])

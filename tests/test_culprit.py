@@ -96,7 +96,7 @@ def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcome
     cleaner: Any = SimpleNamespace(bury=lambda _: None)
     recorder: Any = SimpleNamespace(end=ended.append)
     none: Any = None
-    crew = Crew(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none)
+    crew = Crew(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none, none)
     for name in outcomes:
         raw = compose("http://host/file", "/data/file")
         crew.take_in(Claimed(Ticket(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)

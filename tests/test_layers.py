@@ -106,6 +106,32 @@ def test_a_host_has_the_limits_of_all_where_its_own_say_nothing(tmp_path: Path) 
     assert (settings.hosts["a"].max_per_host, settings.hosts["a"].rate_per_host) == (8, 5.0)
 
 
+@pytest.mark.parametrize(
+    ("group", "variable", "expected"),
+    [(None, None, 5), ("a", None, 1), ("b", None, 2), ("A", None, 5), ("a", "7", 7), ("c", None, 5)],
+)
+def test_a_group_has_settings_of_transfers_of_its_own(
+    group: str | None, variable: str | None, expected: int, tmp_path: Path
+) -> None:
+    path = write(
+        tmp_path / "x.ini",
+        "[group:b]\nmax_file_size = 2\n[transfer]\nmax_file_size = 5\nretries = 9\n[group:a]\nmax_file_size = 1\n",
+    )
+    environment = {
+        "DLPOOL_REDIS_GROUP": group,
+        "DLPOOL_TRANSFER_MAX_FILE_SIZE": variable,
+    }
+    settings = effective(str(path), (), {name: text for name, text in environment.items() if text}).settings
+    assert (settings.transfer.max_file_size, settings.transfer.retries) == (expected, 9)
+
+
+def test_a_section_of_a_group_is_checked_as_that_of_transfers(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.ini", "[group:]\nretries = 1\n[group:x]\nretris = 2\nmax_file_size = y\n")
+    said = problems(path)
+    assert [line.partition(": ")[2].partition(":")[0] for line in said] == ["[group", "[group", "[group"]
+    assert "it names no group" in said[0] and "there is no such key" in said[1] and "not a number" in said[2]
+
+
 def test_an_empty_variable_unsets_what_has_no_default(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[transfer]\ndeadline = 1h\n")
     assert effective(str(path), (), {"DLPOOL_TRANSFER_DEADLINE": ""}).settings.transfer.deadline is None

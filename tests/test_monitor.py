@@ -161,7 +161,7 @@ def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
 # --- once a second ---
 
 
-SEEN = Seen(is_draining=False, is_probing=False, fault_s=0.0, low=(), slots=4, limited_hosts=0)
+SEEN = Seen(is_draining=False, fault_s=None, low=(), slots=4, limited_hosts=0)
 
 
 class Watched:
@@ -221,12 +221,7 @@ def test_a_node_that_takes_jobs_is_ready(watched: Watched) -> None:
 @pytest.mark.parametrize(
     ("seen", "name", "problem", "gauge"),
     [
-        (
-            {"is_probing": True, "fault_s": 12.4},
-            "disk",
-            "full or broken: no jobs for 12 s, then one at a time",
-            "node_fault",
-        ),
+        ({"fault_s": 12.4}, "disk", "full or broken: no jobs until a write succeeds, tried in 12 s", "node_fault"),
         ({"low": ["/a", "/b"]}, "space", "less than min_free is left for /a, /b", "low_on_space"),
         ({"is_draining": True}, "accepting", "the service ends", None),
     ],

@@ -117,7 +117,7 @@ def crew(at: str, ended: list[Finish], judge: Any = JUDGE) -> tuple[Crew, Ledger
     doorman: Any = Doorman(at)
     none: Any = None
     ledger = Ledger()
-    return Crew(ledger, none, recorder, judge, none, quiet, none, doorman, none), ledger
+    return Crew(ledger, none, recorder, judge, none, quiet, none, doorman, none, none), ledger
 
 
 def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[Finish]) -> None:

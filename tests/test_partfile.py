@@ -15,8 +15,9 @@ import pytest
 from dlpool import disk, errors, filelock
 from dlpool.disk import Space
 from dlpool.syscalls import LEAST_FALLOC
-from dlpool.transfer.partfile import SPACE_RESERVE, PartFile, Writer
+from dlpool.transfer.partfile import PartFile, Writer
 from dlpool.transfer.partopen import MARK
+from dlpool.transfer.room import SPACE_RESERVE
 from tests.fakes import Events
 
 MIB = 1024 * 1024
@@ -289,8 +290,7 @@ def test_the_time_is_that_of_the_remote_file(part: PartFile) -> None:
         ("falloc", 2 * MIB, 2 * MIB, True),
         ("falloc", 1, 1, True),
         ("falloc", 0, 0, False),
-        ("auto", LEAST_FALLOC, LEAST_FALLOC, True),
-        ("auto", LEAST_FALLOC - 1, 0, False),
+        ("auto", LEAST_FALLOC, 0, False),
     ],
 )
 def test_a_file_gets_its_length_as_asked(how: str, size: int, length: int, has_blocks: bool, part: PartFile) -> None:
@@ -299,15 +299,6 @@ def test_a_file_gets_its_length_as_asked(how: str, size: int, length: int, has_b
     status = part.path.stat()
     assert (status.st_size, part.has_blocks) == (length, has_blocks)
     assert (status.st_blocks * 512 >= length > 0) == has_blocks
-
-
-@pytest.mark.parametrize(("size", "length"), [(LEAST_FALLOC, LEAST_FALLOC), (LEAST_FALLOC - 1, 0)])
-def test_where_no_blocks_can_be_reserved_it_gets_its_length_at_least(
-    size: int, length: int, part: PartFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk, "reserve", lambda *_: False)
-    part.preallocate(size, "auto")
-    assert (part.length, part.has_blocks) == (length, False)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -30,6 +30,10 @@ NO_VALIDATOR = Resource(size=100)
 SHA256 = Checksum("sha256", "0" * 64)
 
 
+CLAIM = "0123456789abcdef"
+OF_QUEUE = Job(URL, Path("f"), id="j1", claim=CLAIM)
+
+
 class Made:
     """Places in one folder, and what they said."""
 
@@ -38,9 +42,9 @@ class Made:
         self.events: list[tuple[str, dict[str, object]]] = []
 
     def __call__(self, name: str = "f", *, url: str = URL, **options: Any) -> Place:
-        job = Job(
-            url, self.folder / name, **{key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
-        )
+        claim = CLAIM if options.get("id") else None
+        asked = {key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
+        job = Job(url, self.folder / name, claim=claim, **asked)
         given: dict[str, Any] = {"if_exists": "overwrite", "resume": True, "sync": False} | options
         return Place(job, job.target, notify=self._note, **given)
 
@@ -485,9 +489,10 @@ def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
         place.publish(RESOURCE, DONE)
     saved = StateFile.of(made.folder / "f", sync=False).load()
     is_in_state = has_state or (job is not None and not can_mark)
-    expected = Publishing(place.part.inode, 100, job, 7 if job else None) if is_in_state else None
+    claim = (7, CLAIM) if job else (None, None)
+    expected = Publishing(place.part.inode, 100, job, *claim) if is_in_state else None
     assert (saved.publishing if saved else None) == expected
-    assert has_mark(made.folder / "f.part", "j1") is (job is not None and can_mark and not has_state)
+    assert has_mark(made.folder / "f.part", OF_QUEUE) is (job is not None and can_mark and not has_state)
     place.part.close()
 
 
@@ -508,7 +513,7 @@ def test_a_state_stays_after_publishing_only_for_the_job_of_a_queue(
     place.close()
     assert made.files == ["f", "f.part.meta"] if job and has_state else ["f"]
     assert place.leaves_state is bool(job and has_state)
-    assert has_mark(made.folder / "f", "j1") is (job is not None and not has_state)
+    assert has_mark(made.folder / "f", OF_QUEUE) is (job is not None and not has_state)
 
 
 def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
@@ -727,8 +732,10 @@ def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, 
         ({"size": 99}, None, False),
         ({"inode": 1}, None, False),
         ({"job": "j1"}, None, False),
-        ({"job": "j1"}, "j1", True),
-        ({"job": "j1"}, "j2", False),
+        ({"job": "j1", "claim": CLAIM}, "j1", True),
+        ({"job": "j1", "claim": CLAIM}, "j2", False),
+        ({"job": "j1", "claim": "another"}, "j1", False),
+        ({"job": "j1"}, "j1", False),
         ({}, "j1", False),
     ],
 )
@@ -773,7 +780,7 @@ def test_a_file_with_the_mark_of_the_job_was_published_for_it(
     job: str | None, resume: bool, is_found: bool, made: Made
 ) -> None:
     with open(made.folder / "f", "wb") as file:
-        assert set_mark(file.fileno(), "j1")
+        assert set_mark(file.fileno(), OF_QUEUE)
     if is_found:
         with pytest.raises(AlreadyThere) as caught:
             made(id=job, resume=resume)

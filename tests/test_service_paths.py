@@ -217,7 +217,7 @@ def see_a_fault_and_mend(desk: Desk, mend: Callable[[], object]) -> list[str]:
 def test_jobs_wait_for_space_on_a_full_disk_and_none_fails(small: tuple[Desk, Path]) -> None:
     desk, disk = small
     with (disk / "ballast").open("wb") as ballast:
-        ballast.write(b"x" * 7 * MIB + b"x" * 512 * 1024)
+        ballast.write(b"x" * 7 * MIB + b"x" * 900 * 1024)
     data = os.urandom(700_000)
     desk.serve(File(data))
     see_a_fault_and_mend(desk, (disk / "ballast").unlink)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from hypothesis import strategies as st
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
 from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.service import space
+from dlpool.service.disks import GIB
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.space import GIB, RELIEF, Room, SpaceGuard, existing
+from dlpool.service.space import RELIEF, Room, SpaceGuard, existing
 from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
 from tests.disks import needs_root, remount, tmpfs
-from tests.fakes import Lines
+from tests.fakes import Clock, Lines
 from tests.fleet import Client
 from tests.metrics import Watched
-from tests.origin import File, Origin
+from tests.origin import Connection, File, Origin, Request
 from tests.processes import run
 from tests.redis_server import RedisServer
 
@@ -144,6 +147,46 @@ def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
     assert watched.look(0) == (False, 0, [])
 
 
+# --- a fault of the node ---
+
+
+@pytest.fixture
+def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SpaceGuard, Clock, list[bool]]:
+    """A guard of a folder, its time, and what small writes there answer, the last one of it for good."""
+    clock, answers = Clock(), [True]
+    settings = Settings(paths=PathSettings(download_dir=str(tmp_path / "out")))
+    monkeypatch.setattr(space, "time", clock)
+    monkeypatch.setattr(space, "can_write", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
+    logger: Any = Lines()
+    return SpaceGuard(settings, Ledger(), logger, lambda: None), clock, answers
+
+
+def test_a_fault_lasts_until_a_small_write_succeeds(guard: tuple[SpaceGuard, Clock, list[bool]]) -> None:
+    found, clock, answers = guard
+    found.look()
+    assert found.fault_s is None
+    found.doubt()
+    answers[:] = [False, False, True]
+    for left in (30.0, 10.0):
+        found.look()
+        assert found.fault_s == left
+        clock.now += 20.0
+    for _ in range(2):
+        found.look()
+        assert found.fault_s == 30.0, "the write failed: it is tried again after fault_delay"
+        clock.now += 30.0
+    found.look()
+    assert found.fault_s is None
+
+
+def test_a_removed_download_folder_is_made_again(guard: tuple[SpaceGuard, Clock, list[bool]], tmp_path: Path) -> None:
+    found, clock, _ = guard
+    found.doubt()
+    clock.now += 30.0
+    found.look()
+    assert (tmp_path / "out").is_dir() and found.fault_s is None
+
+
 # --- a real one ---
 
 
@@ -152,7 +195,9 @@ def guarded(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
     """A service on a small file system, of which 4 MiB stay free."""
     with (
         tmpfs(tmp_path / "disk", "16m") as disk,
-        running(tmp_path, paths={"download_dir": disk}, supervisor={**NEWS, "min_free": "4M"}) as both,
+        running(
+            tmp_path, paths={"download_dir": disk}, supervisor={**NEWS, "min_free": "4M", "fault_delay": "300ms"}
+        ) as both,
         desk_of(*both) as desk,
     ):
         yield desk, disk
@@ -182,7 +227,7 @@ def fill(disk: Path, size: int) -> Path:
 
 
 @needs_root
-def test_new_jobs_wait_for_space_and_those_that_run_go_on(guarded: tuple[Desk, Path]) -> None:
+def test_new_jobs_wait_for_space_and_those_that_find_none_give_way(guarded: tuple[Desk, Path]) -> None:
     desk, disk = guarded
     data = make_data(MIB)
     gate = Gate(File(data))
@@ -193,13 +238,13 @@ def test_new_jobs_wait_for_space_and_those_that_run_go_on(guarded: tuple[Desk, P
     wait_until_low(desk)
     waiting_urls = [desk.push(number) for number in range(3)]
     gate.open()
-    desk.client.wait_for(running_url)
+    wait_until(lambda: desk.service.events("job_retried") != [])
     assert desk.waiting() >= 2  # one may be reserved
     wait_until(lambda: bool(node(desk)["is_low_on_space"]))
     assert set(desk.asked()) == {"runs"}
     assert run("nodes", "--redis-url", desk.service.url).out.split("\n")[1].split("\t")[1] == "low on space"
     ballast.unlink()
-    desk.client.wait_for(*waiting_urls)
+    desk.client.wait_for(running_url, *waiting_urls)
     assert all(sha256((disk / desk.name / str(number)).read_bytes()) == sha256(data) for number in range(3))
     wait_until(lambda: desk.service.events("disk_space_back") != [])
     [low], [back] = desk.service.events("disk_space_low"), desk.service.events("disk_space_back")
@@ -209,26 +254,37 @@ def test_new_jobs_wait_for_space_and_those_that_run_go_on(guarded: tuple[Desk, P
 
 
 @needs_root
-@pytest.mark.parametrize("preallocate", ["auto", "truncate"])
-def test_what_a_running_job_will_take_is_counted_once(preallocate: str, tmp_path: Path) -> None:
-    size = 6 * MIB
+def test_as_many_bytes_count_as_taken_as_a_running_job_has_brought(tmp_path: Path) -> None:
+    data = make_data(6 * MIB)
+    gate = threading.Event()
+
+    def handle(_request: Request, connection: Connection) -> None:
+        connection.answer(200, {"Content-Length": str(len(data))}, length=False)
+        connection.send(data[: 3 * MIB])
+        gate.wait(60)
+        connection.send(data[3 * MIB :])
+
     with (
         tmpfs(tmp_path / "disk", "16m") as disk,
         running(
-            tmp_path, paths={"download_dir": disk}, supervisor={**NEWS, "min_free": "8M"},
-            transfer={"preallocate": preallocate, "limit_rate": "256K"},
+            tmp_path,
+            paths={"download_dir": disk},
+            supervisor={**NEWS, "min_free": "8M"},
+            transfer={"preallocate": "none"},
         ) as both,
         desk_of(*both) as desk,
-    ):  # fmt: skip
-        desk.serve(File(make_data(size)))
-        desk.push()
-        wait_until(lambda: desk.service.events("job_started") != [])
+    ):
+        desk.serve(handle)
+        url = desk.push()
         wait_until(lambda: abs(int(str(node(desk)["free"] or 0)) - 10 * MIB) < MIB)  # None before the first look
         assert not node(desk)["is_low_on_space"]
-        remount(disk, "size=12m")
+        remount(disk, "size=13m")
         wait_until(lambda: bool(node(desk)["is_low_on_space"]))
         [low] = desk.service.events("disk_space_low")
-        assert (low["dlpool.reserved"] == 0) == (preallocate == "auto")
+        assert 3 * MIB - MIB // 4 < low["dlpool.reserved"] <= 3 * MIB
+        gate.set()
+        remount(disk, "size=16m")
+        desk.client.wait_for(url)
 
 
 @needs_root

@@ -86,7 +86,7 @@ def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     recorder: Any = SimpleNamespace(end=ended.append)
     log: Any = lines
     none: Any = None
-    crew = Crew(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything)
+    crew = Crew(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)
     for number in range(MALFORMED + 80):
         crew.take_in(Claimed(Ticket(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
     for ending in ended:

@@ -14,7 +14,7 @@ import pytest
 from dlpool.config import LoggingSettings, PathSettings, Settings
 from dlpool.errors import ConfigurationError
 from dlpool.service import supervisor as supervisor_module
-from dlpool.service.frames import ConfigFrame
+from dlpool.service.frames import ConfigFrame, SpaceFrame
 from dlpool.service.ledger import Ledger
 from dlpool.service.messages import Asked, Changed, Claims, Hold, Lost, Placed, Recorded, Stands, Swept, TakenBack
 from dlpool.service.monitoring import Seen
@@ -58,7 +58,7 @@ class Room(Pooled):
         self.is_clean = True
         registered = SimpleNamespace(is_set=lambda: self.is_registered)
         self.link = SimpleNamespace(error=None, registered=registered)
-        self.space: Any = Calls(self.calls, "space", is_low=False, low=[])
+        self.space: Any = Calls(self.calls, "space", is_low=False, low=[], fault_s=None, frame=SpaceFrame(0, {}))
         of_hosts = Calls(self.calls, "of_hosts", limited=3)
         self.slots: Any = Calls(self.calls, "slots", level=2, of_hosts=of_hosts)
         self.ready: list[Any] = []
@@ -314,10 +314,8 @@ def test_a_comparison_sets_the_capacity_and_says_when_the_service_is_ready(room:
         ({}, 2),
         ({"level": 1}, 1),
         ({"level": 9}, 2),
-        ({"is_probing": True}, 1),
-        ({"is_probing": True, "level": 0}, 0),
         ({"fault_s": 5.0}, 0),
-        ({"fault_s": 0.0}, 2),
+        ({"fault_s": 0.0}, 0),
         ({"is_low": True}, 0),
         ({"drain": 0.0}, 0),
     ],
@@ -325,8 +323,7 @@ def test_a_comparison_sets_the_capacity_and_says_when_the_service_is_ready(room:
 def test_the_capacity_follows_what_the_node_can_do(room: Room, fields: dict[str, Any], capacity: int) -> None:
     room.up_worker()
     room.slots.level = fields.get("level", 2)
-    room.crew.is_probing = fields.get("is_probing", False)
-    room.crew.fault_until = room.clock.now + fields.get("fault_s", -1.0)
+    room.space.fault_s = fields.get("fault_s")
     room.space.is_low = fields.get("is_low", False)
     room.supervisor._drain_until = fields.get("drain")
     assert room.supervisor._capacity() == capacity
@@ -364,11 +361,10 @@ def test_who_watches_sees_how_things_are(room: Room, is_draining: bool) -> None:
     room.up_worker()
     room.slots.level = 1
     room.space.low = ["/x"]
-    room.crew.is_probing = True
-    room.crew.fault_until = room.clock.now + (7.0 if is_draining else -7.0)
+    room.space.fault_s = 7.0 if is_draining else None
     room.supervisor._drain_until = 9.0 if is_draining else None
     room.supervisor._show()
-    assert room.called("monitor.look") == [(Seen(is_draining, True, 7.0 if is_draining else 0.0, ["/x"], 1, 3),)]
+    assert room.called("monitor.look") == [(Seen(is_draining, 7.0 if is_draining else None, ["/x"], 1, 3),)]
 
 
 @pytest.mark.parametrize(

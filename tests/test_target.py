@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dlpool import errors
+from dlpool.transfer.job import Job
 from dlpool.transfer.mark import has_mark, set_mark
 from dlpool.transfer.names import MAX_NAME_BYTES
 from dlpool.transfer.target import resolved
@@ -87,15 +89,17 @@ def test_a_target_that_cannot_be_looked_at_is_an_error(
 
 # --- the mark ---
 
+ASKED = Job("http://host/f", Path("f"), id="j1", claim="c1")
+
 
 def test_a_mark_names_one_job_and_goes_along(tmp_path: Path) -> None:
     with open(tmp_path / "f", "wb") as file:
-        assert has_mark(tmp_path / "f", "j1") is False
-        assert set_mark(file.fileno(), "j1") is True
+        assert has_mark(tmp_path / "f", ASKED) is False
+        assert set_mark(file.fileno(), ASKED) is True
     (tmp_path / "f").rename(tmp_path / "g")
-    assert has_mark(tmp_path / "g", "j1") is True
-    assert has_mark(tmp_path / "g", "j2") is False
-    assert has_mark(tmp_path / "f", "j1") is False
+    assert has_mark(tmp_path / "g", ASKED) is True
+    assert has_mark(tmp_path / "g", replace(ASKED, id="j2")) is False
+    assert has_mark(tmp_path / "f", ASKED) is False
 
 
 @pytest.mark.parametrize(
@@ -109,9 +113,9 @@ def test_a_mark_that_cannot_be_read_or_set(
 
     monkeypatch.setattr(os, "getxattr", fail)
     monkeypatch.setattr(os, "setxattr", fail)
-    assert set_mark(0, "j1") is False
+    assert set_mark(0, ASKED) is False
     if is_raised:
         with pytest.raises(errors.LocalFault, match="cannot look at"):
-            has_mark(tmp_path / "f", "j1")
+            has_mark(tmp_path / "f", ASKED)
     else:
-        assert has_mark(tmp_path / "f", "j1") is False
+        assert has_mark(tmp_path / "f", ASKED) is False

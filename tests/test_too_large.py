@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from dlpool.errors import DlpoolError, NodeFault, NoRoom, NoSpace, TooLarge
+from dlpool.jobs.controls import Controls
 from dlpool.service.endings import ending_of
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.disks import mounted_image, needs_root, ramfs, tmpfs
+from tests.fleet import Client, Supervisor
 from tests.origin import Connection, File, Origin, Request
 
 MIB = 1024 * 1024
@@ -47,16 +51,31 @@ def stream(mib: int) -> Any:
     return handle
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
-    """A service whose downloads go to 8 MiB of their own."""
-    settings = {"fault_delay": "300ms", "min_free": 0}
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervisor, Client, Path]]:
+    """A service whose downloads go to 8 MiB of their own, of which one stays free."""
+    folder = tmp_path_factory.mktemp("small")
+    settings = {"fault_delay": "300ms", "min_free": "1M"}
     with (
-        tmpfs(tmp_path / "disk", "8m") as disk,
-        running(tmp_path, paths={"download_dir": disk}, supervisor=settings) as both,
-        desk_of(*both) as desk,
+        tmpfs(folder / "disk", "8m") as disk,
+        running(folder, paths={"download_dir": disk}, supervisor=settings) as (service, client),
     ):
+        yield service, client, disk
+        assert service.events("node_fault") == []
+
+
+@pytest.fixture
+def small(shared: tuple[Supervisor, Client, Path]) -> Iterator[tuple[Desk, Path]]:
+    service, client, disk = shared
+    with desk_of(service, client) as desk:
         yield desk, disk
+    (disk / "ballast").unlink(missing_ok=True)
+    shutil.rmtree(disk / desk.name, ignore_errors=True)
+
+
+def ends(desk: Desk, event: str) -> list[dict[str, Any]]:
+    """The lines of the log with that event, of the jobs of this test."""
+    return [one for one in desk.service.events(event) if f"/{desk.name}/" in one["url.full"]]
 
 
 # --- a service ---
@@ -72,9 +91,8 @@ def test_a_job_that_can_never_fit_fails_and_the_node_stays_ready(small: tuple[De
     assert "can never fit" in record["error_message"] and str(large * MIB) in record["error_message"]
     desk.client.wait_for(*others)
     assert desk.client.ends(f"{desk.name}-large") == 1
-    assert desk.service.events("node_fault") == []
-    wait_until(lambda: desk.service.events("job_failed") != [])
-    [failed] = desk.service.events("job_failed")
+    wait_until(lambda: ends(desk, "job_failed") != [])
+    [failed] = ends(desk, "job_failed")
     assert failed["error.code"] == "no_space" and failed["dlpool.attempt"] == 1
     wait_until(lambda: not [name for name in os.listdir(disk / desk.name) if "large" in name])
 
@@ -85,27 +103,78 @@ def test_a_job_that_does_not_fit_now_waits_alone_until_it_does(small: tuple[Desk
     ballast.write_bytes(b"x" * 4 * MIB)
     desk.serve(by_size(large=5))
     url = desk.push("large", id=f"{desk.name}-large")
-    wait_until(lambda: len(desk.service.events("job_released")) >= 3)
+    wait_until(lambda: len(ends(desk, "job_retried")) >= 2)
+    ballast.unlink()
     others = [desk.push(number) for number in range(20)]
     desk.client.wait_for(*others)
-    assert desk.service.events("node_fault") == []
-    assert {one["error.code"] for one in desk.service.events("job_released")} == {"no_space"}
-    ballast.unlink()
+    assert {one["error.code"] for one in ends(desk, "job_retried")} == {"no_space"}
     desk.client.wait_for(url)
     assert sha256((disk / desk.name / "large").read_bytes()) == sha256(make_data(5 * MIB))
     assert desk.client.ends(f"{desk.name}-large") == 1
 
 
-def test_a_stream_without_a_size_that_fills_the_disk_fails_after_its_attempts(small: tuple[Desk, Path]) -> None:
+def test_a_job_that_never_fits_now_fails_after_its_attempts(small: tuple[Desk, Path]) -> None:
     desk, disk = small
+    (disk / "ballast").write_bytes(b"x" * 4 * MIB)
+    desk.serve(by_size(large=5))
+    url = desk.push("large", max_attempts=2)
+    record = desk.client.wait_for_failure(url)
+    assert "are needed" in record["error_message"]
+    assert desk.asked() == ["large"] * 2
+    desk.client.wait_for(desk.push("after"))
+
+
+@pytest.mark.parametrize("ballast", [0, 3])
+def test_a_stream_without_a_size_that_fills_the_disk_fails_after_its_attempts(
+    ballast: int, small: tuple[Desk, Path]
+) -> None:
+    desk, disk = small
+    (disk / "ballast").write_bytes(b"x" * ballast * MIB)
     desk.serve(stream(10))
     url = desk.push("stream", max_attempts=2)
     record = desk.client.wait_for_failure(url)
-    assert "disk is full" in record["error_message"]
+    assert ("does not end before the disk is full" if ballast == 0 else "the disk is full") in record["error_message"]
+    assert desk.asked() == ["stream"] * (1 if ballast == 0 else 2)
     wait_until(lambda: not [name for name in os.listdir(disk / desk.name) if "stream" in name])
     desk.client.wait_for(desk.push("after"))
-    wait_until(lambda: desk.service.events("job_failed") != [])
-    assert desk.service.events("job_failed")[0]["error.code"] == "no_space"
+    wait_until(lambda: ends(desk, "job_failed") != [])
+    assert ends(desk, "job_failed")[0]["error.code"] == "no_space"
+
+
+def announces(size: int, *, has_ranges: bool, gate: threading.Event) -> Any:
+    """A handler whose ``large`` files have ``size`` bytes by their headers, of which 64 KiB come at once."""
+
+    def handle(request: Request, connection: Connection) -> None:
+        if "large" not in request.path:
+            File(SMALL)(request, connection)
+            return
+        ranges = {"Content-Range": f"bytes 0-{MIB - 1}/{size}"} if has_ranges else {}
+        length = MIB if has_ranges else size
+        connection.answer(206 if ranges else 200, {"Content-Length": str(length), **ranges}, length=False)
+        connection.send(make_data(64 * 1024))
+        gate.wait(60)
+
+    return handle
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+@pytest.mark.parametrize(("jobs", "size"), [(30, 10**15), (2, 13 * MIB // 2), (4, 4 * MIB), (1, 5 * MIB)])
+def test_what_a_server_announces_keeps_no_other_job_waiting(
+    jobs: int, size: int, has_ranges: bool, small: tuple[Desk, Path]
+) -> None:
+    desk, _ = small
+    gate = threading.Event()
+    desk.serve(announces(size, has_ranges=has_ranges, gate=gate))
+    ids = [f"{desk.name}-{number}" for number in range(jobs)]
+    large = [desk.push(f"large{job_id}", id=job_id) for job_id in ids]
+    wait_until(lambda: len(desk.asked()) >= jobs)
+    desk.client.wait_for(*(desk.push(number) for number in range(20)))
+    if size > 6 * MIB:
+        assert all("can never fit" in desk.client.wait_for_failure(url)["error_message"] for url in large)
+        assert sorted(name for name in desk.asked() if "large" in name) == sorted(f"large{job_id}" for job_id in ids)
+    gate.set()
+    for job_id in ids:
+        Controls(desk.client.redis, desk.client.keys).control("cancel", job_id)
 
 
 def test_a_file_system_that_tells_no_size_has_room(tmp_path: Path) -> None:

@@ -239,8 +239,48 @@ def test_a_claimed_job_is_running_under_a_lease(queue: Queue) -> None:
     expiry = queue.client.zscore(queue.keys.leases, claimed.ticket.id)
     assert before + 30_000 <= expiry <= queue.now_ms() + 30_000
     raw = job("1").raw
-    assert claimed == Claimed(claimed.ticket, raw, len(raw), 1, 0, 0, int(found["created"]), "normal")
+    made = int(found["created"])
+    assert claimed == Claimed(claimed.ticket, raw, len(raw), 1, 0, 0, made, "normal", claim=found["claim"])
     assert [event[b"owner"] for event in queue.events("job_started")] == [A.encode()]
+
+
+@pytest.mark.parametrize("is_pushed", [True, False])
+def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pushed: bool, queue: Queue) -> None:
+    def claimed() -> Claimed:
+        return next(one for one in queue.claim())
+
+    def put_in() -> None:
+        if is_pushed:
+            queue.push("x")
+        else:
+            queue.drop_in(job("x", id="x").raw)
+
+    put_in()
+    kept = [claimed().claim, claimed().claim]  # the second one is handed over, as the reply of the first was lost
+    for outcome in ("release", "crash", "failed"):
+        one = claimed()
+        kept.append(one.claim)
+        queue.finish(one.ticket, outcome)
+    assert set(kept) == {queue.job("x")["claim"]} and len(kept[0]) == 32
+    queue.controls.control("retry", "x")
+    others = [claimed().claim]
+    queue.client.delete(queue.keys.job("x"), queue.keys.own(A))
+    put_in()
+    others.append(claimed().claim)
+    assert len({kept[0], *others}) == 3 and all(len(other) == 32 for other in others)
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_no_two_jobs_of_one_call_have_the_same_claim_id(most: int, queue: Queue) -> None:
+    queue.push("1", "2", "3")
+    queue.drop_in(*(job(str(number), id=str(number)).raw for number in (4, 5, 6)), job("7").raw)
+    claims = [one.claim for _ in range(7) for one in queue.claim(most, known=queue_tickets(queue))]
+    assert len(set(claims)) == len(claims) == 7 and all(len(claim) == 32 for claim in claims)
+
+
+def queue_tickets(queue: Queue) -> list[Ticket]:
+    """What the supervisor holds."""
+    return [Ticket(job_id, int(queue.job(job_id)["fence"])) for job_id in queue.own()]
 
 
 def test_the_inbox_comes_first(queue: Queue) -> None:

@@ -180,10 +180,23 @@ def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_se
 
 
 @pytest.mark.parametrize(
+    ("attempts", "own", "delay_s"),
+    [(1, None, 30), (2, None, 60), (3, None, 120), (4, None, 240), (5, None, 0), (1, 1, 0), (2, 3, 60), (5, 1000, 0)],
+)
+def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job_asks_for(
+    attempts: int, own: int | None, delay_s: float
+) -> None:
+    job = PushedJob.parse(compose(URL, "/f", **({} if own is None else {"max_attempts": own})))
+    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).ended(claimed(attempts=attempts), job, said("no_room"))
+    assert ending is not None and (ending.outcome, ending.delay_s) == ("retry" if delay_s else "failed", delay_s)
+    assert delay_s or (ending.record is not None and ending.record.field == URL)
+
+
+@pytest.mark.parametrize(
     ("ending", "verb", "outcome", "delay_s"),
     [
         ("node_fault", None, "release", 30.0),
-        ("no_room", None, "release", 30.0),
+        ("no_room", None, "retry", 30.0),
         ("locked", None, "release", 7.0),
         ("released", None, "release", 0.0),
         ("failed", None, "failed", 0.0),

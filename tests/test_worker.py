@@ -28,10 +28,12 @@ from dlpool.errors import (
     RetryRange,
 )
 from dlpool.jobs.confine import Confinement
+from dlpool.service import diskfaults
 from dlpool.service import run as run_module
 from dlpool.service import worker as worker_module
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
+from dlpool.service.disks import NodeSpace
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,
@@ -56,7 +58,7 @@ from dlpool.service.run import MAX_STACK, SMALL, JobRun, RunContext, clean, wish
 from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
 from dlpool.service.worker import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
 from dlpool.transfer.job import Outcome, Progress
-from dlpool.transfer.partfile import SPACE_RESERVE
+from dlpool.transfer.room import SPACE_RESERVE
 from dlpool.transfer.state import url_digest
 from tests.bench import received
 from tests.conftest import PATIENT, wait_until
@@ -505,7 +507,7 @@ class Transfer:
     leaves_state = False
 
     def __init__(self, *given: Any) -> None:
-        self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard = given
+        self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard, self.space = given
         self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8)
         self.received = 5
         self.errors: list[DlpoolError] = []
@@ -544,7 +546,9 @@ class Stage:
         log.bind = self.bind
         affinity: Any = self.affinity
         client: Any = None
-        context = RunContext(FAST, self.paths, client, log, self.sent.append, affinity, self.tally, traces)
+        context = RunContext(
+            FAST, self.paths, client, log, self.sent.append, affinity, self.tally, NodeSpace(0), traces
+        )
         self.run = JobRun(frame or job(), context)
 
     def bind(self, **fields: object) -> Lines:
@@ -774,14 +778,16 @@ def test_a_stream_that_filled_the_disk_is_removed_and_no_fault_of_the_node(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     discarded: list[Any] = []
-    monkeypatch.setattr(run_module, "discard_unfinished", lambda *given: discarded.append(given))
+    monkeypatch.setattr(diskfaults, "discard_unfinished", lambda *given: discarded.append(given))
+    answers = iter([False, True])
+    monkeypatch.setattr(diskfaults.RunOnDisk, "is_node_writable", property(lambda _: next(answers)))
 
     def does(transfer: Transfer) -> Outcome:
         transfer.now = Progress(transfer.job.target, done, None, 1, "downloading")
         raise NoSpace("full")
 
     ended = stage.play(does)
-    assert ended.ending == ("retry" if done else "node_fault")
+    assert ended.ending == ("no_room" if done else "node_fault")
     path = Path(stage.paths.roots[0]) / "a"
     assert discarded == ([(path, "http://h/x")] if done else [])
 

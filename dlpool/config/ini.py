@@ -15,9 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 
 from dlpool.config import goserver
 from dlpool.config.declaring import amount_text, parse_setting
-from dlpool.config.layers import HOST, Given, effective
+from dlpool.config.layers import GROUP, HOST, Given, effective
 from dlpool.config.problems import Problem
-from dlpool.config.sections import SECTIONS, LimitSettings
+from dlpool.config.sections import SECTIONS, LimitSettings, TransferSettings
 from dlpool.config.web import preset
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
@@ -86,16 +86,23 @@ def read(path: str, problems: list[Problem], notes: list[str] | None = None) -> 
     except configparser.Error as error:
         raise ConfigurationError(f"{path} is no INI file: {_syntax_problem(error)}") from error
     for name in parser.sections():
-        place = f"{path}:{parser.lines[name]}"
-        if name.startswith(HOST) and not re.fullmatch(r"[^\s/@{}]{1,255}", _host(name)):
-            problems.append(Problem(f"{place}: [{name}]: it names no host", place))
-        elif name not in SECTIONS and not name.startswith(HOST):
-            problems.append(Problem(f"{place}: [{name}]: there is no such section", place))
+        if problem := _unknown(name):
+            place = f"{path}:{parser.lines[name]}"
+            problems.append(Problem(f"{place}: [{name}]: {problem}", place))
     return [
         Given(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
         for section, key, text, line in found
-        if section in SECTIONS or section.startswith(HOST)
+        if section in SECTIONS or section.startswith((HOST, GROUP))
     ]
+
+
+def _unknown(section: str) -> str:
+    """What is wrong with the name of a section, "" for none."""
+    if section.startswith(HOST):
+        return "" if re.fullmatch(r"[^\s/@{}]{1,255}", _host(section)) else "it names no host"
+    if section.startswith(GROUP):
+        return "" if section != GROUP else "it names no group"
+    return "" if section in SECTIONS else "there is no such section"
 
 
 def text_of_file(path: str) -> str:
@@ -175,10 +182,21 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
             lines.append(f"# {declared.metadata['help']} ({said})")
             is_shown = text is not None and not preset(name, declared.name)
             lines.append(f"{declared.name} = {text}" if is_shown else f"#{declared.name} = {text or ''}".rstrip())
+        if kind is TransferSettings:
+            lines += [
+                "# other settings of [transfer] for the jobs of one group",
+                "#[group:nightly]",
+                "#max_file_size = 1G",
+            ]
         if kind is LimitSettings:
             lines += ["# other limits for one host, or for one port of it", "#[host:example.org]", "#max_per_host = 2"]
         lines.append("")
     return "\n".join(lines)
+
+
+def kind_of(section: str) -> type:
+    """Return the class of a section's settings: ``[host:NAME]`` has those of limits, ``[group:NAME]`` of transfers."""
+    return SECTIONS.get(section, TransferSettings if section.startswith(GROUP) else LimitSettings)
 
 
 def _host(section: str) -> str:
@@ -187,7 +205,7 @@ def _host(section: str) -> str:
 
 def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """What a section says, and what is wrong with the rest of it, by key."""
-    model = _model(section, SECTIONS.get(section, LimitSettings))
+    model = _model(section, kind_of(section))
     try:
         return model(**texts).model_dump(exclude_unset=True), []
     except ValidationError as error:
@@ -214,8 +232,7 @@ def _problem(section: str, problem: Mapping[str, Any]) -> tuple[str, str]:
     if problem["type"] == "extra_forbidden":
         return key, f"{key}: there is no such key"
     reason = problem["msg"].removeprefix("Value error, ")
-    kind = SECTIONS.get(section, LimitSettings)
-    is_secret = next(one.metadata["is_secret"] for one in fields(kind) if one.name == key)
+    is_secret = next(one.metadata["is_secret"] for one in fields(kind_of(section)) if one.name == key)
     shown = "..." if is_secret else without_secrets(problem["input"]).replace("\n", " ")
     return key, f"{key} = {shown}: it is {reason}"
 

@@ -23,12 +23,16 @@ from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
 
 HOST = "host:"
+GROUP = "group:"  # a section of what [transfer] says differently for one group
 _PREFIX = "DLPOOL_"
 
 
 @dataclass(frozen=True)
 class Given:
-    """A setting as one place says it; ``section`` may be ``host:NAME``. ``origin`` is that place, for people."""
+    """A setting as one place says it; ``section`` may be ``host:NAME`` or ``group:NAME``.
+
+    ``origin`` is that place, for people.
+    """
 
     section: str
     name: str
@@ -85,7 +89,9 @@ def examined(
     files, read, problems = _read_files(config, notes) if config is not None else ((), [], [])
     texts = [*read, credentials(environment, problems), variables(environment)]
     layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
-    found = _merged([_service_defaults() if of_service else (), *layers, options])
+    defaults = _service_defaults() if of_service else []
+    group = _merged([*layers, options]).get(("redis", "group"))
+    found = _merged([defaults, *(_of_group(layer, group) for layer in layers), options])
     found = _preset(found) | found
     settings, wrong = _settings(found, files), concerned(problems)
     problems += [
@@ -194,6 +200,12 @@ def _service_defaults() -> list[Given]:
         for one in fields(kind)
         if (text := one.metadata["service"]) is not None
     ]
+
+
+def _of_group(layer: Sequence[Given], group: Given | None) -> Sequence[Given]:
+    """What a place says, with what it says of this group in place of what it says of all."""
+    section = GROUP if group is None else GROUP + str(group.value)
+    return [*layer, *(replace(one, section="transfer") for one in layer if one.section == section)]
 
 
 def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:

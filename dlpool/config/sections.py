@@ -39,7 +39,7 @@ from dlpool.kinds import (
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """``[transfer]``: how one URL becomes one file. Sizes in bytes, times in seconds."""
+    """``[transfer]``: how one URL becomes one file; ``[group:NAME]`` for a group. Sizes in bytes, times in seconds."""
 
     connections: int | str = setting(
         COUNT_OR_AUTO, "4", "connections for one file; auto: as many as its host rewards", low=1, high=64, short="-c"
@@ -78,7 +78,9 @@ class TransferSettings:
     )
     sync: bool = setting(SWITCH, "yes", "wait until bytes are on the disk before they count")
     scan: bool = setting(SWITCH, "no", "check the file for malware before it gets its name, as [scan] says")
-    max_file_size: int | None = setting(SIZE, None, "refuse larger files")
+    max_file_size: int | None = setting(
+        SIZE, None, "refuse larger files; the service stops bodies of unknown length at 10G where this is not set"
+    )
 
     def pool_size(self, downloads: int) -> int:
         """Connections that so many downloads at once may have to one host."""
@@ -185,7 +187,10 @@ class SupervisorSettings:
         DURATION, "5s", "when a job whose target another one writes is tried again", high=HOUR_S
     )
     fault_delay: float = setting(
-        DURATION, "30s", "how long this node takes no jobs after a full or broken disk", high=HOUR_S
+        DURATION,
+        "30s",
+        "how long this node takes no jobs after a full or broken disk, and a job waits that does not fit",
+        high=HOUR_S,
     )
     max_crashes: int = setting(COUNT, "3", "worker deaths that a job may be aboard of", low=1)
     max_takeovers: int = setting(COUNT, "10", "supervisor deaths that a job may be aboard of", low=1)

@@ -44,6 +44,7 @@ class Claimed:
     """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut.
 
     ``flag``: cancel or pause, when an operator has asked for that. ``is_paid``: its start at its host is reserved.
+    ``claim``: the random id of the job's first claim, which no other job ever has, whatever its id.
     """
 
     ticket: Ticket
@@ -56,6 +57,7 @@ class Claimed:
     priority: str
     flag: str | None = None
     is_paid: bool = False
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -337,7 +339,7 @@ def _ms(seconds: float) -> int:
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
-    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid = row
+    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid, claim = row
     return Claimed(
         Ticket(job_id.decode(), _count(fence)),
         raw or b"",
@@ -349,6 +351,7 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         (priority or b"normal").decode("utf-8", "replace"),
         flag.decode("utf-8", "replace") if flag else None,
         bool(paid),
+        (claim or b"").decode("utf-8", "replace"),
     )
 
 

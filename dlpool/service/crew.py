@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -47,12 +47,11 @@ class Crew:
 
     def __init__(
         self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger,
-        hooks: Hooks, doorman: Doorman, meter: Meter,
+        hooks: Hooks, doorman: Doorman, meter: Meter, on_fault: Callable[[], None],
     ) -> None:  # fmt: skip
+        """``on_fault`` is called when a job has met a fault of the node."""
         self.judge = judge
-        self.fault_until = 0.0
         self.has_news = True  # something that pool and capacity depend on
-        self.is_probing = False  # after a node fault: one job at a time, until one succeeds
         self._ledger = ledger
         self._pool = pool
         self._recorder = recorder
@@ -62,6 +61,7 @@ class Crew:
         self._doorman = doorman
         self._meter = meter
         self._malformed = Summary(MALFORMED)
+        self._on_fault = on_fault
 
     # --- in ---
 
@@ -197,11 +197,9 @@ class Crew:
             self._doorman.refused(held.job, self._ledger.all)
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
         if frame.ending == "node_fault":
-            self.fault_until = time.monotonic() + self.judge.settings.fault_delay
-            self.is_probing = self.has_news = True
+            self._on_fault()
+            self.has_news = True
             self._log.warning("node_fault", label=frame.label, reason=frame.message, **about(held))
-        if frame.ending == "succeeded" and self.is_probing:
-            self.is_probing, self.has_news = False, True
         if ending is None:
             self._log.warning("job_lost", **about(held))
             self._meter.lost()

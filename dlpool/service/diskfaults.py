@@ -1,46 +1,87 @@
-"""Classification of disk errors: whether one concerns the job alone, or all jobs of this node."""
+"""Classification of disk errors: whether one concerns the job alone, or all jobs of this node.
+
+A fault is the job's own as long as a second, small write succeeds where all jobs write.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.disk import known_space
-from dlpool.errors import LocalFault, NoSpace, NotPermitted
+from dlpool.errors import DlpoolError, LocalFault, NodeFault, NoRoom, NoSpace, NoThread, NotPermitted, TooLarge
+from dlpool.service.disks import can_write
 from dlpool.service.endings import ending_of
-from dlpool.transfer.partfile import SPACE_RESERVE
+from dlpool.transfer.leftovers import discard_unfinished
+from dlpool.transfer.room import SPACE_RESERVE
 
-FILLED = "filled"  # a stream of unknown size has filled the disk; it cannot be resumed
 _USABLE = os.W_OK | os.X_OK
 
 
-def ending_on_disk(error: LocalFault, target: Path, size: int | None, done: int, roots: Sequence[str | Path]) -> str:
-    """Return how a job ends (see EndedFrame) whose ``target`` met ``error``, or FILLED.
+@dataclass(frozen=True)
+class RunOnDisk:
+    """A run that a fault of the disk has ended, after it has unlocked its files.
 
-    ``size`` and ``done`` in bytes, of the file and of what was written; ``roots``: the folders of all downloads.
+    ``size`` and ``done`` in bytes, of the file (None: unknown) and of what was written; ``roots``: the folders of all
+    downloads; ``can_write`` tells whether a small write in a folder succeeds.
     """
-    if type(error) is NoSpace:
-        return _full(target, size, done)
-    is_gone = type(error) is LocalFault and (
-        isinstance(error.__cause__, FileNotFoundError) or not os.path.lexists(target.parent)
-    )
-    if not is_gone and not isinstance(error, NotPermitted):
+
+    url: str
+    target: Path
+    size: int | None
+    done: int
+    roots: Sequence[str | Path]
+    can_write: Callable[[str | Path], bool] = can_write
+
+    @property
+    def is_node_writable(self) -> bool:
+        """Whether a small write succeeds in the folder of all downloads that has the target."""
+        folder = os.path.realpath(self.target)
+        root = next((one for one in self.roots if Path(os.path.realpath(one)) in Path(folder).parents), None)
+        return self.can_write(self.target.parent if root is None else root)
+
+    def give_back(self) -> bool:
+        """Remove what it has written, if that is much: it may be what fills the disk. Return whether it was."""
+        if self.done < SPACE_RESERVE:
+            return False
+        with suppress(DlpoolError):
+            discard_unfinished(self.target, self.url)
+        return True
+
+
+def ending_on_disk(error: LocalFault, run: RunOnDisk) -> str:
+    """Return how a job ends (see EndedFrame) that met ``error``."""
+    if isinstance(error, TooLarge | NoThread):
         return ending_of(error)
-    if not all(os.access(root, _USABLE) for root in roots if _holds(root, target)):
-        return "node_fault"  # the folder of all downloads was removed, or is not writable
-    if is_gone:
-        return "retry"  # only the folder of this job was removed: the next attempt creates it
-    # If the permissions are right, the file server refused the request, which may be temporary.
-    return "node_fault" if os.access(target.parent, _USABLE) else ending_of(error)
+    if isinstance(error, NoRoom):
+        run.give_back()
+        return "no_room"
+    if type(error) is NoSpace:
+        return _full(run)
+    return _failed(error, run)
 
 
-def _full(target: Path, size: int | None, done: int) -> str:
-    if size is None:
-        return FILLED if done >= SPACE_RESERVE else "node_fault"
-    space = known_space(target.parent)
-    return "failed" if space is not None and size > space.usable else "node_fault"
+def _failed(error: LocalFault, run: RunOnDisk) -> str:
+    """Return how a job ends that met any other fault: it counts as the node's only if a small write fails, too."""
+    is_gone = type(error) is LocalFault and (
+        isinstance(error.__cause__, FileNotFoundError) or not os.path.lexists(run.target.parent)
+    )
+    if not is_gone and not isinstance(error, NodeFault | NotPermitted):
+        return ending_of(error)
+    if not run.is_node_writable:
+        return "node_fault"
+    is_forbidden = isinstance(error, NotPermitted) and not os.access(run.target.parent, _USABLE)
+    return ending_of(error) if is_forbidden else "retry"
 
 
-def _holds(root: str | Path, target: Path) -> bool:
-    return Path(os.path.realpath(root)) in Path(os.path.realpath(target)).parents
+def _full(run: RunOnDisk) -> str:
+    """Return how a job ends for which there was no space: first the job is judged, and then the disk without it."""
+    space = known_space(run.target.parent)
+    if run.size is not None and space is not None and run.size > space.usable:
+        return "failed"
+    if run.is_node_writable or (run.give_back() and run.is_node_writable):
+        return "no_room"
+    return "node_fault"

@@ -35,6 +35,7 @@ class JobFrame(Frame):
     """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go into its log lines.
 
     Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job before its lease has passed.
+    ``claim``: the random id of the job's first claim.
     """
 
     kind = "job"
@@ -52,6 +53,7 @@ class JobFrame(Frame):
     if_exists: str | None = None
     limit_rate: int | None = None
     scan: bool = False
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,18 @@ class RateFrame(Frame):
 
     kind = "rate"
     rate: int | None
+
+
+@dataclass(frozen=True)
+class SpaceFrame(Frame):
+    """How many bytes stay free on each disk (the setting ``min_free``), and how many running jobs will take.
+
+    ``taken`` is by device number, in decimal digits.
+    """
+
+    kind = "space"
+    min_free: int | None
+    taken: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -219,7 +233,7 @@ FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
         JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, RateFrame, PingFrame, RetireFrame,
-        HoldFrame, HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
+        SpaceFrame, HoldFrame, HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
     )
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ import psutil
 
 from dlpool.service.channel import Channel
 from dlpool.service.culprit import Usage, culprit, usage
-from dlpool.service.frames import Ended, Frame, RateFrame, encode
+from dlpool.service.frames import Ended, Frame, RateFrame, SpaceFrame, encode
 from dlpool.service.tally import Counted
 from dlpool.service.worker import stacks_file
 
@@ -54,6 +54,7 @@ class Handle:
         self._usage: Usage | None = None  # of its threads, when its silence was first noticed
         self.counted = Counted()
         self.rate: int | None = None  # its share of the node's, as it was told
+        self.space: SpaceFrame | None = None  # as it was told
         self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()
 
@@ -92,6 +93,12 @@ class Handle:
         if rate != self.rate:
             self.rate = rate
             self.send(RateFrame(rate))
+
+    def tell_space(self, frame: SpaceFrame) -> None:
+        """Tell it what jobs leave to each other on the disks, if that has changed."""
+        if frame != self.space:
+            self.space = frame
+            self.send(frame)
 
     def send(self, frame: Frame) -> None:
         """Send it now, or as soon as the worker reads again; order is kept. Raises InternalError if it is too large."""

@@ -31,15 +31,14 @@ from dlpool.service.surveying import DiskSurvey, QueueSurvey, Surveyor
 
 @dataclass(frozen=True)
 class Seen:
-    """What the main thread alone knows. ``fault_s``: for how long no jobs are taken because of a disk.
+    """What the main thread alone knows. ``fault_s``: seconds until a disk with a fault is tried again, None without.
 
     ``low``: folders on file systems that have less left than ``min_free``. ``slots``: how many jobs it would take.
     ``limited_hosts``: how many hosts get fewer.
     """
 
     is_draining: bool
-    is_probing: bool
-    fault_s: float
+    fault_s: float | None
     low: Sequence[str]
     slots: int
     limited_hosts: int
@@ -95,7 +94,7 @@ class Monitor:
         metrics = self._metrics
         metrics.ready.set(not any(check.problem for check in checks))
         metrics.redis_up.set(self._link.error is None and self._link.registered.is_set())
-        metrics.node_fault.set(seen.is_probing)
+        metrics.node_fault.set(seen.fault_s is not None)
         metrics.slots.set(seen.slots)
         metrics.limited_hosts.set(seen.limited_hosts)
         metrics.low_on_space.set(bool(seen.low))
@@ -111,7 +110,8 @@ class Monitor:
 
     def _checks(self, seen: Seen) -> list[Check]:
         missing = "" if self._link.registered.is_set() else "this node is not registered there"
-        fault = f"full or broken: no jobs for {seen.fault_s:.0f} s, then one at a time" if seen.is_probing else ""
+        is_well = seen.fault_s is None
+        fault = "" if is_well else f"full or broken: no jobs until a write succeeds, tried in {seen.fault_s:.0f} s"
         return [
             Check("redis", self._link.error or missing),
             Check("workers", "" if self._pool.capacity() else "no worker process is up"),

@@ -87,7 +87,7 @@ class Parts:
         self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
                                self._transitions, order)  # fmt: skip
         self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
-                         self.doorman, self.monitor.meter)  # fmt: skip
+                         self.doorman, self.monitor.meter, self.space.doubt)  # fmt: skip
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
         self._beater = Beater(
@@ -189,5 +189,5 @@ def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
     return WorkerSettings(
         node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
         settings.paths, settings.logging, settings.otel, owned(settings),
-        settings.scan,
+        settings.scan, settings.supervisor.min_free,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from dlpool.service import worker
 from dlpool.service.affinity import choose_cpu
 from dlpool.service.channel import Channel
 from dlpool.service.dealing import Respawn, Seat, shares_of, slots_of
-from dlpool.service.frames import Frame, PingFrame, RetireFrame
+from dlpool.service.frames import Frame, PingFrame, RetireFrame, SpaceFrame
 from dlpool.service.handle import Handle
 from dlpool.service.slots import most_slots
 from dlpool.service.tally import RECEIVED
@@ -103,6 +103,11 @@ class WorkerPool:
         """Send a frame to every worker."""
         for handle in self.workers.values():
             handle.send(frame)
+
+    def tell_space(self, frame: SpaceFrame) -> None:
+        """Tell every worker what jobs leave to each other on the disks."""
+        for handle in self.workers.values():
+            handle.tell_space(frame)
 
     def came_up(self, handle: Handle) -> None:
         """A worker said hello."""

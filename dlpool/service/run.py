@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from dlpool.observe.log import Logger
 from dlpool.scan.guard import Guard
 from dlpool.service import culprit
 from dlpool.service.affinity import Affinity
-from dlpool.service.diskfaults import FILLED, ending_on_disk
+from dlpool.service.diskfaults import RunOnDisk, ending_on_disk
+from dlpool.service.disks import NodeSpace
 from dlpool.service.endings import ending_of
 from dlpool.service.frames import (
     Ended,
@@ -33,7 +33,7 @@ from dlpool.service.tally import Tally
 from dlpool.service.traceparent import span_id
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.leftovers import discard_digest, discard_unfinished, forget_published
+from dlpool.transfer.leftovers import discard_digest, forget_published
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class RunContext:
     send: Send
     affinity: Affinity
     tally: Tally
+    space: NodeSpace
     traces: Traces | None = None
     guard: Guard | None = None
 
@@ -173,9 +174,12 @@ class JobRun:
             frame.url, target.path, target.is_folder, frame.headers,
             checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
             owner=frame.user_id,
+            claim=frame.claim,
         )  # fmt: skip
         admit: Callable[[Path], None] = context.paths.check_named if target.is_folder else lambda _: None
-        transfer = Transfer(job, self._settings, context.client, self._notify, admit, self._permit, context.guard)
+        transfer = Transfer(
+            job, self._settings, context.client, self._notify, admit, self._permit, context.guard, context.space
+        )
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -216,17 +220,13 @@ class JobRun:
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
-        """Return how the job ends; if it filled the disk itself, other jobs need not wait."""
+        """Return how the job ends: a fault of the disk is the job's own, unless it is confirmed for all."""
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
             return ending_of(error)
         now = transfer.progress()
-        ending = ending_on_disk(error, now.path, now.size, now.done, self._context.paths.roots)
-        if ending == FILLED:
-            with suppress(DlpoolError):
-                discard_unfinished(now.path, self.frame.url)
-            return "retry"
-        return ending
+        run = RunOnDisk(self.frame.url, now.path, now.size, now.done, self._context.paths.roots)
+        return ending_on_disk(error, run)
 
     def _ended(self, error: DlpoolError) -> EndedFrame:
         path = None if self._transfer is None else str(self._transfer.progress().path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,11 @@ from dlpool.config import Settings
 from dlpool.errors import LocalFault
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
+from dlpool.service.disks import can_write, least_free
+from dlpool.service.frames import SpaceFrame
 from dlpool.service.ledger import Ledger
 
 LOOK_S = 1.0
-GIB = 1 << 30
-DEFAULT_PART = 20  # a twentieth of a file system below 20 GiB stays free by default
 RELIEF = 1.05  # times min_free must be left before jobs begin again: else it would go to and fro
 MAX_FOUND = 64  # file systems that only jobs have led to
 
@@ -37,7 +39,7 @@ class Room:
 
     def least(self, min_free: int | None) -> int:
         """How much is to stay free."""
-        return min(GIB, self.size // DEFAULT_PART) if min_free is None else min_free
+        return least_free(self.size, min_free)
 
     def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
         """Whether no job should begin."""
@@ -46,14 +48,20 @@ class Room:
 
 
 class SpaceGuard:
-    """``serve`` is the thread: a file system may keep those waiting who ask it. Others read what it saw."""
+    """``serve`` is the thread: a file system may keep those waiting who ask it. Others read what it saw.
+
+    After a fault of the node it says whether a small write succeeds again. The lock guards when that is tried.
+    """
 
     def __init__(self, settings: Settings, ledger: Ledger, log: Logger, tell: Callable[[], None]) -> None:
         """``tell`` is called when ``is_low`` has changed."""
         self.rooms: tuple[Room, ...] = ()
+        self.frame = SpaceFrame(settings.supervisor.min_free, {})  # what workers are told
         self._ledger = ledger
         self._log = log
         self._tell = tell
+        self._lock = threading.Lock()
+        self._doubted_until: float | None = None  # by the monotonic clock
         self._has_looked = False
         self._low: dict[int, Room] = {}  # by device
         self._found: dict[int, str] = {}  # folders of jobs, by device
@@ -65,6 +73,18 @@ class SpaceGuard:
     def apply(self, settings: Settings) -> None:
         """Use these settings from now on."""
         self._min_free, self._paths = settings.supervisor.min_free, settings.paths
+        self._fault_delay = settings.supervisor.fault_delay
+
+    def doubt(self) -> None:
+        """A job has met a fault of this node: no job begins for ``fault_delay``, nor before a small write succeeds."""
+        with self._lock:
+            self._doubted_until = time.monotonic() + self._fault_delay
+
+    @property
+    def fault_s(self) -> float | None:
+        """Seconds until a small write is tried, None if the node has no fault."""
+        until = self._doubted_until
+        return None if until is None else max(0.0, until - time.monotonic())
 
     @property
     def is_low(self) -> bool:
@@ -95,7 +115,9 @@ class SpaceGuard:
             self._has_looked = True
             return
         folders = {device: folder for root in allowed.roots if (device := _device(folder := existing(root)))}
+        self._try_again(allowed.roots)
         reserved = self._reserved(allowed)
+        self.frame = SpaceFrame(self._min_free, {str(device): size for device, size in reserved.items() if size})
         rooms = {}
         for device, folder in {**self._found, **folders}.items():
             room = _room(folder, reserved[device]) if _device(folder) == device else None
@@ -110,6 +132,21 @@ class SpaceGuard:
         if self.is_low != was_low:
             self._tell()
         self._say(rooms, before)
+
+    def _try_again(self, roots: list[str]) -> None:
+        """End the fault of the node if a small write succeeds in each folder of downloads."""
+        until = self._doubted_until
+        if until is None or time.monotonic() < until:
+            return
+        for root in roots:
+            with suppress(OSError):
+                os.makedirs(root, exist_ok=True)  # as the next job would
+        is_well = all(can_write(root) for root in roots)
+        with self._lock:
+            if self._doubted_until == until:
+                self._doubted_until = None if is_well else time.monotonic() + self._fault_delay
+        if is_well:
+            self._tell()
 
     def _reserved(self, allowed: Confinement) -> Counter[int]:
         """What running jobs will yet take, by device."""

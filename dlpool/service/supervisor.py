@@ -133,11 +133,11 @@ class Supervisor:
         self._tend()
 
     def _capacity(self) -> int:
-        """How many jobs may be held: none while this node ends or cannot write, few while it may not be able to."""
-        if self._drain_until is not None or time.monotonic() < self._crew.fault_until or self._parts.space.is_low:
+        """How many jobs may be held: none while this node ends or cannot write."""
+        space = self._parts.space
+        if self._drain_until is not None or space.fault_s is not None or space.is_low:
             return 0
-        capacity = min(self._pool.capacity(), self._parts.slots.level)
-        return min(1, capacity) if self._crew.is_probing else capacity
+        return min(self._pool.capacity(), self._parts.slots.level)
 
     def _take(self, message: Any) -> None:
         self._takers[type(message)](message)
@@ -155,6 +155,7 @@ class Supervisor:
         self._parts.check_threads()
         self._parts.slots.look(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
         self._parts.slots.of_hosts.tend()
+        self._pool.tell_space(self._parts.space.frame)
         self._log.tend_writer()
         self._log.tend()
         self._show()
@@ -174,11 +175,10 @@ class Supervisor:
 
     def _show(self) -> None:
         """Tell who watches us how things are."""
-        crew, fault_s = self._crew, self._crew.fault_until - time.monotonic()
+        space = self._parts.space
         slots = min(self._pool.capacity(), self._parts.slots.level)
-        low = self._parts.space.low
         limited = self._parts.slots.of_hosts.limited
-        seen = Seen(self._drain_until is not None, crew.is_probing, max(0.0, fault_s), low, slots, limited)
+        seen = Seen(self._drain_until is not None, space.fault_s, space.low, slots, limited)
         self._parts.monitor.look(seen)
 
     def _status(self) -> str:
@@ -233,6 +233,7 @@ class Supervisor:
                 paths=new.paths,
                 logging=new.logging,
                 owned=owned(new),
+                min_free=new.supervisor.min_free,
             )
             self._logger.info("configuration_reloaded")
         if is_told:

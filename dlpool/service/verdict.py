@@ -70,10 +70,10 @@ class Judge:
             return Finish(ticket, "success", record, note={"path": frame.path, **_figures(frame.result)})
         if verb is not None and frame.ending != "lost" and (verb == "cancel" or frame.ending == "released"):
             return self.stopped(claimed, job.url, verb)
-        if frame.ending == "retry" and claimed.attempts < (job.max_attempts or self.settings.max_attempts):
-            delay_s = self._backoff_s(claimed.attempts, frame.retry_after_s or 0.0)
-            return Finish(ticket, "retry", note=note, delay_s=delay_s)
-        if frame.ending in ("node_fault", "no_room", "locked", "released"):
+        if claimed.attempts < self._most_attempts(job, frame.ending):
+            least_s = self._room_s(claimed.attempts) if frame.ending == "no_room" else frame.retry_after_s or 0.0
+            return Finish(ticket, "retry", note=note, delay_s=self._backoff_s(claimed.attempts, least_s))
+        if frame.ending in ("node_fault", "locked", "released"):
             return Finish(ticket, "release", note=note, delay_s=self._pause_s(frame.ending))
         if frame.ending == "lost":
             return None
@@ -120,7 +120,21 @@ class Judge:
     def _pause_s(self, ending: str) -> float:
         """How long a job waits that could not run here and now."""
         fault_s, locked_s = self.settings.fault_delay, self.settings.locked_delay
-        return {"node_fault": fault_s, "no_room": fault_s, "locked": locked_s}.get(ending, 0.0)
+        return {"node_fault": fault_s, "locked": locked_s}.get(ending, 0.0)
+
+    def _most_attempts(self, job: PushedJob, ending: str) -> int:
+        """How many runs a job may have that ended so; 0 where no other one follows.
+
+        A job may ask for more of them than the settings, but not of those that fill a disk.
+        """
+        most = self.settings.max_attempts
+        own = job.max_attempts or most
+        return {"retry": own, "no_room": min(own, most)}.get(ending, 0)
+
+    def _room_s(self, attempts: int) -> float:
+        """How long a job waits at least that did not fit on its disk: doubling, from ``fault_delay`` on."""
+        first_s, longest_s = self.settings.fault_delay, self.settings.job_retry_max_delay
+        return max(first_s, min(longest_s, first_s * 2.0 ** min(attempts - 1, 30)))
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
         """Doubling, with full jitter, and never earlier than the server asked for."""

@@ -27,6 +27,7 @@ from dlpool.scan.guard import open_guard
 from dlpool.service.affinity import Affinity
 from dlpool.service.channel import Channel
 from dlpool.service.collector import calm_collector
+from dlpool.service.disks import NodeSpace
 from dlpool.service.frames import (
     CancelFrame,
     CleanedFrame,
@@ -43,6 +44,7 @@ from dlpool.service.frames import (
     PublishFrame,
     RateFrame,
     RetireFrame,
+    SpaceFrame,
     StatusFrame,
 )
 from dlpool.service.launch import die_with_parent
@@ -78,6 +80,7 @@ class WorkerSettings:
     otel: OtelSettings
     owned: tuple[Owned, ...] = ()
     scan: ScanSettings = field(default_factory=ScanSettings)
+    min_free: int | None = None
     cpu: int | None = None
 
 
@@ -128,6 +131,7 @@ class Worker:
                         node_id=settings.node_id, is_required=False)  # fmt: skip
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
+        self._space = NodeSpace(settings.min_free)
         self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
@@ -190,10 +194,8 @@ class Worker:
             self._leftovers.put([Ended(*ended) for ended in frame.jobs])
         elif isinstance(frame, ConfigFrame):
             self._configure(frame)
-        elif isinstance(frame, RateFrame):
-            self._rate.rate = frame.rate
-        elif isinstance(frame, HoldFrame):
-            self._client.gate.learn(frame.host, frame.seconds)
+        elif isinstance(frame, RateFrame | SpaceFrame | HoldFrame):
+            self._learn(frame)
         elif isinstance(frame, RetireFrame):
             self._is_retiring = True
         elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
@@ -204,6 +206,15 @@ class Worker:
                 run.publish()
             else:
                 run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
+
+    def _learn(self, frame: RateFrame | SpaceFrame | HoldFrame) -> None:
+        """Heed what concerns all jobs, also the running ones."""
+        if isinstance(frame, RateFrame):
+            self._rate.rate = frame.rate
+        elif isinstance(frame, SpaceFrame):
+            self._space.learn(frame.min_free, {int(device): size for device, size in frame.taken.items()})
+        else:
+            self._client.gate.learn(frame.host, frame.seconds)
 
     def _begin(self, frame: JobFrame) -> None:
         if self._logging.traceparent:
@@ -216,6 +227,7 @@ class Worker:
             send=self._send,
             affinity=self._affinity,
             tally=self._tally,
+            space=self._space,
             traces=self._traces,
             guard=self._guard,
         )

@@ -23,6 +23,7 @@ from dlpool.transfer.limits import RateLimits
 from dlpool.transfer.place import Place
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
+from dlpool.transfer.room import ALL_SPACE, SpaceRules
 from dlpool.transfer.source import Reply, Source
 
 
@@ -43,6 +44,18 @@ class Context:
     earlier: Resource | None = None  # the resource that the previous round found
     evidence: Evidence = field(default_factory=Evidence)
     guard: Guard | None = None  # checks the file for malware, if ``scan`` is set
+    space: SpaceRules = ALL_SPACE
+
+    @property
+    def reserves(self) -> bool:
+        """Whether blocks of the disk are reserved as bytes arrive."""
+        how = self.settings.preallocate
+        return how == "auto" or (how == "falloc" and self.space.is_watched)
+
+    def most_bytes(self, *, is_stream: bool) -> int | None:
+        """Return at how many bytes the file is refused, None for no limit; ``is_stream``: its length is unknown."""
+        limit = self.settings.max_file_size
+        return self.space.stream_limit if limit is None and is_stream else limit
 
     @property
     def policy(self) -> RetryPolicy:

@@ -42,7 +42,8 @@ class Job:
     ``target`` is the file, or with ``is_folder`` the folder in which the server or the URL names it. ``headers`` are
     sent to the URL's origin only; ``user`` is name and password. ``id`` and ``fence`` are those of a queue's job: what
     was published for it is recorded until the queue knows, so that a later run of the same job finds it. ``owner``: the
-    user who pushed that job, for records.
+    user who pushed that job, for records. ``claim``: the random id of the job's first claim, as an ``id`` may be given
+    to another job later.
     """
 
     url: str
@@ -54,6 +55,7 @@ class Job:
     id: str | None = None
     fence: int | None = None
     owner: str | None = None
+    claim: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Outcome:
 class Progress:
     """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown.
 
-    ``missing``: bytes that it will yet take of the disk: none where its length is reserved there already.
+    ``missing``: bytes of the disk that count as taken for it: as many again as were received, at most those that are
+    missing, less those that are reserved there already.
     """
 
     path: Path

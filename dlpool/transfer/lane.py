@@ -8,6 +8,7 @@ from dlpool.errors import (
     BadAnswer,
     DlpoolError,
     InternalError,
+    NoRoom,
     OutOfDescriptors,
     OutOfFiles,
     PolicyRefused,
@@ -24,6 +25,7 @@ from dlpool.transfer.further import ask_further
 from dlpool.transfer.opening import Opened, Opening
 from dlpool.transfer.partfile import Writer
 from dlpool.transfer.retry import Attempt, Rest
+from dlpool.transfer.room import Ahead
 from dlpool.transfer.source import Reply
 
 BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
@@ -32,6 +34,8 @@ NETWORK_POLL_S = 2.0
 LEAST_SPAN_S = 0.05  # of waiting, to compute a speed
 YIELD_S = 0.1  # seconds for which a thread whose connection was too slow leaves its chunk to an idle one
 MAX_STALE = 16  # idle connections in a row that had died
+ROOM_LOOKS = 8  # at a disk that has become full, before a file that could be continued gives its bytes back
+ROOM_LOOK_S = 0.25
 
 
 class Lane:
@@ -57,6 +61,13 @@ class Lane:
         self._network = NetworkAbsence(context)
         self._distrusts_if_range = False
         self._view = memoryview(b"")
+        self._ahead = Ahead(context.space, reserves=context.reserves)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are reserved on the disk for this connection, and not written yet."""
+        chunk = self.chunk
+        return 0 if chunk is None else max(0, min(self._ahead.reserved_to, chunk.end) - chunk.position)
 
     def figures(self) -> Figures:
         """What this lane has received and waited, over all its exchanges."""
@@ -241,9 +252,10 @@ class Lane:
         assert plan is not None
         if self._writer is None:
             self._writer = _writer(plan)
-        limit = self._context.settings.max_file_size
+        limit = self._context.most_bytes(is_stream=chunk.end == UNKNOWN_END)
         if limit is not None and chunk.position + len(data) > limit:
             raise PolicyRefused(f"the file is larger than max_file_size, {limit} bytes")
+        self._make_room(chunk, len(data))
         allowed = board.claim(chunk, len(data))
         written = 0
         try:
@@ -253,6 +265,21 @@ class Lane:
             board.advance(chunk, written)
         if self.after_write is not None:
             self.after_write()
+
+    def _make_room(self, chunk: Chunk, size: int) -> None:
+        """Look at the disk, if it is time to. A file whose size is known waits a little for others to give way.
+
+        Raises TooLarge, NoRoom.
+        """
+        assert self._writer is not None
+        for looks in range(ROOM_LOOKS + 1):
+            try:
+                self._ahead.make_room(self._writer, chunk, size)
+                return
+            except NoRoom:
+                if chunk.end == UNKNOWN_END or looks == ROOM_LOOKS:
+                    raise
+            self._context.board.pause(ROOM_LOOK_S)
 
     def _rest(self, chunk: Chunk, error: RetryRange) -> Rest:
         """How long the chunk and this thread rest after a failed attempt.

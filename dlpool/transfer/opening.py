@@ -321,7 +321,7 @@ class Opening:
             chunks = stream(resource.size)
         resumed = chunks.written()
         if resource.size is not None:
-            place.part.preallocate(resource.size, settings.preallocate)
+            place.part.preallocate(resource.size, settings.preallocate, self._context.space)
         return Opened(Plan(resource, place, answer.is_partial, resumed), chunks, reply, answer)
 
     def _tell_coding(self, place: Place, resource: Resource, *, is_decoded: bool) -> None:

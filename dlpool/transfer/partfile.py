@@ -15,20 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import local_fault, translated
-from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists, TooLarge
+from dlpool.disk import Space, local_fault, translated
+from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
 from dlpool.scan.suspect import Suspect
-from dlpool.syscalls import LEAST_FALLOC
 from dlpool.threads import is_out_of_descriptors
-from dlpool.transfer.job import Notify, ignore
+from dlpool.transfer.job import Job, Notify, ignore
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.partopen import PartOpener, remove_mark
+from dlpool.transfer.room import ALL_SPACE, SpaceRules
 
-SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
 _OWNER = 0o600
 _RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
 _MODE = 0o7777
-_BLOCK = 512  # bytes: the unit of st_blocks, see stat(2)
 _UNCHANGED = -1  # an owner, see chown(2)
 _CLOSED = -1  # a descriptor
 _UNKNOWN = -1  # a position
@@ -110,9 +108,9 @@ class PartFile:
             raise LocalFault(f"cannot continue with {self.target}: the folder {self.path.parent} was removed")
         raise LocalFault(f"cannot continue with {self.target}: another program removed or replaced {self.path}")
 
-    def mark(self, job_id: str) -> bool:
+    def mark(self, job: Job) -> bool:
         """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
-        return set_mark(self._descriptor, job_id)
+        return set_mark(self._descriptor, job)
 
     def begin_anew(self) -> None:
         """Replace the file by a new, empty, locked one of the same name; late writers reach only the old one.
@@ -149,26 +147,22 @@ class PartFile:
             self._keep_acl()
             self._keep_mode(old.st_mode & _RIGHTS)
 
-    def preallocate(self, size: int, how: str) -> None:
-        """Give the file its length; ``how`` is a value of the setting ``preallocate``.
+    def preallocate(self, size: int, how: str, rules: SpaceRules = ALL_SPACE) -> None:
+        """See that the file fits, and give it its length; ``how`` is a value of the setting ``preallocate``.
 
+        Blocks are reserved here for ``falloc`` only, and not by a service: ``auto`` reserves them as bytes arrive.
         Raises TooLarge for a file that can never fit there, NoRoom when what is missing, and a reserve, does not now.
         """
-        self._check_space(size)
+        rules.check(self._descriptor, self.target.parent, size)
         try:
-            self._preallocate(size, how)
+            with translated(f"preallocate {size} bytes for {self.path}"):
+                if how == "falloc" and size and not rules.is_watched:
+                    os.posix_fallocate(self._descriptor, 0, size)
+                    self.has_blocks = True
+                elif how == "truncate":
+                    os.ftruncate(self._descriptor, size)
         except NoSpace as error:  # a quota, or another job took the space
             raise NoRoom(str(error)) from error
-
-    def _preallocate(self, size: int, how: str) -> None:
-        with translated(f"preallocate {size} bytes for {self.path}"):
-            if how == "falloc" and size:
-                os.posix_fallocate(self._descriptor, 0, size)
-                self.has_blocks = True
-            elif how == "auto" and size >= LEAST_FALLOC:
-                self.has_blocks = disk.reserve(self._descriptor, 0, size)
-            if how == "truncate" or (how == "auto" and size >= LEAST_FALLOC and not self.has_blocks):
-                os.ftruncate(self._descriptor, size)
 
     def writer(self) -> Writer:
         """Return a separate descriptor of the same file, for one thread. Raises LocalFault."""
@@ -367,19 +361,6 @@ class PartFile:
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
 
-    def _check_space(self, size: int) -> None:
-        if size < LEAST_FALLOC:
-            return  # its first write tells as soon
-        with translated(f"look at {self.path}"):
-            needed = max(0, size - os.fstat(self._descriptor).st_blocks * _BLOCK)
-        space = disk.known_space(self._descriptor)
-        if not needed or space is None or needed + SPACE_RESERVE <= space.free:
-            return
-        folder = self.target.parent
-        if size + SPACE_RESERVE > space.usable:
-            raise TooLarge(f"a file of {size} bytes can never fit into {folder}, which holds {space.usable} bytes")
-        raise NoRoom(f"{folder} has {space.free} bytes free, {needed + SPACE_RESERVE} are needed")
-
 
 class Writer:
     """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
@@ -422,6 +403,17 @@ class Writer:
             return os.pread(self._descriptor, size, position)
         except OSError as error:
             raise local_fault(f"read {self._path}", error) from error
+
+    def space(self) -> Space | None:
+        """Return the space of the file system, None where it is unknown."""
+        with self._lock:
+            return disk.known_space(self._descriptor)
+
+    def reserve(self, position: int, size: int) -> bool:
+        """Reserve blocks without a change of the file's length; return whether that was possible."""
+        with self._lock, suppress(OSError):
+            return disk.reserve(self._descriptor, position, size, keep_size=True)
+        return False
 
     def close(self) -> None:
         """Close the descriptor, once. Raises LocalFault, on each call, if close(2) reports a failed write."""

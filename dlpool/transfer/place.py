@@ -154,7 +154,7 @@ class Place:
         with self._noting_breakage():
             if self._state_file.holds_progress:
                 self._commit(snapshot, None, self._publishing())
-            elif job.id is not None and not self.part.mark(job.id):
+            elif job.id is not None and not self.part.mark(job):
                 self.part.check_named()
                 state = SavedState.published(job, resource, self._publishing(), _now())
                 self._state_file.commit(state, is_durable=False)
@@ -329,7 +329,7 @@ class Place:
         """
         if not self._resume:
             return
-        if self._job.id is not None and has_mark(target, self._job.id):
+        if has_mark(target, self._job):
             raise AlreadyThere(target, is_published=True)
         state_file = StateFile.of(part_of or target, sync=self._sync)
         if not state_file.exists:
@@ -349,13 +349,17 @@ class Place:
 
     def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
         """Whether the target of that status is what an earlier run of the same job published."""
-        record = saved.publishing
-        if record is None or saved.url_sha256 != url_digest(self._job.url):
+        record, job = saved.publishing, self._job
+        if record is None or saved.url_sha256 != url_digest(job.url):
             return False
-        return (record.inode, record.size, record.job) == (status.st_ino, status.st_size, self._job.id)
+        is_of_claim = job.id is None or (
+            bool(job.claim) and saved.checksum == (str(job.checksum) if job.checksum else None)
+        )
+        wanted = (status.st_ino, status.st_size, job.id, job.claim)
+        return is_of_claim and (record.inode, record.size, record.job, record.claim) == wanted
 
     def _publishing(self) -> Publishing:
-        return Publishing(self.part.inode, self.part.length, self._job.id, self._job.fence)
+        return Publishing(self.part.inode, self.part.length, self._job.id, self._job.fence, self._job.claim)
 
     def _is_complete(self, publishing: Publishing) -> bool:
         """Whether the part file is the one that an earlier run was about to rename."""
@@ -379,7 +383,8 @@ class Place:
         """The state of the earlier run, or a new one; made late, as most files need none."""
         assert self._resource is not None
         state = self.saved or SavedState.begun(self._job, self._resource, _now())
-        return replace(state, attempts=state.attempts + 1, url_sha256=url_digest(self._job.url))
+        checksum = str(self._job.checksum) if self._job.checksum else None
+        return replace(state, attempts=state.attempts + 1, url_sha256=url_digest(self._job.url), checksum=checksum)
 
     def _rename(self) -> None:
         while True:

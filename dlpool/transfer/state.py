@@ -59,13 +59,14 @@ class SavedChunk:
 class Publishing:
     """The part file with this inode number and size was about to be renamed to its target.
 
-    ``job`` and ``fence``: for which claim of a queue's job, None where there was no queue.
+    ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first claim, None without a queue.
     """
 
     inode: int
     size: int
     job: str | None = None
     fence: int | None = None
+    claim: str | None = None
 
 
 @dataclass(frozen=True)
@@ -391,7 +392,13 @@ def _publishing(item: object) -> Publishing | None:
     if not isinstance(item, dict):
         raise StateUnusable("its publishing record is malformed")
     fence = None if item.get("fence") is None else _integer(item, "fence")
-    return Publishing(_integer(item, "inode", MAX_INODE), _integer(item, "size"), _optional_text(item, "job"), fence)
+    return Publishing(
+        _integer(item, "inode", MAX_INODE),
+        _integer(item, "size"),
+        _optional_text(item, "job"),
+        fence,
+        _optional_text(item, "claim"),
+    )
 
 
 def _integer(fields: Mapping[str, Any], name: str, most: int = MAX_SIZE) -> int:

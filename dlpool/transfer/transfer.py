@@ -21,6 +21,7 @@ from dlpool.transfer.limits import RateLimit, RateLimits
 from dlpool.transfer.place import AlreadyThere, Place
 from dlpool.transfer.remote import Resource
 from dlpool.transfer.retry import RetryPolicy
+from dlpool.transfer.room import ALL_SPACE, SpaceRules
 from dlpool.transfer.round import Round
 from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.source import Source
@@ -54,11 +55,13 @@ class Transfer:
         admit: Callable[[Path], None] = lambda _: None,
         permit: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
+        space: SpaceRules = ALL_SPACE,
     ) -> None:
         """``admit`` is called for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
 
         ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
         raises what forbids it. ``guard`` checks the file before that, if ``scan`` is set.
+        ``space``: how much of its disk it may take.
         """
         self._job = job
         self._settings = settings
@@ -67,6 +70,7 @@ class Transfer:
         self._admit = admit
         self._permit = permit
         self._guard = guard
+        self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
         self._tally = Tally()
@@ -121,8 +125,14 @@ class Transfer:
         plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
         has_blocks = plan is None or plan.place.part.has_blocks
-        missing = 0 if has_blocks or size is None else max(0, size - done)
+        missing = 0 if has_blocks or size is None else self._missing(current, size, done)
         return Progress(path, done, size, active, current.phase, missing)
+
+    @staticmethod
+    def _missing(current: Round, size: int, done: int) -> int:
+        """Return how many bytes of the disk count as taken for it: no more than it has brought already."""
+        reserved = sum(lane.reserved for lane in current.lanes.all)
+        return max(0, min(size - done, done) - reserved)
 
     @property
     def received(self) -> int:
@@ -164,6 +174,7 @@ class Transfer:
             self._permit,
             earlier=self._earlier,
             guard=self._guard,
+            space=self._space,
         )
         limit = self._settings.deadline
         current = Round(

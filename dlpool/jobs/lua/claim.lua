@@ -3,14 +3,15 @@
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
 --       7 number of known jobs, or -1 if only new ones are asked for, 8 most jobs that may be parked,
---       then "id.fence" of each known job, then an unused id for each free slot
+--       then "id.fence" of each known job, then an unused random id for each free slot: of the job, if it has none, and
+--       of its first claim
 -- Returns false if the supervisor is not registered (beat registers it), else
 --         {ms until the next delayed job is due or -1,
 --         open, paused (queue or node), or full (too many are parked: only they go on),
---         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid}, ...}
+--         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid' }
+local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim' }
 local DUE_AT_ONCE = 200
 local PASSED_OVER = 200
 
@@ -34,8 +35,17 @@ local function own(id, ...)
   tell('job_started', id, 'owner', sid)
 end
 
+-- A job keeps the random id of its first claim: what was published for it is known by that, and not by an id that a
+-- client may give to another job later.
+local fresh = 8 + math.max(0, known_count)
+local function unused()
+  fresh = fresh + 1
+  return ARGV[fresh]
+end
+
 local function take(id)
   own(id)
+  redis.call('HSETNX', job_key(id), 'claim', unused())
   redis.call('HINCRBY', job_key(id), 'attempts', 1)
   hand_over(id)
   if claimed[#claimed][11] then redis.call('HDEL', job_key(id), 'paid') end
@@ -50,13 +60,12 @@ local function given_id(raw)
   return redis.call('EXISTS', job_key(id)) == 0 and id or nil
 end
 
-local fresh = 8 + math.max(0, known_count)
 local function adopt(raw)
-  fresh = fresh + 1
-  local id = given_id(raw) or ARGV[fresh]
+  local claim = unused()
+  local id = given_id(raw) or claim
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
-  own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1)
-  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false }
+  own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1, 'claim', claim)
+  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim }
   return true
 end
 

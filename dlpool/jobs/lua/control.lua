@@ -85,7 +85,7 @@ function can.retry()
   if state == 'delayed' then return queue(priority, false) end
   if state ~= 'failed' and state ~= 'cancelled' then return state end
   forget_end(id)
-  redis.call('HDEL', job_key(id), 'ended', 'note', 'flag', 'dedupe')
+  redis.call('HDEL', job_key(id), 'ended', 'note', 'flag', 'dedupe', 'claim')
   redis.call('HSET', job_key(id), 'attempts', 0, 'crashes', 0, 'takeovers', 0)
   redis.call('PERSIST', job_key(id))
   forget_record()

@@ -89,7 +89,7 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-html-guard -d 'do not re
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l allow-change -d 'let an answer of another kind of content, or from another host, replace what was fetched'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l no-sync -d 'do not wait until bytes are on the disk before they count'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l scan -d 'check the file for malware before it gets its name, as [scan] says'
-complete -c dlpool -n '_shtab_dlpool_using fetch' -l max-file-size -x -d 'refuse larger files'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l max-file-size -x -d 'refuse larger files; the service stops bodies of unknown length at 10G where this is not set'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l connect-timeout -x -d 'limit of connecting, TLS handshake included (default: 10s)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l read-timeout -x -d 'longest silence of a server (default: 30s)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l low-speed-limit -x -d 'bytes a second below which a connection is too slow; 0: never (default: 1K)'
