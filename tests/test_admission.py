@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from dlpool import errors
+from dlpool.config import TransferSettings
+from dlpool.transfer.admission import Admission
 from dlpool.transfer.answer import error_for_status
 from dlpool.transfer.board import RECENT_S, Board
 from dlpool.transfer.hostshares import MEMORY_S, HostShares
 from dlpool.transfer.limits import HostGate
 from tests.conftest import Fetcher
+from tests.contexts import context_of
 from tests.handlers import DATA, SIZE, Serve, check_file, first
 from tests.origin import Connection, File, Handler, Request
 from tests.test_retry_after import NOW
@@ -230,3 +233,19 @@ def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
     hosts.admits("h", 5)
     assert hosts.most("h", 8) == 5
     assert sorted(hosts._admitted) == ["h"]
+
+
+@pytest.mark.parametrize(("connections", "is_retired"), [(4, True), ("auto", False)])
+def test_a_refused_connection_ends_its_thread_only_if_their_number_is_fixed(
+    connections: int | str, is_retired: bool
+) -> None:
+    board, told = Board(lambda: 0.0), []
+
+    def notify(event: str, /, **fields: object) -> None:
+        told.append((event, fields["connections"]))
+
+    context = context_of(board, lambda: 0.0, notify, TransferSettings(connections=connections))
+    board.begin_body("other")
+    assert Admission(context, "refused")._is_crowded()
+    assert board.is_dismissed("refused") == is_retired
+    assert told == ([("connections_changed", 1)] if is_retired else [])

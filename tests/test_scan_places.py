@@ -25,7 +25,7 @@ from dlpool.service.frames import JobFrame
 from dlpool.service.run import wished
 from dlpool.transfer.job import Job
 from dlpool.transfer.transfer import Transfer
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, Screening, UploadEvent, UploadStore
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, Screening, UploadEvent, UploadStore, executables
 from dlpool.web.store.executables import executable_kinds
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
 from tests.conftest import FAST, Fetcher, make_data, wait_until
@@ -492,3 +492,10 @@ def test_the_quarantine_is_apart_from_what_clients_fetch(tmp_path: Path, capsys:
 def test_all_errors_of_scans_are_told_apart() -> None:
     kinds: list[type[DlpoolError]] = [Infected, NotScanned, ScannerAway]
     assert len({kind.label for kind in kinds}) == len({kind.exit_code for kind in kinds}) == 3
+
+
+@pytest.mark.parametrize(("tail", "is_windows"), [(b"PE\0\0", True), (b"PE\0\1", False), (b"PE\0", True)])
+def test_a_header_at_the_very_end_of_the_first_bytes_is_compared(tail: bytes, is_windows: bool) -> None:
+    """One that reaches beyond them is taken for a PE header."""
+    head = b"MZ" + bytes(58) + (64).to_bytes(4, "little") + tail
+    assert executable_kinds(head) == {executables.PE if is_windows else executables.DOS}

@@ -15,6 +15,7 @@ from dlpool.web.store.chunkfile import TRAILER_SIZE, index_of
 from dlpool.web.store.content import check_head, check_name, kinds_of
 from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.names import file_name, flat_name, folders
+from dlpool.web.store.record import Record
 from dlpool.web.store.room import Room, check_merge, check_room, level, room_of
 from tests.test_store_growing import open_below
 from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
@@ -315,3 +316,8 @@ def test_a_task_goes_when_it_is_as_old_as_that(
         assert swept.failures == ()
     assert (removed, folder.exists()) == (int(is_removed), not is_removed)
     assert open_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("known", "said", "size"), [(-1, 7, 7), (0, 7, 0), (5, 7, 5), (-1, None, -1), (-1, 0, 0)])
+def test_a_size_that_is_known_stays(known: int, said: int | None, size: int) -> None:
+    assert Record(file_size=known).learnt(None, said, None).file_size == size

@@ -11,6 +11,7 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.errors import NoSuchJob, QueueError
+from dlpool.jobs import views
 from dlpool.jobs.connection import connect
 from dlpool.jobs.jobview import JobView
 from dlpool.jobs.keys import Keys
@@ -265,3 +266,42 @@ def test_a_redis_that_is_away_is_a_sentence() -> None:
     for look in (views.stats, views.jobs, lambda: views.job("a")):
         with pytest.raises(QueueError, match="cannot be reached"):
             look()
+
+
+def test_a_list_that_is_full_asks_for_no_more_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        queue.push(f"j{number}")
+    asked, page = [], queue.views.listing.page
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return page(*arguments)
+
+    monkeypatch.setattr(queue.views.listing, "page", counted)
+    assert len(queue.views.jobs("queued", 2)) == 2
+    assert len(asked) == 1
+
+
+def test_a_full_page_of_waiting_jobs_looks_no_further(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        queue.push(f"j{number}")
+    asked, rows = [], queue.views.listing._at_places
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return rows(*arguments)
+
+    monkeypatch.setattr(queue.views.listing, "_at_places", counted)
+    assert len(queue.views.listing.page("queued", 2).jobs) == 2
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_hosts_are_counted_of_a_bounded_number_of_parked_jobs(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(views, "MAX_PARKED", most)
+    for host in ("a", "b", "c", "d", "e", "f"):
+        queue.end(host, "park", host=host, delay_s=60)
+    stats = queue.views.stats()
+    assert (stats.parked, len(stats.waiting_hosts)) == (6, most)
