@@ -170,7 +170,8 @@ def test_cancel_during_a_blocked_tls_read_ends_it_and_writes_no_ciphertext(
         timer.cancel()
         assert transfer.progress().done > before
         written = (tmp_path / "f.part").read_bytes()
-        assert written == bytes(right if there else 0 for there, right in zip(written, DATA, strict=True))
+        assert len(written) <= len(DATA)  # no more is reserved than once again what has arrived
+        assert written == bytes(right if there else 0 for there, right in zip(written, DATA, strict=False))
     file.pause_s = 0.0
     fetch(f"{origin.url}/f", tmp_path / "f", network=trusting)
     assert (tmp_path / "f").read_bytes() == DATA
