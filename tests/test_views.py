@@ -268,32 +268,33 @@ def test_a_redis_that_is_away_is_a_sentence() -> None:
             look()
 
 
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """Return the list of arguments of each call of that method, which grows as it is called."""
+    calls: list[tuple[Any, ...]] = []
+    method = getattr(owner, name)
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return method(*arguments)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
 def test_a_list_that_is_full_asks_for_no_more_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         queue.push(f"j{number}")
-    asked, page = [], queue.views.listing.page
-
-    def counted(*arguments: Any) -> Any:
-        asked.append(arguments)
-        return page(*arguments)
-
-    monkeypatch.setattr(queue.views.listing, "page", counted)
+    calls = count_calls(monkeypatch, queue.views.listing, "page")
     assert len(queue.views.jobs("queued", 2)) == 2
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 def test_a_full_page_of_waiting_jobs_looks_no_further(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         queue.push(f"j{number}")
-    asked, rows = [], queue.views.listing._at_places
-
-    def counted(*arguments: Any) -> Any:
-        asked.append(arguments)
-        return rows(*arguments)
-
-    monkeypatch.setattr(queue.views.listing, "_at_places", counted)
+    calls = count_calls(monkeypatch, queue.views.listing, "_at_places")
     assert len(queue.views.listing.page("queued", 2).jobs) == 2
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

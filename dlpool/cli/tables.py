@@ -62,12 +62,8 @@ def clean(value: object) -> str:
     return escaped(text)
 
 
-def _is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
-
-
 def size_text(size: float) -> str:
-    """Bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
+    """Return a number of bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
     if size < 1023.5:
         return f"{size:.0f}B"
     for unit in ("K", "M", "G"):
@@ -75,3 +71,7 @@ def size_text(size: float) -> str:
         if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
             return f"{size:.1f}{unit}"
     return f"{size / 1024:.1f}T"
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()

@@ -86,8 +86,7 @@ class Parts:
         )
         self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
                                self._transitions, order)  # fmt: skip
-        self.crew = Crew(self.ledger, self.pool, self._recorder, judge, self.cleaner, log.logger("jobs"), self.hooks,
-                         self.doorman, self.monitor.meter, self.space.doubt)  # fmt: skip
+        self.crew = self._make_crew(judge, log)
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
         self._beater = Beater(
@@ -101,6 +100,20 @@ class Parts:
             self._thread("beat", self._beater.serve),
             self._thread("record", self._recorder.serve),
         ]
+
+    def _make_crew(self, judge: Judge, log: Log) -> Crew:
+        return Crew(
+            self.ledger,
+            self.pool,
+            self._recorder,
+            judge,
+            self.cleaner,
+            log.logger("jobs"),
+            self.hooks,
+            self.doorman,
+            self.monitor.meter,
+            self.space.doubt,
+        )
 
     def start(self) -> None:
         """Start the threads."""

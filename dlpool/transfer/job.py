@@ -85,8 +85,8 @@ class Outcome:
 class Progress:
     """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown.
 
-    ``missing``: bytes of the disk that count as taken for it: as many again as were received, at most those that are
-    missing, less those that are reserved there already.
+    ``missing``: bytes that are counted as taken on the disk for it in advance: the number received so far, limited to
+    what is still to come, less what is reserved on the disk already.
     """
 
     path: Path
