@@ -99,13 +99,16 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
         for _ in range(2):
             parts.append(begin(store, 2 * MIB, concat=PARTIAL))
             append(store, parts[-1], 0, bytes(2 * MIB))
-        (disk / "filler").write_bytes(bytes(3 * MIB))
+        filler = disk / "filler"
+        filler.write_bytes(bytes(6 * MIB))
+        with refused(507, "no_space"):
+            store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
+        assert store.tasks(None)["total"] == 2
+        filler.write_bytes(bytes(3 * MIB))
         store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
         assert (disk / "merged" / "whole").stat().st_size == 4 * MIB
-        with refused(507, "no_space"):
-            store.concatenation.make(GrowWish(None, None, "again", concat=f"{FINAL};"), parts)
         assert files_below(disk / "merged") == ["whole"]
-        assert store.tasks(None)["total"] == 3
+        assert store.tasks(None)["total"] == 1
 
 
 @pytest.mark.parametrize("index", [0, 1])

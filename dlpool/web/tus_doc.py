@@ -57,7 +57,7 @@ def _create() -> dict[str, Any]:
         {201: _answer("It has begun", {"Location": header(TEXT), "Upload-Offset": header(COUNT, required=False),
                                        **_EXPIRES}), 460: _mismatch()},
         parameters=[*(parameter(one, "header", schema, required=False) for one, schema in options.items()), _CHECKSUM],
-        refusals=(400, 404, 408, 409, 412, 413, 415, 423, 503, 507), requestBody=_BODY,
+        refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507), requestBody=_BODY,
     )  # fmt: skip
 
 

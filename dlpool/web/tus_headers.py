@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL
+from dlpool.web.store import FINAL, PARTIAL, check_parts
 
 ROOT = "/files"
 ALGORITHMS = ("sha1", "md5", "sha256")
 MAX_METADATA = 4096  # characters
-MAX_PARTS = 100  # of a final upload: their URLs have to fit into one header
 _ID = re.compile(rf"(?:/[^?#,]*)?{ROOT}/([0-9a-f]{{32}})/?")
 _HUGE = 10**18  # stands for all larger numbers
 
@@ -78,9 +77,9 @@ def concat_of(get: GetHeader) -> str:
 def parts_of(concat: str) -> list[str]:
     """The ids in ``final;URL URL``: paths, or whole URLs, as ``Location`` gave them. Raises Refusal (400)."""
     urls = concat.partition(";")[2].split()
-    if not 1 <= len(urls) <= MAX_PARTS:
-        raise Refusal(400, "bad_concat", f"a final upload has 1 to {MAX_PARTS} parts")
-    return [_id_of(url) for url in urls]
+    parts = [_id_of(url) for url in urls]
+    check_parts(parts)
+    return parts
 
 
 def _id_of(url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlpool.web.store.appending import FINAL, PARTIAL, Appending, Completed, Superseded, conflict, too_large
+from dlpool.web.store.concatenating import check_parts
 from dlpool.web.store.events import Announce, UploadEvent
 from dlpool.web.store.growing import Growth, GrowWish, locked
 from dlpool.web.store.reception import Reception
@@ -25,6 +26,7 @@ __all__ = [
     "Superseded",
     "UploadEvent",
     "UploadStore",
+    "check_parts",
     "conflict",
     "locked",
     "too_large",

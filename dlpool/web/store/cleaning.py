@@ -11,10 +11,12 @@ from typing import NamedTuple
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
+from dlpool.web.store.claims import claimant_of, parts_of, without_parts
 from dlpool.web.store.events import DELETED, EXPIRED
 from dlpool.web.store.layout import Layout, remove_dead
 from dlpool.web.store.record import Record
 from dlpool.web.store.settling import settle
+from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task
 
 DAY_S = 86400.0
@@ -36,13 +38,45 @@ class Cleaner:
 
     def delete(self, file_id: str, owner: str | None) -> None:
         """Remove a task and its chunks. Raises Refusal: 404, 403, 409 while it is merged."""
+        while not self._deleted(file_id, owner):
+            self.consume(file_id)
+
+    def _deleted(self, file_id: str, owner: str | None) -> bool:
+        """Remove a task, unless it is completed and its parts are to be removed first; whether it did."""
         with self.layout.task(file_id) as task:
             task.owned(owner)
             record = settle(self.settings, task)
             if record.status == states.MERGING:
                 raise states.wrong_state(states.MERGING)
+            if _has_parts(record):
+                return False
             place = self._removed(task, record, DELETED)
         remove_dead(place)
+        return True
+
+    def consume(self, file_id: str) -> int:
+        """Remove the parts of a final upload that is completed; how many. Raises Refusal.
+
+        No lock of the final one is held meanwhile: it may be that of a part, too.
+        """
+        with self.layout.task(file_id) as task:
+            if task.identity() is None:
+                return 0
+            record = settle(self.settings, task)
+        if not _has_parts(record):
+            return 0
+        count = sum(self._consume_part(part, file_id) for part in parts_of(record))
+        with self.layout.task(file_id) as task:
+            if task.identity() is not None:
+                task.save(without_parts(task.record()), sync=UNSYNCED)
+        return count
+
+    def _consume_part(self, part: str, final: str) -> bool:
+        with self.layout.task(part) as task:
+            if task.identity() is None or claimant_of(self.layout, task.record()) != final:
+                return False
+            place = self._removed(task, task.record(), DELETED)
+        return remove_dead(place)
 
     def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
         """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
@@ -93,6 +127,11 @@ class Cleaner:
 
     def _is_old(self, task: Task, wanted: frozenset[str], age_s: float) -> bool:
         record = task.record()
-        is_busy = record.status == states.MERGING or task.is_receiving()
+        is_busy = record.status == states.MERGING or task.is_receiving() or _has_parts(record)
         last = max(record.updated_at, task.folder.stat().st_mtime)
         return record.status in wanted and not is_busy and time.time() - last >= age_s
+
+
+def _has_parts(record: Record) -> bool:
+    """Whether it is a completed final upload whose parts may still be there: they go first."""
+    return record.status == states.COMPLETED and bool(parts_of(record))

@@ -1,111 +1,242 @@
-"""Uploads that are parts become one: their chunks get another name in a new task, which is merged at once."""
+"""Uploads that are parts become one: their chunks get another name in a new task, which is merged at once.
+
+Each part goes into one file, and is removed when that is published. What the next one sees, whoever is killed when:
+
+| killed | left behind | then |
+|---|---|---|
+| before the final upload has all parts | it, and claims to some parts | it is removed, and no claim holds any more |
+| before its file has its name | it, claims to all parts, chunks with two names | the same |
+| after that | the file, and a task that is completed by whoever looks | its parts are removed |
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlpool.config import UploadSettings
 from dlpool.disk import CANNOT_LINK
 from dlpool.web.refusal import Refusal
-from dlpool.web.store.appending import FINAL, PARTIAL, front
+from dlpool.web.store.appending import FINAL, PARTIAL, Position, front, position
 from dlpool.web.store.chunkfile import list_chunks
+from dlpool.web.store.claims import claimant_of, claimed, is_consumed
 from dlpool.web.store.cleaning import Cleaner
 from dlpool.web.store.faults import stored
-from dlpool.web.store.growing import IDLE_S, GrowingUploads, GrowWish, locked
+from dlpool.web.store.growing import GrowingUploads, GrowWish, locked
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release
-from dlpool.web.store.record import TUS
-from dlpool.web.store.room import check_merge
+from dlpool.web.store.record import TUS, Record
+from dlpool.web.store.room import check_copies, check_merge
+from dlpool.web.store.settling import settle
 from dlpool.web.store.states import COMPLETED, MERGING
 from dlpool.web.store.task import Task
-from dlpool.web.store.wishes import check_size
+from dlpool.web.store.wishes import MAX_CHUNKS, check_size
+
+MAX_PARTS = 100  # of a final upload: their URLs have to fit into one header
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What a final upload is made of, as it was counted before anything was made. Bytes."""
+
+    owner: str | None
+    size: int
+    chunks: int
 
 
 @dataclass(frozen=True)
 class Concatenation:
-    """Makes final uploads. A final one that is not completed is left by somebody who was killed; nobody knows its id.
+    """Makes final uploads. Thread-safe, and between processes; all methods raise Refusal.
 
-    While it is made, the lock of its end is held, from ``grace_s`` after its beginning on at the latest. All methods
-    raise Refusal.
+    As long as one is made the lock of its end is held, from the moment on at which it is there. So one that is not
+    completed and whose lock is free was left by somebody who was killed.
     """
 
     layout: Layout
     settings: UploadSettings
     growing: GrowingUploads
     cleaner: Cleaner
-    grace_s: float = IDLE_S
 
     def make(self, wish: GrowWish, parts: Sequence[str]) -> str:
-        """Publish a file of uploads that are PARTIAL and whole, in that order; returns the id of the new upload."""
-        size = sum(self._length_of_part(part, wish.owner) for part in parts)
-        check_size(self.settings, size)
+        """Publish a file of uploads that are PARTIAL and whole, in that order; returns the id of the new upload.
+
+        The parts are removed then. Refused are a part that is there twice (400), that is unknown or another owner's
+        (404), or that another final upload has taken (409).
+        """
+        check_parts(parts)
+        whole = self._counted(parts, wish.owner)
+        check_size(self.settings, whole.size)
+        if whole.chunks > MAX_CHUNKS:
+            text = f"the parts were sent in {whole.chunks} pieces, and {MAX_CHUNKS} can be joined"
+            raise Refusal(413, "too_large", text)
         with stored("begin the upload"):
-            check_merge(self.settings, size)  # its chunks are there already
-        file_id = self.growing.create(wish)
+            check_merge(self.settings, whole.size)  # its chunks are there already
+        file_id, hold = self._begin(replace(wish, owner=whole.owner, length=None), parts)
         try:
-            with self.layout.task(file_id) as final:
-                hold = final.hold_end()
-            if hold is None:
-                raise locked()
             try:
-                self._fill(final, file_id, parts, size)
-                if self.growing.finish(file_id, wish.owner) is None:
+                self._fill(file_id, parts, whole)
+                if self.growing.finish(file_id, whole.owner) is None:
                     raise _part_gone()
             finally:
                 release(hold)
         except BaseException:
-            with suppress(Refusal):
-                self.cleaner.delete(file_id, None)
-            raise
+            if not self._is_published(file_id):
+                raise
+        with suppress(Refusal):  # else a sweep does it
+            self.cleaner.consume(file_id)
         return file_id
 
-    def remove_dead(self, file_id: str) -> bool:
-        """Remove a final upload that nobody makes any more; whether it was one."""
+    def end_dead(self, file_id: str) -> int:
+        """Bring to its end what nobody makes any more: a final upload goes, or its parts if it is completed.
+
+        Returns how many uploads went.
+        """
         with self.layout.task(file_id) as task:
             identity = task.identity()
             if identity is None or identity.protocol != TUS:
-                return False
-            record = task.record()
-            is_final = str(record.tus.get("concat", "")).startswith(FINAL)
-            is_busy = record.status == MERGING or task.is_receiving() or time.time() - record.updated_at < self.grace_s
-            if not is_final or record.status == COMPLETED or is_busy:
-                return False
+                return 0
+            if not str(task.record().tus.get("concat", "")).startswith(FINAL) or task.is_receiving():
+                return 0
+            status = settle(self.settings, task).status
+        if status == COMPLETED:
+            return self.cleaner.consume(file_id)
+        if status == MERGING:
+            return 0
         self.cleaner.delete(file_id, None)
-        return True
+        return 1
 
-    def _fill(self, final: Task, file_id: str, parts: Sequence[str], size: int) -> None:
-        """Give the new upload the chunks of all parts; where one was removed meanwhile, fewer than ``size`` bytes."""
-        count = 0
+    def _is_published(self, file_id: str) -> bool:
+        """Undo a final upload that could not be made; whether its file is there nevertheless."""
+        with suppress(Refusal):
+            self.end_dead(file_id)
+            with self.layout.task(file_id) as task:
+                return task.identity() is not None and task.record().status == COMPLETED
+        return False
+
+    def _begin(self, wish: GrowWish, parts: Sequence[str]) -> tuple[str, int]:
+        """Begin the final upload; its id, and the lock of its end."""
+        with self.growing.begun(wish, parts) as (file_id, task):
+            try:
+                hold = task.hold_end()
+            except BaseException:
+                self.layout.trash(task)
+                raise
+        if hold is None:
+            self.cleaner.delete(file_id, None)
+            raise locked()
+        return file_id, hold
+
+    def _counted(self, parts: Sequence[str], owner: str | None) -> _Whole:
+        """Add up the parts, which are all of one owner."""
+        found = [self._part(part, owner) for part in parts]
+        owners = {one.owner for one in found}
+        if len(owners) > 1:
+            raise Refusal(400, "bad_part", "the parts are of several owners: join those of one")
+        return _Whole(owners.pop(), sum(one.size for one in found), sum(one.chunks for one in found))
+
+    def _part(self, file_id: str, owner: str | None) -> _Whole:
+        """One part that can be taken. Who may not have it hears what he hears of one that is unknown."""
+        try:
+            self.growing.look(file_id, owner)  # what a killed writer left becomes a chunk
+            with self.layout.task(file_id) as task:
+                record, identity = self.growing.alive(task, owner), task.owned(owner)
+                at = _whole_part(task, record, file_id)
+                claimant = claimant_of(self.layout, record)
+        except Refusal as refusal:
+            if refusal.code in ("not_owner", "no_such_task"):
+                raise _unknown(file_id) from None
+            raise
+        if claimant is not None:
+            self._check_dead(file_id, claimant)
+        return _Whole(identity.owner, at.offset, at.chunks)
+
+    def _check_dead(self, file_id: str, claimant: str) -> None:
+        """Refuse a part that another final upload has taken, unless it was made by somebody who was killed."""
+        self.end_dead(claimant)
+        with self.layout.task(file_id) as task:
+            self._check_free(task, file_id)
+
+    def _check_free(self, task: Task, file_id: str) -> None:
+        if task.identity() is None or is_consumed(self.layout, task.record()):
+            raise _unknown(file_id)
+        if claimant_of(self.layout, task.record()) is not None:
+            text = f"the part {file_id!r} is being joined by another final upload: a part goes into one file"
+            raise Refusal(409, "part_taken", text)
+
+    def _fill(self, file_id: str, parts: Sequence[str], whole: _Whole) -> None:
+        """Give the new upload the chunks of all parts, after it has taken all of them."""
+        for part in sorted(parts):  # in one order everywhere: of those that want the same parts one gets all
+            self._take(part, file_id)
+        target, count = self.layout.unlocked(file_id), 0
+        join = _Join(self.settings, whole)
         for part in parts:
             with self.layout.task(part) as task:
                 for chunk in front(list_chunks(task.folder)):
-                    _link(task.chunk_path(chunk.index), final.chunk_path(count))
+                    join.link(task.chunk_path(chunk.index), target.chunk_path(count))
                     count += 1
-        with self.layout.task(file_id):
-            final.save(final.record(), file_size=size, received=size)
+        with self.layout.task(file_id) as final:
+            final.save(final.record(), file_size=whole.size, received=whole.size)
 
-    def _length_of_part(self, file_id: str, owner: str | None) -> int:
-        growth = self.growing.look(file_id, owner)
-        if growth.concat != PARTIAL or growth.offset != growth.length:
-            raise Refusal(400, "bad_part", f"{file_id[:64]!r} is no part that is whole: finish it first")
-        return growth.length
+    def _take(self, part: str, final: str) -> None:
+        with self.layout.task(part) as task:
+            if task.identity() is None:
+                raise _part_gone()
+            record = task.record()
+            if position(list_chunks(task.folder)).offset != record.file_size:
+                raise _part_gone()
+            self._check_free(task, part)
+            task.save(claimed(record, final))
 
 
-def _part_gone() -> Refusal:
-    return Refusal(409, "part_gone", "a part was removed while it was joined: send it again")
+class _Join:
+    """Gives chunks another name; copies where there are no hard links, if the disk has room for all of them."""
 
+    def __init__(self, settings: UploadSettings, whole: _Whole) -> None:
+        self._settings = settings
+        self._whole = whole
+        self._can_link = True
 
-def _link(source: os.PathLike[str], target: os.PathLike[str]) -> None:
-    """The same chunk under another name; a copy where there are no hard links."""
-    with stored("join the uploads"), suppress(FileExistsError):
+    def link(self, source: os.PathLike[str], target: os.PathLike[str]) -> None:
+        """Raises Refusal."""
+        with stored("join the uploads"), suppress(FileExistsError):
+            if not self._has_linked(source, target):
+                shutil.copyfile(source, target)
+
+    def _has_linked(self, source: os.PathLike[str], target: os.PathLike[str]) -> bool:
+        if not self._can_link:
+            return False
         try:
             os.link(source, target)
         except OSError as error:
             if error.errno not in CANNOT_LINK:
                 raise
-            shutil.copyfile(source, target)
+            check_copies(self._settings, self._whole.size)
+            self._can_link = False
+        return self._can_link
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise Refusal (400) for parts that no final upload can have, whatever they are."""
+    if not 1 <= len(parts) <= MAX_PARTS:
+        raise Refusal(400, "bad_concat", f"a final upload has 1 to {MAX_PARTS} parts")
+    if len(set(parts)) < len(parts):
+        raise Refusal(400, "repeated_part", "a part is there twice: each part goes into a file once")
+
+
+def _whole_part(task: Task, record: Record, file_id: str) -> Position:
+    """How much there is of a part that is whole. Raises Refusal (400), OSError."""
+    at = position(list_chunks(task.folder))
+    if record.tus.get("concat") != PARTIAL or at.offset != record.file_size:
+        raise Refusal(400, "bad_part", f"{file_id[:64]!r} is no part that is whole: finish it first")
+    return at
+
+
+def _unknown(file_id: str) -> Refusal:
+    return Refusal(404, "no_such_task", f"there is no part {file_id[:64]!r}: send it first")
+
+
+def _part_gone() -> Refusal:
+    return Refusal(409, "part_gone", "a part was removed while it was joined: send it again")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
@@ -24,6 +25,7 @@ from dlpool.web.store.appending import (
     received,
 )  # fmt: skip
 from dlpool.web.store.chunkfile import list_chunks
+from dlpool.web.store.claims import PARTS, is_consumed
 from dlpool.web.store.content import check_name
 from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
@@ -34,7 +36,7 @@ from dlpool.web.store.publishing import check_free
 from dlpool.web.store.record import TUS, Identity, Record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_room
-from dlpool.web.store.task import Task
+from dlpool.web.store.task import Task, no_such_task
 from dlpool.web.store.wishes import MergeWish, check_size
 
 PATIENCE_S = 3.0  # for who appends, to end when somebody else wants to
@@ -93,8 +95,20 @@ class GrowingUploads:
 
     def create(self, wish: GrowWish) -> str:
         """Begin an upload; returns its id."""
+        with self.begun(wish) as (file_id, _task):
+            pass
+        if wish.length == 0:
+            self.finish(file_id, wish.owner)
+        return file_id
+
+    @contextmanager
+    def begun(self, wish: GrowWish, parts: Sequence[str] = ()) -> Iterator[tuple[str, Task]]:
+        """Begin an upload; its id, and its task with the lock held. ``parts``: ids of what a final one is made of."""
         wish.check(self._settings)
         file_id = secrets.token_hex(16)
+        tus: dict[str, Any] = {"note": wish.note, "concat": wish.concat}
+        if parts:
+            tus[PARTS] = list(parts)
         if wish.filename and wish.concat != PARTIAL:
             with stored("begin the upload"):
                 check_free(self._settings, folders(wish.relative_path), wish.filename)
@@ -102,11 +116,9 @@ class GrowingUploads:
             length = -1 if wish.length is None else wish.length
             check_room(self._settings, length)
             record = Record(filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length,
-                            tus={"note": wish.note, "concat": wish.concat})  # fmt: skip
+                            tus=tus)  # fmt: skip
             self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS), record)
-        if wish.length == 0:
-            self.finish(file_id, wish.owner)
-        return file_id
+            yield file_id, task
 
     def look(self, file_id: str, owner: str | None) -> Growth:
         """How far it is, with what is being received just now; 423 while it is merged, which may fail."""
@@ -228,6 +240,8 @@ class GrowingUploads:
         """The record of an upload. Raises Refusal: 404, 403, 410."""
         task.owned(owner, TUS)
         record = task.record()
+        if is_consumed(self._layout, record):
+            raise no_such_task()
         is_late = time.time() > record.updated_at + self._settings.task_expiry
         if is_late and record.status != states.COMPLETED and not task.is_receiving():
             raise Refusal(410, "expired", "the upload has expired: begin it anew")

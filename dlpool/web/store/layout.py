@@ -80,6 +80,10 @@ class Layout:
             with locked(lock) if lock.exists() else nullcontext():
                 yield Task(self._folder(name), self.sync, self._announce)
 
+    def unlocked(self, file_id: str) -> Task:
+        """The same without its lock: for what changes by one rename, and while another task's lock is held."""
+        return Task(self._folder(flat_name(file_id)), self.sync, self._announce)
+
     def ids(self) -> list[str]:
         """The ids of all tasks that can be read, sorted. Raises Refusal."""
         found = (_identity(task) for task in self.folders())

@@ -73,6 +73,18 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
             raise Refusal(507, "no_space", text)
 
 
+def check_copies(settings: UploadSettings, file_size: int) -> None:
+    """Raise Refusal (507) where copies of chunks, and the file that is merged from them, find no room.
+
+    Raises OSError.
+    """
+    room, is_shared = room_of(settings.upload_dir), device_of(settings.upload_dir) == device_of(settings.merged_dir)
+    wanted = 2 * file_size if is_shared else file_size
+    if room is not None and wanted > room.free:
+        text = f"cannot join the parts: that needs {wanted} bytes, and the disk has room for {room.free}"
+        raise Refusal(507, "no_space", text)
+
+
 def check_merge(settings: UploadSettings, file_size: int) -> None:
     """Raise Refusal (507) where a merge would only fill the disk. Raises OSError."""
     room = room_of(settings.merged_dir)

@@ -170,7 +170,7 @@ class UploadStore:
         removed = swept.removed
         for file_id in self.layout.ids():
             with suppress(Refusal):  # it may be of the other protocol, too
-                removed += self.concatenation.remove_dead(file_id)
+                removed += self.concatenation.end_dead(file_id)
                 self.growing.tend(file_id)
         return swept._replace(removed=removed)
 

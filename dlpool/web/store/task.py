@@ -24,6 +24,11 @@ def gone() -> Refusal:
     return Refusal(404, "no_such_task", "the task was removed meanwhile: send all of it again")
 
 
+def no_such_task() -> Refusal:
+    """That no task has such an id."""
+    return Refusal(404, "no_such_task", "there is no such task: send its first chunk")
+
+
 def check_owner(identity: Identity, owner: str | None, protocol: str | None = None) -> None:
     """Raise Refusal: 403 if the task is not the owner's, 409 if it is of another ``protocol``."""
     if not identity.is_of(owner):
@@ -94,7 +99,7 @@ class Task:
         """
         identity = self.identity()
         if identity is None:
-            raise Refusal(404, "no_such_task", "there is no such task: send its first chunk")
+            raise no_such_task()
         check_owner(identity, owner, protocol)
         return identity
 
