@@ -252,7 +252,7 @@ def test_jobs_are_claimed_for_the_room_that_there_is_and_handed_over(
     claim(desk, job_of("b"))
     fetcher._turn()
     assert desk.redis.called("claim") == [
-        ("s", [Ticket("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("most_parked", 20))
+        ("s", [Ticket("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("most_parked", 20), ("parts", None))
     ]
     assert desk.posted == [Claims((job_of("b"),), 7.0 + LEASE_S)]
     assert not fetcher._handed_over.is_set() and not fetcher._has_strays.is_set()
@@ -267,6 +267,22 @@ def test_jobs_are_claimed_for_the_room_that_there_is_and_handed_over(
     fetcher._turn()
     assert desk.redis.called("claim")[2][1:3] == ([Ticket("a", 1)], 0), "stopped: only what is ours"
     assert desk.blocking.calls == []
+
+
+def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none_was_found(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dlpool.service.fetching.time.monotonic", lambda: now[0])
+    desk.ledger.host_part = 0.5
+    fetcher = desk.fetcher()
+    parts = []
+    for at, is_alone in ((100.0, False), (100.1, True), (100.2, False), (101.0, False), (101.2, False)):
+        now[0] = at
+        claim(desk, job_of("b"), is_alone=is_alone, passed=500 if is_alone else 0)
+        fetcher._turn()
+        parts.append(dict(desk.redis.called("claim")[-1][3:])["parts"] is not None)
+    assert parts == [True, True, False, False, True]
 
 
 def test_a_supervisor_that_redis_does_not_know_registers_first(desk: Desk) -> None:

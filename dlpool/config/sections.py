@@ -163,6 +163,10 @@ class SupervisorSettings:
     max_slots: int = setting(
         COUNT, "64", "with max_concurrent_downloads = auto, the most of them", low=1, high=1024, reload=False
     )
+    host_share: float = setting(
+        RATIO, "0.75", "of the jobs at once, the part that one origin host gets while jobs of others wait, at least "
+        "one job; 1: all of them",
+    )  # fmt: skip
     min_free: int | None = setting(
         SIZE, None, "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a "
         "smaller one)",

@@ -65,12 +65,27 @@ class Claim:
     """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits.
 
     ``is_paused``: there will be no new jobs until an operator says so. ``is_full``: nor while so many are parked.
+    ``is_alone``: a host got more than its part, as no job of another one was seen to wait. ``passed``: jobs that were
+    looked at and passed over, as their hosts have their part.
     """
 
     jobs: tuple[Claimed, ...]
     next_due_s: float | None
     is_paused: bool = False
     is_full: bool = False
+    is_alone: bool = False
+    passed: int = 0
+
+
+@dataclass(frozen=True)
+class HostParts:
+    """How slots are shared out while jobs of several hosts wait: ``most`` to one host, which has ``held`` of them.
+
+    A host is named as in URLs: in lower case, with its port, if that is given.
+    """
+
+    most: int
+    held: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -187,24 +202,28 @@ class Transitions:
 
     def claim(
         self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str,
-        most_parked: int = 1000,
+        most_parked: int = 1000, parts: HostParts | None = None,
     ) -> Claim | None:  # fmt: skip
         """Jobs for ``slots`` free slots, after those that are ours already and not ``known``; None: only new ones.
 
         What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
-        None: the supervisor ``sid`` is not registered, ``beat`` comes first.
+        None: the supervisor ``sid`` is not registered, ``beat`` comes first. With ``parts`` a job of a host that has
+        its part is only taken where there is no other among the next 500 of each list.
         """
         unused = new_id()
         fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
             "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES,
-                      -1 if known is None else len(known), most_parked, *map(str, known or ()), *fresh],
+                      -1 if known is None else len(known), most_parked, parts.most if parts else 0,
+                      jsontext.dumps(parts.held if parts else {}), *map(str, known or ()), *fresh],
         )  # fmt: skip
         if reply is None:
             return None
-        due_ms, gate, *rows = reply
+        due_ms, gate, alone, passed, *rows = reply
         next_due_s = None if due_ms < 0 else due_ms / 1000
-        return Claim(tuple(_claimed(row) for row in rows), next_due_s, gate == b"paused", gate == b"full")
+        return Claim(
+            tuple(_claimed(row) for row in rows), next_due_s, gate == b"paused", gate == b"full", bool(alone), passed
+        )
 
     def beat(
         self,

@@ -29,6 +29,7 @@ from dlpool.service.frames import (
 )
 from dlpool.service.handle import Handle
 from dlpool.service.hooks import Hooks
+from dlpool.service.hosts import authority_of
 from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
 from dlpool.service.ledger import Held, Ledger, is_told, job_frame, leftover
 from dlpool.service.messages import Placed, Recorded
@@ -71,6 +72,7 @@ class Crew:
         with self._each_alone(held):
             held.job, instead = self.judge.admit(claimed)
             held.trace_id = trace_of(claimed.ticket.id, held.job)
+            held.authority = authority_of(held.job.url) if held.job is not None else ""
             if not self._ledger.add(held):
                 return
             if instead is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import redis
@@ -17,6 +18,8 @@ from dlpool.service.messages import Claims, Message
 
 APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
 PAUSE_S = 0.5  # between looks where nothing may be claimed
+LOOK_S = 0.00005  # of rest for each job that a claim passed over: Redis looks at one in a fifth of that
+ALONE_S = 1.0  # for so long no job of another host is looked for, after none was found
 
 
 class Fetcher:
@@ -44,6 +47,7 @@ class Fetcher:
         self._handed_over.set()
         self._looked = threading.Event()
         self._is_stopped = False
+        self._alone_until = 0.0  # by the monotonic clock
         self._waiting_id: int | None = None
         self._backoff = Backoff(link.stopping)
         self._pace = Pace(APART_S)
@@ -92,8 +96,13 @@ class Fetcher:
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
-            self._sid, known, room, lease_s=self._lease_s, order=self._order(), most_parked=self._most_parked
-        )
+            self._sid, known, room, lease_s=self._lease_s, order=self._order(), most_parked=self._most_parked,
+            parts=self._ledger.parts() if time.monotonic() >= self._alone_until else None,
+        )  # fmt: skip
+        if claim is not None and claim.is_alone:
+            self._alone_until = time.monotonic() + ALONE_S
+        if claim is not None and claim.passed:
+            self._link.stopping.wait(LOOK_S * claim.passed)
         if claim is None:
             self._has_strays.set()
             self._link.registered.clear()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from dlpool.jobs.pushed import PushedJob
-from dlpool.jobs.transitions import Claimed, Ticket
+from dlpool.jobs.transitions import Claimed, HostParts, Ticket
 from dlpool.service.frames import Ended, JobFrame
 from dlpool.transfer.state import url_digest
 
@@ -16,14 +17,16 @@ from dlpool.transfer.state import url_digest
 class Held:
     """A job of ours.
 
-    ``worker`` is the pid it runs in, None while it waits for a slot; ``is_ending``: it has left its
-    worker, and Redis does not know yet. ``leased_until``: by ``lease_clock``, of the lease that its claim brought.
+    ``authority``: host and port in its URL. ``worker`` is the pid it runs in, None while it waits for a slot;
+    ``is_ending``: it has left its worker, and Redis does not know yet. ``leased_until``: by ``lease_clock``, of the
+    lease that its claim brought.
     """
 
     claimed: Claimed
     leased_until: float
     job: PushedJob | None = None
     trace_id: str = ""
+    authority: str = ""
     worker: int | None = None
     dealt_at: float = 0.0  # by the monotonic clock
     is_finishing: bool = False
@@ -59,11 +62,14 @@ class Ledger:
     The main thread alone changes what is held; the fetch and beat threads read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host_part: float = 1.0) -> None:
+        """``host_part``: of the capacity, what one host gets while jobs of others wait; 1 is all of it."""
+        self.host_part = host_part
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._capacity = 0
         self._busy = 0  # those that take room
+        self._of_hosts: Counter[str] = Counter()  # of them, by authority
         self.has_room = threading.Event()
 
     def __repr__(self) -> str:
@@ -79,26 +85,27 @@ class Ledger:
             if ticket in self._held:
                 return False
             self._held[ticket] = held
-            self._count(held.takes_room)
+            self._count(held.takes_room, held.authority)
             return True
 
     def mark_finishing(self, held: Held) -> None:
         """Its place is as good as free: the next job may be claimed."""
         with self._lock:
             before, held.is_finishing = held.takes_room, True
-            self._count(held.takes_room - before)
+            self._count(held.takes_room - before, held.authority)
 
     def mark_ending(self, held: Held, *, is_ending: bool = True) -> None:
         """It has left its worker, and its place is free, although Redis does not know yet; or it goes on after all."""
         with self._lock:
             before, held.is_ending = held.takes_room, is_ending
-            self._count(held.takes_room - before)
+            self._count(held.takes_room - before, held.authority)
 
     def drop(self, ticket: str) -> Held | None:
         """The job is none of ours any more."""
         with self._lock:
             held = self._held.pop(ticket, None)
-            self._count(-1 if held is not None and held.takes_room else 0)
+            if held is not None:
+                self._count(-held.takes_room, held.authority)
             return held
 
     @property
@@ -117,23 +124,40 @@ class Ledger:
         """How many jobs the workers can have at once."""
         with self._lock:
             self._capacity = jobs
-            self._count(0)
+            self._count(0, "")
 
     def room(self) -> int:
         """How many more jobs may be claimed."""
         with self._lock:
             return max(0, self._capacity - self._busy)
 
+    def parts(self) -> HostParts | None:
+        """How slots are shared out while jobs of several hosts wait, for the next claim; None: all to anybody."""
+        with self._lock:
+            if self.host_part >= 1:
+                return None
+            most = part_of(self._capacity, self.host_part)
+            close = most - (self._capacity - self._busy)
+            return HostParts(most, {host: count for host, count in self._of_hosts.items() if host and count >= close})
+
     def tickets(self) -> list[Ticket]:
         return [held.ticket for held in self.all()]
 
-    def _count(self, more: int) -> None:
+    def _count(self, more: int, host: str) -> None:
         self._busy += more
+        self._of_hosts[host] += more
+        if not self._of_hosts[host]:
+            del self._of_hosts[host]
         has_room = self._busy < self._capacity
         if has_room and not self.has_room.is_set():
             self.has_room.set()
         elif not has_room and self.has_room.is_set():
             self.has_room.clear()
+
+
+def part_of(slots: int, part: float) -> int:
+    """How many of ``slots`` one host gets while jobs of others wait: at least one."""
+    return max(1, int(slots * part))
 
 
 def leftover(held: Held, job: PushedJob, path: str | None, *, has_failed: bool) -> Ended:

@@ -69,7 +69,7 @@ class Parts:
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
         self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()), metrics.redis_failed)
-        self.ledger = Ledger()
+        self.ledger = Ledger(settings.supervisor.host_share)
         self.space = SpaceGuard(settings, self.ledger, self._log, lambda: self.mailbox.post(Changed()))
         self.slots = Slots(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
@@ -126,6 +126,7 @@ class Parts:
         """Use reloaded settings."""
         settings = self._settings = replace(settings, redis=replace(self.server.settings, order=settings.redis.order))
         self.pool.settings = settings.supervisor
+        self.ledger.host_part = settings.supervisor.host_share
         self.hooks.settings = settings.hooks
         self.monitor.apply(settings)
         self.space.apply(settings)

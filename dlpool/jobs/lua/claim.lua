@@ -3,17 +3,20 @@
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
 --       7 number of known jobs, or -1 if only new ones are asked for, 8 most jobs that may be parked,
+--       9 most jobs of one host there while jobs of others wait, or 0, 10 JSON: how many of each host it has,
 --       then "id.fence" of each known job, then an unused random id for each free slot: of the job, if it has none, and
 --       of its first claim
 -- Returns false if the supervisor is not registered (beat registers it), else
 --         {ms until the next delayed job is due or -1,
 --         open, paused (queue or node), or full (too many are parked: only they go on),
+--         whether a host got more than its part as nobody else was seen to wait: 1 or 0, how many were passed over for that,
 --         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim' }
 local DUE_AT_ONCE = 200
 local PASSED_OVER = 200
+local SEEN, SEEN_AT_ONCE, SEEN_BYTES = 500, 25, 4 * MIB -- of a list, when a job of another host is looked for
 
 if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
 
@@ -37,10 +40,45 @@ end
 
 -- A job keeps the random id of its first claim: what was published for it is known by that, and not by an id that a
 -- client may give to another job later.
-local fresh = 8 + math.max(0, known_count)
+local fresh = 10 + math.max(0, known_count)
 local function unused()
   fresh = fresh + 1
   return ARGV[fresh]
+end
+
+-- While jobs of other hosts wait, a host gets no more than its part of the slots.
+local part, held, is_crowded, is_alone, passed = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, false, 0
+for _, count in pairs(held) do is_crowded = is_crowded or part > 0 and count >= part end
+
+local function note_host(raw)
+  if part == 0 then return end
+  local host = host_of(raw or '')
+  held[host] = (held[host] or 0) + 1
+  is_crowded = is_crowded or (host ~= '' and held[host] >= part)
+end
+
+local function has_its_part(raw)
+  local host = host_of(raw)
+  return host ~= '' and (held[host] or 0) >= part
+end
+
+-- The first in a list for which is_wanted says so, from the end that is taken from. It leaves the list.
+local function pick(list, is_left, is_wanted)
+  local bytes = 0
+  for start = 0, SEEN - SEEN_AT_ONCE, SEEN_AT_ONCE do
+    local from, to = start, start + SEEN_AT_ONCE - 1
+    if not is_left then from, to = -to - 1, -from - 1 end
+    local some = redis.call('LRANGE', list, from, to)
+    for number = 1, #some do
+      local one = some[is_left and number or #some + 1 - number]
+      if is_wanted(one) then
+        redis.call('LREM', list, is_left and 1 or -1, one)
+        return one
+      end
+      bytes, passed = bytes + #one, passed + 1
+    end
+    if #some < SEEN_AT_ONCE or bytes > SEEN_BYTES then return nil end
+  end
 end
 
 local function take(id)
@@ -48,6 +86,7 @@ local function take(id)
   redis.call('HSETNX', job_key(id), 'claim', unused())
   redis.call('HINCRBY', job_key(id), 'attempts', 1)
   hand_over(id)
+  note_host(claimed[#claimed][3])
   if claimed[#claimed][11] then redis.call('HDEL', job_key(id), 'paid') end
 end
 
@@ -66,10 +105,15 @@ local function adopt(raw)
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
   own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1, 'claim', claim)
   claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim }
+  note_host(raw)
   return true
 end
 
-local function from_intake()
+local function from_intake(is_of_others)
+  if is_of_others then
+    local found = pick(KEYS[1], order == 'lifo', function(raw) return not has_its_part(raw) end)
+    return found and adopt(found)
+  end
   local raw = redis.call(order == 'lifo' and 'LPOP' or 'RPOP', KEYS[1])
   return raw and adopt(raw)
 end
@@ -81,7 +125,15 @@ end
 
 -- Ids whose job was cancelled, paused or moved meanwhile are passed over, a few at a time.
 local is_cut_short = false
-local function from_ready(priority)
+local function from_ready(priority, is_of_others)
+  if is_of_others then
+    local found = pick(ready_key(priority), false, function(id)
+      local state, at, raw = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at', 'raw'))
+      return state == 'queued' and (at or priority) == priority and not has_its_part(raw or '')
+    end)
+    if found then take(found) end
+    return found
+  end
   for _ = 1, PASSED_OVER do
     local id = redis.call('RPOP', ready_key(priority))
     if not id then return false end
@@ -96,10 +148,10 @@ local function from_ready(priority)
   return false
 end
 
-local function from_limited() return from_ready('limited') end
-local function from_high() return from_ready('high') end
-local function from_normal() return from_ready('normal') end
-local function from_low() return from_ready('low') end
+local function from_limited(is_of_others) return from_ready('limited', is_of_others) end
+local function from_high(is_of_others) return from_ready('high', is_of_others) end
+local function from_normal(is_of_others) return from_ready('normal', is_of_others) end
+local function from_low(is_of_others) return from_ready('low', is_of_others) end
 
 local ONLY_LIMITED = { from_inbox, from_limited }
 local USUAL = { from_inbox, from_limited, from_high, from_normal, from_intake, from_low }
@@ -110,14 +162,24 @@ local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
 -- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
 local is_empty, is_full = {}, false
-local function take_next()
-  for _, source in ipairs(is_full and ONLY_LIMITED or IN_TURN[fence % 20] or USUAL) do
-    if not is_empty[source] then
-      if source() then return true end
-      is_empty[source] = true
+local has_none_of_others = {}
+local function take_from(sources, is_of_others)
+  local without = is_of_others and has_none_of_others or is_empty
+  for _, source in ipairs(sources) do
+    if not without[source] and not is_empty[source] then
+      if source(is_of_others) then return true end
+      without[source] = true
     end
   end
   return false
+end
+
+local function take_next()
+  local sources = is_full and ONLY_LIMITED or IN_TURN[fence % 20] or USUAL
+  if not is_crowded or is_alone then return take_from(sources, false) end
+  if take_from(sources, true) then return true end
+  is_alone = take_from(sources, false)
+  return is_alone
 end
 
 local function make_due_ready()
@@ -136,7 +198,7 @@ end
 local function soonest(set) return tonumber(redis.call('ZRANGE', prefix .. set, 0, 0, 'WITHSCORES')[2] or math.huge) end
 
 local known = {}
-for index = 9, 8 + known_count do known[ARGV[index]] = true end
+for index = 11, 10 + known_count do known[ARGV[index]] = true end
 local ours = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'own:' .. sid) or {}
 for _, id in ipairs(ours) do
   local owner, present = unpack(redis.pcall('HMGET', job_key(id), 'owner', 'fence'))
@@ -146,16 +208,17 @@ for _, id in ipairs(ours) do
     redis.call('ZADD', prefix .. 'leases', now + lease, id)
     redis.call('HDEL', job_key(id), 'suspect')
     hand_over(id)
+    note_host(claimed[#claimed][3])
     slots = slots - 1
   end
 end
 local node = string.sub(sid, 1, -10) -- a sid is its node's id, a hyphen and eight digits
 if redis.call('EXISTS', prefix .. 'halted') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
   empty_inbox(sid, order)
-  return { -1, 'paused', unpack(claimed) }
+  return { -1, 'paused', 0, 0, unpack(claimed) }
 end
 if slots > 0 then make_due_ready() end
 is_full = redis.call('ZCARD', prefix .. 'parked') + redis.call('LLEN', ready_key('limited')) >= tonumber(ARGV[8])
 while slots > 0 and take_next() do slots = slots - 1 end
 local due = is_cut_short and now or math.min(soonest('delayed'), soonest('parked'))
-return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', unpack(claimed) }
+return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', is_alone and 1 or 0, passed, unpack(claimed) }

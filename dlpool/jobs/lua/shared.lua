@@ -73,6 +73,13 @@ end
 -- all other jobs from their turn.
 local function job_key(id) return prefix .. 'job:' .. id end
 
+-- The host and port in a pushed job's URL as its text tells them at a glance, or ''. It only says whose turn it is.
+local function host_of(raw)
+  local found = string.match(string.sub(raw, 1, 65536), '"url"%s*:%s*"[%w+.-]*:\\?/\\?/([^/?#"\\]*)')
+  local authority = string.lower(found or '')
+  return string.match(authority, '^.*@(.*)$') or authority
+end
+
 local function ready_key(priority) return prefix .. 'ready:' .. priority end
 
 -- A supervisor that waits looks at once. The list holds one token at most.
