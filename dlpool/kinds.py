@@ -15,7 +15,7 @@ KIB = 1024
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 MAX_DURATION_S = 366 * DAY_S
 LEVELS = ("debug", "info", "warning", "error", "critical")
-LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics", "web")
+LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics", "web", "audit")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,19 @@ ONLY_IN = {
     "opentelemetry": {"observe/spans.py"},
     "falcon": {
         f"web/{name}.py"
-        for name in ("app", "dashboard", "errors", "files", "gate", "jobs_api", "ops", "parts", "tus", "uploads")
+        for name in (
+            "app",
+            "auditing",
+            "dashboard",
+            "errors",
+            "files",
+            "gate",
+            "jobs_api",
+            "ops",
+            "parts",
+            "tus",
+            "uploads",
+        )
     },
     "gunicorn": {"web/server.py"},
     "jwt": {"web/auth.py"},

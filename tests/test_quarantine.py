@@ -275,7 +275,18 @@ def test_the_command_lists_shows_releases_and_deletes(tmp_path: Path, capsys: py
     assert said("delete", three.id, "0" * 16, code=14) == f"{three.id}\tdeleted\n"
     assert said("delete", "--all", "-q") == "" and quarantine.items() == []
     log = [json.loads(line) for line in (tmp_path / "log" / "dlpool.log").read_text().splitlines()]
-    changes = [record["event.action"] for record in log]
+    changes = [record["event.action"] for record in log if record["event.action"] != "audit"]
+    audited = [
+        (one["dlpool.action"], one["dlpool.object"], one["dlpool.result"]) for one in log if "dlpool.actor" in one
+    ]
+    assert audited == [
+        ("quarantine.release", one.id, "done"),
+        ("quarantine.release", two.id, "target_exists"),
+        ("quarantine.release", two.id, "done"),
+        ("quarantine.delete", three.id, "done"),
+        ("quarantine.delete", "0" * 16, "not_found"),
+        ("quarantine.delete", four.id, "done"),
+    ]
     assert changes == ["quarantine_released"] * 2 + ["quarantine_deleted"] * 2 and log[0]["user.name"]
 
 

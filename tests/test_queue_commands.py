@@ -511,7 +511,7 @@ def test_an_absent_redis_is_one_sentence_and_exit_20(command: list[str], capsys:
 
 def test_without_any_option_it_is_the_redis_of_this_host() -> None:
     given = Namespace(config=None, redis_url=None, redis_addr=None, redis_password=None, group=None)
-    settings, _ = queue_settings(given)
+    settings = queue_settings(given).redis
     assert (settings.url, settings.group) == ("redis://localhost:6379", None)
 
 
@@ -553,7 +553,7 @@ def test_a_password_on_the_command_line_replaces_every_other(url: str, left: str
     ini = tmp_path / "dlpool.ini"
     ini.write_text(f"[redis]\nurl = {url}\npassword_file = /f\n")
     given = Namespace(config=str(ini), redis_url=None, redis_addr=None, redis_password="new", group=None, quiet=True)
-    settings, _ = queue_settings(given)
+    settings = queue_settings(given).redis
     assert (settings.url, settings.password, settings.password_file) == (left, "new", None)
 
 

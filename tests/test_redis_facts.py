@@ -26,7 +26,7 @@ SHORT = {"supervisor": {"lease": "1s", "grace": "1s", "drain_timeout": "0s"}, "t
 LUA = "".join(path.read_text() for path in (ROOT / "dlpool" / "jobs" / "lua").glob("*.lua"))
 
 
-def events_of(server: RedisServer, folder: Path, **settings: str) -> list[str]:
+def events_of(server: RedisServer, folder: Path, **settings: Any) -> list[str]:
     client = connect(replace(RedisSettings(), url=server.url, **settings), folder)
     return [warned.event for warned in check_server(client)]
 

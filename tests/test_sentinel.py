@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.backoff import NoBackoff
@@ -123,7 +124,7 @@ def test_a_service_that_no_sentinel_knows_is_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["sentinel_password", "sentinel_password_file", None])
 def test_sentinels_have_a_password_of_their_own(way: str | None, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(SECRET)
-    given = {"sentinel_password": SECRET, "sentinel_password_file": str(tmp_path / "secret")}
+    given: dict[str, Any] = {"sentinel_password": SECRET, "sentinel_password_file": str(tmp_path / "secret")}
     with Replicated(tmp_path, password=SECRET) as redis:
         settings = replace(RedisSettings(), url=redis.url, **({way: given[way]} if way else {}))
         client = connect(settings, tmp_path)

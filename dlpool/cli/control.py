@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from dlpool.cli.auditing import Recorder
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.jobs import show_stats
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_table, size_text
 from dlpool.errors import DlpoolError, UsageError
+from dlpool.jobs.audit import DONE, UNCHANGED
 from dlpool.jobs.controls import Controls
-from dlpool.jobs.failures import Failure, Failures
+from dlpool.jobs.failures import Failure, Failures, record_id
 from dlpool.jobs.nodes import Nodes
 from dlpool.jobs.records import CANCELLED
 from dlpool.jobs.replies import problem_of
@@ -36,11 +38,11 @@ def steer(arguments: argparse.Namespace) -> int:
     """
     with opened(arguments) as queue:
         controls = Controls(queue.client, queue.keys)
-        replies = (
-            (job_id, controls.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED,
-                                         at=time.time()))
-            for job_id in arguments.ids
-        )  # fmt: skip
+
+        def reply_of(job_id: str) -> str:
+            return controls.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED, at=time.time())
+
+        replies = (_noted(queue.audit, arguments.verb, job_id, reply_of(job_id)) for job_id in arguments.ids)
         return _told(arguments, arguments.verb, replies, len(arguments.ids))
 
 
@@ -53,7 +55,10 @@ def failed(arguments: argparse.Namespace) -> int:
     with opened(arguments) as queue:
         failures = Failures(queue.client, queue.keys)
         act = failures.retry if arguments.action == "retry" else failures.remove
-        replies = ((shown_url(url), act(one) if one else "GONE") for url, one in _chosen(failures, arguments.urls))
+        replies = (
+            (shown_url(url), _noted(queue.audit, arguments.action, _id(url, one), act(one) if one else "GONE")[1])
+            for url, one in _chosen(failures, arguments.urls)
+        )
         return _told(arguments, arguments.action, replies, len(arguments.urls) or 2)
 
 
@@ -62,6 +67,7 @@ def purge(arguments: argparse.Namespace) -> int:
     with opened(arguments) as queue:
         keys = [queue.keys.done] if arguments.done else [queue.keys.dead, queue.keys.cancelled]
         count = sum(Steering(queue.client, queue.keys).forget(key) for key in keys)
+        queue.audit.note("done" if arguments.done else "dead", DONE if count else UNCHANGED, count)
     with telling_result():
         if arguments.json:
             show_lines([json.dumps({"forgotten": count})])
@@ -80,6 +86,7 @@ def queue(arguments: argparse.Namespace) -> int:
         was_paused = is_paused and not steering.pause()
         if not is_paused:
             steering.resume()
+        found.audit.note("", UNCHANGED if was_paused else DONE)
     with telling_result():
         if arguments.json:
             show_lines([json.dumps({"is_paused": is_paused})])
@@ -97,6 +104,7 @@ def nodes(arguments: argparse.Namespace) -> int:
         there = Nodes(found.client, found.keys)
         if arguments.action != "list":
             {"drain": there.drain, "resume": there.resume, "forget": there.forget}[arguments.action](arguments.node)
+            found.audit.note(arguments.node)
         rows = there.all()
     with nullcontext() if arguments.action == "list" else telling_result():
         _show_nodes(rows, arguments)
@@ -148,6 +156,17 @@ def _chosen(failures: Failures, urls: Iterable[str]) -> Iterator[tuple[str, Fail
         yield from ((url, failures.get(url)) for url in urls)
     else:
         yield from ((one.url.decode("utf-8", "replace"), one) for one in list(failures.all()))
+
+
+def _id(url: str, one: Failure | None) -> str:
+    return one.id if one else record_id(url.encode("utf-8", "surrogateescape"))
+
+
+def _noted(audit: Recorder, verb: str, name: str, reply: str) -> tuple[str, str]:
+    """Note what became of one job or record, and return its name and the reply."""
+    problem = problem_of(verb, name, reply)
+    audit.note(name, problem.label if problem else DONE)
+    return name, reply
 
 
 def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str, str]], count: int) -> int:

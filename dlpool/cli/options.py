@@ -39,7 +39,7 @@ def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_code
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command="fetch")
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https; with -i: a folder for the files")
     parser.add_argument("path", metavar="PATH", nargs="?", help="a file, or a folder: what ends in / or is one already "
                         "(default: the current folder)")  # fmt: skip

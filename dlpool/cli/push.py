@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from dlpool.cli.auditing import Recorder
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.items import parse_header, refuse_url
 from dlpool.cli.listfile import opened_list, shown_list
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
 from dlpool.errors import DlpoolError, QueueAway, UsageError
+from dlpool.jobs.audit import UNCHANGED
 from dlpool.jobs.pushed import PushedJob, checked, compose
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.transfer.urls import without_user
@@ -76,8 +78,9 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 class ListPush:
     """Pushes the lines of a list, and counts."""
 
-    def __init__(self, transitions: Transitions, own: dict[str, Any], *, is_json: bool) -> None:
+    def __init__(self, transitions: Transitions, audit: Recorder, own: dict[str, Any], *, is_json: bool) -> None:
         self._transitions = transitions
+        self._audit = audit
         self._own = own
         self._is_json = is_json
         self._read = 0  # lines
@@ -97,6 +100,7 @@ class ListPush:
             self._done = self._read
             for result in results:
                 self._results[result] += 1
+            note_pushed(self._audit, [job_id for _, _, job_id in batch], results)
             with telling_result():
                 show_lines(
                     json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
@@ -130,6 +134,15 @@ class ListPush:
                 yield self._read, job, job.id or new_id()
 
 
+def note_pushed(audit: Recorder, job_ids: Sequence[str], results: Sequence[str]) -> None:
+    """Note a round trip of pushes as one change: those that were not known already, named by the first."""
+    there = [job_id for job_id, result in zip(job_ids, results, strict=True) if result != "DUP"]
+    if there:
+        audit.note(there[0], count=len(there))
+    elif job_ids:
+        audit.note(job_ids[0], UNCHANGED, len(job_ids))
+
+
 def _many(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
@@ -146,6 +159,7 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
             result = Transitions(queue.client, queue.keys).push([(job, job_id)])[0]
         except QueueAway as error:
             raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
+        note_pushed(queue.audit, [job_id], [result])
     if result in WORDS and not arguments.quiet:
         print(f"dlpool: job {job_id} is {WORDS[result]}", file=sys.stderr)
     with telling_result():
@@ -156,7 +170,7 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
 def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     name = arguments.input_file
     with opened_list(name) as read, opened(arguments) as queue:
-        pushed = ListPush(Transitions(queue.client, queue.keys), own, is_json=arguments.json)
+        pushed = ListPush(Transitions(queue.client, queue.keys), queue.audit, own, is_json=arguments.json)
         try:
             for lines in blocks_of_lines(partial(read, READ_BYTES)):
                 pushed.add(lines)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import __version__
+from dlpool.cli.auditing import recorded
 from dlpool.cli.console import show_lines, telling_result
 from dlpool.cli.options import settings_told
 from dlpool.cli.report import SOME_FAILED
@@ -75,23 +76,30 @@ def _each(quarantine: Quarantine, ids: list[str], arguments: argparse.Namespace,
     """Release or delete each. One that fails alone is an error; of several, the others are done (exit 14)."""
     log = _log(settings)
     problems: list[DlpoolError] = []
-    for item_id in ids:
-        try:
-            said = _done(quarantine, item_id, arguments, log)
-        except DlpoolError as error:
-            problems.append(error)
-            continue
-        with telling_result():
-            if arguments.json:
-                show_lines([json.dumps({"id": item_id, "result": "OK"})])
-            elif not arguments.quiet:
-                show_lines([said])
+    with recorded(arguments, settings) as audit:
+        for item_id in ids:
+            try:
+                said = _done(quarantine, item_id, arguments, log)
+            except DlpoolError as error:
+                problems.append(error)
+                audit.note(item_id, error.label)
+            else:
+                audit.note(item_id)
+                _tell(said, item_id, arguments)
     log.close()
     if len(ids) == 1 and problems:
         raise problems[0]
     for problem in problems:
         print(f"dlpool: {problem}", file=sys.stderr)
     return SOME_FAILED if problems else 0
+
+
+def _tell(said: str, item_id: str, arguments: argparse.Namespace) -> None:
+    with telling_result():
+        if arguments.json:
+            show_lines([json.dumps({"id": item_id, "result": "OK"})])
+        elif not arguments.quiet:
+            show_lines([said])
 
 
 def _done(quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlpool.cli.queue_options import add_output_options, add_queue_options
+from dlpool.jobs.audit import ACTIONS, KINDS
 from dlpool.kinds import parse_count, split_address
 
 STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed", "cancelled")
@@ -44,8 +45,15 @@ also what happens from now on, until Ctrl-C. Jobs that clients push to the list 
 """
 
 
+_AUDIT = """\
+Show who changed jobs, nodes, the queue, uploads and quarantine, and who tried to: the last events of the queue's stream
+of audit events, which keeps about as many as audit_events in [redis] says. With --follow, also what happens from now
+on, until Ctrl-C. ACTION is as job.cancel; job alone stands for all actions on jobs.
+"""
+
+
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``health`` and ``stats``."""
+    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``audit``, ``health`` and ``stats``."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
@@ -57,6 +65,7 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     add_shared(parser, "print one JSON object")
     _add_events(commands, exit_codes)
     _add_health(commands, exit_codes)
+    _add_audit(commands, exit_codes)
     parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
     add_shared(parser, "print one JSON object")
 
@@ -94,6 +103,21 @@ def _add_events(commands: Any, exit_codes: str) -> None:
     parser.set_defaults(limit=MAX_LIMIT)
 
 
+def _add_audit(commands: Any, exit_codes: str) -> None:
+    parser = add_command(commands, "audit", "show who changed what", _AUDIT, exit_codes, _audit)
+    parser.add_argument("--actor", metavar="ACTOR", help="only what this one did, as the list shows it")
+    parser.add_argument("--action", metavar="ACTION", choices=(*KINDS, *ACTIONS), help="only that, as job.cancel, or "
+                        f"all of one kind: {', '.join(KINDS)}")  # fmt: skip
+    parser.add_argument(
+        "--object", metavar="OBJECT", help="only what was done to it: the id of a job, upload, node ..."
+    )
+    parser.add_argument("--since", metavar="TIME", help="only from then on: RFC 3339, seconds since 1970, or a "
+                        "duration before now, as 2h")  # fmt: skip
+    parser.add_argument("-n", "--limit", metavar="N", type=limit, default=50, help="the last N of them (default: 50)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    add_shared(parser, "print one JSON object a line")
+
+
 def _add_health(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health)
     parser.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service, for its [metrics] listen "
@@ -111,7 +135,7 @@ def add_command(
         name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=name)
     return parser
 
 
@@ -172,6 +196,12 @@ def _events(arguments: argparse.Namespace) -> int:
     from dlpool.cli.events import show_events
 
     return show_events(arguments)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from dlpool.cli.audit import run
+
+    return run(arguments)
 
 
 def _health(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlpool.cli.auditing import Recorder
 from dlpool.cli.options import settings_told
-from dlpool.config import PathSettings, RedisSettings
+from dlpool.config import Settings
 from dlpool.config.layers import Given
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
@@ -31,10 +32,11 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 @dataclass(frozen=True)
 class Queue:
-    """A queue that answers: its client, and the names of its keys."""
+    """A queue that answers: its client, the names of its keys, and where changes of it are noted."""
 
     client: redis.Redis
     keys: Keys
+    audit: Recorder
 
 
 def add_queue_options(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +61,9 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
 
 
-def queue_settings(arguments: argparse.Namespace) -> tuple[RedisSettings, PathSettings]:
+def queue_settings(arguments: argparse.Namespace) -> Settings:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
-    settings = settings_told(
-        arguments.config, queue_given(arguments), is_quiet=getattr(arguments, "quiet", False)
-    ).settings
-    return settings.redis, settings.paths
+    return settings_told(arguments.config, queue_given(arguments), is_quiet=getattr(arguments, "quiet", False)).settings
 
 
 def queue_given(arguments: argparse.Namespace) -> list[Given]:
@@ -83,13 +82,17 @@ def queue_given(arguments: argparse.Namespace) -> list[Given]:
 
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
-    """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError."""
+    """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError.
+
+    A command that changes something leaves audit events: those that it notes, or one of its own.
+    """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.facts import check_server
     from dlpool.jobs.keys import Keys
 
-    settings, paths = queue_settings(arguments)
-    state_dir = Path(paths.state_dir)
+    recorder = Recorder.of(arguments, queue_settings(arguments))
+    settings = recorder.settings.redis
+    state_dir = Path(recorder.settings.paths.state_dir)
     if settings.url == EMBEDDED:
         _check_supervisor(state_dir, arguments.config)
     client = connect(settings, state_dir, name="dlpool-cli")
@@ -103,7 +106,9 @@ def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
             raise QueueAway(
                 f"{error}; nor does a supervisor run for {state_dir.absolute()}: start it with {start}"
             ) from error
-        yield Queue(client, Keys(settings.group))
+        recorder.attach(client, Keys(settings.group))
+        with recorder.recording():
+            yield Queue(client, Keys(settings.group), recorder)
     finally:
         client.close()
 

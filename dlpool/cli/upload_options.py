@@ -37,7 +37,7 @@ def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_cod
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command="upload")
     parser.add_argument("files", metavar="FILE", nargs="+", help="what to send")
     parser.add_argument("url", metavar="URL", help="http or https, as http://host:18101/go-uploader")
     _add_own_options(parser.add_argument_group("what to send, and how"))

@@ -149,6 +149,10 @@ class RedisSettings:
     )
     group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
     order: str = setting(choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
+    audit_events: int = setting(
+        COUNT, "50000", "about so many audit events are kept in the stream that dlpool audit reads", low=100,
+        high=1_000_000, reload=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

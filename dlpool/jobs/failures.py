@@ -55,7 +55,7 @@ class Failure:
     @property
     def id(self) -> str:
         """What names the record where its URL must not be shown: 32 hexadecimal digits of its SHA-256."""
-        return _id(self.url)
+        return record_id(self.url)
 
     def as_json(self) -> dict[str, Any]:
         """The record for people and programs; of the job's headers only the names, as their values may be secret."""
@@ -131,13 +131,14 @@ def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, 
     """HSCAN may give a field more than once."""
     seen = set()
     for url, value in records:
-        name = _id(url)
+        name = record_id(url)
         if name not in seen:
             seen.add(name)
             yield url, value
 
 
-def _id(url: bytes) -> str:
+def record_id(url: bytes) -> str:
+    """Return the id of the record of a URL, whether there is one or not."""
     return hashlib.sha256(url).hexdigest()[:32]
 
 
@@ -147,7 +148,7 @@ def _order(url: bytes, value: bytes) -> tuple[int, str]:
     at = 0.0
     with suppress(UsageError):
         at = moment(found[-1].decode("utf-8", "replace")) if found else 0.0
-    return -int(max(0.0, at) * 1000), _id(url)
+    return -int(max(0.0, at) * 1000), record_id(url)
 
 
 def _cursor(text: str) -> tuple[int, str]:

@@ -102,6 +102,11 @@ class Keys:
         return f"{self.prefix}events"
 
     @property
+    def audit(self) -> str:
+        """Stream: who changed what."""
+        return f"{self.prefix}audit"
+
+    @property
     def clock(self) -> str:
         """Hash: the last recorded queue time (``seen``), and its lead over the clock (``ahead``), in ms."""
         return f"{self.prefix}looked:clock"
@@ -121,7 +126,7 @@ class Keys:
             **dict.fromkeys(texts, "string"),
             **{f"ready:{priority}": "list" for priority in READY},
             **dict.fromkeys(("stale", "looked:clock", "outbox", f"stats:{day}", "bytes", "failures:bytes"), "hash"),
-            **dict.fromkeys(("events", "history"), "stream"),
+            **dict.fromkeys(("events", "history", "audit"), "stream"),
             "wake": "list",
             "drained": "set",
         }

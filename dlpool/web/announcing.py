@@ -1,13 +1,14 @@
-"""Publishes events of uploads in the queue's event stream, on a separate thread: no upload waits for Redis."""
+"""Publishes events of uploads in a stream of the queue, on a separate thread: no upload waits for Redis."""
 
 from __future__ import annotations
 
 import atexit
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from dlpool import jsontext
 from dlpool.config import Settings
@@ -19,41 +20,51 @@ from dlpool.observe.log import Logger
 from dlpool.web.figures import Figures
 from dlpool.web.store import UploadEvent
 
-MOST = 1000  # events that wait for Redis; further ones are lost
-BATCH = 100  # events per round trip
+MOST = 1000  # entries that wait for Redis; further ones are lost
+BATCH = 100  # entries per round trip
 PAUSE_S = 1.0  # after a failure
-END_S = 1.0  # for the waiting events when the process exits
+END_S = 1.0  # for the waiting entries when the process exits
 
 current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)  # of the request of this thread
 
 
-class Announcer:
-    """Queues each event for the stream. Thread-safe; calls neither block nor raise.
+class Writer(Protocol):
+    """Adds entries to a stream of Redis; raises QueueError."""
 
-    Events that Redis does not accept, or that occur while ``MOST`` wait, are lost and counted; the first loss is
-    logged. The first event starts the thread.
+    def add(self, entries: Sequence[Mapping[str, str]]) -> None:
+        """Add the entries in this order."""
+
+
+class Teller:
+    """Queues entries for one stream of Redis. Thread-safe; calls neither block nor raise.
+
+    Subclasses say what the entries are. Entries that Redis does not accept, or that come while ``most`` wait, are lost
+    and counted; the first loss is logged. The first entry starts the thread.
     """
 
-    def __init__(self, writer: EventWriter, figures: Figures, log: Logger) -> None:
+    what: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
+    most: ClassVar[int] = MOST  # entries that wait
+
+    def __init__(self, writer: Writer, figures: Figures, log: Logger) -> None:
         self._writer = writer
         self._figures = figures
         self._log = log
-        self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(MOST)
+        self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(self.most)
         self._starting = threading.Lock()  # guards the start of the thread
         self._thread: threading.Thread | None = None
         self._is_losing = False
         self._ending = threading.Event()
 
-    def __call__(self, event: UploadEvent) -> None:
-        """Queue the event."""
+    def put(self, fields: dict[str, str]) -> None:
+        """Queue an entry."""
         try:
-            self._waiting.put_nowait(fields_of(event, current_trace.get()))
+            self._waiting.put_nowait(fields)
             self._start()
         except (queue.Full, RuntimeError) as error:  # RuntimeError: no more threads
             self._lose(1, error)
 
     def close(self) -> None:
-        """Write the waiting events, for at most ``END_S`` seconds."""
+        """Write the waiting entries, for at most ``END_S`` seconds."""
         self._ending.set()
         if self._thread is not None:
             try:
@@ -67,7 +78,7 @@ class Announcer:
             return
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="upload-events", daemon=True)
+                thread = threading.Thread(target=self._run, name=f"{self.what}-teller", daemon=True)
                 thread.start()
                 self._thread = thread
                 atexit.register(self.close)
@@ -82,7 +93,7 @@ class Announcer:
                 self._ending.wait(PAUSE_S)
 
     def _next_batch(self) -> list[dict[str, str] | None]:
-        """Wait for an event, and return it with the queued ones; the last is None when the process exits."""
+        """Wait for an entry, and return it with the queued ones; the last is None when the process exits."""
         batch = [self._waiting.get()]
         while batch[-1] is not None and len(batch) < BATCH:
             try:
@@ -102,13 +113,31 @@ class Announcer:
             self._lose(len(batch), error)
         else:
             self._is_losing = False
-            self._figures.add("events told", len(batch))
+            self._figures.add(f"{self.what} told", len(batch))
 
     def _lose(self, count: int, error: Exception) -> None:
-        self._figures.add("events lost", count)
+        self._figures.add(f"{self.what} lost", count)
         if not self._is_losing:
             self._is_losing = True
-            self._log.warning("upload_events_lost", error=error)
+            self.complain(error)
+
+    def complain(self, error: Exception) -> None:
+        """Log that entries begin to be lost."""
+        raise NotImplementedError
+
+
+class Announcer(Teller):
+    """Queues each event of an upload for the stream of events."""
+
+    what = "events"
+
+    def __call__(self, event: UploadEvent) -> None:
+        """Queue the event."""
+        self.put(fields_of(event, current_trace.get()))
+
+    def complain(self, error: Exception) -> None:
+        """Log that events begin to be lost."""
+        self._log.warning("upload_events_lost", error=error)
 
 
 def open_announcer(settings: Settings, figures: Figures, log: Logger) -> Announcer:

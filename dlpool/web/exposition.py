@@ -53,6 +53,10 @@ class _Collector(Collector):
         for outcome in ("told", "lost"):
             events.add_metric([outcome], counts.get(f"events {outcome}", 0))
         yield events
+        audit = CounterMetricFamily("dlpool_audit_events", "Audit events, told to Redis or lost", labels=["outcome"])
+        for outcome in ("told", "lost"):
+            audit.add_metric([outcome], counts.get(f"audit {outcome}", 0))
+        yield audit
         scans = CounterMetricFamily("dlpool_upload_scans", "Files that were checked for malware", labels=["outcome"])
         for outcome in OUTCOMES:
             scans.add_metric([outcome], counts.get(f"scan {outcome}", 0))

@@ -11,6 +11,7 @@ import falcon
 from dlpool.config.web import networks, words
 from dlpool.observe.log import Logger
 from dlpool.observe.tracecontext import HEADER, trace_id_of
+from dlpool.web import auditing
 from dlpool.web.announcing import current_trace
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
@@ -41,15 +42,18 @@ class Gate:
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
         req.context.owner = None
+        req.context.actor = "anonymous"
         req.context.is_admitted = False
         req.context.trace_id = trace_id_of(req.get_header(HEADER))
         current_trace.set(req.context.trace_id)  # for this thread, until its next request
         resp.context.code = ""
+        auditing.begin(req)
 
     def process_resource(
-        self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, Any]
+        self, req: falcon.Request, _resp: falcon.Response, resource: object, params: dict[str, Any]
     ) -> None:
         """It is known what it wants. Raises Refusal (401, 403, 429)."""
+        auditing.foresee(req, resource, params)
         if is_foreign(req.method, req.get_header("Host"), req.get_header("Origin"), req.get_header("Sec-Fetch-Site")):
             raise Refusal(403, "foreign_origin", "a page of another site asked for a change")
         access = getattr(resource, "access", "token")
@@ -71,6 +75,9 @@ class Gate:
         req.context.owner = self._parts.keys.owner(req.auth, req.get_header("X-Secret-Key"))
         if req.context.owner is not None:
             req.context.client = f"owner {req.context.owner}"
+            req.context.actor = f"token {req.context.owner}"
+        elif self._parts.keys.is_required:
+            req.context.actor = "secret"
 
     def nothing(self, req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         """No resource has this address; who asks passes the gate all the same. Raises Refusal (401, 403, 404, 429)."""
@@ -84,6 +91,7 @@ class Gate:
         seconds = time.monotonic() - req.context.begun
         status = int(str(resp.status).partition(" ")[0])
         self._parts.figures.served(seconds, resp.context.code)
+        self._parts.audit.answered(req, status, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
         if status < 500 and not req.context.is_admitted and not self._parts.admits_refusal(status, resp.context.code):
@@ -137,3 +145,9 @@ def owner_of(req: falcon.Request) -> str | None:
     """Whose request it is; None where nobody is asked, and for who knows the secret."""
     owner: str | None = req.context.owner
     return owner
+
+
+def actor_of(req: falcon.Request) -> str:
+    """Who asks, for people: ``token SUB``, ``secret``, or ``anonymous`` where nobody is asked or it is not known."""
+    actor: str = req.context.actor
+    return actor

@@ -12,6 +12,7 @@ import falcon
 
 from dlpool import jsontext
 from dlpool.errors import DlpoolError
+from dlpool.web import auditing
 from dlpool.web.desk import Desk, refusal_of
 from dlpool.web.gate import trace_of
 from dlpool.web.openapi import document
@@ -27,6 +28,7 @@ class Resource:
     """One path of the API, with its methods."""
 
     def __init__(self, parts: WebParts, desk: Desk, outage: Outage, operations: Iterable[Operation]) -> None:
+        self.actions = {one.method: one.action for one in operations if one.action}
         for one in operations:
             setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one))
             if one.method == "GET":
@@ -87,6 +89,8 @@ def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation
                 call = replace(operation.call(names, req.params, body), trace_id=trace_of(req))
                 with outage.ask():
                     found = operation.ask(desk, call)
+            if operation.action:
+                auditing.note(req, operation.changes(call), found)
             answer_json(req, resp, found)
         except DlpoolError as error:
             raise refusal_of(error) from error

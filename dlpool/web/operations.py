@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlpool.jobs.audit import ACTIONS
 from dlpool.web import schemas
+from dlpool.web.auditing import CHANGING
 from dlpool.web.checking import check, parse_body, parse_query
 from dlpool.web.desk import Desk
 from dlpool.web.schemas import Schema, items, record, ref
@@ -31,7 +33,8 @@ class Call:
 class Operation:
     """One method of one path. ``name`` is its operationId, ``refusals`` are statuses beside those that all have.
 
-    ``body``: the schema of what must be sent, None where nothing may be.
+    ``body``: the schema of what must be sent, None where nothing may be. ``action``: of the audit event, for methods
+    that change something.
     """
 
     method: str
@@ -43,6 +46,15 @@ class Operation:
     options: Mapping[str, Schema] = field(default_factory=dict)
     body: Schema | None = None
     refusals: tuple[int, ...] = ()
+    action: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.action) != (self.method in CHANGING) or (self.action and self.action not in ACTIONS):
+            raise ValueError(f"{self.name}: the action {self.action!r} is none of an audit event")
+
+    def changes(self, call: Call) -> str:
+        """The action of an audit event: where a body says which of several is asked for, that one."""
+        return f"job.{call.body['verb']}" if self.action == "job.control" else self.action
 
     def call(self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes) -> Call:
         """What a request asks for. Raises UsageError."""
@@ -79,7 +91,7 @@ def _push(desk: Desk, call: Call) -> Any:
 def _control(verb: str, summary: str) -> Operation:
     return _post(
         f"/jobs/{{id}}/{verb}", f"{verb}Job", summary, lambda desk, call: desk.control(verb, call.names["id"]),
-        ref("Done"), refusals=(404, 409),
+        ref("Done"), refusals=(404, 409), action=f"job.{verb}",
     )  # fmt: skip
 
 
@@ -88,7 +100,7 @@ def _priority(method: str) -> Operation:
         method, "/jobs/{id}/priority", "setPriority" if method == "PUT" else "changePriority",
         "Change the priority of a job", lambda desk, call: desk.control("priority", call.names["id"],
                                                                         call.body["priority"]),
-        ref("Done"), body=record({"priority": schemas.PRIORITY}), refusals=(404, 409),
+        ref("Done"), body=record({"priority": schemas.PRIORITY}), refusals=(404, 409), action="job.priority",
     )  # fmt: skip
 
 
@@ -96,13 +108,14 @@ def _node(verb: str, summary: str) -> Operation:
     return _post(
         f"/nodes/{{id}}/{verb}", f"{verb}Node", summary,
         lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])}, _NODES, refusals=(404, 409),
+        action=f"node.{verb}",
     )  # fmt: skip
 
 
 def _queue(verb: str, summary: str) -> Operation:
     return _post(
         f"/queue/{verb}", f"{verb}Queue", summary, lambda desk, _: desk.queue(verb), _QUEUE,
-        refusals=(409,) if verb == "pause" else (),
+        refusals=(409,) if verb == "pause" else (), action=f"queue.{verb}",
     )  # fmt: skip
 
 
@@ -110,6 +123,7 @@ def _failure(verb: str, summary: str) -> Operation:
     return _post(
         f"/failures/{{record}}/{verb}", f"{verb}Failure", summary,
         lambda desk, call: desk.end_failure(verb, call.names["record"]), ref("Done"), refusals=(404, 409),
+        action=f"failure.{verb}",
     )  # fmt: skip
 
 
@@ -126,14 +140,14 @@ OPERATIONS: tuple[Operation, ...] = (
     _get("/overview", "overview", "All that a page shows, in one answer; with ETag", lambda desk, call: desk.overview(
          call.options["state"]), ref("Overview"), options={"state": {**schemas.STATE, "default": "queued"}}),
     _post("/jobs", "push", "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others "
-          "queued", _push, _ANSWERS, body=_ONE_OR_MANY),
+          "queued", _push, _ANSWERS, body=_ONE_OR_MANY, action="job.push"),
     _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
          "succeeded; next is the cursor behind them, null at the end", lambda desk, call: desk.jobs(
              call.options.get("state"), call.options["limit"], call.options.get("after")),
          _JOBS, options={"state": schemas.STATE, **_PAGE}),
     _post("/jobs/batch", "controlJobs", "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each "
           "has its result, in the same order", lambda desk, call: desk.control_many(
-              call.body["verb"], call.body["ids"]), _RESULTS, body=ref("Control")),
+              call.body["verb"], call.body["ids"]), _RESULTS, body=ref("Control"), action="job.control"),
     _get("/jobs/{id}", "showJob", "All that is known of a job", lambda desk, call: desk.job(call.names["id"]),
          ref("View"), refusals=(404,)),
     _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),

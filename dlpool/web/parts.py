@@ -14,13 +14,14 @@ from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.observe.summary import Summary
 from dlpool.scan.guard import open_guard
+from dlpool.web import auditing
 from dlpool.web.admission import Admission
 from dlpool.web.announcing import open_announcer
 from dlpool.web.auth import Keys
 from dlpool.web.body import Body
 from dlpool.web.figures import Figures
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import Screening, UploadStore
+from dlpool.web.store import Screening, UploadEvent, UploadStore
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
 
@@ -47,7 +48,13 @@ class WebParts:
         self._unreadable, self._refused = Summary(1), Summary(REFUSALS)
         self.announcer = open_announcer(settings, self.figures, self.log)
         screening = Screening(open_guard(settings.scan), self._scanned)
-        self.store = UploadStore(settings.upload, self.announcer, self._unsynced, screening)
+        self.audit = auditing.open_audit(settings, self.figures, self.log_file.logger("audit"))
+        self.store = UploadStore(settings.upload, self._announce, self._unsynced, screening)
+
+    def _announce(self, event: UploadEvent) -> None:
+        """Tell of a change of an upload."""
+        self.announcer(event)
+        self.audit.heard(event)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
         """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""
@@ -73,6 +80,7 @@ class WebParts:
 
     def summarise(self, *, now: bool = False) -> None:
         """Log how many requests of strangers got no line of their own, about once a minute; ``now``: at the end."""
+        self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):
             for key, count in summary.ended(now=now):
                 status, label = cast("tuple[int, str]", key)

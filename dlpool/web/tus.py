@@ -159,6 +159,7 @@ class Uploads(_Resource):
     """``/files``: where uploads begin."""
 
     methods = "OPTIONS, POST"
+    actions: ClassVar = {"POST": "upload.begin"}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Begin an upload, with its first bytes if the request has some."""
@@ -196,6 +197,7 @@ class Upload(_Resource):
     """``/files/ID``: one upload."""
 
     methods = "DELETE, HEAD, OPTIONS, PATCH, POST"
+    actions: ClassVar = {"PATCH": "upload.write", "DELETE": "upload.delete"}
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """How far it is."""

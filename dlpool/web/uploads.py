@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import falcon
 
 from dlpool import jsontext
 from dlpool.config.web import words
+from dlpool.web.auditing import about, note
 from dlpool.web.body import Body
 from dlpool.web.forms import (
     MULTIPART,
@@ -54,6 +55,8 @@ class _Resource:
 
 class ChunkResource(_Resource):
     """``POST /upload_chunk``."""
+
+    actions: ClassVar = {"POST": "upload.write"}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Receive a chunk, and store it when it has proved to be whole."""
@@ -102,6 +105,8 @@ class ChunkResource(_Resource):
 class MergeResource(_Resource):
     """``POST /merge_chunks``."""
 
+    actions: ClassVar = {"POST": "upload.merge"}
+
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make the file; a second time the answer is the same."""
         fields = self.fields(req)
@@ -110,6 +115,7 @@ class MergeResource(_Resource):
             "total_chunks": wanted_number(fields, "total_chunks"), "owner": owner_of(req),
             "relative_path": fields.get("relative_path") or None, "expected_md5": fields.get("expected_md5") or None,
         }  # fmt: skip
+        about(req, wish["file_id"])
         is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE
         with nullcontext() if is_quick else self._parts.admission.merge(wish["file_id"]):
             result = self._store.merge(**wish)
@@ -144,6 +150,15 @@ class TaskResource(_Resource):
         """What can be asked there."""
         resp.set_header("Allow", "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS)
                         else "DELETE, GET, HEAD, OPTIONS")  # fmt: skip
+
+    def change_of(self, method: str, rest: str) -> tuple[str, str]:
+        """What a method changes there, and of what: see ``auditing``."""
+        file_id, _, verb = rest.rpartition("/")
+        if method == "DELETE":
+            return "upload.delete", rest
+        if rest == "cleanup":
+            return "upload.cleanup", ""
+        return (f"upload.{verb}", file_id) if file_id and f"/{verb}" in _STEPS else ("upload.control", "")
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """The task with its chunks."""
@@ -192,7 +207,9 @@ class TaskResource(_Resource):
             raise Refusal(400, "bad_field", "action is to be pause, resume or delete")
         if not isinstance(ids, list) or len(ids) > MAX_BATCH or not all(isinstance(one, str) for one in ids):
             raise Refusal(400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts")
-        say(resp, {"status": "ok", "results": self._store.batch(action, ids, owner_of(req))})
+        results = self._store.batch(action, ids, owner_of(req))
+        note(req, f"upload.{action}", {"results": [one for one in results if "code" in one]})
+        say(resp, {"status": "ok", "results": results})
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:

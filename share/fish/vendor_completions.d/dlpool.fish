@@ -50,8 +50,8 @@ function _shtab_dlpool_using
   test "$_shtab_dlpool_cmdpath" = "$argv"
 end
 
-set -g _shtab_dlpool_commands fetch upload push jobs job events health stats cancel pause resume retry promote priority failed purge queue nodes top quarantine config doctor setup
-set -g _shtab_dlpool_opts_with_value --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --to --token-file --user --user-agent -A -H -c -i -j -o
+set -g _shtab_dlpool_commands fetch upload push jobs job events health audit stats cancel pause resume retry promote priority failed purge queue nodes top quarantine config doctor setup
+set -g _shtab_dlpool_opts_with_value --action --actor --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --object --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --to --token-file --user --user-agent -A -H -c -i -j -n -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -198,6 +198,21 @@ complete -c dlpool -n '_shtab_dlpool_using health' -s c -l config -xka "(__fish_
 complete -c dlpool -n '_shtab_dlpool_using health' -l address -x -d 'ask there'
 complete -c dlpool -n '_shtab_dlpool_using health' -l live -d 'whether it is alive, whatever else is wrong'
 complete -c dlpool -n '_shtab_dlpool_using health' -s q -l quiet -d 'say nothing but errors'
+complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a audit -d 'show who changed what'
+complete -c dlpool -n '_shtab_dlpool_using audit' -s h -l help -d 'show this help message and exit'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l actor -x -d 'only what this one did, as the list shows it'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l action -xka "job failure node queue upload quarantine job.push job.cancel job.pause job.resume job.retry job.promote job.priority job.remove job.control job.forget failure.retry failure.remove node.drain node.resume node.forget queue.pause queue.resume upload.begin upload.write upload.merge upload.pause upload.resume upload.delete upload.control upload.cleanup quarantine.release quarantine.delete" -d 'only that, as job.cancel, or all of one kind: job, failure, node, queue, upload, quarantine'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l object -x -d 'only what was done to it: the id of a job, upload, node ...'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l since -x -d 'only from then on: RFC 3339, seconds since 1970, or a duration before now, as 2h'
+complete -c dlpool -n '_shtab_dlpool_using audit' -s n -l limit -x -d 'the last N of them (default: 50)'
+complete -c dlpool -n '_shtab_dlpool_using audit' -s f -l follow -d 'go on with what happens'
+complete -c dlpool -n '_shtab_dlpool_using audit' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l redis-url -x -d 'redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l redis-addr -x -d 'the same as --redis-url redis://HOST:PORT'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l redis-password -x -d 'password; others on this machine can see it here, better is password_file in the INI'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l group -x -d 'work on the list NAME:go_download_urls'
+complete -c dlpool -n '_shtab_dlpool_using audit' -l json -d 'print one JSON object a line'
+complete -c dlpool -n '_shtab_dlpool_using audit' -s q -l quiet -d 'say nothing but errors'
 complete -c dlpool -n '_shtab_dlpool_using; and test $_shtab_dlpool_npos -eq 0' -a stats -d 'show the queue in figures'
 complete -c dlpool -n '_shtab_dlpool_using stats' -s h -l help -d 'show this help message and exit'
 complete -c dlpool -n '_shtab_dlpool_using stats' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file of the service (default: no file, and a Redis at localhost:6379)'

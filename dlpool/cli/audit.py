@@ -1,0 +1,91 @@
+"""``dlpool audit``: show or follow who changed what, as text or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NoReturn
+
+from dlpool.cli.console import show_lines
+from dlpool.cli.queue_options import opened
+from dlpool.cli.tables import show_row, show_table
+from dlpool.errors import UsageError
+from dlpool.jobs.pushed import moment
+from dlpool.jobs.trail import AuditEvent, AuditTrail, Wanted
+from dlpool.kinds import parse_duration
+
+COLUMNS = ("TIME", "ACTION", "RESULT", "OBJECT", "ACTOR", "ADDRESS")
+WIDTHS = (24, 18, 12, 32, 24)  # of the columns while they are followed
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show events and return the exit code. Raises UsageError, QueueError.
+
+    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
+    """
+    since = None if arguments.since is None else since_of(arguments.since, time.time())
+    wanted = Wanted(arguments.actor, arguments.action, arguments.object, since)
+    with opened(arguments) as queue:
+        trail = AuditTrail(queue.client, queue.keys)
+        position = trail.newest() if arguments.follow else ""
+        found = trail.last(arguments.limit, wanted)
+        if not arguments.follow:
+            _show(found, arguments)
+            return 0
+        if not arguments.json:
+            show_row(COLUMNS, WIDTHS)
+        with suppress(BrokenPipeError):
+            _follow(trail, found, position, wanted, arguments)
+        return 1
+
+
+def since_of(text: str, now: float) -> float:
+    """Return seconds since 1970, for RFC 3339, such seconds, or a duration before ``now``. Raises UsageError."""
+    with suppress(UsageError):
+        return moment(text)
+    with suppress(ValueError):
+        return now - parse_duration(text)
+    raise UsageError(f"--since {text[:80]!r} is neither RFC 3339, nor seconds since 1970, nor a duration such as 2h")
+
+
+def _follow(
+    trail: AuditTrail, found: list[AuditEvent], position: str, wanted: Wanted, arguments: argparse.Namespace
+) -> NoReturn:
+    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
+    position = max(position, found[-1].id if found else position, key=_place)
+    while True:
+        _show_more(found, arguments)
+        page = trail.wait_after(position)
+        position = page[-1].id if page else position
+        found = [event for event in page if wanted.fits(event)]
+
+
+def _place(event_id: str) -> tuple[int, int]:
+    first, _, second = event_id.partition("-")
+    return int(first), int(second)
+
+
+def _show(found: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        show_lines(json.dumps(event.as_json()) for event in found)
+    else:
+        show_table(COLUMNS, [_row(event) for event in found])
+
+
+def _show_more(found: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        _show(found, arguments)
+    else:
+        for event in found:
+            show_row(_row(event), WIDTHS)
+
+
+def _row(event: AuditEvent) -> tuple[str, ...]:
+    said = event.fields
+    label, count = said.get("label"), said.get("count")
+    result = said.get("result", "") + (f" ({label})" if label else "")
+    name = said.get("object", "") + (f" and others, {count} in all" if count else "")
+    return event.at, said.get("action", ""), result, name, said.get("actor", ""), said.get("address", "")
