@@ -402,12 +402,13 @@ def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = N
 class Space:
     """The size of a file system, and how much of it this user may still write. In bytes.
 
-    ``kept``: free bytes that are reserved for root.
+    ``kept``: free bytes that are reserved for root. ``files``: how many files this user could make; None: unlimited.
     """
 
     size: int
     free: int
     kept: int = field(default=0, compare=False)
+    files: int | None = field(default=None, compare=False)
 
     @property
     def usable(self) -> int:
@@ -418,13 +419,13 @@ class Space:
 def space_of(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor; None where it is unknown. Raises OSError.
 
-    A file system that reports no blocks (ramfs, some in user space) has an unknown size; it is not full.
+    No blocks are reported by ramfs and some in user space, which are not full; no inodes by btrfs and FAT.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
         return None
-    unit = status.f_frsize
-    return Space(status.f_blocks * unit, status.f_bavail * unit, (status.f_bfree - status.f_bavail) * unit)
+    unit, files = status.f_frsize, status.f_favail if status.f_files else None
+    return Space(status.f_blocks * unit, status.f_bavail * unit, (status.f_bfree - status.f_bavail) * unit, files)
 
 
 def known_space(where: Name | int) -> Space | None:

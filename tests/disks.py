@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,13 +37,15 @@ def ramfs(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def mounted_image(kind: str, folder: Path, size: int = 320 * 1024 * 1024) -> Iterator[Path]:
+def mounted_image(
+    kind: str, folder: Path, size: int = 320 * 1024 * 1024, options: Sequence[str] = ()
+) -> Iterator[Path]:
     """A file system of that kind in a sparse file of ``size`` bytes, which stands beside the folder as ``.image``."""
     image = image_of(folder)
     with image.open("wb") as file:
         file.truncate(size)
     quiet = {"ext4": ["-q"], "xfs": ["-q"], "btrfs": ["-q"]}[kind]
-    subprocess.run([f"mkfs.{kind}", *quiet, image], check=True, capture_output=True)
+    subprocess.run([f"mkfs.{kind}", *quiet, *options, image], check=True, capture_output=True)
     with mounted(image, folder):
         yield folder
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from dlpool.web.store.executables import HEAD_SIZE
 from dlpool.web.store.names import file_name, flat_name, folders
 from dlpool.web.store.record import Record
 from dlpool.web.store.room import Room, check_merge, check_room, level, room_of
+from tests.disks import mounted_image, needs_root
 from tests.test_store_growing import open_below
 from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
 
@@ -226,7 +229,14 @@ def test_a_disk_is_at_a_level_from_its_threshold_on(
 
 
 def test_the_room_of_a_disk_is_counted_as_df_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: dict[str, int] = {"f_blocks": 100, "f_bfree": 40, "f_bavail": 20, "f_frsize": 512}
+    figures: dict[str, int] = {
+        "f_blocks": 100,
+        "f_bfree": 40,
+        "f_bavail": 20,
+        "f_frsize": 512,
+        "f_files": 9,
+        "f_favail": 3,
+    }
     asked: list[Path] = []
 
     def statvfs(path: Path) -> SimpleNamespace:
@@ -235,9 +245,9 @@ def test_the_room_of_a_disk_is_counted_as_df_does(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     folder = str(tmp_path / "not" / "yet")
-    assert room_of(folder) == Room(folder, 51_200, 10_240, 0.75)
+    assert room_of(folder) == Room(folder, 51_200, 10_240, 0.75, 3)
     assert asked == [tmp_path]
-    figures |= {"f_bfree": 100, "f_bavail": 0}
+    figures |= {"f_bfree": 100, "f_bavail": 0, "f_files": 0, "f_favail": 0}
     assert room_of(folder) == Room(folder, 51_200, 0, 0.0)
     figures["f_blocks"] = 0
     assert room_of(folder) is None
@@ -264,6 +274,56 @@ def test_a_file_needs_room_for_its_chunks_and_itself(
     else:
         with refused(507, "no_space"):
             check_room(settings, size)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "upload", "merged", "is_one_disk", "fits"),
+    [
+        (100_000, 100_008, 100_008, True, True),
+        (100_000, 100_007, 100_007, True, False),
+        (100_000, 100_008, 1, False, True),
+        (100_000, 100_008, 0, False, False),
+        (100_000, 100_007, 100_000, False, False),
+        (1, 9, 9, True, True),
+        (1, 8, 8, True, False),
+        (100_000, None, None, True, True),
+    ],
+)
+def test_a_file_needs_an_inode_for_each_chunk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunks: int,
+    upload: int | None,
+    merged: int | None,
+    is_one_disk: bool,
+    fits: bool,
+) -> None:
+    store = store_in(tmp_path)
+    files = {store.settings.upload_dir: upload, store.settings.merged_dir: merged}
+    monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, 1000, 0.1, files[folder]))
+    monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
+    if fits:
+        send(store, 0, b"x", total_chunks=chunks)
+    else:
+        with refused(507, "no_space") as refusal:
+            send(store, 0, b"x", total_chunks=chunks)
+        assert "inodes" in refusal.text
+        assert store.tasks(None)["total"] == 0
+
+
+@needs_root
+@pytest.mark.parametrize(("kind", "status"), [("ext4", 507), ("btrfs", 200)])
+def test_a_disk_with_few_inodes_takes_no_task_that_needs_many(tmp_path: Path, kind: str, status: int) -> None:
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"no mkfs.{kind}")
+    few = ("-N", "64") if kind == "ext4" else ()
+    with mounted_image(kind, tmp_path / "disk", 128 * 1024 * 1024, few) as disk:
+        store = store_in(disk)
+        with refused(507, "no_space") if status == 507 else nullcontext():
+            send(store, 0, b"x", total_chunks=100_000)
+        for file_id in ("first", "second"):
+            send(store, 0, b"x", file_id=file_id, total_chunks=1)
+            assert merge(store, 1, file_id, file_id=file_id).size == 1
 
 
 @pytest.mark.parametrize(("free", "fits"), [(99, False), (100, True), (None, True)])

@@ -213,7 +213,7 @@ class _Join:
         except OSError as error:
             if error.errno not in CANNOT_LINK:
                 raise
-            check_copies(self._settings, self._whole.size)
+            check_copies(self._settings, self._whole.size, self._whole.chunks)
             self._can_link = False
         return self._can_link
 

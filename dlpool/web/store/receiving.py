@@ -64,7 +64,7 @@ def _agreed(
 ) -> Record:
     """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
     if identity is None or record is None:
-        check_room(settings, -1 if wish.file_size is None else wish.file_size)
+        check_room(settings, -1 if wish.file_size is None else wish.file_size, wish.total_chunks or 1)
         if wish.filename is not None:
             check_free(settings, folders(wish.relative_path or ""), wish.filename)
         return wish.fits(Record(), {})

@@ -9,17 +9,22 @@ from dlpool.config import UploadSettings
 from dlpool.disk import known_space
 from dlpool.web.refusal import Refusal
 
+FILES_OF_TASK = 8  # its folder, what is noted of it, locks, temporary files, the merged file
 HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
 
 
 @dataclass(frozen=True)
 class Room:
-    """The file system of a folder; bytes. ``used`` is its share from 0 to 1, as df(1) counts it."""
+    """The file system of a folder; bytes. ``used`` is its share from 0 to 1, as df(1) counts it.
+
+    ``files``: how many files can be made there; None: unlimited.
+    """
 
     folder: str
     total: int
     free: int
     used: float
+    files: int | None = None
 
 
 def room_of(folder: str) -> Room | None:
@@ -30,7 +35,8 @@ def room_of(folder: str) -> Room | None:
     space = known_space(_existing(folder))
     if space is None:
         return None
-    return Room(folder, space.size, space.free, (space.usable - space.free) / space.usable if space.usable else 0.0)
+    used = (space.usable - space.free) / space.usable if space.usable else 0.0
+    return Room(folder, space.size, space.free, used, space.files)
 
 
 def device_of(folder: str) -> int:
@@ -55,14 +61,16 @@ def level(room: Room | None, settings: UploadSettings) -> str:
     return WARNING if room.used >= settings.disk_warn else HEALTHY
 
 
-def check_room(settings: UploadSettings, file_size: int) -> None:
+def check_room(settings: UploadSettings, file_size: int, chunks: int = 1) -> None:
     """Raise Refusal (507) where no further task may begin; ``file_size``: in bytes, -1 if unknown. Raises OSError.
 
-    A merge writes the file beside its chunks.
+    A merge writes the file beside its chunks, each of which is a file, too.
     """
     folders = (settings.upload_dir, settings.merged_dir)
-    wanted = 2 * file_size if device_of(folders[0]) == device_of(folders[1]) else file_size
-    for room in map(room_of, folders):
+    is_shared = device_of(folders[0]) == device_of(folders[1])
+    wanted = 2 * file_size if is_shared else file_size
+    files = {folders[0]: chunks + FILES_OF_TASK, folders[1]: chunks + FILES_OF_TASK if is_shared else 1}
+    for folder, room in [(folder, room_of(folder)) for folder in folders]:
         if room is None:
             continue
         if level(room, settings) == UNHEALTHY:
@@ -71,9 +79,16 @@ def check_room(settings: UploadSettings, file_size: int) -> None:
         if wanted > room.free:
             text = f"the file and its chunks need {wanted} bytes, and the disk has room for {room.free}"
             raise Refusal(507, "no_space", text)
+        _check_files(room, files[folder])
 
 
-def check_copies(settings: UploadSettings, file_size: int) -> None:
+def _check_files(room: Room, wanted: int) -> None:
+    if room.files is not None and wanted > room.files:
+        text = f"the upload needs {wanted} files, and the disk has inodes for {room.files}: send larger chunks"
+        raise Refusal(507, "no_space", text)
+
+
+def check_copies(settings: UploadSettings, file_size: int, chunks: int) -> None:
     """Raise Refusal (507) where copies of chunks, and the file that is merged from them, find no room.
 
     Raises OSError.
@@ -83,6 +98,8 @@ def check_copies(settings: UploadSettings, file_size: int) -> None:
     if room is not None and wanted > room.free:
         text = f"cannot join the parts: that needs {wanted} bytes, and the disk has room for {room.free}"
         raise Refusal(507, "no_space", text)
+    if room is not None:
+        _check_files(room, chunks)
 
 
 def check_merge(settings: UploadSettings, file_size: int) -> None:
