@@ -1,7 +1,8 @@
 """What scripts/package does. It builds from a copy, so that nothing but the result is left in the project.
 
 The sdist is built first, and the wheel out of it: so nothing is missing there. The executable has the wheel and its
-dependencies in it, which pip gets from its index; some are compiled, so it is for this machine's kind and this Python.
+dependencies in it, which pip gets from its index by the versions and hashes of scripts/requirements-base.txt; some are
+compiled, so it is for this machine's kind and this Python.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ def package(dist: Path) -> None:
             _copy(ROOT / name, source / name)
         _run("build", "--no-isolation", "--outdir", built, source)
         (wheel,) = built.glob("*.whl")
-        _run("shiv", "--quiet", "--disable-pip-version-check", "--compressed", "--reproducible", "-p",
-             PYTHON, "-e", "dlpool.cli.single:main", "-o", built / "dlpool.pyz", wheel)  # fmt: skip
+        site = Path(temporary, "site")
+        install = ("install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "--target", site)
+        _run("pip", *install, "--require-hashes", "-r", ROOT / "scripts" / "requirements-base.txt")
+        _run("pip", *install, "--no-index", wheel)
+        options = ("--compressed", "--reproducible", "-p", PYTHON, "-e", "dlpool.cli.single:main")
+        _run("shiv", *options, "--site-packages", site, "-o", built / "dlpool.pyz")
         dist.mkdir(parents=True, exist_ok=True)
         for path in sorted(built.iterdir()):
             new = dist / f".{path.name}.new"

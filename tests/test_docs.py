@@ -90,7 +90,7 @@ def test_the_demo_shows_the_main_job() -> None:
 
 
 def test_the_scripts_that_the_documents_name_exist_and_each_is_named() -> None:
-    named = set(re.findall(r"scripts/[a-z_]+(?:\.py)?", TEXT))
+    named = set(re.findall(r"scripts/[a-z_-]+(?:\.py|\.txt)?", TEXT))
     assert all((ROOT / name).exists() for name in named)
     scripts = {path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
     assert all(os.access(path, os.X_OK) for path in scripts)
