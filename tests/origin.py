@@ -160,6 +160,8 @@ class Origin:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes its thread, which a close alone leaves waiting
         self._listener.close()
         with self._lock:
             sockets = list(self._sockets)

@@ -64,15 +64,17 @@ def test_the_order_of_writes_is_data_then_state_then_name(trace: list[str]) -> N
     assert renamed == ["f.part", "f"]
 
 
-@pytest.mark.parametrize("when", ["kill-before", "kill-after"])
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize(("when", "shard"), [*(("kill-before", shard) for shard in range(SHARDS)), ("kill-after", 0)])
 def test_killed_at_any_file_operation_the_next_run_ends_right(
     when: str, shard: int, trace: list[str], tmp_path: Path
 ) -> None:
-    """Opening, two data writes, the first two checkpoints, and all of publishing."""
+    """Opening, two data writes, the first two checkpoints, and all of publishing; after a call only where names change:
+    after any other, it is as before the next."""
     steps = [line.split()[0] for line in trace]
     chosen = [step for step in steps if not step.startswith(("data", "checkpoint")) or step.endswith((":1", ":2"))]
-    for step in chosen[shard::SHARDS]:
+    if when == "kill-after":
+        chosen = [step for step in chosen if step.split(":")[1] in ("replace", "unlink") or step == chosen[-1]]
+    for step in chosen[shard :: SHARDS if when == "kill-before" else 1]:
         folder = tmp_path / step
         folder.mkdir()
         target = folder / "f"
@@ -81,6 +83,7 @@ def test_killed_at_any_file_operation_the_next_run_ends_right(
                          module="tests.faults")  # fmt: skip
             assert killed.code == KILLED, (step, killed)
             kept, was_published = committed(target), target.exists()
+            origin.handler = File(DATA)  # which does not pause
             ended = run("fetch", f"{origin.url}/f", target, *OPTIONS)
         assert ended.code == 0, (step, ended.err)
         assert target.read_bytes() == DATA
@@ -125,7 +128,7 @@ def test_sigkill_at_random_moments_of_200_mb_always_ends_right(
     shard: int, nginx: Nginx, big: str, tmp_path: Path
 ) -> None:
     chance, url = random.Random(shard), f"{nginx.slow_url}/big.bin"
-    for number in range(5):
+    for number in range(3):
         target = tmp_path / f"f{number}"
         process = start("fetch", url, target, "--json", "-q")
         part = target.with_name(target.name + ".part")

@@ -88,7 +88,7 @@ STREAMS = [name for name, (_, redirection) in CONDITIONS.items() if redirection]
     ("how", "name"),
     [
         *(("--json", name) for name in CONDITIONS),
-        *(("--json --progress json -v", name) for name in STREAMS),
+        *(("--json --progress json -v", name) for name in STREAMS[::2]),
         *(("--progress bar", name) for name in ("both full", "all closed", "ascii", "dumb terminal")),
     ],
 )
@@ -150,11 +150,11 @@ def test_jobs_are_pushed_whatever_becomes_of_the_output(name: str, redis_server:
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        *((command, name) for command in ("fetch --help", "config show") for name in CONDITIONS),
+        *(("config show", name) for name in CONDITIONS),
         *(
-            (command, name)
-            for command in ("--version", "jobs", "stats --json", "config show --json")
-            for name in STREAMS
+            (command, name)  # they print in the same way: each under some conditions, all conditions at some command
+            for number, command in enumerate(("fetch --help", "--version", "jobs", "stats --json"))
+            for name in STREAMS[number::4]
         ),
     ],
 )
@@ -291,17 +291,17 @@ def latin1(tmp_path_factory: pytest.TempPathFactory) -> str:
     return ASCII
 
 
-@pytest.mark.parametrize("environment", ["latin-1", ASCII, "LC_ALL=C", "LC_ALL=C.UTF-8"])
-@pytest.mark.parametrize("name", ["%E6%97%A5%E6%9C%AC.bin", "%C3%A4.bin", "%F0%9F%98%80", "%FF%FE.bin", "e%CC%81"])
-def test_the_name_in_a_url_is_the_same_on_disk_in_any_locale(
-    name: str, environment: str, latin1: str, origin: Origin, tmp_path: Path
-) -> None:
+NAMES = ["%E6%97%A5%E6%9C%AC.bin", "%C3%A4.bin", "%F0%9F%98%80", "%FF%FE.bin", "e%CC%81"]
+
+
+def test_the_names_in_urls_are_the_same_on_disk_in_any_locale(latin1: str, origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("".join(f"{origin.url}/{name}\n" for name in NAMES))
     found: dict[str, list[bytes]] = {}
-    for variant in ("LC_ALL=C.UTF-8", latin1 if environment == "latin-1" else environment):
+    for variant in ("LC_ALL=C.UTF-8", "LC_ALL=C", ASCII, latin1):
         folder = tmp_path / str(len(found))
-        ended = shell(["fetch", f"{origin.url}/{name}", f"{folder}/", "--json"], variant, "", ROOT)
+        ended = shell(["fetch", "-i", str(tmp_path / "list"), f"{folder}/"], variant, "", ROOT)
         check_quiet(ended)
         assert ended.returncode == 0, ended.stderr
-        assert json.loads(ended.stdout)["status"] == "done"
-        found[variant] = os.listdir(os.fsencode(folder))
+        found[variant] = sorted(os.listdir(os.fsencode(folder)))
+        assert len(found[variant]) == len(NAMES)
     assert len({tuple(names) for names in found.values()}) == 1, found
