@@ -261,7 +261,7 @@ def test_without_redis_changes_are_made_and_told_by_the_log(tmp_path: Path) -> N
         for name in ("merged", "again"):
             body = {"file_id": "u1", "filename": name, "total_chunks": 1}
             assert requests.post(f"{server.url}/merge_chunks", json=body, timeout=20).status_code in (200, 409)
-        lost = 'dlpool_audit_events_total{outcome="lost"} 3'
+        lost = 'dlpool_web_audit_events_total{outcome="lost"} 3'
         wait_until(lambda: lost in requests.get(f"{server.url}/metrics", timeout=20).text)
         told = [(one["dlpool.action"], one["dlpool.actor"]) for one in server.events("audit")]
         assert told[:2] == [("upload.begin", "anonymous"), ("upload.merge", "anonymous")]

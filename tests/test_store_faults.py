@@ -170,7 +170,7 @@ def test_harmless_names_stay_as_they_are(store: UploadStore, name: str, tmp_path
     send(store, 0, b"x", total_chunks=1, relative_path=f"{name}/{name}/")
     assert merge(store, 1, name).size == 1
     assert files_below(tmp_path / "merged") == [f"{name}/{name}/{name}"]
-    descriptor = store.open_merged(f"{name}/{name}/{name}")
+    descriptor = store.open_merged(f"{name}/{name}/{name}", None)
     assert os.read(descriptor, 10) == b"x"
     os.close(descriptor)
 
@@ -197,7 +197,7 @@ def test_a_planted_link_leads_nowhere(store: UploadStore, tmp_path: Path) -> Non
                                ("real", 404, "not_found"),
                                ("none", 404, "not_found"), ("../outside/secret", 400, "bad_path")):  # fmt: skip
         with refused(status, code):
-            store.open_merged(path)
+            store.open_merged(path, None)
     assert merge(store, 1, "other", relative_path="real").path == f"{merged}/real/other"
 
 

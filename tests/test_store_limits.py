@@ -63,12 +63,12 @@ def test_a_file_with_a_longer_name_than_uploads_get_can_be_read(tmp_path: Path) 
     (tmp_path / "merged" / "a" / ("x" * 255)).write_bytes(b"data")
     os.mkfifo(tmp_path / "merged" / "fifo")
     (tmp_path / "merged" / "link").symlink_to("a")
-    descriptor = store.open_merged(f"a/{'x' * 255}")
+    descriptor = store.open_merged(f"a/{'x' * 255}", None)
     assert os.read(descriptor, 10) == b"data"
     os.close(descriptor)
     for path, code in (("fifo", 404), ("link", 404), ("a", 404), ("a/none", 404), ("none/x", 404), ("x" * 256, 400)):
         with refused(code, "not_found" if code == 404 else "bad_filename"):
-            store.open_merged(path)
+            store.open_merged(path, None)
     assert open_below(tmp_path) == []
 
 

@@ -163,6 +163,10 @@ class UploadSettings:
     merge_conflict: str = setting(
         choice("refuse", "suffix"), "refuse", "when another task's file has that name: 409, or NAME-1", reload=False
     )
+    shared_files: str = setting(
+        choice("no", "unowned", "yes"), "no", "which merged files are readable by everybody with a token: those that "
+        "were uploaded as shared, also those that were uploaded without a token, or all", reload=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class _Collector(Collector):
         for outcome in ("told", "lost"):
             events.add_metric([outcome], counts.get(f"events {outcome}", 0))
         yield events
-        audit = CounterMetricFamily("dlpool_audit_events", "Audit events, told to Redis or lost", labels=["outcome"])
+        audit = CounterMetricFamily(
+            "dlpool_web_audit_events", "Audit events, told to Redis or lost", labels=["outcome"]
+        )
         for outcome in ("told", "lost"):
             audit.add_metric([outcome], counts.get(f"audit {outcome}", 0))
         yield audit

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import falcon
 
+from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 
@@ -19,7 +20,7 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 class FileResource:
-    """``GET /files/PATH`` of a merged file."""
+    """``GET /files/PATH`` of a merged file, for who may read it: its owner and who knows the secret, or everybody."""
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts
@@ -34,7 +35,7 @@ class FileResource:
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool) -> None:
         with ExitStack() as stack:
-            descriptor = self._parts.store.open_merged(path)
+            descriptor = self._parts.store.open_merged(path, owner_of(req))
             stack.callback(os.close, descriptor)
             status = os.fstat(descriptor)
             accel = self._parts.settings.web.accel_prefix

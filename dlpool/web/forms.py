@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -29,6 +29,8 @@ class Sink(Protocol):
         ...
 
 
+SWITCHES = ("shared",)  # fields that JSON may say by true or false
+_SWITCHES = {"true": True, "1": True, "yes": True, "": False, "false": False, "0": False, "no": False}
 OpenFile = Callable[[dict[str, str]], Sink]
 
 
@@ -128,9 +130,12 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """The texts and numbers of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
+    """The texts, numbers and switches of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
     fields = {}
     for name, value in json_object(data).items():
+        if isinstance(value, bool) and name in SWITCHES:
+            fields[name] = str(value).lower()
+            continue
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise Refusal(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
         if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
@@ -170,6 +175,17 @@ def number_of(fields: dict[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise Refusal(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
     return int(text)
+
+
+def switch_of(fields: Mapping[str, str], name: str) -> bool:
+    """Whether a switch is on: ``true``, ``1`` or ``yes``; absent, empty, ``false``, ``0`` or ``no``: it is not.
+
+    Raises Refusal (400).
+    """
+    text = fields.get(name, "").strip().lower()
+    if text not in _SWITCHES:
+        raise Refusal(400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false")
+    return _SWITCHES[text]
 
 
 def wanted_number(fields: dict[str, str], name: str) -> int:

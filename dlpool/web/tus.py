@@ -186,6 +186,7 @@ class Uploads(_Resource):
         wish = GrowWish(
             owner_of(req), length, metadata.get("filename") or metadata.get("name") or "",
             metadata.get("relative_path", ""), note, concat,
+            metadata.get("shared", "").strip().lower() in ("true", "1", "yes"),
         )  # fmt: skip
         if not concat.startswith(FINAL):
             return self._growing.create(wish)

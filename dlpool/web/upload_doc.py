@@ -26,8 +26,9 @@ _CHUNK = record(
     {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
     {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")}, closed=False,
 )  # fmt: skip
+_SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
 _MERGE = record({"file_id": _FILE_ID, "filename": {"type": "string", "pattern": _NAME}, "total_chunks": _TOTAL},
-                {"relative_path": TEXT, "expected_md5": _MD5}, closed=False)  # fmt: skip
+                {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED}, closed=False)  # fmt: skip
 _STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
 _STATUS_FIELDS: dict[str, Schema] = {
     "total_chunks": COUNT, "file_size": COUNT, "status": _STATE, "created_at": TEXT, "updated_at": TEXT,

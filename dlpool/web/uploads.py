@@ -18,6 +18,7 @@ from dlpool.web.forms import (
     json_object,
     number_of,
     read_fields,
+    switch_of,
     text_of,
     urlencoded_fields,
     wanted_number,
@@ -114,6 +115,7 @@ class MergeResource(_Resource):
             "file_id": text_of(fields, "file_id"), "filename": text_of(fields, "filename"),
             "total_chunks": wanted_number(fields, "total_chunks"), "owner": owner_of(req),
             "relative_path": fields.get("relative_path") or None, "expected_md5": fields.get("expected_md5") or None,
+            "is_shared": switch_of(fields, "shared"),
         }  # fmt: skip
         about(req, wish["file_id"])
         is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE

@@ -42,6 +42,7 @@ from dlpool.web.store.wishes import MergeWish, check_size
 PATIENCE_S = 3.0  # for who appends, to end when somebody else wants to
 IDLE_S = 60.0
 _POLL_S = 0.02
+_SHARED = "shared"  # in what is noted of an upload
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class GrowWish:
     """An upload that is to begin. ``length`` in bytes, None: said later; ``note`` is kept for the client.
 
     ``filename``: "" for the id of the upload. ``concat``: PARTIAL if it is only to be a part of others; a text that
-    begins with FINAL if it is made of them.
+    begins with FINAL if it is made of them. ``is_shared``: everybody may read its file.
     """
 
     owner: str | None
@@ -58,6 +59,7 @@ class GrowWish:
     relative_path: str = ""
     note: str = ""
     concat: str = ""
+    is_shared: bool = False
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400, 413, 415."""
@@ -107,6 +109,8 @@ class GrowingUploads:
         wish.check(self._settings)
         file_id = secrets.token_hex(16)
         tus: dict[str, Any] = {"note": wish.note, "concat": wish.concat}
+        if wish.is_shared:
+            tus[_SHARED] = True
         if parts:
             tus[PARTS] = list(parts)
         if wish.filename and wish.concat != PARTIAL:
@@ -222,7 +226,8 @@ class GrowingUploads:
                 return None
             if not at.chunks:
                 self._place_nothing(task)
-        wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS)
+        wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS,
+                         is_shared=record.tus.get(_SHARED) is True)  # fmt: skip
         try:
             return self._merger.merge(wish)
         except Refusal as refusal:

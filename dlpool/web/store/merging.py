@@ -23,6 +23,7 @@ from dlpool.web.store.joining import ChunksBad, Joint
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release
 from dlpool.web.store.names import folders
+from dlpool.web.store.ownership import NOBODY, Owners, Ownership
 from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
 from dlpool.web.store.record import CHUNKED, Publishing, Record, load_record
 from dlpool.web.store.results import MergeResult
@@ -41,6 +42,7 @@ class _Begun:
     record: Record
     chunks: tuple[Chunk, ...]
     hold: int
+    ownership: Ownership
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Merger:
 
 def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
     """Check everything that needs no reading of the bytes, and record the merge."""
-    task.owned(wish.owner, wish.protocol)
+    identity = task.owned(wish.owner, wish.protocol)
     record = settle(settings, task)
     if record.result:
         return _same(settings, record, record.result, wish)
@@ -88,7 +90,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     except BaseException:
         release(hold)
         raise
-    return _Begun(task, record, tuple(chunks.values()), hold)
+    return _Begun(task, record, tuple(chunks.values()), hold, Ownership(identity.owner, wish.is_shared))
 
 
 def _same(settings: UploadSettings, record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
@@ -138,6 +140,8 @@ class _Merge:
         self._screening = merger.screening
         self._wish = wish
         self._begun = begun
+        self._owners = Owners(self._layout.root, self._layout.sync)
+        self._is_marked = True
 
     def run(self, started_ns: int) -> MergeResult:
         """Raises Refusal; then the task has failed, and may be sent to or merged again."""
@@ -173,7 +177,7 @@ class _Merge:
         return place
 
     def _written(self, place: Place) -> tuple[os.stat_result, str]:
-        """The temporary file, whole and right, and its md5."""
+        """The temporary file, whole and right, with the note of its owner if it takes one; and its md5."""
         expected = self._wish.expected_md5.lower() if self._wish.expected_md5 else None
         is_checked = self._settings.enable_integrity_check
         descriptor = place.create()
@@ -182,7 +186,7 @@ class _Merge:
                 descriptor, expected_md5=expected, is_checked=is_checked
             )
             check_head(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
-            self._layout.sync.data(descriptor)
+            self._make_bytes_durable(descriptor)
             status = os.fstat(descriptor)
             size = sum(chunk.size for chunk in self._begun.chunks)
             if status.st_size != size:
@@ -194,6 +198,14 @@ class _Merge:
         finally:
             release(descriptor)
         return status, md5
+
+    def _make_bytes_durable(self, descriptor: int) -> None:
+        """Make the file durable, with the note of its owner if the file system takes one. Raises OSError."""
+        if self._begun.ownership == NOBODY:
+            self._layout.sync.data(descriptor)
+            return
+        self._is_marked = self._owners.mark(descriptor, self._begun.ownership)
+        self._layout.sync.whole(descriptor)
 
     def _screen(self, place: Place, descriptor: int, size: int) -> None:
         """Check the merged file for malware. Raises Refusal, OSError."""
@@ -213,10 +225,20 @@ class _Merge:
             with self._layout.task(self._wish.file_id) as task:
                 task.owned(None)  # 404 if it was removed meanwhile
                 record = task.save(self._begun.record, publishing=publishing)
-                if place.publish(name, identity_of(status)):
+                if self._named(place, name, status):
                     return self._published(task, record, place, publishing)
                 task.save(self._begun.record)  # another one got that name
         raise name_taken(self._wish.filename)
+
+    def _named(self, place: Place, name: str, status: os.stat_result) -> bool:
+        """Give the file its name; whether it got it. Raises Refusal, OSError."""
+        if self._is_marked:
+            return place.publish(name, identity_of(status))
+        with self._owners.turn():
+            if place.has(name):
+                return False
+            self._owners.note("/".join((*place.parts, name)), status, self._begun.ownership)
+            return place.publish(name, identity_of(status))
 
     def _published(self, task: Task, record: Record, place: Place, publishing: Publishing) -> MergeResult:
         """Complete the task of a published file. Raises OSError if the name cannot be made durable."""

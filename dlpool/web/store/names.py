@@ -113,15 +113,20 @@ def open_file(root: str, path: str) -> int:
         finally:
             release(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
+        raise no_file(path) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise Refusal(404, "not_found", f"there is no file {path[:100]!r}") from error
+            raise no_file(path) from error
         raise
     with released_on_error(descriptor):
         if _is_regular(descriptor):
             return descriptor
-        raise Refusal(404, "not_found", f"{path[:100]!r} is no file")
+        raise no_file(path)
+
+
+def no_file(path: str) -> Refusal:
+    """That there is no such file, or none that may be read."""
+    return Refusal(404, "not_found", f"there is no file {path[:100]!r}")
 
 
 def _is_regular(descriptor: int) -> bool:

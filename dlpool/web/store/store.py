@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,9 @@ from dlpool.web.store.events import PAUSED, RESUMED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.locks import released_on_error
 from dlpool.web.store.merging import Merger
+from dlpool.web.store.ownership import Owners
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.screening import UNSCREENED, Screening
@@ -50,6 +53,7 @@ class UploadStore:
         self.settings = settings
         syncing = Syncing(settings.enable_atomic_operations, on_unsynced)
         self.layout = Layout(settings.upload_dir, sync=syncing, announce=announce)
+        self._owners = Owners(self.layout.root, syncing)
         self._merger = Merger(self.layout, settings, screening)
         self.growing = GrowingUploads(self.layout, settings, self._merger)
         self._cleaner = Cleaner(self.layout, settings)
@@ -84,10 +88,13 @@ class UploadStore:
 
     def merge(
         self, *, file_id: str, filename: str, total_chunks: int, owner: str | None, relative_path: str | None = None,
-        expected_md5: str | None = None,
+        expected_md5: str | None = None, is_shared: bool = False,
     ) -> MergeResult:  # fmt: skip
-        """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir."""
-        wish = MergeWish(file_id, filename, total_chunks, owner, relative_path, expected_md5)
+        """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir.
+
+        ``is_shared``: everybody may read it, not only its owner.
+        """
+        wish = MergeWish(file_id, filename, total_chunks, owner, relative_path, expected_md5, is_shared=is_shared)
         return self._merger.merge(wish)
 
     def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
@@ -167,6 +174,7 @@ class UploadStore:
         """Remove what the dead left and what has expired, end what they began."""
         self.layout.make()
         swept = self._cleaner.sweep()
+        self._owners.sweep(self.settings.merged_dir, time.time() - DAY_S)
         removed = swept.removed
         for file_id in self.layout.ids():
             with suppress(Refusal):  # it may be of the other protocol, too
@@ -174,7 +182,14 @@ class UploadStore:
                 self.growing.tend(file_id)
         return swept._replace(removed=removed)
 
-    def open_merged(self, path: str) -> int:
-        """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it."""
+    def open_merged(self, path: str, reader: str | None) -> int:
+        """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it.
+
+        A file that ``reader`` may not read is refused as one that is not there; None may read all.
+        """
         with stored("read the file"):
-            return names.open_file(self.settings.merged_dir, path)
+            descriptor = names.open_file(self.settings.merged_dir, path)
+            with released_on_error(descriptor):
+                if reader is None or self._owners.of(descriptor, path).is_readable(reader, self.settings.shared_files):
+                    return descriptor
+                raise names.no_file(path)

@@ -32,6 +32,12 @@ class Syncing:
             os.fdatasync(descriptor)
         os.close(os.dup(descriptor))
 
+    def whole(self, descriptor: int) -> None:
+        """The same, with the metadata of the file. Raises OSError."""
+        if self.is_wanted:
+            os.fsync(descriptor)
+        os.close(os.dup(descriptor))
+
     def folder(self, folder: Path | int) -> None:
         """Make the names in a folder durable. Raises OSError."""
         if self.is_wanted:

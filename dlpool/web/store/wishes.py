@@ -86,7 +86,10 @@ class ChunkWish:
 
 @dataclass(frozen=True)
 class MergeWish:
-    """A merge that is to be done; ``relative_path`` None: what the chunks said."""
+    """A merge that is to be done; ``relative_path`` None: what the chunks said.
+
+    ``is_shared``: everybody may read the file.
+    """
 
     file_id: str
     filename: str
@@ -95,6 +98,7 @@ class MergeWish:
     relative_path: str | None = None
     expected_md5: str | None = None
     protocol: str = CHUNKED
+    is_shared: bool = False
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 415 for a type that is not taken."""
