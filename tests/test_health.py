@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import pytest
 from dlpool import __version__
 from dlpool.cli.health import Unhealthy, ask
 from dlpool.config import LoggingSettings, MetricsSettings, PathSettings, parse_setting
+from dlpool.heads import MAX_HEAD
 from dlpool.observe.health import SILENCE_S, Check, Health, report
-from dlpool.observe.listener import MAX_CONNECTIONS, MAX_REQUEST, Listener, Reply
+from dlpool.observe.listener import MAX_CONNECTIONS, MAX_SLOW, Listener, Reply
 from dlpool.observe.log import Log
 from dlpool.service.monitoring import folders_of
 from tests.conftest import free_port, wait_until
@@ -35,6 +38,13 @@ def broken(_: object) -> Reply:
     raise LookupError("a defect")
 
 
+def large(_: object) -> Reply:
+    return Reply(bytes(20_000_000))
+
+
+PAGES = {"/good": lambda _: Reply(b"good\n"), "/broken": broken, "/metrics": large}
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
     log = Log(tmp_path / "log", LoggingSettings(), service="test", version="0", node_id="n")
@@ -45,8 +55,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 @pytest.fixture
 def listener(log: Log) -> Iterator[Listener]:
     """One that listens at a free port."""
-    one = Listener(f"127.0.0.1:{free_port()}", {"/good": lambda _: Reply(b"good\n"), "/broken": broken},
-                   log.logger("metrics"))  # fmt: skip
+    one = Listener(f"127.0.0.1:{free_port()}", PAGES, log.logger("metrics"))
     thread = threading.Thread(target=one.serve)
     thread.start()
     wait_until(lambda: get(port_of(one), "/good") == (200, "good\n"))
@@ -81,7 +90,7 @@ def said(sock: socket.socket) -> bytes:
     [
         ("GET", "/good?x=1", 200, "good\n"),
         ("HEAD", "/good", 200, ""),
-        ("GET", "/", 404, "there is nothing here; there are /broken /good\n"),
+        ("GET", "/", 404, "there is nothing here; there are /broken /good /metrics\n"),
         ("GET", "/broken", 0, ""),
     ],
 )
@@ -112,25 +121,62 @@ def test_nonsense_is_refused(listener: Listener, request_bytes: bytes, status: b
 
 def test_a_request_that_is_too_long_is_not_read_to_its_end(listener: Listener) -> None:
     with connect(listener) as sock:
-        sock.sendall(b"GET /good HTTP/1.1\r\nX: " + b"x" * (MAX_REQUEST + 1))
+        sock.sendall(b"GET /good HTTP/1.1\r\nX: " + b"x" * (MAX_HEAD + 1))
         assert said(sock) == b""
 
 
-def test_slow_clients_are_few_and_do_not_last(listener: Listener) -> None:
-    """They send a byte now and then; so each wait is short, and only the whole is too long."""
+def test_the_oldest_connection_that_has_not_asked_makes_room(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of them say nothing, some a part of a request; each place that becomes free is that of the oldest."""
+    monkeypatch.setattr("dlpool.observe.listener.REQUEST_S", 600.0)
     with ExitStack() as stack:
-        slow = [stack.enter_context(connect(listener)) for _ in range(MAX_CONNECTIONS)]
-        with connect(listener) as late:
-            late.sendall(GOOD)
-            assert said(late) == b""  # turned away at once
+        held = [stack.enter_context(connect(listener)) for _ in range(MAX_CONNECTIONS)]
+        for sock in held[::2]:
+            sock.sendall(GOOD[:-1])
+        for oldest, following in pairwise(held[:5]):
+            with connect(listener) as late:
+                assert said(oldest) == b""
+                late.sendall(GOOD)
+                assert said(late).endswith(b"good\n")
+            assert select.select([following], [], [], 0)[0] == []
+            held.append(stack.enter_context(connect(listener)))
+        held[MAX_CONNECTIONS - 2].sendall(GOOD[-1:])
+        assert said(held[MAX_CONNECTIONS - 2]).endswith(b"good\n")
 
-        def is_answered() -> bool:
-            for sock in slow:
-                with suppress(OSError):
-                    sock.send(b"G")
-            return get(port_of(listener), "/good") == (200, "good\n")
 
-        wait_until(is_answered, PATIENCE_S)
+@pytest.mark.parametrize("cut", range(1, len(GOOD), 3))
+def test_a_request_may_come_in_parts(cut: int, listener: Listener) -> None:
+    with connect(listener) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(GOOD[:cut])
+        sock.sendall(GOOD[cut:])
+        assert said(sock).endswith(b"good\n")
+
+
+def test_who_drips_a_request_does_not_last(listener: Listener) -> None:
+    """Each wait is short, and only the whole is too long."""
+    with connect(listener) as slow:
+
+        def is_ended() -> bool:
+            with suppress(BlockingIOError):
+                try:
+                    slow.send(b"G")
+                    return slow.recv(1, socket.MSG_DONTWAIT) == b""
+                except ConnectionError:
+                    return True
+            return False
+
+        wait_until(is_ended, PATIENCE_S)
+
+
+def test_whoever_takes_large_answers_slowly_probes_are_answered(listener: Listener) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_SLOW):
+            stack.enter_context(connect(listener)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        wait_until(lambda: get(port_of(listener), "/metrics") == (503, "too many ask for this just now, try again\n"))
+        assert get(port_of(listener), "/good") == (200, "good\n")
+    wait_until(lambda: get(port_of(listener), "/metrics")[0] == 200, PATIENCE_S)
 
 
 def test_another_address_is_taken_while_it_runs(listener: Listener) -> None:

@@ -29,7 +29,7 @@ from dlpool.web.capacity import (
     fitted,
 )
 from dlpool.web.lingering import Lingering
-from dlpool.web.server import _Pool
+from dlpool.web.worker import _Pool
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs
 from tests.processes import ROOT, Ended, finish
@@ -49,9 +49,9 @@ CAPABILITIES = "-sys_resource,-sys_admin"  # with these a process is above the l
         (4, 32, 4 * (OWN + 32), (4, 32)),
         (4, 32, 10_000, (4, 32)),
         (4, 32, 4 * (OWN + 32) - 1, (4, 31)),
-        (4, 32, 60, (4, 10)),
-        (4, 32, 40, (3, 8)),
-        (4, 32, 20, (1, 15)),
+        (4, 32, 4 * (OWN + 10), (4, 10)),
+        (4, 32, 3 * (OWN + 8), (3, 8)),
+        (4, 32, OWN + 15, (1, 15)),
         (4, 32, OWN + 4, (1, 4)),
         (1, 4, OWN + 4, (1, 4)),
         (2, 4, OWN + 4, (1, 4)),
@@ -100,7 +100,7 @@ def test_too_few_files_are_one_sentence_that_says_what_to_raise(limit: int) -> N
 
 
 def test_all_parts_get_the_number_of_threads_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "spare_threads", lambda _wanted: 30)
+    monkeypatch.setattr(capacity, "spare_threads", lambda _wanted: 2 * (OWN + 10))
     settings, found = fitted(replace(Settings(), web=WebSettings(processes=4, threads=32)))
     assert settings.web.threads == found.threads < 32
     assert found == Capacity(2, 10, found.notes)
@@ -139,12 +139,12 @@ def few_files(count: int) -> list[str]:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (few_threads(11), "more threads are allowed"),
+        (few_threads(13), "more threads are allowed"),
         (few_threads(25), "more threads are allowed"),
         (few_files(64), "may open only 64 files"),
         (few_files(128), "may open only 128 files"),
     ],
-    ids=["11 threads", "25 threads", "64 files", "128 files"],
+    ids=["13 threads", "25 threads", "64 files", "128 files"],
 )
 def test_with_few_threads_or_files_it_serves_and_says_so(limits: list[str], said: str, tmp_path: Path) -> None:
     server, process = started(tmp_path, limits)

@@ -24,7 +24,6 @@ from dlpool.transfer.files import allow_open_files
 
 PROGRAM = "dlpool-web"
 GO_CONFIG = "config.json"  # which the Go upload server reads from its working directory
-DEFER_S = 5  # for which the kernel keeps a connection that says nothing
 _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"
 
 
@@ -140,7 +139,6 @@ def _listener(settings: Settings) -> socket.socket:
     with translated(f"listen at {_shown(host)}:{port}"):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
     listener.set_inheritable(True)
     return listener
 

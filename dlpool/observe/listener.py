@@ -1,32 +1,38 @@
-"""A small HTTP server for probes and metrics, in threads, that no client can make the process hang or grow with.
+"""A small HTTP server for probes and metrics that no client can make the process hang or grow with.
 
-A few connections at once, each with one request and a few seconds for all of it. What is asked is read by the standard
-library's handler; here are only the bounds.
+One thread receives the heads of requests from a bounded number of connections, the oldest of which makes room for the
+next one, and answers probes. What takes longer has a thread for each of a few clients, and is refused to others. What
+is asked is parsed by the standard library's handler; here are only the bounds.
 """
 
 from __future__ import annotations
 
 import io
+import selectors
 import socket
-import socketserver
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from dlpool import __version__
+from dlpool.heads import Heads, Progress
 from dlpool.kinds import split_address
 from dlpool.observe.log import Logger
+from dlpool.threads import is_out_of_descriptors
 
-MAX_CONNECTIONS = 8
+MAX_CONNECTIONS = 64  # whose request has not come
+MAX_SLOW = 2  # answers at once that take longer
 REQUEST_S = 3.0  # for a client to send its request, and as long again to take the answer
-MAX_REQUEST = 16 * 1024  # bytes
 RETRY_S = 5.0  # until the next try to listen
 TURN_S = 0.5
+_BACKLOG = 128
+_ONE_READ = 8192  # bytes
+_LEFT = 64 * 1024  # bytes that are read and dropped, so that an answer is not lost by a reset
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,13 @@ class Listener:
     ``serve`` is a thread; ``address`` may be set at any time, empty means nowhere.
     """
 
-    def __init__(self, address: str, routes: Mapping[str, Route], log: Logger) -> None:
+    def __init__(
+        self, address: str, routes: Mapping[str, Route], log: Logger, *, slow: frozenset[str] = frozenset({"/metrics"})
+    ) -> None:
+        """``slow``: paths whose answers are made in threads of their own; all others must not wait for anything."""
         self.address = address
         self._routes = routes
+        self._slow = slow
         self._log = log
         self._stopping = threading.Event()
         self._complaint = ""
@@ -87,11 +97,11 @@ class Listener:
         if not address:
             self._stopping.wait(TURN_S)
             return
-        with _Server(address, self._routes, self._log) as server:
+        with _Server(address, self._routes, self._slow, self._log) as server:
             self._complaint = ""
             self._log.info("metrics_listening", listen=address)
             while self.address == address and not self._stopping.is_set():
-                server.handle_request()
+                server.turn()
 
     def _complain(self, reason: str) -> None:
         if reason != self._complaint:
@@ -100,75 +110,153 @@ class Listener:
                               delay_s=RETRY_S)  # fmt: skip
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False  # a thread ends by itself within its seconds
-    request_queue_size = 16
-    timeout = TURN_S
+class _Server:
+    """A context; ``turn`` by one thread."""
 
-    def __init__(self, address: str, routes: Mapping[str, Route], log: Logger) -> None:
-        self.routes = routes
+    def __init__(self, address: str, routes: Mapping[str, Route], slow: frozenset[str], log: Logger) -> None:
+        self._routes = routes
+        self._slow = slow
         self._log = log
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._heads: Heads[socket.socket] = Heads()
+        self._places = threading.BoundedSemaphore(MAX_SLOW)
         host, port = split_address(address)
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, *_, where = found[0]
-        super().__init__((str(where[0]), int(where[1])), _Handler)
+        family, *_, where = found[0]
+        self._listener = socket.create_server((str(where[0]), int(where[1])), family=family, backlog=_BACKLOG)
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def __enter__(self) -> _Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in list(self._heads):
+            self._drop(sock)
+        self._selector.close()
+        self._listener.close()
+
+    def turn(self) -> None:
+        """Serve whoever is there, or wait a moment."""
+        for key, _ in self._selector.select(min(TURN_S, self._heads.patience(time.monotonic()))):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._heads:
+                self._receive(key.fileobj)
+        for sock in self._heads.due(time.monotonic()):
+            self._drop(sock)
+
+    def _accept(self) -> None:
+        """Take a connection; the oldest of those that are silent makes room."""
         try:
-            return super().get_request()
-        except OSError:
-            time.sleep(TURN_S)  # no more descriptors: it would be tried again at once, and again
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            if is_out_of_descriptors(error) and not self._drop_oldest():
+                time.sleep(TURN_S)  # it would be tried again at once, and again
             return
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_READ)
+        self._heads.hold(sock, time.monotonic() + REQUEST_S)
+        if len(self._heads) > MAX_CONNECTIONS:
+            self._drop_oldest()
+
+    def _receive(self, sock: socket.socket) -> None:
         try:
-            super().process_request(request, client_address)
+            data = sock.recv(_ONE_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        progress = self._heads.feed(sock, data, time.monotonic() + REQUEST_S) if data else Progress.TOO_LONG
+        if progress is Progress.TOO_LONG:
+            self._drop(sock)
+        elif progress is Progress.WHOLE:
+            self._selector.unregister(sock)
+            self._serve(sock, self._heads.take(sock))
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        self._heads.take(sock)
+        sock.close()
+
+    def _drop_oldest(self) -> bool:
+        oldest = self._heads.oldest()
+        if oldest is not None:
+            self._drop(oldest)
+        return oldest is not None
+
+    def _serve(self, sock: socket.socket, head: bytes) -> None:
+        try:
+            self._answer(sock, head, {**self._routes, **dict.fromkeys(self._slow, _take_longer)})
+        except _TakesLonger:
+            if not self._start(sock, head):
+                self._answer(sock, head, dict.fromkeys(self._slow, _crowded))
+
+    def _start(self, sock: socket.socket, head: bytes) -> bool:
+        """Answer in a thread, which ends by itself within its seconds; False if there is none for it."""
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            threading.Thread(target=self._answer_slowly, args=(sock, head), daemon=True).start()
         except RuntimeError:  # no more threads
             self._places.release()
-            self.shutdown_request(request)
+            return False
+        return True
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def _answer_slowly(self, sock: socket.socket, head: bytes) -> None:
         try:
-            super().process_request_thread(request, client_address)
+            sock.settimeout(REQUEST_S)  # of sendall: limits the whole of it
+            self._answer(sock, head, self._routes)
         finally:
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the library calls it
-        """A client that went away, or sent nonsense, is no news."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+    def _answer(self, sock: socket.socket, head: bytes, routes: Mapping[str, Route]) -> None:
+        """Send one answer; a client that went away, or takes none, is no news. Raises _TakesLonger."""
+        said = b""
+        try:
+            said = _Handler(head, routes).wfile.getvalue()
+        except _TakesLonger:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of one page
             self._log.error("metrics_failed", error=error)
+        with sock, suppress(OSError):
+            sock.sendall(said)
+            sock.shutdown(socket.SHUT_WR)
+            sock.setblocking(False)
+            sock.recv(_LEFT)
+
+
+class _TakesLonger(Exception):
+    """What is asked for has a thread of its own."""
+
+
+def _take_longer(_: Request) -> Reply:
+    raise _TakesLonger
+
+
+def _crowded(_: Request) -> Reply:
+    return Reply(b"too many ask for this just now, try again\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request; HTTP/1.0, so that the connection ends with it."""
+    """One request, in memory; HTTP/1.0, so that the connection ends with it."""
 
-    server: _Server
+    rfile: io.BytesIO
+    wfile: io.BytesIO
     server_version = f"dlpool/{__version__}"
     sys_version = ""
 
-    def setup(self) -> None:
-        """Read the request as a whole, so that its time is limited as a whole; what comes later is not looked at."""
-        self.connection: socket.socket = self.request
-        self.rfile = io.BytesIO(_head_of(self.connection))
-        self.wfile = io.BytesIO()
-
-    def finish(self) -> None:
-        """Send the answer; a timeout of sendall limits the whole of it."""
-        self.connection.settimeout(REQUEST_S)
-        self.connection.sendall(self.wfile.getvalue())  # type: ignore[attr-defined]
+    def __init__(self, head: bytes, routes: Mapping[str, Route]) -> None:
+        self._routes = routes
+        self.rfile, self.wfile = io.BytesIO(head), io.BytesIO()
+        self.client_address = ("", 0)
+        self.handle()
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
-        route = self.server.routes.get(path)
+        route = self._routes.get(path)
         if route is None:
-            paths = " ".join(sorted(self.server.routes))
+            paths = " ".join(sorted(self._routes))
             reply = Reply(f"there is nothing here; there are {paths}\n".encode(), status=HTTPStatus.NOT_FOUND)
         else:
             options = frozenset(option.partition("=")[0] for option in query.split("&"))
@@ -185,16 +273,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Probes are no news."""
-
-
-def _head_of(connection: socket.socket) -> bytes:
-    """The request up to its empty line. Raises OSError for a client that takes too long, or says too much."""
-    until = time.monotonic() + REQUEST_S
-    head = b""
-    while b"\r\n\r\n" not in head and b"\n\n" not in head:
-        connection.settimeout(max(0.001, until - time.monotonic()))
-        part = connection.recv(MAX_REQUEST + 1 - len(head))
-        head += part
-        if not part or len(head) > MAX_REQUEST or time.monotonic() >= until:
-            raise OSError("no request")
-    return head

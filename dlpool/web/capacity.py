@@ -11,7 +11,7 @@ from dlpool.config import Settings
 from dlpool.errors import LocalFault
 
 LEAST_THREADS = 4  # of a process: the lower bound of the setting
-HELPERS = 4  # threads of a process besides those for requests: keeper, lingering, events, log
+HELPERS = 6  # threads of a process besides those for requests: keeper, lingering, events, log, two for probes
 BASE_FILES = 32  # open in a process that does nothing
 FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
 LEAST_FILES_A_THREAD = 6  # enough for most requests

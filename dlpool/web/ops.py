@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
@@ -17,6 +17,7 @@ import psutil
 from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
 from dlpool.disk import CANNOT_STATVFS
+from dlpool.observe.health import Check, report
 from dlpool.web import exposition
 from dlpool.web.parts import WebParts
 from dlpool.web.schemas import ADVICE
@@ -36,13 +37,42 @@ class HealthResource:
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """503 only if it is unhealthy."""
-        folders = {"upload_dir": self._settings.upload_dir, "merged_dir": self._settings.merged_dir}
-        checks = {"disk_space": disk_check(self._settings, folders.values())}
-        checks |= {name: folder_check(folder) for name, folder in folders.items()}
+        checks = health_checks(self._settings)
         status = max((check["status"] for check in checks.values()), key=_WORST.index)
         resp.status = 503 if status == UNHEALTHY else 200
         resp.data = jsontext.dumps({"status": status, "timestamp": _now(), "checks": checks})
         resp.content_type = "application/json"
+
+    on_head = on_get
+
+
+class LiveResource:
+    """``GET /livez``: whether this process answers."""
+
+    access = "probe"
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """Nothing is looked at: a disk or a folder that is away does not come back by a restart."""
+        _say((), resp, is_verbose=False)
+
+    on_head = on_get
+
+
+class ReadyResource:
+    """``GET /readyz``: what ``/health`` finds, by its status; ``?verbose`` names what is in order, too."""
+
+    access = "probe"
+
+    def __init__(self, parts: WebParts) -> None:
+        self._settings = parts.settings.upload
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """503 only if it is unhealthy."""
+        checks = [
+            Check(name, str(check.get("message") or "there is too little space") if _is_bad(check) else "")
+            for name, check in health_checks(self._settings).items()
+        ]
+        _say(checks, resp, is_verbose=req.has_param("verbose"))
 
     on_head = on_get
 
@@ -106,6 +136,13 @@ class MetricsResource:
             resp.data, resp.content_type = exposition.text(found)
 
     on_head = on_get
+
+
+def health_checks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
+    """What uploads need, by name: ``status``, and what there is to say about it."""
+    folders = {"upload_dir": settings.upload_dir, "merged_dir": settings.merged_dir}
+    checks = {"disk_space": disk_check(settings, folders.values())}
+    return checks | {name: folder_check(folder) for name, folder in folders.items()}
 
 
 def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:
@@ -197,13 +234,33 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The paths of the probes: those that look at nothing, and those that look at disks, which may hang."""
+    return frozenset({"/livez", f"{prefix}/livez"}), frozenset({"/readyz", f"{prefix}/readyz", f"{prefix}/health"})
+
+
 def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
-    """Below the prefix."""
+    """Below the prefix; ``/livez`` and ``/readyz`` at the root, too."""
     prefix = parts.settings.web.prefix
+    for root in {"", prefix}:
+        app.add_route(f"{root}/livez", LiveResource())
+        app.add_route(f"{root}/readyz", ReadyResource(parts))
     app.add_route(f"{prefix}/health", HealthResource(parts))
     app.add_route(f"{prefix}/client", ClientResource(parts))
     app.add_route(f"{prefix}/system", SystemResource(parts))
     app.add_route(f"{prefix}/metrics", MetricsResource(parts))
+
+
+def _is_bad(check: dict[str, Any]) -> bool:
+    return bool(check["status"] == UNHEALTHY)
+
+
+def _say(checks: Sequence[Check], resp: falcon.Response, *, is_verbose: bool) -> None:
+    """Answer a probe as a supervisor does."""
+    is_good, text = report(checks, is_verbose=is_verbose)
+    resp.status = 200 if is_good else 503
+    resp.text, resp.content_type = text, "text/plain; charset=utf-8"
+    resp.set_header("Cache-Control", "no-store")
 
 
 def _now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
@@ -49,20 +48,19 @@ class PacedSocket:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._deadline: float | None = None
         self._pace: Pace | None = None
         self._ask: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def expect_head(self, patience_s: float) -> None:
-        """The head of a request has to be here within so long."""
-        self._deadline, self._pace, self._ask = time.monotonic() + patience_s, None, None
+    def expect_nothing(self) -> None:
+        """All that may be read is here already: more of it is the end."""
+        self._pace, self._ask = None, None
 
     def expect_body(self, pace: Pace) -> None:
         """From now on a body may come at this pace."""
-        self._deadline, self._pace, self._ask = None, pace, None
+        self._pace, self._ask = pace, None
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
         """Call ``ask`` again and again while nothing of the body comes; what it raises ends the waiting."""
@@ -72,8 +70,7 @@ class PacedSocket:
         """Some bytes, none at the end. Raises TooSlow, OSError."""
         size = min(size, PIECE)
         if self._pace is None:
-            self._await_head()
-            return self._sock.recv(size)
+            return b""
         waited_s = 0.0
         while True:
             try:
@@ -83,11 +80,6 @@ class PacedSocket:
                 continue
             self._pace.count(len(data), waited_s)
             return data
-
-    def _await_head(self) -> None:
-        patience_s = math.inf if self._deadline is None else self._deadline - time.monotonic()
-        if patience_s <= 0 or not self._poll(patience_s):
-            raise TooSlow("the head of the request did not come in time")
 
     def _await_body(self, pace: Pace) -> float:
         """Wait until more comes; for how many seconds that was since the last ones were counted."""
@@ -105,4 +97,4 @@ class PacedSocket:
             if poll.poll(TURN_S * 1000):
                 return True
             self._ask()
-        return bool(poll.poll(None if math.isinf(patience_s) else max(0.0, patience_s) * 1000 + 1))
+        return bool(poll.poll(max(0.0, patience_s) * 1000 + 1))

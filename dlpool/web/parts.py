@@ -69,9 +69,9 @@ class WebParts:
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def refused(self, status: int, label: str, client: str, reason: str) -> None:
-        """The server itself refused what is no request that can be read."""
+        """The server itself refused what is no request that can be read, or had no place for it (503)."""
         self.figures.served(0.0, label)
-        if self._unreadable.admits((status, label)):
+        if status < 500 and self._unreadable.admits((status, label)):
             self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
 
     def admits_refusal(self, status: int, label: str) -> bool:

@@ -117,7 +117,13 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
     figures = {200: {"description": "Prometheus' text, or JSON for who accepts only that", "content": {
         "text/plain": {"schema": TEXT}, JSON: {"schema": {"type": "object"}},
     }}}  # fmt: skip
+    said = {"description": "Lines of text, the last one ok or not ok", "content": {"text/plain": {"schema": TEXT}}}
+    live, ready = "Whether this process answers", "Whether uploads can be taken, for probes"
     return {
+        "/livez": {"get": described("live", live, {200: said}, **_OPEN)},
+        "/readyz": {"get": described("ready", ready, {200: said, 503: said}, **_OPEN)},
+        f"{prefix}/livez": {"get": described("liveBelow", live, {200: said}, **_OPEN)},
+        f"{prefix}/readyz": {"get": described("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
         f"{prefix}/health": {"get": described(
             "health", "Whether uploads can be taken",
             {**done(health), 503: {"description": "Unhealthy", **content(JSON, health)}}, **_OPEN,
