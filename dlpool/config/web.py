@@ -150,6 +150,22 @@ class UploadSettings:
     disk_refuse: float = setting(
         RATIO, "0.95", "from this use of a disk on no new tasks are taken", reload=False, not_below="disk_warn"
     )
+    owner_tasks: int | None = setting(
+        COUNT,
+        None,
+        "uploads that one owner may have, with completed ones until they expire; all without a token count as one "
+        "owner (default: no limit)",
+        low=1,
+        reload=False,
+    )
+    owner_bytes: int | None = setting(
+        SIZE,
+        None,
+        "what one owner's uploads may have together, with what is announced; one that does not say its size counts as "
+        "max_file_size (default: no limit)",
+        low=1,
+        reload=False,
+    )
     allowed_extensions: str | None = setting(
         WORDS, None, "endings of file names that are taken, as .zip,.bin (default: any)", reload=False
     )

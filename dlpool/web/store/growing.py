@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.merging import Merger
 from dlpool.web.store.names import file_name, folders
 from dlpool.web.store.publishing import check_free
+from dlpool.web.store.quota import Quota
 from dlpool.web.store.record import TUS, Identity, Record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_room
@@ -116,13 +117,17 @@ class GrowingUploads:
         if wish.filename and wish.concat != PARTIAL:
             with stored("begin the upload"):
                 check_free(self._settings, folders(wish.relative_path), wish.filename)
-        with self._layout.task(file_id) as task:
-            length = -1 if wish.length is None else wish.length
+        length = -1 if wish.length is None else wish.length
+        with self._admitted(wish, length, parts), self._layout.task(file_id) as task:
             check_room(self._settings, length)
             record = Record(filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length,
                             tus=tus)  # fmt: skip
             self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS), record)
             yield file_id, task
+
+    def _admitted(self, wish: GrowWish, length: int, parts: Sequence[str]) -> AbstractContextManager[None]:
+        """The owner's turn to begin one more task; what is made of parts takes no more than they do."""
+        return nullcontext() if parts else Quota(self._layout, self._settings).admitted(wish.owner, length)
 
     def look(self, file_id: str, owner: str | None) -> Growth:
         """How far it is, with what is being received just now; 423 while it is merged, which may fail."""

@@ -72,6 +72,15 @@ class Layout:
                 yield Task(self._folder(name), self.sync, self._announce)
 
     @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Hold the lock of that name, which is no task's: one of a fixed number, too. Raises Refusal."""
+        with stored("write to the upload folder"):
+            if not self._own(_LOCKS).is_dir():
+                self.make()
+            with locked(self.root / _LOCKS / f"turn-{flat_name(name)[:2]}"):
+                yield
+
+    @contextmanager
     def seen(self, file_id: str) -> Iterator[Task]:
         """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
         name = flat_name(file_id)
@@ -98,6 +107,10 @@ class Layout:
                 return []
             paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
             return [Task(path, self.sync, self._announce) for path in paths if not os.path.islink(path)]
+
+    def tasks(self) -> Path:
+        """Return the folder that holds those of tasks. Raises OSError."""
+        return self._own(_TASKS)
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dlpool.config import UploadSettings
@@ -10,9 +12,11 @@ from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 from dlpool.web.store.chunkfile import TRAILER_SIZE, list_chunks
 from dlpool.web.store.content import check_head
+from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import check_free
+from dlpool.web.store.quota import Quota
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.record import CHUNKED, Identity, Record
 from dlpool.web.store.results import ChunkResult
@@ -29,6 +33,9 @@ def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit 
     Who receives it ends the visit.
     """
     wish.check(settings)
+    quota = Quota(layout, settings)
+    if quota.is_set and _is_missing(layout, wish):
+        quota.check(wish.owner, _size_of_file(wish))
     with layout.seen(wish.file_id) as task:
         identity = task.identity()
         _agreed(task, settings, wish, identity, None if identity is None else task.record())
@@ -46,12 +53,14 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     if wish.index == 0:
         check_head(settings, reception.head)
     reception.seal()
-    with layout.task(wish.file_id) as task:
+    with _admitted(layout, settings, wish) as may_begin, layout.task(wish.file_id) as task:
         if reception.visit is not None and reception.visit.is_over(task.folder):
             raise gone()
         identity = task.identity()
         record = _agreed(task, settings, wish, identity, None if identity is None else settle(settings, task))
         if identity is None:
+            if not may_begin:  # it was there a moment ago
+                raise gone()
             record = layout.create(task, Identity(wish.file_id, wish.owner, time.time()), record)
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
@@ -59,12 +68,33 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
 
 
+@contextmanager
+def _admitted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Iterator[bool]:
+    """Whether the chunk may begin a task in the block: in its owner's turn, if there is none. Raises Refusal (507)."""
+    quota = Quota(layout, settings)
+    if quota.is_set and _is_missing(layout, wish):
+        with quota.admitted(wish.owner, _size_of_file(wish)):
+            yield True
+    else:
+        yield not quota.is_set
+
+
+def _is_missing(layout: Layout, wish: ChunkWish) -> bool:
+    """Whether there is no such task. Raises Refusal."""
+    with stored("read the upload folder"):
+        return layout.unlocked(wish.file_id).identity() is None
+
+
+def _size_of_file(wish: ChunkWish) -> int:
+    return -1 if wish.file_size is None else wish.file_size
+
+
 def _agreed(
     task: Task, settings: UploadSettings, wish: ChunkWish, identity: Identity | None, record: Record | None
 ) -> Record:
     """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
     if identity is None or record is None:
-        check_room(settings, -1 if wish.file_size is None else wish.file_size, wish.total_chunks or 1)
+        check_room(settings, _size_of_file(wish), wish.total_chunks or 1)
         if wish.filename is not None:
             check_free(settings, folders(wish.relative_path or ""), wish.filename)
         return wish.fits(Record(), {})

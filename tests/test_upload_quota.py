@@ -1,0 +1,229 @@
+"""What one owner's uploads may take together, whatever begins them, in however many processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from dlpool.web.store.layout import Layout
+from tests.test_tus import ask
+from tests.test_tus_final import part
+from tests.test_web_access import KEY, bearer, token
+from tests.uploads import merge, refused, send, store_in
+from tests.web import WebServer
+
+MOST = 1000
+
+
+def by_chunk(store: UploadStore, size: int | None, owner: str | None, number: int) -> None:
+    send(store, 0, b"x", file_id=f"{owner} {number}", owner=owner, total_chunks=2, file_size=size)
+
+
+def by_foresight(store: UploadStore, size: int | None, owner: str | None, number: int) -> None:
+    """A chunk is refused before its bytes come; where it is not, it is sent."""
+    visit = store.check_chunk(file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
+    assert visit is None
+    by_chunk(store, size, owner, number)
+
+
+def by_tus(store: UploadStore, size: int | None, owner: str | None, _number: int) -> None:
+    store.growing.create(GrowWish(owner, size))
+
+
+def by_part(store: UploadStore, size: int | None, owner: str | None, _number: int) -> None:
+    store.growing.create(GrowWish(owner, size, concat=PARTIAL))
+
+
+Way = Callable[[UploadStore, "int | None", "str | None", int], None]
+WAYS = [by_chunk, by_foresight, by_tus, by_part]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("owner", ["ann", None])
+def test_an_owner_has_so_many_tasks(tmp_path: Path, way: Way, owner: str | None) -> None:
+    store = store_in(tmp_path, owner_tasks=2)
+    for number in range(2):
+        way(store, 10, owner, number)
+    with refused(507, "over_quota") as refusal:
+        way(store, 10, owner, 2)
+    assert refusal.extra == {"quota": "owner_tasks", "limit": 2, "used": 2, "wanted": 1}
+    assert "2" in refusal.text
+    way(store, 10, "bob", 0)  # another one's do not count
+    store.delete(store.tasks(owner)["tasks"][0]["task_id"], None)
+    assert store.tasks(owner)["total"] == 1 + (owner is None)
+    if owner is not None:
+        way(store, 10, owner, 3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("most", "first", "second", "used", "wanted"),
+    [
+        (1000, 600, 400, 0, 0),
+        (1000, 600, 401, 600, 401),
+        (1000, 1000, 1, 1000, 1),
+        (500, None, 500, 0, 0),  # an unknown size is the largest that a file may have
+        (500, 500, None, 0, 0),
+        (500, 501, None, 501, 500),
+        (501, None, 500, 501, 500),
+    ],
+)
+def test_an_owner_has_so_many_bytes_and_what_is_announced_counts(
+    tmp_path: Path, way: Way, most: int, first: int | None, second: int | None, used: int, wanted: int
+) -> None:
+    way(store_in(tmp_path), first, "ann", 0)
+    store = store_in(tmp_path, owner_bytes=MOST, max_file_size=most)
+    if not wanted:
+        way(store, second, "ann", 1)
+        return
+    with refused(507, "over_quota") as refusal:
+        way(store, second, "ann", 1)
+    assert refusal.extra == {"quota": "owner_bytes", "limit": MOST, "used": used, "wanted": wanted}
+    assert (str(MOST) in refusal.text, store.tasks(None)["total"]) == (True, 1)
+
+
+def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
+    store = store_in(tmp_path, owner_bytes=MOST, max_file_size=MOST)
+    file_id = store.growing.create(GrowWish("ann", None))
+    with refused(507, "over_quota"):
+        by_tus(store, 1, "ann", 0)
+    with store.growing.append(file_id, "ann", 0, size=3, length=400) as appending:
+        appending.write(b"abc")
+        appending.commit()
+    by_tus(store, 600, "ann", 0)
+    with refused(507, "over_quota"):
+        by_chunk(store, 1, "ann", 0)
+
+
+def test_a_merged_file_counts_with_its_own_size_as_long_as_its_task_is_known(tmp_path: Path) -> None:
+    store = store_in(tmp_path, owner_bytes=MOST, max_file_size=MOST)
+    send(store, 0, b"x" * 300, owner="ann")
+    merge(store, 1, owner="ann")
+    by_tus(store, 700, "ann", 0)
+    with refused(507, "over_quota"):
+        by_tus(store, 1, "ann", 0)
+    store.delete("a file", "ann")
+    by_tus(store, 300, "ann", 0)
+
+
+def test_chunks_of_a_task_that_is_there_are_not_asked_for_room(tmp_path: Path) -> None:
+    """Also where the limits were lowered."""
+    send(store_in(tmp_path), 0, b"x", owner="ann", total_chunks=2)
+    by_tus(store_in(tmp_path), 5, "ann", 0)
+    store = store_in(tmp_path, owner_tasks=1, owner_bytes=1)
+    visit = store.check_chunk(file_id="a file", index=1, owner="ann", total_chunks=2)
+    assert visit is not None
+    visit.end()
+    send(store, 1, b"x", owner="ann", total_chunks=2)
+    assert merge(store, 2, owner="ann").size == 2
+
+
+def test_a_task_that_is_removed_before_its_chunk_has_come_is_not_begun_without_a_look_at_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_in(tmp_path, owner_tasks=1)
+    by_chunk(store, 5, "ann", 0)
+    task = Layout.task
+
+    def task_after_removal(layout: Layout, file_id: str) -> object:
+        monkeypatch.setattr(Layout, "task", task)
+        store.delete("ann 0", None)
+        by_chunk(store, 5, "ann", 1)
+        return task(layout, file_id)
+
+    monkeypatch.setattr(Layout, "task", task_after_removal)
+    with refused(404, "no_such_task"):
+        by_chunk(store, 5, "ann", 0)
+    assert [entry["task_id"] for entry in store.tasks(None)["tasks"]] == ["ann 1"]
+
+
+@pytest.mark.parametrize("owner", ["ann", None])
+def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | None) -> None:
+    store = store_in(tmp_path, owner_tasks=2, owner_bytes=MOST, max_file_size=MOST)
+    parts = [part(store, b"x" * 500, owner=owner), part(store, b"y" * 500, owner=owner)]
+    for size in (0, 1):
+        with refused(507, "over_quota"):
+            by_part(store, size, owner, 0)
+    file_id = store.concatenation.make(GrowWish(owner, None, "whole", concat=f"{FINAL};"), parts)
+    with refused(507, "over_quota") as refusal:
+        by_tus(store, 1, owner, 0)
+    assert (refusal.extra["quota"], refusal.extra["used"]) == ("owner_bytes", 1000)
+    store.delete(file_id, owner)
+    by_tus(store, 1000, owner, 0)
+
+
+def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path) -> None:
+    store = store_in(tmp_path, owner_tasks=2)
+    by_chunk(store, 5, "ann", 0)
+    folders = [task.folder for task in store.layout.folders()]
+    for index, text in enumerate(("{", "", "[]")):
+        broken = folders[0].with_name(f"{index:064x}")
+        broken.mkdir()
+        (broken / "identity.json").write_text(text)
+    (folders[0].with_name("f" * 64)).mkdir()
+    (folders[0] / "record.json").unlink()
+    by_chunk(store, 5, "ann", 1)
+    with refused(507, "over_quota"):
+        by_chunk(store, 5, "ann", 2)
+
+
+RACE, MAY = 8, 5
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_processes_that_begin_at_once_keep_to_the_limit(tmp_path: Path, is_killed: bool) -> None:
+    """Also when others have been killed while it was their turn."""
+    store = store_in(tmp_path, owner_tasks=MAY)
+    if is_killed:
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                Layout.create = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]  # the child's alone
+                by_tus(store, 5, "ann", 0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    begin, end = os.pipe()
+    children = [_beginning(store, number, (begin, end)) for number in range(RACE)]
+    os.close(begin)
+    os.close(end)  # they all begin
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(ended) == [0] * MAY + [3] * (RACE - MAY)
+    assert store.tasks("ann")["total"] == MAY
+
+
+def _beginning(store: UploadStore, number: int, together: tuple[int, int]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.close(together[1])
+        os.read(together[0], 1)
+        try:
+            (by_chunk, by_tus)[number % 2](store, 5, "ann", number)
+            code = 0
+        except Refusal as refusal:
+            code = 3 if refusal.code == "over_quota" else 1
+    finally:
+        os._exit(code)
+
+
+def test_what_clients_hear(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    with WebServer(tmp_path, {"web": {"jwt_key_file": key}, "upload": {"owner_tasks": 1}}) as server:
+        ann, bob = (bearer(token(sub=name)) for name in ("ann", "bob"))
+        for who in (ann, bob):
+            assert ask(server, "POST", Upload_Length=5, **who).status_code == 201
+        said = ask(server, "POST", Upload_Length=5, **ann)
+        assert (said.status_code, said.json()["code"], said.json()["limit"]) == (507, "over_quota", 1)
+        chunk = {"file_id": "x", "chunk_index": "0"}
+        said = requests.post(f"{server.url}/upload_chunk", data=chunk, files={"chunk": b"x"}, headers=ann, timeout=10)
+        assert (said.status_code, said.json()["code"]) == (507, "over_quota")
+        assert requests.get(f"{server.url}/tasks", headers=ann, timeout=10).json()["total"] == 1
