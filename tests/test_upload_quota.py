@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, growing, quota
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.room import FILES_OF_TASK
+from dlpool.web.store.task import Visit
 from tests.test_tus import ask
 from tests.test_tus_final import part
 from tests.test_web_access import KEY, bearer, token
-from tests.uploads import merge, refused, send, store_in
+from tests.uploads import merge, refused, send, send_all, store_in
 from tests.web import WebServer
 
 MOST = 1000
@@ -162,7 +165,7 @@ def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | N
 def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_tasks=2)
     by_chunk(store, 5, "ann", 0)
-    folders = [task.folder for task in store.layout.folders()]
+    folders = list((tmp_path / "upload" / "tasks").iterdir())
     for index, text in enumerate(("{", "", "[]")):
         broken = folders[0].with_name(f"{index:064x}")
         broken.mkdir()
@@ -172,6 +175,96 @@ def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path
     by_chunk(store, 5, "ann", 1)
     with refused(507, "over_quota"):
         by_chunk(store, 5, "ann", 2)
+
+
+FILES = FILES_OF_TASK
+STEPS = quota.STEP
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks", "second", "refusal"),
+    [
+        (2 * FILES + 30, 10, 20, ()),
+        (2 * FILES + 29, 10, 20, (FILES + 10, FILES + 20)),
+        (2 * FILES + 10 + STEPS, 10, None, ()),  # an unknown number counts in thousands
+        (2 * FILES + 9 + STEPS, 10, None, (FILES + 10, FILES + STEPS)),
+        (2 * FILES + 10 + STEPS, None, 10, ()),
+        (2 * FILES + 9 + STEPS, None, 10, (FILES + STEPS, FILES + 10)),
+        (FILES + 9, 10, 1, (0, FILES + 10)),
+    ],
+)
+def test_an_owner_has_so_many_files(
+    tmp_path: Path, limit: int, chunks: int | None, second: int | None, refusal: tuple[int, int] | tuple[()]
+) -> None:
+    store = store_in(tmp_path, owner_files=limit)
+    wanted = [("first", chunks), ("second", second)]
+    if refusal and not refusal[0]:
+        wanted = wanted[:1]
+    for file_id, total in wanted[:-1]:
+        send(store, 0, b"x", file_id=file_id, owner="ann", total_chunks=total)
+    last, total = wanted[-1]
+    if not refusal:
+        send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total)
+        return
+    for ask_for in (lambda: send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total),
+                    lambda: store.check_chunk(file_id=last, index=0, owner="ann", total_chunks=total)):  # fmt: skip
+        with refused(507, "over_quota") as said:
+            ask_for()
+        assert said.extra == {"quota": "owner_files", "limit": limit, "used": refusal[0], "wanted": refusal[1]}
+
+
+@pytest.mark.parametrize(
+    ("total", "status", "code"), [(None, 400, "bad_index"), (1002, 507, "over_quota"), (1001, 0, "")]
+)
+def test_many_chunks_are_announced_where_files_are_limited(
+    tmp_path: Path, total: int | None, status: int, code: str
+) -> None:
+    store = store_in(tmp_path, owner_files=FILES + 1001)
+    for file_id in ("new", "begun"):
+        if file_id == "begun":
+            send(store, 0, b"x", file_id=file_id, owner="ann")
+        for ask_for in (store.check_chunk, partial(send, store, data=b"x")):
+            if status:
+                with refused(status, code):
+                    ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
+                continue
+            visit = ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
+            if isinstance(visit, Visit):
+                visit.end()
+        if store.tasks("ann")["total"]:
+            store.delete(file_id, "ann")
+
+
+def test_nobody_hears_of_the_limits_of_another_owner(tmp_path: Path) -> None:
+    store = store_in(tmp_path, owner_files=FILES + 1000)
+    send(store, 0, b"x", file_id="hers", owner="ann")
+    for ask_for in (store.check_chunk, partial(send, store, data=b"x")):
+        with refused(403, "not_owner"):
+            ask_for(index=1, file_id="hers", owner="bob", total_chunks=100_000)
+
+
+def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (quota, growing):
+        monkeypatch.setattr(module, "STEP", 3)
+    store = store_in(tmp_path, owner_files=FILES + 6)
+    file_id = store.growing.create(GrowWish("ann", 100))
+    for offset in range(6):
+        with store.growing.append(file_id, "ann", offset, size=1) as appending:
+            appending.write(b"x")
+            appending.commit()
+    with refused(507, "over_quota") as refusal, store.growing.append(file_id, "ann", 6, size=1):
+        pass
+    assert refusal.extra == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
+    assert store.growing.look(file_id, "ann").offset == 6
+
+
+def test_a_completed_upload_has_no_chunks_any_more(tmp_path: Path) -> None:
+    store = store_in(tmp_path, owner_files=2 * FILES + 50)
+    send_all(store, [b"x"] * 50, owner="ann")
+    with refused(507, "over_quota"):
+        by_chunk(store, 5, "ann", 0)
+    merge(store, 50, owner="ann")
+    send(store, 0, b"x", file_id="next", owner="ann", total_chunks=50)
 
 
 RACE, MAY = 8, 5

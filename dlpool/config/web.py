@@ -166,6 +166,14 @@ class UploadSettings:
         low=1,
         reload=False,
     )
+    owner_files: int | None = setting(
+        COUNT,
+        None,
+        "files (inodes) that one owner's uploads may have in upload_dir, one a chunk; one that does not say how many "
+        "chunks it has counts in thousands (default: no limit)",
+        low=1,
+        reload=False,
+    )
     allowed_extensions: str | None = setting(
         WORDS, None, "endings of file names that are taken, as .zip,.bin (default: any)", reload=False
     )

@@ -33,7 +33,7 @@ from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.merging import Merger
 from dlpool.web.store.names import file_name, folders
 from dlpool.web.store.publishing import check_free
-from dlpool.web.store.quota import Quota
+from dlpool.web.store.quota import STEP, Quota, another_task, more_chunks
 from dlpool.web.store.record import TUS, Identity, Record
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.room import check_room
@@ -127,7 +127,8 @@ class GrowingUploads:
 
     def _admitted(self, wish: GrowWish, length: int, parts: Sequence[str]) -> AbstractContextManager[None]:
         """The owner's turn to begin one more task; what is made of parts takes no more than they do."""
-        return nullcontext() if parts else Quota(self._layout, self._settings).admitted(wish.owner, length)
+        wanted = another_task(self._settings, wish.owner, length, None)
+        return nullcontext() if parts else Quota(self._layout, self._settings).admitted(wanted)
 
     def look(self, file_id: str, owner: str | None) -> Growth:
         """How far it is, with what is being received just now; 423 while it is merged, which may fail."""
@@ -189,6 +190,7 @@ class GrowingUploads:
                 at = end.begin(task)
                 if offset != at.offset:
                     raise conflict(at.offset)
+                self._check_chunks(task, at.chunks)
                 self._check_length(record, length, at.offset)
                 reception = end.receive(task, offset, is_checked=is_checked)
             appending = Appending(
@@ -267,6 +269,11 @@ class GrowingUploads:
             raise locked()
         states.receiving(record.status)
         return record
+
+    def _check_chunks(self, task: Task, chunks: int) -> None:
+        """Raise Refusal (507) where an upload has the chunks that it counts for, and its owner may have no more."""
+        if chunks and chunks % STEP == 0:
+            Quota(self._layout, self._settings).check(more_chunks(task.owned(None).owner, STEP))
 
     def _check_length(self, record: Record, length: int | None, have: int) -> None:
         if length is None or length == record.file_size:

@@ -108,9 +108,14 @@ class Layout:
             paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
             return [Task(path, self.sync, self._announce) for path in paths if not os.path.islink(path)]
 
-    def tasks(self) -> Path:
-        """Return the folder that holds those of tasks. Raises OSError."""
-        return self._own(_TASKS)
+    def places(self) -> list[str]:
+        """The paths of all folders of tasks, whatever is in them. Raises Refusal."""
+        with stored("read the upload folder"):
+            try:
+                with os.scandir(self._own(_TASKS)) as entries:
+                    return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except FileNotFoundError:
+                return []
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.

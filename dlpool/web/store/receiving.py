@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dlpool.config import UploadSettings
@@ -16,9 +16,9 @@ from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import check_free
-from dlpool.web.store.quota import Quota
+from dlpool.web.store.quota import STEP, Quota, Wanted, another_task, more_chunks
 from dlpool.web.store.reception import Reception
-from dlpool.web.store.record import CHUNKED, Identity, Record
+from dlpool.web.store.record import CHUNKED, Identity, Record, load_record
 from dlpool.web.store.results import ChunkResult
 from dlpool.web.store.room import check_room
 from dlpool.web.store.settling import settle
@@ -34,8 +34,10 @@ def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit 
     """
     wish.check(settings)
     quota = Quota(layout, settings)
-    if quota.is_set and _is_missing(layout, wish):
-        quota.check(wish.owner, _size_of_file(wish))
+    if quota.is_set:
+        wanted, _ = _wanted(layout, settings, wish)
+        if wanted is not None:
+            quota.check(wanted)
     with layout.seen(wish.file_id) as task:
         identity = task.identity()
         _agreed(task, settings, wish, identity, None if identity is None else task.record())
@@ -72,17 +74,36 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
 def _admitted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Iterator[bool]:
     """Whether the chunk may begin a task in the block: in its owner's turn, if there is none. Raises Refusal (507)."""
     quota = Quota(layout, settings)
-    if quota.is_set and _is_missing(layout, wish):
-        with quota.admitted(wish.owner, _size_of_file(wish)):
-            yield True
-    else:
-        yield not quota.is_set
+    if not quota.is_set:
+        yield True
+        return
+    wanted, is_missing = _wanted(layout, settings, wish)
+    with nullcontext() if wanted is None else quota.admitted(wanted):
+        yield is_missing
 
 
-def _is_missing(layout: Layout, wish: ChunkWish) -> bool:
-    """Whether there is no such task. Raises Refusal."""
+def _wanted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> tuple[Wanted | None, bool]:
+    """What a chunk adds to what its owner has, beside itself; and whether there is no task yet. Raises Refusal."""
+    task = layout.unlocked(wish.file_id)
     with stored("read the upload folder"):
-        return layout.unlocked(wish.file_id).identity() is None
+        identity, record = task.identity(), load_record(task.folder)
+    if identity is None:
+        if settings.owner_files is not None:
+            _check_said(wish)
+        return another_task(settings, wish.owner, _size_of_file(wish), wish.total_chunks), True
+    if not identity.is_of(wish.owner):  # it is refused, and says nothing of another's uploads
+        return None, False
+    if settings.owner_files is not None and (record is None or not record.total_chunks):
+        if wish.total_chunks:
+            return more_chunks(identity.owner, wish.total_chunks - STEP), False
+        _check_said(wish)
+    return None, False
+
+
+def _check_said(wish: ChunkWish) -> None:
+    if wish.index >= STEP and not wish.total_chunks:
+        text = f"chunk_index is {wish.index}: from {STEP} on total_chunks is to be said, as owners have limits here"
+        raise Refusal(400, "bad_index", text)
 
 
 def _size_of_file(wish: ChunkWish) -> int:
