@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 from selenium.webdriver.common.keys import Keys as Key
 
@@ -134,9 +136,9 @@ def test_the_queue_is_paused_and_resumed(page: Page) -> None:
 
 @pytest.fixture
 def locked(_page: Page, tmp_path: Path) -> Iterator[tuple[Page, RedisServer]]:
-    """The page of a server that asks for a secret, ``SECRET``, and its Redis."""
+    """The page of a server that asks for a secret, ``SECRET``, or for a token signed with it; and its Redis."""
     with RedisServer(tmp_path / "redis") as redis:
-        settings = {"redis": {"url": redis.url}, "web": {"auth": "on", "secret_key": SECRET}}
+        settings = {"redis": {"url": redis.url}, "web": {"auth": "on", "secret_key": SECRET, "jwt_key": SECRET}}
         with WebServer(tmp_path, settings) as server:
             page = Page(_page.driver, server.root)
             yield page, redis
@@ -196,6 +198,26 @@ def test_a_token_that_ends_loses_no_half_typed_form_and_signing_out_leaves_nothi
         page.find("#sign-out").click()
     page.sees("#health", "Signed out")
     assert page.run("return [localStorage.length, sessionStorage.length]") == [0, 0]
+
+
+def test_a_token_without_a_scope_is_told_plainly(locked: tuple[Page, RedisServer]) -> None:
+    page, _ = locked
+
+    def sign_in(scope: str) -> None:
+        claims = {"sub": "alice", "exp": time.time() + 600, "scope": scope}
+        page.fill(token=jwt.encode(claims, SECRET, "HS256") + Key.ENTER)
+
+    page.open()
+    page.sees("#health", "Signed out")
+    sign_in("upload")
+    page.sees("#login-said", "this needs the scope read")
+    page.sees("#health", "Not allowed")
+    sign_in("read")
+    page.sees("#health", "Live")
+    for _ in range(2):
+        page.find("#halt").click()
+    page.sees("#complaint", "this needs the scope operate")
+    assert not page.find("#halted").is_displayed()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

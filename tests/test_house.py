@@ -55,9 +55,9 @@ ONLY_IN = {
         )
     },
     "gunicorn": {"web/server.py", "web/worker.py"},
-    "jwt": {"web/auth.py"},
+    "jwt": {"web/tokens.py"},
     "puremagic": {"web/store/content.py"},
-    "cryptography": {"web/auth.py"},
+    "cryptography": {"web/publickeys.py"},
     "multipart": {"web/forms.py"},
     "jsonschema": {"web/checking.py"},
 }

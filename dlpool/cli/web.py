@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlpool import __version__
 from dlpool.cli.console import program
@@ -21,6 +21,10 @@ from dlpool.config.owned import check_owned
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.transfer.files import allow_open_files
+
+if TYPE_CHECKING:
+    from dlpool.observe.log import Log
+    from dlpool.web.auth import Keys
 
 PROGRAM = "dlpool-web"
 GO_CONFIG = "config.json"  # which the Go upload server reads from its working directory
@@ -109,7 +113,7 @@ def _serve(settings: Settings) -> int:
         from dlpool.web.server import Server
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
-    Keys(settings.web)
+    keys = Keys(settings.web)
     check_owned(settings)
     allow_open_files()
     settings, capacity = fitted(settings)
@@ -125,12 +129,24 @@ def _serve(settings: Settings) -> int:
     print(f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True)  # else each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
-        parts = WebParts(settings)
+        parts = WebParts(settings, _keys_of(settings, keys, log))
         return make_app(parts), parts.refused
 
     server = Server(listener.detach(), settings.web, log, capacity.processes, load)
     server.run()  # it ends by sys.exit
     return 0
+
+
+def _keys_of(settings: Settings, known: Keys, log: Log) -> Keys:
+    """Return the keys of a worker, read again; the ``known`` ones if they have become unusable since the start.
+
+    Else a typing error in a file of keys would stop the service when a worker is replaced.
+    """
+    try:
+        return type(known)(settings.web)
+    except ConfigurationError as error:
+        log.logger("web").warning("keys_refused", reason=str(error))
+        return known
 
 
 def _listener(settings: Settings) -> socket.socket:

@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 
 from dlpool.config import WebSettings
+from dlpool.config.keysfile import read_keys
 from dlpool.config.web import words
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, text_of
@@ -20,8 +21,9 @@ def check_door(web: WebSettings) -> None:
     """
     problems = [*_key_problems("secret_key", web.secret_key, web.secret_key_file),
                 *_key_problems("jwt_key", web.jwt_key, web.jwt_key_file, web.jwt_algorithms)]  # fmt: skip
+    problems += _file_problems(web.keys_file)
     is_open = not is_loopback(web.bind)
-    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file))
+    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file, web.keys_file))
     if is_open and web.auth == "off":
         problems.append(f"bind = {web.bind} can be reached by others, and auth = off: set auth = auto and a key")
     elif (is_open or web.auth == "on") and not has_key:
@@ -50,6 +52,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _file_problems(path: str | None) -> list[str]:
+    """What is wrong with the file of named keys."""
+    if path is None:
+        return []
+    try:
+        return [f"keys_file = {problem}" for problem in read_keys(path).problems]
+    except ConfigurationError as error:
+        return [f"keys_file = {error}"]
 
 
 def _key_problems(name: str, text: str | None, file: str | None, algorithms: str = "HS256") -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlpool.config.declaring import setting
+from dlpool.config.scopes import COMMON, SCOPES
 from dlpool.kinds import (
     COUNT,
     DAY_S,
@@ -27,7 +28,7 @@ from dlpool.kinds import (
     parse_text,
 )  # fmt: skip
 
-ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512")
+ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384")
 PROFILES: dict[str, Mapping[str, str]] = {
     "default": {},
     "production": {
@@ -85,9 +86,21 @@ def _parse_algorithms(text: str) -> str:
     for word in words(text):
         if word not in ALGORITHMS:
             raise ValueError(f"not a list of {', '.join(ALGORITHMS)}")
-    kinds = {word[:2] for word in words(text)}
-    if len(kinds) != 1:
-        raise ValueError("not of one kind: either HS or RS (a public key must not be taken for a shared secret)")
+    if len({word[:2] for word in words(text)}) != 1:
+        raise ValueError("not of one kind: HS, RS or ES (a public key must not be taken for a shared secret)")
+    return text
+
+
+def _parse_scopes(text: str) -> str:
+    for word in words(text):
+        if word not in SCOPES:
+            raise ValueError(f"not a list of {', '.join(SCOPES)}")
+    return text
+
+
+def _parse_claim(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", text):
+        raise ValueError("not the name of a claim: 1 to 200 ASCII characters without spaces")
     return text
 
 
@@ -112,6 +125,8 @@ def _parse_bind(text: str) -> str:
 WORDS = Kind("WORD,...", _parse_words)
 CONTENT_TYPES = Kind("[!]TYPE,...", _parse_content_types)
 ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
+SCOPE_LIST = Kind("SCOPE,...", _parse_scopes)
+CLAIM = Kind("NAME", _parse_claim)
 NETWORKS = Kind("NETWORK,...", _parse_networks)
 PREFIX = Kind("PATH", _parse_prefix)
 OWN_PREFIX = Kind("PATH", _parse_own_prefix)
@@ -211,16 +226,34 @@ class WebSettings:
         reload=False,
     )  # fmt: skip
     jwt_key: str | None = setting(
-        TEXT, None, "the secret (HS) or public key (RS) of JSON web tokens; better in jwt_key_file", reload=False,
+        TEXT, None, "the secret (HS) or public key (RS, ES) of JSON web tokens; better in jwt_key_file", reload=False,
         is_secret=True,
     )  # fmt: skip
     jwt_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="jwt_key")
-    jwt_algorithms: str = setting(ALGORITHM_LIST, "HS256", "algorithms of tokens that are taken", reload=False)
+    jwt_algorithms: str = setting(
+        ALGORITHM_LIST, "HS256", "algorithms of tokens that jwt_key is for: HS..., RS... or ES...", reload=False
+    )
+    jwt_audience: str | None = setting(
+        WORDS, None, "one of these must be in a token's aud (default: aud is not looked at)", reload=False
+    )
+    jwt_issuer: str | None = setting(
+        WORDS, None, "a token's iss must be one of these (default: iss is not looked at)", reload=False
+    )
+    jwt_scope_claim: str = setting(
+        CLAIM, "scope", "the claim that says what a token may do: a text with spaces between, or a list", reload=False
+    )
+    jwt_default_scopes: str = setting(
+        SCOPE_LIST, ",".join(COMMON), "what a token without that claim may do", reload=False
+    )
+    jwt_owner_claim: str = setting(CLAIM, "sub", "the claim that says whose uploads a token sees", reload=False)
     secret_key: str | None = setting(
         TEXT, None, "what clients may say in X-Secret-Key instead; better in secret_key_file", reload=False,
         is_secret=True,
     )  # fmt: skip
     secret_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="secret_key")
+    keys_file: str | None = setting(
+        PATH, None, "named keys for X-Secret-Key, a JSON object a line; read again when it has changed", reload=False
+    )
     scrape_from: str = setting(
         NETWORKS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
     )

@@ -1,24 +1,24 @@
-"""Who asks: JSON web tokens (RFC 7519) in ``Authorization: Bearer`` (RFC 6750), or the secret in ``X-Secret-Key``."""
+"""Authenticates clients.
+
+JSON web tokens (RFC 7519) come in ``Authorization: Bearer`` (RFC 6750), the secret and named keys in ``X-Secret-Key``.
+"""
 
 from __future__ import annotations
 
 import hmac
-
-import jwt
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from collections.abc import Callable
 
 from dlpool.config import WebSettings
 from dlpool.config.door import check_door, key_of
 from dlpool.config.web import words
-from dlpool.errors import ConfigurationError
-from dlpool.web.refusal import Refusal
-
-LEEWAY_S = 10
+from dlpool.web.caller import ANONYMOUS, WITH_SECRET, Caller, unauthorized
+from dlpool.web.keyring import KeyRing
+from dlpool.web.publickeys import TokenKey, key_of_pem
+from dlpool.web.tokens import TokenCheck
 
 
 class Keys:
-    """What tokens are checked with. ``is_required``: whether anybody is asked for one.
+    """What tokens and keys are checked with. ``is_required``: whether anybody is asked for one.
 
     Raises ConfigurationError for keys that cannot be used, and where some are needed and none is there. Thread-safe.
     """
@@ -27,52 +27,47 @@ class Keys:
         check_door(settings)
         secret = key_of(settings.secret_key, settings.secret_key_file)
         self._secret = secret.encode() if secret else None
-        self._algorithms = list(words(settings.jwt_algorithms))
-        self._key = _jwt_key(settings)
-        has_key = self._key is not None or self._secret is not None
+        self._ring = KeyRing(settings.keys_file) if settings.keys_file else None
+        static = _static_key(settings)
+        self._tokens = TokenCheck(settings, static) if static is not None else None
+        has_key = any(one is not None for one in (self._tokens, self._secret, self._ring))
         self.is_required = settings.auth == "on" or (settings.auth == "auto" and has_key)
 
-    def owner(self, authorization: str | None, secret: str | None) -> str | None:
-        """Whose request it is: a token's ``sub``; None for who knows the secret, or where nobody is asked.
+    def tell_problems(self, tell: Callable[[str], None]) -> None:
+        """Have ``tell`` called with a sentence for each problem that is found from here on."""
+        if self._ring is not None:
+            self._ring.on_problem = tell
 
-        Raises Refusal (401).
-        """
+    def caller(self, authorization: str | None, secret: str | None) -> Caller:
+        """Return who makes a request with these headers. Raises Refusal (401, 503)."""
         if not self.is_required:
-            return None
-        if secret is not None and self._secret is not None:
-            if hmac.compare_digest(secret.encode("latin-1", "replace"), self._secret):
-                return None
-            raise _unauthorized("X-Secret-Key is not the secret")
+            return ANONYMOUS
+        if secret is not None and (self._secret is not None or self._ring is not None):
+            return self._with_secret(secret.encode("latin-1", "replace"))
         scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token or self._key is None:
-            raise _unauthorized("a token is needed: Authorization: Bearer TOKEN" + (
-                ", or X-Secret-Key" if self._secret is not None else ""))  # fmt: skip
-        return self._subject(token.strip())
+        if scheme.lower() != "bearer" or not token or self._tokens is None:
+            raise unauthorized(self._wanted())
+        return self._tokens.caller(token.strip())
 
-    def _subject(self, token: str) -> str:
-        try:
-            claims = jwt.decode(token, self._key or "", algorithms=self._algorithms, leeway=LEEWAY_S,
-                                options={"require": ["exp", "sub"], "verify_aud": False})  # fmt: skip
-        except jwt.PyJWTError as error:
-            raise _unauthorized(f"the token is not good: {str(error).partition(':')[0]}") from error
-        subject = claims["sub"]
-        if not isinstance(subject, str) or not subject or len(subject) > 255 or not subject.isprintable():
-            raise _unauthorized("the token is not good: its sub is no name")
-        return subject
+    def _with_secret(self, secret: bytes) -> Caller:
+        is_secret = self._secret is not None and hmac.compare_digest(secret, self._secret)
+        key = self._ring.find(secret) if self._ring is not None else None
+        if is_secret:
+            return WITH_SECRET
+        if key is None:
+            raise unauthorized("X-Secret-Key is not the secret")
+        return Caller(f"key {key.name}", key.scopes, key.owner, key.owner or key.name)
+
+    def _wanted(self) -> str:
+        has_secret = self._secret is not None or self._ring is not None
+        ways = ["a token is needed: Authorization: Bearer TOKEN"] if self._tokens is not None else []
+        ways += ["X-Secret-Key"] if has_secret else []
+        return ", or ".join(ways) if self._tokens is not None else "a key is needed: X-Secret-Key"
 
 
-def _jwt_key(settings: WebSettings) -> str | RSAPublicKey | None:
+def _static_key(settings: WebSettings) -> TokenKey | None:
     text = key_of(settings.jwt_key, settings.jwt_key_file)
-    if text is None or words(settings.jwt_algorithms)[0].startswith("HS"):
-        return text
-    try:
-        key = load_pem_public_key(text.encode())
-    except ValueError as error:
-        raise ConfigurationError("[web] jwt_key is no public key in PEM, which RS algorithms need") from error
-    if not isinstance(key, RSAPublicKey):
-        raise ConfigurationError("[web] jwt_key is no RSA key, which RS algorithms need")
-    return key
-
-
-def _unauthorized(text: str) -> Refusal:
-    return Refusal(401, "unauthorized", text, headers={"WWW-Authenticate": 'Bearer realm="dlpool"'})
+    algorithms = words(settings.jwt_algorithms)
+    if text is None:
+        return None
+    return TokenKey(text, frozenset(algorithms)) if algorithms[0].startswith("HS") else key_of_pem(text, algorithms)

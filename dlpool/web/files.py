@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import falcon
 
+from dlpool.web.caller import READS
 from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
@@ -21,6 +22,8 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 class FileResource:
     """``GET /files/PATH`` of a merged file, for who may read it: its owner and who knows the secret, or everybody."""
+
+    scopes = READS
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import falcon
 
+from dlpool.config.scopes import ADMIN
 from dlpool.config.web import networks, words
 from dlpool.observe.log import Logger
 from dlpool.observe.tracecontext import HEADER, trace_id_of
 from dlpool.web import auditing
 from dlpool.web.announcing import current_trace
+from dlpool.web.caller import UNKNOWN, Caller
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.sameorigin import is_foreign, is_rebound
@@ -24,8 +27,10 @@ class Gate:
     """Falcon's middleware. A resource says in ``access`` who may ask without a token:
 
     ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
-    addresses. What a server can do (OPTIONS) everybody may ask. ``req.context`` gets ``client``, an address or the
-    owner, and ``owner``, None where nobody is asked, and ``trace_id``, None without a valid ``traceparent``.
+    addresses. What a server can do (OPTIONS) everybody may ask. In ``scopes`` it says by method which scopes a token or
+    key needs, one of them; where it says nothing of a method that is admin. ``req.context`` gets ``client``, an address
+    or the owner, ``caller``, ``actor``, and ``owner``, None where nobody is asked, and ``trace_id``, None without a
+    valid ``traceparent``.
     """
 
     def __init__(self, parts: WebParts) -> None:
@@ -41,8 +46,7 @@ class Gate:
             req.path = req.path.rstrip("/") or "/"
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
-        req.context.owner = None
-        req.context.actor = "anonymous"
+        self._know(req, UNKNOWN)
         req.context.is_admitted = False
         req.context.trace_id = trace_id_of(req.get_header(HEADER))
         current_trace.set(req.context.trace_id)  # for this thread, until its next request
@@ -52,7 +56,7 @@ class Gate:
     def process_resource(
         self, req: falcon.Request, _resp: falcon.Response, resource: object, params: dict[str, Any]
     ) -> None:
-        """It is known what it wants. Raises Refusal (401, 403, 429)."""
+        """It is known what it wants. Raises Refusal (401, 403, 429, 503)."""
         auditing.foresee(req, resource, params)
         if is_foreign(req.method, req.get_header("Host"), req.get_header("Origin"), req.get_header("Sec-Fetch-Site")):
             raise Refusal(403, "foreign_origin", "a page of another site asked for a change")
@@ -61,6 +65,9 @@ class Gate:
             return
         self._admit(req, resource, access)
         req.context.is_admitted = True
+        caller: Caller = req.context.caller
+        if caller is not UNKNOWN and hasattr(resource, f"on_{req.method.lower()}"):
+            caller.check(needed_scopes(resource, req.method))
 
     def _admit(self, req: falcon.Request, resource: object, access: str) -> None:
         """Raise Refusal unless the client may ask for the resource, by its key and its rate."""
@@ -72,12 +79,14 @@ class Gate:
             return
         if access == "scrape" and self._may_scrape(req):
             return
-        req.context.owner = self._parts.keys.owner(req.auth, req.get_header("X-Secret-Key"))
-        if req.context.owner is not None:
-            req.context.client = f"owner {req.context.owner}"
-            req.context.actor = f"token {req.context.owner}"
-        elif self._parts.keys.is_required:
-            req.context.actor = "secret"
+        caller = self._parts.keys.caller(req.auth, req.get_header("X-Secret-Key"))
+        self._know(req, caller)
+        if caller.user is not None:
+            req.context.client = f"owner {caller.user}"
+
+    @staticmethod
+    def _know(req: falcon.Request, caller: Caller) -> None:
+        req.context.caller, req.context.actor, req.context.owner = caller, caller.actor, caller.owner
 
     def nothing(self, req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         """No resource has this address; who asks passes the gate all the same. Raises Refusal (401, 403, 404, 429)."""
@@ -98,7 +107,7 @@ class Gate:
             return
         log = traced(self._parts.log, req)
         fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
-                  "client": req.context.address, "user_id": req.context.owner}  # fmt: skip
+                  "client": req.context.address, "user_id": req.context.caller.user}  # fmt: skip
         if status < 500:
             log.info("request_served", method=req.method, **fields)
         else:
@@ -141,13 +150,25 @@ def trace_of(req: falcon.Request) -> str | None:
     return trace_id
 
 
-def owner_of(req: falcon.Request) -> str | None:
-    """Whose request it is; None where nobody is asked, and for who knows the secret."""
-    owner: str | None = req.context.owner
-    return owner
+def needed_scopes(resource: object, method: str) -> tuple[str, ...]:
+    """Return the scopes one of which a method of a resource needs: admin, if the resource does not say."""
+    declared: Mapping[str, tuple[str, ...]] = getattr(resource, "scopes", {})
+    return declared.get(method, (ADMIN,))
+
+
+def may(req: falcon.Request, scope: str) -> bool:
+    """Return whether the client of a request has the scope; admin includes all."""
+    caller: Caller = req.context.caller
+    return caller.may(scope)
 
 
 def actor_of(req: falcon.Request) -> str:
-    """Who asks, for people: ``token SUB``, ``secret``, or ``anonymous`` where nobody is asked or it is not known."""
+    """Return who makes a request: ``token SUB``, ``key NAME``, ``secret``; ``anonymous`` where no key was checked."""
     actor: str = req.context.actor
     return actor
+
+
+def owner_of(req: falcon.Request) -> str | None:
+    """Whose request it is; None where nobody is asked, and for the scope admin."""
+    owner: str | None = req.context.owner
+    return owner

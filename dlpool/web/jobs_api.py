@@ -11,6 +11,7 @@ from typing import Any
 import falcon
 
 from dlpool import jsontext
+from dlpool.config.scopes import COMMON
 from dlpool.errors import DlpoolError
 from dlpool.web import auditing
 from dlpool.web.desk import Desk, refusal_of
@@ -29,14 +30,19 @@ class Resource:
 
     def __init__(self, parts: WebParts, desk: Desk, outage: Outage, operations: Iterable[Operation]) -> None:
         self.actions = {one.method: one.action for one in operations if one.action}
+        self.scopes: dict[str, tuple[str, ...]] = {}
         for one in operations:
+            self.scopes[one.method] = (one.scope,)
             setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one))
             if one.method == "GET":
+                self.scopes["HEAD"] = (one.scope,)
                 self.on_head = _responder(parts, desk, outage, one)
 
 
 class Document:
-    """The OpenAPI document."""
+    """The OpenAPI document, for every token that may do anything here."""
+
+    scopes = dict.fromkeys(("GET", "HEAD"), COMMON)
 
     def __init__(self, made: dict[str, Any]) -> None:
         self._made = made

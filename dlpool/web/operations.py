@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlpool.config.scopes import OPERATE, PUSH, READ
 from dlpool.jobs.audit import ACTIONS
 from dlpool.web import schemas
 from dlpool.web.auditing import CHANGING
@@ -33,13 +34,14 @@ class Call:
 class Operation:
     """One method of one path. ``name`` is its operationId, ``refusals`` are statuses beside those that all have.
 
-    ``body``: the schema of what must be sent, None where nothing may be. ``action``: of the audit event, for methods
-    that change something.
+    ``scope``: what a token needs for it. ``body``: the schema of what must be sent, None where nothing may be.
+    ``action``: of the audit event, for methods that change something.
     """
 
     method: str
     path: str
     name: str
+    scope: str
     summary: str
     ask: Ask
     answer: Schema
@@ -75,11 +77,12 @@ def _alternative(schema: Schema, value: Any) -> Schema:
 
 
 def _get(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
-    return Operation("GET", path, name, summary, ask, answer, **more)
+    return Operation("GET", path, name, READ, summary, ask, answer, **more)
 
 
 def _post(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
-    return Operation("POST", path, name, summary, ask, answer, **{"body": schemas.EMPTY, **more})
+    made = {"body": schemas.EMPTY, "scope": OPERATE, **more}
+    return Operation("POST", path, name, summary=summary, ask=ask, answer=answer, **made)
 
 
 def _push(desk: Desk, call: Call) -> Any:
@@ -97,7 +100,7 @@ def _control(verb: str, summary: str) -> Operation:
 
 def _priority(method: str) -> Operation:
     return Operation(
-        method, "/jobs/{id}/priority", "setPriority" if method == "PUT" else "changePriority",
+        method, "/jobs/{id}/priority", "setPriority" if method == "PUT" else "changePriority", OPERATE,
         "Change the priority of a job", lambda desk, call: desk.control("priority", call.names["id"],
                                                                         call.body["priority"]),
         ref("Done"), body=record({"priority": schemas.PRIORITY}), refusals=(404, 409), action="job.priority",
@@ -140,7 +143,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _get("/overview", "overview", "All that a page shows, in one answer; with ETag", lambda desk, call: desk.overview(
          call.options["state"]), ref("Overview"), options={"state": {**schemas.STATE, "default": "queued"}}),
     _post("/jobs", "push", "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others "
-          "queued", _push, _ANSWERS, body=_ONE_OR_MANY, action="job.push"),
+          "queued", _push, _ANSWERS, scope=PUSH, body=_ONE_OR_MANY, action="job.push"),
     _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
          "succeeded; next is the cursor behind them, null at the end", lambda desk, call: desk.jobs(
              call.options.get("state"), call.options["limit"], call.options.get("after")),

@@ -19,6 +19,7 @@ from dlpool.config import SECTIONS, UploadSettings
 from dlpool.disk import CANNOT_STATVFS
 from dlpool.observe.health import Check, report
 from dlpool.web import exposition
+from dlpool.web.caller import LOOKS, OPERATES, READS
 from dlpool.web.parts import WebParts
 from dlpool.web.schemas import ADVICE
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, level, room_of
@@ -80,6 +81,8 @@ class ReadyResource:
 class ClientResource:
     """``GET /client``: what a client should keep to."""
 
+    scopes = LOOKS
+
     def __init__(self, parts: WebParts) -> None:
         self._advice = jsontext.dumps({name: getattr(parts.settings.upload, name) for name in ADVICE["properties"]})
 
@@ -93,6 +96,8 @@ class ClientResource:
 
 class SystemResource:
     """``GET /system``: memory, threads, configuration without secrets, tasks, disk."""
+
+    scopes = OPERATES
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts
@@ -114,6 +119,7 @@ class MetricsResource:
     """``GET /metrics``: Prometheus' text, or JSON for who accepts only that."""
 
     access = "scrape"
+    scopes = READS
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts

@@ -35,13 +35,14 @@ def open_log(settings: Settings) -> Log:
 
 
 class WebParts:
-    """Made once a process. Raises ConfigurationError, LocalFault."""
+    """Made once a process, with ``keys`` if they are made already. Raises ConfigurationError, LocalFault."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keys: Keys | None = None) -> None:
         self.settings = settings
-        self.keys = Keys(settings.web)
+        self.keys = keys or Keys(settings.web)
         self.log_file = open_log(settings)
         self.log = self.log_file.logger("web")
+        self.keys.tell_problems(self._bad_key)
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
         self.admission = Admission(self.folder, settings.web)
         self.figures = Figures(self.folder)
@@ -55,6 +56,10 @@ class WebParts:
         """Tell of a change of an upload."""
         self.announcer(event)
         self.audit.heard(event)
+
+    def _bad_key(self, problem: str) -> None:
+        """Log that a key cannot be used."""
+        self.log.warning("keys_refused", reason=problem)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
         """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 import falcon
 
+from dlpool.config.scopes import UPLOAD
 from dlpool.web.body import Body, TooSlow
+from dlpool.web.caller import SENDS
 from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
@@ -76,6 +78,7 @@ class Protocol:
 
 class _Resource:
     methods: ClassVar[str]
+    scopes = SENDS | {"HEAD": (UPLOAD,)}
 
     def __init__(self, parts: WebParts) -> None:
         self._parts = parts

@@ -12,6 +12,7 @@ from dlpool import jsontext
 from dlpool.config.web import words
 from dlpool.web.auditing import about, note
 from dlpool.web.body import Body
+from dlpool.web.caller import LOOKS, READS, SENDS
 from dlpool.web.forms import (
     MULTIPART,
     MultipartForm,
@@ -58,6 +59,7 @@ class ChunkResource(_Resource):
     """``POST /upload_chunk``."""
 
     actions: ClassVar = {"POST": "upload.write"}
+    scopes = SENDS
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Receive a chunk, and store it when it has proved to be whole."""
@@ -107,6 +109,7 @@ class MergeResource(_Resource):
     """``POST /merge_chunks``."""
 
     actions: ClassVar = {"POST": "upload.merge"}
+    scopes = SENDS
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make the file; a second time the answer is the same."""
@@ -127,6 +130,8 @@ class MergeResource(_Resource):
 class StatusResource(_Resource):
     """``GET /upload_status``."""
 
+    scopes = LOOKS
+
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Which chunks are there."""
         fields = urlencoded_fields(req.query_string)
@@ -138,6 +143,8 @@ class StatusResource(_Resource):
 class TasksResource(_Resource):
     """``GET /tasks``."""
 
+    scopes = READS
+
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """All of the owner's."""
         say(resp, self._store.tasks(owner_of(req)))
@@ -147,6 +154,8 @@ class TasksResource(_Resource):
 
 class TaskResource(_Resource):
     """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
+
+    scopes = LOOKS | SENDS
 
     def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """What can be asked there."""

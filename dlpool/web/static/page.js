@@ -44,7 +44,7 @@ async function look() {
     if (overview.list_limits !== undefined) loadHistory(); // a server that keeps none says no limits either
   } catch (error) {
     etag = "";
-    if (error.status === 401) return askToSignIn(error);
+    if (error.status === 401 || error.code === "insufficient_scope") return askToSignIn(error);
     failures += 1;
     wait = Math.max(wait, (error.retryAfter ?? 0) * 1000, Math.min(LONGEST_WAIT_MS, 1000 * 2 ** failures));
     trouble(error);
@@ -85,7 +85,7 @@ function askToSignIn(error) {
   for (const id of ["halt", "halted", "banner", "sign-out"]) show(byId(id), false);
   complain("");
   byId("health").dataset.state = "wait";
-  say(byId("health"), "Signed out");
+  say(byId("health"), error.status === 401 ? "Signed out" : "Not allowed");
   say(byId("login-said"), hasToken() ? error.message : "");
   byId("token").focus();
 }

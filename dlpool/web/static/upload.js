@@ -90,7 +90,8 @@ export class Upload {
     try {
       await ask(this.#task(), { method: "DELETE" });
     } catch (error) {
-      if (![403, 404].includes(error.status)) throw error; // not there, or not ours: there is nothing to remove
+      const isGone = [403, 404].includes(error.status) && error.code !== "insufficient_scope";
+      if (!isGone) throw error; // else not there, or not ours: there is nothing to remove
     }
   }
 

@@ -1,0 +1,81 @@
+"""The named keys of ``keys_file``, which is read again when it has changed."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from dlpool.config.keysfile import KeyList, NamedKey, digest_of, read_keys
+from dlpool.errors import ConfigurationError
+
+CHECK_S = 1.0
+SETTLED_S = 2.0  # after which a file with the same times has the same content
+_Identity = tuple[int, ...]
+
+
+class KeyRing:
+    """The keys of one file. Thread-safe, and usable after a fork.
+
+    The file is looked at once a second at most, when a key is asked for. A line that is no key is left out, and a file
+    that cannot be read holds none: ``on_problem`` is called with a sentence, once for each change of the file.
+    """
+
+    def __init__(self, path: str, on_problem: Callable[[str], None] = lambda _: None) -> None:
+        """Raises ConfigurationError unless each line is a key."""
+        self.path = path
+        self.on_problem = on_problem
+        self._lock = threading.Lock()
+        self._identity = self._look()
+        found = read_keys(path)
+        if found.problems:
+            raise ConfigurationError(found.problems[0])
+        self._keys = found.keys
+        self._checked_at = time.monotonic()
+        self._problems: tuple[str, ...] = ()
+
+    def find(self, secret: bytes) -> NamedKey | None:
+        """Return the key with that secret. The time that it takes tells nothing of the secrets."""
+        self._refresh()
+        digest, found = digest_of(secret), None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._checked_at < CHECK_S or not self._lock.acquire(blocking=False):
+            return
+        try:
+            identity = self._look()
+            if identity is None or identity != self._identity:
+                self._identity = identity
+                self._take(self._read())
+            self._checked_at = time.monotonic()
+        finally:
+            self._lock.release()
+
+    def _read(self) -> KeyList:
+        try:
+            return read_keys(self.path)
+        except ConfigurationError as error:
+            return KeyList(problems=(str(error),))
+
+    def _take(self, found: KeyList) -> None:
+        self._keys = found.keys
+        is_told = found.problems == self._problems
+        self._problems = found.problems
+        for problem in () if is_told else found.problems[:20]:
+            self.on_problem(problem)
+
+    def _look(self) -> _Identity | None:
+        """Return what changes with the file; None while it may change again without being seen."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        if abs(time.time() - status.st_mtime) < SETTLED_S:
+            return None
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)

@@ -1,0 +1,181 @@
+"""Checks JSON web tokens (RFC 7519): bounds before anything is parsed, signature, claims.
+
+Follows RFC 8725: the algorithms are those of the key, never the token's choice; no key is fetched from where a token
+says (``jku``, ``x5u``, ``jwk``).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jwt
+
+from dlpool import jsontext
+from dlpool.config import WebSettings
+from dlpool.config.scopes import ADMIN, known_scopes
+from dlpool.config.web import words
+from dlpool.web.caller import Caller, unauthorized
+from dlpool.web.publickeys import TokenKey
+
+LEEWAY_S = 10
+MAX_TOKEN = 8192  # characters
+MAX_DEPTH = 8
+MAX_VALUES = 1000
+MAX_NAME = 255
+_MAX_TIME = 2**53
+_PIECE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class KeySource(Protocol):
+    """Where keys with an id come from."""
+
+    def keys(self, kid: str) -> tuple[TokenKey, ...]:
+        """Return the keys of that id. Raises Refusal (503) while they cannot be known."""
+
+
+class BadToken(Exception):
+    """A token that is not valid; its text is ASCII and quotes nothing of the token."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    algorithm: str
+    kid: str | None
+
+
+class TokenCheck:
+    """What tokens must be. ``static``: the key of the settings, ``source``: keys by their ids. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: WebSettings,
+        static: TokenKey | None,
+        source: KeySource | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._static = static
+        self._source = source
+        self._clock = clock
+        self._audiences = frozenset(words(settings.jwt_audience))
+        self._issuers = frozenset(words(settings.jwt_issuer))
+        self._scope_claim = settings.jwt_scope_claim
+        self._owner_claim = settings.jwt_owner_claim
+        self._default = known_scopes(words(settings.jwt_default_scopes))
+
+    def caller(self, token: str) -> Caller:
+        """Return who has sent a token. Raises Refusal: 401 for one that is not valid, 503 while keys are missing."""
+        try:
+            claims = _object(self._payload(token), "payload")
+            self._check_times(claims)
+            self._check_origin(claims)
+            owner = _name(claims, self._owner_claim)
+            subject = _name(claims, "sub") if "sub" in claims else owner
+            scopes = self._scopes(claims)
+        except BadToken as error:
+            raise unauthorized(f"the token is not good: {error}", is_token=True) from error
+        return Caller(f"token {subject}", scopes, None if ADMIN in scopes else owner, owner)
+
+    def _payload(self, token: str) -> bytes:
+        """Return the payload, once the signature has been found to be right."""
+        head = _head(token)
+        for key in self._candidates(head):
+            try:
+                found = jwt.PyJWS().decode_complete(token, key.key, algorithms=[head.algorithm])
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+                continue
+            payload: bytes = found["payload"]
+            return payload
+        raise BadToken("no key of ours has signed it")
+
+    def _candidates(self, head: _Head) -> Any:
+        """Yield the keys that may have signed it; those of the source are asked for last, as that may take a while."""
+        if self._static is not None and head.algorithm in self._static.algorithms:
+            yield self._static
+        if self._source is not None and head.kid is not None and not head.algorithm.startswith("HS"):
+            yield from (key for key in self._source.keys(head.kid) if head.algorithm in key.algorithms)
+
+    def _check_times(self, claims: dict[str, Any]) -> None:
+        now = self._clock()
+        if "exp" not in claims:
+            raise BadToken("it has no exp")
+        if _time(claims, "exp") <= now - LEEWAY_S:
+            raise BadToken("it has expired")
+        for name in ("nbf", "iat"):
+            if name in claims and _time(claims, name) > now + LEEWAY_S:
+                raise BadToken(f"its {name} is in the future")
+
+    def _check_origin(self, claims: dict[str, Any]) -> None:
+        """RFC 7519, sections 4.1.1 and 4.1.3."""
+        issuer, audience = claims.get("iss"), claims.get("aud")
+        if self._issuers and not (isinstance(issuer, str) and issuer in self._issuers):
+            raise BadToken("its iss is not one of jwt_issuer")
+        given = audience if isinstance(audience, list) else [audience]
+        if self._audiences and not any(isinstance(one, str) and one in self._audiences for one in given):
+            raise BadToken("its aud is not one of jwt_audience")
+
+    def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
+        """Return the scopes of a token: a text with spaces between (RFC 8693, section 4.2) or a list of texts."""
+        if self._scope_claim not in claims:
+            return self._default
+        given = claims[self._scope_claim]
+        if isinstance(given, str):
+            given = given.split(" ")
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise BadToken("its scopes are neither a text nor a list of texts")
+        return known_scopes(given)
+
+
+def _head(token: str) -> _Head:
+    """Return what the header says. Raises BadToken; what is large or deeply nested is not parsed."""
+    if len(token) > MAX_TOKEN:
+        raise BadToken(f"it has more than {MAX_TOKEN} characters")
+    pieces = token.split(".")
+    if len(pieces) != 3 or not all(_PIECE.fullmatch(piece) for piece in pieces):
+        raise BadToken("it is not three parts in base64url")
+    found = _object(_decoded(pieces[0]), "header")
+    _object(_decoded(pieces[1]), "payload")
+    algorithm, kid = found.get("alg"), found.get("kid")
+    if not isinstance(algorithm, str) or not (kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)):
+        raise BadToken("its alg or kid is no text")
+    if "crit" in found or "b64" in found:  # RFC 7515, section 4.1.11: none of them is understood
+        raise BadToken("its header asks for extensions")
+    return _Head(algorithm, kid)
+
+
+def _decoded(piece: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(piece + "=" * (-len(piece) % 4))
+    except ValueError as error:
+        raise BadToken("it is not three parts in base64url") from error
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        jsontext.check_bounds(data, depth=MAX_DEPTH, values=MAX_VALUES)
+        found = jsontext.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadToken(f"its {what} is not JSON, or too deep") from error
+    if not isinstance(found, dict):
+        raise BadToken(f"its {what} is not a JSON object")
+    return found
+
+
+def _time(claims: dict[str, Any], name: str) -> float:
+    """Return seconds since 1970. Raises BadToken, also for NaN and for what is beyond any time."""
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_TIME:
+        raise BadToken(f"its {name} is no time")
+    return float(value)
+
+
+def _name(claims: dict[str, Any], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME or not value.isprintable():
+        raise BadToken(f"its {'sub' if name == 'sub' else 'owner claim'} is no name")
+    return value
