@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.tokens import MAX_TOKEN
 from tests.conftest import wait_until
+from tests.processes import run
 from tests.web import WebServer
 
 KEY = "k" * 32
@@ -159,6 +161,25 @@ def test_each_scope_opens_its_routes_and_no_others(scope: str, client: falcon.te
         assert set(challenge.rpartition('scope="')[2].rstrip('"').split()) == wanted
         if method != "HEAD":
             assert said.json["code"] == "insufficient_scope" and "this needs the scope" in said.json["error"]
+
+
+def test_the_document_says_the_scopes_of_each_operation(client: falcon.testing.TestClient) -> None:
+    """And with each of them the operation is not refused for want of a scope, with none of the others it is granted."""
+    made = client.simulate_get(f"{BASE}/openapi.json", headers={"X-Secret-Key": SECRET}).json
+    for path, operations in made["paths"].items():
+        for method, operation in operations.items():
+            needed = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
+            if not needed:
+                assert client.simulate_request(method.upper(), path).status_code in (200, 503), (method, path)
+                continue
+            assert operation["description"] == f"Needs the scope {' or '.join(s for s in SCOPES if s in needed)}."
+            place = re.sub("{[^}]+}", "0" * 32, path)
+            for scope in COMMON:
+                headers = {**bearer(token(scope=scope)), **TUS, "X-Forwarded-For": "192.0.2.1"}
+                if operation["operationId"] == "tusOverride":
+                    headers["X-HTTP-Method-Override"] = "PATCH"
+                said = client.simulate_request(method.upper(), place, headers=headers)
+                assert (said.status_code == 403) == (scope not in needed), (method, path, scope, said.text)
 
 
 def test_each_operation_of_the_job_api_needs_one_scope() -> None:
@@ -548,6 +569,19 @@ def test_a_changed_file_of_keys_is_read_again(tmp_path: Path, monkeypatch: pytes
     rewrite(path, line("a", "secret a"))
     os.utime(path, (0, 0))
     assert names() == ["a"] and len(told) == 2
+
+
+def test_the_upload_client_needs_the_scope_upload_alone(tmp_path: Path) -> None:
+    keys, file = tmp_path / "keys", tmp_path / "data.bin"
+    file.write_bytes(b"data" * 1000)
+    rewrite(keys, line("sender", "the secret of sender", "upload"), line("reader", "the secret of reader"))
+    with WebServer(tmp_path / "web", {"web": {"keys_file": keys, "processes": 1}}) as server:
+        for name, code in (("reader", 6), ("sender", 0), ("sender", 0)):  # the second time it is there already
+            (tmp_path / name).write_text(f"the secret of {name}")
+            ended = run("upload", file, server.url, "--secret-key-file", tmp_path / name)
+            assert ended.code == code, ended.err
+            assert ("this needs the scope upload; key has read" in ended.err) == (name == "reader")
+        assert (server.merged_dir / file.name).read_bytes() == file.read_bytes()
 
 
 def test_rotation_and_reload_of_a_running_server(tmp_path: Path) -> None:

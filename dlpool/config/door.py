@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from dlpool.config import WebSettings
 from dlpool.config.keysfile import read_keys
-from dlpool.config.web import words
+from dlpool.config.web import is_loopback, words
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, text_of
 
@@ -23,7 +22,7 @@ def check_door(web: WebSettings) -> None:
                 *_key_problems("jwt_key", web.jwt_key, web.jwt_key_file, web.jwt_algorithms)]  # fmt: skip
     problems += _file_problems(web.keys_file)
     is_open = not is_loopback(web.bind)
-    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file, web.keys_file))
+    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file, web.jwks_url, web.keys_file))
     if is_open and web.auth == "off":
         problems.append(f"bind = {web.bind} can be reached by others, and auth = off: set auth = auto and a key")
     elif (is_open or web.auth == "on") and not has_key:
@@ -44,14 +43,6 @@ def key_of(text: str | None, file: str | None) -> str | None:
     if not found:
         raise ConfigurationError(f"{file}: it is empty")
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _file_problems(path: str | None) -> list[str]:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from dlpool.config.declaring import setting
 from dlpool.config.scopes import COMMON, SCOPES
@@ -91,6 +92,29 @@ def _parse_algorithms(text: str) -> str:
     return text
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parse_jwks_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[\x21-\x7e]+", text) or re.search(r"[@#\\]", text):
+        raise ValueError("not an https URL in ASCII without user and fragment")
+    try:
+        parts = urlsplit(text)
+        is_good = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ValueError("not an https URL with a host and, if any, a port")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError("http to another machine, where keys could be replaced on the way: take https")
+    return text
+
+
 def _parse_scopes(text: str) -> str:
     for word in words(text):
         if word not in SCOPES:
@@ -125,6 +149,7 @@ def _parse_bind(text: str) -> str:
 WORDS = Kind("WORD,...", _parse_words)
 CONTENT_TYPES = Kind("[!]TYPE,...", _parse_content_types)
 ALGORITHM_LIST = Kind("NAME,...", _parse_algorithms)
+JWKS_URL = Kind("URL", _parse_jwks_url)
 SCOPE_LIST = Kind("SCOPE,...", _parse_scopes)
 CLAIM = Kind("NAME", _parse_claim)
 NETWORKS = Kind("NETWORK,...", _parse_networks)
@@ -232,6 +257,13 @@ class WebSettings:
     jwt_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="jwt_key")
     jwt_algorithms: str = setting(
         ALGORITHM_LIST, "HS256", "algorithms of tokens that jwt_key is for: HS..., RS... or ES...", reload=False
+    )
+    jwks_url: str | None = setting(
+        JWKS_URL,
+        None,
+        "where the public keys of tokens (JWKS) are fetched from: https, or http on loopback",
+        reload=False,
+        needs="jwt_audience",
     )
     jwt_audience: str | None = setting(
         WORDS, None, "one of these must be in a token's aud (default: aud is not looked at)", reload=False

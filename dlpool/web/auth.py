@@ -12,6 +12,7 @@ from dlpool.config import WebSettings
 from dlpool.config.door import check_door, key_of
 from dlpool.config.web import words
 from dlpool.web.caller import ANONYMOUS, WITH_SECRET, Caller, unauthorized
+from dlpool.web.jwks import JwksSource
 from dlpool.web.keyring import KeyRing
 from dlpool.web.publickeys import TokenKey, key_of_pem
 from dlpool.web.tokens import TokenCheck
@@ -29,14 +30,21 @@ class Keys:
         self._secret = secret.encode() if secret else None
         self._ring = KeyRing(settings.keys_file) if settings.keys_file else None
         static = _static_key(settings)
-        self._tokens = TokenCheck(settings, static) if static is not None else None
+        self._source = JwksSource(settings.jwks_url) if settings.jwks_url else None
+        has_token_key = static is not None or self._source is not None
+        self._tokens = TokenCheck(settings, static, self._source) if has_token_key else None
         has_key = any(one is not None for one in (self._tokens, self._secret, self._ring))
         self.is_required = settings.auth == "on" or (settings.auth == "auto" and has_key)
 
-    def tell_problems(self, tell: Callable[[str], None]) -> None:
-        """Have ``tell`` called with a sentence for each problem that is found from here on."""
+    def tell(self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]) -> None:
+        """Have ``problem`` called for each bad line of a changed ``keys_file``, and ``fetched`` for ``jwks_url``.
+
+        For their arguments see ``KeyRing`` and ``JwksSource``.
+        """
         if self._ring is not None:
-            self._ring.on_problem = tell
+            self._ring.on_problem = problem
+        if self._source is not None:
+            self._source.tell = fetched
 
     def caller(self, authorization: str | None, secret: str | None) -> Caller:
         """Return who makes a request with these headers. Raises Refusal (401, 503)."""

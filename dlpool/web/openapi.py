@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from dlpool import __version__
 from dlpool.web.operations import BASE, Operation
 from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
+from dlpool.web.scopes_doc import SCHEMES, add_scopes
 from dlpool.web.tus_doc import tus_paths
 from dlpool.web.upload_doc import upload_paths
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
 REFUSALS = {
     400: "The request is not as described here", 401: "No token or secret, or not the right one",
-    403: "Not allowed, or asked by a page of another site", 404: "Not known, or not any more",
+    403: "A token without the scope, or asked by a page of another site", 404: "Not known, or not any more",
     409: "Not in a state that allows it", 413: "Too large", 415: "Not application/json",
     429: "Too many requests", 503: "Redis is away: try again after Retry-After seconds",
 }  # fmt: skip
@@ -28,29 +29,29 @@ _FOLLOWERS = {
 _ALWAYS = (400, 401, 403, 429, 503)
 
 
-def document(operations: Iterable[Operation], upload_prefix: str, *, is_authenticated: bool) -> dict[str, Any]:
+def document(operations: Sequence[Operation], upload_prefix: str, *, is_authenticated: bool) -> dict[str, Any]:
     """The whole document."""
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
         paths.setdefault(BASE + one.path, {})[one.method.lower()] = _operation(one)
+    paths |= {**upload_paths(upload_prefix), **tus_paths()}
+    add_scopes(paths, operations, upload_prefix, is_authenticated=is_authenticated)
     made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "dlpool", "version": __version__, "description": _DESCRIPTION},
-        "paths": {**paths, **upload_paths(upload_prefix), **tus_paths()},
-        "components": {"schemas": dict(NAMED), "securitySchemes": _SCHEMES},
+        "paths": paths,
+        "components": {"schemas": dict(NAMED), "securitySchemes": SCHEMES},
     }
-    return made | ({"security": [{name: []} for name in _SCHEMES]} if is_authenticated else {})
+    return made | ({"security": [{name: []} for name in SCHEMES]} if is_authenticated else {})
 
 
 _DESCRIPTION = (
     "Every error has the shape of Error: a sentence and a stable code. POST and PUT of the job API need "
     "Content-Type: application/json, with {} where nothing is to be said. GET answers carry an ETag, and HEAD "
-    "is answered where GET is. A job that has ended is forgotten after a day (succeeded) or a week (failed, cancelled)."
+    "is answered where GET is. A job that has ended is forgotten after a day (succeeded) or a week (failed, "
+    "cancelled). A token with the scope admin may do everything; without a scope that an operation needs the answer is "
+    "403 with the code insufficient_scope."
 )
-_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-    "secret": {"type": "apiKey", "in": "header", "name": "X-Secret-Key"},
-}
 
 
 def _operation(one: Operation) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class WebParts:
         self.keys = keys or Keys(settings.web)
         self.log_file = open_log(settings)
         self.log = self.log_file.logger("web")
-        self.keys.tell_problems(self._bad_key)
+        self.keys.tell(self._bad_key, self._fetched_keys)
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
         self.admission = Admission(self.folder, settings.web)
         self.figures = Figures(self.folder)
@@ -60,6 +60,13 @@ class WebParts:
     def _bad_key(self, problem: str) -> None:
         """Log that a key cannot be used."""
         self.log.warning("keys_refused", reason=problem)
+
+    def _fetched_keys(self, failure: str | None, count: int) -> None:
+        """Log that the key set of ``jwks_url`` was fetched, or could not be."""
+        if failure is None:
+            self.log.info("jwks_fetched", count=count)
+        else:
+            self.log.warning("jwks_failed", reason=failure)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
         """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from dlpool.config import WebSettings
 from dlpool.config.scopes import ADMIN, known_scopes
 from dlpool.config.web import words
 from dlpool.web.caller import Caller, unauthorized
-from dlpool.web.publickeys import TokenKey
+from dlpool.web.publickeys import ALGORITHMS, TokenKey
 
 LEEWAY_S = 10
 MAX_TOKEN = 8192  # characters
@@ -93,11 +93,11 @@ class TokenCheck:
             return payload
         raise BadToken("no key of ours has signed it")
 
-    def _candidates(self, head: _Head) -> Any:
+    def _candidates(self, head: _Head) -> Iterator[TokenKey]:
         """Yield the keys that may have signed it; those of the source are asked for last, as that may take a while."""
         if self._static is not None and head.algorithm in self._static.algorithms:
             yield self._static
-        if self._source is not None and head.kid is not None and not head.algorithm.startswith("HS"):
+        if self._source is not None and head.kid is not None and head.algorithm in ALGORITHMS:
             yield from (key for key in self._source.keys(head.kid) if head.algorithm in key.algorithms)
 
     def _check_times(self, claims: dict[str, Any]) -> None:
