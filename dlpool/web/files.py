@@ -21,7 +21,7 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 class FileResource:
-    """``GET /files/PATH`` of a merged file, for who may read it: its owner and who knows the secret, or everybody."""
+    """``GET /files/PATH`` of a merged file, for who may read it: its owner, the scope admin, or everybody."""
 
     scopes = READS
 
