@@ -168,8 +168,9 @@ def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
     store: UploadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(store, 0, DATA[0])
-    listed = store.layout.folders()
-    monkeypatch.setattr(type(store.layout), "folders", lambda _layout: listed)
+    grow_old(store)
+    listed = store.listing.current()
+    monkeypatch.setattr(store.listing, "current", lambda **_options: listed)
     store.delete(ID, None)
     swept = store.sweep()
     assert (swept.removed, swept.failures) == (0, ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -23,7 +22,6 @@ from dlpool.web.caller import LOOKS, OPERATES, READS
 from dlpool.web.parts import WebParts
 from dlpool.web.schemas import ADVICE
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, level, room_of
-from dlpool.web.store.states import STATES
 
 _WORST = (HEALTHY, WARNING, UNHEALTHY)
 
@@ -219,12 +217,11 @@ def folder_health(settings: UploadSettings) -> dict[str, str]:
 
 def task_figures(parts: WebParts) -> dict[str, Any]:
     """Tasks by state, and their chunks, as the disk says."""
-    tasks = parts.store.tasks(None)["tasks"]
-    states = Counter(task["status"] for task in tasks)
+    counts = parts.store.counts_by_state()
     return {
-        "states": {state: states[state] for state in STATES},
-        "chunks": sum(task["uploaded_chunks"] for task in tasks),
-        "size": sum(task["file_size"] for task in tasks),
+        "states": {state: own.tasks for state, own in counts.items()},
+        "chunks": sum(own.chunks for own in counts.values()),
+        "size": sum(own.file_size for own in counts.values()),
     }
 
 

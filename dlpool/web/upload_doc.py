@@ -6,6 +6,7 @@ from typing import Any
 
 from dlpool.web.describing import JSON, content, described, done, header, parameter
 from dlpool.web.schemas import COUNT, MOMENT, SWITCH, TEXT, Schema, items, record, ref
+from dlpool.web.store.catalog import MAX_PAGE
 from dlpool.web.store.names import MAX_ID_BYTES
 from dlpool.web.store.states import STATES
 from dlpool.web.store.wishes import MAX_CHUNKS
@@ -38,6 +39,11 @@ _TASK_FIELDS: dict[str, Schema] = {
     **_STATUS_FIELDS, "task_id": TEXT, "task_type": TEXT, "filename": TEXT, "relative_path": TEXT,
     "retry_count": COUNT,
 }  # fmt: skip
+_PAGE: dict[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE},
+    "cursor": TEXT,
+    "status": {"type": "string", "description": f"states with commas between: {', '.join(STATES)}"},
+}
 _CHUNK_VIEW = record({"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": MOMENT,
                       "retry_count": COUNT})  # fmt: skip
 _SAID = {"status": TEXT}
@@ -71,14 +77,17 @@ def upload_paths(prefix: str) -> dict[str, Any]:
 
 
 def _task_paths(prefix: str) -> dict[str, Any]:
-    name = [parameter("file_id", "path", _FILE_ID)]
+    own = [parameter("file_id", "path", _FILE_ID)]
     steps = {f"{prefix}/{{file_id}}/{verb}": {"post": described(
-        f"{verb}Upload", f"{verb.title()} an upload", done(_DONE), parameters=name, refusals=(400, 404, 409),
+        f"{verb}Upload", f"{verb.title()} an upload", done(_DONE), parameters=own, refusals=(400, 404, 409),
     )} for verb in ("pause", "resume")}  # fmt: skip
     return {
         prefix: {"get": described(
-            "listUploads", "All uploads of who asks",
-            done(record({"tasks": items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT})), "total": COUNT})),
+            "listUploads", "The client's uploads, by id; next is the cursor of the next page, if there is one",
+            done(record({"tasks": items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT})), "total": COUNT},
+                        {"next": TEXT})),
+            parameters=[parameter(name, "query", schema, required=False) for name, schema in _PAGE.items()],
+            refusals=(400, 503, 507),
         )},
         f"{prefix}/batch": {"post": described(
             "steerUploads", "Pause, resume or delete uploads",
@@ -98,9 +107,9 @@ def _task_paths(prefix: str) -> dict[str, Any]:
             "get": described("showUpload", "One upload, with its chunks", done(record({
                 **_TASK_FIELDS, "uploaded_chunks": items(COUNT), "file_md5": TEXT, "failure": TEXT,
                 "chunks": items(_CHUNK_VIEW),
-            })), parameters=name, refusals=(400, 404)),
+            })), parameters=own, refusals=(400, 404)),
             "delete": described("deleteUpload", "Remove an upload and its chunks, not the merged file", done(_DONE),
-                                parameters=name, refusals=(400, 404, 409)),
+                                parameters=own, refusals=(400, 404, 409)),
         },
         **steps,
     }  # fmt: skip

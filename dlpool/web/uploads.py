@@ -27,7 +27,7 @@ from dlpool.web.forms import (
 from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import ChunkResult, Reception, states
+from dlpool.web.store import MAX_PAGE, ChunkResult, Reception, states
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
@@ -146,8 +146,11 @@ class TasksResource(_Resource):
     scopes = READS
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """All of the owner's."""
-        say(resp, self._store.tasks(owner_of(req)))
+        """A page of the owner's."""
+        fields = urlencoded_fields(req.query_string)
+        limit, cursor, status = number_of(fields, "limit"), fields.get("cursor", ""), words(fields.get("status"))
+        limit = MAX_PAGE if limit is None else limit
+        say(resp, self._store.tasks(owner_of(req), limit=limit, cursor=cursor, status=status))
 
     on_head = on_get
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlpool.web.store.appending import FINAL, PARTIAL, Appending, Completed, Superseded, conflict, too_large
+from dlpool.web.store.catalog import MAX_PAGE, Counts
 from dlpool.web.store.concatenating import check_parts
 from dlpool.web.store.events import Announce, UploadEvent
 from dlpool.web.store.growing import Growth, GrowWish, locked
@@ -13,11 +14,13 @@ from dlpool.web.store.store import UploadStore
 
 __all__ = [
     "FINAL",
+    "MAX_PAGE",
     "PARTIAL",
     "Announce",
     "Appending",
     "ChunkResult",
     "Completed",
+    "Counts",
     "GrowWish",
     "Growth",
     "MergeResult",

@@ -14,12 +14,14 @@ from dlpool.web.store import states
 from dlpool.web.store.claims import claimant_of, parts_of, without_parts
 from dlpool.web.store.events import DELETED, EXPIRED
 from dlpool.web.store.layout import Layout, remove_dead
+from dlpool.web.store.listing import Listing
 from dlpool.web.store.record import Record
 from dlpool.web.store.settling import settle
 from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task
 
 DAY_S = 86400.0
+SWEEP_PATIENCE_S = 300.0  # for the turn to look at all folders
 
 
 class Swept(NamedTuple):
@@ -35,6 +37,7 @@ class Cleaner:
 
     layout: Layout
     settings: UploadSettings
+    listing: Listing
 
     def delete(self, file_id: str, owner: str | None) -> None:
         """Remove a task and its chunks. Raises Refusal: 404, 403, 409 while it is merged."""
@@ -80,7 +83,9 @@ class Cleaner:
 
     def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
         """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
-        return sum(self._remove_if(file_id, owner, wanted, age_s) for file_id in self.layout.ids())
+        known, latest = self.listing.current().summaries.values(), time.time() - age_s
+        own = [one for one in known if one is not None and one.is_of(owner) and one.status in wanted]
+        return sum(self._remove_if(one.file_id, owner, wanted, age_s) for one in own if one.used_at <= latest)
 
     def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
         try:
@@ -96,11 +101,14 @@ class Cleaner:
     def sweep(self) -> Swept:
         """Remove temporaries of the dead and expired tasks, end what dead merges began. Raises Refusal."""
         count, failures = self.layout.sweep(), []
-        for task in self.layout.folders():
+        latest = time.time() - self.settings.task_expiry
+        for name, summary in self.listing.current(patience_s=SWEEP_PATIENCE_S).summaries.items():
+            if summary is not None and not summary.is_unfinished and summary.used_at > latest:
+                continue
             try:
-                count += self._tend(task.folder.name)
+                count += self._tend(name)
             except Refusal as refusal:
-                failures.append(f"{task.folder}: {refusal.text}")
+                failures.append(f"{self.layout.tasks() / name}: {refusal.text}")
         return Swept(count, tuple(failures))
 
     def _tend(self, name: str) -> bool:

@@ -19,8 +19,8 @@ from dlpool import disk
 from dlpool.web.store import reception
 from dlpool.web.store.events import STARTED, Announce, silent
 from dlpool.web.store.faults import stored
-from dlpool.web.store.locks import has_locked, locked, release, released_on_error
-from dlpool.web.store.names import flat_name, is_flat
+from dlpool.web.store.locks import PATIENCE_S, has_locked, locked, release, released_on_error
+from dlpool.web.store.names import flat_name
 from dlpool.web.store.planted import READ, real
 from dlpool.web.store.record import Identity, Record, save_identity, save_record
 from dlpool.web.store.syncing import Syncing
@@ -69,7 +69,7 @@ class Layout:
             if not self._own(_LOCKS).is_dir():
                 self.make()
             with locked(self.root / _LOCKS / name[:2]):
-                yield Task(self._folder(name), self.sync, self._announce)
+                yield self.at(name)
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
@@ -83,30 +83,32 @@ class Layout:
     @contextmanager
     def seen(self, file_id: str) -> Iterator[Task]:
         """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
-        name = flat_name(file_id)
+        with self.seen_at(flat_name(file_id)) as task:
+            yield task
+
+    @contextmanager
+    def seen_at(self, name: str, *, patience_s: float = PATIENCE_S) -> Iterator[Task]:
+        """The same, by the name of its folder. Raises Refusal: 503 if its lock is not released for ``patience_s``."""
         with stored("read the upload folder"):
             lock = self._own(_LOCKS) / name[:2]
-            with locked(lock) if lock.exists() else nullcontext():
-                yield Task(self._folder(name), self.sync, self._announce)
+            with locked(lock, patience_s=patience_s) if lock.exists() else nullcontext():
+                yield self.at(name)
 
     def unlocked(self, file_id: str) -> Task:
         """The same without its lock: for what changes by one rename, and while another task's lock is held."""
-        return Task(self._folder(flat_name(file_id)), self.sync, self._announce)
+        return self.at(flat_name(file_id))
 
-    def ids(self) -> list[str]:
-        """The ids of all tasks that can be read, sorted. Raises Refusal."""
-        found = (_identity(task) for task in self.folders())
-        return sorted(identity.file_id for identity in found if identity is not None)
+    def at(self, name: str) -> Task:
+        """Return the task in that folder, which may not exist, without its lock. Raises OSError."""
+        return Task(self._folder(name), self.sync, self._announce)
 
-    def folders(self) -> list[Task]:
-        """The folders of tasks, also those that no task can be read from. Raises Refusal."""
-        with stored("read the upload folder"):
-            try:
-                names = os.listdir(self._own(_TASKS))
-            except FileNotFoundError:
-                return []
-            paths = [self.root / _TASKS / name for name in sorted(names) if is_flat(name)]
-            return [Task(path, self.sync, self._announce) for path in paths if not os.path.islink(path)]
+    def tasks(self) -> Path:
+        """Return the folder that has the folders of all tasks; it may not exist. Raises OSError."""
+        return self._own(_TASKS)
+
+    def lock_path(self, name: str) -> Path:
+        """Return the lock file of that name, which is not a task's. Raises OSError."""
+        return self._own(_LOCKS) / name
 
     def places(self) -> list[str]:
         """The paths of all folders of tasks, whatever is in them. Raises Refusal."""
@@ -177,13 +179,6 @@ def _locked_folder(path: Path) -> int | None:
             return descriptor
     release(descriptor)
     return None
-
-
-def _identity(task: Task) -> Identity | None:
-    try:
-        return task.identity()
-    except OSError:
-        return None
 
 
 def remove_dead(path: Path) -> bool:

@@ -33,21 +33,21 @@ _substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
-    Raises Refusal (503) if another process or thread holds it for half a minute: work under it takes milliseconds.
+    Raises Refusal (503) if another process or thread holds it for ``patience_s``: work under it takes milliseconds.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
-        _wait_for(descriptor, path)
+        _wait_for(descriptor, path, patience_s=patience_s)
         yield
     finally:
         release(descriptor)
 
 
-def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False) -> None:
-    deadline, wait_s = time.monotonic() + PATIENCE_S, _FIRST_WAIT_S
+def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False, patience_s: float = PATIENCE_S) -> None:
+    deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
     while not has_locked(descriptor, path, is_shared=is_shared):
         if time.monotonic() > deadline:
             raise Refusal(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})

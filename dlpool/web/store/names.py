@@ -21,6 +21,7 @@ MAX_NAME_BYTES = 240  # of NAME_MAX, with room for a suffix
 MAX_PATH_BYTES = 1024
 RESERVED = ".dlpool-"  # names in merged_dir that begin so are ours
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+_FLAT = re.compile("[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -37,7 +38,7 @@ def flat_name(file_id: str) -> str:
 
 def is_flat(name: str) -> bool:
     """Whether ``flat_name`` may have made it."""
-    return re.fullmatch("[0-9a-f]{64}", name) is not None
+    return _FLAT.fullmatch(name) is not None
 
 
 def file_name(name: str, most: int = MAX_NAME_BYTES) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,12 +12,14 @@ from dlpool.config import UploadSettings
 from dlpool.disk import OnUnsynced
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import names, receiving, states
-from dlpool.web.store.cleaning import DAY_S, Cleaner, Swept
+from dlpool.web.store.catalog import MAX_PAGE, Counts, make_cursor, read_cursor
+from dlpool.web.store.cleaning import DAY_S, SWEEP_PATIENCE_S, Cleaner, Swept
 from dlpool.web.store.concatenating import Concatenation
 from dlpool.web.store.events import PAUSED, RESUMED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.growing import GrowingUploads
 from dlpool.web.store.layout import Layout
+from dlpool.web.store.listing import Listing
 from dlpool.web.store.locks import released_on_error
 from dlpool.web.store.merging import Merger
 from dlpool.web.store.ownership import Owners
@@ -34,7 +36,8 @@ from dlpool.web.store.wishes import ChunkWish, MergeWish
 class UploadStore:
     """Uploads in ``upload_dir`` and ``merged_dir``. All methods raise Refusal, and nothing else for what may happen.
 
-    Nothing is kept in memory: threads and processes may each have their own, or share one. ``owner``: who asks; None
+    The folders are the truth, and what is kept in memory is compared with them: threads and processes may each have
+    their own, or share one. ``owner``: who asks; None
     where nobody is asked who he is, who then sees all tasks.
     """
 
@@ -56,7 +59,8 @@ class UploadStore:
         self._owners = Owners(self.layout.root, syncing)
         self._merger = Merger(self.layout, settings, screening)
         self.growing = GrowingUploads(self.layout, settings, self._merger)
-        self._cleaner = Cleaner(self.layout, settings)
+        self.listing = Listing(self.layout)
+        self._cleaner = Cleaner(self.layout, settings, self.listing)
         self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
 
     def __repr__(self) -> str:
@@ -109,21 +113,32 @@ class UploadStore:
         with self.layout.seen(file_id) as task:
             return detail_view(task.owned(owner), task.record(), task.chunks())
 
-    def tasks(self, owner: str | None) -> dict[str, Any]:
-        """What ``/tasks`` says, by id."""
-        found = []
-        for file_id in self.layout.ids():
-            with suppress(Refusal):  # one that cannot be read hides no other
-                view = self._summary(file_id, owner)
-                found += [] if view is None else [view]
-        return {"tasks": found, "total": len(found)}
+    def tasks(
+        self, owner: str | None, *, limit: int = MAX_PAGE, cursor: str = "", status: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """What ``/tasks`` says: at most ``limit`` tasks by id, from ``cursor`` on. ``status``: in these states only.
 
-    def _summary(self, file_id: str, owner: str | None) -> dict[str, Any] | None:
-        with self.layout.seen(file_id) as task:
-            identity = task.identity()
-            if identity is None or not identity.is_of(owner):
-                return None
-            return summary_view(identity, task.record(), task.chunks())
+        ``total`` counts the tasks of all pages; ``next`` is the cursor of the next page, absent in the last one. A task
+        that exists during all requests is in exactly one page.
+        """
+        wanted = frozenset(status) or frozenset(states.STATES)
+        if not wanted <= set(states.STATES):
+            raise Refusal(400, "bad_field", f"status is to be of {', '.join(states.STATES)}")
+        if not 1 <= limit <= MAX_PAGE:
+            raise Refusal(400, "bad_field", f"limit is to be 1 to {MAX_PAGE}")
+        after = read_cursor(cursor)
+        page = self.listing.current().page(owner, wanted, after, limit)
+        more = {"next": make_cursor(page.tasks[-1].file_id)} if page.has_more else {}
+        return {"tasks": [summary_view(one) for one in page.tasks], "total": page.total, **more}
+
+    def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> Counts:
+        """Return what the tasks of the owner take, as it was at most ``max_age_s`` ago; None: those of all owners."""
+        own = self.listing.current(max_age_s=max_age_s).counts(owner).values()
+        return Counts(*map(sum, zip(*own, strict=True)))
+
+    def counts_by_state(self) -> dict[str, Counts]:
+        """Return what the tasks of all owners take, by state."""
+        return self.listing.current().counts(None)
 
     def pause(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """Take no chunks until ``resume``; what ``/tasks/ID`` says then."""
@@ -176,10 +191,11 @@ class UploadStore:
         swept = self._cleaner.sweep()
         self._owners.sweep(self.settings.merged_dir, time.time() - DAY_S)
         removed = swept.removed
-        for file_id in self.layout.ids():
-            with suppress(Refusal):  # it may be of the other protocol, too
-                removed += self.concatenation.end_dead(file_id)
-                self.growing.tend(file_id)
+        for summary in self.listing.current(patience_s=SWEEP_PATIENCE_S).summaries.values():
+            if summary is not None and summary.is_unfinished:
+                with suppress(Refusal):  # it may be of the other protocol, too
+                    removed += self.concatenation.end_dead(summary.file_id)
+                    self.growing.tend(summary.file_id)
         return swept._replace(removed=removed)
 
     def open_merged(self, path: str, reader: str | None) -> int:

@@ -105,7 +105,10 @@ class Task:
 
     def chunks(self) -> dict[int, Chunk]:
         """The whole chunks, by index; for a completed task those that it was merged from."""
-        record = load_record(self.folder)
+        return self.chunks_of(load_record(self.folder))
+
+    def chunks_of(self, record: Record | None) -> dict[int, Chunk]:
+        """The same, of a record that was read."""
         if record is not None and record.status == states.COMPLETED:
             return {entry[0]: Chunk(*entry) for entry in record.chunks}
         return list_chunks(self.folder)
@@ -118,7 +121,8 @@ class Task:
         """The same, of a record that was read."""
         record = noted or self._rebuilt()
         has_chunks = record.status in (states.PENDING, states.MERGING) and bool(list_chunks(self.folder))
-        status = states.effective(record.status, has_chunks=has_chunks, is_merging=self.is_merging())
+        is_merging = record.status == states.MERGING and self.is_merging()
+        status = states.effective(record.status, has_chunks=has_chunks, is_merging=is_merging)
         return replace(record, status=status)
 
     def save(self, record: Record, *, sync: Syncing | None = None, **changed: Any) -> Record:

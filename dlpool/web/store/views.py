@@ -9,6 +9,7 @@ from typing import Any
 from dlpool.web.store.chunkfile import Chunk
 from dlpool.web.store.record import Identity, Record
 from dlpool.web.store.states import completion_rate
+from dlpool.web.store.summary import Summary
 
 Chunks = Mapping[int, Chunk]
 NOT_FOUND: dict[str, Any] = {
@@ -32,23 +33,28 @@ def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str,
     }
 
 
-def summary_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+def summary_view(summary: Summary) -> dict[str, Any]:
     """An entry of ``/tasks``. ``retry_count``: merges that failed, so far."""
     return {
-        **status_view(identity, record, chunks),
-        "task_id": identity.file_id,
+        "task_id": summary.file_id,
         "task_type": "file",
-        "filename": record.filename,
-        "relative_path": record.relative_path,
-        "uploaded_chunks": len(chunks),
-        "retry_count": record.failed_merges,
+        "filename": summary.filename,
+        "relative_path": summary.relative_path,
+        "total_chunks": summary.total_chunks,
+        "uploaded_chunks": summary.chunks,
+        "file_size": max(summary.file_size, 0),
+        "status": summary.status,
+        "created_at": as_text(summary.created_at),
+        "updated_at": as_text(summary.updated_at),
+        "completion_rate": summary.completion_rate,
+        "retry_count": summary.failed_merges,
     }
 
 
 def detail_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
     """What ``/tasks/ID`` says."""
     return {
-        **summary_view(identity, record, chunks),
+        **summary_view(Summary.of(identity, record, chunks)),
         "uploaded_chunks": sorted(chunks),
         "file_md5": record.result.md5 if record.result else "",
         "failure": record.failure,
@@ -69,5 +75,9 @@ def _chunk_view(chunk: Chunk, record: Record) -> dict[str, Any]:
 
 
 def as_text(seconds: float) -> str:
-    """A time as RFC 3339 has it, UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """A time as RFC 3339 has it, UTC, to the millisecond; empty for one that is not within the years 1 to 9999."""
+    try:
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+    except (OSError, OverflowError, ValueError):
+        return ""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

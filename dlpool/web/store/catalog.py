@@ -1,0 +1,132 @@
+"""An index of all tasks: by owner and state, with counters. Immutable; made from an earlier one and the changes."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store.names import flat_name
+from dlpool.web.store.states import COMPLETED, STATES
+from dlpool.web.store.summary import Summary
+
+
+class Counts(NamedTuple):
+    """What tasks take. ``bytes``: of their chunks, and of the files that were merged from them, which stay when the
+    task is removed. ``files``: entries in the folders of tasks, with the folders. ``chunks`` and ``file_size``: the
+    sums of those of the summaries."""
+
+    tasks: int = 0
+    bytes: int = 0
+    files: int = 0
+    chunks: int = 0
+    file_size: int = 0
+
+    def plus(self, summary: Summary, sign: int = 1) -> Counts:
+        """Return the counts with that task added, or with ``sign`` -1 removed."""
+        taken = max(summary.file_size, 0) if summary.status == COMPLETED else summary.stored
+        own = (1, taken, 1 + summary.files, summary.chunks, max(summary.file_size, 0))
+        return Counts(*(have + sign * more for have, more in zip(self, own, strict=True)))
+
+
+_Key = tuple[str | None, str]  # owner and state; owner None: tasks of all owners
+MAX_PAGE = 1000
+NOTHING = Counts()
+
+
+class Page(NamedTuple):
+    """Some tasks, by id. ``total``: of all pages. ``has_more``: there are tasks behind the last of these."""
+
+    tasks: list[Summary]
+    total: int
+    has_more: bool
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All tasks at one time. Threads may share it.
+
+    ``summaries``: by the name of the folder; None for a folder to which no id leads.
+    """
+
+    summaries: Mapping[str, Summary | None] = field(default_factory=dict)
+    _ids: Mapping[_Key, Sequence[str]] = field(default_factory=dict)
+    _counts: Mapping[_Key, Counts] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Catalog of {len(self.summaries)} tasks>"
+
+    def changed(self, changes: Mapping[str, Summary | None], gone: Iterable[str] = ()) -> Catalog:
+        """Return the catalog after ``changes``, by the name of the folder, and without the folders in ``gone``."""
+        summaries, counts = dict(self.summaries), dict(self._counts)
+        removed: dict[_Key, set[str]] = defaultdict(set)
+        added: dict[_Key, list[str]] = defaultdict(list)
+        for name in (*gone, *changes):
+            for key, summary in _keyed(summaries.pop(name, None)):
+                removed[key].add(summary.file_id)
+                counts[key] = counts[key].plus(summary, -1)
+        for changed in changes.values():
+            for key, one in _keyed(changed):
+                added[key].append(one.file_id)
+                counts[key] = counts.get(key, NOTHING).plus(one)
+        summaries.update(changes)
+        ids = dict(self._ids)
+        for key in removed.keys() | added.keys():
+            kept = (one for one in ids.get(key, ()) if one not in removed[key])
+            ids[key] = tuple(sorted((*kept, *added[key])))
+            if not ids[key]:
+                del ids[key], counts[key]
+        return Catalog(summaries, ids, counts)
+
+    def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> Page:
+        """Return at most ``limit`` tasks of the owner in the ``wanted`` states whose ids follow ``after``."""
+        lists = [self._ids.get((owner, state), ()) for state in sorted(set(wanted))]
+        parts = [_following(ids, after, limit + 1) for ids in lists]
+        found = list(heapq.merge(*parts))[: limit + 1]
+        tasks = [summary for file_id in found[:limit] if (summary := self.summaries[flat_name(file_id)]) is not None]
+        return Page(tasks, sum(map(len, lists)), len(found) > limit)
+
+    def counts(self, owner: str | None) -> dict[str, Counts]:
+        """Return what the tasks of the owner take, by state."""
+        return {state: self._counts.get((owner, state), NOTHING) for state in STATES}
+
+
+def _following(ids: Sequence[str], after: str, most: int) -> Sequence[str]:
+    begin = bisect_right(ids, after)
+    return ids[begin : begin + most]
+
+
+def _keyed(summary: Summary | None) -> Iterator[tuple[_Key, Summary]]:
+    """Yield a task with each key under which it is listed."""
+    if summary is not None:
+        yield (None, summary.status), summary
+        if summary.owner is not None:
+            yield (summary.owner, summary.status), summary
+
+
+def make_cursor(file_id: str) -> str:
+    """Return the cursor of the page that begins behind that task, whether or not it exists by then."""
+    return base64.urlsafe_b64encode(b"1" + file_id.encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> str:
+    """Return the id behind which the page of a cursor begins, empty for the first page. Raises Refusal (400)."""
+    if not cursor:
+        return ""
+    try:
+        file_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)[1:].decode()
+        flat_name(file_id)
+    except (Refusal, ValueError) as error:
+        raise _bad_cursor() from error
+    if make_cursor(file_id) != cursor:
+        raise _bad_cursor()
+    return file_id
+
+
+def _bad_cursor() -> Refusal:
+    return Refusal(400, "bad_cursor", "the cursor is not one of this list: begin again without a cursor")

@@ -1,0 +1,529 @@
+"""Lists and figures of tasks: what they read, what they share, and what they say while tasks change."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlpool.web.refusal import Refusal
+from dlpool.web.store import Counts, GrowWish, UploadStore, listing
+from dlpool.web.store.catalog import MAX_PAGE, Catalog, make_cursor, read_cursor
+from dlpool.web.store.layout import Layout
+from dlpool.web.store.locks import held, release
+from dlpool.web.store.names import flat_name
+from dlpool.web.store.record import load_record, save_record
+from dlpool.web.store.states import STATES
+from dlpool.web.store.summary import Look, Summary, look_at
+from dlpool.web.store.task import Task
+from tests.conftest import wait_until
+from tests.listings import begin, make_tasks
+from tests.uploads import ID, md5, merge, refused, send, send_all, store_in
+
+TICK_S = 0.12
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    return store_in(tmp_path)
+
+
+def ids(store: UploadStore, **options: Any) -> list[str]:
+    return [task["task_id"] for task in store.tasks(None, **options)["tasks"]]
+
+
+def folder_of(store: UploadStore, file_id: str = ID) -> Path:
+    return Path(store.settings.upload_dir) / "tasks" / flat_name(file_id)
+
+
+# --- what is read ---
+
+
+def test_lists_read_what_has_changed_and_not_what_was_asked_for(tmp_path: Path) -> None:
+    count, times = 8000, 35
+    make_tasks(tmp_path, count)
+    children = [begin(tmp_path, times, number) for number in range(2)]
+    answers = [json.loads(child.communicate(timeout=120)[0]) for child in children]
+    for answer in answers:
+        first, again, unchanged, changed, swept = answer["steps"]
+        assert answer["totals"] == [count] * 2 * times
+        assert first == {"opened": 2 * count, "scans": 1}
+        assert again["scans"] == 1 and again["opened"] < count, "the first read was within a tick for some of them only"
+        assert unchanged["opened"] <= 2 * 3, "but what the other process has changed meanwhile"
+        assert changed["opened"] <= 2 * 2 * 10, "of two tasks, a few times until a tick has passed"
+        assert 0 < changed["scans"] <= times + 1
+        assert swept["opened"] <= 2 * 2 * 2
+
+
+def test_threads_that_wait_share_one_scan(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(store, 0, b"x")
+    is_reading, goes_on, scans = threading.Event(), threading.Event(), []
+    original = listing._stamped
+
+    def slow(tasks: Path) -> Any:
+        scans.append(time.monotonic())
+        is_reading.set()
+        assert goes_on.wait(10)
+        return original(tasks)
+
+    monkeypatch.setattr(listing, "_stamped", slow)
+    monkeypatch.setattr(listing, "WAITING", 100)
+    with ThreadPoolExecutor(12) as pool:
+        first = pool.submit(store.tasks, None)
+        assert is_reading.wait(10)
+        others = [pool.submit(store.tasks, None) for _ in range(11)]
+        wait_until(lambda: store.listing._waiting == 11)
+        goes_on.set()
+        assert {one.result()["total"] for one in (first, *others)} == {1}
+    assert len(scans) == 2  # those who came while the first one was under way may not have its result
+
+
+def test_few_threads_wait_for_long(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(listing, "_stamped", lambda _tasks: {} if goes_on.wait(10) else None)
+    monkeypatch.setattr(listing, "SHORT_PATIENCE_S", 0.05)
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(store.listing.current) for _ in range(6)]
+        wait_until(lambda: store.listing._waiting == listing.WAITING and sum(one.done() for one in asked) == 1)
+        goes_on.set()
+        failed = [one.exception() for one in asked if one.exception() is not None]
+    [refusal] = failed
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code, "Retry-After" in refusal.headers) == (503, "busy", True)
+
+
+def test_two_scans_run_at_once_in_all_processes(store: UploadStore, tmp_path: Path) -> None:
+    send(store, 0, b"x")
+    earlier = store.listing.current()
+    other = store_in(tmp_path)
+    places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    assert None not in places
+    send(store, 0, b"x", file_id="another")
+    with refused(503, "busy"):
+        other.listing.current(patience_s=0.05)
+    assert store.listing.current(patience_s=0.05) is earlier
+    release(places[1] or 0)
+    assert ids(other) == ids(store) == [ID, "another"]
+    release(places[0] or 0)
+
+
+def test_a_scan_keeps_its_place_until_it_has_ended(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(store, 0, b"x")
+    free: list[int] = []
+    original = listing._stamped
+
+    def probing(tasks: Path) -> Any:
+        places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+        free.append(sum(place is not None for place in places))
+        for place in places:
+            if place is not None:
+                release(place)
+        return original(tasks)
+
+    monkeypatch.setattr(listing, "_stamped", probing)
+    assert ids(store) == ids(store) == [ID]
+    assert free == [listing.SCANS - 1] * 2
+
+
+def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(store, 0, b"x")
+
+    def fails(_tasks: Path) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "_stamped", fails)
+        for _ in range(2):
+            with refused(507, "storage"):
+                store.tasks(None)
+    assert ids(store) == [ID]
+
+
+def test_a_store_that_cannot_be_written_is_listed(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(store, 0, b"x")
+    reader = store_in(Path(store.settings.upload_dir).parent)
+
+    def fails(_path: Path) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(listing, "held", fails)
+    assert ids(reader) == [ID]
+
+
+def test_a_catalog_that_is_new_enough_is_not_made_again(store: UploadStore) -> None:
+    send(store, 0, b"x")
+    earlier = store.listing.current()
+    send(store, 0, b"x", file_id="another")
+    assert store.listing.current(max_age_s=60) is earlier
+    assert store.counts(None, max_age_s=60).tasks == 1
+    assert store.counts(None).tasks == 2
+
+
+def test_a_catalog_takes_little_memory() -> None:
+    count = 5000
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        catalog = Catalog().changed({flat_name(f"{n}"): summary(f"{n}", owner="ann") for n in range(count)})
+        taken = (tracemalloc.get_traced_memory()[0] - before) / count
+    finally:
+        tracemalloc.stop()
+    assert catalog.page(None, STATES, "", 1).total == count
+    assert taken < 1500
+
+
+# --- a change is seen at once ---
+
+
+def begun(store: UploadStore) -> None:
+    store.growing.create(GrowWish("ann", 4, "tus.bin"))
+
+
+def appended(store: UploadStore) -> None:
+    [file_id] = [one for one in ids(store) if len(one) == 32]
+    with store.growing.append(file_id, "ann", 0, size=4) as session:
+        session.write(b"1234")
+        session.commit()
+
+
+def mismatch(store: UploadStore) -> None:
+    with suppress(Refusal):
+        send(store, 0, b"x", md5=md5(b"y"))
+
+
+CHANGES: list[Callable[[UploadStore], object]] = [
+    lambda store: send(store, 0, b"x", total_chunks=2),
+    lambda store: send(store, 0, b"longer"),
+    lambda store: send(store, 0, b"x", file_id="of ann", owner="ann", total_chunks=3, file_size=9),
+    lambda store: send(store, 2, b"xyz", file_id="of ann", owner="ann"),
+    mismatch,
+    lambda store: store.pause(ID, None),
+    lambda store: store.resume(ID, None),
+    begun,
+    lambda store: send(store, 1, b"end"),
+    lambda store: merge(store, 2),
+    appended,
+    lambda store: store.pause("of ann", "ann"),
+    lambda store: store.sweep(),
+    lambda store: store.cleanup(None, ["paused"], 0),
+    lambda store: send(store, 0, b"again", file_id="of ann", owner="bob"),
+    lambda store: store.delete(ID, None),
+    lambda store: shutil.rmtree(folder_of(store, "of ann")),
+    lambda store: send(store, 0, b"again", file_id="of ann", owner="bob"),
+    lambda store: os.unlink(folder_of(store, "of ann") / "0.chunk"),
+    lambda store: os.unlink(folder_of(store, "of ann") / "record.json"),
+    lambda store: os.unlink(folder_of(store, "of ann") / "identity.json"),
+]
+
+
+def said(store: UploadStore) -> dict[str, Any]:
+    lists = {f"{owner}": store.tasks(owner) for owner in (None, "ann", "bob", "")}
+    counts = {f"counts of {owner}": store.counts(owner) for owner in (None, "ann", "bob")}
+    return {**lists, **counts, "states": store.counts_by_state()}
+
+
+@pytest.mark.parametrize("pause_s", [0.0, TICK_S])
+def test_each_change_is_seen_at_once_by_each_process(tmp_path: Path, pause_s: float) -> None:
+    writer, reader = store_in(tmp_path), store_in(tmp_path)
+    for change in CHANGES:
+        change(writer)
+        fresh = store_in(tmp_path)
+        assert said(writer) == said(reader) == said(fresh)
+        for task in fresh.tasks(None)["tasks"]:
+            one = fresh.task(task["task_id"], None)
+            assert {**one, "uploaded_chunks": len(one["uploaded_chunks"])}.items() >= task.items()
+        time.sleep(pause_s)
+    assert ids(reader) == [file_id for file_id in ids(reader) if len(file_id) == 32] != []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counters_follow_any_order_of_changes(tmp_path: Path, seed: int) -> None:
+    chosen, writer, reader = random.Random(seed), store_in(tmp_path), store_in(tmp_path)
+    for _ in range(60):
+        with suppress(Refusal, OSError, ValueError):
+            chosen.choice(CHANGES)(writer)
+        if chosen.random() < 0.3:
+            assert said(reader) == said(store_in(tmp_path))
+
+
+def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
+    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = 1_000_000_000
+
+    def coarse(entry: os.DirEntry[str]) -> bytes:
+        status = entry.stat()
+        return listing._STAMP.pack(status.st_ino, status.st_mtime_ns // second // 3600 * 3600 * second, 0)
+
+    reads: list[str] = []
+    original = look_at
+
+    def noted(task: Task) -> Look:
+        reads.append(task.folder.name)
+        return original(task)
+
+    monkeypatch.setattr(listing, "_stamp_of", coarse)
+    monkeypatch.setattr(listing, "_COARSE_TICK_S", 0.4)
+    monkeypatch.setattr(listing, "look_at", noted)
+    send(store, 0, b"x", total_chunks=5)
+    begun_at = time.monotonic()
+    for index in range(1, 4):
+        send(store, index, b"x")
+        assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
+    wait_until(lambda: bool(store.tasks(None)) and time.monotonic() > begun_at + 1)
+    reads.clear()
+    assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == 4
+    assert reads == []
+
+
+def test_times_that_are_set_back_hide_no_change(store: UploadStore) -> None:
+    send(store, 0, b"x")
+    folder = folder_of(store)
+    before = folder.stat()
+    ids(store)
+    time.sleep(TICK_S)
+    ids(store)
+    (folder / "record.json").unlink()
+    (folder / "0.chunk").unlink()
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == 0
+
+
+def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: UploadStore) -> None:
+    send_all(store, [b"x"])
+    with store.layout.task(ID) as task:
+        hold = task.hold_merge()
+        assert hold is not None
+        task.save(task.record(), status="merging", temporary=())
+    assert [store.tasks(None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
+    time.sleep(TICK_S)
+    assert store.tasks(None, status=["merging"])["total"] == 1
+    release(hold)
+    assert store.tasks(None, status=["uploading"])["total"] == 1
+    assert store.counts_by_state()["merging"] == Counts()
+
+
+def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_LOCK_S", 0.05)
+    send_all(store, [b"x"])
+    with store.layout.task(ID) as task:
+        task.save(task.record(), status="merging", temporary=())
+        assert store.tasks(None)["tasks"][0]["status"] == "merging"
+    assert store.tasks(None)["tasks"][0]["status"] == "uploading"
+
+
+# --- what is broken or foreign ---
+
+
+def break_it(folder: Path, kind: str) -> None:
+    """Make of the folder of a task, or of its files, what the kind says."""
+    identity, record = folder / "identity.json", folder / "record.json"
+    if kind in IDENTITIES:
+        identity.write_text(IDENTITIES[kind])
+    elif kind == "no identity":
+        identity.unlink()
+    elif kind == "another name":
+        folder.rename(folder.with_name("not ours"))
+    elif kind.startswith("a record"):
+        record.unlink()
+        if kind == "a record that is a folder":
+            record.mkdir()
+        else:
+            record.symlink_to("record.json")
+    else:
+        shutil.rmtree(folder)
+        if kind == "a file":
+            folder.write_text("")
+        elif kind == "a pipe":
+            os.mkfifo(folder)
+        else:
+            folder.symlink_to(folder.with_name(flat_name("good")))
+
+
+IDENTITIES = {
+    "an empty identity": "",
+    "an identity of a control character": '{"file_id":"\\u0000","owner":null,"created_at":1}',
+    "an identity that cannot be encoded": '{"file_id":"\\ud800","owner":null,"created_at":1}',
+    "the identity of another": '{"file_id":"good","owner":null,"created_at":1}',
+}
+BROKEN = (
+    *IDENTITIES,
+    "no identity",
+    "another name",
+    "a record that is a folder",
+    "a record that is a loop",
+    "a file",
+    "a pipe",
+    "a link to a good one",
+)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_or_foreign_hides_nothing(store: UploadStore, kind: str, is_known: bool) -> None:
+    send(store, 0, b"x", file_id="good")
+    send(store, 0, b"x")
+    if is_known:
+        assert ids(store) == [ID, "good"]
+    break_it(folder_of(store), kind)
+    for _ in range(2):
+        assert ids(store) == ["good"]
+        assert store.counts(None).tasks == 1
+    store.sweep()
+    store.cleanup(None, list(STATES), 0)
+    assert ids(store) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"status":"uploading","updated_at":1e300}', '{"status":"uploading","updated_at":-1e300}']
+)
+def test_a_time_beyond_the_calendar_is_empty(store: UploadStore, text: str) -> None:
+    send(store, 0, b"x")
+    (folder_of(store) / "record.json").write_text(text)
+    assert (store.tasks(None)["tasks"][0]["updated_at"], store.status(ID, None)["updated_at"]) == ("", "")
+
+
+# --- counts ---
+
+
+def test_counts_of_an_owner(store: UploadStore) -> None:
+    send(store, 0, b"12345", file_id="a", owner="ann", total_chunks=2)
+    send(store, 1, b"678", file_id="a", owner="ann")
+    send_all(store, [b"merged"], file_id="b", owner="ann")
+    merge(store, 1, file_id="b", owner="ann")
+    send(store, 0, b"other", file_id="c", owner="bob", file_size=10)
+    send(store, 0, b"nobody's", file_id="d")
+    entries = {one: len(os.listdir(folder_of(store, one))) + 1 for one in "abcd"}
+    assert store.counts("ann") == Counts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6)
+    assert store.counts("bob") == Counts(1, 5, entries["c"], chunks=1, file_size=10)
+    assert store.counts("nobody") == Counts()
+    assert store.counts(None) == Counts(4, 8 + 6 + 5 + 8, sum(entries.values()), chunks=5, file_size=16)
+    store.delete("a", "ann")
+    assert store.counts("ann") == Counts(1, 6, entries["b"], chunks=1, file_size=6)
+
+
+# --- the sweep ---
+
+
+def test_a_sweep_touches_only_what_is_due(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("new", "old", "left", "lost")
+    for name in names:
+        send_all(store, [b"x"], file_id=name)
+    with store.layout.task("left") as task:
+        task.save(task.record(), status="merging", temporary=())
+    (folder_of(store, "lost") / "identity.json").unlink()
+    record = load_record(folder_of(store, "old"))
+    assert record is not None
+    save_record(folder_of(store, "old"), type(record)(status="paused", updated_at=1), sync=store.layout.sync)
+    os.utime(folder_of(store, "old"), (1, 1))
+    tended: list[str] = []
+    original = type(store.layout).named
+
+    def noted(layout: Layout, name: str) -> AbstractContextManager[Task]:
+        tended.append(name)
+        return original(layout, name)
+
+    monkeypatch.setattr(type(store.layout), "named", noted)
+    assert store.sweep().removed == 1
+    assert set(tended) == {flat_name(name) for name in ("old", "left", "lost")}
+    assert ids(store) == ["left", "new"]
+
+
+# --- pages ---
+
+
+def summary(file_id: str, *, owner: str | None = None, status: str = "paused") -> Summary:
+    return Summary(file_id, owner, status, 1.0, 1.0, f"{file_id}.bin", "", 2, 9, 1, 5, 50.0, 0, 1.0, 4)
+
+
+def catalog_of(*summaries: Summary) -> Catalog:
+    return Catalog().changed({flat_name(one.file_id): one for one in summaries})
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 30, MAX_PAGE])
+@pytest.mark.parametrize("owner", [None, "ann", "nobody"])
+@pytest.mark.parametrize("wanted", [STATES, ("paused",), ("failed", "paused"), ("merging",)])
+def test_pages_together_are_the_whole_list(limit: int, owner: str | None, wanted: tuple[str, ...]) -> None:
+    names = ["a", "b", "ä", "\U0001f600", "/", "x" * 500, *map(str, range(20))]
+    chosen = random.Random(limit)
+    tasks = [summary(name, owner=chosen.choice([None, "ann", "bob"]), status=chosen.choice(STATES)) for name in names]
+    catalog, after = catalog_of(*tasks), ""
+    found: list[str] = []
+    while True:
+        page = catalog.page(owner, wanted, after, limit)
+        assert len(page.tasks) <= limit
+        found += [one.file_id for one in page.tasks]
+        if not page.has_more:
+            break
+        after = read_cursor(make_cursor(found[-1]))
+    right = sorted(one.file_id for one in tasks if one.status in wanted and one.is_of(owner))
+    assert found == right
+    assert page.total == len(right)
+
+
+def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: UploadStore) -> None:
+    stays = [f"{number:02}" for number in range(0, 20, 2)]
+    for name in (*stays, "04a", "08a"):
+        send(store, 0, b"x", file_id=name)
+    found: list[str] = []
+    cursor = ""
+    changes: list[Callable[[], object]] = [
+        lambda: send(store, 0, b"x", file_id="000"),
+        lambda: store.delete("04a", None),
+        lambda: send(store, 0, b"x", file_id="07"),
+        lambda: store.delete(found[-1], None),
+    ]
+    while True:
+        page = store.tasks(None, limit=3, cursor=cursor)
+        found += [task["task_id"] for task in page["tasks"]]
+        if "next" not in page:
+            break
+        cursor = page["next"]
+        if changes:
+            changes.pop(0)()
+    assert set(stays) <= set(found) and len(found) == len(set(found))
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "!",
+        "MQ",
+        "MQ==",
+        "MQA",
+        "MWE=",
+        "MmE",
+        " MWE",
+        "MWE\n",
+        "MWE?",
+        make_cursor("x" * 1024) + "A",
+        "A" * 5000,
+        "ä",
+        make_cursor("a")[:-1],
+    ],
+)
+def test_a_cursor_that_was_not_given_out_is_refused(store: UploadStore, cursor: str) -> None:
+    with refused(400, "bad_cursor"):
+        store.tasks(None, cursor=cursor)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"limit": 0}, {"limit": MAX_PAGE + 1}, {"status": ["bad"]}, {"status": [""]}, {"status": ["paused", "not_found"]}],
+)
+def test_what_no_page_can_have_is_refused(store: UploadStore, options: dict[str, Any]) -> None:
+    with refused(400, "bad_field"):
+        store.tasks(None, **options)
