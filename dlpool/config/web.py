@@ -193,8 +193,8 @@ class UploadSettings:
     owner_tasks: int | None = setting(
         COUNT,
         None,
-        "uploads that one owner may have, with completed ones until they expire; all without a token count as one "
-        "owner (default: no limit)",
+        "uploads that one owner may have, with completed ones until they expire; all without a token, and those "
+        "of admins, count as one owner's (default: no limit)",
         low=1,
         reload=False,
     )

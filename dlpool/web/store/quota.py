@@ -70,7 +70,7 @@ def more_chunks(owner: str | None, chunks: int) -> Wanted:
 class Quota:
     """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files`` of one store. Thread-safe, and between processes.
 
-    Tasks that nobody owns (begun with the secret, or where nobody is asked who he is) count together, as one owner's.
+    Tasks that nobody owns (begun by an admin, or where nobody is asked who he is) count together, as one owner's.
     """
 
     layout: Layout
