@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import requests
 
 from dlpool.config import WebSettings
@@ -67,7 +68,20 @@ def test_one_file_takes_one_turn_however_often_it_is_asked_for(tmp_path: Path) -
     assert refusal_of(admission.merge("a", patience_s=0)) is None
 
 
-def refusal_of(wanted: AbstractContextManager[None]) -> tuple[int, str] | None:
+def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None:
+    admission = Admission(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
+    with ExitStack() as stack:
+        for _ in range(3):
+            admission.enter("client", stack)
+        with pytest.raises(Refusal, match="too much is going on"), ExitStack() as further:
+            admission.enter("another", further)
+        for _ in range(3):
+            stack.enter_context(admission.place("client"))
+    with ExitStack() as stack:
+        admission.enter("another", stack)
+
+
+def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None:
     """How it is refused; None if it is not."""
     try:
         with wanted:

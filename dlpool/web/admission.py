@@ -19,6 +19,7 @@ from pathlib import Path
 from dlpool.config import WebSettings
 from dlpool.disk import make_folders
 from dlpool.syscalls import lock_byte
+from dlpool.web.places import Place, Places
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import states
 
@@ -42,7 +43,8 @@ class Admission:
         self._clock = clock
         self._lock = threading.Lock()
         bodies = settings.threads - max(2, settings.threads // 4)
-        self._bodies = threading.BoundedSemaphore(bodies)
+        self._bodies = Places(bodies, max(1, (settings.threads - bodies) // 2))
+        self._sends = threading.BoundedSemaphore(max(1, bodies // 2))  # a client that takes a file slowly is not seen
         self._merges = threading.BoundedSemaphore(max(1, bodies // 2))  # with those that wait for a turn
         self._turns = threading.BoundedSemaphore(min(len(os.sched_getaffinity(0)), max(1, bodies // 2)))
         self._heavy = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -63,11 +65,10 @@ class Admission:
             raise _too_many("you ask too often", wait_s)
 
     @contextmanager
-    def place(self, client: str) -> Iterator[None]:
-        """A place among those whose body is received or sent. Raises Refusal (429, 503) if there is none."""
+    def place(self, client: str) -> Iterator[Place]:
+        """A place among those whose body is received. Raises Refusal (429, 503) if there is none in time."""
         with ExitStack() as stack:
-            self.enter(client, stack)
-            yield
+            yield self._enter(client, stack)
 
     @contextmanager
     def merge(self, file_id: str, *, patience_s: float = TURN_S) -> Iterator[None]:
@@ -77,10 +78,13 @@ class Admission:
         waits for a turn, perhaps for a client that has gone, does so for ``patience_s`` at most.
         """
         with ExitStack() as stack:
-            for places in (self._merges, self._bodies):
-                if not places.acquire(blocking=False):
-                    raise _busy()
-                stack.callback(places.release)
+            if not self._merges.acquire(blocking=False):
+                raise _busy()
+            stack.callback(self._merges.release)
+            place = self._bodies.acquire("", patience_s=0)
+            if place is None:
+                raise _busy()
+            stack.callback(self._bodies.release, place)
             with self._lock:
                 if file_id in self._merging:
                     raise states.wrong_state(states.MERGING)
@@ -106,12 +110,21 @@ class Admission:
             yield
 
     def enter(self, client: str, stack: ExitStack) -> None:
-        """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
-        if not self._bodies.acquire(blocking=False):
+        """Take a place to send a body, until ``stack`` ends; half of them at most. Raises Refusal (429, 503)."""
+        if not self._sends.acquire(blocking=False):
             raise _busy()
-        stack.callback(self._bodies.release)
+        stack.callback(self._sends.release)
+        self._enter(client, stack)
+
+    def _enter(self, client: str, stack: ExitStack) -> Place:
+        """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
         if not self._take(client, range(min(self._settings.client_uploads, _HEAVY)), stack):
             raise _too_many(f"{self._settings.client_uploads} transfers of yours are under way", BUSY_S)
+        place = self._bodies.acquire(client)
+        if place is None:
+            raise _busy()
+        stack.callback(self._bodies.release, place)
+        return place
 
     def _take(self, client: str, places: range, stack: ExitStack) -> bool:
         """Take one of a client's places until ``stack`` ends; where no file can be written there are always some."""

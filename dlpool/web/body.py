@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from dlpool.web.places import Place
 from dlpool.web.refusal import Refusal
 
 PIECE = 120 * 1024  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
@@ -20,6 +22,10 @@ class BadFraming(BrokenBody):
 
 class TooSlow(Exception):
     """A client sends nothing, or hardly anything."""
+
+
+class Yielded(TooSlow):
+    """A body comes slowly, and others wait for its place."""
 
 
 class Readable(Protocol):
@@ -42,13 +48,14 @@ class Body:
         self._limit = limit
         self._what = what
         self.size = 0
+        self._place: Place | None = None
         if length is not None and length > limit:
             raise self._too_large()
 
     def pieces(self, most: int = PIECE) -> Iterator[bytes]:
         """All of it, at ``most`` so many bytes at once.
 
-        Raises BrokenBody if fewer bytes come than the client said, TooSlow, Refusal.
+        Raises BrokenBody if fewer bytes come than the client said, TooSlow (Yielded), Refusal.
         """
         while self.length is None or self.size < self.length:
             want = most if self.length is None else min(most, self.length - self.size)
@@ -59,18 +66,37 @@ class Body:
             if self.size > self._limit:
                 raise self._too_large()
             yield data
+            self._check()
+        if self._place is not None:
+            self._place.done()
         if self.length is not None and self.size < self.length:
             raise BrokenBody(f"{self.size} of {self.length} bytes came")
 
+    def hold(self, place: Place) -> None:
+        """It is received on this place, until that has to be given up."""
+        self._place = place
+        place.receiving(lambda: getattr(self._stream, "received", self.size), time.monotonic())
+        self.while_waiting(self._check)
+
     def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while nothing comes, where the server can do that; what it raises ends it."""
+        """Call ``ask`` again and again while little comes, where the server can do that; what it raises ends it."""
         begin = getattr(self._stream, "while_waiting", None)
+
+        def ask_all() -> None:
+            self._check()
+            ask()
+
         if begin is not None:
-            begin(ask)
+            begin(ask_all)
 
     def whole(self) -> bytes:
         """All of it at once."""
         return b"".join(self.pieces())
+
+    def _check(self) -> None:
+        """Raise Yielded if its place is wanted, unless it is here."""
+        if self._place is not None and self._place.must_yield and self.size != self.length:
+            raise Yielded("others wait for its place")
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "too_large", f"{self._what} is larger than {self._limit} bytes")

@@ -9,7 +9,7 @@ from falcon.util import http_status_to_code
 
 from dlpool import jsontext
 from dlpool.observe.log import Logger
-from dlpool.web.body import BadFraming, BrokenBody, TooSlow
+from dlpool.web.body import BadFraming, BrokenBody, TooSlow, Yielded
 from dlpool.web.gate import traced
 from dlpool.web.refusal import Refusal
 
@@ -34,6 +34,7 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler(Refusal, _refused)
     app.add_error_handler(TooSlow, _too_slow)
+    app.add_error_handler(Yielded, _yielded)
     app.add_error_handler(BrokenBody, _broken)
 
 
@@ -57,6 +58,11 @@ def _refused(_req: falcon.Request, resp: falcon.Response, error: Refusal, _param
 
 def _too_slow(_req: falcon.Request, resp: falcon.Response, error: TooSlow, _params: object) -> None:
     answer(resp, Refusal(408, "too_slow", f"the request came too slowly: {error}"))
+
+
+def _yielded(_req: falcon.Request, resp: falcon.Response, _error: Yielded, _params: object) -> None:
+    text = "others wait for a place, and this body came slowly: send it again"
+    answer(resp, Refusal(503, "busy", text, headers={"Retry-After": "1"}))
 
 
 def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object) -> None:

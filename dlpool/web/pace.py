@@ -50,6 +50,8 @@ class PacedSocket:
         self._sock = sock
         self._pace: Pace | None = None
         self._ask: Callable[[], None] | None = None
+        self._asked_at = 0.0
+        self.received = 0  # bytes of bodies
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -63,7 +65,7 @@ class PacedSocket:
         self._pace, self._ask = pace, None
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while nothing of the body comes; what it raises ends the waiting."""
+        """Call ``ask`` again and again while one waits for the body; what it raises ends the waiting."""
         self._ask = ask
 
     def recv(self, size: int) -> bytes:
@@ -79,11 +81,15 @@ class PacedSocket:
                 waited_s += self._await_body(self._pace)
                 continue
             self._pace.count(len(data), waited_s)
+            self.received += len(data)
             return data
 
     def _await_body(self, pace: Pace) -> float:
         """Wait until more comes; for how many seconds that was since the last ones were counted."""
         begun = time.monotonic()
+        if self._ask is not None and begun - self._asked_at > TURN_S:  # each wait may be short
+            self._asked_at = begun
+            self._ask()
         while not self._poll(pace.patience_s()):
             pace.count(0, time.monotonic() - begun)
             begun = time.monotonic()

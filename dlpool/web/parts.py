@@ -107,5 +107,6 @@ class WebParts:
         if coding and coding.strip().lower() != "chunked":
             raise Refusal(501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known")
         body = Body(req.stream, req.content_length, limit, what)
-        with self.admission.place(req.context.client):
+        with self.admission.place(req.context.client) as place:
+            body.hold(place)
             yield body

@@ -84,6 +84,11 @@ class CheckedBody:
         self._is_awaited = bool(req._expected_100_continue) and self._left > 0
 
     @property
+    def received(self) -> int:
+        """Bytes that have come on the connection, but for heads."""
+        return self._paced.received
+
+    @property
     def is_left(self) -> bool:
         """Whether the connection cannot be used again: it is not known where the next request begins."""
         return self._left > 0
@@ -297,8 +302,12 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             self._turn_away(connection, _CROWDED, "Crowded", "too much is going on just now, try again")
             return
         connection.head, connection.lane = head, lane
-        lane.given += 1
-        self.enqueue_req(connection)
+        try:
+            self.enqueue_req(connection)
+        except RuntimeError:  # the system allows not even one thread
+            self._turn_away(connection, _CROWDED, "NoThread", "no thread can be started just now, try again")
+        else:
+            lane.given += 1
 
     def _forget(self, connection: Connection) -> bytes:
         """Wait no more for its head; what has come of it."""

@@ -1,0 +1,173 @@
+"""The places of a process for bodies: who waits for one gets that of a body that comes slowly.
+
+A body holds a thread for as long as it takes. While places are free, nobody minds. When there is none, those who come
+wait for a moment, a few at once, and bodies that come far slower than the others yield: their requests end with 503 and
+``Retry-After``. A quarter of the places stays with the oldest of the slow ones, so that these get through, too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+FLOOR = 64 * 1024  # bytes a second: what is faster yields to nobody who is not much faster
+CEILING = 1024 * 1024  # bytes a second: what is faster yields to nobody
+PROBATION_S = 1.0  # of a body, until it may be asked to yield
+SHORT_S = 0.25  # the same, of a client that was asked before
+MEMORY_S = 60.0  # for which a client counts as slow that was asked to yield
+PATIENCE_S = 3.0  # for which one waits
+_TURN_S = 0.1
+_WINDOW_S = 1.0  # over which a rate is taken, at least
+_MOST_CLIENTS = 10_000  # that are remembered
+
+
+@dataclass(eq=False)
+class Place:
+    """One of the places. ``receiving`` and ``done`` by its holder, ``must_yield`` is read by it."""
+
+    client: str
+    begun: float
+    must_yield: bool = False
+    _received: Callable[[], int] | None = None
+    _mark: tuple[float, int] = (0.0, 0)
+    _last: tuple[float, int] = (0.0, 0)
+
+    def receiving(self, received: Callable[[], int], now: float) -> None:
+        """A body comes, of which so many bytes are here."""
+        self.begun = now
+        self._mark = self._last = (now, received())
+        self._received = received
+
+    def done(self) -> None:
+        """It is here: what is left to do is not the client's fault."""
+        self._received = None
+
+    def rate(self, now: float) -> float | None:
+        """Bytes a second of late; None if no body comes."""
+        received = self._received
+        if received is None:
+            return None
+        got = received()
+        if now - self._last[0] >= _WINDOW_S:
+            self._mark, self._last = self._last, (now, got)
+        since, had = self._mark
+        return (got - had) / max(now - since, 0.001)
+
+
+@dataclass(eq=False)
+class _Waiter:
+    client: str
+    is_slow: bool
+    place: Place | None = None
+    wake: threading.Event = field(default_factory=threading.Event)
+
+
+class Places:
+    """Thread-safe: the lock guards everything, and is held for a moment only.
+
+    ``most`` places, of which ``waiting`` requests may wait for one, each in its thread.
+    """
+
+    def __init__(self, most: int, waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._free = most
+        self._kept = max(1, most // 4)  # for slow ones
+        self._most_waiting = waiting
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: set[Place] = set()
+        self._waiters: list[_Waiter] = []
+        self._slow: dict[str, float] = {}  # clients that were asked to yield, and until when that counts
+
+    def acquire(self, client: str, *, patience_s: float = PATIENCE_S) -> Place | None:
+        """A place, None if there is none in time. It is to be given back by ``release``."""
+        with self._lock:
+            if self._free:
+                return self._give(client)
+            waiter = self._queue(client) if patience_s else None
+        if waiter is None:
+            return None
+        until = self._clock() + patience_s
+        while not waiter.wake.wait(_TURN_S) and self._clock() < until:
+            self.look()
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            return waiter.place
+
+    def release(self, place: Place) -> None:
+        """It is free: the next one is of the client that has the fewest."""
+        with self._lock:
+            self._held.discard(place)
+            self._free += 1
+            if self._waiters:
+                held = self._count()
+                waiter = min(self._waiters, key=lambda one: (one.is_slow, held[one.client]))
+                self._waiters.remove(waiter)
+                waiter.place = self._give(waiter.client)
+                waiter.wake.set()
+
+    def look(self) -> None:
+        """Ask as many slow bodies to yield as others wait."""
+        with self._lock:
+            now = self._clock()
+            asked = sum(place.must_yield for place in self._held)
+            wanted = sum(not waiter.is_slow for waiter in self._waiters)
+            for place in self._slowest(now)[: max(0, wanted - asked)]:
+                place.must_yield = True
+                self._remember(place.client, now)
+
+    def _give(self, client: str) -> Place:
+        self._free -= 1
+        place = Place(client, self._clock())
+        self._held.add(place)
+        return place
+
+    def _queue(self, client: str) -> _Waiter | None:
+        """Wait; if too many do, instead of one that was slow, or whose client has more places."""
+        waiter = _Waiter(client, self._is_slow(client))
+        if len(self._waiters) >= self._most_waiting:
+            held = self._count()
+            worst = max(self._waiters, key=lambda one: (one.is_slow, held[one.client]))
+            if (worst.is_slow, held[worst.client]) <= (waiter.is_slow, held[client]):
+                return None
+            self._waiters.remove(worst)
+            worst.wake.set()
+        self._waiters.append(waiter)
+        return waiter
+
+    def _is_slow(self, client: str) -> bool:
+        """Whether it was asked to yield of late."""
+        return self._slow.get(client, 0.0) > self._clock()
+
+    def _slowest(self, now: float) -> list[Place]:
+        """Those that may be asked, in that order: of the client that has the most of them, the youngest first."""
+        rates = {place: rate for place in self._held if (rate := place.rate(now)) is not None and not place.must_yield}
+        floor = _floor(rates.values())
+        slow = [
+            place
+            for place, rate in rates.items()
+            if rate < floor and now - place.begun >= (SHORT_S if self._is_slow(place.client) else PROBATION_S)
+        ]
+        count = Counter(place.client for place in slow)
+        slow.sort(key=lambda place: (-count[place.client], -place.begun))
+        return slow[: max(0, len(slow) - self._kept)]
+
+    def _remember(self, client: str, now: float) -> None:
+        if len(self._slow) >= _MOST_CLIENTS:
+            self._slow = {name: until for name, until in self._slow.items() if until > now}
+        if len(self._slow) < _MOST_CLIENTS:
+            self._slow[client] = now + MEMORY_S
+
+    def _count(self) -> Counter[str]:
+        return Counter(place.client for place in self._held)
+
+
+def _floor(rates: Iterable[float]) -> float:
+    """The rate below which a body yields: a quarter of the median, within bounds."""
+    found = list(rates)
+    median = statistics.median(found) if found else 0.0
+    return max(FLOOR, min(median / 4, CEILING))
