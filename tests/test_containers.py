@@ -159,7 +159,7 @@ def test_the_http_side_of_the_compose_file_has_settings_that_hold(tmp_path: Path
     values = {(row["section"], row["key"]): row["value"] for row in rows}
     port = values["upload", "port"]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert f":{port}{values['web', 'prefix']}/health" in service["healthcheck"]["test"][-1]
+    assert f":{port}/livez" in service["healthcheck"]["test"][-1]
     assert web.build_parser().parse_args(service["command"][1:]).config == "/etc/dlpool/dlpool.ini"
     mounted = tuple(one.split(":")[1] for one in service["volumes"])
     assert all(values["upload", name].startswith(mounted) for name in ("upload_dir", "merged_dir"))

@@ -12,23 +12,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import falcon.testing
 import pytest
 import requests
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from dlpool.config import WebSettings
+from dlpool.config import Settings, WebSettings
 from dlpool.config.web import JWKS_URL
 from dlpool.web import jwks
+from dlpool.web.app import make_app
 from dlpool.web.auth import Keys
 from dlpool.web.jwks import AGAIN_S, MAX_AGE_S, MIN_AGE_S, RETRY_S, STALE_S, JwksFailed, JwksSource, fetch, max_age_of
+from dlpool.web.parts import REFUSALS, WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.tokens import TokenCheck
 from tests.conftest import wait_until
+from tests.fakes import Lines
 from tests.provider import Provider, answered, jwk, token
 from tests.web import WebServer
 
@@ -429,6 +434,28 @@ def test_a_handshake_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 
 
 # --- the server ---
+
+
+def test_tokens_that_cannot_be_checked_do_not_fill_the_log(provider: Provider, tmp_path: Path) -> None:
+    provider.answer = answered(b"", "503 Service Unavailable")
+    settings = Settings()
+    parts = WebParts(
+        replace(
+            settings,
+            web=replace(settings.web, jwks_url=provider.url, jwt_audience="dlpool", request_rate=None),
+            paths=replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log")),
+            upload=replace(settings.upload, upload_dir=str(tmp_path / "up"), merged_dir=str(tmp_path / "merged")),
+        )
+    )
+    lines = Lines()
+    parts.log = lines  # type: ignore[assignment]
+    client = falcon.testing.TestClient(make_app(parts))
+    for number in range(REFUSALS + 30):
+        headers = {"Authorization": f"Bearer {token(OTHER, 'ES256', f'forged {number}')}"}
+        said = client.simulate_get("/go-uploader/tasks", headers=headers)
+        assert (said.status_code, said.json["code"]) == (503, "keys_unavailable")
+    assert len(lines.named("request_served")) == REFUSALS
+    assert len(lines.named("jwks_failed")) == 1
 
 
 def test_a_server_with_a_key_set(provider: Provider, tmp_path: Path) -> None:

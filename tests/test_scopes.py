@@ -38,6 +38,7 @@ from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
 from dlpool.web.tokens import MAX_TOKEN
 from tests.conftest import wait_until
+from tests.fakes import Lines
 from tests.processes import run
 from tests.web import WebServer
 
@@ -582,6 +583,19 @@ def test_the_upload_client_needs_the_scope_upload_alone(tmp_path: Path) -> None:
             assert ended.code == code, ended.err
             assert ("this needs the scope upload; key has read" in ended.err) == (name == "reader")
         assert (server.merged_dir / file.name).read_bytes() == file.read_bytes()
+
+
+def test_an_attempt_without_the_scope_is_audited_with_the_name_of_the_key(tmp_path: Path) -> None:
+    rewrite(tmp_path / "keys", line("reader", "the secret of reader"))
+    settings = settings_of(tmp_path, keys_file=str(tmp_path / "keys"))
+    parts, lines = WebParts(settings), Lines()
+    parts.audit._log = lines  # type: ignore[assignment]
+    client = falcon.testing.TestClient(make_app(parts))
+    said = client.simulate_post(f"{BASE}/queue/pause", headers={"X-Secret-Key": "the secret of reader"})
+    assert (said.status_code, said.json["code"]) == (403, "insufficient_scope")
+    [audited] = lines.named("audit")
+    wanted = {"action": "queue.pause", "actor": "key reader", "result": "refused", "label": "insufficient_scope"}
+    assert wanted.items() <= audited.fields.items()
 
 
 def test_rotation_and_reload_of_a_running_server(tmp_path: Path) -> None:
