@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import heapq
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ class Counts(NamedTuple):
 
 _Key = tuple[str | None, str]  # owner and state; owner None: tasks of all owners
 MAX_PAGE = 1000
+_FEW = 100  # changes that are made one by one
 NOTHING = Counts()
 
 
@@ -77,8 +78,7 @@ class Catalog:
         summaries.update(changes)
         ids = dict(self._ids)
         for key in removed.keys() | added.keys():
-            kept = (one for one in ids.get(key, ()) if one not in removed[key])
-            ids[key] = tuple(sorted((*kept, *added[key])))
+            ids[key] = _merged(ids.get(key, ()), removed[key], added[key])
             if not ids[key]:
                 del ids[key], counts[key]
         return Catalog(summaries, ids, counts)
@@ -94,6 +94,18 @@ class Catalog:
     def counts(self, owner: str | None) -> dict[str, Counts]:
         """Return what the tasks of the owner take, by state."""
         return {state: self._counts.get((owner, state), NOTHING) for state in STATES}
+
+
+def _merged(ids: Sequence[str], removed: set[str], added: list[str]) -> Sequence[str]:
+    """Return sorted ids after a change."""
+    if len(removed) + len(added) > _FEW:
+        return sorted([*(one for one in ids if one not in removed), *added])
+    found = list(ids)
+    for one in removed:
+        del found[bisect_left(found, one)]
+    for one in added:
+        insort(found, one)
+    return found
 
 
 def _following(ids: Sequence[str], after: str, most: int) -> Sequence[str]:

@@ -102,7 +102,7 @@ class Cleaner:
         """Remove temporaries of the dead and expired tasks, end what dead merges began. Raises Refusal."""
         count, failures = self.layout.sweep(), []
         latest = time.time() - self.settings.task_expiry
-        for name, summary in self.listing.current(patience_s=SWEEP_PATIENCE_S).summaries.items():
+        for name, summary in self.listing.scanned(patience_s=SWEEP_PATIENCE_S).summaries.items():
             if summary is not None and not summary.is_unfinished and summary.used_at > latest:
                 continue
             try:

@@ -19,6 +19,7 @@ from dlpool import disk
 from dlpool.web.store import reception
 from dlpool.web.store.events import STARTED, Announce, silent
 from dlpool.web.store.faults import stored
+from dlpool.web.store.journal import begin_journal, note
 from dlpool.web.store.locks import PATIENCE_S, has_locked, locked, release, released_on_error
 from dlpool.web.store.names import flat_name
 from dlpool.web.store.planted import READ, real
@@ -27,6 +28,7 @@ from dlpool.web.store.syncing import Syncing
 from dlpool.web.store.task import Task
 
 _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
+_JOURNAL = "changed"
 
 
 class Layout:
@@ -46,6 +48,8 @@ class Layout:
         with stored("make the upload folder"):
             for name in (_TASKS, _TMP, _LOCKS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a link, which is refused when it is used
+                begin_journal(self.journal_path())
 
     def begin(self, max_size: int) -> reception.Reception:
         """Somewhere to receive a chunk. Raises Refusal."""
@@ -69,7 +73,10 @@ class Layout:
             if not self._own(_LOCKS).is_dir():
                 self.make()
             with locked(self.root / _LOCKS / name[:2]):
-                yield self.at(name)
+                try:
+                    yield self.at(name)
+                finally:
+                    note(self.root / _LOCKS / _JOURNAL, name)
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
@@ -118,6 +125,10 @@ class Layout:
                     return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
             except FileNotFoundError:
                 return []
+
+    def journal_path(self) -> Path:
+        """Return where the tasks that have changed are noted. Raises OSError."""
+        return self.lock_path(_JOURNAL)
 
     def create(self, task: Task, identity: Identity, record: Record) -> Record:
         """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.

@@ -1,13 +1,15 @@
 """The catalog of all tasks, kept up to date by looking at the folders that have changed.
 
-Each process keeps one. A scan reads the names below ``tasks`` and the stamp of each folder (inode, mtime, ctime), and
-reads only the folders whose stamp differs from the one that was seen before: each change of a task renames or creates
-an entry of its folder. A change in the same tick of the file system's clock does not change the stamp, so a folder is
-read again until it was read at least one tick after its stamp was first seen; both times are by the monotonic clock, so
-that the clock of a file server does not matter.
+Each process keeps one. The journal says which tasks have changed (``journal.py``). Now and then, and where the journal
+does not say it, a scan compares all folders: it reads the names below ``tasks`` and the stamp of each folder (inode,
+mtime, ctime), and reads only the folders whose stamp differs from the one that was seen before, as each change of a
+task renames or creates an entry of its folder. A change in the same tick of the file system's clock does not change
+the stamp, so a folder is read again until it was read at least one tick after its stamp was first seen; both times are
+by the monotonic clock, so that the clock of a file server does not matter.
 
 A call never gets a catalog from before it began, so that a client sees its own changes in each process. Threads that
-wait at the same time share one scan, and ``SCANS`` scans run at once in all processes.
+wait at the same time share one look, and ``SCANS`` scans run at once in all processes. What another program changes is
+seen after ``SCAN_S``, or later where a scan takes long.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.catalog import Catalog
 from dlpool.web.store.faults import stored
+from dlpool.web.store.journal import JournalReader
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import held, release
 from dlpool.web.store.names import is_flat
@@ -31,11 +34,14 @@ from dlpool.web.store.summary import Look, look_at
 from dlpool.web.store.task import Task
 
 SCANS = 2
+SCAN_S = 1.0  # at least, from one scan to the next where the journal says what has changed
+_SCAN = 30.0  # the same, times the duration of the last scan
 PATIENCE_S = 15.0  # for a catalog, of a request
 WAITING = 4  # threads of a process that wait for so long
 SHORT_PATIENCE_S = 1.0  # of the others
 REST_S = 0.5  # at most, between two scans of a process
 _REST = 2.0  # times the duration of the last scan
+NOTES = 2000  # of as many tasks are read without a scan
 _POLL_S = 0.01
 _LOCK_S = 1.0
 _FINE_TICK_S, _COARSE_TICK_S = 0.1, 2.1  # FAT stores even seconds
@@ -46,7 +52,7 @@ _STAMP = struct.Struct("Qqq")
 class Listing:
     """The tasks of one store, as this process knows them. Thread-safe.
 
-    ``_turn`` guards the catalog, its time, who scans and how many wait; everything else is the scanning thread's alone.
+    ``_turn`` guards the catalog, its time, who looks and how many wait; everything else is the looking thread's alone.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -54,11 +60,17 @@ class Listing:
         self._turn = threading.Condition()
         self._catalog: Catalog | None = None
         self._begun_at = float("-inf")
-        self._is_scanning = False
+        self._scanned_at = float("-inf")
+        self._is_looking = False
         self._waiting = 0
+        self._journal = JournalReader(layout.journal_path)
+        self._noted: set[str] = set()  # folders that are to be read
+        self._merging: set[str] = set()  # folders whose summary may change without a note, when a process is killed
+        self._is_scan_wanted = True
         self._stamps: dict[str, bytes] = {}
         self._fresh: dict[str, float] = {}  # when a stamp was first seen, until the folder was read a tick later
-        self._rests_until = float("-inf")
+        self._duration_s = 0.0  # of the last scan
+        self._ended_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Listing of {self._layout.root}>"
@@ -69,28 +81,43 @@ class Listing:
         If no scan gets its turn within ``patience_s``, an older one is returned. Raises Refusal: 503 if there is none
         yet, and for a disk that cannot be read.
         """
+        return self._known(max_age_s, patience_s, is_scan=False)
+
+    def scanned(self, *, patience_s: float = PATIENCE_S) -> Catalog:
+        """Return the catalog of a scan that began after this call, with what other programs have changed.
+
+        Raises Refusal like ``current``.
+        """
+        return self._known(0.0, patience_s, is_scan=True)
+
+    def _known(self, max_age_s: float, patience_s: float, *, is_scan: bool) -> Catalog:
         now = time.monotonic()
         wanted, deadline = now - max_age_s, now + patience_s
-        with self._turn:
-            while self._catalog is None or self._begun_at < wanted:
-                if not self._is_scanning:
-                    self._is_scanning = True
-                    break
-                if not self._has_waited(deadline):
-                    return self._earlier()
-            else:
-                return self._catalog
+        known = self._turn_or_known(wanted, deadline, is_scan=is_scan)
+        if known is not None:
+            return known
         try:
-            return self._scan(deadline)
+            return self._look_again(deadline, is_scan=is_scan)
         finally:
             with self._turn:
-                self._is_scanning = False
+                self._is_looking = False
                 self._turn.notify_all()
 
-    def _has_waited(self, deadline: float) -> bool:
-        """Wait until a scan has ended; return False if none has before the deadline, or soon for one who is too many.
+    def _turn_or_known(self, wanted: float, deadline: float, *, is_scan: bool) -> Catalog | None:
+        """Return a catalog as new as ``wanted``; None if it is this thread's turn to look. Raises Refusal (503)."""
+        with self._turn:
+            while self._catalog is None or (self._scanned_at if is_scan else self._begun_at) < wanted:
+                if not self._is_looking:
+                    self._is_looking = True
+                    return None
+                if not self._has_waited(deadline):
+                    return self._earlier()
+            return self._catalog
 
-        Each one who waits keeps a thread of the server from other requests.
+    def _has_waited(self, deadline: float) -> bool:
+        """Wait until another thread has looked; return False if none has before the deadline.
+
+        Each thread that waits is missing to other requests, so of many most do not wait for long.
         """
         if self._waiting >= WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_PATIENCE_S)
@@ -105,19 +132,85 @@ class Listing:
             raise Refusal(503, "busy", "the uploads are being counted: try again later", headers={"Retry-After": "5"})
         return self._catalog
 
-    def _scan(self, deadline: float) -> Catalog:
+    def _look_again(self, deadline: float, *, is_scan: bool) -> Catalog:
         """Bring the catalog up to date. Raises Refusal."""
-        time.sleep(max(0.0, self._rests_until - time.monotonic()))
-        with stored("read the upload folder"), self._place(deadline) as has_place:
-            if not has_place:
-                return self._earlier()
-            begun_at = time.monotonic()
-            catalog = self._updated(self._catalog or Catalog())
-            ended_at = time.monotonic()
-        self._rests_until = ended_at + min(REST_S, _REST * (ended_at - begun_at))
+        begun_at = time.monotonic()
+        names = self._journal.names()
+        self._noted |= (names or set()) | self._merging
+        is_due = begun_at - self._ended_at >= max(SCAN_S, _SCAN * self._duration_s)
+        self._is_scan_wanted |= is_scan or names is None or len(self._noted) > NOTES
+        with stored("read the upload folder"):
+            if self._is_scan_wanted:
+                time.sleep(max(0.0, self._ended_at + min(REST_S, _REST * self._duration_s) - time.monotonic()))
+                return self._compared(deadline) or self._earlier()
+            compared = self._compared(begun_at) if is_due else None
+            return compared or self._read_noted(begun_at)
+
+    def _compared(self, deadline: float) -> Catalog | None:
+        """Compare all folders; None if no place is free until the deadline. Raises OSError."""
+        with self._place(deadline) as has_place:
+            return self._compare() if has_place else None
+
+    def _compare(self) -> Catalog:
+        """Compare all folders. Raises OSError."""
+        begun_at = time.monotonic()
+        names = self._journal.names()
+        self._noted |= names or set()
+        tasks = self._layout.tasks()
+        found = _stamped(tasks)
+        changed = {name for name, (stamp, _) in found.items() if self._stamps.get(name) != stamp}
+        looks = self._looks(tasks, found, changed | (self._fresh.keys() & found.keys()) | (self._noted & found.keys()))
+        catalog = self._with(looks, self._stamps.keys() - found.keys())
+        self._stamps = {name: stamp for name, (stamp, _) in found.items()}
+        self._noted, self._is_scan_wanted = set(), False
+        self._ended_at = time.monotonic()
+        self._duration_s = self._ended_at - begun_at
+        with self._turn:
+            self._catalog, self._begun_at, self._scanned_at = catalog, begun_at, begun_at
+        return catalog
+
+    def _read_noted(self, begun_at: float) -> Catalog:
+        """Read the tasks that were noted. Raises OSError."""
+        if self._noted:
+            tasks = self._layout.tasks()
+            found = _stamped(tasks, self._noted)
+            catalog = self._with(self._looks(tasks, found, found), self._noted - found.keys())
+            self._stamps.update((name, stamp) for name, (stamp, _) in found.items())
+            for name in self._noted - found.keys():
+                self._stamps.pop(name, None)
+            self._noted = set()
+        else:
+            catalog = self._earlier()
         with self._turn:
             self._catalog, self._begun_at = catalog, begun_at
         return catalog
+
+    def _looks(self, tasks: Path, found: Mapping[str, tuple[bytes, float]], names: Iterable[str]) -> dict[str, Look]:
+        """Read these folders, and note which of them are to be read again by the next scan."""
+        looks: dict[str, Look] = {}
+        for name in names:
+            stamp, seen_at = found[name]
+            first_at = self._fresh.get(name, seen_at) if self._stamps.get(name) == stamp else seen_at
+            read_at = time.monotonic()
+            looks[name] = self._look(tasks, name)
+            if not looks[name].is_lasting or read_at - first_at < _tick_s(stamp):
+                self._fresh[name] = first_at
+            else:
+                self._fresh.pop(name, None)
+            self._merging.discard(name)
+            if not looks[name].is_lasting and looks[name].summary is not None:
+                self._merging.add(name)
+        return looks
+
+    def _with(self, looks: Mapping[str, Look], gone: Collection[str]) -> Catalog:
+        """Return the catalog after these looks, and without the folders in ``gone``."""
+        for name in gone:
+            self._fresh.pop(name, None)
+            self._merging.discard(name)
+        catalog = self._catalog or Catalog()
+        if not looks and not gone:
+            return catalog
+        return catalog.changed({name: look.summary for name, look in looks.items()}, gone)
 
     @contextmanager
     def _place(self, deadline: float) -> Iterator[bool]:
@@ -144,27 +237,6 @@ class Listing:
             if place is not None:
                 release(place)
 
-    def _updated(self, catalog: Catalog) -> Catalog:
-        tasks = self._layout.tasks()
-        found = _stamped(tasks)
-        looks: dict[str, Look] = {}
-        fresh: dict[str, float] = {}
-        for name, (stamp, seen_at) in found.items():
-            is_known = self._stamps.get(name) == stamp
-            if is_known and name not in self._fresh:
-                continue
-            first_at = self._fresh.get(name, seen_at) if is_known else seen_at
-            read_at = time.monotonic()
-            looks[name] = self._look(tasks, name)
-            if not looks[name].is_lasting or read_at - first_at < _tick_s(stamp):
-                fresh[name] = first_at
-        gone = self._stamps.keys() - found.keys()
-        if looks or gone:
-            catalog = catalog.changed({name: look.summary for name, look in looks.items()}, gone)
-        self._stamps = {name: stamp for name, (stamp, _) in found.items()}
-        self._fresh = fresh
-        return catalog
-
     def _look(self, tasks: Path, name: str) -> Look:
         try:
             look = look_at(Task(tasks / name, self._layout.sync))
@@ -181,23 +253,24 @@ class Listing:
             return None
 
 
-def _stamped(tasks: Path) -> dict[str, tuple[bytes, float]]:
-    """Return the stamp of each folder of a task, and when it was known. Raises OSError."""
+def _stamped(tasks: Path, names: Iterable[str] | None = None) -> dict[str, tuple[bytes, float]]:
+    """Return the stamp of each folder of a task, or of those with these names, and when it was known.
+
+    Raises OSError.
+    """
     found = {}
-    with suppress(FileNotFoundError), os.scandir(tasks) as entries:
-        for entry in entries:
-            if not is_flat(entry.name):
-                continue
-            stamp = _stamp_of(entry)
+    with suppress(FileNotFoundError):
+        for name in os.listdir(tasks) if names is None else names:
+            stamp = _stamp_of(f"{tasks}/{name}") if is_flat(name) else None
             if stamp is not None:
-                found[entry.name] = (stamp, time.monotonic())
+                found[name] = (stamp, time.monotonic())
     return found
 
 
-def _stamp_of(entry: os.DirEntry[str]) -> bytes | None:
+def _stamp_of(path: str) -> bytes | None:
     """Return what changes with each change in the folder; empty if it is unknown, None if it is not a folder."""
     try:
-        status = entry.stat(follow_symlinks=False)
+        status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:  # removed meanwhile
         return None
     except OSError:

@@ -191,7 +191,7 @@ class UploadStore:
         swept = self._cleaner.sweep()
         self._owners.sweep(self.settings.merged_dir, time.time() - DAY_S)
         removed = swept.removed
-        for summary in self.listing.current(patience_s=SWEEP_PATIENCE_S).summaries.values():
+        for summary in self.listing.scanned(patience_s=SWEEP_PATIENCE_S).summaries.values():
             if summary is not None and summary.is_unfinished:
                 with suppress(Refusal):  # it may be of the other protocol, too
                     removed += self.concatenation.end_dead(summary.file_id)
