@@ -109,14 +109,20 @@ def test_a_defect_of_a_page_is_logged_and_ends_nothing(listener: Listener, log: 
     [
         (b"POST /good HTTP/1.1\r\n\r\n", b"501"),
         (b"NONSENSE\r\n\r\n", b"400"),
+        (b"GET /else\r\n\r\n", b"404"),
+        (b"HEAD /else HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /good HTTP/1.1\r\n\r\n", b"200"),
         (b"GET /good HTTP/9.9\r\n\r\n", b"505"),
         (b"\x16\x03\x01\r\n\r\n", b"400"),
     ],
 )
-def test_nonsense_is_refused(listener: Listener, request_bytes: bytes, status: bytes) -> None:
+def test_what_is_answered_has_a_head_that_forbids_guessing(
+    listener: Listener, request_bytes: bytes, status: bytes
+) -> None:
     with connect(listener) as sock:
         sock.sendall(request_bytes)
-        assert status in said(sock)
+        head = said(sock).partition(b"\r\n\r\n")[0]
+        assert status in head.split(b"\r\n")[0] and b"X-Content-Type-Options: nosniff" in head
 
 
 def test_a_request_that_is_too_long_is_not_read_to_its_end(listener: Listener) -> None:

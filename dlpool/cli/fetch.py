@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dlpool.cli.headers import given_headers
 from dlpool.cli.items import Common, items_from_lines, parse_header, refuse_url, single_item
 from dlpool.cli.listfile import opened_list, shown_list
 from dlpool.cli.options import JOBS, given_options, settings_told
@@ -142,7 +143,7 @@ def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer:
 
 
 def _common(arguments: argparse.Namespace, folder: Path) -> Common:
-    headers = dict(parse_header(text) for text in arguments.header)
+    headers = given_headers(arguments)
     if arguments.referer is not None:
         headers["Referer"] = parse_header(f"Referer: {arguments.referer}")[1]
     checksum = Checksum.parse(arguments.checksum) if arguments.checksum is not None else None

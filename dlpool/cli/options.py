@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import Field, fields
 from typing import Any
 
+from dlpool.cli.header_options import add_header_options
 from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_names, parse_setting
 from dlpool.config.layers import Effective, Given, effective
 from dlpool.kinds import parse_count
@@ -119,8 +120,7 @@ def _add_job_options(group: Any) -> None:
     group.add_argument(
         "--session", metavar="FILE", help="with -i: remembers what is done, so that the next run goes on"
     )
-    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
-                       help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
+    add_header_options(group, ", for the URL's own origin")
     group.add_argument("--user", metavar="NAME[:PASSWORD]",
                        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for")  # fmt: skip
     group.add_argument("--referer", metavar="URL", help="Referer header")

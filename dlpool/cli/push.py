@@ -12,7 +12,8 @@ from typing import Any
 
 from dlpool.cli.auditing import Recorder
 from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.items import parse_header, refuse_url
+from dlpool.cli.headers import given_headers
+from dlpool.cli.items import refuse_url
 from dlpool.cli.listfile import opened_list, shown_list
 from dlpool.cli.queue_options import opened
 from dlpool.cli.report import SOME_FAILED
@@ -190,7 +191,7 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
         priority = int(priority)
-    headers = dict(parse_header(text) for text in arguments.header)
+    headers = given_headers(arguments)
     return {
         "priority": priority, "not_before": arguments.not_before, "headers": headers or None,
         "if_exists": arguments.if_exists, "limit_rate": arguments.limit_rate, "dedupe": arguments.dedupe or None,

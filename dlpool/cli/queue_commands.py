@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from dlpool.cli.header_options import add_header_options
 from dlpool.cli.queue_options import add_output_options, add_queue_options
 from dlpool.jobs.audit import ACTIONS, KINDS
 from dlpool.kinds import parse_count, split_address
@@ -82,8 +83,7 @@ def _add_push(commands: Any, exit_codes: str) -> None:
                        "0 are high, those above 0 low (default: normal)")  # fmt: skip
     group.add_argument("--not-before", metavar="TIME", help="when it may begin: RFC 3339, or seconds since 1970")
     group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
-    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
-                       help="add a header, for the URL's own origin; may be repeated")  # fmt: skip
+    add_header_options(group, ", for the URL's own origin")
     group.add_argument("--if-exists", choices=("overwrite", "skip", "fail", "rename"),
                        help="when the target exists (default: the service's)")  # fmt: skip
     group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dlpool.cli.items import parse_header
+from dlpool.cli.headers import given_headers
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.urls import check_header, without_user
 from dlpool.usertext import NotText, text_of
@@ -13,7 +13,7 @@ from dlpool.usertext import NotText, text_of
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """The headers that the options say. Raises UsageError, also for what contradicts itself; LocalFault."""
-    headers = dict(parse_header(text) for text in arguments.header)
+    headers = given_headers(arguments)
     given = {name.lower() for name in headers}
     if arguments.token_file is not None:
         if "authorization" in given:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from dlpool.cli.header_options import add_header_options
 from dlpool.cli.options import add_output_options, add_setting, given_options, settings_told
 from dlpool.config import SECTIONS
 from dlpool.config.layers import Effective
@@ -65,8 +66,7 @@ def _add_own_options(group: Any) -> None:
     group.add_argument("--path", metavar="FOLDER", help="below which folder of the server's it goes (default: none)")
     group.add_argument("--token-file", metavar="FILE", help="a file that holds a bearer token, to be let in")
     group.add_argument("--secret-key-file", metavar="FILE", help="a file that holds the server's secret key, instead")
-    group.add_argument("-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
-                       help="add a header; may be repeated")  # fmt: skip
+    add_header_options(group)
     group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
 
 

@@ -25,6 +25,7 @@ from dlpool.kinds import split_address
 from dlpool.observe.log import Logger
 from dlpool.threads import is_out_of_descriptors
 
+NO_SNIFF = ("X-Content-Type-Options", "nosniff")  # of all answers: the body is what its type says (Fetch standard)
 MAX_CONNECTIONS = 64  # whose request has not come
 MAX_SLOW = 2  # answers at once that take longer
 REQUEST_S = 3.0  # for a client to send its request, and as long again to take the answer
@@ -245,6 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
     wfile: io.BytesIO
     server_version = f"dlpool/{__version__}"
     sys_version = ""
+    default_request_version = "HTTP/1.0"  # else what cannot be read gets an answer without a head, as of HTTP/0.9
 
     def __init__(self, head: bytes, routes: Mapping[str, Route]) -> None:
         self._routes = routes
@@ -270,6 +272,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     do_HEAD = do_GET
+
+    def end_headers(self) -> None:
+        """Of the library's own answers, too."""
+        self.send_header(*NO_SNIFF)
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Probes are no news."""

@@ -8,11 +8,25 @@ import falcon
 
 from dlpool.config import Settings
 from dlpool.config.owned import check_owned
+from dlpool.observe.listener import NO_SNIFF
 from dlpool.web import dashboard, files, jobs_api, ops, tus, uploads
 from dlpool.web.errors import add_error_handlers
 from dlpool.web.gate import Gate
 from dlpool.web.keeper import Keeper
 from dlpool.web.parts import WebParts
+
+
+class WebResponse(falcon.Response):
+    """A response as falcon makes it for every request, errors included, with the header fields that all have.
+
+    ``nosniff`` (Fetch standard, X-Content-Type-Options): a browser takes the body for what its type says.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, options: falcon.ResponseOptions | None = None) -> None:
+        super().__init__(options)
+        self.set_header(*NO_SNIFF)
 
 
 def create_app(settings: Settings) -> falcon.App[Any, Any]:
@@ -28,7 +42,7 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
 def make_app(parts: WebParts) -> falcon.App[Any, Any]:
     """The application over these parts. Raises ConfigurationError, LocalFault."""
     gate = Gate(parts)
-    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Protocol()])
+    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Protocol()], response_type=WebResponse)
     add_error_handlers(app, parts.log)
     for part in (ops, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)

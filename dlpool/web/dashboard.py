@@ -19,7 +19,7 @@ POLICY = (
 )
 PREFIX = b'data-uploads="/go-uploader"'  # in the page; it may be set otherwise
 HEADERS = {
-    "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache",
 }  # fmt: skip
 

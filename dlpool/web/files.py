@@ -67,7 +67,6 @@ class FileResource:
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
         resp.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, safe='')}")
-        resp.set_header("X-Content-Type-Options", "nosniff")
 
     @staticmethod
     def _part(req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.heads import MAX_HEAD, Heads, Progress, target_of
+from dlpool.observe.listener import NO_SNIFF
 from dlpool.threads import is_out_of_descriptors
 from dlpool.web.body import PIECE, BadFraming, BrokenBody, TooSlow
 from dlpool.web.lingering import Lingering
@@ -382,6 +383,6 @@ def _refusal(answer: tuple[int, str, str], text: str) -> bytes:
     again = f"Retry-After: {BUSY_S}\r\n" if status == _CROWDED[0] else ""
     head = (
         f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n{again}"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n{': '.join(NO_SNIFF)}\r\n\r\n"
     )
     return head.encode() + body

@@ -51,7 +51,7 @@ function _shtab_dlpool_using
 end
 
 set -g _shtab_dlpool_commands fetch upload push jobs job events health audit stats cancel pause resume retry promote priority failed purge queue nodes top quarantine config doctor setup
-set -g _shtab_dlpool_opts_with_value --action --actor --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --object --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --to --token-file --user --user-agent -A -H -c -i -j -n -o
+set -g _shtab_dlpool_opts_with_value --action --actor --address --cacert --cert --checksum --chunk-size --config --connect-timeout --connections --content-encoding --deadline --drain-timeout --folder --group --header --header-file --id --if-exists --input-file --install --instance --jobs --key --last --limit --limit-rate --log-format --low-speed-limit --low-speed-time --max-concurrent-downloads --max-connections --max-file-size --max-retry-after --min-split-size --name --network --network-allow --network-wait --not-before --object --output --path --preallocate --priority --probe --progress --proxy --read-timeout --redis-addr --redis-password --redis-url --referer --retries --retry-delay --retry-max-delay --secret-key-file --session --since --state --to --token-file --user --user-agent -A -H -c -i -j -n -o
 
 complete -c dlpool -e
 complete -c dlpool -f
@@ -63,7 +63,8 @@ complete -c dlpool -n '_shtab_dlpool_using fetch' -s h -l help -d 'show this hel
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s i -l input-file -xka "(__fish_complete_path (commandline -ct))" -d 'a list, - for standard input: on each line a URL, a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -s j -l jobs -x -d 'files at once, with -i (default: 5)'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l session -xka "(__fish_complete_path (commandline -ct))" -d 'with -i: remembers what is done, so that the next run goes on'
-complete -c dlpool -n '_shtab_dlpool_using fetch' -s H -l header -x -d 'add a header, for the URL'"'"'s own origin; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -s H -l header -x -d 'add a header, for the URL'"'"'s own origin; @FILE: those of a file; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using fetch' -l header-file -xka "(__fish_complete_path (commandline -ct))" -d 'add the headers of a file, - for standard input: on each line NAME: VALUE; other users of the machine can read what stands on a command line, not in a file'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l user -x -d 'HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l referer -x -d 'Referer header'
 complete -c dlpool -n '_shtab_dlpool_using fetch' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'an INI file whose [transfer] and [network] are the defaults'
@@ -117,7 +118,8 @@ complete -c dlpool -n '_shtab_dlpool_using upload' -l name -x -d 'how the file i
 complete -c dlpool -n '_shtab_dlpool_using upload' -l path -x -d 'below which folder of the server'"'"'s it goes (default: none)'
 complete -c dlpool -n '_shtab_dlpool_using upload' -l token-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds a bearer token, to be let in'
 complete -c dlpool -n '_shtab_dlpool_using upload' -l secret-key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file that holds the server'"'"'s secret key, instead'
-complete -c dlpool -n '_shtab_dlpool_using upload' -s H -l header -x -d 'add a header; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using upload' -s H -l header -x -d 'add a header; @FILE: those of a file; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using upload' -l header-file -xka "(__fish_complete_path (commandline -ct))" -d 'add the headers of a file, - for standard input: on each line NAME: VALUE; other users of the machine can read what stands on a command line, not in a file'
 complete -c dlpool -n '_shtab_dlpool_using upload' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'an INI file whose [transfer] and [network] are the defaults'
 complete -c dlpool -n '_shtab_dlpool_using upload' -l retries -x -d 'attempts in a row below low_speed_limit before a range is given up (default: 5)'
 complete -c dlpool -n '_shtab_dlpool_using upload' -l retry-delay -x -d 'first backoff; it doubles, with full jitter (default: 1s)'
@@ -147,7 +149,8 @@ complete -c dlpool -n '_shtab_dlpool_using push' -l id -x -d 'its id; pushed aga
 complete -c dlpool -n '_shtab_dlpool_using push' -l priority -x -d 'which jobs go first; of integers, those below 0 are high, those above 0 low (default: normal)'
 complete -c dlpool -n '_shtab_dlpool_using push' -l not-before -x -d 'when it may begin: RFC 3339, or seconds since 1970'
 complete -c dlpool -n '_shtab_dlpool_using push' -l checksum -x -d 'md5, sha1, sha256, sha512 or blake2b of the file'
-complete -c dlpool -n '_shtab_dlpool_using push' -s H -l header -x -d 'add a header, for the URL'"'"'s own origin; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using push' -s H -l header -x -d 'add a header, for the URL'"'"'s own origin; @FILE: those of a file; may be repeated'
+complete -c dlpool -n '_shtab_dlpool_using push' -l header-file -xka "(__fish_complete_path (commandline -ct))" -d 'add the headers of a file, - for standard input: on each line NAME: VALUE; other users of the machine can read what stands on a command line, not in a file'
 complete -c dlpool -n '_shtab_dlpool_using push' -l if-exists -xka "overwrite skip fail rename" -d 'when the target exists (default: the service'"'"'s)'
 complete -c dlpool -n '_shtab_dlpool_using push' -l limit-rate -x -d 'bytes a second at most; takes K M G T'
 complete -c dlpool -n '_shtab_dlpool_using push' -l dedupe -d 'do not download twice what waits or runs already with the same URL and PATH'

@@ -1,0 +1,67 @@
+"""The header fields that ``-H`` and ``--header-file`` name, on the command line or in files."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+from collections.abc import Iterator
+
+from dlpool.cli.items import parse_header
+from dlpool.errors import LocalFault, UsageError
+from dlpool.usertext import NotText, lines_of
+
+MAX_FILE = 64 * 1024  # bytes: more than any server takes
+
+
+def given_headers(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the header fields that the options name, in their order; of equal names the last one.
+
+    Files are read by the first call only: ``arguments`` then has their lines. No message has anything of a file but
+    the number of a line. Raises UsageError, LocalFault.
+    """
+    lists = getattr(arguments, "input_file", None)
+    if lists == "-" and "@-" in arguments.header:
+        raise UsageError("standard input cannot be both the list and the headers")
+    found = []
+    for text in arguments.header:
+        found += list(_of_file(text[1:])) if text.startswith("@") else [parse_header(text)]
+    arguments.header = [f"{name}: {value}" for name, value in found]  # standard input can be read once
+    return dict(found)
+
+
+def _of_file(name: str) -> Iterator[tuple[str, str]]:
+    shown = "standard input" if name == "-" else name
+    read = io.BytesIO(_content(name, shown)).read
+    try:
+        for number, line in enumerate(lines_of(read), 1):
+            if line.strip():
+                yield _field(line, f"{shown}, line {number}")
+    except NotText as error:
+        raise UsageError(f"cannot read the headers in {shown}: {error}") from error
+
+
+def _field(line: str, where: str) -> tuple[str, str]:
+    try:
+        return parse_header(line)
+    except UsageError as error:
+        raise UsageError(f"{where}: not a header of the form 'Name: value' that may be given") from error
+
+
+def _content(name: str, shown: str) -> bytes:
+    """Return the bytes of a file, or of a pipe, until its end."""
+    parts, size = [], 0
+    try:
+        descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while size <= MAX_FILE and (data := os.read(descriptor, MAX_FILE)):
+                parts.append(data)
+                size += len(data)
+        finally:
+            if descriptor != 0:
+                os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise LocalFault(f"cannot read the headers in {shown}: {getattr(error, 'strerror', error)}") from error
+    if size > MAX_FILE:
+        raise UsageError(f"{shown} is longer than {MAX_FILE} bytes: it should hold headers, a line each")
+    return b"".join(parts)
