@@ -200,6 +200,13 @@ def parse_loopback(text: str) -> str:
     return text
 
 
+def parse_umask(text: str) -> str:
+    """Return ``text`` if it is an octal number of bits that leave the owner all rights. Raises ValueError."""
+    if not re.fullmatch("0{0,2}[0-7]{1,2}", text):
+        raise ValueError("not an octal number from 000 to 077 (the rights that group and others do not get)")
+    return text
+
+
 def parse_levels(text: str) -> str:
     """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels`` reads."""
     logger_levels(text)
@@ -243,6 +250,7 @@ TEXT = Kind("TEXT", parse_text)
 RATIO = Kind("0..1", parse_ratio)
 BASE_URL = Kind("URL", parse_base_url)
 PATH = Kind("FILE", parse_text)
+UMASK = Kind("OCTAL", parse_umask)
 NAME = Kind("NAME", parse_name)
 GROUP = Kind("NAME", parse_group)
 ADDRESS = Kind("HOST:PORT", parse_address)

@@ -72,7 +72,7 @@ def _write(path: Path, data: bytes) -> None:
     """Write a new file. Raises TargetExists, LocalFault; after an error ``path`` has not been created."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
-        descriptor = create_exclusive(new)
+        descriptor = create_exclusive(new, 0o600)  # it may hold the secret key
         try:
             with open(descriptor, "wb", buffering=0) as file:
                 write_all(descriptor, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.config import SECTIONS, NetworkSettings, TransferSettings, option_names, parse_setting
+from dlpool.config import SECTIONS, NetworkSettings, Settings, TransferSettings, option_names, parse_setting
 from dlpool.config.layers import Effective, Given, effective
 from dlpool.kinds import parse_count
 
@@ -92,6 +93,11 @@ def settings_told(
     if not is_quiet:
         tell(found.notes, program)
     return found
+
+
+def limit_rights(settings: Settings) -> None:
+    """Set the umask of this process, and so of those it starts, to that of ``[paths]``, whatever it was."""
+    os.umask(int(settings.paths.umask, 8))
 
 
 def tell(notes: Iterable[str], program: str = "dlpool") -> None:

@@ -15,7 +15,7 @@ from dlpool import __version__
 from dlpool.cli.console import program
 from dlpool.cli.first_process import work_in_a_child
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import add_setting, given_options, settings_told
+from dlpool.cli.options import add_setting, given_options, limit_rights, settings_told
 from dlpool.cli.queue_options import add_queue_options, queue_given
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.config.layers import Given
@@ -128,6 +128,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from dlpool.service.service import serve
 
     settings = settings_of(arguments)
+    limit_rights(settings)
     herald = Herald(is_quiet=arguments.quiet)
     if sys.stderr.isatty() and not arguments.quiet:
         print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dlpool import __version__
 from dlpool.cli.console import program
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import settings_told, tell
+from dlpool.cli.options import limit_rights, settings_told, tell
 from dlpool.config import Settings
 from dlpool.config.goserver import is_json
 from dlpool.config.ini import text_of_file
@@ -55,6 +55,7 @@ def application() -> Any:
     from dlpool.web.app import create_app
 
     settings = settings_told(os.environ.get("DLPOOL_INI"), program=PROGRAM).settings
+    limit_rights(settings)
     _make_folders(settings)
     return create_app(settings)
 
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         arguments = build_parser().parse_args(argv)
         settings = settings_told(arguments.config, program=PROGRAM).settings
+        limit_rights(settings)
         if arguments.config is None:
             tell(_unread(), PROGRAM)
         return _serve(settings)

@@ -31,6 +31,7 @@ from dlpool.kinds import (
     SIZE,
     SWITCH,
     TEXT,
+    UMASK,
     Kind,
     choice,
     parse_text,
@@ -219,6 +220,8 @@ class PathSettings:
                                         "(default: download_dir)")  # fmt: skip
     state_dir: str = setting(PATH, ".dlpool", "node id, locks, spool, embedded Redis", reload=False)
     log_dir: str = setting(PATH, ".dlpool/log", "where the log is", reload=False)
+    umask: str = setting(UMASK, "027", "rights that files and folders of the service and dlpool-web do not get; files "
+                         "with credentials are their owner's alone", reload=False)  # fmt: skip
 
 
 @dataclass(frozen=True)

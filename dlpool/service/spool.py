@@ -39,7 +39,7 @@ class Spool:
         if ending.record is not None:
             fields["record"]["value"] = ending.record.value.decode()
         with translated(f"write {path}"):
-            atomic_write(path, json.dumps(fields).encode(), sync=True)
+            atomic_write(path, json.dumps(fields).encode(), sync=True, mode=0o600)
         self._kept.add(ending.ticket)
 
     def forget(self, ticket: Ticket) -> None:

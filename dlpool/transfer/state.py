@@ -31,6 +31,7 @@ from dlpool.transfer.names import STATE_SUFFIX
 from dlpool.transfer.remote import Resource
 
 VERSION = 1
+MODE = 0o600  # for its owner alone: hosts and validators of what is being fetched
 MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -257,7 +258,7 @@ class StateFile:
             return
         with translated(f"write {self.path}"):
             temporary = self._free(f"{self.path.name}.new")
-            descriptor = disk.create_exclusive(temporary)
+            descriptor = disk.create_exclusive(temporary, MODE)
             try:
                 identity = disk.fill(descriptor, _PLACEHOLDER, sync=False)
                 disk.publish_exclusive(temporary, self.path, identity=identity)
@@ -324,7 +325,7 @@ class StateFile:
     def _write(self, data: bytes, *, sync: bool) -> None:
         with translated(f"write {self.path}"):
             disk.atomic_write(
-                self.path, data, sync=sync, temporary=self._free_temporary(), on_unsynced=self._on_unsynced
+                self.path, data, sync=sync, mode=MODE, temporary=self._free_temporary(), on_unsynced=self._on_unsynced
             )
         self.exists = True
 
