@@ -13,10 +13,9 @@ from pathlib import Path
 
 READ_BYTES = 64 * 1024
 # Control characters (C0, DEL, C1), marks that turn the direction of text, line separators, tags that nobody sees, and
-# halves of surrogate pairs: what a terminal obeys, or shows otherwise than it is.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
+# halves of surrogate pairs: what a terminal obeys, or shows otherwise than it is. As of a character class of re.
+UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+_UNSAFE = re.compile(f"[{UNSAFE}]")
 MAX_LINE = 1024 * 1024  # characters
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -27,7 +27,7 @@ FLOORS = [
     {"config"},
     {"filelock", "heads"},
     {"threads"},
-    {"disk"},
+    {"disk", "filenames"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction"},
 ]

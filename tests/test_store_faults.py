@@ -165,7 +165,7 @@ def test_relative_paths_that_could_lead_out(store: UploadStore, path: str, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"upload"}
 
 
-@pytest.mark.parametrize("name", ["a..b.txt", "with space", "...", "über \N{SNOWMAN}.bin", "-rf", "%2e%2e", "a:b", "~"])
+@pytest.mark.parametrize("name", ["a..b.txt", "with space", "..a", "über \N{SNOWMAN}.bin", "-rf", "%2e%2e", "a:b", "~"])
 def test_harmless_names_stay_as_they_are(store: UploadStore, name: str, tmp_path: Path) -> None:
     send(store, 0, b"x", total_chunks=1, relative_path=f"{name}/{name}/")
     assert merge(store, 1, name).size == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from dlpool.config.owned import Owned, is_under, resolved, target_roots
 from dlpool.config.owned import owned as owned_places
 from dlpool.disk import translated
 from dlpool.errors import PolicyRefused
+from dlpool.filenames import name_fault
 from dlpool.jobs.places import OwnedPlaces, Walk, walk_down
 from dlpool.transfer.names import MAX_NAME_BYTES, in_utf8
 
@@ -62,8 +62,10 @@ class Confinement:
     def target(self, save_path: str) -> Target:
         """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault."""
         shown = f"save_path {save_path[:200]!r}"
-        if re.search(r"[\x00-\x1f\x7f]", save_path):
-            raise PolicyRefused(f"{shown} has control characters")
+        below = next((save_path[len(root) :] for root in self._roots if is_under(save_path, root)), save_path)
+        faults = (name_fault(part) for part in below.split("/") if part not in (".", ".."))
+        if fault := next(filter(None, faults), ""):
+            raise PolicyRefused(f"{shown} has a name that {fault}: push the job with another one")
         save_path = in_utf8(save_path)
         joined = os.path.join(self._download_dir, save_path)
         if len(os.fsencode(joined)) > MAX_PATH_BYTES:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dlpool.filenames import clean_file_name
+
 PART_SUFFIX = ".part"
 STATE_SUFFIX = ".part.meta"
 RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", ".part.lock", ".part.lock.tmp")
@@ -18,14 +20,13 @@ MAX_NAMES = 10_000  # tried for one file
 # Of a longer name only these are read: to compose accents takes a time that is quadratic in their number.
 _HEAD, _TAIL = 4 * MAX_NAME_BYTES, 64  # characters
 _DEFAULT_NAME = "download"
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe_name(name: str) -> str:
     """Reduce ``name`` to a base name that cannot leave its folder, hide, or mislead; "" if nothing is left.
 
-    Folders, drives, control and bidirectional characters go; a leading dot becomes ``_``; over-long names keep
-    their extension; names that dlpool keeps for itself get a ``_`` at the end.
+    Folders, drives and what ``clean_file_name`` removes go; a leading dot becomes ``_``; over-long names keep their
+    extension; names that dlpool keeps for itself get a ``_`` at the end.
     """
     base, before = name, None
     while base != before:  # what one step lays bare, the next one sees
@@ -62,11 +63,11 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def _without_tricks(name: str) -> str:
-    base = _UNSAFE.sub("", name[max(name.rfind("/"), name.rfind("\\")) + 1 :])
+    base = clean_file_name(name[max(name.rfind("/"), name.rfind("\\")) + 1 :])
     if len(base) > _HEAD + _TAIL:
         base = base[:_HEAD] + base[-_TAIL:]
     base = unicodedata.normalize("NFC", base)
-    base = re.sub(r"^[A-Za-z]:", "", base).strip().rstrip(".")
+    base = clean_file_name(re.sub(r"^[A-Za-z]:", "", base).strip())
     return "_" + base[1:] if base.startswith(".") else base
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlpool.filenames import HIDDEN
 from dlpool.web.describing import JSON, content, described, done, header, parameter
 from dlpool.web.schemas import COUNT, MOMENT, SWITCH, TEXT, Schema, items, record, ref
 from dlpool.web.store.catalog import MAX_PAGE
@@ -12,7 +13,10 @@ from dlpool.web.store.states import STATES
 from dlpool.web.store.wishes import MAX_CHUNKS
 from dlpool.web.uploads import MAX_BATCH
 
-_NAME = r"^[^\x00-\x1f\x7f/\\]+$"
+# As regular expressions everywhere write it: without surrogates and what is beyond U+FFFF.
+_NOT_IN_NAMES = ascii(HIDDEN)[1:-1].replace(r"\ud800-\udfff", "").replace(r"\U000e0000-\U000e007f", "") + r"/\\"
+_NAME = f"^[^{_NOT_IN_NAMES}]*[^{_NOT_IN_NAMES}. ]$"
+_FILE_NAME: Schema = {"type": "string", "pattern": _NAME}
 _MD5: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
 _RATE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 _FILE_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f]+$"}
@@ -20,7 +24,7 @@ _INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
 _TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
 _CHUNK_FIELDS: dict[str, Schema] = {
     "file_id": _FILE_ID, "chunk_index": _INDEX, "md5": _MD5, "relative_path": TEXT, "total_chunks": _TOTAL,
-    "file_size": COUNT, "filename": {"type": "string", "pattern": _NAME},
+    "file_size": COUNT, "filename": _FILE_NAME,
 }  # fmt: skip
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _CHUNK = record(
@@ -28,7 +32,7 @@ _CHUNK = record(
     {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")}, closed=False,
 )  # fmt: skip
 _SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
-_MERGE = record({"file_id": _FILE_ID, "filename": {"type": "string", "pattern": _NAME}, "total_chunks": _TOTAL},
+_MERGE = record({"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
                 {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED}, closed=False)  # fmt: skip
 _STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
 _STATUS_FIELDS: dict[str, Schema] = {

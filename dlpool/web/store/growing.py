@@ -31,7 +31,7 @@ from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.merging import Merger
-from dlpool.web.store.names import file_name, folders
+from dlpool.web.store.names import check_new, folders
 from dlpool.web.store.publishing import check_free
 from dlpool.web.store.quota import STEP, Quota, another_task, more_chunks
 from dlpool.web.store.record import TUS, Identity, Record
@@ -64,9 +64,7 @@ class GrowWish:
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400, 413, 415."""
-        folders(self.relative_path)
-        if self.filename:
-            file_name(self.filename)
+        check_new(self.filename or None, self.relative_path)
         if self.concat != PARTIAL:
             check_name(settings, self.filename)
         if self.length is not None:

@@ -12,6 +12,7 @@ import os
 import re
 
 from dlpool import disk
+from dlpool.filenames import name_fault
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.syncing import UNSYNCED, Syncing
@@ -23,6 +24,7 @@ RESERVED = ".dlpool-"  # names in merged_dir that begin so are ours
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _FLAT = re.compile("[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_NO_NAMES = ("", ".", "..")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,11 +45,25 @@ def is_flat(name: str) -> bool:
 
 def file_name(name: str, most: int = MAX_NAME_BYTES) -> str:
     """``name`` if it can be one file's, of at most so many bytes, else Refusal."""
-    if name in ("", ".", "..") or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
+    if name in _NO_NAMES or "/" in name or _UNSAFE.search(name) or name.startswith(RESERVED):
         raise Refusal(400, "bad_filename", f"{name[:100]!r} cannot be a file name: choose another one")
     if len(name.encode()) > most:
         raise Refusal(400, "bad_filename", f"the file name is longer than {most} bytes: shorten it")
     return name
+
+
+def check_new(filename: str | None, relative_path: str) -> None:
+    """Raise Refusal for names that no client may give a file or folder: see ``filenames``. Those there are may stay."""
+    if filename is not None:
+        if filename not in _NO_NAMES and (fault := name_fault(filename)):
+            raise Refusal(400, "bad_filename", f"the file name {filename[:100]!r} {fault}: choose another one")
+        file_name(filename)
+    for part in relative_path.split("/"):
+        if part not in _NO_NAMES and (fault := name_fault(part)):
+            raise Refusal(
+                400, "bad_path", f"relative_path has a folder {part[:100]!r} that {fault}: choose another one"
+            )
+    folders(relative_path)
 
 
 def folders(relative_path: str) -> tuple[str, ...]:
@@ -59,7 +75,7 @@ def folders(relative_path: str) -> tuple[str, ...]:
     if len(text.encode(errors="replace")) > MAX_PATH_BYTES:
         raise Refusal(400, "bad_path", f"relative_path is longer than {MAX_PATH_BYTES} bytes: shorten it")
     for part in parts:
-        if part in ("", ".", "..") or _UNSAFE.search(part) or part.startswith(RESERVED) or len(part.encode()) > 255:
+        if part in _NO_NAMES or _UNSAFE.search(part) or part.startswith(RESERVED) or len(part.encode()) > 255:
             raise Refusal(400, "bad_path", f"relative_path {text[:100]!r} does not name a folder below the others")
     return parts
 

@@ -10,7 +10,7 @@ from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.chunkfile import Chunk
 from dlpool.web.store.content import check_name
-from dlpool.web.store.names import file_name, flat_name, folders
+from dlpool.web.store.names import check_new, flat_name, folders
 from dlpool.web.store.record import CHUNKED, Record
 
 MAX_CHUNKS = 100_000
@@ -35,9 +35,9 @@ class ChunkWish:
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 413 for a file that is too large, 415 for a type not taken."""
         flat_name(self.file_id)
-        folders(self.relative_path or "")
+        check_new(self.filename, self.relative_path or "")
         if self.filename is not None:
-            check_name(settings, file_name(self.filename))
+            check_name(settings, self.filename)
         check_md5(self.md5)
         check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
@@ -103,8 +103,7 @@ class MergeWish:
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 415 for a type that is not taken."""
         flat_name(self.file_id)
-        file_name(self.filename)
-        folders(self.relative_path or "")
+        check_new(self.filename, self.relative_path or "")
         check_md5(self.expected_md5)
         check_total(self.total_chunks)
         check_name(settings, self.filename)
