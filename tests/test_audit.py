@@ -8,11 +8,12 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import falcon
 import jwt
@@ -23,7 +24,7 @@ from falcon import inspect
 from dlpool.cli.auditing import ACTIONS as COMMANDS
 from dlpool.cli.auditing import READS, action_of, author
 from dlpool.cli.main import build_parser, main
-from dlpool.config import RedisSettings, Settings, UploadSettings, WebSettings
+from dlpool.config import LoggingSettings, RedisSettings, Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
 from dlpool.jobs.audit import ACTIONS, KINDS, Author, Change, fields_of
 from dlpool.jobs.controls import Controls
@@ -31,10 +32,13 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.trail import AuditTrail, AuditWriter, Wanted
 from dlpool.jobs.transitions import Transitions
+from dlpool.observe.log import Log
 from dlpool.scan.quarantine import Quarantine
 from dlpool.web.app import create_app
-from dlpool.web.auditing import CHANGING, REFUSALS, change_of
+from dlpool.web.auditing import CHANGING, REFUSALS, Audit, begin, change_of
+from dlpool.web.figures import Figures
 from dlpool.web.operations import BASE, OPERATIONS
+from dlpool.web.store import UploadEvent
 from tests.conftest import wait_until
 from tests.processes import finish, start
 from tests.redis_server import RedisServer
@@ -266,6 +270,40 @@ def test_without_redis_changes_are_made_and_told_by_the_log(tmp_path: Path) -> N
         told = [(one["dlpool.action"], one["dlpool.actor"]) for one in server.events("audit")]
         assert told[:2] == [("upload.begin", "anonymous"), ("upload.merge", "anonymous")]
         assert len(server.events("audit_events_lost")) == 1
+
+
+class Kept:
+    """Stands for Redis: keeps what comes."""
+
+    def __init__(self) -> None:
+        self.entries: list[Mapping[str, str]] = []
+
+    def add(self, entries: Sequence[Mapping[str, str]]) -> None:
+        self.entries += entries
+
+
+def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path: Path) -> None:
+    """A merge of a process that was killed is ended by a look at it; of refused attempts the rest is one event."""
+    log = Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+    kept = Kept()
+    audit = Audit(cast("Any", kept), Figures(tmp_path / "figures"), log.logger("audit"))
+    for method in ("GET", "POST"):
+        context = SimpleNamespace(actor="token ann", address="10.0.0.1", trace_id=None, is_admitted=False)
+        req = cast("Any", SimpleNamespace(method=method, context=context))
+        begin(req)
+        audit.heard(UploadEvent("upload_completed", f"by {method}", "chunked", None, "f", 3))
+        audit.answered(req, 200, "")
+        for _ in range(REFUSALS + 7 if method == "POST" else 0):
+            req.context.change = Change("job.cancel", "j1")
+            req.context.changes = []
+            audit.answered(req, 403, "insufficient_scope")
+    audit.heard(UploadEvent("upload_expired", "u1", "chunked", None, "f", 3))
+    audit.summarise(now=True)
+    audit.close()
+    told = [(one.get("actor"), one.get("object"), one["result"], one.get("count")) for one in kept.entries]
+    assert told[:2] == [("service", "by GET", "done", None), ("token ann", "by POST", "done", None)]
+    assert told[2:-1] == [("token ann", "j1", "refused", None)] * REFUSALS
+    assert told[-1] == (None, None, "refused", "7")
 
 
 # --- by commands ---

@@ -17,9 +17,11 @@ import pytest
 import requests
 
 from dlpool.disk import publish_exclusive
+from dlpool.scan.quarantine import Finding, Quarantine
+from dlpool.scan.suspect import OWNER, Suspect
 from dlpool.web.refusal import Refusal
 from dlpool.web.store import GrowWish, UploadStore, publishing
-from dlpool.web.store.ownership import ATTRIBUTE, FOLDER, NO, UNOWNED, YES, Owners, Ownership, parse
+from dlpool.web.store.ownership import FOLDER, NO, UNOWNED, YES, Owners, Ownership, parse
 from dlpool.web.store.syncing import UNSYNCED
 from tests.uploads import merge, refused, send, store_in
 from tests.web import WebServer
@@ -215,7 +217,26 @@ def test_a_switch_that_is_none_is_refused(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with refused(404, "not_found"):
         store.open_merged("none", ANN)
-    assert replace(store.settings, shared_files=YES).shared_files == YES and ATTRIBUTE.startswith("user.")
+    assert replace(store.settings, shared_files=YES).shared_files == YES
+
+
+def test_a_file_that_is_released_from_quarantine_has_its_owner_again(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    publish(store, "one", ANN)
+    path, quarantine = tmp_path / "merged" / "one", Quarantine(tmp_path / "q", 1 << 20)
+    try:
+        os.getxattr(path, OWNER)
+    except OSError:
+        pytest.skip("no extended attributes here")
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        found = Finding("Some.Virus", "upload", "one", str(path), ANN, None)
+        item = quarantine.add(Suspect(descriptor, path, 3), found)
+    finally:
+        os.close(descriptor)
+    assert readers(store, "one") == []
+    quarantine.release(item.id)
+    assert readers(store, "one") == [ANN, ADMIN]
 
 
 # --- over HTTP ---

@@ -39,7 +39,7 @@ def append(store: UploadStore, file_id: str, offset: int, data: bytes, length: i
 
 
 def folder_of(store: UploadStore, file_id: str) -> Path:
-    with store.layout.seen(file_id) as task:
+    with store.layout.seen(file_id, None) as task:
         return task.folder
 
 

@@ -23,7 +23,7 @@ from dlpool.web.store.catalog import MAX_PAGE, Catalog, make_cursor, read_cursor
 from dlpool.web.store.journal import JournalReader, note
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import held, release
-from dlpool.web.store.names import flat_name
+from dlpool.web.store.names import flat_name, own_name
 from dlpool.web.store.record import load_record, save_record
 from dlpool.web.store.states import STATES
 from dlpool.web.store.summary import Look, Summary, look_at
@@ -44,8 +44,8 @@ def ids(store: UploadStore, **options: Any) -> list[str]:
     return [task["task_id"] for task in store.tasks(None, **options)["tasks"]]
 
 
-def folder_of(store: UploadStore, file_id: str = ID) -> Path:
-    return Path(store.settings.upload_dir) / "tasks" / flat_name(file_id)
+def folder_of(store: UploadStore, file_id: str = ID, owner: str | None = None) -> Path:
+    return Path(store.settings.upload_dir) / "tasks" / own_name(file_id, owner)
 
 
 # --- what is read ---
@@ -222,10 +222,10 @@ CHANGES: list[Callable[[UploadStore], object]] = [
     lambda store: store.delete(ID, None),
 ]
 FOREIGN: list[Callable[[UploadStore], object]] = [
-    lambda store: os.unlink(folder_of(store, "of ann") / "0.chunk"),
-    lambda store: os.unlink(folder_of(store, "of ann") / "record.json"),
-    lambda store: os.unlink(folder_of(store, "of ann") / "identity.json"),
-    lambda store: shutil.rmtree(folder_of(store, "of ann")),
+    lambda store: os.unlink(folder_of(store, "of ann", "ann") / "0.chunk"),
+    lambda store: os.unlink(folder_of(store, "of ann", "ann") / "record.json"),
+    lambda store: os.unlink(folder_of(store, "of ann", "ann") / "identity.json"),
+    lambda store: shutil.rmtree(folder_of(store, "of ann", "ann")),
 ]
 
 
@@ -529,7 +529,8 @@ def test_counts_of_an_owner(store: UploadStore) -> None:
     merge(store, 1, file_id="b", owner="ann")
     send(store, 0, b"other", file_id="c", owner="bob", file_size=10)
     send(store, 0, b"nobody's", file_id="d")
-    entries = {one: len(os.listdir(folder_of(store, one))) + 1 for one in "abcd"}
+    owners = {"a": "ann", "b": "ann", "c": "bob", "d": None}
+    entries = {one: len(os.listdir(folder_of(store, one, owner))) + 1 for one, owner in owners.items()}
     assert store.counts("ann") == Counts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6)
     assert store.counts("bob") == Counts(1, 5, entries["c"], chunks=1, file_size=10)
     assert store.counts("nobody") == Counts()
@@ -573,7 +574,7 @@ def summary(file_id: str, *, owner: str | None = None, status: str = "paused") -
 
 
 def catalog_of(*summaries: Summary) -> Catalog:
-    return Catalog().changed({flat_name(one.file_id): one for one in summaries})
+    return Catalog().changed({own_name(one.file_id, one.owner): one for one in summaries})
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 30, MAX_PAGE])
@@ -583,15 +584,16 @@ def test_pages_together_are_the_whole_list(limit: int, owner: str | None, wanted
     names = ["a", "b", "ä", "\U0001f600", "/", "x" * 500, *map(str, range(20))]
     chosen = random.Random(limit)
     tasks = [summary(name, owner=chosen.choice([None, "ann", "bob"]), status=chosen.choice(STATES)) for name in names]
+    tasks += [summary("same", owner=owner, status="paused") for owner in (None, "ann", "bob", "eve")]
     catalog, after = catalog_of(*tasks), ""
     found: list[str] = []
     while True:
         page = catalog.page(owner, wanted, after, limit)
         assert len(page.tasks) <= limit
         found += [one.file_id for one in page.tasks]
-        if not page.has_more:
+        if not page.last:
             break
-        after = read_cursor(make_cursor(found[-1]))
+        after = read_cursor(make_cursor(page.last))
     right = sorted(one.file_id for one in tasks if one.status in wanted and one.is_of(owner))
     assert found == right
     assert page.total == len(right)
@@ -634,10 +636,13 @@ def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: UploadSto
         " MWE",
         "MWE\n",
         "MWE?",
-        make_cursor("x" * 1024) + "A",
+        make_cursor("x" * 1024),
+        make_cursor(f"a\0{flat_name('a')}") + "A",
+        make_cursor(f"a\0{flat_name('a')}x"),
+        make_cursor(f"\0{flat_name('a')}"),
         "A" * 5000,
         "ä",
-        make_cursor("a")[:-1],
+        make_cursor(f"a\0{flat_name('a')}")[:-1],
     ],
 )
 def test_a_cursor_that_was_not_given_out_is_refused(store: UploadStore, cursor: str) -> None:

@@ -136,7 +136,7 @@ def test_a_file_has_at_most_the_largest_size(tmp_path: Path, more: int) -> None:
         ({"total": 100_001}, 400, "bad_total_chunks"),
         ({"total": 100_000}, 400, "chunks_missing"),
         ({"name": "x.exe"}, 415, "extension_not_allowed"),
-        ({"owner": "bob"}, 403, "not_owner"),
+        ({"owner": "bob"}, 404, "no_such_task"),
     ],
 )
 def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path, fields: dict[str, Any], status: int, code: str) -> None:

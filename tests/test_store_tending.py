@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> UploadStore:
 
 
 def folder_of(store: UploadStore, file_id: str = ID) -> Path:
-    with store.layout.seen(file_id) as task:
+    with store.layout.seen(file_id, None) as task:
         return task.folder
 
 

@@ -157,12 +157,12 @@ def test_an_upload_is_its_owners(store: UploadStore, owner: str | None) -> None:
     ]
     for ask in asks:
         if owner == "bob":
-            with refused(403, "not_owner"):
+            with refused(404, "no_such_task"):
                 ask()
         else:
             ask()
     if owner == "bob":
-        with refused(403, "not_owner"), store.growing.append(file_id, owner, 0, size=1):
+        with refused(404, "no_such_task"), store.growing.append(file_id, owner, 0, size=1):
             pass
 
 

@@ -116,7 +116,7 @@ def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: UploadS
         join(store, parts)
     file_id = join(store, parts[:2])
     assert store.task(file_id, "ann")["status"] == "completed"
-    with refused(403, "not_owner"):
+    with refused(404, "no_such_task"):
         store.task(file_id, "bob")
 
 

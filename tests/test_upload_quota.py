@@ -133,15 +133,15 @@ def test_a_task_that_is_removed_before_its_chunk_has_come_is_not_begun_without_a
 ) -> None:
     store = store_in(tmp_path, owner_tasks=1)
     by_chunk(store, 5, "ann", 0)
-    task = Layout.task
+    task_of = Layout.task_of
 
-    def task_after_removal(layout: Layout, file_id: str) -> object:
-        monkeypatch.setattr(Layout, "task", task)
+    def task_after_removal(layout: Layout, file_id: str, owner: str | None) -> object:
+        monkeypatch.setattr(Layout, "task_of", task_of)
         store.delete("ann 0", None)
         by_chunk(store, 5, "ann", 1)
-        return task(layout, file_id)
+        return task_of(layout, file_id, owner)
 
-    monkeypatch.setattr(Layout, "task", task_after_removal)
+    monkeypatch.setattr(Layout, "task_of", task_after_removal)
     with refused(404, "no_such_task"):
         by_chunk(store, 5, "ann", 0)
     assert [entry["task_id"] for entry in store.tasks(None)["tasks"]] == ["ann 1"]
@@ -235,12 +235,14 @@ def test_many_chunks_are_announced_where_files_are_limited(
             store.delete(file_id, "ann")
 
 
-def test_nobody_hears_of_the_limits_of_another_owner(tmp_path: Path) -> None:
+def test_the_uploads_of_another_owner_count_for_nobody_else(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_files=FILES + 1000)
     send(store, 0, b"x", file_id="hers", owner="ann")
     for ask_for in (store.check_chunk, partial(send, store, data=b"x")):
-        with refused(403, "not_owner"):
-            ask_for(index=1, file_id="hers", owner="bob", total_chunks=100_000)
+        for file_id in ("hers", "nobodys"):
+            with refused(507, "over_quota") as caught:
+                ask_for(index=1, file_id=file_id, owner="bob", total_chunks=100_000)
+            assert caught.extra["used"] == 0
 
 
 def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

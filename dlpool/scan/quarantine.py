@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -24,7 +23,7 @@ from typing import Any
 
 from dlpool import disk, jsontext
 from dlpool.errors import NotFound, TargetExists
-from dlpool.scan.suspect import Suspect
+from dlpool.scan.suspect import OWNER, Suspect
 
 COPYING, RECORD = ".copying", ".json"
 STALE_S = 86400.0  # what is older and has no file is left by a killed process
@@ -157,7 +156,7 @@ class Quarantine:
         if suspect.is_named() and _renamed(suspect, place):
             os.fsync(suspect.descriptor)
         else:
-            _write(suspect.blocks(1024 * 1024), place.with_name(place.name + COPYING), 0o600)
+            _write(suspect, place.with_name(place.name + COPYING), 0o600)
             place.with_name(place.name + COPYING).rename(place)
         disk.sync_folder(self.folder)
         suspect.remove()
@@ -203,18 +202,20 @@ def _copied(source: Path, target: Path) -> None:
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         suspect = Suspect(descriptor, source, os.fstat(descriptor).st_size)
-        _write(suspect.blocks(1024 * 1024), target, 0o666)
+        _write(suspect, target, 0o666)
     finally:
         disk.close_quietly(descriptor)
 
 
-def _write(blocks: Iterator[bytes], path: Path, mode: int) -> None:
-    """Write a new file durably. Raises OSError, and then the name does not exist."""
+def _write(suspect: Suspect, path: Path, mode: int) -> None:
+    """Copy a file durably to a new one, with the note of its owner. Raises OSError; then the name does not exist."""
     descriptor = disk.create_exclusive(path, mode)
     try:
         try:
-            for block in blocks:
+            for block in suspect.blocks(1024 * 1024):
                 disk.write_all(descriptor, block)
+            with suppress(OSError):  # most files have none, and not every file system takes one
+                os.setxattr(descriptor, OWNER, os.getxattr(suspect.descriptor, OWNER))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

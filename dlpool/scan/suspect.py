@@ -13,6 +13,8 @@ from dlpool import disk
 
 _BUFFER = 1024 * 1024
 
+OWNER = "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
+
 
 @dataclass(frozen=True)
 class Suspect:

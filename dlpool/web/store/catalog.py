@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dlpool.web.refusal import Refusal
-from dlpool.web.store.names import flat_name
+from dlpool.web.store.names import flat_name, is_flat
 from dlpool.web.store.states import COMPLETED, STATES
 from dlpool.web.store.summary import Summary
 
@@ -41,11 +41,11 @@ NOTHING = Counts()
 
 
 class Page(NamedTuple):
-    """Some tasks, by id. ``total``: of all pages. ``has_more``: there are tasks behind the last of these."""
+    """Some tasks, by id. ``total``: of all pages. ``last``: the place of the last one, empty if none follows."""
 
     tasks: list[Summary]
     total: int
-    has_more: bool
+    last: str
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Catalog:
         added: dict[_Key, list[str]] = defaultdict(list)
         for name in (*gone, *changes):
             for key, summary in _keyed(summaries.pop(name, None)):
-                removed[key].add(summary.file_id)
+                removed[key].add(place_of(summary, name))
                 counts[key] = counts[key].plus(summary, -1)
-        for changed in changes.values():
+        for name, changed in changes.items():
             for key, one in _keyed(changed):
-                added[key].append(one.file_id)
+                added[key].append(place_of(one, name))
                 counts[key] = counts.get(key, NOTHING).plus(one)
         summaries.update(changes)
         ids = dict(self._ids)
@@ -84,12 +84,13 @@ class Catalog:
         return Catalog(summaries, ids, counts)
 
     def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> Page:
-        """Return at most ``limit`` tasks of the owner in the ``wanted`` states whose ids follow ``after``."""
+        """Return at most ``limit`` tasks of the owner in the ``wanted`` states behind the place ``after``."""
         lists = [self._ids.get((owner, state), ()) for state in sorted(set(wanted))]
         parts = [_following(ids, after, limit + 1) for ids in lists]
         found = list(heapq.merge(*parts))[: limit + 1]
-        tasks = [summary for file_id in found[:limit] if (summary := self.summaries[flat_name(file_id)]) is not None]
-        return Page(tasks, sum(map(len, lists)), len(found) > limit)
+        names = [place.partition("\0")[2] for place in found[:limit]]
+        tasks = [summary for name in names if (summary := self.summaries[name]) is not None]
+        return Page(tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else "")
 
     def counts(self, owner: str | None) -> dict[str, Counts]:
         """Return what the tasks of the owner take, by state."""
@@ -121,23 +122,29 @@ def _keyed(summary: Summary | None) -> Iterator[tuple[_Key, Summary]]:
             yield (summary.owner, summary.status), summary
 
 
-def make_cursor(file_id: str) -> str:
-    """Return the cursor of the page that begins behind that task, whether or not it exists by then."""
-    return base64.urlsafe_b64encode(b"1" + file_id.encode()).decode().rstrip("=")
+def place_of(summary: Summary, name: str) -> str:
+    """Return what tasks are sorted by: the id, and for the same id of several owners the name of the folder."""
+    return f"{summary.file_id}\0{name}"
+
+
+def make_cursor(place: str) -> str:
+    """Return the cursor of the page that begins behind the task there, whether or not it exists by then."""
+    return base64.urlsafe_b64encode(b"1" + place.encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> str:
-    """Return the id behind which the page of a cursor begins, empty for the first page. Raises Refusal (400)."""
+    """Return the place behind which the page of a cursor begins, empty for the first page. Raises Refusal (400)."""
     if not cursor:
         return ""
     try:
-        file_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)[1:].decode()
+        place = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)[1:].decode()
+        file_id, _, name = place.partition("\0")
         flat_name(file_id)
     except (Refusal, ValueError) as error:
         raise _bad_cursor() from error
-    if make_cursor(file_id) != cursor:
+    if make_cursor(place) != cursor or not is_flat(name):
         raise _bad_cursor()
-    return file_id
+    return place
 
 
 def _bad_cursor() -> Refusal:

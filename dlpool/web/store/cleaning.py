@@ -40,13 +40,13 @@ class Cleaner:
     listing: Listing
 
     def delete(self, file_id: str, owner: str | None) -> None:
-        """Remove a task and its chunks. Raises Refusal: 404, 403, 409 while it is merged."""
+        """Remove a task and its chunks. Raises Refusal: 404, 409 while it is merged."""
         while not self._deleted(file_id, owner):
             self.consume(file_id)
 
     def _deleted(self, file_id: str, owner: str | None) -> bool:
         """Remove a task, unless it is completed and its parts are to be removed first; whether it did."""
-        with self.layout.task(file_id) as task:
+        with self.layout.task_of(file_id, owner) as task:
             task.owned(owner)
             record = settle(self.settings, task)
             if record.status == states.MERGING:
@@ -83,13 +83,13 @@ class Cleaner:
 
     def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
         """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
-        known, latest = self.listing.current().summaries.values(), time.time() - age_s
-        own = [one for one in known if one is not None and one.is_of(owner) and one.status in wanted]
-        return sum(self._remove_if(one.file_id, owner, wanted, age_s) for one in own if one.used_at <= latest)
+        known, latest = self.listing.current().summaries.items(), time.time() - age_s
+        old = [name for name, one in known if one is not None and one.is_of(owner) and one.used_at <= latest]
+        return sum(self._remove_if(name, owner, wanted, age_s) for name in old)
 
-    def _remove_if(self, file_id: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
+    def _remove_if(self, name: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
         try:
-            with self.layout.task(file_id) as task:
+            with self.layout.named(name) as task:
                 identity = task.identity()
                 if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
                     return False

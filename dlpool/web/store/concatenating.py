@@ -146,7 +146,7 @@ class Concatenation:
                 at = _whole_part(task, record, file_id)
                 claimant = claimant_of(self.layout, record)
         except Refusal as refusal:
-            if refusal.code in ("not_owner", "no_such_task"):
+            if refusal.code == "no_such_task":
                 raise _unknown(file_id) from None
             raise
         if claimant is not None:

@@ -247,7 +247,7 @@ class GrowingUploads:
             reception.move(task.chunk_path(0))
 
     def alive(self, task: Task, owner: str | None) -> Record:
-        """The record of an upload. Raises Refusal: 404, 403, 410."""
+        """The record of an upload. Raises Refusal: 404, 410."""
         task.owned(owner, TUS)
         record = task.record()
         if is_consumed(self._layout, record):

@@ -21,7 +21,7 @@ from dlpool.web.store.events import STARTED, Announce, silent
 from dlpool.web.store.faults import stored
 from dlpool.web.store.journal import begin_journal, note
 from dlpool.web.store.locks import PATIENCE_S, has_locked, locked, release, released_on_error
-from dlpool.web.store.names import flat_name
+from dlpool.web.store.names import flat_name, is_alike, is_flat, own_name
 from dlpool.web.store.planted import READ, real
 from dlpool.web.store.record import Identity, Record, save_identity, save_record
 from dlpool.web.store.syncing import Syncing
@@ -62,7 +62,10 @@ class Layout:
 
     @contextmanager
     def task(self, file_id: str) -> Iterator[Task]:
-        """The task of an id, which may not be there, with its lock held. Raises Refusal, OSError becomes one."""
+        """The task of an id that dlpool made, which may not be there, with its lock held.
+
+        Raises Refusal, OSError becomes one.
+        """
         with self.named(flat_name(file_id)) as task:
             yield task
 
@@ -88,10 +91,41 @@ class Layout:
                 yield
 
     @contextmanager
-    def seen(self, file_id: str) -> Iterator[Task]:
+    def task_of(self, file_id: str, owner: str | None) -> Iterator[Task]:
+        """The task that an id means to ``owner``, which may not be there, with its lock held: never another owner's.
+
+        To None, who may have all tasks, an id means his own task, else the only one of that id. Raises Refusal.
+        """
+        while True:
+            with stored("read the upload folder"):
+                name = self.meant(file_id, owner).folder.name
+            with self.named(name) as task:  # all tasks of an id have one lock
+                if self.meant(file_id, owner).folder.name == name:
+                    yield task
+                    return
+
+    @contextmanager
+    def seen(self, file_id: str, owner: str | None) -> Iterator[Task]:
         """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
-        with self.seen_at(flat_name(file_id)) as task:
-            yield task
+        with self.seen_at(flat_name(file_id)):
+            yield self.meant(file_id, owner)
+
+    def meant(self, file_id: str, owner: str | None) -> Task:
+        """The task that an id means to ``owner``, without its lock. Raises Refusal, OSError."""
+        own, plain = self.at(own_name(file_id, owner)), self.at(flat_name(file_id))
+        if disk.exists(own.folder):
+            return own
+        if owner is None:
+            others = self._named_like(plain.folder.name)
+            return self.at(others[0]) if len(others) == 1 else plain
+        identity = plain.identity()  # of tus, or from before tasks were named by their owner
+        return plain if identity is not None and identity.owner == owner else own
+
+    def _named_like(self, plain: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(self.tasks()) if is_alike(name, plain) and is_flat(name)]
+        except FileNotFoundError:
+            return []
 
     @contextmanager
     def seen_at(self, name: str, *, patience_s: float = PATIENCE_S) -> Iterator[Task]:

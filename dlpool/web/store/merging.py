@@ -57,7 +57,7 @@ class Merger:
         """Publish the file of a task. Raises Refusal; a second merge gets the first one's result."""
         wish.check(self.settings)
         started_ns = time.monotonic_ns()
-        with self.layout.task(wish.file_id) as task:
+        with self.layout.task_of(wish.file_id, wish.owner) as task:
             begun = _begin(task, self.settings, wish)
         if isinstance(begun, MergeResult):
             return begun
@@ -222,7 +222,7 @@ class _Merge:
                 continue
             publishing = Publishing(place.parts, name, status.st_ino, status.st_size, status.st_mtime_ns, md5,
                                     time.monotonic_ns() - started_ns)  # fmt: skip
-            with self._layout.task(self._wish.file_id) as task:
+            with self._layout.named(self._begun.task.folder.name) as task:
                 task.owned(None)  # 404 if it was removed meanwhile
                 record = task.save(self._begun.record, publishing=publishing)
                 if self._named(place, name, status):
@@ -272,7 +272,7 @@ class _Merge:
 
     def _failed(self, refusal: Refusal) -> Refusal:
         """Record it, unless the file may have its name already: then whoever comes next looks."""
-        with suppress(Refusal), self._layout.task(self._wish.file_id) as task:
+        with suppress(Refusal), self._layout.named(self._begun.task.folder.name) as task:
             record = load_record(task.folder)
             if record is not None and record.publishing is None and record.status == states.MERGING:
                 task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,

@@ -38,6 +38,24 @@ def flat_name(file_id: str) -> str:
     return hashlib.sha256(file_id.encode()).hexdigest()
 
 
+def own_name(file_id: str, owner: str | None) -> str:
+    """The name of the folder of an owner's task: several owners may have tasks of the same id.
+
+    It is ``flat_name`` without an owner. The first two digits, by which a task is locked, and the last half are the
+    same for all tasks of an id; the first half is no other task's. Raises Refusal as ``flat_name`` does.
+    """
+    name = flat_name(file_id)
+    if owner is None:
+        return name
+    own = hashlib.sha256(f"{file_id}\0{owner}".encode("utf-8", "surrogatepass")).hexdigest()
+    return name[:2] + own[2:32] + name[32:]
+
+
+def is_alike(name: str, other: str) -> bool:
+    """Whether two folders are of tasks of the same id."""
+    return name[:2] == other[:2] and name[32:] == other[32:]
+
+
 def is_flat(name: str) -> bool:
     """Whether ``flat_name`` may have made it."""
     return _FLAT.fullmatch(name) is not None

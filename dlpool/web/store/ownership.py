@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
+from dlpool.scan.suspect import OWNER
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.locks import locked, release
 from dlpool.web.store.names import open_file
 from dlpool.web.store.planted import READ
 from dlpool.web.store.syncing import Syncing
 
-ATTRIBUTE = "user.dlpool.owner"
 FOLDER = "owners"
 NO, UNOWNED, YES = "no", "unowned", "yes"  # values of shared_files
 _MOST = 64 * 1024  # bytes of a note
@@ -79,7 +79,7 @@ class Owners:
         It is durable when the file is synced with its metadata (``Syncing.whole``).
         """
         try:
-            os.setxattr(descriptor, ATTRIBUTE, ownership.as_bytes())
+            os.setxattr(descriptor, OWNER, ownership.as_bytes())
         except OSError:  # not known to the file system, no room, a limit
             return False
         return True
@@ -102,7 +102,7 @@ class Owners:
     def of(self, descriptor: int, path: str) -> Ownership:
         """Return whose an open file is that has the name ``path`` below merged_dir."""
         try:
-            return parse(os.getxattr(descriptor, ATTRIBUTE))
+            return parse(os.getxattr(descriptor, OWNER))
         except OSError as error:
             if error.errno not in _NONE:
                 raise

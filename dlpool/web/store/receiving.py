@@ -38,7 +38,7 @@ def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit 
         wanted, _ = _wanted(layout, settings, wish)
         if wanted is not None:
             quota.check(wanted)
-    with layout.seen(wish.file_id) as task:
+    with layout.seen(wish.file_id, wish.owner) as task:
         identity = task.identity()
         _agreed(task, settings, wish, identity, None if identity is None else task.record())
         return task.visit()
@@ -55,7 +55,7 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     if wish.index == 0:
         check_head(settings, reception.head)
     reception.seal()
-    with _admitted(layout, settings, wish) as may_begin, layout.task(wish.file_id) as task:
+    with _admitted(layout, settings, wish) as may_begin, layout.task_of(wish.file_id, wish.owner) as task:
         if reception.visit is not None and reception.visit.is_over(task.folder):
             raise gone()
         identity = task.identity()
@@ -84,15 +84,13 @@ def _admitted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Iter
 
 def _wanted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> tuple[Wanted | None, bool]:
     """What a chunk adds to what its owner has, beside itself; and whether there is no task yet. Raises Refusal."""
-    task = layout.unlocked(wish.file_id)
     with stored("read the upload folder"):
+        task = layout.meant(wish.file_id, wish.owner)
         identity, record = task.identity(), load_record(task.folder)
     if identity is None:
         if settings.owner_files is not None:
             _check_said(wish)
         return another_task(settings, wish.owner, _size_of_file(wish), wish.total_chunks), True
-    if not identity.is_of(wish.owner):  # it is refused, and says nothing of another's uploads
-        return None, False
     if settings.owner_files is not None and (record is None or not record.total_chunks):
         if wish.total_chunks:
             return more_chunks(identity.owner, wish.total_chunks - STEP), False
@@ -153,7 +151,7 @@ def _counted(task: Task, index: int) -> int:
 def _note_mismatch(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> None:
     """Count a chunk that is refused for its md5, where there is a task that takes it. Raises Refusal if it does not."""
     key = str(wish.index)
-    with layout.task(wish.file_id) as task:
+    with layout.task_of(wish.file_id, wish.owner) as task:
         identity = task.identity()
         if identity is None:
             return

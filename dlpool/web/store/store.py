@@ -103,14 +103,15 @@ class UploadStore:
 
     def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """What ``/upload_status`` says, also of an unknown id."""
-        with self.layout.seen(file_id) as task:
-            if task.identity() is None:
+        with self.layout.seen(file_id, owner) as task:
+            identity = task.identity()
+            if identity is None or not identity.is_of(owner):
                 return {**NOT_FOUND, "uploaded_chunks": []}
-            return status_view(task.owned(owner), task.record(), task.chunks())
+            return status_view(identity, task.record(), task.chunks())
 
     def task(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """What ``/tasks/ID`` says."""
-        with self.layout.seen(file_id) as task:
+        with self.layout.seen(file_id, owner) as task:
             return detail_view(task.owned(owner), task.record(), task.chunks())
 
     def tasks(
@@ -128,7 +129,7 @@ class UploadStore:
             raise Refusal(400, "bad_field", f"limit is to be 1 to {MAX_PAGE}")
         after = read_cursor(cursor)
         page = self.listing.current().page(owner, wanted, after, limit)
-        more = {"next": make_cursor(page.tasks[-1].file_id)} if page.has_more else {}
+        more = {"next": make_cursor(page.last)} if page.last else {}
         return {"tasks": [summary_view(one) for one in page.tasks], "total": page.total, **more}
 
     def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> Counts:
@@ -149,7 +150,7 @@ class UploadStore:
         return self._move(file_id, owner, states.UPLOADING)
 
     def _move(self, file_id: str, owner: str | None, wanted: str) -> dict[str, Any]:
-        with self.layout.task(file_id) as task:
+        with self.layout.task_of(file_id, owner) as task:
             identity = task.owned(owner)
             record = settle(self.settings, task)
             was_paused = record.status == states.PAUSED

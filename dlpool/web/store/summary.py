@@ -13,7 +13,7 @@ from dlpool.web.store import states
 from dlpool.web.store.appending import FINAL
 from dlpool.web.store.chunkfile import Chunk
 from dlpool.web.store.claims import parts_of
-from dlpool.web.store.names import flat_name
+from dlpool.web.store.names import flat_name, own_name
 from dlpool.web.store.record import TUS, Identity, Record, load_record
 from dlpool.web.store.task import Task
 
@@ -109,9 +109,10 @@ def look_at(task: Task, *, is_locked: bool = False) -> Look:
 
 def _leads_to(task: Task, identity: Identity) -> bool:
     try:
-        return flat_name(identity.file_id) == task.folder.name
+        names = flat_name(identity.file_id), own_name(identity.file_id, identity.owner)
     except Refusal:
         return False
+    return task.folder.name in names
 
 
 def _is_left(identity: Identity, record: Record, stored: int, has_bodies: bool) -> bool:

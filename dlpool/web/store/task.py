@@ -25,14 +25,14 @@ def gone() -> Refusal:
 
 
 def no_such_task() -> Refusal:
-    """That no task has such an id."""
+    """That no task has such an id, or none of who asks."""
     return Refusal(404, "no_such_task", "there is no such task: send its first chunk")
 
 
 def check_owner(identity: Identity, owner: str | None, protocol: str | None = None) -> None:
-    """Raise Refusal: 403 if the task is not the owner's, 409 if it is of another ``protocol``."""
+    """Raise Refusal: 404 if the task is not the owner's, 409 if it is of another ``protocol``."""
     if not identity.is_of(owner):
-        raise Refusal(403, "not_owner", "the task belongs to somebody else: choose another file_id")
+        raise no_such_task()
     if protocol not in (None, identity.protocol):
         raise Refusal(409, "other_protocol", "the task is uploaded by another protocol: choose another file_id")
 
@@ -93,7 +93,7 @@ class Task:
         return load_identity(self.folder)
 
     def owned(self, owner: str | None, protocol: str | None = None) -> Identity:
-        """The identity, for its owner; ``owner`` None: nobody is asked who he is. Raises Refusal: 404, 403.
+        """The identity, for its owner; ``owner`` None: nobody is asked who he is. Raises Refusal: 404.
 
         409 for a task of another ``protocol``.
         """
