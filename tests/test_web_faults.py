@@ -140,7 +140,7 @@ def test_a_merge_that_fills_the_disk_leaves_the_chunks_and_nothing_else(tmp_path
 @needs_root
 def test_a_record_that_finds_no_room_loses_no_chunk(tmp_path: Path) -> None:
     """The disk has room for the chunk alone, and not for what is noted of it."""
-    with tmpfs(tmp_path / "disk", "8m,nr_inodes=14") as disk:
+    with tmpfs(tmp_path / "disk", "8m,nr_inodes=20") as disk:
         upload = {"upload_dir": disk / "upload", "disk_warn": 0.99, "disk_refuse": 1}
         with WebServer(tmp_path / "web", {"upload": upload}) as server:
             sent, statuses = [], []
