@@ -227,6 +227,7 @@ def test_it_fits_its_window(page: Page, desk: Desk, width: int, scheme: str, tmp
     desk.serve(InTurn(answer(404), gate))
     desk.push("a-rather-long-name-of-a-file-that-is-not-there.safetensors", max_attempts=1)
     page.sees("#failed", "404")
+    wait_until(lambda: len(desk.asked()) == 1)  # the page shows failures of other tests, too
     desk.push("a-rather-long-name-of-a-file-that-is-on-its-way.safetensors")
     page.open(width, 900, scheme)
     page.sees("#running", "on-its-way")
