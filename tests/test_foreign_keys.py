@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,15 @@ import pytest
 
 from dlpool.cli.main import main
 from dlpool.errors import QueueError, QueueUnusable
+from dlpool.jobs.events import Events
+from dlpool.jobs.failures import Failures
+from dlpool.jobs.history import History
 from dlpool.jobs.keys import Keys
+from dlpool.jobs.listing import STATES
+from dlpool.jobs.nodes import Nodes
+from dlpool.jobs.trail import AuditTrail, Wanted
 from dlpool.jobs.transitions import Ticket
+from dlpool.jobs.views import Views
 from tests.conftest import wait_until
 from tests.desk import DATA, Gate
 from tests.fleet import Client, Supervisor
@@ -39,8 +47,12 @@ def key_of(name: str) -> str:
 
 @pytest.fixture
 def queue(redis_server: RedisServer) -> Queue:
+    return filled(redis_server.client())
+
+
+def filled(client: Any) -> Queue:
     """Jobs in all places: running at A, pushed, delayed and due, and in the intake."""
-    queue = Queue(redis_server.client())
+    queue = Queue(client)
     queue.register(B)
     queue.push("running")
     assert queue.names(1) == ["running"]
@@ -170,6 +182,79 @@ def test_garbage_in_a_number_loses_no_job(name: str, value: str, queue: Queue) -
     if before is not None:
         queue.client.set(key_of(name), 100)
     assert set(drained(queue)) == {"running", "ready", "later", "intake"}
+
+
+BYTES: list[bytes | str] = [b"\xff\xfe", "", "a\x1b[31m", "9" * 5000, "x" * 65]
+SCORES = [float("inf"), float("-inf"), 1e300, -5.0, 1.5]
+NUMBERS: list[bytes | str] = ["9" * 5000, "-" + "9" * 5000, "--5", "-", "1e400", "nan", b"\xff", "1.5"]
+
+
+def strange(client: Any, key: str, kind: str) -> None:
+    """Write what no dlpool would, in the right type."""
+    if kind == "zset":
+        names = [name.encode() if isinstance(name, str) else name for name in BYTES]
+        client.zadd(key, {name + str(score).encode(): score for name in names for score in SCORES})
+    elif kind == "hash":
+        client.hset(
+            key, mapping=dict(zip([*client.hkeys(key), b"\xff", "ahead", "seen", "failed"], NUMBERS * 3, strict=False))
+        )
+    elif kind == "stream":
+        for value in BYTES + NUMBERS:
+            client.xadd(key, {"waiting": value, "event": value, "count": value, b"\xff": value})
+        client.xadd(key, {"a": "b"}, id=f"{2**64 - 2}-1")
+    elif kind == "set":
+        client.sadd(key, *filter(None, BYTES))
+    else:
+        client.rpush(key, *BYTES)
+
+
+STRANGE = [name for name in NAMES if KINDS[key_of(name)] != "string" and name != Keys().intake]
+
+
+def look(queue: Queue) -> None:
+    """All that people and programs look at."""
+    views, history = Views(queue.client, queue.keys), History(queue.client, queue.keys)
+    for state in (None, *STATES):
+        after, listed = None, 0
+        for _ in range(200):
+            page = views.listing.page(state, 3, after)
+            after, listed = page.after, listed + len(page.jobs)
+            if after is None:
+                break
+        assert after is None, f"the list of {state} has no end"
+    for view in views.jobs():
+        json.dumps(view.as_json())
+    json.dumps([views.stats().as_json(), Nodes(queue.client, queue.keys).all(), history.since()])
+    Failures(queue.client, queue.keys).page(10)
+    for event in AuditTrail(queue.client, queue.keys).last(100, Wanted()):
+        json.dumps(event.as_json())
+    for one in Events(queue.client, queue.keys).after("0-0"):
+        json.dumps(one.as_json())
+
+
+def sample(queue: Queue) -> None:
+    History(queue.client, queue.keys).sample()
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_no_step_loses_a_job_to_strange_content(name: str, redis_server: RedisServer) -> None:
+    key, client = key_of(name), redis_server.client()
+    for act in (look, sample, *ACTS):
+        client.flushall()
+        queue = filled(client)
+        strange(client, key, KINDS[key])
+        is_pushed = act is push
+        try:
+            act(queue)
+        except QueueError as error:
+            assert str(error)
+            is_pushed = False
+        if act is pause:
+            queue.controls.control("resume", "ready", message="", at=0)
+        if name == "bytes":  # no job ends while its size cannot be counted
+            client.delete(key)
+        expected = {"running", "ready", "later", "intake"} | ({"pushed"} if is_pushed else set())
+        assert set(drained(queue)) | ({"running"} if act is end else set()) >= expected, (name, act)
 
 
 def test_a_supervisor_waits_until_all_keys_are_its_own_again(redis_server: RedisServer, tmp_path: Path) -> None:

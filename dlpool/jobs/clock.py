@@ -11,6 +11,7 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import translated
+from dlpool.jobs.foreign import whole
 from dlpool.jobs.keys import Keys
 
 
@@ -30,7 +31,7 @@ class QueueTime:
     def of(cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]) -> QueueTime:
         """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
-        seen_ms, ahead_ms = (_whole(one) for one in noted)
+        seen_ms, ahead_ms = (whole(one) for one in noted)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
         return cls(now_ms, now_ms - clock_ms)
 
@@ -45,8 +46,4 @@ def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
 
 def ahead_ms_of(reply: bytes | None) -> int:
     """Return by how many ms the queue's time is ahead of the clock, from the reply to ``HGET clock ahead``. Pure."""
-    return _whole(reply)
-
-
-def _whole(reply: bytes | None) -> int:
-    return int(reply) if reply and reply.lstrip(b"-").isdigit() else 0
+    return whole(reply)

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import cluster_of, translated
+from dlpool.jobs.foreign import text
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.outbox import entry_of
 from dlpool.jobs.pushed import BadJob, Malformed, PushedJob
@@ -41,7 +42,7 @@ class Controls:
             visible = ["outbox", ticket, entry_of(record)]
         key = self._keys.failed if outbox is None else self._keys.outbox
         arguments = [self._keys.prefix, job_id, verb, priority, *visible]
-        reply = str(self._transitions.run_many("control", [([self._keys.intake, key], arguments)])[0].decode())
+        reply = text(self._transitions.run_many("control", [([self._keys.intake, key], arguments)])[0])
         if outbox is not None and record is not None and reply == "OK":
             if verb == "cancel":
                 outbox.deliver([ticket])
@@ -57,7 +58,7 @@ class Controls:
         if cluster_of(self._client) is None:
             keys = [self._keys.intake, self._keys.failed]
             reply = self._transitions.run_many("requeue", [(keys, [self._keys.prefix, url, record, raw])])
-            return str(reply[0].decode())
+            return text(reply[0])
         records = records_client(self._client, self._keys)
         with translated(records):
             if records.hget(self._keys.failed, url) != record:

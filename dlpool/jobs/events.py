@@ -9,6 +9,7 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.foreign import text
 from dlpool.jobs.jobview import exact_text, json_object
 from dlpool.jobs.keys import Keys
 
@@ -95,5 +96,5 @@ def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Even
 
 
 def _event(entry_id: str, fields: Mapping[bytes, bytes]) -> Event:
-    texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+    texts = {text(name): text(value) for name, value in fields.items()}
     return Event(entry_id, texts.pop("event", ""), texts.pop("id", ""), texts)

@@ -9,6 +9,7 @@ import redis
 
 from dlpool.jobs.clock import ahead_ms_of
 from dlpool.jobs.connection import translated
+from dlpool.jobs.foreign import text
 from dlpool.jobs.jobview import number
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.transitions import Transitions
@@ -59,5 +60,5 @@ def thinned(entries: list[Any], most: int) -> list[Any]:
 
 
 def _sample(entry_id: bytes, fields: Mapping[bytes, bytes], ahead_ms: int) -> Sample:
-    values = (number(fields.get(name.encode(), b"").decode("ascii", "replace")) for name in FIELDS[:3])
+    values = (number(text(fields.get(name.encode()))) for name in FIELDS[:3])
     return [int(entry_id.partition(b"-")[0]) - ahead_ms, *(int(value or 0) for value in values)]

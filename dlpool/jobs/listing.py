@@ -12,7 +12,8 @@ import redis
 from dlpool.errors import UsageError
 from dlpool.jobs.clock import ahead_ms_of
 from dlpool.jobs.connection import translated
-from dlpool.jobs.jobview import JobView, number
+from dlpool.jobs.foreign import is_job_id, moment_ms, text, whole
+from dlpool.jobs.jobview import JobView
 from dlpool.jobs.keys import Keys
 
 STATES = ("running", "queued", "delayed", "paused", "failed", "cancelled", "succeeded")  # as they are listed
@@ -24,6 +25,8 @@ AT_ONCE = 1000  # jobs in one look
 _FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
 _PLACE = re.compile(f"({_FORM})?")
 _PLACES = {"queued": re.compile("[0-9]{0,15}"), "delayed": re.compile(f"([pd]({_FORM})?)?")}
+
+_FIRST, _LAST = "-", "z" * 64  # of all ids
 
 Rows = list[JobView | None]
 Place = tuple[int, str]  # the score of a job in its sorted set, and its id
@@ -93,7 +96,7 @@ class Listing:
             last = members[count - 1]
             if len(found) >= limit:
                 break
-        return found, _text(last)
+        return found, _text(last, desc=desc)
 
     def _behind(self, key: str, last: Place | None, count: int, *, desc: bool) -> list[Place]:
         """The next members of a sorted set; those with the same score stand in the order of their ids."""
@@ -125,13 +128,12 @@ class Listing:
         return found + more, None if left is None else f"d{left}"
 
     def _running(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        ids = [job_id.decode() for job_id in self._client.zrange(self._keys.leases, 0, MAX_RUNNING - 1)]
+        names = map(text, self._client.zrange(self._keys.leases, 0, MAX_RUNNING - 1))
+        ids = [name for name in names if is_job_id(name)]
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hget(self._keys.job(job_id), "started")
-        began = [
-            int(number((one or b"").decode("ascii", "replace")) or 0) for one in (pipeline.execute() if ids else ())
-        ]
+        began = [moment_ms(whole(one)) for one in (pipeline.execute() if ids else ())]
         last = _place(place)
         order = [one for one in sorted(zip(began, ids, strict=True)) if last is None or one > last]
         rows = self._rows([job_id for _, job_id in order[:limit]], "running")
@@ -175,7 +177,7 @@ class Listing:
         """
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
-        names = [*(keys.inbox(sid.decode()) for sid in sids), keys.ready("limited"), keys.ready("high"),
+        names = [*(keys.inbox(text(sid)) for sid in sids), keys.ready("limited"), keys.ready("high"),
                  keys.ready("normal"), keys.intake, keys.ready("low")]  # fmt: skip
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
@@ -198,7 +200,7 @@ class Listing:
         prefix = self._keys.ready("")
         if not name.startswith(prefix):
             return [JobView.from_raw(raw) for raw in members]
-        return self._rows([member.decode() for member in members], "queued", name.removeprefix(prefix))
+        return self._rows([text(member) for member in members], "queued", name.removeprefix(prefix))
 
 
 def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
@@ -216,12 +218,17 @@ def _place(text: str) -> Place | None:
     return (int(score), job_id) if job_id else None
 
 
-def _text(place: Place | None) -> str | None:
-    return None if place is None else f"{place[0]}-{place[1]}"
+def _text(place: Place | None, *, desc: bool = False) -> str | None:
+    """The cursor of a place; where the name is none of a job's, that of all others of the same moment."""
+    if place is None or is_job_id(place[1]):
+        return None if place is None else f"{place[0]}-{place[1]}"
+    if not desc:
+        return f"{place[0] + 1}-{_FIRST}"
+    return f"{place[0] - 1}-{_LAST}" if place[0] > 0 else None
 
 
 def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
-    return [(int(score), member.decode()) for member, score in rows]
+    return [(moment_ms(score), text(member)) for member, score in rows]
 
 
 def _is_first(job_id: str, shown: set[str]) -> bool:

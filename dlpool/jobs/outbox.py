@@ -17,6 +17,7 @@ from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
+from dlpool.jobs.foreign import text, whole
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
 from dlpool.jobs.records import Record
 from dlpool.jobs.routes import ClusterRoute
@@ -50,8 +51,8 @@ class Outbox:
             return Delivery()
         with translated(self._client):
             found = self._client.hmget(self._key, tickets)
-        entries = zip(tickets, found, strict=True)
-        return self._write([(ticket, _record(entry), SUCCESS_TTL_S) for ticket, entry in entries if entry])
+        records = ((ticket, _record(entry or b"")) for ticket, entry in zip(tickets, found, strict=True))
+        return self._write([(ticket, record, SUCCESS_TTL_S) for ticket, record in records if record is not None])
 
     def replay(self) -> Delivery:
         """Write some of the records that lie there for long; one that has expired, or is overtaken, is dropped."""
@@ -59,13 +60,17 @@ class Outbox:
             members = self._client.hrandfield(self._key, AT_ONCE, withvalues=True) or []
             now_s = queue_time(self._client, self._keys).now_ms // 1000 if members else 0
         late: list[tuple[str, Record, int]] = []
+        foreign: list[bytes] = []
         for ticket, entry in zip(members[::2], members[1::2], strict=True):
-            age_s = now_s - int(entry.partition(b" ")[0]) // 1000
-            if age_s >= LATE_S:
-                late.append((ticket.decode(), _record(entry), SUCCESS_TTL_S - age_s))
+            record, age_s = _record(entry), now_s - whole(entry.partition(b" ")[0]) // 1000
+            if record is None:
+                foreign.append(ticket)
+            elif age_s >= LATE_S:
+                late.append((text(ticket), record, SUCCESS_TTL_S - age_s))
+        self.drop(foreign)
         return self._write(late, is_late=True)
 
-    def drop(self, tickets: Sequence[str]) -> None:
+    def drop(self, tickets: Sequence[str | bytes]) -> None:
         """Take out records that shall not be written."""
         if tickets:
             with translated(self._client):
@@ -105,10 +110,15 @@ def entry_of(record: Record) -> bytes:
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 
-def _record(entry: bytes) -> Record:
+def _record(entry: bytes) -> Record | None:
+    """The record of an entry; None for what is no entry of ours."""
     head, _, value = entry.partition(b" ")[2].partition(b"\n")
-    key, field = jsontext.loads(head)
-    return Record(key, value, field)
+    try:
+        key, field = jsontext.loads(head)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_one = isinstance(key, str) and isinstance(field, str | bytes | None)
+    return Record(key, value, field) if is_one else None
 
 
 def _set(client: Any, record: Record, ttl_s: int, *, is_late: bool) -> None:

@@ -9,6 +9,7 @@ import redis
 from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import Controls
+from dlpool.jobs.foreign import text
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.views import SupervisorView
 
@@ -38,7 +39,7 @@ class Steering:
     def drained(self) -> set[str]:
         """The nodes that get no new jobs."""
         with translated(self._client):
-            return {node.decode() for node in self._client.smembers(self._keys.drained)}
+            return {text(node) for node in self._client.smembers(self._keys.drained)}
 
     def drain(self, node: str) -> None:
         """Let a node end its jobs, and begin no others."""
@@ -57,7 +58,7 @@ class Steering:
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, AT_ONCE - 1):
-                replies = [self._controls.control("remove", job_id.decode()) for job_id in ids]
+                replies = [self._controls.control("remove", text(job_id)) for job_id in ids]
                 self._client.zrem(key, *ids)  # of what runs again, or is not known any more
                 count += replies.count("OK")
         return count

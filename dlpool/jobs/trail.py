@@ -10,6 +10,7 @@ import redis
 
 from dlpool.jobs.audit import KINDS
 from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.foreign import text, whole
 from dlpool.jobs.jobview import exact_text
 from dlpool.jobs.keys import Keys
 
@@ -33,7 +34,7 @@ class AuditEvent:
         """The event as an object: ``id``, ``at``, and the fields, ``count`` as a number."""
         shown: dict[str, Any] = {"id": self.id, "at": self.at, **self.fields}
         count = self.fields.get("count", "")
-        return shown | ({"count": int(count)} if count.isascii() and count.isdecimal() else {})
+        return shown | ({"count": whole(count)} if whole(count) > 0 else {})
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,5 @@ class AuditTrail:
 
 
 def _event(entry_id: bytes, fields: Mapping[bytes, bytes]) -> AuditEvent:
-    texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+    texts = {text(name): text(value) for name, value in fields.items()}
     return AuditEvent(entry_id.decode(), texts)

@@ -7,7 +7,6 @@ transition is one atomic step in Redis, by the clock of Redis, and safe to call 
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import redis
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.connection import cluster_of, translated
+from dlpool.jobs.foreign import moment_ms, text, whole
 from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
 from dlpool.jobs.outbox import Outbox, entry_of
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
@@ -198,7 +198,7 @@ class Transitions:
              job.digest if job.dedupe else ""]
             for job, job_id in jobs
         ]  # fmt: skip
-        return [reply.decode() for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
+        return [text(reply) for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
 
     def claim(
         self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str,
@@ -241,8 +241,8 @@ class Transitions:
         for ticket, progress in jobs:
             arguments += [ticket.id, ticket.fence, progress]
         strays, held, *verdicts = self._run("beat", arguments)
-        holds = tuple((host.decode(), float(ms) / 1000) for host, ms in zip(held[::2], held[1::2], strict=True))
-        return Beat(int(strays), tuple(verdict.decode() for verdict in verdicts), holds)
+        holds = tuple((text(host), moment_ms(whole(ms)) / 1000) for host, ms in zip(held[::2], held[1::2], strict=True))
+        return Beat(int(strays), tuple(map(text, verdicts)), holds)
 
     def hold(self, host: str, seconds: float) -> None:
         """Have no supervisor ask ``host`` for that long; all hear of it at once."""
@@ -261,11 +261,11 @@ class Transitions:
     def oldest(self) -> Oldest:
         """What waits longest, for figures."""
         length, mark, waited_ms = self._run("oldest", [self.keys.prefix])
-        return Oldest(int(length), mark.decode(), max(0, int(waited_ms)) / 1000)
+        return Oldest(int(length), text(mark), max(0, int(waited_ms)) / 1000)
 
     def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
-        return [reply.decode() for reply in self.run_many("finish", [self._ending(sid, one) for one in endings])]
+        return [text(reply) for reply in self.run_many("finish", [self._ending(sid, one) for one in endings])]
 
     def recover(self, sid: str, *, grace_s: float, order: str) -> Recovery:
         """Look for leases that have passed; by one supervisor at a time, another's call does nothing."""
@@ -276,7 +276,7 @@ class Transitions:
         given_back: list[str] = []
         while gone:
             left, *found = self._run("recover", [self.keys.prefix, sid, 0, order, *gone])
-            given_back += [job_id.decode() for job_id in found]
+            given_back += map(text, found)
             if not left:
                 break
         return given_back
@@ -288,7 +288,7 @@ class Transitions:
             pipeline = self.client.pipeline(transaction=False)
             for key in kinds:
                 pipeline.type(key)
-            found = [kind.decode() for kind in pipeline.execute()]
+            found = [text(kind) for kind in pipeline.execute()]
         for (key, wanted), kind in zip(kinds.items(), found, strict=True):
             if kind not in (wanted, "none"):
                 raise unusable(f"its key {key} is a {kind}, not a {wanted}") from cause
@@ -360,27 +360,25 @@ def _ms(seconds: float) -> int:
 def _claimed(row: Sequence[Any]) -> Claimed:
     job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid, claim = row
     return Claimed(
-        Ticket(job_id.decode(), _count(fence)),
+        Ticket(text(job_id), _count(fence)),
         raw or b"",
         _count(size),
         _count(attempts),
         _count(crashes),
         _count(takeovers),
         _count(created),
-        (priority or b"normal").decode("utf-8", "replace"),
-        flag.decode("utf-8", "replace") if flag else None,
+        text(priority or b"normal"),
+        text(flag) if flag else None,
         bool(paid),
-        (claim or b"").decode("utf-8", "replace"),
+        text(claim),
     )
 
 
 def _count(value: bytes | int | None) -> int:
-    """Return a number from Redis; 0 for a value that is none, as another program may have written it."""
-    if isinstance(value, bytes):
-        return int(value) if re.fullmatch(rb"[0-9]{1,18}", value) else 0
-    return value or 0
+    """Return a count from Redis; 0 for what is none."""
+    return max(0, whole(value))
 
 
 def _recovery(reply: Sequence[Any]) -> Recovery:
     suspects, *ids = reply
-    return Recovery(int(suspects), tuple(job_id.decode() for job_id in ids))
+    return Recovery(int(suspects), tuple(map(text, ids)))

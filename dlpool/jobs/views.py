@@ -14,6 +14,7 @@ import redis
 from dlpool.jobs.clock import QueueTime, ahead_ms_of, queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
+from dlpool.jobs.foreign import moment_ms, text, whole
 from dlpool.jobs.jobview import JobView, json_object, number, time_text
 from dlpool.jobs.keys import READY, Keys, node_of
 from dlpool.jobs.listing import AT_ONCE, MAX_SUPERVISORS, Listing, Page
@@ -186,7 +187,7 @@ class Views:
         places = zip(READY, ready, stale, strict=True)
         return Stats(
             time.clock_ms / 1000, backlog, reserved,
-            {name: max(0, length - int(old or 0)) for name, length, old in places},
+            {name: max(0, length - whole(old)) for name, length, old in places},
             delayed, paused, running, succeeded, failed, cancelled,
             records, supervisors, lost, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
             is_halted=halted is not None, halted_at=_since(halted, time), parked=parked, waiting_hosts=waiting_hosts,
@@ -201,22 +202,22 @@ class Views:
         pipeline.zrange(keys.holds, now_ms, "+inf", byscore=True, withscores=True)
         parked, ids, holds = pipeline.execute()
         for job_id in ids:
-            pipeline.hget(keys.job(job_id.decode()), "host")
-        waiting = Counter(host.decode("utf-8", "replace") for host in (pipeline.execute() if ids else ()) if host)
-        held = {host.decode("utf-8", "replace"): round((until - now_ms) / 1000, 3) for host, until in holds}
+            pipeline.hget(keys.job(text(job_id)), "host")
+        waiting = Counter(text(host) for host in (pipeline.execute() if ids else ()) if host)
+        held = {text(host): round((moment_ms(until) - now_ms) / 1000, 3) for host, until in holds}
         return parked, dict(waiting.most_common()), held
 
     def _supervisors(self, time: QueueTime) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
         """How many jobs they have reserved, those that live, and those that have fallen silent within a day."""
         rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True)
-        sids = [(sid.decode(), (passes_ms - time.ahead_ms) / 1000) for sid, passes_ms in rows]
+        sids = [(text(sid), (moment_ms(passes_ms) - time.ahead_ms) / 1000) for sid, passes_ms in rows]
         pipeline = self._client.pipeline(transaction=False)
         for sid, _ in sids:
             pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
         replies = pipeline.execute() if sids else []
         living, lost, now_s = [], [], time.clock_ms / 1000
         for (sid, passes_at), said in zip(sids, replies[1::2], strict=True):
-            info = json_object((said or b"").decode("utf-8", "replace"))
+            info = json_object(text(said))
             if passes_at > now_s:
                 living.append(SupervisorView(sid, info))
             elif passes_at > now_s - LOST_S:
@@ -226,10 +227,10 @@ class Views:
 
 def _since(halted: bytes | None, time: QueueTime) -> float | None:
     """Since when the queue is paused, if that was noted."""
-    at = number((halted or b"").decode("ascii", "replace"))
+    at = number(text(halted))
     return (at - time.ahead_ms) / 1000 if at and at > 1 else None
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:
-    counted = {name.decode("ascii", "replace"): int(number(count.decode()) or 0) for name, count in counters.items()}
+    counted = {text(name): whole(count) for name, count in counters.items()}
     return DayView(rfc3339(day * DAY_S)[:10], counted)
