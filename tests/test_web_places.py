@@ -17,7 +17,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from dlpool.web.places import FLOOR, MEMORY_S, PROBATION_S, SHORT_S, Place, Places
+from dlpool.web.places import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, Place, Places
 from tests.conftest import make_data, wait_until
 from tests.web import RawClient, WebServer
 
@@ -126,7 +126,7 @@ def test_who_yields(rates: list[int], waiting: int, after_s: float, expected: li
 def test_a_body_that_is_here_yields_to_nobody() -> None:
     bench = Bench(4)
     for number in range(4):
-        bench.begin(f"c{number}", 10).done()
+        bench.begin(f"c{number}", 10).done(bench.clock.now)
     with bench.waiting("w"):
         bench.run(60)
         assert bench.asked() == []
@@ -174,6 +174,56 @@ def test_who_yielded_before_yields_sooner_and_waits_behind_others() -> None:
         assert bench.asked() == [asked.client]
     bench.clock.now += MEMORY_S
     assert not bench.places._is_slow(asked.client)
+
+
+@pytest.mark.parametrize(("rate", "is_slow"), [(FLOOR + 99, False), (FLOOR - 99, True)])
+def test_a_client_is_slow_no_longer_when_a_body_of_it_came_fast(rate: float, is_slow: bool) -> None:
+    bench = Bench(4)
+    for _ in range(3):
+        bench.begin("c", 10)
+    last = bench.begin("c", rate)
+    with bench.waiting("w"):
+        bench.run(PROBATION_S)
+        assert bench.places._is_slow("c")
+        last.done(bench.clock.now)
+        bench.end(last)
+        assert bench.places._is_slow("c") is is_slow
+
+
+def test_who_was_sent_away_counts_as_waiting_for_a_while() -> None:
+    bench = Bench(8, waiting=1)
+    for number in range(8):
+        bench.begin(f"c{number}", 10)
+        bench.run(0.001)
+    with bench.waiting("w"):
+        assert [bench.places.acquire(client) for client in ("x", "y")] == [None, None]
+        bench.run(PROBATION_S)
+        assert bench.asked() == ["c5", "c6", "c7"]
+    bench = Bench(8, waiting=1)
+    for number in range(8):
+        bench.begin(f"c{number}", 10)
+    with bench.waiting("w"):
+        assert bench.places.acquire("x") is None
+        bench.run(MISSED_S + 1)
+        assert len(bench.asked()) == 1
+
+
+def test_while_others_want_a_place_who_yielded_has_some_of_a_quarter() -> None:
+    bench = Bench(8, waiting=1)
+    places = [bench.begin("drips", 10) for _ in range(8)]
+    with bench.waiting("w"):
+        assert [bench.places.acquire("x") for _ in range(5)] == [None] * 5
+        bench.run(PROBATION_S)
+        asked = [place for place in places if place.must_yield]
+        assert len(asked) == 6
+        for place in asked:
+            bench.end(place)
+        wait_until(lambda: len(bench.answers) == 1)
+        assert bench.places.acquire("drips", patience_s=0) is None
+        for client in ("x", "y"):
+            bench.begin(client, MIB)
+        bench.clock.now += MISSED_S + 0.1
+        bench.begin("drips", 10)
 
 
 def test_a_free_place_goes_to_the_client_that_has_the_fewest() -> None:

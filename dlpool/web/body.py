@@ -68,7 +68,7 @@ class Body:
             yield data
             self._check()
         if self._place is not None:
-            self._place.done()
+            self._place.done(time.monotonic())
         if self.length is not None and self.size < self.length:
             raise BrokenBody(f"{self.size} of {self.length} bytes came")
 

@@ -1,8 +1,9 @@
 """The places of a process for bodies: who waits for one gets that of a body that comes slowly.
 
 A body holds a thread for as long as it takes. While places are free, nobody minds. When there is none, those who come
-wait for a moment, a few at once, and bodies that come far slower than the others yield: their requests end with 503 and
-``Retry-After``. A quarter of the places stays with the oldest of the slow ones, so that these get through, too.
+wait for a moment, a few at once, the others are sent away with 503 and ``Retry-After``; and for each of them a body
+that comes far slower than the others yields: its request ends in the same way. A quarter of the places stays with the
+oldest of the slow ones, so that these get through, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ PROBATION_S = 1.0  # of a body, until it may be asked to yield
 SHORT_S = 0.25  # the same, of a client that was asked before
 MEMORY_S = 60.0  # for which a client counts as slow that was asked to yield
 PATIENCE_S = 3.0  # for which one waits
+MISSED_S = 2.0  # for which those count as waiting that were sent away
 _TURN_S = 0.1
 _WINDOW_S = 1.0  # over which a rate is taken, at least
 _MOST_CLIENTS = 10_000  # that are remembered
@@ -32,6 +34,7 @@ class Place:
     client: str
     begun: float
     must_yield: bool = False
+    was_fast: bool = False
     _received: Callable[[], int] | None = None
     _mark: tuple[float, int] = (0.0, 0)
     _last: tuple[float, int] = (0.0, 0)
@@ -42,8 +45,10 @@ class Place:
         self._mark = self._last = (now, received())
         self._received = received
 
-    def done(self) -> None:
+    def done(self, now: float) -> None:
         """It is here: what is left to do is not the client's fault."""
+        if self._received is not None:
+            self.was_fast = self._received() - self._mark[1] >= FLOOR * (now - self._mark[0])
         self._received = None
 
     def rate(self, now: float) -> float | None:
@@ -80,12 +85,13 @@ class Places:
         self._lock = threading.Lock()
         self._held: set[Place] = set()
         self._waiters: list[_Waiter] = []
+        self._missed: deque[float] = deque(maxlen=most)  # when others were sent away
         self._slow: dict[str, float] = {}  # clients that were asked to yield, and until when that counts
 
     def acquire(self, client: str, *, patience_s: float = PATIENCE_S) -> Place | None:
         """A place, None if there is none in time. It is to be given back by ``release``."""
         with self._lock:
-            if self._free:
+            if self._free and self._may_have(client):
                 return self._give(client)
             waiter = self._queue(client) if patience_s else None
         if waiter is None:
@@ -103,22 +109,40 @@ class Places:
         with self._lock:
             self._held.discard(place)
             self._free += 1
-            if self._waiters:
-                held = self._count()
-                waiter = min(self._waiters, key=lambda one: (one.is_slow, held[one.client]))
-                self._waiters.remove(waiter)
-                waiter.place = self._give(waiter.client)
-                waiter.wake.set()
+            if place.was_fast:
+                self._slow.pop(place.client, None)
+            self._deal()
 
     def look(self) -> None:
-        """Ask as many slow bodies to yield as others wait."""
+        """Ask as many slow bodies to yield as others wait, and were sent away of late."""
         with self._lock:
+            self._deal()
             now = self._clock()
             asked = sum(place.must_yield for place in self._held)
-            wanted = sum(not waiter.is_slow for waiter in self._waiters)
-            for place in self._slowest(now)[: max(0, wanted - asked)]:
+            for place in self._slowest(now)[: max(0, self._wanted(now) - asked - self._free)]:
                 place.must_yield = True
                 self._remember(place.client, now)
+
+    def _deal(self) -> None:
+        """Give what is free to those that wait."""
+        while self._free and (able := [one for one in self._waiters if self._may_have(one.client)]):
+            held = self._count()
+            waiter = min(able, key=lambda one: (one.is_slow, held[one.client]))
+            self._waiters.remove(waiter)
+            waiter.place = self._give(waiter.client)
+            waiter.wake.set()
+
+    def _wanted(self, now: float) -> int:
+        """How many of those that are not slow want a place."""
+        while self._missed and now - self._missed[0] > MISSED_S:
+            self._missed.popleft()
+        return sum(not waiter.is_slow for waiter in self._waiters) + len(self._missed)
+
+    def _may_have(self, client: str) -> bool:
+        """Whether it may have a place that is free; a slow one has some of a quarter of them while others want one."""
+        if not self._is_slow(client) or not self._wanted(self._clock()):
+            return True
+        return sum(self._is_slow(place.client) for place in self._held) < self._kept
 
     def _give(self, client: str) -> Place:
         self._free -= 1
@@ -133,9 +157,13 @@ class Places:
             held = self._count()
             worst = max(self._waiters, key=lambda one: (one.is_slow, held[one.client]))
             if (worst.is_slow, held[worst.client]) <= (waiter.is_slow, held[client]):
+                if not waiter.is_slow:
+                    self._missed.append(self._clock())
                 return None
             self._waiters.remove(worst)
             worst.wake.set()
+            if not worst.is_slow:
+                self._missed.append(self._clock())
         self._waiters.append(waiter)
         return waiter
 
