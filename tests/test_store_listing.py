@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
+from dlpool import disk
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import Counts, GrowWish, UploadStore, journal, listing
+from dlpool.web.store import Counts, GrowWish, UploadStore, journal, layout, listing
 from dlpool.web.store.catalog import MAX_PAGE, Catalog, make_cursor, read_cursor
 from dlpool.web.store.journal import JournalReader, note
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.locks import held, release
 from dlpool.web.store.names import flat_name, own_name
 from dlpool.web.store.record import load_record, save_record
+from dlpool.web.store.room import STEP
 from dlpool.web.store.states import STATES
 from dlpool.web.store.summary import Look, Summary, look_at
 from dlpool.web.store.task import Task
@@ -305,7 +307,7 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
         assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
     wait_until(lambda: bool(store.listing.scanned()) and time.monotonic() > begun_at + 1)
     reads.clear()
-    assert store.listing.scanned().counts(None)["uploading"].chunks == 4
+    assert store.listing.scanned().counts()["uploading"].chunks == 4
     assert reads == []
 
 
@@ -319,7 +321,7 @@ def test_times_that_are_set_back_hide_no_change(store: UploadStore) -> None:
     (folder / "record.json").unlink()
     (folder / "0.chunk").unlink()
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert store.listing.scanned().counts(None)["uploading"].chunks == 0
+    assert store.listing.scanned().counts()["uploading"].chunks == 0
 
 
 def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: UploadStore) -> None:
@@ -531,12 +533,74 @@ def test_counts_of_an_owner(store: UploadStore) -> None:
     send(store, 0, b"nobody's", file_id="d")
     owners = {"a": "ann", "b": "ann", "c": "bob", "d": None}
     entries = {one: len(os.listdir(folder_of(store, one, owner))) + 1 for one, owner in owners.items()}
-    assert store.counts("ann") == Counts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6)
-    assert store.counts("bob") == Counts(1, 5, entries["c"], chunks=1, file_size=10)
-    assert store.counts("nobody") == Counts()
-    assert store.counts(None) == Counts(4, 8 + 6 + 5 + 8, sum(entries.values()), chunks=5, file_size=16)
+    ann = Counts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6, announced=6, unsized=1, places=2)
+    bob = Counts(1, 5, entries["c"], chunks=1, file_size=10, announced=10, places=STEP)
+    assert (store.counts("ann"), store.counts("bob"), store.counts("nobody")) == (ann, bob, Counts())
+    nobody = Counts(1, 8, entries["d"], chunks=1, unsized=1, places=STEP)
+    assert store.listing.current().counts_of(None) == nobody
+    assert store.counts(None) == Counts.sum_of([ann, bob, nobody])
     store.delete("a", "ann")
-    assert store.counts("ann") == Counts(1, 6, entries["b"], chunks=1, file_size=6)
+    assert store.counts("ann") == Counts(1, 6, entries["b"], chunks=1, file_size=6, announced=6)
+
+
+def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
+    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(store, 0, b"x")
+    store.listing.current()
+    places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    store.layout.journal_path().unlink()
+    monkeypatch.setattr(listing, "PATIENCE_S", 0.05)
+    assert store.listing.current(patience_s=0.05).counts_of(None).tasks == 1
+    with refused(503, "busy"):
+        store.listing.current(patience_s=0.05, is_exact=True)
+    for place in places:
+        release(place or 0)
+    assert store.listing.current(is_exact=True).counts_of(None).tasks == 1
+
+
+def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tasks(tmp_path, 300, owner="ann")
+    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    store = store_in(tmp_path, owner_tasks=310, owner_bytes=1 << 60, owner_files=1 << 40)
+    store.layout.make()
+    store.counts("ann")
+    looks: list[str] = []
+
+    def noted(task: Task, **options: Any) -> Look:
+        looks.append(task.folder.name)
+        return look_at(task, **options)
+
+    monkeypatch.setattr(listing, "look_at", noted)
+    for number in range(10):
+        send(store, 0, b"x", file_id=f"{number}", owner="ann")
+    with refused(507, "over_quota"):
+        send(store, 0, b"x", file_id="one more", owner="ann")
+    assert store.counts("ann").tasks == 310
+    assert len(looks) <= 2 * 11
+
+
+def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
+    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    send(store, 0, b"x")
+    seen: list[int] = []
+    reader = store_in(Path(store.settings.upload_dir).parent)
+    original = disk.replace
+
+    def killed(source: Any, target: Any, **options: Any) -> None:
+        if Path(target).parent.name == "tasks":
+            seen.append(reader.counts(None).tasks)
+            monkeypatch.setattr(layout, "note", lambda *_arguments: None)
+        original(source, target, **options)
+
+    monkeypatch.setattr(disk, "replace", killed)
+    reader.counts(None)
+    send(store, 0, b"x", file_id="another")
+    assert (seen, reader.counts(None).tasks) == ([1], 2)
 
 
 # --- the sweep ---

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, growing, quota
+from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, growing, room
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.room import FILES_OF_TASK
 from dlpool.web.store.task import Visit
@@ -178,7 +178,7 @@ def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path
 
 
 FILES = FILES_OF_TASK
-STEPS = quota.STEP
+STEPS = room.STEP
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_the_uploads_of_another_owner_count_for_nobody_else(tmp_path: Path) -> N
 
 
 def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (quota, growing):
+    for module in (room, growing):
         monkeypatch.setattr(module, "STEP", 3)
     store = store_in(tmp_path, owner_files=FILES + 6)
     file_id = store.growing.create(GrowWish("ann", 100))

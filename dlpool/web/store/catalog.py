@@ -12,29 +12,55 @@ from typing import NamedTuple
 
 from dlpool.web.refusal import Refusal
 from dlpool.web.store.names import flat_name, is_flat
+from dlpool.web.store.room import thousands
 from dlpool.web.store.states import COMPLETED, STATES
 from dlpool.web.store.summary import Summary
 
 
 class Counts(NamedTuple):
-    """What tasks take. ``bytes``: of their chunks, and of the files that were merged from them, which stay when the
-    task is removed. ``files``: entries in the folders of tasks, with the folders. ``chunks`` and ``file_size``: the
-    sums of those of the summaries."""
+    """What tasks take.
+
+    - ``bytes``: of their chunks, and of the files that were merged from them, which stay when the task is removed
+    - ``files``: entries in the folders of tasks, with the folders
+    - ``chunks``, ``file_size``: the sums of those of the summaries
+    - ``announced``: bytes that the tasks are to have, or have if they are completed; ``unsized``: tasks of which that
+      is not known; ``places``: chunks that the tasks are to have, in thousands where they do not say it. Of a final
+      tus upload the parts count instead.
+    """
 
     tasks: int = 0
     bytes: int = 0
     files: int = 0
     chunks: int = 0
     file_size: int = 0
+    announced: int = 0
+    unsized: int = 0
+    places: int = 0
 
     def plus(self, summary: Summary, sign: int = 1) -> Counts:
         """Return the counts with that task added, or with ``sign`` -1 removed."""
-        taken = max(summary.file_size, 0) if summary.status == COMPLETED else summary.stored
-        own = (1, taken, 1 + summary.files, summary.chunks, max(summary.file_size, 0))
+        is_completed, size = summary.status == COMPLETED, max(summary.file_size, 0)
+        has_places = not (is_completed or summary.is_final)
+        own = (
+            1,
+            size if is_completed else summary.stored,
+            1 + summary.files,
+            summary.chunks,
+            size,
+            size if is_completed or not summary.is_final else 0,
+            int(has_places and summary.file_size < 0),
+            (summary.total_chunks or thousands(summary.chunks)) if has_places else 0,
+        )
         return Counts(*(have + sign * more for have, more in zip(self, own, strict=True)))
 
+    @classmethod
+    def sum_of(cls, counts: Iterable[Counts]) -> Counts:
+        """Return the sum of some counts."""
+        return cls(*map(sum, zip(cls(), *counts, strict=True)))
 
-_Key = tuple[str | None, str]  # owner and state; owner None: tasks of all owners
+
+_EVERYBODY = object()
+_Key = tuple[object, str]  # owner and state; tasks that nobody owns have the owner None
 MAX_PAGE = 1000
 _FEW = 100  # changes that are made one by one
 NOTHING = Counts()
@@ -85,16 +111,21 @@ class Catalog:
 
     def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> Page:
         """Return at most ``limit`` tasks of the owner in the ``wanted`` states behind the place ``after``."""
-        lists = [self._ids.get((owner, state), ()) for state in sorted(set(wanted))]
+        whose = _EVERYBODY if owner is None else owner
+        lists = [self._ids.get((whose, state), ()) for state in sorted(set(wanted))]
         parts = [_following(ids, after, limit + 1) for ids in lists]
         found = list(heapq.merge(*parts))[: limit + 1]
         names = [place.partition("\0")[2] for place in found[:limit]]
         tasks = [summary for name in names if (summary := self.summaries[name]) is not None]
         return Page(tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else "")
 
-    def counts(self, owner: str | None) -> dict[str, Counts]:
-        """Return what the tasks of the owner take, by state."""
-        return {state: self._counts.get((owner, state), NOTHING) for state in STATES}
+    def counts(self) -> dict[str, Counts]:
+        """Return what all tasks take, by state."""
+        return {state: self._counts.get((_EVERYBODY, state), NOTHING) for state in STATES}
+
+    def counts_of(self, owner: str | None) -> Counts:
+        """Return what the tasks of the owner take; None: what those take that nobody owns."""
+        return Counts.sum_of(self._counts.get((owner, state), NOTHING) for state in STATES)
 
 
 def _merged(ids: Sequence[str], removed: set[str], added: list[str]) -> Sequence[str]:
@@ -117,9 +148,8 @@ def _following(ids: Sequence[str], after: str, most: int) -> Sequence[str]:
 def _keyed(summary: Summary | None) -> Iterator[tuple[_Key, Summary]]:
     """Yield a task with each key under which it is listed."""
     if summary is not None:
-        yield (None, summary.status), summary
-        if summary.owner is not None:
-            yield (summary.owner, summary.status), summary
+        yield (_EVERYBODY, summary.status), summary
+        yield (summary.owner, summary.status), summary
 
 
 def place_of(summary: Summary, name: str) -> str:

@@ -33,10 +33,10 @@ from dlpool.web.store.locks import release, released_on_error
 from dlpool.web.store.merging import Merger
 from dlpool.web.store.names import check_new, folders
 from dlpool.web.store.publishing import check_free
-from dlpool.web.store.quota import STEP, Quota, another_task, more_chunks
+from dlpool.web.store.quota import Quota, another_task, more_chunks
 from dlpool.web.store.record import TUS, Identity, Record
 from dlpool.web.store.results import MergeResult
-from dlpool.web.store.room import check_room
+from dlpool.web.store.room import STEP, check_room
 from dlpool.web.store.task import Task, no_such_task
 from dlpool.web.store.wishes import MergeWish, check_size
 
@@ -89,10 +89,11 @@ class Growth:
 class GrowingUploads:
     """The uploads of one store that grow. Immutable; all methods raise Refusal."""
 
-    def __init__(self, layout: Layout, settings: UploadSettings, merger: Merger) -> None:
+    def __init__(self, layout: Layout, settings: UploadSettings, merger: Merger, quota: Quota) -> None:
         self._layout = layout
         self._settings = settings
         self._merger = merger
+        self._quota = quota
 
     def create(self, wish: GrowWish) -> str:
         """Begin an upload; returns its id."""
@@ -126,7 +127,7 @@ class GrowingUploads:
     def _admitted(self, wish: GrowWish, length: int, parts: Sequence[str]) -> AbstractContextManager[None]:
         """The owner's turn to begin one more task; what is made of parts takes no more than they do."""
         wanted = another_task(self._settings, wish.owner, length, None)
-        return nullcontext() if parts else Quota(self._layout, self._settings).admitted(wanted)
+        return nullcontext() if parts else self._quota.admitted(wanted)
 
     def look(self, file_id: str, owner: str | None) -> Growth:
         """How far it is, with what is being received just now; 423 while it is merged, which may fail."""
@@ -271,7 +272,7 @@ class GrowingUploads:
     def _check_chunks(self, task: Task, chunks: int) -> None:
         """Raise Refusal (507) where an upload has the chunks that it counts for, and its owner may have no more."""
         if chunks and chunks % STEP == 0:
-            Quota(self._layout, self._settings).check(more_chunks(task.owned(None).owner, STEP))
+            self._quota.check(more_chunks(task.owned(None).owner, STEP))
 
     def _check_length(self, record: Record, length: int | None, have: int) -> None:
         if length is None or length == record.file_size:

@@ -151,15 +151,6 @@ class Layout:
         """Return the lock file of that name, which is not a task's. Raises OSError."""
         return self._own(_LOCKS) / name
 
-    def places(self) -> list[str]:
-        """The paths of all folders of tasks, whatever is in them. Raises Refusal."""
-        with stored("read the upload folder"):
-            try:
-                with os.scandir(self._own(_TASKS)) as entries:
-                    return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-            except FileNotFoundError:
-                return []
-
     def journal_path(self) -> Path:
         """Return where the tasks that have changed are noted. Raises OSError."""
         return self.lock_path(_JOURNAL)
@@ -176,6 +167,7 @@ class Layout:
             save_record(fresh, record, sync=self.sync)
             with suppress(FileNotFoundError):
                 self.trash(task)  # what has no identity is of no use
+            note(self.journal_path(), task.folder.name)  # also for one who is killed before the lock is released
             disk.replace(fresh, task.folder, identity=disk.identity_of(os.fstat(lock)))
         finally:
             release(lock)

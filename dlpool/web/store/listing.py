@@ -75,13 +75,18 @@ class Listing:
     def __repr__(self) -> str:
         return f"<Listing of {self._layout.root}>"
 
-    def current(self, *, max_age_s: float = 0.0, patience_s: float = PATIENCE_S) -> Catalog:
+    def current(self, *, max_age_s: float = 0.0, patience_s: float = PATIENCE_S, is_exact: bool = False) -> Catalog:
         """Return the catalog, at most ``max_age_s`` older than this call.
 
-        If no scan gets its turn within ``patience_s``, an older one is returned. Raises Refusal: 503 if there is none
-        yet, and for a disk that cannot be read.
+        If no scan gets its turn within ``patience_s``, an older one is returned, unless ``is_exact``. Raises Refusal:
+        503 if there is none, and for a disk that cannot be read.
         """
-        return self._known(max_age_s, patience_s, is_scan=False)
+        begun_at = time.monotonic()
+        catalog = self._known(max_age_s, patience_s, is_scan=False)
+        with self._turn:
+            if is_exact and self._begun_at < begun_at - max_age_s:
+                raise _busy()
+        return catalog
 
     def scanned(self, *, patience_s: float = PATIENCE_S) -> Catalog:
         """Return the catalog of a scan that began after this call, with what other programs have changed.
@@ -129,7 +134,7 @@ class Listing:
 
     def _earlier(self) -> Catalog:
         if self._catalog is None:
-            raise Refusal(503, "busy", "the uploads are being counted: try again later", headers={"Retry-After": "5"})
+            raise _busy()
         return self._catalog
 
     def _look_again(self, deadline: float, *, is_scan: bool) -> Catalog:
@@ -174,11 +179,12 @@ class Listing:
         if self._noted:
             tasks = self._layout.tasks()
             found = _stamped(tasks, self._noted)
-            catalog = self._with(self._looks(tasks, found, found), self._noted - found.keys())
+            missing = self._noted - found.keys()
+            catalog = self._with(self._looks(tasks, found, found), missing & self._stamps.keys())
             self._stamps.update((name, stamp) for name, (stamp, _) in found.items())
-            for name in self._noted - found.keys():
+            for name in missing:
                 self._stamps.pop(name, None)
-            self._noted = set()
+            self._noted = missing  # one may be about to come: its process may be killed before it notes that
         else:
             catalog = self._earlier()
         with self._turn:
@@ -251,6 +257,10 @@ class Listing:
                 return look_at(task, is_locked=True)
         except Refusal:
             return None
+
+
+def _busy() -> Refusal:
+    return Refusal(503, "busy", "the uploads are being counted: try again later", headers={"Retry-After": "5"})
 
 
 def _stamped(tasks: Path, names: Iterable[str] | None = None) -> dict[str, tuple[bytes, float]]:

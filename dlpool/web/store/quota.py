@@ -1,30 +1,21 @@
-"""How much one owner's uploads may take: counted from the disk whenever a task is about to begin.
+"""How much one owner's uploads may take: counted whenever a task is about to begin.
 
-Nothing is counted beforehand that a killed process could leave wrong. Tasks of one owner begin one after the other,
-also in several processes: each is counted by the next one.
+The counters of the catalog follow what is on the disk, so that nothing is counted that a killed process could leave
+wrong. Tasks of one owner begin one after the other, also in several processes: each is counted by the next one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from dlpool.config import UploadSettings
 from dlpool.web.refusal import Refusal
-from dlpool.web.store.appending import FINAL
-from dlpool.web.store.chunkfile import index_of
 from dlpool.web.store.layout import Layout
-from dlpool.web.store.record import IDENTITY, Record, load_identity, load_record
-from dlpool.web.store.room import FILES_OF_TASK
-from dlpool.web.store.states import COMPLETED
-
-STEP = 1000  # chunks: an upload that does not say how many it has counts as the next multiple
-_REMEMBERED = 20_000
+from dlpool.web.store.listing import Listing
+from dlpool.web.store.room import FILES_OF_TASK, thousands
 
 
 class Taken(NamedTuple):
@@ -33,10 +24,6 @@ class Taken(NamedTuple):
     tasks: int = 0
     bytes: int = 0
     files: int = 0
-
-    def plus(self, other: Taken) -> Taken:
-        """The sum of both."""
-        return Taken(self.tasks + other.tasks, self.bytes + other.bytes, self.files + other.files)
 
 
 @dataclass(frozen=True)
@@ -48,16 +35,11 @@ class Wanted:
     hint: str = ""
 
 
-def _thousands(chunks: int) -> int:
-    """What an upload takes that has so many chunks, and that does not say how many it will have."""
-    return max(1, -(-chunks // STEP)) * STEP
-
-
 def another_task(settings: UploadSettings, owner: str | None, size: int, chunks: int | None) -> Wanted:
     """One more task, of ``size`` bytes (-1: unknown), in so many chunks (None: unknown)."""
     unsaid = [name for name, is_unsaid in (("file_size", size < 0), ("total_chunks", chunks is None)) if is_unsaid]
     taken = Taken(1, size if size >= 0 else settings.max_file_size,
-                  FILES_OF_TASK + (_thousands(0) if chunks is None else chunks))  # fmt: skip
+                  FILES_OF_TASK + (thousands(0) if chunks is None else chunks))  # fmt: skip
     return Wanted(owner, taken, f"say {' and '.join(unsaid)}, or " if unsaid else "")
 
 
@@ -75,6 +57,7 @@ class Quota:
 
     layout: Layout
     settings: UploadSettings
+    listing: Listing
 
     @property
     def is_set(self) -> bool:
@@ -109,44 +92,11 @@ class Quota:
                 raise Refusal(507, "over_quota", text, quota=f"owner_{what}", limit=limit, used=used, wanted=more)
 
     def taken(self, owner: str | None) -> Taken:
-        """Count what the owner has. No lock is needed: what is read changes by one rename. Raises Refusal."""
-        taken = Taken()
-        for folder in self.layout.places():
-            with suppress(OSError):  # one that cannot be read, or has just gone
-                if _is_of(folder, owner):
-                    taken = taken.plus(self._taken_by(folder, load_record(Path(folder))))
-        return taken
+        """Return what the owner has, with every change that was made before the call. Raises Refusal (503, 507).
 
-    def _taken_by(self, folder: str, record: Record | None) -> Taken:
-        """What a task takes at most: a final upload that is being made has nothing but its parts, which count.
-
-        Raises OSError.
+        An upload whose size is not known counts as the largest one, and a final one of tus that is being made only as
+        a task: its parts count.
         """
-        if record is None:
-            return Taken(1, self.settings.max_file_size, FILES_OF_TASK + self._chunks_in(folder))
-        if record.status == COMPLETED:
-            return Taken(1, max(record.file_size, 0), FILES_OF_TASK)
-        if str(record.tus.get("concat", "")).startswith(FINAL):
-            return Taken(1, 0, FILES_OF_TASK)
-        size = record.file_size if record.file_size >= 0 else self.settings.max_file_size
-        return Taken(1, size, FILES_OF_TASK + (record.total_chunks or self._chunks_in(folder)))
-
-    def _chunks_in(self, folder: str) -> int:
-        """How many chunks count of a task that does not say how many it will have. Raises OSError."""
-        if self.settings.owner_files is None:
-            return 0
-        with os.scandir(folder) as entries:
-            return _thousands(sum(index_of(entry.name) is not None for entry in entries))
-
-
-def _is_of(folder: str, owner: str | None) -> bool:
-    """Whether the task in the folder is the owner's. Raises OSError."""
-    status = os.stat(f"{folder}/{IDENTITY}", follow_symlinks=False)
-    return _owner_of(folder, status.st_ino, status.st_ctime_ns) == (owner,)
-
-
-@lru_cache(maxsize=_REMEMBERED)
-def _owner_of(folder: str, _inode: int, _changed_ns: int) -> tuple[str | None] | None:
-    """The owner that is noted there; None if none can be read. What is noted once does not change."""
-    identity = load_identity(Path(folder))
-    return None if identity is None else (identity.owner,)
+        counts = self.listing.current(is_exact=True).counts_of(owner)
+        size = counts.announced + counts.unsized * self.settings.max_file_size
+        return Taken(counts.tasks, size, counts.tasks * FILES_OF_TASK + counts.places)

@@ -16,24 +16,23 @@ from dlpool.web.store.faults import stored
 from dlpool.web.store.layout import Layout
 from dlpool.web.store.names import folders
 from dlpool.web.store.publishing import check_free
-from dlpool.web.store.quota import STEP, Quota, Wanted, another_task, more_chunks
+from dlpool.web.store.quota import Quota, Wanted, another_task, more_chunks
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.record import CHUNKED, Identity, Record, load_record
 from dlpool.web.store.results import ChunkResult
-from dlpool.web.store.room import check_room
+from dlpool.web.store.room import STEP, check_room
 from dlpool.web.store.settling import settle
 from dlpool.web.store.syncing import UNSYNCED
 from dlpool.web.store.task import Task, Visit, check_owner, gone, sync_task
 from dlpool.web.store.wishes import ChunkWish, check_size
 
 
-def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit | None:
+def foresee(layout: Layout, settings: UploadSettings, quota: Quota, wish: ChunkWish) -> Visit | None:
     """Raise the Refusal that a chunk will meet anyway, before it is received; else a visit to its task, if it is there.
 
     Who receives it ends the visit.
     """
     wish.check(settings)
-    quota = Quota(layout, settings)
     if quota.is_set:
         wanted, _ = _wanted(layout, settings, wish)
         if wanted is not None:
@@ -44,7 +43,9 @@ def foresee(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Visit 
         return task.visit()
 
 
-def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish: ChunkWish) -> ChunkResult:
+def commit(
+    layout: Layout, settings: UploadSettings, quota: Quota, reception: Reception, wish: ChunkWish
+) -> ChunkResult:
     """Store a chunk in place of an earlier one. Raises Refusal, and then the earlier one stays."""
     wish.check(settings)
     is_checked = wish.md5 is not None and settings.enable_integrity_check
@@ -55,7 +56,7 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
     if wish.index == 0:
         check_head(settings, reception.head)
     reception.seal()
-    with _admitted(layout, settings, wish) as may_begin, layout.task_of(wish.file_id, wish.owner) as task:
+    with _admitted(layout, settings, quota, wish) as may_begin, layout.task_of(wish.file_id, wish.owner) as task:
         if reception.visit is not None and reception.visit.is_over(task.folder):
             raise gone()
         identity = task.identity()
@@ -71,9 +72,8 @@ def commit(layout: Layout, settings: UploadSettings, reception: Reception, wish:
 
 
 @contextmanager
-def _admitted(layout: Layout, settings: UploadSettings, wish: ChunkWish) -> Iterator[bool]:
+def _admitted(layout: Layout, settings: UploadSettings, quota: Quota, wish: ChunkWish) -> Iterator[bool]:
     """Whether the chunk may begin a task in the block: in its owner's turn, if there is none. Raises Refusal (507)."""
-    quota = Quota(layout, settings)
     if not quota.is_set:
         yield True
         return

@@ -10,6 +10,7 @@ from dlpool.disk import known_space
 from dlpool.web.refusal import Refusal
 
 FILES_OF_TASK = 8  # its folder, what is noted of it, locks, temporary files, the merged file
+STEP = 1000  # chunks: an upload that does not say how many it has counts as the next multiple
 HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
 
 
@@ -25,6 +26,11 @@ class Room:
     free: int
     used: float
     files: int | None = None
+
+
+def thousands(chunks: int) -> int:
+    """Return how many chunks an upload counts for that has so many, and does not say how many it will have."""
+    return max(1, -(-chunks // STEP)) * STEP
 
 
 def room_of(folder: str) -> Room | None:

@@ -23,6 +23,7 @@ from dlpool.web.store.listing import Listing
 from dlpool.web.store.locks import released_on_error
 from dlpool.web.store.merging import Merger
 from dlpool.web.store.ownership import Owners
+from dlpool.web.store.quota import Quota
 from dlpool.web.store.reception import Reception
 from dlpool.web.store.results import ChunkResult, MergeResult
 from dlpool.web.store.screening import UNSCREENED, Screening
@@ -58,8 +59,9 @@ class UploadStore:
         self.layout = Layout(settings.upload_dir, sync=syncing, announce=announce)
         self._owners = Owners(self.layout.root, syncing)
         self._merger = Merger(self.layout, settings, screening)
-        self.growing = GrowingUploads(self.layout, settings, self._merger)
         self.listing = Listing(self.layout)
+        self._quota = Quota(self.layout, settings, self.listing)
+        self.growing = GrowingUploads(self.layout, settings, self._merger, self._quota)
         self._cleaner = Cleaner(self.layout, settings, self.listing)
         self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
 
@@ -79,7 +81,7 @@ class UploadStore:
         A visit to the task that is there, for ``Reception.visit``; else to be ended.
         """
         wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
-        return receiving.foresee(self.layout, self.settings, wish)
+        return receiving.foresee(self.layout, self.settings, self._quota, wish)
 
     def commit_chunk(
         self, reception: Reception, *, file_id: str, index: int, owner: str | None, md5: str | None = None,
@@ -88,7 +90,7 @@ class UploadStore:
     ) -> ChunkResult:  # fmt: skip
         """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
         wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
-        return receiving.commit(self.layout, self.settings, reception, wish)
+        return receiving.commit(self.layout, self.settings, self._quota, reception, wish)
 
     def merge(
         self, *, file_id: str, filename: str, total_chunks: int, owner: str | None, relative_path: str | None = None,
@@ -134,12 +136,12 @@ class UploadStore:
 
     def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> Counts:
         """Return what the tasks of the owner take, as it was at most ``max_age_s`` ago; None: those of all owners."""
-        own = self.listing.current(max_age_s=max_age_s).counts(owner).values()
-        return Counts(*map(sum, zip(*own, strict=True)))
+        catalog = self.listing.current(max_age_s=max_age_s)
+        return Counts.sum_of(catalog.counts().values()) if owner is None else catalog.counts_of(owner)
 
     def counts_by_state(self) -> dict[str, Counts]:
         """Return what the tasks of all owners take, by state."""
-        return self.listing.current().counts(None)
+        return self.listing.current().counts()
 
     def pause(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """Take no chunks until ``resume``; what ``/tasks/ID`` says then."""

@@ -26,7 +26,7 @@ class Summary:
     those of a completed task are the ones that were merged. ``used_at`` is the time of the last change, by the record
     and the folder. ``files`` counts the entries of the folder. ``is_unfinished``: the next sweep has something to do
     here, whatever its age: a merge that may have been interrupted, or a tus upload that is complete or has bytes that
-    no chunk holds.
+    no chunk holds. ``is_final``: a tus upload that is made of parts.
     """
 
     file_id: str
@@ -45,6 +45,7 @@ class Summary:
     used_at: float = 0.0
     files: int = 0
     is_unfinished: bool = False
+    is_final: bool = False
 
     @classmethod
     def of(cls, identity: Identity, record: Record, chunks: Mapping[int, Chunk]) -> Summary:
@@ -65,11 +66,17 @@ class Summary:
             stored=size,
             completion_rate=states.completion_rate(record.status, wanted, record.total_chunks, size, record.file_size),
             failed_merges=record.failed_merges,
+            is_final=identity.protocol == TUS and is_final(record),
         )
 
     def is_of(self, owner: str | None) -> bool:
         """Return whether ``owner`` may see the task; None may see all tasks."""
         return owner is None or self.owner == owner
+
+
+def is_final(record: Record) -> bool:
+    """Return whether a tus upload is made of parts."""
+    return str(record.tus.get("concat", "")).startswith(FINAL)
 
 
 class Look(NamedTuple):
@@ -119,7 +126,6 @@ def _is_left(identity: Identity, record: Record, stored: int, has_bodies: bool) 
     """Return whether a tus upload needs a sweep: not merged though it is complete, or a process was killed at it."""
     if identity.protocol != TUS:
         return False
-    is_final = str(record.tus.get("concat", "")).startswith(FINAL)
     if record.status == states.COMPLETED:
-        return is_final and bool(parts_of(record))
-    return is_final or has_bodies or 0 <= record.file_size <= stored
+        return is_final(record) and bool(parts_of(record))
+    return is_final(record) or has_bodies or 0 <= record.file_size <= stored
