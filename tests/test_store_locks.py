@@ -16,7 +16,7 @@ import pytest
 from dlpool import disk
 from dlpool.web.store import UploadStore, layout, locks, reception
 from tests.test_store_growing import open_below
-from tests.uploads import files_below, leftovers, refused, store_in
+from tests.uploads import ID, files_below, leftovers, refused, send, store_in
 
 Flock = Callable[[int, int], None]
 HOW = ["locks", "pretends", "refuses", "refuses later"]
@@ -324,3 +324,22 @@ def test_what_a_sweep_cannot_remove_is_not_counted(tmp_path: Path, monkeypatch: 
         assert store.sweep().removed == 0
     assert disk.exists(tmp / "link.tmp") and (tmp / "file.tmp").exists()
     assert open_below(tmp_path) == []
+
+
+def test_a_task_is_deleted_whatever_fails_when_its_folder_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: UploadStore = store_in(tmp_path)
+    send(store, 0, b"x")
+    original = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".trash"):
+            raise OSError(errno.EIO, "Input/output error")
+        return original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        store.delete(ID, None)
+    assert store.tasks(None)["total"] == 0
+    assert (store.sweep().removed, open_below(tmp_path)) == (1, [])

@@ -234,8 +234,9 @@ def remove_dead(path: Path) -> bool:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(OSError):
-                os.unlink(path)
+            os.unlink(path)
+    except OSError:  # a later sweep removes it
+        return False
     finally:
         release(descriptor)
     return not os.path.lexists(path)
