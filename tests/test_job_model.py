@@ -30,7 +30,7 @@ WEIGHTS = {
     "be_taken_over": 1, "restart": 1, "haunt": 3, "let_delays_pass": 1, "control": 4,
 }  # fmt: skip
 NAMES = ["ann", "bob", "cid"]
-OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "pause", "park", "crash"]
+OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "yield", "pause", "park", "crash"]
 ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "cancelled"}
 OPEN = {"queued", "delayed", "running", "paused"}
 ORDER = "fifo"

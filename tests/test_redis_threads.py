@@ -39,6 +39,7 @@ from dlpool.service.messages import (
     Stands,
     Swept,
     TakenBack,
+    Waiting,
     Wish,
 )
 from dlpool.service.recording import AT_ONCE, Recorder, finished
@@ -376,6 +377,22 @@ def test_the_fetch_thread_asks_for_everything_after_an_error(desk: Desk, monkeyp
     fetcher.serve()
     assert waits == ["reset", "wait", "reset"] and fetcher._has_strays.is_set()
     assert desk.link.error == "away" and len(desk.signs) == 4
+
+
+def test_the_fetch_thread_finds_out_who_waits_when_it_is_asked_and_there_is_no_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PAUSE_S", 0.001)
+    fetcher = desk.fetcher()
+    desk.link.beat()
+    desk.ledger.set_capacity(0)
+    desk.redis.answers["waiting"] = [{"h": 2}]
+    fetcher._has_strays.clear()
+    fetcher.ask_who_waits()
+    monkeypatch.setattr(desk.ledger.has_room, "wait", turns(desk, False, False, False))
+    fetcher.serve()
+    assert desk.posted == [Waiting({"h": 2})] and desk.redis.called("claim") == []
+    assert desk.redis.called("waiting") == [("s", ("order", "fifo"))], "asked once, told once"
 
 
 @pytest.mark.parametrize("missing", ["registered", "handed_over", "room", "strays"])

@@ -58,7 +58,7 @@ def test_progress_tells_bytes_and_what_they_will_yet_take_of_the_disk(
         patch.setattr(Board, "advance", advance)
         outcome = transfer.run()
     assert seen[0] == Progress(tmp_path / "f", 0, None, 1, "connecting", 0)
-    assert seen[1] == Progress(tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half)
+    assert seen[1] == Progress(tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half, is_kept=False)
     ended = transfer.progress()
     assert (ended.done, ended.size, ended.connections, ended.missing) == (SIZE, SIZE, 0, 0)
     assert (transfer.received, outcome.received) == (SIZE, SIZE)

@@ -129,9 +129,9 @@ def job(name: str = "a", url: str = "http://h/x", **fields: Any) -> JobFrame:
 class Run:
     """A run of a job in the place of a real one."""
 
-    def __init__(self, ticket: str = "a.1", *, received: int = 0, missing: int = 0) -> None:
+    def __init__(self, ticket: str = "a.1", *, received: int = 0, missing: int = 0, is_whole: bool = False) -> None:
         self.frame = job(ticket.partition(".")[0])
-        self.received, self.missing = received, missing
+        self.received, self.missing, self.is_whole = received, missing, is_whole
         self.said: list[Any] = []
         self.publish = lambda: self.said.append("publish")
         self.cancel: Callable[[DlpoolError], object] = self.said.append
@@ -374,20 +374,23 @@ def test_a_heartbeat_tells_of_all_jobs_and_counts_in_frames_that_fit(bench: Benc
     bench.worker._tally.add(RECEIVED, 5)
     bench.worker._log._sink.dropped = 3
     for index in range(number):
-        bench.worker._runs[f"{index}.1"] = Run(received=2, missing=index % 2)  # type: ignore[assignment]
+        bench.worker._runs[f"{index}.1"] = Run(received=2, missing=index % 2, is_whole=index % 3 == 0)  # type: ignore[assignment]
     runs = bench.worker._tell_status()
     assert runs == list(bench.worker._runs.values())
     frames = bench.heard()
     assert len(frames) == (2 if number > STATUS_JOBS else 1)
     told: dict[str, Any] = {}
     missing: dict[str, int] = {}
+    whole: list[str] = []
     for frame in frames:
         assert isinstance(frame, StatusFrame) and len(frame.jobs) <= STATUS_JOBS
         assert frame.counters == {RECEIVED: 5 + 2 * number, LOG_DROPPED: 3}
         told |= frame.jobs
         missing |= frame.missing
+        whole += frame.whole
     assert told == {f"{index}.1": {"done": 2} for index in range(number)}
     assert missing == {f"{index}.1": 1 for index in range(number) if index % 2}
+    assert whole == [f"{index}.1" for index in range(0, number, 3)]
 
 
 def test_progress_is_logged_now_and_then_and_the_log_is_tended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +511,7 @@ class Transfer:
 
     def __init__(self, *given: Any) -> None:
         self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard, self.space = given
-        self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8)
+        self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8, is_kept=False)
         self.received = 5
         self.errors: list[DlpoolError] = []
         self.cancel = self.errors.append
@@ -696,10 +699,10 @@ def test_a_lease_that_ends_now_has_ended(stage: Stage, monkeypatch: pytest.Monke
 def test_a_run_tells_where_it_is(stage: Stage) -> None:
     run = stage.run
     assert run.progress() == {"done": 0, "size": None, "phase": "connecting"}
-    assert (run.missing, run.received) == (0, 0)
+    assert (run.missing, run.received, run.is_whole) == (0, 0, False)
     stage.play(success)
     assert run.progress() == {"done": 1, "size": 9, "phase": "downloading", "connections": 2}
-    assert (run.missing, run.received) == (8, 5)
+    assert (run.missing, run.received, run.is_whole) == (8, 5, True)
     run.log_progress()
     assert stage.lines.kept == [("info", "download_progress", run.progress())]
 

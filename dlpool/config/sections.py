@@ -169,9 +169,17 @@ class SupervisorSettings:
         COUNT, "64", "with max_concurrent_downloads = auto, the most of them", low=1, high=1024, reload=False
     )
     host_share: float = setting(
-        RATIO, "0.75", "of the jobs at once, the part that one origin host gets while jobs of others wait, at least "
-        "one job; 1: all of them",
-    )  # fmt: skip
+        RATIO,
+        "0.75",
+        "of the jobs at once, the part that one origin host gets while jobs of others wait, at least one job; 1: all",
+    )
+    yield_after: float = setting(
+        DURATION,
+        "20s",
+        "how long a slow job runs before it gives its slot to jobs that wait; each time twice as long; 0: never does",
+        high=HOUR_S,
+    )
+    slow_rate: int = setting(RATE, "8K", "bytes a second below which a job is slow, whatever others bring")
     min_free: int | None = setting(
         SIZE, None, "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a "
         "smaller one)",

@@ -44,7 +44,8 @@ class Claimed:
     """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut.
 
     ``flag``: cancel or pause, when an operator has asked for that. ``is_paid``: its start at its host is reserved.
-    ``claim``: the random id of the job's first claim, which no other job ever has, whatever its id.
+    ``claim``: the random id of the job's first claim, which no other job ever has, whatever its id. ``yields``: how
+    often it has given its slot to others.
     """
 
     ticket: Ticket
@@ -58,6 +59,7 @@ class Claimed:
     flag: str | None = None
     is_paid: bool = False
     claim: str = ""
+    yields: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ class Beat:
 class Finish:
     """How a job leaves its supervisor.
 
-    ``outcome``: success, failed, cancelled, retry, release, pause, park, crash, follow. ``note`` says why. ``delay_s``
-    for retry, release and park. ``host``: where it had a slot, or has to wait for one; ``is_paid``: its start there is
-    reserved; ``is_for_slot``: parked until somebody gives one back, or ``delay_s`` has passed.
+    ``outcome``: success, failed, cancelled, retry, release, yield, pause, park, crash, follow. ``note`` says why.
+    ``delay_s`` for retry, release, yield and park. ``host``: where it had a slot, or has to wait for one; ``is_paid``:
+    its start there is reserved; ``is_for_slot``: parked until somebody gives one back, or ``delay_s`` has passed.
     ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share. ``trace_id``: for the log.
     """
 
@@ -168,6 +170,7 @@ SCRIPTS = (
     "oldest",
     "turn",
     "sample",
+    "waiting",
 )
 
 
@@ -262,6 +265,14 @@ class Transitions:
         """What waits longest, for figures."""
         length, mark, waited_ms = self._run("oldest", [self.keys.prefix])
         return Oldest(int(length), text(mark), max(0, int(waited_ms)) / 1000)
+
+    def waiting(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
+        """How many jobs of which hosts wait for a slot; of each list the next ``most`` are looked at.
+
+        Hosts as in ``HostParts``; '' is that of jobs whose text does not tell it. Empty while ``sid`` is to take none.
+        """
+        found = self._run("waiting", [self.keys.prefix, sid, order, most])
+        return {text(host): int(count) for host, count in zip(found[::2], found[1::2], strict=True)}
 
     def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
@@ -358,7 +369,7 @@ def _ms(seconds: float) -> int:
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
-    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid, claim = row
+    job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid, claim, yields = row
     return Claimed(
         Ticket(text(job_id), _count(fence)),
         raw or b"",
@@ -371,6 +382,7 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         text(flag) if flag else None,
         bool(paid),
         text(claim),
+        _count(yields),
     )
 
 

@@ -162,6 +162,7 @@ class Crew:
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress
                     held.missing = frame.missing.get(ticket, 0)
+                    held.is_kept = ticket not in frame.whole
         elif isinstance(frame, VerifiedFrame):
             self._verified(handle, frame.ticket)
         elif isinstance(frame, EndedFrame):
@@ -197,7 +198,7 @@ class Crew:
             self._cleaner.begin(leftover(held, held.job, frame.path, has_failed=True))
         if is_refusal(frame):
             self._doorman.refused(held.job, self._ledger.all)
-        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb)
+        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb, held.yielding)
         if frame.ending == "node_fault":
             self._on_fault()
             self.has_news = True
@@ -264,6 +265,15 @@ class Crew:
             handle.send(CancelFrame(ticket, f"an operator asked to {verb} it"))
         elif held.worker is None:
             self._end(held, self.judge.stopped(held.claimed, held.job.url, verb))
+
+    def give_way(self, ticket: str, reason: str) -> None:
+        """A job is to give its slot to others: it is checkpointed and goes back to the queue."""
+        held, handle = self._ledger.get(ticket), self._worker_of(ticket)
+        if held is None or handle is None or held.is_ending or held.is_lost or held.verb or held.yielding:
+            return
+        held.yielding = reason
+        self._log.info("job_yielding", label=reason, **about(held))
+        handle.send(CancelFrame(ticket, "jobs of others wait for its slot"))
 
     def recorded(self, message: Recorded) -> None:
         """Redis knows how a job ended."""

@@ -14,7 +14,7 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.service.frames import lease_clock
 from dlpool.service.ledger import Ledger
 from dlpool.service.link import Backoff, Link, Pace
-from dlpool.service.messages import Claims, Message
+from dlpool.service.messages import Claims, Message, Waiting
 
 APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
 PAUSE_S = 0.5  # between looks where nothing may be claimed
@@ -47,6 +47,7 @@ class Fetcher:
         self._handed_over.set()
         self._looked = threading.Event()
         self._is_stopped = False
+        self._is_asked = False  # who waits
         self._alone_until = 0.0  # by the monotonic clock
         self._waiting_id: int | None = None
         self._backoff = Backoff(link.stopping)
@@ -57,10 +58,14 @@ class Fetcher:
         while self._link.goes_on():
             if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(PAUSE_S):
                 continue
-            if not self._has_strays.is_set() and not self._ledger.has_room.wait(PAUSE_S):
-                continue
+            has_work = self._has_strays.is_set() or self._ledger.has_room.wait(PAUSE_S)
             try:
-                self._turn()
+                if has_work:
+                    self._turn()
+                elif self._is_asked:
+                    self._look_who_waits()
+                else:
+                    continue
                 self._backoff.reset()
             except QueueError as error:
                 self._has_strays.set()  # the reply may have brought jobs
@@ -70,6 +75,10 @@ class Fetcher:
     def reconcile(self) -> None:
         """Redis holds jobs for us that we do not know: the next claim hands them over."""
         self._has_strays.set()
+
+    def ask_who_waits(self) -> None:
+        """Find out which jobs wait as long as there is no room for them; the answer comes as Waiting."""
+        self._is_asked = True
 
     def handed_over(self) -> None:
         """The main thread has taken in what was claimed last: the next claim may name it."""
@@ -96,9 +105,14 @@ class Fetcher:
         room = 0 if self._is_stopped else self._ledger.room()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
-            self._sid, known, room, lease_s=self._lease_s, order=self._order(), most_parked=self._most_parked,
+            self._sid,
+            known,
+            room,
+            lease_s=self._lease_s,
+            order=self._order(),
+            most_parked=self._most_parked,
             parts=self._ledger.parts() if time.monotonic() >= self._alone_until else None,
-        )  # fmt: skip
+        )
         if claim is not None and claim.is_alone:
             self._alone_until = time.monotonic() + ALONE_S
         if claim is not None and claim.passed:
@@ -116,6 +130,10 @@ class Fetcher:
                 self._looked.clear()
             else:
                 self._wait(wait_s)
+
+    def _look_who_waits(self) -> None:
+        self._is_asked = False
+        self._post(Waiting(self._transitions.waiting(self._sid, order=self._order())))
 
     def _wait(self, seconds: float) -> None:
         """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""

@@ -174,13 +174,15 @@ class HelloFrame(Frame):
 class StatusFrame(Frame):
     """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally`` since the start.
 
-    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that is not 0.
+    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that is not 0. ``whole``: jobs whose
+    next run has to begin anew, as their servers send no ranges.
     """
 
     kind = "status"
     jobs: dict[str, dict[str, Any]]
     counters: dict[str, float]
     missing: dict[str, int] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ def log_end(log: Logger, held: Held, ending: Finish, reply: str) -> None:
     elif ending.outcome in ("retry", "crash"):
         fields["delay_s"] = ending.delay_s
         log.warning("job_retried", result=ending.outcome, reason=reason, **fields)
+    elif ending.outcome == "yield":
+        log.info("job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields)
     else:
         fields["delay_s"] = ending.delay_s
         log.info("job_parked" if ending.outcome == "park" else "job_released", result=ending.outcome, reason=reason,

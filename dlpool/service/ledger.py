@@ -34,6 +34,8 @@ class Held:
     is_lost: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
     missing: int = 0  # bytes that it will yet take of its disk
+    is_kept: bool = True  # its next run can go on where this one ends
+    yielding: str | None = None  # why it gives its slot to others, once it was told so
     path: str | None = None  # where it went, and whether something is to be removed there
     leaves_state: bool = True
     stack: str = ""  # of the error that ended it, for the log
@@ -107,6 +109,17 @@ class Ledger:
             if held is not None:
                 self._count(-held.takes_room, held.authority)
             return held
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each slot has a job, and no job is without: then one that ends makes room for another."""
+        with self._lock:
+            return self._busy == self._capacity > 0
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs may be held."""
+        return self._capacity
 
     @property
     def busy(self) -> int:

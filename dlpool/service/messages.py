@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dlpool.jobs.hostslots import HostLimit, Place
@@ -18,6 +18,13 @@ class Claims:
 
     jobs: tuple[Claimed, ...]
     leased_until: float
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many jobs of which hosts wait for a slot: the answer to ``Fetcher.ask_who_waits``."""
+
+    hosts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Swept:
     leftovers: tuple[Ended, ...]
 
 
-Message = Claims | Recorded | Stands | Placed | Hold | Lost | Asked | Changed | TakenBack | Swept
+Message = Claims | Waiting | Recorded | Stands | Placed | Hold | Lost | Asked | Changed | TakenBack | Swept
 
 
 class Mailbox:

@@ -14,6 +14,8 @@ from dlpool.service.spool import FINAL
 from dlpool.service.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of, scans_of
 
 SPEED_S = 10.0
+RECENT, RECENT_S = 20, 600.0  # downloads that tell what is usual here
+TELLING = 64 * 1024  # bytes: of a smaller file the speed says nothing
 
 
 class Speed:
@@ -41,6 +43,7 @@ class Meter:
         self._log_dropped = 0
         self.received = 0  # bytes of body, since the start; other threads may read it
         self._speed = Speed(time.monotonic)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
     def speed(self) -> int:
         """Bytes a second over the last ten seconds. For the beat thread alone."""
@@ -64,8 +67,14 @@ class Meter:
         """A job has left its worker, which had it for so long."""
         self._metrics.job_seconds.labels(frame.ending).observe(seconds)
         received, took_s = frame.result.get("received", 0), frame.result.get("seconds", 0.0)
+        if received >= TELLING and took_s > 0:
+            self._recent.append((time.monotonic(), received / took_s))
         if received >= MIB and took_s > 0:
             self._metrics.job_speed.observe(received / took_s)
+
+    def recent(self) -> list[float]:
+        """The speeds of the last downloads, in bytes a second, of those that ended within ten minutes."""
+        return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def counted(self, new: Mapping[str, float]) -> None:
         """A worker has counted so much more since its last heartbeat."""

@@ -49,6 +49,7 @@ from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
 from dlpool.service.watchdog import Watchdog
 from dlpool.service.worker import WorkerSettings
+from dlpool.service.yielder import Yielder
 
 PARKED_A_SLOT = 4
 JOIN_S = 6.0  # the longest call of Redis ends before
@@ -75,7 +76,6 @@ class Parts:
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
         self._transitions = Transitions(client, Keys(settings.redis.group), metrics.redis_answered)
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
-        judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
         spool, trail, lease_s = Spool(node.state_dir), Trail(node.state_dir), settings.supervisor.lease
         self.cleaner = Cleaner(self.pool, trail, self._log)
         post, order = self.mailbox.post, self._order
@@ -86,9 +86,12 @@ class Parts:
         )
         self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
                                self._transitions, order)  # fmt: skip
-        self.crew = self._make_crew(judge, log)
+        self.crew = self._make_crew(Judge(self._transitions.keys, settings.supervisor, time.time, random.random), log)
         self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
                                order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
+        self.yielder = Yielder(
+            settings, self.ledger, self.monitor.meter, self.crew.give_way, self.fetcher.ask_who_waits
+        )
         self._beater = Beater(
             self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
             lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
@@ -131,6 +134,7 @@ class Parts:
         self.monitor.apply(settings)
         self.space.apply(settings)
         self.doorman.hosts.apply(settings)
+        self.yielder.apply(settings)
         self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
 
     def check_threads(self) -> None:

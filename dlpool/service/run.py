@@ -158,6 +158,12 @@ class JobRun:
         return 0 if transfer is None else transfer.progress().missing
 
     @property
+    def is_whole(self) -> bool:
+        """Whether its next run has to begin anew."""
+        transfer = self._transfer
+        return transfer is not None and not transfer.progress().is_kept
+
+    @property
     def received(self) -> int:
         """Bytes of body that have come over the network."""
         transfer = self._transfer

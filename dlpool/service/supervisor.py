@@ -31,6 +31,7 @@ from dlpool.service.messages import (
     Stands,
     Swept,
     TakenBack,
+    Waiting,
 )  # fmt: skip
 from dlpool.service.monitoring import Seen
 from dlpool.service.node import Node
@@ -70,6 +71,7 @@ class Supervisor:
         crew = self._crew
         self._takers: dict[type, Callable[[Any], object]] = {
             Claims: self._claimed,
+            Waiting: lambda said: parts.yielder.heard(said.hosts),
             Recorded: crew.recorded,
             Stands: lambda said: crew.stands(said.ticket, is_ours=said.is_ours),
             Placed: crew.placed,
@@ -155,6 +157,7 @@ class Supervisor:
         self._parts.check_threads()
         self._parts.slots.look(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
         self._parts.slots.of_hosts.tend()
+        self._parts.yielder.tend()
         self._pool.tell_space(self._parts.space.frame)
         self._log.tend_writer()
         self._log.tend()

@@ -57,10 +57,13 @@ class Judge:
         record = failure_record(self.keys, url, claimed.raw, CANCELLED, self.now())
         return Finish(claimed.ticket, "cancelled", record, note={"label": "cancelled", "message": CANCELLED})
 
-    def ended(self, claimed: Claimed, job: PushedJob, frame: EndedFrame, verb: str | None = None) -> Finish | None:
+    def ended(
+        self, claimed: Claimed, job: PushedJob, frame: EndedFrame, verb: str | None = None, yielding: str | None = None
+    ) -> Finish | None:
         """The transition for what a worker said; None where the job is another's.
 
-        ``verb``: what an operator wanted meanwhile; it comes too late for a file that is there already.
+        ``verb``: what an operator wanted meanwhile; it comes too late for a file that is there already. ``yielding``:
+        why the job was to give its slot to others.
         """
         note = {"label": frame.label, "message": frame.message}
         ticket = claimed.ticket
@@ -74,7 +77,7 @@ class Judge:
             least_s = self._room_s(claimed.attempts) if frame.ending == "no_room" else frame.retry_after_s or 0.0
             return Finish(ticket, "retry", note=note, delay_s=self._backoff_s(claimed.attempts, least_s))
         if frame.ending in ("node_fault", "locked", "released"):
-            return Finish(ticket, "release", note=note, delay_s=self._pause_s(frame.ending))
+            return self._given_back(claimed, frame, yielding)
         if frame.ending == "lost":
             return None
         return self.failed(claimed, job.url, frame.label, frame.message)
@@ -121,6 +124,19 @@ class Judge:
         """How long a job waits that could not run here and now."""
         fault_s, locked_s = self.settings.fault_delay, self.settings.locked_delay
         return {"node_fault": fault_s, "locked": locked_s}.get(ending, 0.0)
+
+    def _given_back(self, claimed: Claimed, frame: EndedFrame, yielding: str | None) -> Finish:
+        """Return the transition for a job that did not end by itself: this run does not count.
+
+        One that gives its slot to others waits from ``job_retry_delay`` on, twice as long each time.
+        """
+        if yielding is None or frame.ending != "released":
+            note = {"label": frame.label, "message": frame.message}
+            return Finish(claimed.ticket, "release", note=note, delay_s=self._pause_s(frame.ending))
+        settings = self.settings
+        delay_s = min(settings.job_retry_max_delay, settings.job_retry_delay * 2.0 ** min(claimed.yields, 30))
+        note = {"label": yielding, "message": frame.message}
+        return Finish(claimed.ticket, "yield", note=note, delay_s=max(0.001, delay_s))
 
     def _most_attempts(self, job: PushedJob, ending: str) -> int:
         """How many runs a job may have that ended so; 0 where no other one follows.

@@ -62,7 +62,7 @@ FROZEN_S = 2.0  # of one such look
 STATUS_S = 1.0
 STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
 ALARM_S = 5
-STATUS_JOBS = 200  # in one frame
+STATUS_JOBS = 150  # in one frame
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,8 @@ class Worker:
         for start in range(0, max(1, len(runs)), STATUS_JOBS):
             some = runs[start : start + STATUS_JOBS]
             missing = {ticket: size for ticket, run in some if (size := run.missing)}
-            self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing))
+            whole = [ticket for ticket, run in some if run.is_whole]
+            self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing, whole))
         return [run for _, run in runs]
 
     def _keep_clean(self) -> None:

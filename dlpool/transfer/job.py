@@ -86,7 +86,7 @@ class Progress:
     """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown.
 
     ``missing``: bytes that are counted as taken on the disk for it in advance: the number received so far, limited to
-    what is still to come, less what is reserved on the disk already.
+    what is still to come, less what is reserved on the disk already. ``is_kept``: a later run can go on from here.
     """
 
     path: Path
@@ -95,6 +95,7 @@ class Progress:
     connections: int
     phase: str  # "connecting", "downloading", "verifying", "scanning", "publishing"
     missing: int = 0
+    is_kept: bool = True
 
 
 class Notify(Protocol):

@@ -126,7 +126,7 @@ class Transfer:
         size = plan.resource.size if plan else None
         has_blocks = plan is None or plan.place.part.has_blocks
         missing = 0 if has_blocks or size is None else self._missing(current, size, done)
-        return Progress(path, done, size, active, current.phase, missing)
+        return Progress(path, done, size, active, current.phase, missing, plan is None or plan.has_ranges)
 
     @staticmethod
     def _missing(current: Round, size: int, done: int) -> int:

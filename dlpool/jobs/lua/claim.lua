@@ -10,10 +10,10 @@
 --         {ms until the next delayed job is due or -1,
 --         open, paused (queue or node), or full (too many are parked: only they go on),
 --         whether a host got more than its part as nobody else was seen to wait: 1 or 0, how many were passed over for that,
---         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim}, ...}
+--         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim, yields}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim' }
+local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim', 'yields' }
 local DUE_AT_ONCE = 200
 local PASSED_OVER = 200
 local SEEN, SEEN_AT_ONCE, SEEN_BYTES = 500, 25, 4 * MIB -- of a list, when a job of another host is looked for
@@ -104,7 +104,7 @@ local function adopt(raw)
   local id = given_id(raw) or claim
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
   own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1, 'claim', claim)
-  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim }
+  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim, false }
   note_host(raw)
   return true
 end
@@ -186,8 +186,11 @@ local function make_due_ready()
   local due = redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)
   for _, id in ipairs(due) do
     redis.call('ZREM', prefix .. 'delayed', id)
-    local state, priority = unpack(redis.pcall('HMGET', job_key(id), 'state', 'priority'))
-    if state == 'delayed' then enqueue(id, priority, false) end
+    local state, priority, yielded = unpack(redis.pcall('HMGET', job_key(id), 'state', 'priority', 'yielded'))
+    if state == 'delayed' then
+      if yielded then redis.call('HDEL', job_key(id), 'yielded') end
+      enqueue(id, yielded and 'low' or priority, false) -- what has yielded goes behind all that waits
+    end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'parked', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)) do
     redis.call('ZREM', prefix .. 'parked', id)

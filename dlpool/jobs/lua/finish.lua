@@ -2,7 +2,7 @@
 -- KEYS  1 intake, 2 key of the visible record, or the intake if there is none
 -- ARGV  1 prefix, 2 sid, 3 id, 4 fence,
 --       5 outcome: success, failed, cancelled (ended); retry (delayed); release (delayed, or to the front; the attempt is
---         given back); pause (the same, for one that was asked to pause); park (the same, until its host may be asked); crash (to the front, one more death is
+--         given back); yield (delayed, and then behind all that waits; the attempt is given back); pause (the same, for one that was asked to pause); park (the same, until its host may be asked); crash (to the front, one more death is
 --         counted); follow (waits for the job that does the same). What was asked to pause is paused by any but the ends
 --       6 delay in ms, 7 note (JSON), 8 priority to go on with, or '', 9 digest of url and path (follow), or ''
 --       10 kind of the visible record: string (SET with 11 seconds to live), hash (HSET with field 12),
@@ -75,7 +75,11 @@ elseif outcome == 'cancelled' then
   free_followers(id)
 else
   if note ~= '' then redis.call('HSET', job_key(id), 'note', note) end
-  if outcome == 'release' or outcome == 'pause' or outcome == 'park' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
+  if outcome == 'yield' then
+    redis.call('HINCRBY', job_key(id), 'yields', 1)
+    redis.call('HSET', job_key(id), 'yielded', 1)
+  end
+  if outcome == 'release' or outcome == 'pause' or outcome == 'park' or outcome == 'yield' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
   if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
   count(outcome)
   if flag == 'pause' then
@@ -88,7 +92,7 @@ else
     tell('job_requeued', id, 'outcome', outcome, 'host', host)
     return 'OK'
   end
-  if wait > 0 then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end
+  if wait > 0 or outcome == 'yield' then delay(id, now + wait) else enqueue(id, priority, ARGV[8] == '') end
   tell('job_requeued', id, 'outcome', outcome, 'note', note)
   wake()
 end

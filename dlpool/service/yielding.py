@@ -1,0 +1,136 @@
+"""Which running transfers give their slots to jobs that wait. Pure.
+
+A transfer that yields is checkpointed and goes back to the queue, behind what waits. Each time it has twice as long
+before it may yield again: so it comes to its end, also if its origin sends it from the beginning each time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
+SHARE_S = 5.0  # a transfer of a host with more than its part has so long at least
+FAR = 10  # times slower than the median is far below it
+LEAST_PEERS = 3  # below which a median says nothing
+SOON = 0.5  # of the time before it may yield: a transfer that ends so soon is left alone
+LIMITED = 0.5  # of a limit of ours: a transfer that reaches that is not slow, it is limited
+MOST_DOUBLINGS = 30
+
+
+@dataclass(frozen=True)
+class Running:
+    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot; ``left`` in bytes, None if unknown.
+
+    ``yields``: how often it has yielded. ``cap``: the bytes/s that our own limits leave to it. ``is_kept``: what it has
+    fetched is of use to its next run. ``is_moving``: it waits for its host, and not for our disk or a scanner.
+    """
+
+    ticket: str
+    host: str
+    rate: float
+    age_s: float
+    left: int | None = None
+    yields: int = 0
+    cap: float | None = None
+    is_kept: bool = True
+    is_moving: bool = True
+
+
+@dataclass(frozen=True)
+class Rules:
+    """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it is slow whatever others have.
+
+    ``part``: how many slots one host gets while jobs of others wait.
+    """
+
+    after_s: float
+    least: float
+    part: int
+
+
+@dataclass(frozen=True)
+class Yield:
+    """A transfer that is to yield, and why: host_share, far_below or slow."""
+
+    ticket: str
+    reason: str
+
+
+def slice_s(first_s: float, yields: int) -> float:
+    """How long a transfer has before it may yield: twice as long each time."""
+    return first_s * 2.0 ** min(yields, MOST_DOUBLINGS)
+
+
+def chosen(
+    running: Sequence[Running],
+    waiting: Mapping[str, int],
+    rules: Rules,
+    *,
+    recent: Sequence[float] = (),
+    pending: int = 0,
+) -> list[Yield]:
+    """The transfers that yield now, where no slot is free: never more than there are jobs that wait.
+
+    ``waiting``: jobs by host; a slot is for one of another host, or for any if its transfer is far below others of its
+    own host. ``recent``: rates of transfers that ended lately. ``pending``: transfers that were told so before, and are
+    not among ``running``.
+    """
+    total = sum(waiting.values())
+    wanted: list[tuple[Yield, int]] = []  # with the number of jobs for which it would be
+    wanted += [(Yield(one.ticket, HOST_SHARE), total - waiting.get(one.host, 0)) for one in _over(running, rules)]
+    for one, reason, is_for_own in _slow(running, rules, recent):
+        wanted.append((Yield(one.ticket, reason), total - (0 if is_for_own else waiting.get(one.host, 0))))
+    result: dict[str, Yield] = {}
+    for candidate, most in wanted:
+        if candidate.ticket not in result and len(result) + pending < most:
+            result[candidate.ticket] = candidate
+    return list(result.values())
+
+
+def may_yield(running: Sequence[Running], rules: Rules, *, recent: Sequence[float] = ()) -> bool:
+    """Whether any transfer would yield, if enough jobs waited."""
+    return bool(chosen(running, {"": len(running) + 1}, rules, recent=recent))
+
+
+def _over(running: Sequence[Running], rules: Rules) -> list[Running]:
+    """The slowest transfers of hosts with more than their part, as many as are too many."""
+    counts = Counter(one.host for one in running)
+    found: list[Running] = []
+    for one in sorted(running, key=lambda one: (one.rate, one.ticket)):
+        if counts[one.host] > rules.part and one.is_kept and _has_had(one, min(SHARE_S, rules.after_s), rules):
+            counts[one.host] -= 1
+            found.append(one)
+    return found
+
+
+def _slow(running: Sequence[Running], rules: Rules, recent: Sequence[float]) -> list[tuple[Running, str, bool]]:
+    """Slow transfers: those of the host with most slots first, of them the slowest; and whether any job may follow."""
+    counts = Counter(one.host for one in running)
+    usual = _usual([*(one.rate for one in running), *recent])
+    found = []
+    for one in sorted(running, key=lambda one: (-counts[one.host], one.rate, one.ticket)):
+        if not _has_had(one, rules.after_s, rules) or (one.cap is not None and one.rate >= one.cap * LIMITED):
+            continue
+        own = _usual([other.rate for other in running if other.host == one.host])
+        if one.rate * FAR < own:
+            found.append((one, FAR_BELOW, True))
+        elif one.rate * FAR < usual:
+            found.append((one, FAR_BELOW, False))
+        elif one.rate < rules.least:
+            found.append((one, SLOW, False))
+    return found
+
+
+def _usual(rates: Sequence[float]) -> float:
+    """The median, or 0 where there are too few."""
+    return median(rates) if len(rates) >= LEAST_PEERS else 0.0
+
+
+def _has_had(one: Running, first_s: float, rules: Rules) -> bool:
+    """Whether a transfer has had its time, and needs more than a little."""
+    if not one.is_moving or one.age_s < slice_s(first_s, one.yields):
+        return False
+    return one.left is None or one.left > one.rate * rules.after_s * SOON
