@@ -78,7 +78,9 @@ CLAIMS: dict[str, tuple[str, int, int, dict[str, int], str, bool]] = {
     "no parts": ("aaaaab", 5, 0, {"a": 9}, "aaaaa", False),
     "nothing waits": ("", 2, 1, {"a": 1}, "", False),
     "far behind": ("a" * FAR + "b", 1, 1, {"a": 1}, "b", False),
-    "too far behind": ("a" * 500 + "b", 1, 1, {"a": 1}, "a", True),
+    "behind a flood": ("a" * 800 + "b", 1, 1, {"a": 1}, "b", False),
+    "behind a flood, the older first": ("a" * 1200 + "cab" + "a" * 400, 3, 1, {"a": 1}, "cba", True),
+    "amid a flood": ("a" * 501 + "b" + "a" * 500, 1, 1, {"a": 1}, "a", True),
 }
 
 
@@ -92,6 +94,23 @@ def test_a_host_gets_its_part_of_the_slots_while_jobs_of_others_wait(queue: Queu
     assert queue.client.llen(queue.keys.intake) + queue.client.llen(queue.keys.ready("normal")) == left
     rest, _ = queue.claim(len(waiting) + 1, None)
     assert sorted(rest + claimed) == sorted(waiting), "none is lost, none comes twice"
+
+
+SLOW: dict[str, tuple[str, int, HostParts, str, bool]] = {
+    "slow ones have their part": ("sstb", 2, HostParts(3, {}, ("s", "t"), 2, 2), "bs", True),
+    "slow ones have more": ("sstb", 1, HostParts(3, {}, ("s", "t"), 0, 2), "b", False),
+    "slow ones have less": ("sstb", 3, HostParts(3, {}, ("s", "t"), 2, 1), "sbs", True),
+    "only slow ones": ("sst", 2, HostParts(3, {}, ("s", "t"), 0, 0), "ss", True),
+    "a slow one with its own part": ("sstb", 2, HostParts(1, {"s": 1}, ("s", "t"), 2, 1), "tb", False),
+    "no slow one waits": ("abc", 2, HostParts(3, {}, ("s",), 0, 2), "ab", False),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_slow_hosts_get_their_part_together_while_jobs_of_others_wait(queue: Queue, case: str) -> None:
+    waiting, slots, parts, claimed, is_alone = SLOW[case]
+    queue.drop_in(waiting)
+    assert queue.claim(slots, parts) == (claimed, is_alone)
 
 
 def test_the_newest_of_another_host_comes_first_where_the_newest_do(queue: Queue) -> None:
@@ -191,7 +210,18 @@ def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> Ledger:
     ],
 )
 def test_a_ledger_knows_the_part_of_a_host(part: float, capacity: int, hosts: str, parts: HostParts | None) -> None:
-    assert ledger_of(part, capacity, hosts).parts() == parts
+    found = ledger_of(part, capacity, hosts).parts()
+    assert (found and (found.most, found.held)) == (parts and (parts.most, parts.held))
+
+
+@pytest.mark.parametrize(
+    ("part", "parts"),
+    [(0.75, HostParts(3, {"s": 2, "b": 1}, ("s", "t"), 2, 2)), (1.0, HostParts(5, {}, ("s", "t"), 0, 2))],
+)
+def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostParts) -> None:
+    ledger = ledger_of(part, 5, "ssb")
+    ledger.slow_hosts = ("s", "t")
+    assert ledger.parts() == parts
 
 
 def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:

@@ -103,6 +103,14 @@ def test_slow_origins_of_several_hosts_yield_in_turn(world: World) -> None:
         world.check(service, origin, 1, SLOW)
 
 
+def test_fast_jobs_do_not_wait_behind_a_queue_of_slow_ones_of_several_hosts(world: World) -> None:
+    slow = [world.slow(10, SLOW) for _ in range(3)]
+    world.node()
+    wait_until(lambda: sum(len(origin.requests) for origin, _ in slow) >= 3, LATE_S)
+    world.client.wait_for(*world.fast(6), timeout_s=LATE_S)
+    assert sum(len(origin.requests) for origin, _ in slow) < 15, "few of them were begun meanwhile"
+
+
 def test_an_origin_without_ranges_comes_to_an_end_too(world: World) -> None:
     """Its jobs begin anew each time, but have twice as long each time."""
     origin, slow = world.slow(3, serves_ranges=False)
@@ -233,7 +241,7 @@ def test_what_waits_is_told_by_host(queue: Queue) -> None:
     (_claimed,) = queue.claim()
     assert queue.does.waiting("a", order="lifo") == {"host": 1, "other:80": 1, "": 1}, "none that cannot be taken"
     queue.drop_in(*(queue_job(f"q{number}") for number in range(600)))
-    assert sum(queue.does.waiting("a", order="fifo", most=100).values()) == 101
+    assert sum(queue.does.waiting("a", order="fifo", most=100).values()) == 201
 
 
 @pytest.mark.parametrize("how", ["halted", "drained"])

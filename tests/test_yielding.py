@@ -18,8 +18,20 @@ from dlpool.observe.metrics import Metrics
 from dlpool.service.frames import CancelFrame, EndedFrame, StatusFrame
 from dlpool.service.ledger import Held, Ledger
 from dlpool.service.meter import RECENT, RECENT_S, Meter
-from dlpool.service.yielder import NEWS_S, Yielder
-from dlpool.service.yielding import FAR_BELOW, HOST_SHARE, SLOW, Rules, Running, Yield, chosen, may_yield, slice_s
+from dlpool.service.yielder import MOST_SLOW, NEWS_S, SLOW_S, Yielder
+from dlpool.service.yielding import (
+    FAR_BELOW,
+    HOST_SHARE,
+    SHARE_S,
+    SLOW,
+    Rules,
+    Running,
+    Yield,
+    chosen,
+    is_fair,
+    may_yield,
+    slice_s,
+)
 from tests.bench import URL, Bench, Worker, job_of
 from tests.fakes import Clock
 
@@ -104,14 +116,30 @@ def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) ->
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, "h0"), ({"is_kept": False}, ""), ({"age_s": 4.9}, ""), ({"age_s": 5.0}, "h0"), ({"cap": 9.0}, "h0"),
-     ({"yields": 2}, ""), ({"yields": 2, "age_s": 20.0}, "h0")],
+    [({}, "h0"), ({"is_kept": False}, ""), ({"age_s": 1.9}, ""), ({"age_s": 2.0}, "h0"), ({"cap": 9.0}, "h0"),
+     ({"yields": 2}, ""), ({"yields": 2, "age_s": 8.0}, "h0")],
 )  # fmt: skip
 def test_a_fast_transfer_yields_the_part_of_others_unless(fields: dict[str, Any], expected: str) -> None:
     one = replace(Running("0", "a", 900_000.0, 6.0), **fields)
     rest = [Running(str(number), "a", 1_000_000.0, 6.0) for number in range(1, 4)]
     found = chosen([one, *rest], {"w": 1}, RULES)
     assert told(found) == (expected or "h1")
+
+
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ("s:1500 s:1400 t:1600 u:900k", "s1 s0"),
+        ("s:1500 a:1400 u:900k", "s1"),  # the one of a, as it is slow itself
+        ("s:1500 t:9k", "s0"),
+        ("s:90k t:80k u:900k", "s1"),
+    ],
+)
+def test_slow_hosts_together_have_a_part(running: str, expected: str) -> None:
+    rules = replace(RULES, slow={"s", "t"}, slow_part=1)
+    young = [replace(one, age_s=2.0 if one.host in rules.slow else 25.0) for one in transfers(running)]
+    assert told(chosen(young, OTHERS, rules)) == expected
+    assert chosen([replace(one, age_s=1.9) for one in young], OTHERS, rules) == []
 
 
 def test_what_ended_lately_says_what_is_usual() -> None:
@@ -165,7 +193,7 @@ def test_the_choice_is_bounded_and_does_not_depend_on_order(
     of = {one.ticket: one for one in running}
     counts = Counter(one.host for one in running)
     for one in (of[found_one.ticket] for found_one in found):
-        assert one.age_s >= slice_s(min(5.0, rules.after_s), one.yields) and one.is_moving and one.left != 0
+        assert one.age_s >= slice_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.left != 0
     for reason in (FAR_BELOW, SLOW):
         for one in (of[found_one.ticket] for found_one in found if found_one.reason == reason):
             assert one.age_s >= slice_s(rules.after_s, one.yields)
@@ -256,8 +284,9 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
     desk.pass_time(2, rates)
     assert (desk.asked, desk.told) == (2, []), "nobody is known to wait"
     desk.yielder.heard({"w": 1})
+    assert desk.told == [("a.1", "slow")], "at once"
     desk.pass_time(5, rates)
-    assert desk.told == [("a.1", "slow")]
+    assert len(desk.told) == 1
     desk.yielder.heard({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "that one was told, and has not gone yet"
@@ -270,7 +299,7 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
 def test_an_old_answer_is_not_used() -> None:
     desk = Desk()
     desk.run("a", "b", "c")
-    desk.yielder.heard({"w": 9})
+    desk.yielder._waiting, desk.yielder._heard_at = {"w": 9}, desk.clock.now
     desk.clock.now += NEWS_S + 20
     desk.pass_time(3, {"a": 1, "b": 1, "c": 1})
     assert desk.asked and not desk.told
@@ -311,6 +340,49 @@ def test_a_host_with_more_than_its_part_gives_back_what_is_too_much() -> None:
     desk.yielder.heard({"w": 9})
     desk.pass_time(1, dict.fromkeys("abcd", 10**6))
     assert desk.told == [("a.1", "host_share"), ("b.1", "host_share")]
+
+
+def test_a_host_counts_as_slow_for_a_while_after_a_transfer_of_it_had_to_yield() -> None:
+    desk = Desk(2)
+    desk.run("a", host="slow")
+    desk.run("b", host="fast")
+    rates = {"a": 1500, "b": 10**6}
+    desk.pass_time(25, rates)
+    assert list(desk.ledger.slow_hosts) == []
+    desk.yielder.heard({"w": 1})
+    assert desk.told == [("a.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow"]
+    desk.ledger.drop("a.1")
+    desk.run("c", host="slower")
+    desk.pass_time(25, {"b": 10**6, "c": 1500})
+    desk.yielder.heard({"slow": 9})
+    assert len(desk.told) == 1, "none yields to jobs of hosts that are slow themselves"
+    desk.yielder.heard({"slow": 9, "w": 1})
+    assert desk.told[1:] == [("c.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow", "slower"]
+    desk.ledger.drop("c.1")
+    desk.run("d", host="slower")
+    desk.pass_time(5, {"d": 10**6})
+    assert list(desk.ledger.slow_hosts) == ["slow", "slower"], "a burst says nothing"
+    desk.pass_time(1, {"d": 10**6})
+    assert list(desk.ledger.slow_hosts) == ["slow"], "it is no longer"
+    desk.clock.now += SLOW_S
+    desk.yielder.tend()
+    assert list(desk.ledger.slow_hosts) == []
+
+
+def test_no_more_slow_hosts_are_remembered_than_a_claim_can_name() -> None:
+    desk = Desk()
+    for number in range(MOST_SLOW + 5):
+        desk.yielder._note_slow(f"h{number}")
+    desk.yielder._note_slow("h6")
+    assert len(desk.ledger.slow_hosts) == MOST_SLOW and desk.ledger.slow_hosts[-2:] == (f"h{MOST_SLOW + 4}", "h6")
+    assert "h4" not in desk.ledger.slow_hosts
+
+
+@pytest.mark.parametrize(("rate", "is_so"), [(7999, False), (8000, True), (89_000, True)])
+def test_a_fair_transfer_is_not_far_below_others(rate: float, is_so: bool) -> None:
+    one = Running("0", "a", rate, 25.0)
+    assert is_fair(one, [one], RULES) == is_so
+    assert not is_fair(one, [one], RULES, [900_000.0] * 3)
 
 
 def test_a_job_that_waits_for_our_disk_or_an_operator_stays() -> None:

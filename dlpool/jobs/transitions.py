@@ -83,11 +83,21 @@ class Claim:
 class HostParts:
     """How slots are shared out while jobs of several hosts wait: ``most`` to one host, which has ``held`` of them.
 
-    A host is named as in URLs: in lower case, with its port, if that is given.
+    ``slow`` hosts have ``slow_held`` of them, and get ``slow_most`` together. A host is named as in URLs: in lower
+    case, with its port, if that is given.
     """
 
     most: int
     held: Mapping[str, int]
+    slow: tuple[str, ...] = ()
+    slow_most: int = 0
+    slow_held: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """What the claim is told of it."""
+        if not self.slow:
+            return {"held": self.held}
+        return {"held": self.held, "slow": self.slow, "slow_most": self.slow_most, "slow_held": self.slow_held}
 
 
 @dataclass(frozen=True)
@@ -211,14 +221,14 @@ class Transitions:
 
         What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
         None: the supervisor ``sid`` is not registered, ``beat`` comes first. With ``parts`` a job of a host that has
-        its part is only taken where there is no other among the next 500 of each list.
+        its part is only taken where there is no other among the next and the last 500 of each list.
         """
         unused = new_id()
         fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
             "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES,
                       -1 if known is None else len(known), most_parked, parts.most if parts else 0,
-                      jsontext.dumps(parts.held if parts else {}), *map(str, known or ()), *fresh],
+                      jsontext.dumps(parts.as_json() if parts else {}), *map(str, known or ()), *fresh],
         )  # fmt: skip
         if reply is None:
             return None
@@ -267,7 +277,7 @@ class Transitions:
         return Oldest(int(length), text(mark), max(0, int(waited_ms)) / 1000)
 
     def waiting(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
-        """How many jobs of which hosts wait for a slot; of each list the next ``most`` are looked at.
+        """How many jobs of which hosts wait for a slot; of each list the next and the last ``most`` are looked at.
 
         Hosts as in ``HostParts``; '' is that of jobs whose text does not tell it. Empty while ``sid`` is to take none.
         """

@@ -67,6 +67,7 @@ class Ledger:
     def __init__(self, host_part: float = 1.0) -> None:
         """``host_part``: of the capacity, what one host gets while jobs of others wait; 1 is all of it."""
         self.host_part = host_part
+        self.slow_hosts: tuple[str, ...] = ()  # they get what one host does not, all together
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._capacity = 0
@@ -147,11 +148,14 @@ class Ledger:
     def parts(self) -> HostParts | None:
         """How slots are shared out while jobs of several hosts wait, for the next claim; None: all to anybody."""
         with self._lock:
-            if self.host_part >= 1:
+            slow = self.slow_hosts
+            if self.host_part >= 1 and not slow:
                 return None
             most = part_of(self._capacity, self.host_part)
             close = most - (self._capacity - self._busy)
-            return HostParts(most, {host: count for host, count in self._of_hosts.items() if host and count >= close})
+            held = {host: count for host, count in self._of_hosts.items() if host and count >= close}
+            slow_held = sum(self._of_hosts[host] for host in slow if host in self._of_hosts)
+            return HostParts(most, held, slow, max(0, self._capacity - most), slow_held)
 
     def tickets(self) -> list[Ticket]:
         return [held.ticket for held in self.all()]

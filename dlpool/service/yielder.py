@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from dlpool.config import Settings
 from dlpool.service.ledger import Held, Ledger, part_of
 from dlpool.service.meter import Meter, Speed
-from dlpool.service.yielding import Rules, Running, chosen, may_yield
+from dlpool.service.yielding import HOST_SHARE, Rules, Running, chosen, is_fair, may_yield
 
+SLOW_S = 300.0  # for so long a host counts as slow after a transfer of it had to yield for that
+FAIR_S = 5.0  # for so long a transfer is measured before it clears its host of that
+MOST_SLOW = 200  # hosts that are remembered
 NEWS_S = 3.0  # for so long an answer about who waits is of use
+
+
+@dataclass
+class _Gauge:
+    """How fast a transfer is: ``rate`` in bytes/s, smoothed; measured ``since``."""
+
+    speed: Speed
+    since: float
+    rate: int = 0
 
 
 class Yielder:
@@ -31,9 +44,10 @@ class Yielder:
         self._ask = ask
         self._tell = tell
         self._clock = clock
-        self._speeds: dict[str, Speed] = {}
+        self._gauges: dict[str, _Gauge] = {}  # by ticket
         self._waiting: Mapping[str, int] = {}
         self._heard_at = 0.0
+        self._slow: dict[str, float] = {}  # hosts, and until when they count as slow
 
     def __repr__(self) -> str:
         return f"<Yielder {dict(self._waiting)} wait>"
@@ -43,47 +57,76 @@ class Yielder:
         self._settings = settings
 
     def heard(self, waiting: Mapping[str, int]) -> None:
-        """So many jobs of these hosts wait."""
+        """So many jobs of these hosts wait: those that keep them waiting are told at once."""
         self._waiting, self._heard_at = waiting, self._clock()
+        self._look()
 
     def tend(self) -> None:
-        """Once a second: where no slot is free, tell those to yield that keep others waiting.
+        """Once a second: where no slot is free and a transfer may have to yield, ask who waits.
 
         An answer of Redis is used once, and none is used that is old: while Redis is away everything goes on.
         """
-        held = [one for one in self._ledger.all() if one.worker is not None and one.takes_room and not one.is_lost]
-        running = self._look(held)
-        supervisor = self._settings.supervisor
-        if not supervisor.yield_after or not self._ledger.is_full:
-            self._waiting = {}
-            return
-        part = part_of(self._ledger.capacity, supervisor.host_share)
-        rules = Rules(supervisor.yield_after, supervisor.slow_rate, part)
-        recent, pending = self._meter.recent(), len(held) - len(running)
-        waiting = self._waiting if self._clock() - self._heard_at <= NEWS_S else {}
-        self._waiting = {}
-        for one in chosen(running, waiting, rules, recent=recent, pending=pending):
-            self._tell(one.ticket, one.reason)
-        if may_yield(running, rules, recent=recent):
+        self._sample()
+        if self._look():
             self._ask()
 
-    def _look(self, held: list[Held]) -> list[Running]:
-        """Take a sample of each job; those that were told to yield are not among them."""
-        speeds = {str(one.ticket): self._speeds.get(str(one.ticket)) or Speed(self._clock) for one in held}
-        self._speeds = speeds
-        running = []
-        for one in held:
-            speed = speeds[str(one.ticket)].now(one.progress.get("done") or 0) if _has_begun(one) else 0
-            if one.yielding is None and one.verb is None:
-                running.append(self._as_running(one, max(0, speed), len(held)))
-        return running
+    def _look(self) -> bool:
+        """Tell those to yield that keep others waiting. Returns whether any might, if more waited."""
+        held = [one for one in self._ledger.all() if one.worker is not None and one.takes_room and not one.is_lost]
+        running = [self._as_running(one, len(held)) for one in held if one.yielding is None and one.verb is None]
+        supervisor = self._settings.supervisor
+        part = part_of(self._ledger.capacity, supervisor.host_share)
+        rules, recent = Rules(supervisor.yield_after, supervisor.slow_rate, part), self._meter.recent()
+        self._forget_slow(running, rules, recent)
+        rules = replace(rules, slow=self._slow, slow_part=max(0, self._ledger.capacity - part))
+        waiting = self._waiting if self._clock() - self._heard_at <= NEWS_S else {}
+        self._waiting = {}
+        if not supervisor.yield_after or not self._ledger.is_full:
+            return False
+        waiting = {host: count for host, count in waiting.items() if host not in self._slow}
+        hosts = {one.ticket: one.host for one in running}
+        for one in chosen(running, waiting, rules, recent=recent, pending=len(held) - len(running)):
+            self._tell(one.ticket, one.reason)
+            if one.reason != HOST_SHARE:
+                self._note_slow(hosts[one.ticket])
+        return may_yield(running, rules, recent=recent)
 
-    def _as_running(self, one: Held, rate: int, running: int) -> Running:
+    def _note_slow(self, host: str) -> None:
+        """Its jobs are not to take the slots that it has just left."""
+        self._slow.pop(host, None)
+        self._slow[host] = self._clock() + SLOW_S
+        while len(self._slow) > MOST_SLOW:
+            del self._slow[next(iter(self._slow))]
+        self._ledger.slow_hosts = tuple(self._slow)
+
+    def _forget_slow(self, running: list[Running], rules: Rules, recent: list[float]) -> None:
+        """Hosts whose time has passed, or of which a transfer is as fast as others."""
+        if not self._slow:
+            return
+        now = self._clock()
+        known = {ticket for ticket, gauge in self._gauges.items() if now - gauge.since >= FAIR_S}
+        fair = {one.host for one in running if one.ticket in known and is_fair(one, running, rules, recent)}
+        self._slow = {host: until for host, until in self._slow.items() if until > now and host not in fair}
+        self._ledger.slow_hosts = tuple(self._slow)
+
+    def _sample(self) -> None:
+        """Measure how fast each job is."""
+        now = self._clock()
+        begun = [one for one in self._ledger.all() if _has_begun(one)]
+        self._gauges = {
+            str(one.ticket): self._gauges.get(str(one.ticket)) or _Gauge(Speed(self._clock), now) for one in begun
+        }
+        for one in begun:
+            gauge = self._gauges[str(one.ticket)]
+            gauge.rate = max(0, gauge.speed.now(one.progress.get("done") or 0))
+
+    def _as_running(self, one: Held, running: int) -> Running:
+        gauge = self._gauges.get(str(one.ticket))
         size, done = one.progress.get("size"), one.progress.get("done") or 0
         return Running(
             str(one.ticket),
             one.authority,
-            rate,
+            gauge.rate if gauge is not None else 0,
             age_s=self._clock() - one.dealt_at,
             left=None if size is None else max(0, size - done),
             yields=one.claimed.yields,

@@ -7,12 +7,12 @@ before it may yield again: so it comes to its end, also if its origin sends it f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
-SHARE_S = 5.0  # a transfer of a host with more than its part has so long at least
+SHARE_S = 2.0  # a transfer of a host with more than its part has so long at least
 FAR = 10  # times slower than the median is far below it
 LEAST_PEERS = 3  # below which a median says nothing
 SOON = 0.5  # of the time before it may yield: a transfer that ends so soon is left alone
@@ -43,12 +43,15 @@ class Running:
 class Rules:
     """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it is slow whatever others have.
 
-    ``part``: how many slots one host gets while jobs of others wait.
+    ``part``: how many slots one host gets while jobs of others wait; ``slow_part``: how many the ``slow`` hosts get
+    together.
     """
 
     after_s: float
     least: float
     part: int
+    slow: Collection[str] = ()
+    slow_part: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def chosen(
     """
     total = sum(waiting.values())
     wanted: list[tuple[Yield, int]] = []  # with the number of jobs for which it would be
-    wanted += [(Yield(one.ticket, HOST_SHARE), total - waiting.get(one.host, 0)) for one in _over(running, rules)]
+    for one, reason in _over(running, rules):
+        wanted.append((Yield(one.ticket, reason), total - waiting.get(one.host, 0)))
     for one, reason, is_for_own in _slow(running, rules, recent):
         wanted.append((Yield(one.ticket, reason), total - (0 if is_for_own else waiting.get(one.host, 0))))
     result: dict[str, Yield] = {}
@@ -90,19 +94,30 @@ def chosen(
     return list(result.values())
 
 
+def is_fair(one: Running, running: Sequence[Running], rules: Rules, recent: Sequence[float] = ()) -> bool:
+    """Whether a transfer is neither below the fixed rate nor far below what is usual."""
+    usual = _usual([*(other.rate for other in running), *recent])
+    return one.rate >= max(rules.least, usual / FAR)
+
+
 def may_yield(running: Sequence[Running], rules: Rules, *, recent: Sequence[float] = ()) -> bool:
     """Whether any transfer would yield, if enough jobs waited."""
     return bool(chosen(running, {"": len(running) + 1}, rules, recent=recent))
 
 
-def _over(running: Sequence[Running], rules: Rules) -> list[Running]:
-    """The slowest transfers of hosts with more than their part, as many as are too many."""
+def _over(running: Sequence[Running], rules: Rules) -> list[tuple[Running, str]]:
+    """The slowest transfers of hosts, and of all slow hosts, with more than their part, as many as are too many."""
     counts = Counter(one.host for one in running)
-    found: list[Running] = []
+    slow = sum(one.host in rules.slow for one in running)
+    found: list[tuple[Running, str]] = []
     for one in sorted(running, key=lambda one: (one.rate, one.ticket)):
-        if counts[one.host] > rules.part and one.is_kept and _has_had(one, min(SHARE_S, rules.after_s), rules):
+        is_slow = one.host in rules.slow and slow > rules.slow_part
+        if not (is_slow or counts[one.host] > rules.part):
+            continue
+        if one.is_kept and _has_had(one, min(SHARE_S, rules.after_s), rules):
             counts[one.host] -= 1
-            found.append(one)
+            slow -= one.host in rules.slow
+            found.append((one, SLOW if is_slow else HOST_SHARE))
     return found
 
 

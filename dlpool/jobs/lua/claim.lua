@@ -3,7 +3,9 @@
 -- KEYS  1 intake
 -- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
 --       7 number of known jobs, or -1 if only new ones are asked for, 8 most jobs that may be parked,
---       9 most jobs of one host there while jobs of others wait, or 0, 10 JSON: how many of each host it has,
+--       9 most jobs of one host there while jobs of others wait, or 0,
+--       10 JSON: how many of each host it has (held), slow hosts (slow), how many of those it has (slow_held) and may
+--         have together (slow_most),
 --       then "id.fence" of each known job, then an unused random id for each free slot: of the job, if it has none, and
 --       of its first claim
 -- Returns false if the supervisor is not registered (beat registers it), else
@@ -16,7 +18,6 @@ local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumb
 local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim', 'yields' }
 local DUE_AT_ONCE = 200
 local PASSED_OVER = 200
-local SEEN, SEEN_AT_ONCE, SEEN_BYTES = 500, 25, 4 * MIB -- of a list, when a job of another host is looked for
 
 if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
 
@@ -47,38 +48,38 @@ local function unused()
 end
 
 -- While jobs of other hosts wait, a host gets no more than its part of the slots.
-local part, held, is_crowded, is_alone, passed = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, false, 0
-for _, count in pairs(held) do is_crowded = is_crowded or part > 0 and count >= part end
+local part, parts, is_alone, passed, is_slow = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, 0, {}
+for _, host in ipairs(parts.slow or {}) do is_slow[host] = true end
+
+local function has_its_part(host)
+  if host == '' or part == 0 then return false end
+  return parts.held[host] and parts.held[host] >= part or is_slow[host] and parts.slow_held >= parts.slow_most
+end
+
+local is_crowded = part > 0 and next(is_slow) ~= nil
+for host in pairs(parts.held or {}) do is_crowded = is_crowded or has_its_part(host) end
 
 local function note_host(raw)
   if part == 0 then return end
   local host = host_of(raw or '')
-  held[host] = (held[host] or 0) + 1
-  is_crowded = is_crowded or (host ~= '' and held[host] >= part)
-end
-
-local function has_its_part(raw)
-  local host = host_of(raw)
-  return host ~= '' and (held[host] or 0) >= part
+  parts.held[host] = (parts.held[host] or 0) + 1
+  if is_slow[host] then parts.slow_held = parts.slow_held + 1 end
+  is_crowded = is_crowded or has_its_part(host)
 end
 
 -- The first in a list for which is_wanted says so, from the end that is taken from. It leaves the list.
 local function pick(list, is_left, is_wanted)
-  local bytes = 0
-  for start = 0, SEEN - SEEN_AT_ONCE, SEEN_AT_ONCE do
-    local from, to = start, start + SEEN_AT_ONCE - 1
-    if not is_left then from, to = -to - 1, -from - 1 end
-    local some = redis.call('LRANGE', list, from, to)
-    for number = 1, #some do
-      local one = some[is_left and number or #some + 1 - number]
-      if is_wanted(one) then
-        redis.call('LREM', list, is_left and 1 or -1, one)
-        return one
-      end
-      bytes, passed = bytes + #one, passed + 1
+  local found
+  look_through(list, is_left, SEEN, function(one, is_from_left)
+    if not is_wanted(one) then
+      passed = passed + 1
+      return false
     end
-    if #some < SEEN_AT_ONCE or bytes > SEEN_BYTES then return nil end
-  end
+    redis.call('LREM', list, is_from_left and 1 or -1, one)
+    found = one
+    return true
+  end)
+  return found
 end
 
 local function take(id)
@@ -111,7 +112,7 @@ end
 
 local function from_intake(is_of_others)
   if is_of_others then
-    local found = pick(KEYS[1], order == 'lifo', function(raw) return not has_its_part(raw) end)
+    local found = pick(KEYS[1], order == 'lifo', function(raw) return not has_its_part(host_of(raw)) end)
     return found and adopt(found)
   end
   local raw = redis.call(order == 'lifo' and 'LPOP' or 'RPOP', KEYS[1])
@@ -129,7 +130,7 @@ local function from_ready(priority, is_of_others)
   if is_of_others then
     local found = pick(ready_key(priority), false, function(id)
       local state, at, raw = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at', 'raw'))
-      return state == 'queued' and (at or priority) == priority and not has_its_part(raw or '')
+      return state == 'queued' and (at or priority) == priority and not has_its_part(host_of(raw or ''))
     end)
     if found then take(found) end
     return found

@@ -80,6 +80,37 @@ local function host_of(raw)
   return string.match(authority, '^.*@(.*)$') or authority
 end
 
+-- Have see look at the jobs of a list from the end that is taken from, until it returns true: at so many of them, and
+-- behind those at as many of the last ones, the older before the newer. It hears from which end one is found sooner.
+local SEEN, SEEN_AT_ONCE, SEEN_BYTES = 500, 25, 4 * MIB
+local function look_through(list, is_left, most, see)
+  local length = redis.call('LLEN', list)
+  local bytes = 0
+  for at = 0, math.min(length, most) - 1, SEEN_AT_ONCE do
+    local count = math.min(SEEN_AT_ONCE, most - at, length - at)
+    local first = is_left and at or length - at - count
+    local some = redis.call('LRANGE', list, first, first + count - 1)
+    for number = 1, #some do
+      local one = some[is_left and number or #some + 1 - number]
+      if see(one, is_left) then return end
+      bytes = bytes + #one
+    end
+    if bytes > SEEN_BYTES then break end
+  end
+  bytes = 0
+  for rest = math.min(length - most, most), 1, -SEEN_AT_ONCE do
+    local count = math.min(SEEN_AT_ONCE, rest)
+    local first = is_left and length - rest or rest - count
+    local some = redis.call('LRANGE', list, first, first + count - 1)
+    for number = 1, #some do
+      local one = some[is_left and number or #some + 1 - number]
+      if see(one, not is_left) then return end
+      bytes = bytes + #one
+    end
+    if bytes > SEEN_BYTES then return end
+  end
+end
+
 local function ready_key(priority) return prefix .. 'ready:' .. priority end
 
 -- A supervisor that waits looks at once. The list holds one token at most.
