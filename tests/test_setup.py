@@ -19,7 +19,7 @@ from dlpool.config.ini import load
 from tests.disks import needs_root, remount, tmpfs
 from tests.processes import ROOT, Ended, run, start
 
-MAX_EXPOSURE = 20  # tenths, by systemd-analyze
+MAX_EXPOSURE = 12  # tenths, by systemd-analyze
 UNITS = ("dlpool-supervisor.service", "dlpool-supervisor@.service", "dlpool-web.service")
 
 
