@@ -23,7 +23,8 @@ from tests.web import WebServer
 JOBS, UPLOADS, CHUNKS = 20, 50, 2
 SLOTS = 8
 DATA = make_data(1024 * 1024)
-BLOCK, PAUSE_S = 64 * 1024, 0.03  # of honest origins and clients
+BLOCK, PAUSE_S = 64 * 1024, 0.03  # of honest clients
+ORIGIN_PAUSE_S = 0.12  # of the honest origin: a job takes two seconds
 HUGE = 10**15
 SLOW = File(make_data(60_000), block=150, pause_s=0.1)  # 1.5 KB/s
 LARGE_BODY = 4 * 1000 * 1000
@@ -59,7 +60,7 @@ def place_in(folder: Path) -> Iterator[Place]:
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(folder / "redis"))
         disk = stack.enter_context(tmpfs(folder / "disk", "256m"))
-        origin = stack.enter_context(Origin(File(DATA, block=BLOCK, pause_s=PAUSE_S)))
+        origin = stack.enter_context(Origin(File(DATA, block=BLOCK, pause_s=ORIGIN_PAUSE_S)))
         settings: dict[str, dict[str, Any]] = {
             "supervisor": {"max_concurrent_downloads": SLOTS, "workers": 2, "min_free": "16M"},
             "paths": {"download_dir": disk},
