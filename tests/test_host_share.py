@@ -97,11 +97,19 @@ def test_a_host_gets_its_part_of_the_slots_while_jobs_of_others_wait(queue: Queu
 
 
 SLOW: dict[str, tuple[str, int, HostParts, str, bool]] = {
-    "slow ones have their part": ("sstb", 2, HostParts(3, {}, ("s", "t"), 2, 2), "bs", True),
+    "slow ones have their part": ("sstb", 2, HostParts(3, {}, ("s", "t"), 2, 2), "bs", False),
     "slow ones have more": ("sstb", 1, HostParts(3, {}, ("s", "t"), 0, 2), "b", False),
-    "slow ones have less": ("sstb", 3, HostParts(3, {}, ("s", "t"), 2, 1), "sbs", True),
-    "only slow ones": ("sst", 2, HostParts(3, {}, ("s", "t"), 0, 0), "ss", True),
+    "slow ones have less": ("sstb", 3, HostParts(3, {}, ("s", "t"), 2, 1), "sbs", False),
+    "only slow ones": ("sst", 2, HostParts(3, {}, ("s", "t"), 0, 0), "ss", False),
     "a slow one with its own part": ("sstb", 2, HostParts(1, {"s": 1}, ("s", "t"), 2, 1), "tb", False),
+    "a fast one with more than its part": ("sbbsb", 3, HostParts(1, {"b": 1}, ("s",), 1, 0), "sbb", False),
+    "fast ones with their part, slow ones with theirs": (
+        "ssbab",
+        3,
+        HostParts(1, {"a": 1, "b": 1}, ("s",), 1, 1),
+        "bab",
+        False,
+    ),
     "no slow one waits": ("abc", 2, HostParts(3, {}, ("s",), 0, 2), "ab", False),
 }
 
@@ -216,7 +224,7 @@ def test_a_ledger_knows_the_part_of_a_host(part: float, capacity: int, hosts: st
 
 @pytest.mark.parametrize(
     ("part", "parts"),
-    [(0.75, HostParts(3, {"s": 2, "b": 1}, ("s", "t"), 2, 2)), (1.0, HostParts(5, {}, ("s", "t"), 0, 2))],
+    [(0.75, HostParts(3, {"s": 2, "b": 1}, ("s", "t"), 1, 2)), (1.0, HostParts(5, {}, ("s", "t"), 0, 2))],
 )
 def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostParts) -> None:
     ledger = ledger_of(part, 5, "ssb")

@@ -236,7 +236,7 @@ class Desk:
 
     def __init__(self, capacity: int = 3, **supervisor: Any) -> None:
         given = Settings()
-        supervisor = {"host_share": 1.0, **supervisor}
+        supervisor = {"host_share": 1.0, "yield_after": 20.0, **supervisor}
         self.settings = replace(given, supervisor=replace(given.supervisor, **supervisor))
         self.clock, self.ledger, self.meter = Clock(1000.0), Ledger(0.75), Meter(Metrics((1.0,)))
         self.ledger.set_capacity(capacity)

@@ -170,12 +170,12 @@ class SupervisorSettings:
     )
     host_share: float = setting(
         RATIO,
-        "0.75",
+        "0.5",
         "of the jobs at once, the part that one origin host gets while jobs of others wait, at least one job; 1: all",
     )
     yield_after: float = setting(
         DURATION,
-        "20s",
+        "5s",
         "how long a slow job runs before it gives its slot to jobs that wait; each time twice as long; 0: never does",
         high=HOUR_S,
     )

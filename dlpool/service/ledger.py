@@ -67,7 +67,7 @@ class Ledger:
     def __init__(self, host_part: float = 1.0) -> None:
         """``host_part``: of the capacity, what one host gets while jobs of others wait; 1 is all of it."""
         self.host_part = host_part
-        self.slow_hosts: tuple[str, ...] = ()  # they get what one host does not, all together
+        self.slow_hosts: tuple[str, ...] = ()  # all together they get slow_part_of the slots
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._capacity = 0
@@ -155,7 +155,7 @@ class Ledger:
             close = most - (self._capacity - self._busy)
             held = {host: count for host, count in self._of_hosts.items() if host and count >= close}
             slow_held = sum(self._of_hosts[host] for host in slow if host in self._of_hosts)
-            return HostParts(most, held, slow, max(0, self._capacity - most), slow_held)
+            return HostParts(most, held, slow, slow_part_of(self._capacity, most), slow_held)
 
     def tickets(self) -> list[Ticket]:
         return [held.ticket for held in self.all()]
@@ -170,6 +170,11 @@ class Ledger:
             self.has_room.set()
         elif not has_room and self.has_room.is_set():
             self.has_room.clear()
+
+
+def slow_part_of(slots: int, most: int) -> int:
+    """How many of the slots all slow hosts get together: a quarter, of what one host, with ``most``, does not get."""
+    return max(0, min(slots - most, max(1, slots // 4)))
 
 
 def part_of(slots: int, part: float) -> int:

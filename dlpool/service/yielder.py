@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dlpool.config import Settings
-from dlpool.service.ledger import Held, Ledger, part_of
+from dlpool.service.ledger import Held, Ledger, part_of, slow_part_of
 from dlpool.service.meter import Meter, Speed
 from dlpool.service.yielding import HOST_SHARE, Rules, Running, chosen, is_fair, may_yield
 
@@ -78,7 +78,7 @@ class Yielder:
         part = part_of(self._ledger.capacity, supervisor.host_share)
         rules, recent = Rules(supervisor.yield_after, supervisor.slow_rate, part), self._meter.recent()
         self._forget_slow(running, rules, recent)
-        rules = replace(rules, slow=self._slow, slow_part=max(0, self._ledger.capacity - part))
+        rules = replace(rules, slow=self._slow, slow_part=slow_part_of(self._ledger.capacity, part))
         waiting = self._waiting if self._clock() - self._heard_at <= NEWS_S else {}
         self._waiting = {}
         if not supervisor.yield_after or not self._ledger.is_full:

@@ -11,7 +11,8 @@
 -- Returns false if the supervisor is not registered (beat registers it), else
 --         {ms until the next delayed job is due or -1,
 --         open, paused (queue or node), or full (too many are parked: only they go on),
---         whether a host got more than its part as nobody else was seen to wait: 1 or 0, how many were passed over for that,
+--         whether a host got more than its part as nobody else was seen to wait: 1, else 0, and 0 where slow hosts are
+--         known, how many were passed over for that,
 --         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim, yields}, ...}
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -47,7 +48,8 @@ local function unused()
   return ARGV[fresh]
 end
 
--- While jobs of other hosts wait, a host gets no more than its part of the slots.
+-- While jobs of other hosts wait, a host gets no more than its part of the slots; while jobs of slow hosts alone wait,
+-- the others share what slow hosts do not get.
 local part, parts, is_alone, passed, is_slow = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, 0, {}
 for _, host in ipairs(parts.slow or {}) do is_slow[host] = true end
 
@@ -110,9 +112,12 @@ local function adopt(raw)
   return true
 end
 
-local function from_intake(is_of_others)
-  if is_of_others then
-    local found = pick(KEYS[1], order == 'lifo', function(raw) return not has_its_part(host_of(raw)) end)
+local function is_of_others(host) return not has_its_part(host) end
+local function is_of_fast(host) return not is_slow[host] end
+
+local function from_intake(suits)
+  if suits then
+    local found = pick(KEYS[1], order == 'lifo', function(raw) return suits(host_of(raw)) end)
     return found and adopt(found)
   end
   local raw = redis.call(order == 'lifo' and 'LPOP' or 'RPOP', KEYS[1])
@@ -126,11 +131,11 @@ end
 
 -- Ids whose job was cancelled, paused or moved meanwhile are passed over, a few at a time.
 local is_cut_short = false
-local function from_ready(priority, is_of_others)
-  if is_of_others then
+local function from_ready(priority, suits)
+  if suits then
     local found = pick(ready_key(priority), false, function(id)
       local state, at, raw = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at', 'raw'))
-      return state == 'queued' and (at or priority) == priority and not has_its_part(host_of(raw or ''))
+      return state == 'queued' and (at or priority) == priority and suits(host_of(raw or ''))
     end)
     if found then take(found) end
     return found
@@ -149,10 +154,10 @@ local function from_ready(priority, is_of_others)
   return false
 end
 
-local function from_limited(is_of_others) return from_ready('limited', is_of_others) end
-local function from_high(is_of_others) return from_ready('high', is_of_others) end
-local function from_normal(is_of_others) return from_ready('normal', is_of_others) end
-local function from_low(is_of_others) return from_ready('low', is_of_others) end
+local function from_limited(suits) return from_ready('limited', suits) end
+local function from_high(suits) return from_ready('high', suits) end
+local function from_normal(suits) return from_ready('normal', suits) end
+local function from_low(suits) return from_ready('low', suits) end
 
 local ONLY_LIMITED = { from_inbox, from_limited }
 local USUAL = { from_inbox, from_limited, from_high, from_normal, from_intake, from_low }
@@ -163,12 +168,13 @@ local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
 -- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
 local is_empty, is_full = {}, false
-local has_none_of_others = {}
-local function take_from(sources, is_of_others)
-  local without = is_of_others and has_none_of_others or is_empty
+local choices = { { suits = is_of_others, without = {} }, { suits = is_of_fast, without = {} } }
+if next(is_slow) == nil then choices[2] = nil end
+local function take_from(sources, choice)
+  local without = choice and choice.without or is_empty
   for _, source in ipairs(sources) do
     if not without[source] and not is_empty[source] then
-      if source(is_of_others) then return true end
+      if source(choice and choice.suits) then return true end
       without[source] = true
     end
   end
@@ -177,9 +183,11 @@ end
 
 local function take_next()
   local sources = is_full and ONLY_LIMITED or IN_TURN[fence % 20] or USUAL
-  if not is_crowded or is_alone then return take_from(sources, false) end
-  if take_from(sources, true) then return true end
-  is_alone = take_from(sources, false)
+  if not is_crowded or is_alone then return take_from(sources) end
+  for _, choice in ipairs(choices) do
+    if take_from(sources, choice) then return true end
+  end
+  is_alone = take_from(sources)
   return is_alone
 end
 
@@ -225,4 +233,4 @@ if slots > 0 then make_due_ready() end
 is_full = redis.call('ZCARD', prefix .. 'parked') + redis.call('LLEN', ready_key('limited')) >= tonumber(ARGV[8])
 while slots > 0 and take_next() do slots = slots - 1 end
 local due = is_cut_short and now or math.min(soonest('delayed'), soonest('parked'))
-return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', is_alone and 1 or 0, passed, unpack(claimed) }
+return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', is_alone and next(is_slow) == nil and 1 or 0, passed, unpack(claimed) }
