@@ -39,6 +39,7 @@ KEPT = (
     "large:",
     "bytes",
     "failures",
+    "audit",
 )
 DEFAULTS: dict[str, dict[str, Any]] = {
     "transfer": {

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
+from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.connection import BLOCK_S
 from dlpool.jobs.facts import Warned
 from dlpool.jobs.history import SAMPLE_S
@@ -344,6 +344,17 @@ def test_a_wait_that_fails_is_not_ended_by_its_old_id(desk: Desk) -> None:
     with pytest.raises(QueueAway):
         fetcher._wait(1.0)
     assert fetcher._waiting_id is None
+
+
+def test_a_wait_at_a_list_of_another_type_says_that_redis_cannot_be_used(desk: Desk) -> None:
+    fetcher = desk.fetcher()
+    desk.blocking.answers |= {"client_id": 5, "execute_command": QueueError("refuses: WRONGTYPE")}
+    desk.redis.answers["check_keys"] = QueueUnusable("its key is a string")
+    with pytest.raises(QueueUnusable, match="its key is a string"):
+        fetcher._wait(1.0)
+    desk.redis.answers["check_keys"] = None
+    with pytest.raises(QueueError, match="WRONGTYPE"):
+        fetcher._wait(1.0)
 
 
 def turns(desk: Desk, *steps: Any) -> Callable[..., Any]:

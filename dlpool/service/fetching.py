@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import redis
 
-from dlpool.errors import QueueError
+from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
 from dlpool.service.frames import lease_clock
@@ -145,5 +145,10 @@ class Fetcher:
                 self._blocking.execute_command(  # type: ignore[no-untyped-call]
                     "BLMOVE", keys.intake, keys.inbox(self._sid), source, "LEFT", seconds
                 )
+        except (QueueAway, QueueRefused):
+            raise
+        except QueueError as error:
+            self._transitions.check_keys(error)  # which says so if the list is another program's
+            raise
         finally:
             self._waiting_id = None  # after a restart of Redis that id is somebody else's
