@@ -28,11 +28,14 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """What ``data`` says. Raises ValueError if it is no JSON."""
+    """What ``data`` says. Raises ValueError if it is no JSON; in another encoding than UTF-8 it is none.
+
+    RFC 8259, section 8.1; a byte order mark of UTF-8 is passed over.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return json.loads(data)
+        return json.loads(data if isinstance(data, str) else data.decode("utf-8-sig"))
 
 
 def check_bounds(data: bytes, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES) -> None:

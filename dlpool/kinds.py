@@ -160,6 +160,12 @@ def parse_command(text: str) -> str:
     return text
 
 
+def shown_command(command: str) -> str:
+    """Return the program of a command line; its arguments, which may be secret, are left out."""
+    program, *arguments = shlex.split(command)
+    return f"{program} ..." if arguments else program
+
+
 def split_address(text: str) -> tuple[str, int]:
     """Host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``, which is every address of this machine."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)

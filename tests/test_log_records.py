@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
+import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlpool.config import LoggingSettings, RedisSettings
-from dlpool.errors import ChecksumMismatch
+from dlpool.errors import ChecksumMismatch, UsageError
 from dlpool.observe.chain import MAX_LINE
 from dlpool.observe.log import Log
 from dlpool.observe.values import MAX_TEXT, plain
@@ -141,9 +146,9 @@ def test_an_error_has_its_type_label_and_message(write: Write) -> None:
 
 @pytest.mark.parametrize("level", ["error", "critical"])
 def test_from_level_error_up_the_stack_is_shown(write: Write, level: str) -> None:
-    stack = write("job_failed", level, error=raised(ValueError("odd")))["error.stack_trace"]
+    stack = write("job_failed", level, error=raised(RuntimeError("odd")))["error.stack_trace"]
     assert stack.startswith("Traceback")
-    assert stack.endswith("ValueError: odd\n")
+    assert stack.endswith("RuntimeError: odd\n")
 
 
 def test_an_error_that_was_never_raised_has_no_stack(write: Write) -> None:
@@ -151,15 +156,69 @@ def test_an_error_that_was_never_raised_has_no_stack(write: Write) -> None:
 
 
 def test_the_stack_of_a_long_chain_keeps_its_end(write: Write) -> None:
-    error: Exception = ValueError("first")
+    error: Exception = RuntimeError("first")
     for number in range(300):
-        following = ValueError(f"number {number} https://h/x?sig=s3cret")
+        following = RuntimeError(f"number {number} https://h/x?sig=s3cret")
         following.__cause__ = error
         error = raised(following)
     stack = write("job_failed", "error", error=error)["error.stack_trace"]
     assert len(stack) <= MAX_TEXT
     assert "number 299" in stack
     assert "s3cret" not in stack
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda: requests.Request("GET", "http://u:s3cret/x@h/").prepare(),
+        lambda: urllib3.util.parse_url("http://u:s3cret/x"),
+        lambda: urlsplit("http://[u:s3cret@h"),
+        lambda: urlsplit("http://h:s3cret").port,
+        lambda: int("s3cret"),
+        lambda: json.loads("s3cret"),
+        lambda: b"s3cret\xff".decode(),
+        lambda: ipaddress.ip_address("s3cret"),
+    ],
+)
+def test_a_parse_error_is_told_by_its_class(write: Write, parse: Callable[[], object]) -> None:
+    try:
+        try:
+            parse()
+        except ValueError as error:
+            kind = type(error).__qualname__
+            raise UsageError("it is not a URL") from error
+    except UsageError as error:
+        record = write("job_failed", "error", error=error)
+        alone = write("odd", "error", error=error.__cause__)
+    assert "s3cret" not in json.dumps([record["error.message"], alone["error.message"]])
+    for one in (record, alone):
+        told = [line for line in one["error.stack_trace"].splitlines() if not line.startswith(" ")]
+        assert any(line.endswith(kind) for line in told) and "s3cret" not in "".join(told)
+    assert record["error.stack_trace"].count("Traceback") >= 2
+    assert record["error.stack_trace"].endswith("UsageError: it is not a URL\n")
+
+
+def chained(outer: Exception, *, is_told: bool = True) -> Exception:
+    """An error that was raised while another one was handled."""
+    try:
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            outer.__suppress_context__ = not is_told
+            raise outer  # noqa: B904 - the context is what matters
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
+def test_a_chain_of_errors_is_told_as_python_tells_it(write: Write) -> None:
+    caused, circle = chained(RuntimeError("outer")), chained(RuntimeError("outer"))
+    caused.__cause__ = caused.__context__
+    assert circle.__context__ is not None
+    circle.__context__.__cause__ = circle
+    for error in (chained(RuntimeError("outer")), chained(RuntimeError("outer"), is_told=False), caused, circle):
+        stack = write("odd", "error", error=error)["error.stack_trace"]
+        assert stack == "".join(traceback.format_exception(error))
 
 
 # --- secrets ---
@@ -402,9 +461,9 @@ def test_the_console_format_is_a_line_for_the_eyes(tell: Callable[..., str]) -> 
 
 
 def test_a_stack_stands_below_its_line(tell: Callable[..., str]) -> None:
-    first, *stack = tell("job_failed", "error", error=raised(ValueError("odd"))).splitlines()
+    first, *stack = tell("job_failed", "error", error=raised(RuntimeError("odd"))).splitlines()
     assert "error.message=odd" in first
-    assert (stack[0], stack[-1]) == ("Traceback (most recent call last):", "ValueError: odd")
+    assert (stack[0], stack[-1]) == ("Traceback (most recent call last):", "RuntimeError: odd")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -109,7 +109,33 @@ def test_the_script_of_an_interpreter_is_a_program(command: str, section: str, n
     sections: Any = {"paths": {"download_dir": str(root)}, section: {name: given}}
     settings = settings_of(tmp_path, **sections)
     [said] = refusal(settings)
-    assert f"[{section}] {name} = {given} overlap" in said
+    shown = f"{script} ..." if given[0] == "'" else f"{given.partition(' ')[0]} ... ({script})"
+    assert f"[{section}] {name} = {shown} overlap" in said
+
+
+@pytest.mark.parametrize(
+    "command, is_refused",
+    [
+        ("/bin/sh {}/not/there", True),
+        ("/usr/bin/python3 --script={}/not-there", True),
+        ("/usr/bin/python3 --script={}/there", True),
+        ("/bin/sh -c 'exec {}/there >/dev/null'", True),
+        ("/bin/sh -c '. {}/there;exit'", True),
+        ("/bin/sh -c 'cp a {}/not-there'", False),
+        ("/bin/ls --folder={}", False),
+        ("/bin/ls {}/", False),
+        ("/bin/ls -l relative https://example.org/a ''", False),
+    ],
+)
+def test_a_file_that_a_command_names_is_its_program_also_if_it_is_not_there_yet(
+    command: str, is_refused: bool, tmp_path: Path
+) -> None:
+    root = tmp_path / "download_dir"
+    root.mkdir()
+    (root / "there").write_text("#!/bin/sh\n")
+    said = refusal(settings_of(tmp_path, hooks={"on_success": command.format(root)}))
+    assert bool(said) == is_refused, said
+    assert all(f"[hooks] on_success = {command.partition(' ')[0]} ... ({root}/" in line for line in said)
 
 
 def test_a_folder_that_a_hook_is_given_is_not_its_program(tmp_path: Path) -> None:

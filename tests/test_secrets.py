@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.config import HookSettings, LoggingSettings
+from dlpool.config import HookSettings, LoggingSettings, ScanSettings, Settings
 from dlpool.errors import ConfigurationError, UsageError
 from dlpool.jobs.failures import Failure
 from dlpool.jobs.pushed import PushedJob, compose
@@ -19,6 +19,7 @@ from dlpool.redaction import is_secret, split_user_info, without_password, witho
 from dlpool.service.archiving import check_archive_command
 from dlpool.service.hooks import Call, Hooks, check_hooks
 from dlpool.service.ledger import Held, leftover
+from dlpool.service.service import shown_settings
 from dlpool.service.trail import Trail
 from dlpool.transfer.state import url_digest
 from dlpool.transfer.urls import shown_url, without_user
@@ -183,6 +184,11 @@ def test_of_a_command_only_its_program_is_told() -> None:
     with pytest.raises(ConfigurationError) as refused:
         check_hooks(HookSettings(on_success=command, on_failure=command))
     assert "/nowhere/hook" in str(refused.value) and SECRET not in str(refused.value)
+    scan = ScanSettings(command=command)
+    shown = shown_settings(
+        replace(Settings(), hooks=HookSettings(command), scan=scan, logging=LoggingSettings(archive_command=command))
+    )
+    assert shown["hooks"]["on_success"] == "/nowhere/hook ..." and SECRET not in json.dumps(shown, default=str)
     with pytest.raises(ConfigurationError) as refused:
         check_archive_command(LoggingSettings(archive_command=command))
     assert "/nowhere/hook" in str(refused.value) and SECRET not in str(refused.value)

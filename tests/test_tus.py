@@ -159,6 +159,7 @@ def test_a_body_with_a_wrong_checksum_counts_for_nothing(server: WebServer, algo
         ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}"}, 404, "no_such_task"),
         ("POST", {"Upload_Concat": f"final;/files/{'0' * 32},/files/{'1' * 32}"}, 400, "bad_concat"),
         ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}?x"}, 400, "bad_concat"),
+        ("POST", {"Upload_Concat": f"final;/files/{'0' * 32};/files/{'1' * 32}"}, 400, "bad_concat"),
         ("POST", {"Upload_Concat": f"final;ftp://h/files/{'0' * 32}"}, 400, "bad_concat"),
         ("POST", {"Upload_Concat": "final;" + " ".join(["/files/" + "0" * 32] * 101)}, 400, "bad_concat"),
         ("POST", {"Upload_Concat": f"final;/files/{'0' * 32}", "Content_Type": PATCH_TYPE}, 403, "final"),

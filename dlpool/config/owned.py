@@ -8,6 +8,7 @@ exist yet the names are compared without regard to case.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sysconfig
@@ -20,11 +21,12 @@ import dlpool
 from dlpool.config.sections import SECTIONS, PathSettings, Settings
 from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
-from dlpool.kinds import COMMAND, PATH
+from dlpool.kinds import COMMAND, PATH, shown_command
 
 TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))  # all other paths of the settings are owned
 _HOOKS_RUN_IN = "/"  # what a relative argument of a command is relative to
 _NETRC = (".netrc", "_netrc")
+_PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")
 
 
 @dataclass(frozen=True)
@@ -172,15 +174,27 @@ def _of_settings(settings: Settings) -> Iterator[Owned]:
             if declared.metadata["kind"] is PATH:
                 yield Owned(what, value)
             elif declared.metadata["kind"] is COMMAND:
-                yield from (Owned(what, path) for path in _files_of_command(value))
+                what = f"[{section}] {declared.name} = {shown_command(value)}"
+                program, *others = _files_of_command(value)
+                yield Owned(what, program)
+                yield from (Owned(f"{what} ({path})", path) for path in others)
 
 
 def _files_of_command(command: str) -> Iterator[str]:
-    """Yield the program, and the arguments that are files: one of them may be the script that an interpreter runs."""
+    """Yield the program, and the files that arguments name: one of them may be the script that an interpreter runs.
+
+    Also those that are not there yet, as whoever makes one would say what is run; but not folders. In a longer text, as
+    the commands of a shell are, only files that are there are seen.
+    """
     program, *arguments = shlex.split(command)
     yield shutil.which(program) or program
-    paths = [Path(_HOOKS_RUN_IN, one) for one in arguments]
-    yield from (str(path) for path in paths if path.is_file())
+    for argument in arguments:
+        for word in (argument, argument.partition("=")[2]):
+            path = Path(_HOOKS_RUN_IN, word)
+            is_path = "/" in word and not any(map(str.isspace, word)) and not path.is_dir()
+            if is_path or (word and path.is_file()):
+                yield str(path)
+        yield from (word for word in _PATH.findall(argument) if Path(word).is_file())
 
 
 def _of_files(files: tuple[str, ...]) -> Iterator[Owned]:

@@ -34,6 +34,8 @@ _RENAMED = {
 }  # fmt: skip
 _OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
 _WITH_STACK = {"error", "critical"}
+_CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"  # as Python says it
+_DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 _encode = json.JSONEncoder(
     check_circular=False, allow_nan=False, separators=(",", ":")
@@ -180,6 +182,8 @@ def _told_stack(value: object, _level: str) -> dict[str, Json]:
 
 
 def _message(error: BaseException) -> str:
+    if _quotes_foreign_text(error):
+        return type(error).__name__
     try:
         return text(str(error))
     except Exception:  # noqa: BLE001 - the foreign __str__ fails
@@ -191,9 +195,35 @@ def stack_of(error: BaseException, frames: int | None = None) -> str:
 
     ``frames``: only the innermost ones of each cause, so that the first cause is not cut off.
     """
-    limit = None if frames is None else -frames
-    lines = without_secrets("".join(traceback.format_exception(error, limit=limit)[-_MAX_FRAMES:]))
+    lines = without_secrets("".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:]))
     return text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
+
+
+def _quotes_foreign_text(error: BaseException) -> bool:
+    """Return whether it is of a parser, whose message may quote any piece of what was parsed: of a URL its password."""
+    return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
+
+
+def _class_of(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _stacks(error: BaseException, limit: int | None) -> list[str]:
+    """Return the lines of the stack of each cause, the first cause first; parse errors are told by their class."""
+    found: list[str] = []
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        frames = traceback.format_tb(one.__traceback__, limit)
+        head = ["Traceback (most recent call last):\n"] if frames else []
+        last = [f"{_class_of(one)}\n"] if _quotes_foreign_text(one) else traceback.format_exception_only(one)
+        following = None if one.__suppress_context__ else one.__context__
+        link = _CAUSED if one.__cause__ is not None else _DURING
+        one = one.__cause__ or following
+        found = [*([link] if one is not None and id(one) not in seen else []), *head, *frames, *last, *found]
+    return found
 
 
 _EXPANDED = {"url": _url, "seconds": _duration, "outcome": _outcome, "error": _error, "stack": _told_stack}

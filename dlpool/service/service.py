@@ -13,6 +13,7 @@ from dlpool.config.owned import check_owned
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import Keys
+from dlpool.kinds import COMMAND, shown_command
 from dlpool.observe.log import Heard, Log
 from dlpool.observe.tracing import check_traces
 from dlpool.service.archiving import check_archive_command
@@ -77,7 +78,10 @@ def shown_settings(settings: Settings) -> dict[str, Any]:
     shown = {name: value for name, value in asdict(settings).items() if name in SECTIONS or name == "hosts"}
     for section in SECTIONS:
         for declared in fields(getattr(settings, section)):
-            if declared.metadata["is_secret"] and shown[section][declared.name] is not None:
+            value = shown[section][declared.name]
+            if declared.metadata["is_secret"] and value is not None:
                 shown[section][declared.name] = "..."
+            elif declared.metadata["kind"] is COMMAND and value is not None:
+                shown[section][declared.name] = shown_command(value)
     shown["redis"]["url"] = shown_server(settings.redis.url)
     return shown

@@ -132,7 +132,10 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 def json_fields(data: bytes) -> dict[str, str]:
     """The texts, numbers and switches of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
     fields = {}
-    for name, value in json_object(data).items():
+    given = json_object(data)
+    if len(given) > 2 * MAX_PARTS:
+        raise Refusal(400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields")
+    for name, value in given.items():
         if isinstance(value, bool) and name in SWITCHES:
             fields[name] = str(value).lower()
             continue

@@ -16,7 +16,7 @@ from dlpool.web.store import FINAL, PARTIAL, check_parts
 ROOT = "/files"
 ALGORITHMS = ("sha1", "md5", "sha256")
 MAX_METADATA = 4096  # characters
-_ID = re.compile(rf"(?:/[^?#,]*)?{ROOT}/([0-9a-f]{{32}})/?")
+_ID = re.compile(rf"(?:/[^?#,;]*)?{ROOT}/([0-9a-f]{{32}})/?")
 _HUGE = 10**18  # stands for all larger numbers
 
 GetHeader = Callable[[str], "str | None"]
