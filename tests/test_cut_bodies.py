@@ -190,6 +190,19 @@ def test_chunks_may_have_extensions_and_trailers(serve: Serve, fetch: Fetcher, t
     check_file(tmp_path / "f", b"abcd")
 
 
+@pytest.mark.parametrize("line", [b"X-Trailer: y\r\n", b"y\n", b"y" * 70_000], ids=["fields", "lines", "one line"])
+def test_a_trailer_without_an_end_is_an_error(line: bytes, serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
+    def pours(_request: Request, connection: Connection) -> None:
+        connection.send(CHUNKED + b"3\r\nabc\r\n0\r\n")
+        for _ in range(20_000):  # what a reader has passed before a bound of this test
+            connection.send(line * 100 if len(line) < 100 else line)
+
+    origin = serve(pours)
+    with pytest.raises(errors.BadAnswer, match="the trailer has more than 100 fields"):
+        fetch(f"{origin.url}/f", tmp_path / "f", retries=0)
+    assert not (tmp_path / "f").exists()
+
+
 # What servers and proxies put among header fields although it is none; a parser of e-mail takes it for the end of them.
 NO_FIELDS = {
     "no colon": b"this is no field\r\n",

@@ -199,9 +199,16 @@ class StrictResponse(http.client.HTTPResponse):
             raise http.client.IncompleteRead(b"")
         self.chunk_left = int(size[1], 16) or None
         if self.chunk_left is None:
-            self._read_and_discard_trailer()  # type: ignore[attr-defined]
+            self._pass_trailer()
             self._close_conn()  # type: ignore[attr-defined]
         return self.chunk_left
+
+    def _pass_trailer(self) -> None:
+        """Read what follows the last chunk, which is of no use; http.client would do so without an end."""
+        for _ in range(MAX_FIELDS + 1):
+            if self.fp.readline(MAX_HEADER_BYTES + 1) in (b"\r\n", b"\n", b""):
+                return
+        raise http.client.HTTPException(f"the trailer has more than {MAX_FIELDS} fields")
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INFORMATIONAL):
