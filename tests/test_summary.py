@@ -80,6 +80,31 @@ def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clien
     assert parts.figures.total()["error unauthorized"] == 2 * (REFUSALS + 30)
 
 
+@pytest.mark.parametrize(
+    "method, path, headers, status",
+    [
+        ("OPTIONS", "/files", {}, 200),
+        ("OPTIONS", "/go-uploader/tasks", {}, 200),
+        ("POST", "/files", {"X-HTTP-Method-Override": "OPTIONS"}, 200),
+        ("POST", "/files", {"X-HTTP-Method-Override": "odd"}, 405),
+        ("POST", "/files", {"Origin": "http://evil.example.org"}, 403),
+        ("GET", "/", {}, 200),
+        ("PUT", "/", {}, 405),
+    ],
+)
+def test_what_needs_no_key_does_not_fill_the_log(
+    method: str, path: str, headers: dict[str, str], status: int, parts: WebParts
+) -> None:
+    client = falcon.testing.TestClient(make_app(parts))
+    for _ in range(REFUSALS + 30):
+        assert client.simulate_request(method, path, headers=headers).status_code == status
+    lines: Any = parts.log
+    assert Counter(lines.events)["request_served"] == REFUSALS
+    parts.summarise(now=True)
+    [told] = [line.fields for line in lines.named("requests_refused")]
+    assert (told["status"], told["count"]) == (status, 30)
+
+
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     lines, ended, ledger = Lines(), list[Finish](), Ledger()
     anything: Any = SimpleNamespace(ended=lambda *_: None)

@@ -103,7 +103,8 @@ class Gate:
         self._parts.audit.answered(req, status, resp.context.code)
         if resource is not None and getattr(resource, "access", "token") == "probe" and status < 400:
             return
-        if status != 500 and not req.context.is_admitted and not self._parts.admits_refusal(status, resp.context.code):
+        is_strange = req.context.caller is UNKNOWN  # refused before its key was checked, or what needs none
+        if status != 500 and is_strange and not self._parts.admits_stranger(status, resp.context.code):
             return
         log = traced(self._parts.log, req)
         fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,

@@ -86,8 +86,8 @@ class WebParts:
         if status < 500 and self._unreadable.admits((status, label)):
             self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
 
-    def admits_refusal(self, status: int, label: str) -> bool:
-        """Return whether a request that was refused before it was known who asks gets a line of its own in the log."""
+    def admits_stranger(self, status: int, label: str) -> bool:
+        """Return whether a request of which it is not known who asks gets a line of its own in the log."""
         return self._refused.admits((status, label))
 
     def summarise(self, *, now: bool = False) -> None:
