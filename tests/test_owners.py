@@ -286,6 +286,10 @@ def test_a_foreign_file_is_answered_as_one_that_is_not_there(server: WebServer) 
                 foreign = ask(server, method, f"/go-uploader/files/{name}", BOB, headers=headers)
                 assert answer_of(foreign, name) == answer_of(unknown, "none.bin"), (method, headers)
                 assert foreign.status_code == 404 and "X-Accel-Redirect" not in foreign.headers
+        for behind in ("/x", "//", "/x/y", "/./x"):
+            unknown = ask(server, method, f"/go-uploader/files/none.bin{behind}", BOB)
+            foreign = ask(server, method, f"/go-uploader/files/hers.bin{behind}", BOB)
+            assert answer_of(foreign, "hers.bin") == answer_of(unknown, "none.bin"), behind
     for who, name in ((ANN, "hers.bin"), (ADMIN, "hers.bin"), (ADMIN, "ours.bin")):
         assert ask(server, "GET", f"/go-uploader/files/{name}", who).status_code == 200
 

@@ -207,8 +207,17 @@ class UploadStore:
         A file that ``reader`` may not read is refused as one that is not there; None may read all.
         """
         with stored("read the file"):
-            descriptor = names.open_file(self.settings.merged_dir, path)
+            descriptor = self._open_merged(path, reader)
             with released_on_error(descriptor):
                 if reader is None or self._owners.of(descriptor, path).is_readable(reader, self.settings.shared_files):
                     return descriptor
                 raise names.no_file(path)
+
+    def _open_merged(self, path: str, reader: str | None) -> int:
+        try:
+            return names.open_file(self.settings.merged_dir, path)
+        except Refusal:
+            names.folders(path.rpartition("/")[0])  # a path that could lead out is told to everybody
+            if reader is None:
+                raise
+            raise names.no_file(path) from None  # that a file is no folder tells that it is there
