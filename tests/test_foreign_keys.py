@@ -184,6 +184,24 @@ def test_garbage_in_a_number_loses_no_job(name: str, value: str, queue: Queue) -
     assert set(drained(queue)) == {"running", "ready", "later", "intake"}
 
 
+COUNTERS = ["attempts", "crashes", "takeovers", "yields"]
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+@pytest.mark.parametrize("act", ACTS)
+def test_garbage_in_a_counter_keeps_no_job_from_its_end(act: Callable[[Queue], None], value: str, queue: Queue) -> None:
+    for victim in ("running", "ready", "later"):
+        queue.client.hset(queue.keys.job(victim), mapping=dict.fromkeys(COUNTERS, value))
+    for name in ("bytes", "stale"):
+        for field in ("waiting", "dead", "failures", "normal"):
+            queue.client.hset(key_of(name), field, value)
+    act(queue)
+    if act is pause:
+        queue.controls.control("resume", "ready", message="", at=0)
+    expected = {"running", "ready", "later", "intake"} | ({"pushed"} if act is push else set())
+    assert set(drained(queue)) | ({"running"} if act is end else set()) == expected
+
+
 BYTES: list[bytes | str] = [b"\xff\xfe", "", "a\x1b[31m", "9" * 5000, "x" * 65]
 SCORES = [float("inf"), float("-inf"), 1e300, -5.0, 1.5]
 NUMBERS: list[bytes | str] = ["9" * 5000, "-" + "9" * 5000, "--5", "-", "1e400", "nan", b"\xff", "1.5"]

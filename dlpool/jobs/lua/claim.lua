@@ -87,7 +87,7 @@ end
 local function take(id)
   own(id)
   redis.call('HSETNX', job_key(id), 'claim', unused())
-  redis.call('HINCRBY', job_key(id), 'attempts', 1)
+  add_to(job_key(id), 'attempts', 1)
   hand_over(id)
   note_host(claimed[#claimed][3])
   if claimed[#claimed][11] then redis.call('HDEL', job_key(id), 'paid') end

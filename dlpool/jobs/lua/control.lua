@@ -73,7 +73,7 @@ function can.resume()
   end
   if state ~= 'paused' then return state end
   redis.call('ZREM', prefix .. 'paused', id)
-  if due and tonumber(due) > now then
+  if due and (tonumber(due) or 0) > now then
     delay(id, due)
     return 'OK'
   end

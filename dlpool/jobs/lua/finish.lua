@@ -76,11 +76,11 @@ elseif outcome == 'cancelled' then
 else
   if note ~= '' then redis.call('HSET', job_key(id), 'note', note) end
   if outcome == 'yield' then
-    redis.call('HINCRBY', job_key(id), 'yields', 1)
+    add_to(job_key(id), 'yields', 1)
     redis.call('HSET', job_key(id), 'yielded', 1)
   end
-  if outcome == 'release' or outcome == 'pause' or outcome == 'park' or outcome == 'yield' then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
-  if outcome == 'crash' then redis.call('HINCRBY', job_key(id), 'crashes', 1) end
+  if outcome == 'release' or outcome == 'pause' or outcome == 'park' or outcome == 'yield' then add_to(job_key(id), 'attempts', -1) end
+  if outcome == 'crash' then add_to(job_key(id), 'crashes', 1) end
   count(outcome)
   if flag == 'pause' then
     pause(id)

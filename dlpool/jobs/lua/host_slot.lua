@@ -26,7 +26,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if not redis.call('ZSCORE', KEYS[1], ticket) then
   if most > 0 and redis.call('ZCARD', KEYS[1]) >= most then return { -1, tonumber(is_paid) } end
   if apart > 0 and is_paid ~= '1' then
-    local start = math.max(now, tonumber(redis.call('GET', KEYS[2]) or 0))
+    local start = math.max(now, tonumber(redis.call('GET', KEYS[2]) or 0) or 0)
     redis.call('SET', KEYS[2], string.format('%.3f', start + apart), 'PX', math.ceil(start + apart - now))
     if start > now then return { math.ceil(start - now), 1 } end
   end

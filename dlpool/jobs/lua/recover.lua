@@ -17,7 +17,7 @@ local reply = { 0 }
 
 local function give_back(id, owner, priority)
   redis.call('HSET', job_key(id), 'fence', redis.call('INCR', prefix .. 'fence'))
-  redis.call('HINCRBY', job_key(id), 'takeovers', 1)
+  add_to(job_key(id), 'takeovers', 1)
   disown(id, owner)
   enqueue(id, priority, true)
   count('recovered')
@@ -69,7 +69,7 @@ end
 local function mend_counts()
   for _, list in ipairs({ 'limited', 'high', 'normal', 'low' }) do
     local places = redis.call('LLEN', ready_key(list))
-    if tonumber(redis.call('HGET', prefix .. 'stale', list) or 0) > places then
+    if (tonumber(redis.call('HGET', prefix .. 'stale', list) or 0) or math.huge) > places then
       redis.call('HSET', prefix .. 'stale', list, places)
     end
     if places == 0 then redis.call('HDEL', prefix .. 'stale', list) end

@@ -24,6 +24,14 @@ end
 
 local now, ahead = queue_time()
 
+-- Add to a number of a hash and return the sum. What is no number, as another program may have left it, counts as 0.
+local function add_to(key, field, amount)
+  local sum = redis.pcall('HINCRBY', key, field, amount)
+  if type(sum) == 'number' then return sum end
+  redis.call('HSET', key, field, math.max(0, amount))
+  return math.max(0, amount)
+end
+
 -- Whether the caller may do something that is done once each interval, whoever does it. The key's own expiry is by the
 -- clock, and only removes it in the end.
 local function take_turn(name, interval)
@@ -125,7 +133,7 @@ end
 
 local function count(what)
   local key = prefix .. 'stats:' .. math.floor((now - ahead) / 86400000)
-  redis.call('HINCRBY', key, what, 1)
+  add_to(key, what, 1)
   redis.call('EXPIRE', key, STATS_TTL_S)
 end
 
@@ -145,11 +153,11 @@ end
 -- A waiting job leaves its list before its turn. Its place stays, as nobody looks for it there: it is counted until it
 -- is passed by.
 local function leave_place(state, at, priority)
-  if state == 'queued' and at ~= 'followers' then redis.call('HINCRBY', prefix .. 'stale', at or priority, 1) end
+  if state == 'queued' and at ~= 'followers' then add_to(prefix .. 'stale', at or priority, 1) end
 end
 
 local function pass_place(list)
-  if redis.call('HINCRBY', prefix .. 'stale', list, -1) < 1 then redis.call('HDEL', prefix .. 'stale', list) end
+  if add_to(prefix .. 'stale', list, -1) < 1 then redis.call('HDEL', prefix .. 'stale', list) end
 end
 
 local function delay(id, due)
@@ -220,7 +228,7 @@ local function remember_bytes(id, set)
   local size = tonumber(redis.call('HGET', job_key(id), 'size') or 0) or 0
   if size <= LARGE or size > MIB then return end -- of a job that is too long only the beginning is kept
   if redis.call('ZADD', prefix .. 'large:' .. set, now, id .. ' ' .. size) == 0 then return end
-  local total = redis.call('HINCRBY', prefix .. 'bytes', set, size)
+  local total = add_to(prefix .. 'bytes', set, size)
   while total > LARGE_BYTES do
     local oldest = redis.call('ZPOPMIN', prefix .. 'large:' .. set)[1]
     if not oldest then
@@ -228,7 +236,7 @@ local function remember_bytes(id, set)
       return
     end
     local other, bytes = string.match(oldest, '^(.*) (%d+)$')
-    total = redis.call('HINCRBY', prefix .. 'bytes', set, -bytes)
+    total = add_to(prefix .. 'bytes', set, -bytes)
     if redis.call('ZREM', prefix .. set, other) == 1 then redis.call('DEL', job_key(other)) end
   end
 end
@@ -240,7 +248,7 @@ local function write_failure(key, url, record)
   redis.call('HSET', key, url, record)
   redis.call('ZADD', known, now, url)
   local size = #url + #record
-  local total = redis.call('HINCRBY', prefix .. 'bytes', 'failures', size - (tonumber(redis.call('HGET', sizes, url) or 0) or 0))
+  local total = add_to(prefix .. 'bytes', 'failures', size - (tonumber(redis.call('HGET', sizes, url) or 0) or 0))
   redis.call('HSET', sizes, url, size)
   for _ = 1, 100 do
     local oldest, at = unpack(redis.call('ZRANGE', known, 0, 0, 'WITHSCORES'))
@@ -248,21 +256,21 @@ local function write_failure(key, url, record)
     if redis.call('ZCARD', known) <= FAILURES_KEPT and total <= FAILURES_BYTES and tonumber(at) >= now - FAILURES_MS then return end
     redis.call('ZREM', known, oldest)
     redis.call('HDEL', key, oldest)
-    total = redis.call('HINCRBY', prefix .. 'bytes', 'failures', -(tonumber(redis.call('HGET', sizes, oldest) or 0) or 0))
+    total = add_to(prefix .. 'bytes', 'failures', -(tonumber(redis.call('HGET', sizes, oldest) or 0) or 0))
     redis.call('HDEL', sizes, oldest)
   end
 end
 
 -- The text of a pushed job counts until the job has ended.
 local function is_full_with(size)
-  if redis.call('HINCRBY', prefix .. 'bytes', 'waiting', size) <= WAITING_BYTES then return false end
-  redis.call('HINCRBY', prefix .. 'bytes', 'waiting', -size)
+  if add_to(prefix .. 'bytes', 'waiting', size) <= WAITING_BYTES then return false end
+  add_to(prefix .. 'bytes', 'waiting', -size)
   return true
 end
 
 local function count_no_more(id)
   if redis.call('HDEL', job_key(id), 'counted') == 0 then return end
-  redis.call('HINCRBY', prefix .. 'bytes', 'waiting', -(tonumber(redis.call('HGET', job_key(id), 'size') or 0) or 0))
+  add_to(prefix .. 'bytes', 'waiting', -(tonumber(redis.call('HGET', job_key(id), 'size') or 0) or 0))
 end
 
 -- Remember an ended job for a while: the set is bounded by number here, by age where it is read.
