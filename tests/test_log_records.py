@@ -190,7 +190,8 @@ def test_a_parse_error_is_told_by_its_class(write: Write, parse: Callable[[], ob
     except UsageError as error:
         record = write("job_failed", "error", error=error)
         alone = write("odd", "error", error=error.__cause__)
-    assert "s3cret" not in json.dumps([record["error.message"], alone["error.message"]])
+        other = write("odd", "error", reason=error.__cause__, causes=[error.__cause__])
+    assert "s3cret" not in json.dumps([record["error.message"], alone["error.message"], other])
     for one in (record, alone):
         told = [line for line in one["error.stack_trace"].splitlines() if not line.startswith(" ")]
         assert any(line.endswith(kind) for line in told) and "s3cret" not in "".join(told)
@@ -357,7 +358,8 @@ def endless() -> list[object]:
         ("two\nlines\u2028three", "two\nlines\u2028three"),
         ({1: {2}, None: ()}, {"1": [2], "None": []}),
         (Path("/a"), "/a"),
-        (ValueError("odd"), "ValueError: odd"),
+        (ValueError("odd"), "ValueError"),
+        (RuntimeError("odd"), "RuntimeError: odd"),
         (NOON.date(), "2024-05-06"),
         ("x" * 9000, "x" * (MAX_TEXT - 3) + "..."),
         (list(range(1000)), list(range(100))),

@@ -17,7 +17,7 @@ import orjson
 from structlog.typing import EventDict, Processor
 
 from dlpool.errors import DlpoolError
-from dlpool.observe.values import CUT, MAX_TEXT, Json, name, plain, text
+from dlpool.observe.values import CUT, MAX_TEXT, Json, name, plain, quotes_foreign_text, text
 from dlpool.redaction import REDACTED, is_secret, without_secrets
 from dlpool.transfer.urls import shown_url
 
@@ -182,7 +182,7 @@ def _told_stack(value: object, _level: str) -> dict[str, Json]:
 
 
 def _message(error: BaseException) -> str:
-    if _quotes_foreign_text(error):
+    if quotes_foreign_text(error):
         return type(error).__name__
     try:
         return text(str(error))
@@ -199,11 +199,6 @@ def stack_of(error: BaseException, frames: int | None = None) -> str:
     return text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
 
 
-def _quotes_foreign_text(error: BaseException) -> bool:
-    """Return whether it is of a parser, whose message may quote any piece of what was parsed: of a URL its password."""
-    return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
-
-
 def _class_of(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -218,7 +213,7 @@ def _stacks(error: BaseException, limit: int | None) -> list[str]:
         seen.add(id(one))
         frames = traceback.format_tb(one.__traceback__, limit)
         head = ["Traceback (most recent call last):\n"] if frames else []
-        last = [f"{_class_of(one)}\n"] if _quotes_foreign_text(one) else traceback.format_exception_only(one)
+        last = [f"{_class_of(one)}\n"] if quotes_foreign_text(one) else traceback.format_exception_only(one)
         following = None if one.__suppress_context__ else one.__context__
         link = _CAUSED if one.__cause__ is not None else _DURING
         one = one.__cause__ or following

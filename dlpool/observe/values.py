@@ -11,6 +11,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, TypeAlias
 
+from dlpool.errors import DlpoolError
 from dlpool.redaction import REDACTED, is_secret, without_secrets
 
 MAX_TEXT = 8 * 1024
@@ -106,6 +107,15 @@ def _bytes(value: bytes | bytearray | memoryview) -> Json:
     return text(bytes(value[: MAX_TEXT * 8]).decode("utf-8", "backslashreplace"))
 
 
+def quotes_foreign_text(error: BaseException) -> bool:
+    """Return whether it is of a parser, whose message may quote any piece of what was parsed: of a URL its password."""
+    return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
+
+
+def _error(value: BaseException) -> Json:
+    return type(value).__name__ if quotes_foreign_text(value) else text(f"{type(value).__name__}: {value}")
+
+
 _SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
     (Enum, lambda value: plain(value.value)),
     (str, lambda value: text(str.__str__(value))),
@@ -114,7 +124,7 @@ _SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
     (float, _float),
     (bytes | bytearray | memoryview, _bytes),
     (os.PathLike, lambda value: text(os.fsdecode(value))),
-    (BaseException, lambda value: text(f"{type(value).__name__}: {value}")),
+    (BaseException, _error),
     (timedelta, timedelta.total_seconds),
     (date, date.isoformat),
 )
