@@ -36,7 +36,7 @@ def slow(pause_s: float = 0.05) -> File:
 def test_help_and_version_import_no_library(arguments: list[str]) -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = ('requests', 'urllib3', 'redis', 'rich', 'pydantic', 'structlog', 'psutil', 'prometheus_client')\n"
+        "heavy = ('requests', 'urllib3', 'redis', 'rich', 'structlog', 'psutil', 'prometheus_client')\n"
         "atexit.register(lambda: print('loaded:', *[name for name in heavy if name in sys.modules]))\n"
         "from dlpool.cli.main import main\n"
         f"main({arguments!r})\n"

@@ -35,7 +35,6 @@ ONLY_IN = {
     "requests": {"transfer/client.py", "transfer/source.py", "transfer/urls.py"},
     "urllib3": {f"transfer/{name}.py" for name in ("client", "source", "connection", "neterrors", "urls")},
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
-    "pydantic": {"config/ini.py"},
     "prometheus_client": {"observe/metrics.py", "web/exposition.py"},
     "opentelemetry": {"observe/spans.py"},
     "falcon": {

@@ -102,7 +102,7 @@ def test_help_names_every_option_of_the_queue(command: str, capsys: pytest.Captu
 def test_help_imports_no_library() -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = ('requests', 'urllib3', 'redis', 'rich', 'pydantic', 'structlog')\n"
+        "heavy = ('requests', 'urllib3', 'redis', 'rich', 'structlog')\n"
         "atexit.register(lambda: print('loaded:', *[name for name in heavy if name in sys.modules]))\n"
         "from dlpool.cli.main import main\n"
         "main(['push', '--help'])\n"

@@ -1,17 +1,15 @@
-"""INI files: read, checked by pydantic, and written with their defaults."""
+"""INI files: read, checked, and written with their defaults."""
 
 from __future__ import annotations
 
 import configparser
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+from typing import Any
 
 from dlpool.config import goserver
 from dlpool.config.declaring import amount_text, parse_setting
@@ -204,37 +202,21 @@ def _host(section: str) -> str:
 
 
 def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """What a section says, and what is wrong with the rest of it, by key."""
-    model = _model(section, kind_of(section))
-    try:
-        return model(**texts).model_dump(exclude_unset=True), []
-    except ValidationError as error:
-        wrong = [_problem(section, problem) for problem in error.errors()]
-    left = texts.keys() - {name for name, _ in wrong}
-    return model(**{name: texts[name] for name in left}).model_dump(exclude_unset=True), wrong
+    """Return the values of a section, and what is wrong with the rest of it, by key: unknown keys come last."""
+    declared = {one.name: one for one in fields(kind_of(section))}
+    values: dict[str, Any] = {}
+    wrong: list[tuple[str, str]] = []
+    for key in declared:
+        if key in texts:
+            try:
+                values[key] = parse_setting(declared[key], texts[key])
+            except ValueError as error:
+                wrong.append((key, f"{key} = {_shown(declared[key], texts[key])}: it is {error}"))
+    return values, wrong + [(key, f"{key}: there is no such key") for key in texts if key not in declared]
 
 
-def _model(name: str, kind: type) -> type[BaseModel]:
-    """A pydantic model of a section: each value parsed as its setting says, no key unknown."""
-    members: dict[str, Any] = {
-        declared.name: (Annotated[Any, BeforeValidator(_parser(declared))], declared.default)
-        for declared in fields(kind)
-    }
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **members)
-
-
-def _parser(declared: Field[Any]) -> Callable[[str], Any]:
-    return lambda text: parse_setting(declared, text)
-
-
-def _problem(section: str, problem: Mapping[str, Any]) -> tuple[str, str]:
-    key = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        return key, f"{key}: there is no such key"
-    reason = problem["msg"].removeprefix("Value error, ")
-    is_secret = next(one.metadata["is_secret"] for one in fields(kind_of(section)) if one.name == key)
-    shown = "..." if is_secret else without_secrets(problem["input"]).replace("\n", " ")
-    return key, f"{key} = {shown}: it is {reason}"
+def _shown(declared: Field[Any], text: str) -> str:
+    return "..." if declared.metadata["is_secret"] else without_secrets(text).replace("\n", " ")
 
 
 def bounds(declared: Field[Any], section: str) -> str:
