@@ -16,20 +16,20 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import compose
 from dlpool.jobs.transitions import Claimed, Finish, Ticket
 from dlpool.observe.metrics import Metrics
-from dlpool.service.channel import Channel
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
 from dlpool.service.doorman import Doorman
-from dlpool.service.frames import Frame
 from dlpool.service.handle import Handle
 from dlpool.service.hostjobs import HostJobs
 from dlpool.service.hosts import Hosts
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.meter import Meter
+from dlpool.service.monitor.meter import Meter
 from dlpool.service.pool import WorkerPool
-from dlpool.service.tally import RANGE_BOUNDS_S
 from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import Frame
+from dlpool.service.wire.tally import RANGE_BOUNDS_S
 from tests.fakes import Clock, Lines
 
 NOW = 1_800_000_000.0

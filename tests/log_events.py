@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dlpool.kinds import LEVELS
-from dlpool.service import run
+from dlpool.service.worker import run
 from tests.processes import ROOT
 
 PACKAGE = ROOT / "dlpool"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.service.affinity import Affinity, choose_cpu
+from dlpool.service.worker.affinity import Affinity, choose_cpu
 from tests.conftest import wait_until
 from tests.fleet import Client, fleet
 from tests.held import HeldFile, wait_for_run

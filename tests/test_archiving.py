@@ -18,9 +18,9 @@ from dlpool.config import LoggingSettings
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Log
 from dlpool.observe.rotation import old_name
-from dlpool.service import archiving, hookprocess
-from dlpool.service.archiving import Archiver, check_archive_command
-from dlpool.service.hookprocess import Result
+from dlpool.service.hooks import archiving, hookprocess
+from dlpool.service.hooks.archiving import Archiver, check_archive_command
+from dlpool.service.hooks.hookprocess import Result
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.fakes import Clock, Lines

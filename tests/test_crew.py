@@ -11,8 +11,10 @@ import pytest
 from dlpool.config import LimitSettings
 from dlpool.jobs.hostslots import Place
 from dlpool.jobs.transitions import Finish, Ticket
-from dlpool.service import frames as frames_module
-from dlpool.service.frames import (
+from dlpool.service.joblog import trace_of
+from dlpool.service.queue.messages import Hold, Placed, Recorded
+from dlpool.service.wire import frames as frames_module
+from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
@@ -27,8 +29,6 @@ from dlpool.service.frames import (
     StatusFrame,
     VerifiedFrame,
 )
-from dlpool.service.joblog import trace_of
-from dlpool.service.messages import Hold, Placed, Recorded
 from dlpool.transfer.state import url_digest
 from tests.bench import URL, Bench, job_of
 

@@ -12,8 +12,8 @@ import pytest
 from dlpool.jobs.pushed import compose
 from dlpool.jobs.transitions import Claimed, Finish, Ticket
 from dlpool.service.crew import Crew
-from dlpool.service.culprit import LEAST_TICKS, _name, culprit, usage
 from dlpool.service.ledger import Ledger
+from dlpool.service.node.culprit import LEAST_TICKS, _name, culprit, usage
 from tests.conftest import wait_until
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
@@ -23,7 +23,7 @@ A, B = _name("a.1"), _name("b.1")
 HUNG = """
 import re, sys, threading, time
 from dlpool import threads
-from dlpool.service import culprit
+from dlpool.service.node import culprit
 slow = re.compile(r"[ \\t]*([^\\r\\n]*?)[ \\t]*\\n")
 def job(ticket):
     culprit.begin(ticket)

@@ -19,8 +19,8 @@ from redis import Redis
 
 from dlpool.errors import AlreadyRunning, ConfigurationError, LocalFault, NotPermitted, QueueAway, QueueError
 from dlpool.jobs import embedded
-from dlpool.service import launch, redisserver
-from dlpool.service.redisserver import EmbeddedRedis, find_server
+from dlpool.service.node import launch, redisserver
+from dlpool.service.node.redisserver import EmbeddedRedis, find_server
 from tests.conftest import wait_until
 from tests.holding import Holding, begin, is_running
 from tests.processes import ROOT

@@ -450,7 +450,7 @@ def test_a_part_file_of_a_process_with_flock_is_reused_without(library: Path, tm
 def test_a_state_folder_does_without_flock_and_is_one_supervisors(
     no_flock: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlpool.service.node import Node
+    from dlpool.service.node.node import Node
 
     node = Node.open(tmp_path / "state")
     try:
@@ -467,7 +467,7 @@ def test_log_sessions_and_node_locks_are_open_where_flock_is_refused(
 ) -> None:
     from dlpool.engine.session import Session
     from dlpool.observe.logfile import LogFile
-    from dlpool.service.node import Node, hold_worker_lock
+    from dlpool.service.node.node import Node, hold_worker_lock
 
     def refused(*_: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -22,7 +22,7 @@ from dlpool.heads import MAX_HEAD
 from dlpool.observe.health import SILENCE_S, Check, Health, report
 from dlpool.observe.listener import MAX_CONNECTIONS, MAX_SLOW, Listener, Reply
 from dlpool.observe.log import Log
-from dlpool.service.monitoring import folders_of
+from dlpool.service.monitor.monitoring import folders_of
 from tests.conftest import free_port, wait_until
 from tests.disks import needs_root, tmpfs
 from tests.fleet import Client

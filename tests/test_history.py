@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlpool.jobs.history import FIELDS, History, thinned
 from dlpool.jobs.keys import Keys
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.meter import Speed
+from dlpool.service.monitor.meter import Speed
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.redis_server import RedisServer

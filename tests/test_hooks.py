@@ -24,8 +24,8 @@ from dlpool.errors import ConfigurationError
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Claimed, Finish, Ticket
 from dlpool.observe.log import Log
-from dlpool.service import hookprocess, hooks
-from dlpool.service.hooks import Hooks, check_hooks
+from dlpool.service.hooks import hookprocess, hooks
+from dlpool.service.hooks.hooks import Hooks, check_hooks
 from dlpool.service.ledger import Held
 from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running

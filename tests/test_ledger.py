@@ -17,12 +17,12 @@ from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Finish
 from dlpool.service import trail as trail_module
 from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, portions
-from dlpool.service.frames import CleanFrame, Ended
 from dlpool.service.joblog import log_end, trace_of
 from dlpool.service.ledger import Held, Ledger, is_told, job_frame
-from dlpool.service.link import Link
-from dlpool.service.tally import Tally
+from dlpool.service.queue.link import Link
 from dlpool.service.trail import Trail
+from dlpool.service.wire.frames import CleanFrame, Ended
+from dlpool.service.wire.tally import Tally
 from dlpool.transfer.state import url_digest
 from tests.bench import URL, Bench, job_of
 from tests.fakes import Lines

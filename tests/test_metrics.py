@@ -19,8 +19,8 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Oldest, Transitions
 from dlpool.observe.metrics import Metrics
-from dlpool.service.surveying import DiskSurvey, OldestInIntake, room_of
-from dlpool.service.tally import RANGE_BOUNDS_S, Counted, Tally, ranges_of, retries_of
+from dlpool.service.monitor.surveying import DiskSurvey, OldestInIntake, room_of
+from dlpool.service.wire.tally import RANGE_BOUNDS_S, Counted, Tally, ranges_of, retries_of
 from tests.conftest import free_port, make_data, wait_for_port, wait_until
 from tests.desk import InTurn, answer
 from tests.fleet import Client

@@ -22,13 +22,13 @@ from dlpool.jobs.transitions import Finish, Oldest, Ticket
 from dlpool.observe.health import Check, Health
 from dlpool.observe.listener import Request
 from dlpool.observe.metrics import MIB, Metrics
-from dlpool.service import surveying
-from dlpool.service.frames import EndedFrame
-from dlpool.service.link import Link
-from dlpool.service.meter import Meter, Speed
-from dlpool.service.monitoring import Monitor, Seen, held_state, routes, worker_state
-from dlpool.service.surveying import DiskSurvey, OldestInIntake, QueueSurvey, Surveyor, room_of
-from dlpool.service.tally import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
+from dlpool.service.monitor import surveying
+from dlpool.service.monitor.meter import Meter, Speed
+from dlpool.service.monitor.monitoring import Monitor, Seen, held_state, routes, worker_state
+from dlpool.service.monitor.surveying import DiskSurvey, OldestInIntake, QueueSurvey, Surveyor, room_of
+from dlpool.service.queue.link import Link
+from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.tally import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from tests.bench import Bench
 from tests.fakes import Clock, Lines
 
@@ -150,7 +150,7 @@ def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("dlpool.service.meter.time", clock)
+    monkeypatch.setattr("dlpool.service.monitor.meter.time", clock)
     meter = Meter(metrics)
     assert meter.speed() == 0
     meter.counted({RECEIVED: 500})

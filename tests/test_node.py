@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.errors import AlreadyRunning, LocalFault
-from dlpool.service.node import MAX_NODE_ID, MAX_SIDS, Node, hold_worker_lock, make_node_id, parse_sids
+from dlpool.service.node.node import MAX_NODE_ID, MAX_SIDS, Node, hold_worker_lock, make_node_id, parse_sids
 from tests.holding import Holding, begin, is_running
 
 Open = Callable[..., Node]

@@ -20,8 +20,8 @@ from dlpool.config.owned import TARGETS, Owned, check_owned, owned
 from dlpool.errors import ConfigurationError, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.kinds import COMMAND, PATH
-from dlpool.service.frames import ConfigFrame, config_frame, decode, encode
 from dlpool.service.reload import reloaded
+from dlpool.service.wire.frames import ConfigFrame, config_frame, decode, encode
 from tests.disks import exfat, needs_root
 from tests.processes import ROOT, Ended, finish, run, start
 

@@ -13,10 +13,11 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import InternalError
-from dlpool.service import worker as worker_module
-from dlpool.service.channel import Channel
 from dlpool.service.dealing import HEALTHY_S, RESPAWN_MAX_S, Respawn, Seat, Waiting, deal, slots_of
-from dlpool.service.frames import (
+from dlpool.service.handle import MAX_STACKS, Handle, forget_old_stacks
+from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkersFail
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import (
     CancelFrame,
     EndedFrame,
     HelloFrame,
@@ -25,9 +26,8 @@ from dlpool.service.frames import (
     RetireFrame,
     StatusFrame,
 )
-from dlpool.service.handle import MAX_STACKS, Handle, forget_old_stacks
-from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkersFail
-from dlpool.service.worker import stacks_file
+from dlpool.service.worker import process as worker_module
+from dlpool.service.worker.process import stacks_file
 from tests.bench import Bench, Process, Worker
 
 MIB = 1024 * 1024

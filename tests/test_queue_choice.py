@@ -10,8 +10,8 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueRefused
 from dlpool.jobs.connection import AUTO, EMBEDDED
-from dlpool.service import queueserver
-from dlpool.service.queueserver import QueueServer
+from dlpool.service.node import queueserver
+from dlpool.service.node.queueserver import QueueServer
 from tests.fakes import Lines
 
 ADDRESS = "127.0.0.1:6379"

@@ -23,7 +23,7 @@ from dlpool.errors import ConfigurationError, QueueAway
 from dlpool.jobs.connection import AUTO, connect, translated
 from dlpool.jobs.embedded import socket_path
 from dlpool.kinds import parse_loopback
-from dlpool.service.redisserver import EmbeddedRedis
+from dlpool.service.node.redisserver import EmbeddedRedis
 from tests import processes
 from tests.conftest import free_port, wait_until
 from tests.fleet import Client, Supervisor

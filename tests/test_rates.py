@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from dlpool.config import TransferSettings
 from dlpool.service.dealing import shares_of
-from dlpool.service.frames import JobFrame
-from dlpool.service.run import wished
+from dlpool.service.wire.frames import JobFrame
+from dlpool.service.worker.run import wished
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.origin import File

@@ -12,9 +12,9 @@ import pytest
 
 from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.embedded import folder
-from dlpool.service import redisserver
-from dlpool.service.locks import POLL_S, lock_within, open_lock
-from dlpool.service.redisserver import EmbeddedRedis, arguments, holds_data, is_free, is_held
+from dlpool.service.node import redisserver
+from dlpool.service.node.locks import POLL_S, lock_within, open_lock
+from dlpool.service.node.redisserver import EmbeddedRedis, arguments, holds_data, is_free, is_held
 from tests.fakes import Clock
 
 LISTEN = "127.0.0.1:7000"

@@ -22,14 +22,15 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.records import Record
 from dlpool.jobs.transitions import Beat, Claim, Finish, Recovery, Ticket
-from dlpool.service import beating, fetching, recording
-from dlpool.service import link as link_module
-from dlpool.service.beating import Beater
-from dlpool.service.fetching import Fetcher
-from dlpool.service.frames import Ended
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.link import Backoff, Link, Pace
-from dlpool.service.messages import (
+from dlpool.service.queue import claiming as fetching
+from dlpool.service.queue import heartbeat as beating
+from dlpool.service.queue import link as link_module
+from dlpool.service.queue import recording
+from dlpool.service.queue.claiming import Fetcher
+from dlpool.service.queue.heartbeat import Beater
+from dlpool.service.queue.link import Backoff, Link, Pace
+from dlpool.service.queue.messages import (
     Asked,
     Claims,
     Hold,
@@ -42,11 +43,12 @@ from dlpool.service.messages import (
     Waiting,
     Wish,
 )
-from dlpool.service.recording import AT_ONCE, Recorder, finished
-from dlpool.service.spool import Spool
-from dlpool.service.sweeping import AT_ONCE as SWEPT_AT_ONCE
-from dlpool.service.sweeping import Sweeper
+from dlpool.service.queue.recording import AT_ONCE, Recorder, finished
+from dlpool.service.queue.spool import Spool
+from dlpool.service.queue.sweeping import AT_ONCE as SWEPT_AT_ONCE
+from dlpool.service.queue.sweeping import Sweeper
 from dlpool.service.trail import Trail
+from dlpool.service.wire.frames import Ended
 from tests.bench import job_of
 from tests.fakes import Clock, Lines
 
@@ -274,7 +276,7 @@ def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("dlpool.service.fetching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dlpool.service.queue.claiming.time.monotonic", lambda: now[0])
     desk.ledger.host_part = 0.5
     fetcher = desk.fetcher()
     parts = []
@@ -887,7 +889,7 @@ def test_nothing_to_sweep_asks_nothing(desk: Desk) -> None:
 
 
 def test_a_sweep_goes_through_all_in_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.sweeping.AT_ONCE", 2)
+    monkeypatch.setattr("dlpool.service.queue.sweeping.AT_ONCE", 2)
     for name in "abc":
         desk.trail.begin(Ended(name, "u", name, None, True, 1))
     one = sweeper(desk, {})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlpool.disk import Space
 from dlpool.errors import Cancelled, DlpoolError, NoRoom, PolicyRefused, TooLarge
-from dlpool.service.disks import STREAM_LIMIT, NodeSpace
+from dlpool.service.node.disks import STREAM_LIMIT, NodeSpace
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.job import Job
 from dlpool.transfer.room import LEAST_AHEAD, MOST_AHEAD, SPACE_RESERVE, Ahead, SpaceRules

@@ -21,8 +21,8 @@ from dlpool.errors import Cancelled, DlpoolError, Infected, NotScanned, ScannerA
 from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.scan.guard import Guard
 from dlpool.scan.quarantine import Item, Quarantine
-from dlpool.service.frames import JobFrame
-from dlpool.service.run import wished
+from dlpool.service.wire.frames import JobFrame
+from dlpool.service.worker.run import wished
 from dlpool.transfer.job import Job
 from dlpool.transfer.transfer import Transfer
 from dlpool.web.store import FINAL, PARTIAL, GrowWish, Screening, UploadEvent, UploadStore, executables

@@ -16,8 +16,8 @@ from dlpool.jobs.pushed import PushedJob, compose
 from dlpool.jobs.transitions import Claimed, Ticket
 from dlpool.observe.values import plain, text
 from dlpool.redaction import is_secret, split_user_info, without_password, without_secrets
-from dlpool.service.archiving import check_archive_command
-from dlpool.service.hooks import Call, Hooks, check_hooks
+from dlpool.service.hooks.archiving import check_archive_command
+from dlpool.service.hooks.hooks import Call, Hooks, check_hooks
 from dlpool.service.ledger import Held, leftover
 from dlpool.service.service import shown_settings
 from dlpool.service.trail import Trail

@@ -16,9 +16,9 @@ from dlpool.config import PathSettings, Settings
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
 from dlpool.service.cleaning import portions
-from dlpool.service.frames import CleanFrame, Ended, JobFrame, encode
-from dlpool.service.node import Node
+from dlpool.service.node.node import Node
 from dlpool.service.service import serve
+from dlpool.service.wire.frames import CleanFrame, Ended, JobFrame, encode
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import DATA, NOT_FOUND, Desk, Gate, InTurn, answer, desk_of, running
 from tests.fleet import Client, Supervisor

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.jobs.transitions import Finish, Ticket
-from dlpool.service.spool import Spool
+from dlpool.service.queue.spool import Spool
 from tests.conftest import free_port
 from tests.fleet import Client, Supervisor, fleet
 from tests.origin import Connection, File, Origin, Request

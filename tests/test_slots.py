@@ -12,9 +12,9 @@ import pytest
 
 from dlpool.config import LoggingSettings, SupervisorSettings
 from dlpool.observe.log import Log
-from dlpool.service.frames import EndedFrame
 from dlpool.service.hostjobs import STEP_S, WHILE_S, HostJobs
 from dlpool.service.slots import START, TEMPO, Slots, is_refusal
+from dlpool.service.wire.frames import EndedFrame
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import desk_of, running
 from tests.origin import Connection, File, Origin, Request

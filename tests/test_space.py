@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
 from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.service import space
-from dlpool.service.disks import GIB
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.space import RELIEF, Room, SpaceGuard, existing
+from dlpool.service.node import space
+from dlpool.service.node.disks import GIB
+from dlpool.service.node.space import RELIEF, Room, SpaceGuard, existing
 from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
@@ -70,7 +70,7 @@ class Guarded:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.free = folder, 200
         settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
-        patch.setattr("dlpool.service.space._room", self._room)
+        patch.setattr("dlpool.service.node.space._room", self._room)
         self.ledger, self.lines, self.told = Ledger(), Lines(), 0
         log: Any = self.lines
         self.guard = SpaceGuard(settings, self.ledger, log, self._tell)
@@ -143,7 +143,7 @@ def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
     def refuse(_paths: PathSettings, **_owned: object) -> None:
         raise LocalFault("gone")
 
-    monkeypatch.setattr("dlpool.service.space.Confinement", refuse)
+    monkeypatch.setattr("dlpool.service.node.space.Confinement", refuse)
     assert watched.look(0) == (False, 0, [])
 
 

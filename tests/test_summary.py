@@ -17,7 +17,7 @@ from dlpool.jobs.transitions import Claimed, Finish, Ticket
 from dlpool.observe.summary import PERIOD_S, Summary
 from dlpool.service.crew import MALFORMED, Crew
 from dlpool.service.ledger import Ledger
-from dlpool.service.messages import Recorded
+from dlpool.service.queue.messages import Recorded
 from dlpool.web.app import make_app
 from dlpool.web.parts import REFUSALS, WebParts
 from tests.fakes import Lines

@@ -14,11 +14,11 @@ import pytest
 from dlpool.config import LoggingSettings, PathSettings, Settings
 from dlpool.errors import ConfigurationError
 from dlpool.service import supervisor as supervisor_module
-from dlpool.service.frames import ConfigFrame, SpaceFrame
 from dlpool.service.ledger import Ledger
-from dlpool.service.messages import Asked, Changed, Claims, Hold, Lost, Placed, Recorded, Stands, Swept, TakenBack
-from dlpool.service.monitoring import Seen
+from dlpool.service.monitor.monitoring import Seen
+from dlpool.service.queue.messages import Asked, Changed, Claims, Hold, Lost, Placed, Recorded, Stands, Swept, TakenBack
 from dlpool.service.supervisor import CANCEL_S, COMPARE_S, FLUSH_S, MORE_S, TEND_S, TURN_S, Supervisor
+from dlpool.service.wire.frames import ConfigFrame, SpaceFrame
 from tests.bench import Worker, job_of
 from tests.fakes import Clock, Lines
 from tests.test_pool import Pooled

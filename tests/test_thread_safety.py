@@ -14,7 +14,7 @@ import pytest
 
 from dlpool import DownloadQueue, DownloadStats, DownloadTask
 from dlpool.errors import Cancelled, ShortBody, TimedOut
-from dlpool.service.tally import Tally
+from dlpool.service.wire.tally import Tally
 from dlpool.transfer.answer import Span
 from dlpool.transfer.board import Board
 from dlpool.transfer.chunks import Chunk, ChunkMap, plan

@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.errors import DlpoolError, NodeFault, NoRoom, NoSpace, TooLarge
 from dlpool.jobs.controls import Controls
-from dlpool.service.endings import ending_of
+from dlpool.service.wire.endings import ending_of
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.disks import mounted_image, needs_root, ramfs, tmpfs

@@ -123,7 +123,7 @@ def test_without_an_endpoint_nothing_is_imported_that_sends_traces() -> None:
     program = """import sys
 from dlpool.config import OtelSettings
 from dlpool.observe.tracing import check_traces, open_traces
-import dlpool.service.service, dlpool.service.worker
+import dlpool.service.service, dlpool.service.worker.process
 check_traces(OtelSettings())
 assert open_traces(OtelSettings(), "n", None) is None
 own = ("opentelemetry.exporter", "opentelemetry.sdk.trace", "google.protobuf", "dlpool.observe.spans")

@@ -29,9 +29,9 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
 from dlpool.jobs.records import CANCELLED
 from dlpool.jobs.transitions import Claimed, Ticket
-from dlpool.service.endings import ending_of
-from dlpool.service.frames import EndedFrame
 from dlpool.service.verdict import Judge
+from dlpool.service.wire.endings import ending_of
+from dlpool.service.wire.frames import EndedFrame
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin

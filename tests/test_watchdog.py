@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlpool.service.notify import ServiceManager
-from dlpool.service.watchdog import Pulse, Watchdog
+from dlpool.service.node.notify import ServiceManager
+from dlpool.service.node.watchdog import Pulse, Watchdog
 from tests.conftest import wait_until
 from tests.fakes import Clock, Lines
 from tests.fleet import Client, Supervisor

@@ -28,13 +28,10 @@ from dlpool.errors import (
     RetryRange,
 )
 from dlpool.jobs.confine import Confinement
-from dlpool.service import diskfaults
-from dlpool.service import run as run_module
-from dlpool.service import worker as worker_module
-from dlpool.service.affinity import Affinity
-from dlpool.service.channel import Channel
-from dlpool.service.disks import NodeSpace
-from dlpool.service.frames import (
+from dlpool.service.node import diskfaults
+from dlpool.service.node.disks import NodeSpace
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
@@ -54,9 +51,12 @@ from dlpool.service.frames import (
     config_frame,
     lease_clock,
 )
-from dlpool.service.run import MAX_STACK, SMALL, JobRun, RunContext, clean, wished
-from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
-from dlpool.service.worker import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
+from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, Tally
+from dlpool.service.worker import process as worker_module
+from dlpool.service.worker import run as run_module
+from dlpool.service.worker.affinity import Affinity
+from dlpool.service.worker.process import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
+from dlpool.service.worker.run import MAX_STACK, SMALL, JobRun, RunContext, clean, wished
 from dlpool.transfer.job import Outcome, Progress
 from dlpool.transfer.room import SPACE_RESERVE
 from dlpool.transfer.state import url_digest
@@ -114,9 +114,10 @@ def bench(tmp_path: Path) -> Bench:
 def alarms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What a worker that ends sets: this process must not be ended by it."""
     set_: list[tuple[str, Any]] = []
-    monkeypatch.setattr("dlpool.service.worker.signal.alarm", lambda seconds: set_.append(("alarm", seconds)))
+    monkeypatch.setattr("dlpool.service.worker.process.signal.alarm", lambda seconds: set_.append(("alarm", seconds)))
     monkeypatch.setattr(
-        "dlpool.service.worker.signal.signal", lambda number, how: set_.append((signal.Signals(number).name, how))
+        "dlpool.service.worker.process.signal.signal",
+        lambda number, how: set_.append((signal.Signals(number).name, how)),
     )
     return set_
 
@@ -224,7 +225,7 @@ def test_a_silent_supervisor_is_left_unless_it_was_the_worker_that_did_not_run(
 ) -> None:
     clock = Waits(waits)
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", clock.receive)
     ended: list[str | None] = []
     monkeypatch.setattr(bench.worker, "_end", lambda: ended.append(bench.worker._stop_reason))
@@ -247,7 +248,7 @@ def test_each_frame_is_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPa
         return clock.receive()
 
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", receive)
     clock.waits = iter([SILENCE_S / 8] * 12)
     with pytest.raises(Over):
@@ -267,7 +268,7 @@ def test_a_worker_with_one_slot_or_more_works_with_those_that_it_can_start(
             raise NoThread("no more")
         started.append(name)
 
-    monkeypatch.setattr("dlpool.service.worker.threads.start", start)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start", start)
     if allowed == 0:
         with pytest.raises(NoThread):
             bench.worker._start_slots()
@@ -815,5 +816,5 @@ def test_a_transfer_is_made_as_the_job_wants_it(
 
 
 def test_a_worker_imports_no_client_of_redis() -> None:
-    code = "import sys; import dlpool.service.worker; print(*{'redis', 'prometheus_client'} & set(sys.modules))"
+    code = "import sys; import dlpool.service.worker.process; print(*{'redis', 'prometheus_client'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []

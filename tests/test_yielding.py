@@ -15,9 +15,9 @@ from dlpool.config import Settings
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.metrics import Metrics
-from dlpool.service.frames import CancelFrame, EndedFrame, StatusFrame
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.meter import RECENT, RECENT_S, Meter
+from dlpool.service.monitor.meter import RECENT, RECENT_S, Meter
+from dlpool.service.wire.frames import CancelFrame, EndedFrame, StatusFrame
 from dlpool.service.yielder import MOST_SLOW, NEWS_S, SLOW_S, Yielder
 from dlpool.service.yielding import (
     FAR_BELOW,
@@ -406,7 +406,7 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
 
 def test_the_speeds_of_the_last_downloads_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("dlpool.service.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dlpool.service.monitor.meter.time.monotonic", lambda: now[0])
     meter = Meter(Metrics((1.0,)))
     for received in (1000, 65536, 131072):
         meter.ran(EndedFrame("a.1", "succeeded", result={"received": received, "seconds": 2.0}), 2.0)

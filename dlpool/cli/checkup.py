@@ -18,7 +18,7 @@ from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
 from dlpool.jobs.embedded import folder as embedded_folder
 from dlpool.jobs.facts import Said, ask_server, replica_of, warnings
-from dlpool.service.redisserver import find_server
+from dlpool.service.node.redisserver import find_server
 
 PINGS = 20
 _CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}

@@ -17,7 +17,7 @@ from dlpool.cli.findings import FAILED, OK, WARNING, Finding
 from dlpool.cli.tables import size_text
 from dlpool.config import Settings
 from dlpool.errors import LocalFault, Locked
-from dlpool.service.space import Room
+from dlpool.service.node.space import Room
 from dlpool.syscalls import LEAST_FALLOC, rename_noreplace
 from dlpool.transfer.partfile import PartFile
 

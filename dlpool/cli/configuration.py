@@ -25,8 +25,8 @@ from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.tracing import check_traces
 from dlpool.redaction import without_secrets
-from dlpool.service.archiving import check_archive_command
-from dlpool.service.hooks import check_hooks
+from dlpool.service.hooks.archiving import check_archive_command
+from dlpool.service.hooks.hooks import check_hooks
 from dlpool.transfer.client import Client
 from dlpool.transfer.limits import HostGate, NetworkWatch
 

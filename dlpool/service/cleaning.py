@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dlpool.errors import DlpoolError, LocalFault
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
-from dlpool.service.frames import CleanFrame, Ended
 from dlpool.service.handle import Handle
 from dlpool.service.pool import WorkerPool
-from dlpool.service.run import clean
 from dlpool.service.trail import Trail
+from dlpool.service.wire.frames import CleanFrame, Ended
+from dlpool.service.worker.run import clean
 
 CLEAN_S = 0.25
 CLEAN_CHARACTERS = 8192  # of one frame

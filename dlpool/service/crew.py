@@ -14,7 +14,18 @@ from dlpool.observe.summary import Summary
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.dealing import Waiting, deal
 from dlpool.service.doorman import Doorman
-from dlpool.service.frames import (
+from dlpool.service.handle import Handle
+from dlpool.service.hooks.hooks import Hooks
+from dlpool.service.hosts import authority_of
+from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
+from dlpool.service.ledger import Held, Ledger, is_told, job_frame, leftover
+from dlpool.service.monitor.meter import Meter
+from dlpool.service.pool import WorkerPool
+from dlpool.service.queue.messages import Placed, Recorded
+from dlpool.service.queue.recording import Recorder
+from dlpool.service.slots import is_refusal
+from dlpool.service.verdict import Judge
+from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     EndedFrame,
@@ -27,17 +38,6 @@ from dlpool.service.frames import (
     StatusFrame,
     VerifiedFrame,
 )
-from dlpool.service.handle import Handle
-from dlpool.service.hooks import Hooks
-from dlpool.service.hosts import authority_of
-from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
-from dlpool.service.ledger import Held, Ledger, is_told, job_frame, leftover
-from dlpool.service.messages import Placed, Recorded
-from dlpool.service.meter import Meter
-from dlpool.service.pool import WorkerPool
-from dlpool.service.recording import Recorder
-from dlpool.service.slots import is_refusal
-from dlpool.service.verdict import Judge
 
 ENDS = ("success", "failed", "cancelled")
 MALFORMED = 20  # of what is no job that are logged in a minute: whoever pushes it must not fill the log

@@ -8,13 +8,13 @@ from dlpool.jobs.hostslots import Place
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.log import Logger
-from dlpool.service.frames import HoldFrame
 from dlpool.service.hostjobs import HostJobs
 from dlpool.service.hosts import Hosts, authority_of
 from dlpool.service.ledger import Held
-from dlpool.service.messages import Hold, Wish
 from dlpool.service.pool import WorkerPool
-from dlpool.service.recording import Recorder
+from dlpool.service.queue.messages import Hold, Wish
+from dlpool.service.queue.recording import Recorder
+from dlpool.service.wire.frames import HoldFrame
 
 PATIENCE_S = 1.0  # a host that may be asked so soon is waited for
 FULL_S = 5.0  # until a parked job tries again by itself: a slot may have become free with nobody to say so

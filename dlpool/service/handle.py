@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from dlpool.service.channel import Channel
-from dlpool.service.culprit import Usage, culprit, usage
-from dlpool.service.frames import Ended, Frame, RateFrame, SpaceFrame, encode
-from dlpool.service.tally import Counted
-from dlpool.service.worker import stacks_file
+from dlpool.service.node.culprit import Usage, culprit, usage
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import Ended, Frame, RateFrame, SpaceFrame, encode
+from dlpool.service.wire.tally import Counted
+from dlpool.service.worker.process import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Claimed, HostParts, Ticket
-from dlpool.service.frames import Ended, JobFrame
+from dlpool.service.wire.frames import Ended, JobFrame
 from dlpool.transfer.state import url_digest
 
 

@@ -24,31 +24,31 @@ from dlpool.jobs.records import rfc3339
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.observe.metrics import Metrics
-from dlpool.service.beating import Beater
 from dlpool.service.cleaning import Cleaner
 from dlpool.service.crew import Crew
 from dlpool.service.doorman import Doorman
-from dlpool.service.fetching import Fetcher
-from dlpool.service.hooks import Hooks
+from dlpool.service.hooks.hooks import Hooks
 from dlpool.service.hosts import Hosts
 from dlpool.service.ledger import Ledger
-from dlpool.service.link import Link
-from dlpool.service.messages import Changed, Mailbox
-from dlpool.service.monitoring import Monitor
-from dlpool.service.node import Node
-from dlpool.service.notify import ServiceManager
+from dlpool.service.monitor.monitoring import Monitor
+from dlpool.service.node.node import Node
+from dlpool.service.node.notify import ServiceManager
+from dlpool.service.node.queueserver import QueueServer
+from dlpool.service.node.space import SpaceGuard
+from dlpool.service.node.watchdog import Watchdog
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queueserver import QueueServer
-from dlpool.service.recording import Recorder
+from dlpool.service.queue.claiming import Fetcher
+from dlpool.service.queue.heartbeat import Beater
+from dlpool.service.queue.link import Link
+from dlpool.service.queue.messages import Changed, Mailbox
+from dlpool.service.queue.recording import Recorder
+from dlpool.service.queue.spool import Spool
+from dlpool.service.queue.sweeping import Sweeper
 from dlpool.service.slots import Slots, most_slots
-from dlpool.service.space import SpaceGuard
-from dlpool.service.spool import Spool
-from dlpool.service.sweeping import Sweeper
-from dlpool.service.tally import RANGE_BOUNDS_S
 from dlpool.service.trail import Trail
 from dlpool.service.verdict import Judge
-from dlpool.service.watchdog import Watchdog
-from dlpool.service.worker import WorkerSettings
+from dlpool.service.wire.tally import RANGE_BOUNDS_S
+from dlpool.service.worker.process import WorkerSettings
 from dlpool.service.yielder import Yielder
 
 PARKED_A_SLOT = 4

@@ -15,15 +15,15 @@ from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
 from dlpool.observe.metrics import Metrics
-from dlpool.service import worker
-from dlpool.service.affinity import choose_cpu
-from dlpool.service.channel import Channel
 from dlpool.service.dealing import Respawn, Seat, shares_of, slots_of
-from dlpool.service.frames import Frame, PingFrame, RetireFrame, SpaceFrame
 from dlpool.service.handle import Handle
 from dlpool.service.slots import most_slots
-from dlpool.service.tally import RECEIVED
-from dlpool.service.worker import WorkerSettings
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import Frame, PingFrame, RetireFrame, SpaceFrame
+from dlpool.service.wire.tally import RECEIVED
+from dlpool.service.worker import process as worker
+from dlpool.service.worker.affinity import choose_cpu
+from dlpool.service.worker.process import WorkerSettings
 
 PING_S = 1.0
 MEMORY_S = 2.0

@@ -9,8 +9,8 @@ from typing import Any
 from dlpool.config import SECTIONS, Settings
 from dlpool.config.owned import check_owned
 from dlpool.errors import ConfigurationError
-from dlpool.service.archiving import check_archive_command
-from dlpool.service.hooks import check_hooks
+from dlpool.service.hooks.archiving import check_archive_command
+from dlpool.service.hooks.hooks import check_hooks
 
 Load = Callable[[], Settings]
 

@@ -16,11 +16,11 @@ from dlpool.jobs.keys import Keys
 from dlpool.kinds import COMMAND, shown_command
 from dlpool.observe.log import Heard, Log
 from dlpool.observe.tracing import check_traces
-from dlpool.service.archiving import check_archive_command
-from dlpool.service.collector import calm_collector
 from dlpool.service.handle import forget_old_stacks
-from dlpool.service.hooks import check_hooks
-from dlpool.service.node import Node
+from dlpool.service.hooks.archiving import check_archive_command
+from dlpool.service.hooks.hooks import check_hooks
+from dlpool.service.node.collector import calm_collector
+from dlpool.service.node.node import Node
 from dlpool.service.parts import Parts
 from dlpool.service.reload import Load
 from dlpool.service.supervisor import Supervisor

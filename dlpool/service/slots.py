@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from dlpool.config import SupervisorSettings
 from dlpool.observe.log import Logger
-from dlpool.service.frames import EndedFrame
 from dlpool.service.hostjobs import HostJobs
+from dlpool.service.wire.frames import EndedFrame
 from dlpool.transfer.aimd import Aimd, Tempo
 
 START = 5  # jobs: the default of a fixed number

@@ -17,10 +17,13 @@ from dlpool.config import Settings
 from dlpool.config.owned import owned
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
-from dlpool.service.archiving import Archiver
-from dlpool.service.frames import config_frame
 from dlpool.service.handle import Handle
-from dlpool.service.messages import (
+from dlpool.service.hooks.archiving import Archiver
+from dlpool.service.monitor.monitoring import Seen
+from dlpool.service.node.node import Node
+from dlpool.service.node.notify import ServiceManager
+from dlpool.service.parts import Parts
+from dlpool.service.queue.messages import (
     Asked,
     Changed,
     Claims,
@@ -33,11 +36,8 @@ from dlpool.service.messages import (
     TakenBack,
     Waiting,
 )  # fmt: skip
-from dlpool.service.monitoring import Seen
-from dlpool.service.node import Node
-from dlpool.service.notify import ServiceManager
-from dlpool.service.parts import Parts
 from dlpool.service.reload import Load, reloaded
+from dlpool.service.wire.frames import config_frame
 
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0

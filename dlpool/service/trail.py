@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dlpool import disk, jsontext
 from dlpool.disk import translated
-from dlpool.service.frames import Ended
+from dlpool.service.wire.frames import Ended
 from dlpool.transfer.state import url_digest
 
 TIDY_LINES = 1000  # more than that, most of them of no use any more, are written anew

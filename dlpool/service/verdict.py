@@ -13,7 +13,7 @@ from dlpool.jobs.keys import Keys
 from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
 from dlpool.jobs.records import CANCELLED, failure_record, success_record
 from dlpool.jobs.transitions import Claimed, Finish
-from dlpool.service.frames import EndedFrame
+from dlpool.service.wire.frames import EndedFrame
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dlpool.config import Settings
 from dlpool.service.ledger import Held, Ledger, part_of, slow_part_of
-from dlpool.service.meter import Meter, Speed
+from dlpool.service.monitor.meter import Meter, Speed
 from dlpool.service.yielding import HOST_SHARE, Rules, Running, chosen, is_fair, may_yield
 
 SLOW_S = 300.0  # for so long a host counts as slow after a transfer of it had to yield for that

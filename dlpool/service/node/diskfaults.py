@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dlpool.disk import known_space
 from dlpool.errors import DlpoolError, LocalFault, NodeFault, NoRoom, NoSpace, NoThread, NotPermitted, TooLarge
-from dlpool.service.disks import can_write
-from dlpool.service.endings import ending_of
+from dlpool.service.node.disks import can_write
+from dlpool.service.wire.endings import ending_of
 from dlpool.transfer.leftovers import discard_unfinished
 from dlpool.transfer.room import SPACE_RESERVE
 

@@ -23,10 +23,10 @@ from dlpool.observe.log import Log
 from dlpool.observe.metrics import Metrics, set_each
 from dlpool.service.handle import Handle
 from dlpool.service.ledger import Held, Ledger
-from dlpool.service.link import Link
-from dlpool.service.meter import Meter
+from dlpool.service.monitor.meter import Meter
+from dlpool.service.monitor.surveying import DiskSurvey, QueueSurvey, Surveyor
 from dlpool.service.pool import WorkerPool
-from dlpool.service.surveying import DiskSurvey, QueueSurvey, Surveyor
+from dlpool.service.queue.link import Link
 
 
 @dataclass(frozen=True)

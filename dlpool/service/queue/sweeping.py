@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dlpool.jobs.connection import translated
 from dlpool.jobs.transitions import Transitions
 from dlpool.service.ledger import Ledger
-from dlpool.service.messages import Message, Swept
+from dlpool.service.queue.messages import Message, Swept
 from dlpool.service.trail import Trail
 
 AT_ONCE = 500

@@ -14,9 +14,9 @@ from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.transitions import Finish, Ticket, Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.link import Backoff, Link, Pace
-from dlpool.service.messages import Hold, Message, Placed, Recorded, Stands, Wish
-from dlpool.service.spool import Spool
+from dlpool.service.queue.link import Backoff, Link, Pace
+from dlpool.service.queue.messages import Hold, Message, Placed, Recorded, Stands, Wish
+from dlpool.service.queue.spool import Spool
 
 AT_ONCE = 64  # in one round trip
 APART_S = 0.02  # two round trips, so that one tells of several jobs

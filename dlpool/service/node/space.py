@@ -15,9 +15,9 @@ from dlpool.config import Settings
 from dlpool.errors import LocalFault
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
-from dlpool.service.disks import can_write, least_free
-from dlpool.service.frames import SpaceFrame
 from dlpool.service.ledger import Ledger
+from dlpool.service.node.disks import can_write, least_free
+from dlpool.service.wire.frames import SpaceFrame
 
 LOOK_S = 1.0
 RELIEF = 1.05  # times min_free must be left before jobs begin again: else it would go to and fro

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.metrics import MIB, Metrics
-from dlpool.service.frames import EndedFrame
 from dlpool.service.joblog import DISOWNED
-from dlpool.service.spool import FINAL
-from dlpool.service.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of, scans_of
+from dlpool.service.queue.spool import FINAL
+from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.tally import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of, scans_of
 
 SPEED_S = 10.0
 RECENT, RECENT_S = 20, 600.0  # downloads that tell what is usual here

@@ -29,8 +29,8 @@ from dlpool.disk import translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded import folder, socket_path, socket_url
 from dlpool.kinds import split_address
-from dlpool.service import launch
-from dlpool.service.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
+from dlpool.service.node import launch
+from dlpool.service.node.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0

@@ -18,8 +18,8 @@ from dlpool.disk import atomic_write
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Logger
 from dlpool.observe.rotation import Rotation
-from dlpool.service import hookprocess
-from dlpool.service.hooks import environment
+from dlpool.service.hooks import hookprocess
+from dlpool.service.hooks.hooks import environment
 
 STOP_S = 2.0  # for a command that runs when the supervisor ends
 

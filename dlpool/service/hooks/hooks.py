@@ -20,7 +20,7 @@ from dlpool.config import HookSettings
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.log import Logger
-from dlpool.service import hookprocess
+from dlpool.service.hooks import hookprocess
 from dlpool.service.ledger import Held
 
 MAX_WAITING = 1000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dlpool.jobs.hostslots import HostLimit, Place
 from dlpool.jobs.transitions import Claimed, Finish, Ticket
-from dlpool.service.frames import Ended
+from dlpool.service.wire.frames import Ended
 
 
 @dataclass(frozen=True)

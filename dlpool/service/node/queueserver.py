@@ -10,7 +10,7 @@ from dlpool.errors import QueueRefused
 from dlpool.jobs import embedded
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, effective_url, is_redis, shown_server
 from dlpool.observe.log import Logger
-from dlpool.service.redisserver import EmbeddedRedis, holds_data, is_held
+from dlpool.service.node.redisserver import EmbeddedRedis, holds_data, is_held
 
 
 class QueueServer:

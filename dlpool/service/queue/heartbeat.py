@@ -17,13 +17,13 @@ from dlpool.jobs.history import SAMPLE_S, History
 from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.fetching import Fetcher
 from dlpool.service.ledger import Ledger
-from dlpool.service.link import BACKOFF_MAX_S, Backoff, Link
-from dlpool.service.messages import Asked, Hold, Lost, Message, Recorded, TakenBack
-from dlpool.service.recording import finished, log_refused
-from dlpool.service.spool import Spool
-from dlpool.service.sweeping import Sweeper
+from dlpool.service.queue.claiming import Fetcher
+from dlpool.service.queue.link import BACKOFF_MAX_S, Backoff, Link
+from dlpool.service.queue.messages import Asked, Hold, Lost, Message, Recorded, TakenBack
+from dlpool.service.queue.recording import finished, log_refused
+from dlpool.service.queue.spool import Spool
+from dlpool.service.queue.sweeping import Sweeper
 
 RECOVER_S = 5.0
 SAMPLE_AGAIN_S = 2.0  # another one was first

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import replace
 
-from dlpool.service.frames import JobFrame
+from dlpool.service.wire.frames import JobFrame
 
 _HEADER = "traceparent"
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.observe.log import Logger
-from dlpool.service.watchdog import Pulse
+from dlpool.service.node.watchdog import Pulse
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0

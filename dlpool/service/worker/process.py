@@ -24,11 +24,12 @@ from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
 from dlpool.scan.guard import open_guard
-from dlpool.service.affinity import Affinity
-from dlpool.service.channel import Channel
-from dlpool.service.collector import calm_collector
-from dlpool.service.disks import NodeSpace
-from dlpool.service.frames import (
+from dlpool.service.node.collector import calm_collector
+from dlpool.service.node.disks import NodeSpace
+from dlpool.service.node.launch import die_with_parent
+from dlpool.service.node.node import hold_worker_lock
+from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
@@ -47,11 +48,10 @@ from dlpool.service.frames import (
     SpaceFrame,
     StatusFrame,
 )
-from dlpool.service.launch import die_with_parent
-from dlpool.service.node import hold_worker_lock
-from dlpool.service.run import JobRun, RunContext, clean, lost
-from dlpool.service.tally import LOG_DROPPED, RECEIVED, Tally
-from dlpool.service.traceparent import with_traceparent
+from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, Tally
+from dlpool.service.worker.affinity import Affinity
+from dlpool.service.worker.run import JobRun, RunContext, clean, lost
+from dlpool.service.worker.traceparent import with_traceparent
 from dlpool.transfer.client import Client
 from dlpool.transfer.files import allow_open_files
 from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit

@@ -15,12 +15,11 @@ from dlpool.jobs.confine import Confinement
 from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
 from dlpool.scan.guard import Guard
-from dlpool.service import culprit
-from dlpool.service.affinity import Affinity
-from dlpool.service.diskfaults import RunOnDisk, ending_on_disk
-from dlpool.service.disks import NodeSpace
-from dlpool.service.endings import ending_of
-from dlpool.service.frames import (
+from dlpool.service.node import culprit
+from dlpool.service.node.diskfaults import RunOnDisk, ending_on_disk
+from dlpool.service.node.disks import NodeSpace
+from dlpool.service.wire.endings import ending_of
+from dlpool.service.wire.frames import (
     Ended,
     EndedFrame,
     FinishingFrame,
@@ -29,8 +28,9 @@ from dlpool.service.frames import (
     VerifiedFrame,
     lease_clock,
 )
-from dlpool.service.tally import Tally
-from dlpool.service.traceparent import span_id
+from dlpool.service.wire.tally import Tally
+from dlpool.service.worker.affinity import Affinity
+from dlpool.service.worker.traceparent import span_id
 from dlpool.transfer.client import Client
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.leftovers import discard_digest, forget_published

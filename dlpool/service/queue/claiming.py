@@ -11,10 +11,10 @@ import redis
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.frames import lease_clock
 from dlpool.service.ledger import Ledger
-from dlpool.service.link import Backoff, Link, Pace
-from dlpool.service.messages import Claims, Message, Waiting
+from dlpool.service.queue.link import Backoff, Link, Pace
+from dlpool.service.queue.messages import Claims, Message, Waiting
+from dlpool.service.wire.frames import lease_clock
 
 APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
 PAUSE_S = 0.5  # between looks where nothing may be claimed

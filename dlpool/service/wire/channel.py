@@ -6,7 +6,7 @@ import socket
 import struct
 from contextlib import suppress
 
-from dlpool.service.frames import MAX_FRAME, Frame, decode, encode
+from dlpool.service.wire.frames import MAX_FRAME, Frame, decode, encode
 
 
 class Channel:

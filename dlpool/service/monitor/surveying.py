@@ -18,7 +18,7 @@ from dlpool.jobs.transitions import Oldest, Transitions
 from dlpool.jobs.views import Views
 from dlpool.observe.log import Logger
 from dlpool.observe.metrics import Metrics, set_each
-from dlpool.service.link import Link
+from dlpool.service.queue.link import Link
 
 SURVEY_S = 5.0
 
