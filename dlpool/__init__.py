@@ -12,12 +12,18 @@ if TYPE_CHECKING:
         DownloadStats,
         DownloadTask,
         download_many,
-    )  # fmt: skip
+    )
 
 __version__ = "0.1.0"
 __all__ = [
-    "BatchSummary", "DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "__version__", "download_many",
-]  # fmt: skip
+    "BatchSummary",
+    "DownloadEngine",
+    "DownloadQueue",
+    "DownloadStats",
+    "DownloadTask",
+    "__version__",
+    "download_many",
+]
 
 
 def __getattr__(name: str) -> Any:

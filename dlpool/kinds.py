@@ -41,8 +41,12 @@ def _number(text: str, units: dict[str, float], unit_names: str) -> float:
 
 
 _SIZE_UNITS = {"": 1.0, "b": 1.0, "k": 1024.0, "m": 1024.0**2, "g": 1024.0**3, "t": 1024.0**4}
-_SIZE_UNITS |= {f"{unit}{ending}": factor for unit, factor in _SIZE_UNITS.items() if unit in "kmgt" and unit
-                for ending in ("b", "ib")}  # fmt: skip
+_SIZE_UNITS |= {
+    f"{unit}{ending}": factor
+    for unit, factor in _SIZE_UNITS.items()
+    if unit in "kmgt" and unit
+    for ending in ("b", "ib")
+}
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 

@@ -145,22 +145,34 @@ def large(urls: dict[str, str], folder: Path, out: Path) -> Iterator[Row]:
     aria2 = [*ARIA2, "-x4", "-s4", "-d", str(out), url]
     yield Row("1 GiB, 4 connections, --no-sync / aria2c", [*DLPOOL, url, f"{out}/", "--no-sync"], aria2, 0.6, 0.8)
     yield Row("1 GiB, 4 connections, durable / aria2c", [*DLPOOL, url, f"{out}/"], aria2, 0.9, 0.8)
-    yield Row("1 GiB, 4 connections, --no-sync / curl", [*DLPOOL, url, f"{out}/", "--no-sync"],
-              ["curl", "-s", "-o", f"{out}/1g", url], 0.8)  # fmt: skip
+    yield Row(
+        "1 GiB, 4 connections, --no-sync / curl",
+        [*DLPOOL, url, f"{out}/", "--no-sync"],
+        ["curl", "-s", "-o", f"{out}/1g", url],
+        0.8,
+    )
 
 
 def tls(urls: dict[str, str], folder: Path, out: Path) -> Iterator[Row]:
     fill(folder / "www" / "1g", GIB)
     url = f"{urls['tls']}/1g"
-    yield Row("1 GiB over TLS, 4 connections / aria2c", [*DLPOOL, url, f"{out}/", "--no-sync", "--insecure"],
-              [*ARIA2, "-x4", "-s4", "-d", str(out), url], 1.0)  # fmt: skip
+    yield Row(
+        "1 GiB over TLS, 4 connections / aria2c",
+        [*DLPOOL, url, f"{out}/", "--no-sync", "--insecure"],
+        [*ARIA2, "-x4", "-s4", "-d", str(out), url],
+        1.0,
+    )
 
 
 def slow(urls: dict[str, str], folder: Path, out: Path) -> Iterator[Row]:
     fill(folder / "www" / "100m", 100 << 20)
     url = f"{urls['slow']}/100m"
-    yield Row("100 MiB, 4 of 10 connections slow / aria2c", [*DLPOOL, url, f"{out}/"],
-              [*ARIA2, "-x4", "-s4", "-k1M", "-d", str(out), url], 1.0)  # fmt: skip
+    yield Row(
+        "100 MiB, 4 of 10 connections slow / aria2c",
+        [*DLPOOL, url, f"{out}/"],
+        [*ARIA2, "-x4", "-s4", "-k1M", "-d", str(out), url],
+        1.0,
+    )
 
 
 def small(urls: dict[str, str], folder: Path, out: Path) -> Iterator[Row]:
@@ -169,9 +181,12 @@ def small(urls: dict[str, str], folder: Path, out: Path) -> Iterator[Row]:
     for number in range(1000):
         fill(files / str(number), 64 * 1024 + number)
     (folder / "list").write_text("".join(f"{urls['plain']}/s/{number}\n" for number in range(1000)))
-    yield Row("1,000 files of 64 KiB, -j 8, --no-sync / aria2c",
-              [*DLPOOL, "-i", f"{folder}/list", str(out), "-j", "8", "--no-sync"],
-              [*ARIA2, "-j8", "-i", f"{folder}/list", "-d", str(out)], 1.0)  # fmt: skip
+    yield Row(
+        "1,000 files of 64 KiB, -j 8, --no-sync / aria2c",
+        [*DLPOOL, "-i", f"{folder}/list", str(out), "-j", "8", "--no-sync"],
+        [*ARIA2, "-j8", "-i", f"{folder}/list", "-d", str(out)],
+        1.0,
+    )
 
 
 Measure = Callable[[dict[str, str], Path, Path], Iterator[Row]]

@@ -76,8 +76,11 @@ def measure(server: Server, url: str, out: Path, runs: int) -> None:
     ratio = statistics.median(mine / other for mine, other in pairs)
     mine, other = (statistics.median(values) for values in zip(*pairs, strict=True))
     shown = "  ".join(f"{number}: {sweep[number]:.2f}" for number in SWEEP)
-    print(f"{server.name:36} auto {mine:6.2f} s / {best} connections {other:6.2f} s = {ratio:.2f} (goal {GOAL})  "
-          f"sweep {shown}", flush=True)  # fmt: skip
+    print(
+        f"{server.name:36} auto {mine:6.2f} s / {best} connections {other:6.2f} s = {ratio:.2f} (goal {GOAL})  "
+        f"sweep {shown}",
+        flush=True,
+    )
 
 
 def main() -> None:

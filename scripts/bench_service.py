@@ -127,8 +127,10 @@ def measure_latency(folder: Path) -> None:
                 client.push(f"{origin.url}/{number}", str(number))
                 client.wait_for(f"{origin.url}/{number}")
                 delays.append((asked[-1] - began) * 1000)
-    print(f"push to the job's first request, idle service: median {statistics.median(delays):.1f} ms, "
-          f"largest {max(delays):.1f} ms (goal: median under 20 ms)")  # fmt: skip
+    print(
+        f"push to the job's first request, idle service: median {statistics.median(delays):.1f} ms, "
+        f"largest {max(delays):.1f} ms (goal: median under 20 ms)"
+    )
 
 
 def measure_beat(folder: Path) -> None:

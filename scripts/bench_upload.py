@@ -65,8 +65,9 @@ def nginx(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 class Bench:
     """The chunks as files, and the servers."""
 
-    def __init__(self, folder: Path, dav: tuple[str, psutil.Process], loop: tuple[str, psutil.Process],
-                 web: WebServer) -> None:  # fmt: skip
+    def __init__(
+        self, folder: Path, dav: tuple[str, psutil.Process], loop: tuple[str, psutil.Process], web: WebServer
+    ) -> None:
         self.folder = folder
         self.dav, self.nginx = dav
         self.loop, self.bare = loop
@@ -126,8 +127,19 @@ class Bench:
 
     def upload(self) -> list[str]:
         """By dlpool, with the merge."""
-        return [DLPOOL[0], "upload", "-q", str(self.file), self.web.url, "-c", str(LANES), "--chunk-size", str(CHUNK),
-                "--name", self.task()]  # fmt: skip
+        return [
+            DLPOOL[0],
+            "upload",
+            "-q",
+            str(self.file),
+            self.web.url,
+            "-c",
+            str(LANES),
+            "--chunk-size",
+            str(CHUNK),
+            "--name",
+            self.task(),
+        ]
 
     def task(self) -> str:
         """An id that no run had."""
@@ -169,8 +181,11 @@ class Bench:
         own_cpu, peer_cpu = (statistics.median(one.cpu for one in side) for side in zip(*pairs, strict=True))
         fastest = min(other.wall for _, other in pairs) / min(one.wall for one, _ in pairs)
         shown = f" (goal {goal})" if goal else ""
-        print(f"{name:42} {own:5.2f} s / {peer:5.2f} s = {ratio:.2f} of nginx's speed{shown}, "
-              f"fastest runs {fastest:.2f}, cpu {own_cpu:.2f} s / {peer_cpu:.2f} s", flush=True)  # fmt: skip
+        print(
+            f"{name:42} {own:5.2f} s / {peer:5.2f} s = {ratio:.2f} of nginx's speed{shown}, "
+            f"fastest runs {fastest:.2f}, cpu {own_cpu:.2f} s / {peer_cpu:.2f} s",
+            flush=True,
+        )
 
 
 def drip(web: WebServer, stack: ExitStack) -> int:
@@ -178,9 +193,11 @@ def drip(web: WebServer, stack: ExitStack) -> int:
     sockets = []
     for number in range(SLOW):
         sock = stack.enter_context(socket.create_connection(("127.0.0.1", web.port), timeout=10))
-        sock.sendall(f"POST /go-uploader/upload_chunk?file_id=slow{number}&chunk_index=0 HTTP/1.1\r\n"
-                     "Host: localhost\r\nContent-Type: application/octet-stream\r\n"
-                     "Content-Length: 10000000\r\n\r\n".encode())  # fmt: skip
+        sock.sendall(
+            f"POST /go-uploader/upload_chunk?file_id=slow{number}&chunk_index=0 HTTP/1.1\r\n"
+            "Host: localhost\r\nContent-Type: application/octet-stream\r\n"
+            "Content-Length: 10000000\r\n\r\n".encode()
+        )
         sockets.append(sock)
     time.sleep(1)
     taken = 0
@@ -207,8 +224,11 @@ def health(name: str, web: WebServer) -> None:
             times.append(time.monotonic() - began)
             time.sleep(0.02)
     median, most = statistics.median(times) * 1000, max(times) * 1000
-    print(f"/health, {SLOW} slow uploads, {name} ({taken} taken): median {median:.1f} ms, largest {most:.0f} ms "
-          f"(goal: under {HEALTH_GOAL_S:.0f} s)", flush=True)  # fmt: skip
+    print(
+        f"/health, {SLOW} slow uploads, {name} ({taken} taken): median {median:.1f} ms, largest {most:.0f} ms "
+        f"(goal: under {HEALTH_GOAL_S:.0f} s)",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -42,9 +42,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: another one each time)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults; a run takes longer (default 1)")
     parser.add_argument(
-        "--redis", choices=KINDS, default="", dest="kind",
+        "--redis",
+        choices=KINDS,
+        default="",
+        dest="kind",
         help="one Redis, or a master with a replica and a Sentinel that change roles (default: as the seed decides)",
-    )  # fmt: skip
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder, with all logs")
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed

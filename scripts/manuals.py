@@ -86,8 +86,9 @@ def _page(parser: argparse.ArgumentParser, page: str, summary: str, sections: di
     made = Manpage(parser, data)
     made.prog, made.description, made.synopsis = page, summary, []
     parser.epilog = None
-    made.add_section("synopsis", "=", ".B " + _escaped(parser.prog) + "\n"
-                     + _escaped(" ".join(usage[len(parser.prog.split()):])))  # fmt: skip
+    made.add_section(
+        "synopsis", "=", ".B " + _escaped(parser.prog) + "\n" + _escaped(" ".join(usage[len(parser.prog.split()) :]))
+    )
     for title, text in sections.items():
         made.add_section(title, "=", text)
     text = str(made).replace(DATE.replace("-", "\\-"), DATE)  # mandoc reads no escapes there

@@ -14,8 +14,19 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("dlpool", "docs", "etc", "share", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml",
-           "setup.cfg", "setup.py")  # fmt: skip
+SOURCES = (
+    "dlpool",
+    "docs",
+    "etc",
+    "share",
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "pyproject.toml",
+    "setup.cfg",
+    "setup.py",
+)
 PYTHON = f"/usr/bin/env python{sys.version_info[0]}.{sys.version_info[1]}"  # no other can load what is compiled
 
 
@@ -53,8 +64,9 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 def _run(module: str, *arguments: object) -> None:
-    ended = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True,
-                           check=False)  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     if ended.returncode != 0:
         sys.exit(f"{module} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
 

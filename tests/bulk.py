@@ -69,8 +69,10 @@ class Bulk:
 
     def take(self, lines: list[bytes]) -> dict[str, Any]:
         """The answer to a call with these lines: an action and a document in turn."""
-        items = [self._create(json.loads(action)["create"], json.loads(document))
-                 for action, document in zip(lines[::2], lines[1::2], strict=True)]  # fmt: skip
+        items = [
+            self._create(json.loads(action)["create"], json.loads(document))
+            for action, document in zip(lines[::2], lines[1::2], strict=True)
+        ]
         return {"errors": any(item["create"]["status"] != 201 for item in items), "items": items}
 
     def _create(self, action: dict[str, str], document: dict[str, Any]) -> dict[str, Any]:

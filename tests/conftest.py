@@ -219,9 +219,11 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Ite
         wait_for_port(ports["port"], process)
         host = "127.0.0.1"
         yield Nginx(
-            folder / "www", f"http://{host}:{ports['port']}", f"https://localhost:{ports['tls']}",
+            folder / "www",
+            f"http://{host}:{ports['port']}",
+            f"https://localhost:{ports['tls']}",
             f"http://{host}:{ports['slow']}",
-        )  # fmt: skip
+        )
     finally:
         process.terminate()
         process.wait(10)

@@ -64,9 +64,11 @@ def cut_after(size: int, *, reset: bool) -> Handler:
         assert span is not None
         end = min(SIZE, span.end or SIZE)
         headers = {
-            "ETag": '"v1"', "Last-Modified": LAST_MODIFIED, "Content-Length": str(end - span.start),
+            "ETag": '"v1"',
+            "Last-Modified": LAST_MODIFIED,
+            "Content-Length": str(end - span.start),
             "Content-Range": f"bytes {span.start}-{end - 1}/{SIZE}",
-        }  # fmt: skip
+        }
         connection.answer(206, headers, DATA[span.start : min(end, span.start + size)], length=False)
         if end - span.start > size:
             connection.reset() if reset else connection.hang_up()

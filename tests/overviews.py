@@ -9,8 +9,23 @@ from typing import Any
 OVERVIEW = "/api/v1/overview"
 HISTORY = "/api/v1/history"
 BATCH = "/api/v1/jobs/batch"
-COUNTED = ("backlog", "reserved", "ready_limited", "ready_high", "ready_normal", "ready_low", "delayed", "parked",
-           "paused", "running", "succeeded", "failed", "cancelled", "waiting", "failure_records")  # fmt: skip
+COUNTED = (
+    "backlog",
+    "reserved",
+    "ready_limited",
+    "ready_high",
+    "ready_normal",
+    "ready_low",
+    "delayed",
+    "parked",
+    "paused",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "waiting",
+    "failure_records",
+)
 
 
 def moment(ago_s: float = 0.0) -> str:
@@ -22,10 +37,24 @@ def moment(ago_s: float = 0.0) -> str:
 def job(name: str, state: str, **fields: Any) -> dict[str, Any]:
     """A job whose id and path are its name."""
     return {
-        "id": name, "state": state, "url": f"https://origin.example/{name}", "save_path": name, "priority": "normal",
-        "owner": "s1", "node": "node-a", "attempts": 1, "progress": None, "note": None, "problem": None, "flag": None,
-        "created_at": moment(60), "started_at": None, "ended_at": moment(30), "due_at": None, **fields,
-    }  # fmt: skip
+        "id": name,
+        "state": state,
+        "url": f"https://origin.example/{name}",
+        "save_path": name,
+        "priority": "normal",
+        "owner": "s1",
+        "node": "node-a",
+        "attempts": 1,
+        "progress": None,
+        "note": None,
+        "problem": None,
+        "flag": None,
+        "created_at": moment(60),
+        "started_at": None,
+        "ended_at": moment(30),
+        "due_at": None,
+        **fields,
+    }
 
 
 def failed(name: str, label: str = "not_found", url: str = "https://gone.example/f") -> dict[str, Any]:
@@ -35,15 +64,34 @@ def failed(name: str, label: str = "not_found", url: str = "https://gone.example
 
 def node(name: str, sid: str, **fields: Any) -> dict[str, Any]:
     """A node that works."""
-    return {"node": name, "sid": sid, "is_drained": False, "state": "working", "slots": 4, "busy": 1, "workers": 1,
-            "received": 1000, **fields}  # fmt: skip
+    return {
+        "node": name,
+        "sid": sid,
+        "is_drained": False,
+        "state": "working",
+        "slots": 4,
+        "busy": 1,
+        "workers": 1,
+        "received": 1000,
+        **fields,
+    }
 
 
 def overview(**fields: Any) -> dict[str, Any]:
     """An overview; ``figures`` are those that are not 0."""
     figures = dict.fromkeys(COUNTED, 0) | fields.pop("figures", {})
     return {
-        "now": moment(), "figures": figures, "is_halted": False, "halted_at": None, "waiting_hosts": {},
-        "held_hosts": {}, "today": {}, "nodes": [], "running": [], "failed": [], "listed": [], "list_limits": 50,
+        "now": moment(),
+        "figures": figures,
+        "is_halted": False,
+        "halted_at": None,
+        "waiting_hosts": {},
+        "held_hosts": {},
+        "today": {},
+        "nodes": [],
+        "running": [],
+        "failed": [],
+        "listed": [],
+        "list_limits": 50,
         **fields,
-    }  # fmt: skip
+    }

@@ -132,12 +132,18 @@ class Cluster:
     def __init__(self, folder: Path, masters: int = 1, replicas: int = 0, **options: Any) -> None:
         self.nodes = [
             RedisServer(
-                folder / f"node{number}", port=free_port(), cluster_enabled="yes", cluster_port=free_port(),
-                cluster_node_timeout=2000, cluster_require_full_coverage="no", appendonly=True,
-                repl_diskless_sync_delay=0, **options,
+                folder / f"node{number}",
+                port=free_port(),
+                cluster_enabled="yes",
+                cluster_port=free_port(),
+                cluster_node_timeout=2000,
+                cluster_require_full_coverage="no",
+                appendonly=True,
+                repl_diskless_sync_delay=0,
+                **options,
             )
             for number in range(masters * (1 + replicas))
-        ]  # fmt: skip
+        ]
         self.masters = self.nodes[:masters]
         self.replicas = self.nodes[masters:]
         self._stack = ExitStack()

@@ -39,10 +39,17 @@ class RedisServer:
         self.password = password
         self._sockets = Path(tempfile.mkdtemp(prefix="dlpool-redis-", dir="/tmp"))  # short, as sockets' paths must be
         self._settings: dict[str, object] = {
-            "port": port or 0, "bind": "127.0.0.1", "unixsocket": self.socket, "dir": folder,
-            "logfile": folder / "redis.log", "save": "", "appendonly": "yes" if appendonly else "no",
-            "appendfsync": "always", "daemonize": "no", **options,
-        }  # fmt: skip
+            "port": port or 0,
+            "bind": "127.0.0.1",
+            "unixsocket": self.socket,
+            "dir": folder,
+            "logfile": folder / "redis.log",
+            "save": "",
+            "appendonly": "yes" if appendonly else "no",
+            "appendfsync": "always",
+            "daemonize": "no",
+            **options,
+        }
         if password is not None:
             self._settings["requirepass"] = password
         self.environment: dict[str, str] | None = None  # of the process; None is ours

@@ -120,11 +120,13 @@ def test_after_a_pause_the_level_stays_and_its_throughput_is_measured_anew() -> 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["sample", "refused", "late", "restart"]), st.floats(0.0, 3.0), st.integers(0, 20),
+        st.sampled_from(["sample", "refused", "late", "restart"]),
+        st.floats(0.0, 3.0),
+        st.integers(0, 20),
         st.integers(0, 10**9),
     ),
     max_size=200,
-)  # fmt: skip
+)
 
 
 @given(st.integers(1, 8), st.integers(8, 64), st.integers(1, 64), EVENTS)

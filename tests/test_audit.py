@@ -225,8 +225,12 @@ def test_the_course_of_an_upload_is_told_but_not_its_bytes(site: Site) -> None:
     change("POST", f"{prefix}/merge_chunks", json=merge)  # the same once more
     change("DELETE", f"{prefix}/tasks/u1", ("upload.delete", "u1", "done"), who="secret")
     change("DELETE", f"{prefix}/tasks/u1", ("upload.delete", "u1", "no_such_task"))
-    change("POST", f"{prefix}/tasks/batch", ("upload.delete", "u9", "no_such_task"),
-           json={"action": "delete", "ids": ["u9"]})  # fmt: skip
+    change(
+        "POST",
+        f"{prefix}/tasks/batch",
+        ("upload.delete", "u9", "no_such_task"),
+        json={"action": "delete", "ids": ["u9"]},
+    )
     change("POST", f"{prefix}/tasks/batch", ("upload.control", "", "bad_field"), json={"action": 3, "ids": []})
     change("POST", f"{prefix}/tasks/cleanup", json={})
     change("POST", f"{prefix}/tasks/cleanup", ("upload.cleanup", "", "bad_field"), json={"x": "1"})
@@ -314,8 +318,9 @@ Case = tuple[str, list[Seen], int]
 def cases(folder: Path) -> list[Case]:
     """Commands, what they leave in the stream, and their exit codes; each goes on where the one before ended."""
     listed = folder / "jobs.txt"
-    listed.write_text(f"{URL} one\n{URL} two\nftp://x y\n" + '{"url": "https://e.org/", "save_path": "x", '
-                      '"dlpool": {"id": "l1"}}\n')  # fmt: skip
+    listed.write_text(
+        f"{URL} one\n{URL} two\nftp://x y\n" + '{"url": "https://e.org/", "save_path": "x", "dlpool": {"id": "l1"}}\n'
+    )
     record = "failure record of f1"
     return [
         (f"push {URL} a --id j1", [("job.push", "j1", "done")], 0),
@@ -340,17 +345,32 @@ def cases(folder: Path) -> list[Case]:
         ("purge --dead", [("job.forget", "dead", "done")], 0),
         ("quarantine release FIRST", [("quarantine.release", "FIRST", "done")], 0),
         ("quarantine delete SECOND", [("quarantine.delete", "SECOND", "done")], 0),
-        *[(command, [], 0) for command in ("jobs", "job j1", "events", "stats", "top", "failed", "nodes", "audit",
-                                           "queue stats", "quarantine list")],
-    ]  # fmt: skip
+        *[
+            (command, [], 0)
+            for command in (
+                "jobs",
+                "job j1",
+                "events",
+                "stats",
+                "top",
+                "failed",
+                "nodes",
+                "audit",
+                "queue stats",
+                "quarantine list",
+            )
+        ],
+    ]
 
 
 @pytest.fixture
 def dlpool(redis_server: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Run a command on the Redis of the test, beside the log of a service; returns the lines that it prints."""
     ini = tmp_path / "dlpool.ini"
-    ini.write_text(f"[redis]\nurl = {redis_server.url}\naudit_events = 100\n[paths]\nlog_dir = {tmp_path}/log\n"
-                   f"[scan]\nquarantine_dir = {tmp_path}/q\n")  # fmt: skip
+    ini.write_text(
+        f"[redis]\nurl = {redis_server.url}\naudit_events = 100\n[paths]\nlog_dir = {tmp_path}/log\n"
+        f"[scan]\nquarantine_dir = {tmp_path}/q\n"
+    )
 
     def run(*words: str, code: int = 0) -> list[str]:
         assert main([*words, "-c", str(ini)]) == code, capsys.readouterr().err
@@ -399,8 +419,13 @@ def test_events_are_chosen_and_shown_without_control_characters(
 ) -> None:
     with redis_server.client() as client:
         writer = AuditWriter(client, Keys(), 1000)
-        made = [("job.push", "j1", "token ann"), ("job.cancel", "j1", "secret"), ("queue.pause", "", "bob\x1b[2J"),
-                ("node.drain", "n\u202e1", "token ann"), ("job.push", "j2", "secret")]  # fmt: skip
+        made = [
+            ("job.push", "j1", "token ann"),
+            ("job.cancel", "j1", "secret"),
+            ("queue.pause", "", "bob\x1b[2J"),
+            ("node.drain", "n\u202e1", "token ann"),
+            ("job.push", "j2", "secret"),
+        ]
         writer.add([fields_of(Change(action, name), Author(actor, "10.0.0.1")) for action, name, actor in made])
 
     def shown(*words: str) -> list[tuple[str, str]]:

@@ -254,10 +254,15 @@ def test_a_name_that_does_not_resolve_is_exit_4(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/",
-        "http://[fe80::1]/", "http://2852039166/", "http://0xa9fea9fe/", "http://100.100.100.200/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[fe80::1]/",
+        "http://2852039166/",
+        "http://0xa9fea9fe/",
+        "http://100.100.100.200/",
     ],
-)  # fmt: skip
+)
 def test_metadata_and_link_local_addresses_are_refused_in_every_spelling(url: str, tmp_path: Path) -> None:
     ended = run("fetch", url, tmp_path / "f", "--json")
     assert ended.code == 12, ended
@@ -280,18 +285,31 @@ def test_public_only_refuses_loopback(serve: Serve, tmp_path: Path) -> None:
 
 def test_headers_agent_and_referer_are_sent_once(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(b"x"))
-    run("fetch", f"{origin.url}/f", tmp_path / "f", "-H", "X-One: 1", "-H", "accept: text/x", "-A", "me/1",
-        "--referer", "http://r/")  # fmt: skip
+    run(
+        "fetch",
+        f"{origin.url}/f",
+        tmp_path / "f",
+        "-H",
+        "X-One: 1",
+        "-H",
+        "accept: text/x",
+        "-A",
+        "me/1",
+        "--referer",
+        "http://r/",
+    )
     headers = origin.requests[0].headers
     assert (headers["x-one"], headers["accept"], headers["user-agent"], headers["referer"]) == (
-        "1", "text/x", "me/1", "http://r/",
-    )  # fmt: skip
+        "1",
+        "text/x",
+        "me/1",
+        "http://r/",
+    )
 
 
 def test_a_password_comes_from_the_environment_or_warns_on_the_command_line(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(b"x"))
-    quiet = run("fetch", f"{origin.url}/f", tmp_path / "f", "--user", "me",
-                env={**os.environ, "DLPOOL_PASSWORD": "pw"})  # fmt: skip
+    quiet = run("fetch", f"{origin.url}/f", tmp_path / "f", "--user", "me", env={**os.environ, "DLPOOL_PASSWORD": "pw"})
     assert quiet.code == 0
     assert "warning" not in quiet.err
     warned = run("fetch", f"{origin.url}/f", tmp_path / "f", "--user", "me:pw")
@@ -343,8 +361,16 @@ def test_a_signal_commits_and_the_same_command_goes_on(
 def test_a_second_signal_ends_at_once(serve: Serve, tmp_path: Path) -> None:
     file = slow()
     origin = serve(file)
-    process = start(tmp_path / "log", "hang", "checkpoint:fdatasync:1", "--", "fetch", f"{origin.url}/f",
-                    tmp_path / "f", module="tests.faults")  # fmt: skip
+    process = start(
+        tmp_path / "log",
+        "hang",
+        "checkpoint:fdatasync:1",
+        "--",
+        "fetch",
+        f"{origin.url}/f",
+        tmp_path / "f",
+        module="tests.faults",
+    )
     wait_until(lambda: (tmp_path / "log").exists() and "checkpoint" in (tmp_path / "log").read_text())
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):

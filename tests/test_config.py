@@ -109,9 +109,16 @@ def test_a_count_is_a_whole_number(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "whole"), ("1.0", "whole"), ("1K", "whole"), ("+1", "whole"), ("\u0661", "whole"), ("9" * 19, "whole"),
-     ("-1", "negative")],
-)  # fmt: skip
+    [
+        ("", "whole"),
+        ("1.0", "whole"),
+        ("1K", "whole"),
+        ("+1", "whole"),
+        ("\u0661", "whole"),
+        ("9" * 19, "whole"),
+        ("-1", "negative"),
+    ],
+)
 def test_what_is_no_count_is_told_why(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_count(text)

@@ -106,9 +106,20 @@ def test_a_connection_that_breaks_is_away_and_the_next_call_connects_anew(proxy:
 
 @pytest.mark.parametrize(
     "code",
-    ["LOADING", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "OOM",
-     "UNBLOCKED", "ERR Error running script (call to f_1): @user_script:5: @user_script: 5: -OOM"],
-)  # fmt: skip
+    [
+        "LOADING",
+        "MASTERDOWN",
+        "BUSY",
+        "MISCONF",
+        "NOREPLICAS",
+        "TRYAGAIN",
+        "CLUSTERDOWN",
+        "READONLY",
+        "OOM",
+        "UNBLOCKED",
+        "ERR Error running script (call to f_1): @user_script:5: @user_script: 5: -OOM",
+    ],
+)
 def test_what_may_pass_soon_is_away(code: str, redis_server: RedisServer) -> None:
     script = f"return redis.error_reply('{code} for a while')"
     error = error_of(redis_server.client(), lambda client: client.eval(script, 0))
@@ -200,16 +211,39 @@ def test_a_user_without_the_right_to_a_key_that_a_script_uses_is_refused(locked:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:6379", "http://localhost", "redis:localhost", f"user:{SECRET}@host", "redis+sentinel://h",
-     "redis+sentinel:///main", "redis+sentinel://h/main/first", "redis+sentinel://h:99999/main", "redis+other://h/x",
-     "redis+cluster://h/1", "redis+cluster://h:port", "redis+cluster://h,", f"redis+cluster://:{SECRET}#@h",
-     f"redis+sentinel://:a/{SECRET}@h/main", f"redis+sentinel://h/main?no_such_option={SECRET}",
-     "rediss://h?ssl_cert_reqs=maybe",
-     "redis://localhost:port", "redis://[::1", "redis://localhost?socket_timeout=soon", "redis://h:99999",
-     "redis://localhost?no_such_option=1", f"redis://:{SECRET}#x@host/0", f"redis://:#{SECRET}@host",
-     f"redis://:a/{SECRET}@host", f"redis://:{SECRET}/a@host", f"redis://:a?{SECRET}@host", f"ftp://:{SECRET}@host",
-     f"redis://host:port?password={SECRET}", f"redis://host:port?password=a@{SECRET}"],
-)  # fmt: skip
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis:localhost",
+        f"user:{SECRET}@host",
+        "redis+sentinel://h",
+        "redis+sentinel:///main",
+        "redis+sentinel://h/main/first",
+        "redis+sentinel://h:99999/main",
+        "redis+other://h/x",
+        "redis+cluster://h/1",
+        "redis+cluster://h:port",
+        "redis+cluster://h,",
+        f"redis+cluster://:{SECRET}#@h",
+        f"redis+sentinel://:a/{SECRET}@h/main",
+        f"redis+sentinel://h/main?no_such_option={SECRET}",
+        "rediss://h?ssl_cert_reqs=maybe",
+        "redis://localhost:port",
+        "redis://[::1",
+        "redis://localhost?socket_timeout=soon",
+        "redis://h:99999",
+        "redis://localhost?no_such_option=1",
+        f"redis://:{SECRET}#x@host/0",
+        f"redis://:#{SECRET}@host",
+        f"redis://:a/{SECRET}@host",
+        f"redis://:{SECRET}/a@host",
+        f"redis://:a?{SECRET}@host",
+        f"ftp://:{SECRET}@host",
+        f"redis://host:port?password={SECRET}",
+        f"redis://host:port?password=a@{SECRET}",
+    ],
+)
 def test_a_url_that_cannot_be_used_is_said_without_the_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^\[redis\] url = ") as raised:
         client_of(url, tmp_path)
@@ -374,9 +408,7 @@ def test_a_push_whose_reply_was_lost_may_be_called_again(
 def test_a_server_that_goes_silent_is_away_after_one_command(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    client = connect(
-        replace(RedisSettings(), url=f"{proxy.url}?socket_timeout=0.2"), tmp_path, name="impatient"
-    )  # fmt: skip
+    client = connect(replace(RedisSettings(), url=f"{proxy.url}?socket_timeout=0.2"), tmp_path, name="impatient")
     client.ping()
     proxy.swallow_all()
     error = error_of(client, lambda client: client.lpush("list", "job"))

@@ -281,8 +281,9 @@ def test_failure_records_of_another_service_are_listed_retried_and_removed(
         client.wait_for(f"{origin.url}/a")
         ended = call("failed", "retry", "--all")
         assert (ended.code, ended.err) == (
-            14, "dlpool: cannot retry http://h/odd: the record holds no job that could be run\n"
-        )  # fmt: skip
+            14,
+            "dlpool: cannot retry http://h/odd: the record holds no job that could be run\n",
+        )
         client.wait_for(f"{origin.url}/b", f"{origin.url}/c")
         check_folder(service.out, DATA, "a", "b", "c")
         assert call("failed", "purge", "http://h/odd").code == 0
@@ -339,9 +340,13 @@ def watched(server: RedisServer, wanted: str) -> str:
     """What ``dlpool top`` draws on a terminal until that is seen; ended as a person does it."""
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "dlpool", "top", "--redis-url", server.url], stdout=child, stderr=child, stdin=child,
-        cwd=ROOT, env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
-    )  # fmt: skip
+        [sys.executable, "-m", "dlpool", "top", "--redis-url", server.url],
+        stdout=child,
+        stderr=child,
+        stdin=child,
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+    )
     os.close(child)
     seen = b""
     try:

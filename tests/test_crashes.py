@@ -79,8 +79,17 @@ def test_killed_at_any_file_operation_the_next_run_ends_right(
         folder.mkdir()
         target = folder / "f"
         with Origin(slow_file()) as origin:
-            killed = run(tmp_path / f"{step}.log", when, step, "--", "fetch", f"{origin.url}/f", target, *OPTIONS,
-                         module="tests.faults")  # fmt: skip
+            killed = run(
+                tmp_path / f"{step}.log",
+                when,
+                step,
+                "--",
+                "fetch",
+                f"{origin.url}/f",
+                target,
+                *OPTIONS,
+                module="tests.faults",
+            )
             assert killed.code == KILLED, (step, killed)
             kept, was_published = committed(target), target.exists()
             origin.handler = File(DATA)  # which does not pause
@@ -92,13 +101,32 @@ def test_killed_at_any_file_operation_the_next_run_ends_right(
             assert ended.json["received"] <= (0 if was_published else SIZE - kept + 1), step
 
 
-@pytest.mark.parametrize("step", ["checkpoint:fdatasync:2", "checkpoint:fsync:3", "checkpoint:replace:2",
-                                  "publish:fdatasync:1", "publish:replace:1", "publish:replace:2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "step",
+    [
+        "checkpoint:fdatasync:2",
+        "checkpoint:fsync:3",
+        "checkpoint:replace:2",
+        "publish:fdatasync:1",
+        "publish:replace:1",
+        "publish:replace:2",
+    ],
+)
 def test_a_failing_sync_or_rename_is_a_local_fault_and_the_committed_state_stays(step: str, tmp_path: Path) -> None:
     target = tmp_path / "f"
     with Origin(slow_file()) as origin:
-        failed = run(tmp_path / "log", "fail", step, errno.EIO, "--", "fetch", f"{origin.url}/f", target, *OPTIONS,
-                     module="tests.faults")  # fmt: skip
+        failed = run(
+            tmp_path / "log",
+            "fail",
+            step,
+            errno.EIO,
+            "--",
+            "fetch",
+            f"{origin.url}/f",
+            target,
+            *OPTIONS,
+            module="tests.faults",
+        )
         assert failed.code == 3, failed
         assert failed.json["error"]["label"] == "disk_failed"
         log = steps_of(tmp_path / "log")

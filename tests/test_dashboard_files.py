@@ -22,7 +22,7 @@ from tests.uploading import (
     limit_uploads,
     press,
     watch_requests,
-)  # fmt: skip
+)
 from tests.web import WebServer
 
 

@@ -20,9 +20,11 @@ ALIKE = 5
 @pytest.mark.parametrize("verb", ["Retry all", "Dismiss all"])
 def test_failures_that_are_alike_are_ended_together(verb: str, tmp_path: Path) -> None:
     with (
-        place_in(tmp_path / "place") as place, desk_of(place.service, place.client) as desk,
-        browser(place.web.root, tmp_path / "browser") as tab, anew(tab) as page,
-    ):  # fmt: skip
+        place_in(tmp_path / "place") as place,
+        desk_of(place.service, place.client) as desk,
+        browser(place.web.root, tmp_path / "browser") as tab,
+        anew(tab) as page,
+    ):
         desk.serve(InTurn(*[answer(404)] * ALIKE, File(b"there")))
         for number in range(ALIKE):
             desk.push(number)
@@ -40,9 +42,11 @@ def test_failures_that_are_alike_are_ended_together(verb: str, tmp_path: Path) -
 
 def test_a_node_that_is_killed_is_lost_until_it_is_forgotten(tmp_path: Path) -> None:
     with (
-        place_in(tmp_path / "place", lease="2s", grace="1s") as place, desk_of(place.service, place.client) as desk,
-        browser(place.web.root, tmp_path / "browser") as tab, anew(tab) as page,
-    ):  # fmt: skip
+        place_in(tmp_path / "place", lease="2s", grace="1s") as place,
+        desk_of(place.service, place.client) as desk,
+        browser(place.web.root, tmp_path / "browser") as tab,
+        anew(tab) as page,
+    ):
         gate = Gate()
         desk.serve(gate)
         desk.push()

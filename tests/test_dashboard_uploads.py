@@ -25,7 +25,7 @@ from tests.uploading import (
     note_ids,
     percent,
     press,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

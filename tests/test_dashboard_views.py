@@ -142,8 +142,10 @@ def test_a_running_job_without_news_says_for_how_long(page: Page) -> None:
 
 
 def test_a_node_shows_its_workers(page: Page) -> None:
-    workers = [{"pid": 11, "busy": 3, "slots": 4, "memory": 92_274_688, "state": "working"},
-               {"pid": 12, "busy": 0, "slots": 4, "memory": 10_485_760, "state": "retiring"}]  # fmt: skip
+    workers = [
+        {"pid": 11, "busy": 3, "slots": 4, "memory": 92_274_688, "state": "working"},
+        {"pid": 12, "busy": 0, "slots": 4, "memory": 10_485_760, "state": "retiring"},
+    ]
     with seen(page, nodes=[node("alpha", "s1", workers_info=workers)]):
         assert [len(page.all(f"#nodes .workers li:nth-child({place}) .busy")) for place in (1, 2)] == [3, 0]
         assert "88 MiB" in page.text("#nodes .workers")

@@ -117,8 +117,11 @@ def test_a_lock_file_has_all_that_setup_cfg_wants(name: str) -> None:
         if str(requirement) in seen:
             continue
         seen.add(str(requirement))
-        applying = [pin for pin, one, _ in locked.get(canonicalize_name(requirement.name), [])
-                    if one.marker is None or one.marker.evaluate()]  # fmt: skip
+        applying = [
+            pin
+            for pin, one, _ in locked.get(canonicalize_name(requirement.name), [])
+            if one.marker is None or one.marker.evaluate()
+        ]
         assert len(applying) == 1 and requirement.specifier.contains(applying[0], prereleases=True), str(requirement)
         try:
             further = [Requirement(line) for line in requires(requirement.name) or ()]

@@ -95,8 +95,15 @@ def hide_servers(monkeypatch: pytest.MonkeyPatch, *, wheel: bool = True) -> None
 def test_the_server_answers_on_a_private_socket_and_keeps_its_data(start: Start, state_dir: Path) -> None:
     server = start()
     settings = connect(server).config_get("*")
-    wanted = {"port": "0", "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction",
-              "dir": str(state_dir / "redis"), "daemonize": "no"}  # fmt: skip
+    wanted = {
+        "port": "0",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "dir": str(state_dir / "redis"),
+        "daemonize": "no",
+    }
     assert {name: settings[name] for name in wanted} == wanted
     assert server.url == f"unix://{state_dir}/redis/redis.sock"
     assert connect(server).info("server")["config_file"] == ""

@@ -521,9 +521,20 @@ def test_the_package_names_what_it_has() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["id", "status", "progress", "speed", "error", "file_path", "downloaded_size", "total_size", "eta", "start_time",
-     "end_time"],
-)  # fmt: skip
+    [
+        "id",
+        "status",
+        "progress",
+        "speed",
+        "error",
+        "file_path",
+        "downloaded_size",
+        "total_size",
+        "eta",
+        "start_time",
+        "end_time",
+    ],
+)
 def test_what_a_task_tells_cannot_be_set(name: str, tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         setattr(DownloadTask("http://h/x", tmp_path), name, None)

@@ -85,9 +85,14 @@ def test_all_that_happens_to_jobs_is_followed(tmp_path: Path) -> None:
             assert (ended.code, ended.err) == (130, "")
         names = [(event["job_id"], event["event"]) for event in told]
         assert names == [
-            ("good", "job_queued"), ("good", "job_started"), ("good", "job_succeeded"),
-            ("bad", "job_started"), ("bad", "job_requeued"), ("bad", "job_started"), ("bad", "job_failed"),
-        ]  # fmt: skip
+            ("good", "job_queued"),
+            ("good", "job_started"),
+            ("good", "job_succeeded"),
+            ("bad", "job_started"),
+            ("bad", "job_requeued"),
+            ("bad", "job_started"),
+            ("bad", "job_failed"),
+        ]
         assert all(MOMENT.fullmatch(event["at"]) for event in told)
         assert told[0]["priority"] == "normal"
         assert told[1]["owner"]

@@ -71,8 +71,10 @@ def test_tour(site: str, tmp_path: Path) -> None:
     assert ends[:2] == ["completed downloads/a.bin", "completed downloads/b.bin"]
     assert any(end.startswith("failed the server answered 404") for end in ends)
     assert {path.name: path.read_bytes() for path in (tmp_path / "downloads").iterdir()} == {
-        "a.bin": PAGES["a.bin"], "b.bin": PAGES["b.bin"], "my-download.zip": PAGES["b.bin"]
-    }  # fmt: skip
+        "a.bin": PAGES["a.bin"],
+        "b.bin": PAGES["b.bin"],
+        "my-download.zip": PAGES["b.bin"],
+    }
 
 
 def test_every_example_is_run_here() -> None:

@@ -26,25 +26,61 @@ from tests.web import WebServer, multipart
 
 CONTROL, HIDDEN, END, DEVICE = "control characters", "cannot be seen", "ends in a dot or a space", "device on Windows"
 FAULTY = {  # the phrase, and what is left of it
-    "a\x01b": (CONTROL, "ab"), "a\x7fb": (CONTROL, "ab"), "a\x80b": (CONTROL, "ab"), "a\x9bb": (CONTROL, "ab"),
-    "a\nb": (CONTROL, "ab"), "\x1b[2Jx": (CONTROL, "[2Jx"),
-    "a\u202egpj.exe": (HIDDEN, "agpj.exe"), "a\u2066b\u2069": (HIDDEN, "ab"), "a\u200eb": (HIDDEN, "ab"),
-    "a\u061cb": (HIDDEN, "ab"), "a\u200bb": (HIDDEN, "ab"), "a\ufeffb": (HIDDEN, "ab"), "a\u2060b": (HIDDEN, "ab"),
-    "a\xadb": (HIDDEN, "ab"), "a\u2028b": (HIDDEN, "ab"), "a\u3164b": (HIDDEN, "ab"), "a\U000e0041b": (HIDDEN, "ab"),
-    "a.": (END, "a"), "a ": (END, "a"), "a. .": (END, "a"), "a.txt ": (END, "a.txt"),
-    "CON": (DEVICE, "_CON"), "nul": (DEVICE, "_nul"), "aux.h": (DEVICE, "_aux.h"), "lpt9": (DEVICE, "_lpt9"),
-    "Com1.tar.gz": (DEVICE, "_Com1.tar.gz"), "COM\xb9": (DEVICE, "_COM\xb9"), "CONIN$": (DEVICE, "_CONIN$"),
+    "a\x01b": (CONTROL, "ab"),
+    "a\x7fb": (CONTROL, "ab"),
+    "a\x80b": (CONTROL, "ab"),
+    "a\x9bb": (CONTROL, "ab"),
+    "a\nb": (CONTROL, "ab"),
+    "\x1b[2Jx": (CONTROL, "[2Jx"),
+    "a\u202egpj.exe": (HIDDEN, "agpj.exe"),
+    "a\u2066b\u2069": (HIDDEN, "ab"),
+    "a\u200eb": (HIDDEN, "ab"),
+    "a\u061cb": (HIDDEN, "ab"),
+    "a\u200bb": (HIDDEN, "ab"),
+    "a\ufeffb": (HIDDEN, "ab"),
+    "a\u2060b": (HIDDEN, "ab"),
+    "a\xadb": (HIDDEN, "ab"),
+    "a\u2028b": (HIDDEN, "ab"),
+    "a\u3164b": (HIDDEN, "ab"),
+    "a\U000e0041b": (HIDDEN, "ab"),
+    "a.": (END, "a"),
+    "a ": (END, "a"),
+    "a. .": (END, "a"),
+    "a.txt ": (END, "a.txt"),
+    "CON": (DEVICE, "_CON"),
+    "nul": (DEVICE, "_nul"),
+    "aux.h": (DEVICE, "_aux.h"),
+    "lpt9": (DEVICE, "_lpt9"),
+    "Com1.tar.gz": (DEVICE, "_Com1.tar.gz"),
+    "COM\xb9": (DEVICE, "_COM\xb9"),
+    "CONIN$": (DEVICE, "_CONIN$"),
     "nul .txt": (DEVICE, "_nul .txt"),
-}  # fmt: skip
+}
 OLD, SAID, IN_URL = "aux\u202e.", "nul\u202e.txt\u200b", "aux.h\u202e"
 OCTETS = {"Content-Type": "application/octet-stream"}
 ORDINARY = [
-    "a", "model-00001-of-00002.safetensors", "a b", "a.tar.gz", "..a", "-a", "~a", "console", "com10",
-    "nullable.txt", "auxiliary", "con-1",
-    "Größe.pdf", "日本語.txt",
-    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.txt", "\U0001f469\u200d\U0001f4bb.png", "\u2764\ufe0f.png",
-    "a" * 240, "a:b", "a*b?", "#a%20b&c=d",
-]  # fmt: skip
+    "a",
+    "model-00001-of-00002.safetensors",
+    "a b",
+    "a.tar.gz",
+    "..a",
+    "-a",
+    "~a",
+    "console",
+    "com10",
+    "nullable.txt",
+    "auxiliary",
+    "con-1",
+    "Größe.pdf",
+    "日本語.txt",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.txt",
+    "\U0001f469\u200d\U0001f4bb.png",
+    "\u2764\ufe0f.png",
+    "a" * 240,
+    "a:b",
+    "a*b?",
+    "#a%20b&c=d",
+]
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -131,8 +167,11 @@ def test_no_upload_has_a_faulty_name(server: WebServer) -> None:
                     assert f"{FAULTY[name][0]}" in answer.json()["error"] and answer.json()["error"].isprintable()
         for number, name in enumerate(ORDINARY):
             assert chunk(file_id=f"o{number}", filename=name).ok, name
-            done = session.post(f"{server.url}/merge_chunks", timeout=20,
-                                json={"file_id": f"o{number}", "filename": name, "total_chunks": 1})  # fmt: skip
+            done = session.post(
+                f"{server.url}/merge_chunks",
+                timeout=20,
+                json={"file_id": f"o{number}", "filename": name, "total_chunks": 1},
+            )
             assert done.ok and (server.merged_dir / name).read_bytes() == b"x", (name, done.text)
 
 

@@ -42,8 +42,10 @@ def test_owners_use_the_same_id_without_a_trace_of_each_other(tmp_path: Path) ->
     assert [one["total"] for one in map(store.tasks, ("ann", "bob", None))] == [1, 1, 3]
     store.pause("same", "ann")
     assert [store.status("same", owner)["status"] for owner in ("ann", "bob", None)] == [
-        "paused", "uploading", "uploading",
-    ]  # fmt: skip
+        "paused",
+        "uploading",
+        "uploading",
+    ]
     merge(store, 1, "bobs", file_id="same", owner="bob")
     assert (tmp_path / "merged" / "bobs").read_bytes() == b"bobby"
     store.delete("same", None)
@@ -173,8 +175,10 @@ REQUESTS: list[Request] = [
     ("POST", f"{API}/tasks/ID/resume", {}),
     ("POST", f"{API}/tasks/ID", {}),
     ("PUT", f"{API}/tasks/ID", {}),
-    *[("POST", f"{API}/tasks/batch", {"json": {"action": action, "ids": ["ID"]}})
-      for action in ("pause", "resume", "delete", "explode")],
+    *[
+        ("POST", f"{API}/tasks/batch", {"json": {"action": action, "ids": ["ID"]}})
+        for action in ("pause", "resume", "delete", "explode")
+    ],
     ("POST", f"{API}/merge_chunks", {"json": {"file_id": "ID", **MERGE}}),
     ("POST", f"{API}/merge_chunks", {"data": {"file_id": "ID", **MERGE, "expected_md5": "0" * 32}}),
     ("POST", f"{API}/tasks/cleanup?status=uploading,paused,completed&older_than=0", {}),
@@ -199,7 +203,7 @@ REQUESTS: list[Request] = [
     ("POST", f"{API}/upload_chunk", {"data": {"file_id": "ID", "chunk_index": 0}, "files": {"chunk": b"abcd"}}),
     ("DELETE", f"{API}/tasks/ID", {}),
     ("GET", f"{API}/upload_status?file_id=ID", {}),
-]  # fmt: skip
+]
 
 
 def with_id(value: Any, file_id: str) -> Any:

@@ -34,14 +34,53 @@ def _retry_after_now(value: str | None) -> float | None:
 
 
 PARSERS: list[Callable[[str], object]] = [
-    content_range, http_date, _retry_after_now, strong_etag, repr_digest, content_disposition_name,
-]  # fmt: skip
+    content_range,
+    http_date,
+    _retry_after_now,
+    strong_etag,
+    repr_digest,
+    content_disposition_name,
+]
 
 _FRAGMENTS = [
-    "bytes", "bytes ", "*", "/", "-", "0", "9" * 30, ",", ";", "=", '"', "\\", "'", "''", "%", "%ff", "W/", ":", " ",
-    "UTF-8", "iso-8859-1", "filename", "filename*", "attachment", "sha-256", "Mon, ", "01 Jan ", "2024 ", "00:00:00",
-    " GMT", " +9999", "-0000", "\0", "\n", "\x80", "\ud800", "é",
-]  # fmt: skip
+    "bytes",
+    "bytes ",
+    "*",
+    "/",
+    "-",
+    "0",
+    "9" * 30,
+    ",",
+    ";",
+    "=",
+    '"',
+    "\\",
+    "'",
+    "''",
+    "%",
+    "%ff",
+    "W/",
+    ":",
+    " ",
+    "UTF-8",
+    "iso-8859-1",
+    "filename",
+    "filename*",
+    "attachment",
+    "sha-256",
+    "Mon, ",
+    "01 Jan ",
+    "2024 ",
+    "00:00:00",
+    " GMT",
+    " +9999",
+    "-0000",
+    "\0",
+    "\n",
+    "\x80",
+    "\ud800",
+    "é",
+]
 ANY_TEXT = st.text(st.characters(), max_size=60) | st.lists(st.sampled_from(_FRAGMENTS), max_size=14).map("".join)
 
 

@@ -237,8 +237,10 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_all_folders_that_are_written_to_are_watched() -> None:
     assert folders_of(PathSettings(download_dir="/d", allowed_roots="/x:/d:", state_dir="/s", log_dir="/s")) == [
-        "/d", "/s", "/x"
-    ]  # fmt: skip
+        "/d",
+        "/s",
+        "/x",
+    ]
 
 
 # --- a supervisor ---
@@ -290,8 +292,14 @@ def test_dlpool_health_says_by_its_exit_code_how_the_supervisor_is(redis_server:
         ended = run("health", "-c", service.ini)
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines() == [
-            "[+]loop ok", "[+]redis ok", "[+]workers ok", "[+]disk ok", "[+]space ok", "[+]accepting ok", "ok"
-        ]  # fmt: skip
+            "[+]loop ok",
+            "[+]redis ok",
+            "[+]workers ok",
+            "[+]disk ok",
+            "[+]space ok",
+            "[+]accepting ok",
+            "ok",
+        ]
         ended = run("health", "--live", "-q", "--address", f"127.0.0.1:{service.port}")
         assert (ended.code, ended.out, ended.err) == (0, "", "")
         assert service.stop() == 0

@@ -103,9 +103,18 @@ def test_hooks_get_the_job_as_json_after_its_record(tmp_path: Path) -> None:
         assert success.pop("seconds") >= 0
         assert success.pop("node")
         assert success == {
-            "id": "good", "outcome": "success", "url": good, "save_path": one.path("gö?secret=1"), "path": path,
-            "size": len(DATA), "label": None, "message": None, "attempt": 1, "trace_id": "t1", "user_id": "Zoë",
-        }  # fmt: skip
+            "id": "good",
+            "outcome": "success",
+            "url": good,
+            "save_path": one.path("gö?secret=1"),
+            "path": path,
+            "size": len(DATA),
+            "label": None,
+            "message": None,
+            "attempt": 1,
+            "trace_id": "t1",
+            "user_id": "Zoë",
+        }
         assert Path(path).read_bytes() == DATA
         one.serve(answer(404))
         bad = one.push("bad", id="bad")
@@ -342,8 +351,9 @@ def test_all_programs_that_are_not_there_are_named() -> None:
     with pytest.raises(ConfigurationError) as error:
         check_hooks(HookSettings(on_success="nowhere-a", on_failure="nowhere-b x"))
     assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [
-        "[hooks] on_success", "[hooks] on_failure",
-    ]  # fmt: skip
+        "[hooks] on_success",
+        "[hooks] on_failure",
+    ]
 
 
 # --- the line and its threads, one step at a time ---

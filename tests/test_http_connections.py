@@ -98,9 +98,11 @@ def test_a_stalled_connection_is_replaced_by_another(serve: Serve, fetch: Fetche
         span = request.range
         assert span is not None and span.end is not None
         headers = {
-            "ETag": '"v1"', "Last-Modified": LAST_MODIFIED, "Content-Length": str(span.end - span.start),
+            "ETag": '"v1"',
+            "Last-Modified": LAST_MODIFIED,
+            "Content-Length": str(span.end - span.start),
             "Content-Range": f"bytes {span.start}-{span.end - 1}/{SIZE}",
-        }  # fmt: skip
+        }
         connection.answer(206, headers, DATA[span.start : span.start + 100], length=False)
         connection.wait_for_client_to_go()
 

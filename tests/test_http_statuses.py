@@ -33,12 +33,18 @@ def test_passing_statuses_are_retried(status: int, serve: Serve, fetch: Fetcher,
 @pytest.mark.parametrize(
     ("status", "error", "code"),
     [
-        (401, errors.AccessDenied, 6), (403, errors.AccessDenied, 6), (407, errors.AccessDenied, 6),
-        (404, errors.NotFound, 10), (410, errors.NotFound, 10), (451, errors.HttpRefused, 8),
-        (204, errors.ProtocolBroken, 7), (205, errors.ProtocolBroken, 7), (304, errors.ProtocolBroken, 7),
+        (401, errors.AccessDenied, 6),
+        (403, errors.AccessDenied, 6),
+        (407, errors.AccessDenied, 6),
+        (404, errors.NotFound, 10),
+        (410, errors.NotFound, 10),
+        (451, errors.HttpRefused, 8),
+        (204, errors.ProtocolBroken, 7),
+        (205, errors.ProtocolBroken, 7),
+        (304, errors.ProtocolBroken, 7),
         (505, errors.HttpRefused, 8),
     ],
-)  # fmt: skip
+)
 def test_final_statuses_fail_at_once(
     status: int, error: type[errors.DlpoolError], code: int, serve: Serve, fetch: Fetcher, tmp_path: Path
 ) -> None:

@@ -50,9 +50,10 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
     for part in (
         "[transfer] connections = many: it is neither a whole number nor auto",
         "[transfer] conections: there is no such key",
-        "[transfer] retries = -1: it is negative", "[netwrk]: there is no such section",
+        "[transfer] retries = -1: it is negative",
+        "[netwrk]: there is no such section",
         "[network] insecure = maybe: it is neither yes nor no",
-    ):  # fmt: skip
+    ):
         assert any(part in line for line in lines), (part, lines)
 
 

@@ -26,9 +26,21 @@ from tests.redis_server import RedisServer
 RUNS = 24
 STEPS = 150
 WEIGHTS = {
-    "drop_in": 4, "push": 4, "reserve": 2, "claim": 6, "beat": 2, "finish": 6, "follow": 2, "fall_silent": 1, "look": 1,
-    "be_taken_over": 1, "restart": 1, "haunt": 3, "let_delays_pass": 1, "control": 4,
-}  # fmt: skip
+    "drop_in": 4,
+    "push": 4,
+    "reserve": 2,
+    "claim": 6,
+    "beat": 2,
+    "finish": 6,
+    "follow": 2,
+    "fall_silent": 1,
+    "look": 1,
+    "be_taken_over": 1,
+    "restart": 1,
+    "haunt": 3,
+    "let_delays_pass": 1,
+    "control": 4,
+}
 NAMES = ["ann", "bob", "cid"]
 OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "yield", "pause", "park", "crash"]
 ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "cancelled"}
@@ -67,16 +79,20 @@ class Seen:
         """Those that wait for the end of another job."""
         lists = {name: members for name, members in self.lists.items() if name.startswith("followers:")}
         return {
-            one for name, members in lists.items() for one in members
+            one
+            for name, members in lists.items()
+            for one in members
             if self.jobs[one]["state"] == "queued" and self.jobs[one].get("leader") == name.removeprefix("followers:")
-        }  # fmt: skip
+        }
 
     def ready(self) -> set[str]:
         """Those that a claim would take from the lists; what was moved or stopped is passed by there."""
         return {
-            one for place in (*PRIORITIES, "limited") for one in self.lists.get(f"ready:{place}", ())
+            one
+            for place in (*PRIORITIES, "limited")
+            for one in self.lists.get(f"ready:{place}", ())
             if self.jobs[one]["state"] == "queued" and self.jobs[one]["at"] == place
-        }  # fmt: skip
+        }
 
 
 def url_of(raw: bytes) -> str | None:
@@ -211,8 +227,14 @@ class Fleet:
             return
         ticket, outcome = self.random.choice(list(one.held.values())), self.random.choice(OUTCOMES)
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
-        ending = Finish(ticket, outcome, self.record(ticket, outcome), delay_s=delay_s, priority=priority,
-                        host=self.random.choice(HOSTS[1:] if outcome == "park" else HOSTS))  # fmt: skip
+        ending = Finish(
+            ticket,
+            outcome,
+            self.record(ticket, outcome),
+            delay_s=delay_s,
+            priority=priority,
+            host=self.random.choice(HOSTS[1:] if outcome == "park" else HOSTS),
+        )
         ending = replace(ending, is_for_slot=outcome == "park" and self.happens())
         waited = self.see().lists.get(f"parked:{ending.host}")
         if self.end(one.sid, ending) == "OK" and waited and outcome != "park":
@@ -337,16 +359,23 @@ class Fleet:
         names = sorted(name.decode() for name in self.client.keys(f"{self.keys.prefix}*"))
         names = [name.removeprefix(self.keys.prefix) for name in names]
         jobs = [name for name in names if name.startswith("job:")]
-        zsets = [name for name in names if name in ("leases", "delayed", "paused", "done", "dead", "cancelled",
-                                                    "supervisors") or name.startswith("parked")]  # fmt: skip
+        zsets = [
+            name
+            for name in names
+            if name in ("leases", "delayed", "paused", "done", "dead", "cancelled", "supervisors")
+            or name.startswith("parked")
+        ]
         sets = [name for name in names if name.startswith("own:")]
         lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
         strings = [name for name in names if name.startswith("dedupe:")]
         pipeline = self.client.pipeline(transaction=False)
         for read, group in (
-            (pipeline.hgetall, jobs), (partial(pipeline.zrange, start=0, end=-1), zsets), (pipeline.smembers, sets),
-            (partial(pipeline.lrange, start=0, end=-1), lists), (pipeline.get, strings),
-        ):  # fmt: skip
+            (pipeline.hgetall, jobs),
+            (partial(pipeline.zrange, start=0, end=-1), zsets),
+            (pipeline.smembers, sets),
+            (partial(pipeline.lrange, start=0, end=-1), lists),
+            (pipeline.get, strings),
+        ):
             for name in group:
                 read(self.keys.prefix + name)
         pipeline.lrange(self.keys.intake, 0, -1)
@@ -450,9 +479,10 @@ class Fleet:
 
     def each_push_ended_once(self) -> None:
         told = [
-            (fields[b"id"].decode(), fields[b"event"].decode()) for _, fields in self.client.xrange(self.keys.events)
+            (fields[b"id"].decode(), fields[b"event"].decode())
+            for _, fields in self.client.xrange(self.keys.events)
             if fields[b"event"] in (b"job_succeeded", b"job_failed", b"job_cancelled")
-        ]  # fmt: skip
+        ]
         assert Counter(told) == self.retried + Counter((job_id, f"job_{state}") for job_id, state in self.ends.items())
         failed = self.client.hgetall(self.keys.failed)
         shared = Counter(url_of(raw) for raw in self.pushes.elements())

@@ -71,9 +71,12 @@ def _api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("api")
     with RedisServer(folder / "redis") as redis:
         settings: dict[str, dict[str, Any]] = {
-            "redis": {"url": redis.url}, "paths": {"download_dir": folder / "out"}, "web": ALL,
-            "limits": {"max_per_host": 3}, "host:example.org": {"rate_per_host": "5/s"},
-        }  # fmt: skip
+            "redis": {"url": redis.url},
+            "paths": {"download_dir": folder / "out"},
+            "web": ALL,
+            "limits": {"max_per_host": 3},
+            "host:example.org": {"rate_per_host": "5/s"},
+        }
         with WebServer(folder / "web", settings) as server:
             yield Api(server, redis)
 
@@ -102,10 +105,18 @@ def test_a_job_is_pushed_listed_and_shown(api: Api) -> None:
 def test_what_push_refuses_is_refused_and_named(api: Api) -> None:
     good: dict[str, Any] = {"url": URL, "save_path": "a"}
     wrongs: list[Any] = [
-        {"save_path": "a"}, {"url": "ftp://x/a", "save_path": "a"}, {"url": URL, "save_path": ""},
-        good | {"more": 1}, good | {"dlpool": {"prioritty": "high"}}, good | {"dlpool": {"checksum": "md5:12"}},
-        good | {"dlpool": {"headers": {"Range": "bytes=0-"}}}, [], "text", {"jobs": []}, {"jobs": [good] * 501},
-    ]  # fmt: skip
+        {"save_path": "a"},
+        {"url": "ftp://x/a", "save_path": "a"},
+        {"url": URL, "save_path": ""},
+        good | {"more": 1},
+        good | {"dlpool": {"prioritty": "high"}},
+        good | {"dlpool": {"checksum": "md5:12"}},
+        good | {"dlpool": {"headers": {"Range": "bytes=0-"}}},
+        [],
+        "text",
+        {"jobs": []},
+        {"jobs": [good] * 501},
+    ]
     for wrong in wrongs:
         assert api.refused(400, "POST", "/jobs", wrong) == "usage", wrong
     for path in ("../out-of-it", "/etc/passwd", "a/../../b", "a\nb"):
@@ -225,8 +236,10 @@ def test_an_overview_tells_what_is_lost_halted_and_waiting(api: Api) -> None:
         api.good("POST", "/queue/pause", {})
         seen = api.good("GET", "/overview?state=cancelled")
     assert [(one["node"], one["state"]) for one in seen["nodes"]] == [
-        ("n1", "working"), ("n2", "halted"), ("n3", "lost"),
-    ]  # fmt: skip
+        ("n1", "working"),
+        ("n2", "halted"),
+        ("n3", "lost"),
+    ]
     assert seen["nodes"][0]["workers_info"] == [worker] and seen["nodes"][2]["seen_at"] < seen["now"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", seen["now"])
     figures = seen["figures"]
@@ -249,8 +262,13 @@ def test_many_jobs_are_steered_at_once_each_with_its_answer(api: Api) -> None:
     removed = api.good("POST", "/jobs/batch", {"verb": "remove", "ids": ["a", "b"]})["results"]
     assert [one.get("result") for one in removed] == [None, "OK"], "one of them waits"
     assert {one["id"] for one in api.good("GET", "/jobs")["jobs"]} == {"a"}
-    for wrong in ({"verb": "pause", "ids": ["a"]}, {"verb": "retry", "ids": []}, {"verb": "retry", "ids": ["a b"]},
-                  {"verb": "retry", "ids": ["a"] * 501}, {"ids": ["a"]}):  # fmt: skip
+    for wrong in (
+        {"verb": "pause", "ids": ["a"]},
+        {"verb": "retry", "ids": []},
+        {"verb": "retry", "ids": ["a b"]},
+        {"verb": "retry", "ids": ["a"] * 501},
+        {"ids": ["a"]},
+    ):
         assert api.refused(400, "POST", "/jobs/batch", wrong) == "usage"
 
 
@@ -332,8 +350,13 @@ def test_a_page_of_another_site_changes_nothing(api: Api) -> None:
     assert api.refused(403, "POST", "/jobs", job, Origin="https://evil.example") == "foreign_origin"
     assert api.refused(403, "POST", "/jobs", job, Sec_Fetch_Site="cross-site") == "foreign_origin"
     form = {"file_id": "x", "chunk_index": "0"}
-    answer = requests.post(f"{api.server.url}/upload_chunk", data=form, files={"chunk": b"x"},
-                           headers={"Origin": "https://evil.example"}, timeout=20)  # fmt: skip
+    answer = requests.post(
+        f"{api.server.url}/upload_chunk",
+        data=form,
+        files={"chunk": b"x"},
+        headers={"Origin": "https://evil.example"},
+        timeout=20,
+    )
     assert answer.status_code == 403
     assert api.good("GET", "/jobs")["jobs"] == []
     assert api.ask("POST", "/jobs", job, Origin=api.server.root, Sec_Fetch_Site="same-origin").status_code == 200
@@ -376,11 +399,20 @@ def test_who_is_foreign(method: str, origin: str | None, fetch_site: str | None,
 @pytest.mark.parametrize(
     ("host", "is_refused"),
     [
-        (None, False), ("", False), ("127.0.0.1:18101", False), ("[::1]:18101", False), ("localhost", False),
-        ("LOCALHOST.:80", False), ("x.localhost:80", False), ("ours.example:80", False), ("evil.example", True),
-        ("evil.example:18101", True), ("127.0.0.1.evil.example", True), ("localhost.evil.example", True),
+        (None, False),
+        ("", False),
+        ("127.0.0.1:18101", False),
+        ("[::1]:18101", False),
+        ("localhost", False),
+        ("LOCALHOST.:80", False),
+        ("x.localhost:80", False),
+        ("ours.example:80", False),
+        ("evil.example", True),
+        ("evil.example:18101", True),
+        ("127.0.0.1.evil.example", True),
+        ("localhost.evil.example", True),
     ],
-)  # fmt: skip
+)
 def test_which_names_are_ours(host: str | None, is_refused: bool) -> None:
     assert is_rebound(host, {"ours.example"}) is is_refused
 
@@ -390,9 +422,12 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
     settings = {"redis": {"url": "redis://localhost:1"}, "web": {"hosts": "ours.example, other.example"}}
     with WebServer(tmp_path, settings) as server:
         for host, path, status in (
-            ("evil.example", "/go-uploader/tasks", 403), ("evil.example", "/", 403), ("ours.example", "/", 200),
-            ("other.example:80", "/go-uploader/tasks", 200), ("evil.example", "/go-uploader/health", 200),
-        ):  # fmt: skip
+            ("evil.example", "/go-uploader/tasks", 403),
+            ("evil.example", "/", 403),
+            ("ours.example", "/", 200),
+            ("other.example:80", "/go-uploader/tasks", 200),
+            ("evil.example", "/go-uploader/health", 200),
+        ):
             answer = requests.get(server.root + path, headers={"Host": host}, timeout=20)
             assert answer.status_code == status, (host, path)
             assert status != 403 or answer.json()["code"] == "foreign_host"
@@ -522,10 +557,23 @@ def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(ST_HOOKS)
     # What a schema cannot say (a URL, a date that is none) is refused with 400, which that check takes for an error.
     command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"{api.server.root}{BASE}/openapi.json", "--seed", "7",
-        "--phases", "coverage,stateful", "--max-examples", "3", "--checks", "all", "--no-color",
-        "--exclude-checks", "positive_data_acceptance",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{api.server.root}{BASE}/openapi.json",
+        "--seed",
+        "7",
+        "--phases",
+        "coverage,stateful",
+        "--max-examples",
+        "3",
+        "--checks",
+        "all",
+        "--no-color",
+        "--exclude-checks",
+        "positive_data_acceptance",
+    ]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout[-16000:] + ended.stderr[-2000:]
     tested = re.search(r"(\d+) generated, (\d+) passed", ended.stdout)

@@ -71,9 +71,16 @@ def ini(tmp_path: Path) -> Path:
 def test_a_later_place_wins_and_each_is_named(ini: Path, tmp_path: Path) -> None:
     credentials = write(tmp_path / "credentials" / "redis_password", f"{SECRET}\n").parent
     rows = shown(
-        "-c", ini, "--group", "option", "--drain-timeout", "2m", DLPOOL_TRANSFER_CONNECTIONS="23",
-        DLPOOL_REDIS_GROUP="environment", CREDENTIALS_DIRECTORY=str(credentials),
-    )  # fmt: skip
+        "-c",
+        ini,
+        "--group",
+        "option",
+        "--drain-timeout",
+        "2m",
+        DLPOOL_TRANSFER_CONNECTIONS="23",
+        DLPOOL_REDIS_GROUP="environment",
+        CREDENTIALS_DIRECTORY=str(credentials),
+    )
     expected = {
         ("transfer", "retries"): (22, f"{tmp_path}/conf.d/20-b.ini:2"),
         ("transfer", "deadline"): (3600.0, f"{tmp_path}/conf.d/10-a.ini:4"),
@@ -173,45 +180,65 @@ def test_all_that_is_wrong_is_said_at_once_with_its_place(ini: Path, tmp_path: P
     write(tmp_path / "credentials" / "redis_password", "a\0b")
     control = "it is text with control characters"
     said = problems(
-        ini, DLPOOL_TRANSFER_RETRYS="3", DLPOOL_LOGGING_ROTATE_DAILY="2",
-        DLPOOL_REDIS_SENTINEL_PASSWORD=f"{SECRET}\x01", CREDENTIALS_DIRECTORY=str(tmp_path / "credentials"),
-    )  # fmt: skip
+        ini,
+        DLPOOL_TRANSFER_RETRYS="3",
+        DLPOOL_LOGGING_ROTATE_DAILY="2",
+        DLPOOL_REDIS_SENTINEL_PASSWORD=f"{SECRET}\x01",
+        CREDENTIALS_DIRECTORY=str(tmp_path / "credentials"),
+    )
     broken = next(line for line in said if line.startswith(f"{tmp_path}/conf.d/40.ini is no INI file: "))
-    assert sorted(said) == sorted([
-        broken,
-        f"{tmp_path}/conf.d/30.ini:2: [network] insecure = perhaps: it is neither yes nor no",
-        f"{tmp_path}/conf.d/30.ini:3: [colours]: there is no such section",
-        "environment DLPOOL_TRANSFER_RETRYS: [transfer] retrys: there is no such key",
-        "environment DLPOOL_LOGGING_ROTATE_DAILY: [logging] rotate_daily = 2: it is neither yes nor no",
-        f"environment DLPOOL_REDIS_SENTINEL_PASSWORD: [redis] sentinel_password = ...: {control}",
-        f"credential redis_password: [redis] password = ...: {control}",
-    ])  # fmt: skip
+    assert sorted(said) == sorted(
+        [
+            broken,
+            f"{tmp_path}/conf.d/30.ini:2: [network] insecure = perhaps: it is neither yes nor no",
+            f"{tmp_path}/conf.d/30.ini:3: [colours]: there is no such section",
+            "environment DLPOOL_TRANSFER_RETRYS: [transfer] retrys: there is no such key",
+            "environment DLPOOL_LOGGING_ROTATE_DAILY: [logging] rotate_daily = 2: it is neither yes nor no",
+            f"environment DLPOOL_REDIS_SENTINEL_PASSWORD: [redis] sentinel_password = ...: {control}",
+            f"credential redis_password: [redis] password = ...: {control}",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[supervisor]\nworker_memory_hard = 2M\n",
-         "[supervisor] worker_memory_hard = 2M (INI:2) is below worker_memory_soft = 512M (default): "
-         "raise the one, or lower the other"),
-        ("[supervisor]\njob_retry_delay = 1h\n",
-         "[supervisor] job_retry_max_delay = 15m (default) is below job_retry_delay = 1h (INI:2): "
-         "raise the one, or lower the other"),
-        ("[transfer]\nretry_delay = 2m\n",
-         "[transfer] retry_max_delay = 60s (default) is below retry_delay = 2m (INI:2): "
-         "raise the one, or lower the other"),
-        ("[logging]\nkeep_size = 1M\n",
-         "[logging] keep_size = 1M (INI:2) is below rotate_size = 100M (default): raise the one, or lower the other"),
+        (
+            "[supervisor]\nworker_memory_hard = 2M\n",
+            "[supervisor] worker_memory_hard = 2M (INI:2) is below worker_memory_soft = 512M (default): "
+            "raise the one, or lower the other",
+        ),
+        (
+            "[supervisor]\njob_retry_delay = 1h\n",
+            "[supervisor] job_retry_max_delay = 15m (default) is below job_retry_delay = 1h (INI:2): "
+            "raise the one, or lower the other",
+        ),
+        (
+            "[transfer]\nretry_delay = 2m\n",
+            "[transfer] retry_max_delay = 60s (default) is below retry_delay = 2m (INI:2): "
+            "raise the one, or lower the other",
+        ),
+        (
+            "[logging]\nkeep_size = 1M\n",
+            "[logging] keep_size = 1M (INI:2) is below rotate_size = 100M (default): raise the one, or lower the other",
+        ),
         ("[network]\nkey = /k\n", "[network] key = /k (INI:2) needs cert: give both, or none"),
         ("[redis]\ntls_key = /k\n", "[redis] tls_key = /k (INI:2) needs tls_cert: give both, or none"),
-        ("[redis]\npassword = p\npassword_file = /p\n",
-         "[redis] password_file = /p (INI:3) and password (INI:2) are both given: keep one of them"),
-        ("[redis]\nsentinel_password = p\nsentinel_password_file = /p\n",
-         "[redis] sentinel_password_file = /p (INI:3) and sentinel_password (INI:2) are both given: keep one of them"),
-        ("[redis]\nurl = redis://:p@h\npassword = p\n",
-         "[redis] url holds a password, and another one is given: keep one of them"),
+        (
+            "[redis]\npassword = p\npassword_file = /p\n",
+            "[redis] password_file = /p (INI:3) and password (INI:2) are both given: keep one of them",
+        ),
+        (
+            "[redis]\nsentinel_password = p\nsentinel_password_file = /p\n",
+            "[redis] sentinel_password_file = /p (INI:3) and sentinel_password (INI:2) are both given: keep one of "
+            "them",
+        ),
+        (
+            "[redis]\nurl = redis://:p@h\npassword = p\n",
+            "[redis] url holds a password, and another one is given: keep one of them",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_contradiction_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", text)
     assert problems(path) == [sentence.replace("INI", str(path))]
@@ -295,8 +322,14 @@ def test_check_names_everything_in_one_pass_in_the_order_of_lines(tmp_path: Path
     )
     said = config("check", "-c", path, "--json").json["problems"]
     assert [line.replace(f"{path}", "INI").partition(" ")[0] for line in said] == [
-        "INI:2:", "INI:4:", "INI:5:", "[redis]", "INI:9:", "INI:11:", "INI:13:"
-    ]  # fmt: skip
+        "INI:2:",
+        "INI:4:",
+        "INI:5:",
+        "[redis]",
+        "INI:9:",
+        "INI:11:",
+        "INI:13:",
+    ]
     assert said[3] == f"[redis] tls_key = /nowhere/k ({path}:7) needs tls_cert: give both, or none"
     assert said[4].endswith("can be reached by others, and no key is given: set jwt_key_file or secret_key_file")
 

@@ -124,9 +124,15 @@ def test_a_list_of_old_places_hides_no_job(queue: Queue) -> None:
 
 @pytest.mark.parametrize(
     ("state", "cursor"),
-    [("failed", "queued.1"), ("failed", "failed.x"), ("failed", "failed.p1-a"), ("queued", "queued.1-a"), (None, "a"),
-     ("delayed", "delayed.1-a")],
-)  # fmt: skip
+    [
+        ("failed", "queued.1"),
+        ("failed", "failed.x"),
+        ("failed", "failed.p1-a"),
+        ("queued", "queued.1-a"),
+        (None, "a"),
+        ("delayed", "delayed.1-a"),
+    ],
+)
 def test_a_cursor_of_another_list_is_refused(state: str | None, cursor: str, queue: Queue) -> None:
     with pytest.raises(UsageError, match="cursor"):
         queue.views.listing.page(state, 5, cursor)

@@ -22,21 +22,49 @@ from tests.origin import File
 
 # ECS 8.11, field reference: what we use of it
 ECS = {
-    "@timestamp": "date", "message": "match_only_text", "log.level": "keyword", "log.logger": "keyword",
-    "trace.id": "keyword", "event.action": "keyword", "event.dataset": "keyword", "event.duration": "long",
+    "@timestamp": "date",
+    "message": "match_only_text",
+    "log.level": "keyword",
+    "log.logger": "keyword",
+    "trace.id": "keyword",
+    "event.action": "keyword",
+    "event.dataset": "keyword",
+    "event.duration": "long",
     "event.outcome": "keyword",
-    "ecs.version": "keyword", "service.name": "keyword", "service.version": "keyword", "service.node.name": "keyword",
-    "host.name": "keyword", "process.pid": "long", "process.thread.name": "keyword", "user.id": "keyword",
-    "url.full": "wildcard", "url.domain": "keyword", "file.path": "keyword", "file.size": "long",
-    "error.type": "keyword", "error.code": "keyword", "error.message": "match_only_text",
+    "ecs.version": "keyword",
+    "service.name": "keyword",
+    "service.version": "keyword",
+    "service.node.name": "keyword",
+    "host.name": "keyword",
+    "process.pid": "long",
+    "process.thread.name": "keyword",
+    "user.id": "keyword",
+    "url.full": "wildcard",
+    "url.domain": "keyword",
+    "file.path": "keyword",
+    "file.size": "long",
+    "error.type": "keyword",
+    "error.code": "keyword",
+    "error.message": "match_only_text",
     "error.stack_trace": "wildcard",
-    "http.request.method": "keyword", "http.response.status_code": "long", "url.path": "wildcard",
-    "client.address": "keyword", "file.hash.sha256": "keyword", "user.name": "keyword",
-}  # fmt: skip
+    "http.request.method": "keyword",
+    "http.response.status_code": "long",
+    "url.path": "wildcard",
+    "client.address": "keyword",
+    "file.hash.sha256": "keyword",
+    "user.name": "keyword",
+}
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "date": str, "keyword": (str, list), "text": str, "long": int, "float": (int, float), "boolean": bool,
-    "flattened": (dict, list), "match_only_text": str, "wildcard": str,
-}  # fmt: skip
+    "date": str,
+    "keyword": (str, list),
+    "text": str,
+    "long": int,
+    "float": (int, float),
+    "boolean": bool,
+    "flattened": (dict, list),
+    "match_only_text": str,
+    "wildcard": str,
+}
 
 
 def test_each_event_of_the_code_has_its_row() -> None:
@@ -77,8 +105,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str,
     folder = tmp_path_factory.mktemp("run")
     settings: Any = {
         "logging": {"level": "debug", "progress_interval": "100ms", "archive_command": "true", "compress_after": 0},
-        "hooks": {"on_success": "true", "on_failure": "false"}, "supervisor": {"max_attempts": 2},
-    }  # fmt: skip
+        "hooks": {"on_success": "true", "on_failure": "false"},
+        "supervisor": {"max_attempts": 2},
+    }
     with running(folder, **settings) as both, desk_of(*both) as desk:
         service, client = both
         gate = Gate()
@@ -133,8 +162,20 @@ def test_each_line_about_a_job_has_its_trace(records: list[dict[str, Any]]) -> N
 
 def test_the_settings_that_the_document_names_exist() -> None:
     names = set(vars(LoggingSettings()))
-    for name in ("level", "levels", "log_format", "rotate_daily", "rotate_size", "compress_after", "keep_days",
-                 "keep_files", "keep_size", "archive_command", "archive_timeout", "archive_retry_delay",
-                 "traceparent"):  # fmt: skip
+    for name in (
+        "level",
+        "levels",
+        "log_format",
+        "rotate_daily",
+        "rotate_size",
+        "compress_after",
+        "keep_days",
+        "keep_files",
+        "keep_size",
+        "archive_command",
+        "archive_timeout",
+        "archive_retry_delay",
+        "traceparent",
+    ):
         assert name in names
         assert f"`{name}" in Path(PACKAGE.parent / "docs" / "logging.md").read_text()

@@ -50,9 +50,13 @@ def strictly_read(line: bytes) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Log]:
     made = Log(
-        tmp_path_factory.mktemp("log"), LoggingSettings(level="debug"), service="dlpool-worker", version="1.2",
-        node_id="node-7", clock=lambda: NOON,
-    )  # fmt: skip
+        tmp_path_factory.mktemp("log"),
+        LoggingSettings(level="debug"),
+        service="dlpool-worker",
+        version="1.2",
+        node_id="node-7",
+        clock=lambda: NOON,
+    )
     yield made
     made.close()
 
@@ -79,11 +83,19 @@ def test_a_record_says_what_when_who_and_where(write: Write) -> None:
     record = write("job_started")
     assert record.pop("host.name")
     assert record == {
-        "@timestamp": "2024-05-06T12:00:00.007Z", "log.level": "info", "message": "job_started",
-        "event.action": "job_started", "event.dataset": "dlpool", "ecs.version": "8.11.0",
-        "service.name": "dlpool-worker", "service.version": "1.2", "service.node.name": "node-7",
-        "process.pid": os.getpid(), "process.thread.name": threading.current_thread().name, "log.logger": "test",
-    }  # fmt: skip
+        "@timestamp": "2024-05-06T12:00:00.007Z",
+        "log.level": "info",
+        "message": "job_started",
+        "event.action": "job_started",
+        "event.dataset": "dlpool",
+        "ecs.version": "8.11.0",
+        "service.name": "dlpool-worker",
+        "service.version": "1.2",
+        "service.node.name": "node-7",
+        "process.pid": os.getpid(),
+        "process.thread.name": threading.current_thread().name,
+        "log.logger": "test",
+    }
 
 
 @pytest.mark.parametrize(
@@ -227,9 +239,23 @@ def test_a_chain_of_errors_is_told_as_python_tells_it(write: Write) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["password", "redis_password", "Authorization", "Proxy-Authorization", "Cookie", "Set-Cookie", "token",
-     "X-Auth-Token", "client_secret", "api_key", "X-Api-Key", "aws_credentials", "auth", "passphrase"],
-)  # fmt: skip
+    [
+        "password",
+        "redis_password",
+        "Authorization",
+        "Proxy-Authorization",
+        "Cookie",
+        "Set-Cookie",
+        "token",
+        "X-Auth-Token",
+        "client_secret",
+        "api_key",
+        "X-Api-Key",
+        "aws_credentials",
+        "auth",
+        "passphrase",
+    ],
+)
 def test_what_is_named_like_a_secret_is_redacted(write: Write, name: str) -> None:
     assert is_secret(name)
     nested = {"headers": {name: "s3cret", "Accept": "*/*"}, name: "s3cret", "pairs": [(name, "s3cret")]}
@@ -407,20 +433,36 @@ def test_a_value_that_lies_about_its_class_is_dropped_at_worst(log: Log) -> None
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), ANY_TEXT, st.binary(), st.datetimes(), st.timedeltas(),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    ANY_TEXT,
+    st.binary(),
+    st.datetimes(),
+    st.timedeltas(),
     st.builds(pow, st.just(10), st.just(5000)),
-    st.builds(Path, st.just("/x")), st.builds(Hostile), st.builds(HostileText, ANY_TEXT), st.builds(HostileError),
-    st.builds(ValueError, ANY_TEXT), st.builds(endless), st.sampled_from([Colour.RED, Hostile, print]),
-    ANY_TEXT.map(lambda text: "https://" + text), ANY_TEXT.map(lambda text: text * 500), st.complex_numbers(),
-)  # fmt: skip
+    st.builds(Path, st.just("/x")),
+    st.builds(Hostile),
+    st.builds(HostileText, ANY_TEXT),
+    st.builds(HostileError),
+    st.builds(ValueError, ANY_TEXT),
+    st.builds(endless),
+    st.sampled_from([Colour.RED, Hostile, print]),
+    ANY_TEXT.map(lambda text: "https://" + text),
+    ANY_TEXT.map(lambda text: text * 500),
+    st.complex_numbers(),
+)
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
-        st.lists(inner), st.dictionaries(st.one_of(ANY_TEXT, st.binary(), st.integers()), inner),
-        st.tuples(ANY_TEXT, inner), st.builds(Holder, inner, st.lists(inner)),
+        st.lists(inner),
+        st.dictionaries(st.one_of(ANY_TEXT, st.binary(), st.integers()), inner),
+        st.tuples(ANY_TEXT, inner),
+        st.builds(Holder, inner, st.lists(inner)),
     ),
     max_leaves=20,
-)  # fmt: skip
+)
 NAMES = st.one_of(ANY_TEXT, st.sampled_from(["url", "seconds", "outcome", "error", "path", "size", "logger", "token"]))
 
 
@@ -442,8 +484,14 @@ def test_no_log_call_raises_and_each_is_one_json_object(
 @pytest.fixture
 def tell(tmp_path: Path) -> Callable[..., str]:
     """Log one event for the eyes, and read what is there."""
-    log = Log(tmp_path, LoggingSettings(level="debug", log_format="console"), service="s", version="1", node_id="n",
-              clock=lambda: NOON)  # fmt: skip
+    log = Log(
+        tmp_path,
+        LoggingSettings(level="debug", log_format="console"),
+        service="s",
+        version="1",
+        node_id="n",
+        clock=lambda: NOON,
+    )
 
     def told(event: Any, level: str = "info", /, **fields: Any) -> str:
         before = log.path.stat().st_size
@@ -458,8 +506,13 @@ def test_the_console_format_is_a_line_for_the_eyes(tell: Callable[..., str]) -> 
     shown = tell("job_started", job_id="j1", size=7, url="https://user:s3cret@h/a")
     time, level, event, logger, *fields = re.sub(r" +\]", "]", shown).split()
     assert (time, level, event, logger) == ("2024-05-06T12:00:00.007Z", "[info]", "job_started", "[worker]")
-    assert fields == [f"process.pid={os.getpid()}", "dlpool.job.id=j1", "file.size=7", "url.full=https://h/a",
-                      "url.domain=h"]  # fmt: skip
+    assert fields == [
+        f"process.pid={os.getpid()}",
+        "dlpool.job.id=j1",
+        "file.size=7",
+        "url.full=https://h/a",
+        "url.domain=h",
+    ]
 
 
 def test_a_stack_stands_below_its_line(tell: Callable[..., str]) -> None:

@@ -69,9 +69,16 @@ def test_the_name_of_an_old_log_says_when_it_ended() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["dlpool.log", "dlpool.log.1", "dlpool.log.gz", "dlpool.log-20240506", "other.log.20240506T070809.123Z",
-     "dlpool.log.20240506T070809.123Z~", "dlpool.log.20241306T070809.123Z"],
-)  # fmt: skip
+    [
+        "dlpool.log",
+        "dlpool.log.1",
+        "dlpool.log.gz",
+        "dlpool.log-20240506",
+        "other.log.20240506T070809.123Z",
+        "dlpool.log.20240506T070809.123Z~",
+        "dlpool.log.20241306T070809.123Z",
+    ],
+)
 def test_files_of_others_are_no_old_logs(name: str) -> None:
     assert OldLog.of(LIVE, Path(name), 1) is None
 

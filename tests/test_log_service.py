@@ -98,9 +98,13 @@ FRAME = JobFrame("j.1", "j", 1, 0.0, 1, "http://h/f", "f", TRACE_ID, None, {"X-O
 
 @pytest.mark.parametrize(
     "frame",
-    [replace(FRAME, trace_id="order 7"), replace(FRAME, trace_id="0" * 32), replace(FRAME, trace_id=TRACE_ID.upper()),
-     replace(FRAME, headers={"TraceParent": "00-own"})],
-)  # fmt: skip
+    [
+        replace(FRAME, trace_id="order 7"),
+        replace(FRAME, trace_id="0" * 32),
+        replace(FRAME, trace_id=TRACE_ID.upper()),
+        replace(FRAME, headers={"TraceParent": "00-own"}),
+    ],
+)
 def test_what_w3c_does_not_know_and_what_the_job_says_itself_stay_as_they_are(frame: JobFrame) -> None:
     assert with_traceparent(frame) is frame
 

@@ -22,9 +22,16 @@ COMMANDS = re.findall(r"^    ([a-z]+) ", build_parser().format_help(), re.MULTIL
 def said(program: str, *arguments: object, **options: str) -> str:
     """What a program says, errors too; it must succeed."""
     assert shutil.which(program), f"{program} is not installed: scripts/test installs it"
-    ended = subprocess.run([program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                           timeout=60, check=False, stdin=subprocess.DEVNULL,
-                           env={**os.environ, "LC_ALL": "C.UTF-8", **options})  # fmt: skip
+    ended = subprocess.run(
+        [program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "LC_ALL": "C.UTF-8", **options},
+    )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
 

@@ -224,8 +224,13 @@ def test_a_real_prometheus_scrapes_a_real_supervisor(watched: tuple[Watched, Cli
         client.wait_for(f"{origin.url}/seen")
     wanted = service.value("dlpool_jobs_total", outcome="success")
     assert wanted >= 1
-    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
-               f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]  # fmt: skip
+    command = [
+        "prometheus",
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             wait_for_port(port, process)
@@ -282,7 +287,7 @@ def test_the_age_of_the_intake_is_that_of_what_has_been_seen_at_its_old_end() ->
         (9.0, Oldest(2, "b", 0.0), 3.0),
         (10.0, Oldest(1, "b", 0.0), 0.0),  # an equal one was taken
         (12.0, Oldest(0, "", 0.0), 0.0),
-    ]  # fmt: skip
+    ]
     assert [intake.look(oldest, now, is_fifo=True) for now, oldest, _ in seen] == [age for _, _, age in seen]
 
 

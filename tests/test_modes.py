@@ -139,8 +139,13 @@ def test_the_setting_says_who_may_read(umask: str, folders: int, files: int, fol
         "os.mkdir('made'); os.close(os.open('made/file', os.O_CREAT, 0o666))"
     )
     (folder / "dlpool.ini").write_text(f"[paths]\numask = {umask}\n")
-    subprocess.run([sys.executable, "-c", code, folder / "dlpool.ini"], cwd=folder, check=True, timeout=60,
-                   env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", code, folder / "dlpool.ini"],
+        cwd=folder,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert modes(folder, "made") == {"made": f"d{folders:03o}", "made/file": f"f{files:03o}"}
 
 

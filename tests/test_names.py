@@ -15,9 +15,35 @@ BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 BIDI_MARKS = {"\u061c", "\u200e", "\u200f"}
 
 _FRAGMENTS = [
-    "a", "é", "e\u0301", "€", "\U0001f600", ".", "..", "/", "\\", " ", "\0", "\n", "\x7f", "\x85", "\u202e", "\u2066",
-    "\u200f", "\ud800", "C:", "_", ".part", ".part.meta", ".tmp", ".meta", ".tar.gz", "x" * 100, "y" * 17, "ü" * 60,
-]  # fmt: skip
+    "a",
+    "é",
+    "e\u0301",
+    "€",
+    "\U0001f600",
+    ".",
+    "..",
+    "/",
+    "\\",
+    " ",
+    "\0",
+    "\n",
+    "\x7f",
+    "\x85",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\ud800",
+    "C:",
+    "_",
+    ".part",
+    ".part.meta",
+    ".tmp",
+    ".meta",
+    ".tar.gz",
+    "x" * 100,
+    "y" * 17,
+    "ü" * 60,
+]
 ANY_NAME = st.text(st.characters(), max_size=40) | st.lists(st.sampled_from(_FRAGMENTS), max_size=12).map("".join)
 
 CUT_TO_PART = "a" * (MAX_NAME_BYTES - 5) + ".part" + "y" * 20

@@ -53,8 +53,12 @@ def test_nodes_keep_their_places_whoever_beats_last(bench: Bench) -> None:
         for name in order:
             bench.beat(f"{name}-0000000{name}", busy=1, is_low_on_space=name == "b")
         assert bench.listed() == [
-            ("a", "working"), ("d", "working"), ("b", "low on space"), ("away", "drained"), ("c", "drained"),
-        ]  # fmt: skip
+            ("a", "working"),
+            ("d", "working"),
+            ("b", "low on space"),
+            ("away", "drained"),
+            ("c", "drained"),
+        ]
 
 
 def test_while_the_queue_is_paused_who_has_nothing_to_do_is_halted(bench: Bench) -> None:

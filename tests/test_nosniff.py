@@ -68,8 +68,9 @@ def test_every_answer_of_dlpool_web(tmp_path: Path) -> None:
                         bare.append((method, path, answer.status_code))
             kind, form = multipart({"file_id": "a", "chunk_index": "0"}, b"<html>")
             assert session.post(f"{server.url}/upload_chunk", data=form, headers={"Content-Type": kind}, timeout=20).ok
-            merged = session.post(f"{server.url}/merge_chunks", timeout=20,
-                                  json={"file_id": "a", "filename": "a.html", "total_chunks": 1})  # fmt: skip
+            merged = session.post(
+                f"{server.url}/merge_chunks", timeout=20, json={"file_id": "a", "filename": "a.html", "total_chunks": 1}
+            )
             assert merged.ok, merged.text
             sent = session.get(f"{server.url}/files/a.html", headers={"Range": "bytes=0-1"}, timeout=20)
             assert (sent.status_code, sent.content) == (206, b"<h")

@@ -70,9 +70,12 @@ def readers(store: UploadStore, path: str) -> list[str | None]:
 
 @pytest.mark.parametrize(
     ("shared_files", "owned", "unowned"),
-    [(NO, [ANN, ADMIN], [ADMIN]), (UNOWNED, [ANN, ADMIN], [ANN, BOB, ADMIN]), (YES, [ANN, BOB, ADMIN],
-                                                                             [ANN, BOB, ADMIN])],
-)  # fmt: skip
+    [
+        (NO, [ANN, ADMIN], [ADMIN]),
+        (UNOWNED, [ANN, ADMIN], [ANN, BOB, ADMIN]),
+        (YES, [ANN, BOB, ADMIN], [ANN, BOB, ADMIN]),
+    ],
+)
 def test_a_file_is_read_by_its_owner_and_who_knows_the_secret(
     kind: str, shared_files: str, owned: list[str | None], unowned: list[str | None], tmp_path: Path
 ) -> None:
@@ -188,8 +191,20 @@ def test_notes_of_files_that_are_gone_are_removed(kind: str, tmp_path: Path) -> 
     assert readers(store, "stays") == [ANN, ADMIN]
 
 
-@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"null", b'{"owner": 3, "shared": true}', b'{"owner": "ann"}',
-                                  b"\xff", b'{"shared": true}', b"[" * 60_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"owner": 3, "shared": true}',
+        b'{"owner": "ann"}',
+        b"\xff",
+        b'{"shared": true}',
+        b"[" * 60_000,
+    ],
+)
 def test_a_damaged_note_lets_nobody_read(note: bytes, tmp_path: Path) -> None:
     found = parse(note)
     assert not any(found.is_readable(reader, UNOWNED) for reader in (ANN, BOB)) and found.is_readable(ADMIN, NO)
@@ -261,8 +276,13 @@ def upload(server: WebServer, name: str, who: str | None, **fields: Any) -> requ
     form = {"file_id": name, "chunk_index": 0}
     sent = ask(server, "POST", "/go-uploader/upload_chunk", who, data=form, files={"chunk": b"abc"})
     assert sent.status_code == 200, sent.text
-    return ask(server, "POST", "/go-uploader/merge_chunks", who,
-               json={"file_id": name, "filename": name, "total_chunks": 1, **fields})  # fmt: skip
+    return ask(
+        server,
+        "POST",
+        "/go-uploader/merge_chunks",
+        who,
+        json={"file_id": name, "filename": name, "total_chunks": 1, **fields},
+    )
 
 
 def answer_of(response: requests.Response, *names: str) -> tuple[int, dict[str, str], bytes]:
@@ -276,9 +296,14 @@ def answer_of(response: requests.Response, *names: str) -> tuple[int, dict[str, 
 def test_a_foreign_file_is_answered_as_one_that_is_not_there(server: WebServer) -> None:
     assert upload(server, "hers.bin", ANN).status_code == 200
     assert upload(server, "ours.bin", ADMIN).status_code == 200
-    more: list[dict[str, str]] = [{}, {"Range": "bytes=0-0"}, {"If-None-Match": "*"}, {"If-Match": '"x"'},
-                                  {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
-                                  {"Range": "bytes=99-"}]  # fmt: skip
+    more: list[dict[str, str]] = [
+        {},
+        {"Range": "bytes=0-0"},
+        {"If-None-Match": "*"},
+        {"If-Match": '"x"'},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+        {"Range": "bytes=99-"},
+    ]
     for method in ("GET", "HEAD"):
         for headers in more:
             unknown = ask(server, method, "/go-uploader/files/none.bin", BOB, headers=headers)
@@ -294,8 +319,20 @@ def test_a_foreign_file_is_answered_as_one_that_is_not_there(server: WebServer) 
         assert ask(server, "GET", f"/go-uploader/files/{name}", who).status_code == 200
 
 
-@pytest.mark.parametrize(("value", "status"), [(True, 200), ("true", 200), (1, 200), ("yes", 200), (False, 404),
-                                               (None, 404), ("", 404), ("no", 404), ("perhaps", 400)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (True, 200),
+        ("true", 200),
+        (1, 200),
+        ("yes", 200),
+        (False, 404),
+        (None, 404),
+        ("", 404),
+        ("no", 404),
+        ("perhaps", 400),
+    ],
+)
 def test_a_merge_says_whether_its_file_is_shared(server: WebServer, value: Any, status: int) -> None:
     name = f"shared-{value!r}-{type(value).__name__}".replace("'", "")
     merged = upload(server, name, ANN, shared=value)

@@ -22,8 +22,16 @@ BUILD_S = 240  # pip may have to fetch what goes into the executable
 def said(*command: object, **options: str) -> str:
     """What a program that knows nothing of this environment says; it must succeed."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
-    ended = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
-                           timeout=BUILD_S, check=False, env={**environment, **options})  # fmt: skip
+    ended = subprocess.run(
+        [*map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+        timeout=BUILD_S,
+        check=False,
+        env={**environment, **options},
+    )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
@@ -39,8 +47,20 @@ def installed(artefact: Path, folder: Path) -> Path:
     python = new_environment(folder)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    said(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", "--no-deps",
-         "--no-build-isolation", "--ignore-installed", artefact)  # fmt: skip
+    said(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--ignore-installed",
+        artefact,
+    )
     where = said(python, "-c", "import dlpool; print(dlpool.__file__)")
     assert where.startswith(str(site)), where
     assert (folder / "share" / "man" / "man1" / "dlpool-fetch.1").exists()

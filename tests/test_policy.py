@@ -102,11 +102,26 @@ PRIVATE = [
 ]
 MULTICAST = ["224.0.0.1", "239.1.2.3", "ff02::1", "ff0e::1", "::ffff:224.0.0.1"]
 PUBLIC = [
-    "1.1.1.1", "93.184.216.34", "172.15.255.255", "172.32.0.1", "100.63.255.255", "100.128.0.1", "192.0.1.1",
-    "198.17.0.1", "223.255.255.255", "2606:4700::1111", "2000::1", "2001:200::1", "3ffe::1", "::ffff:1.1.1.1",
+    "1.1.1.1",
+    "93.184.216.34",
+    "172.15.255.255",
+    "172.32.0.1",
+    "100.63.255.255",
+    "100.128.0.1",
+    "192.0.1.1",
+    "198.17.0.1",
+    "223.255.255.255",
+    "2606:4700::1111",
+    "2000::1",
+    "2001:200::1",
+    "3ffe::1",
+    "::ffff:1.1.1.1",
     "::ffff:0:1.1.1.1",
-    "::1.1.1.1", "64:ff9b::1.1.1.1", "2002:101:101::1", "2606:4700::5efe:1.1.1.1",
-]  # fmt: skip
+    "::1.1.1.1",
+    "64:ff9b::1.1.1.1",
+    "2002:101:101::1",
+    "2606:4700::5efe:1.1.1.1",
+]
 
 
 @pytest.mark.parametrize("address", METADATA + DISGUISED)
@@ -285,10 +300,17 @@ def test_scheme_host_and_port_make_the_origin(other: str) -> None:
 
 
 HEADERS = {
-    "Authorization": "secret", "Cookie": "secret", "X-Api-Key": "secret", "Proxy-Authorization": "secret",
-    "Referer": "secret", "ACCEPT": "text/html", "User-Agent": "me", "accept-language": "de",
-    "Cache-Control": "no-cache", "Pragma": "no-cache",
-}  # fmt: skip
+    "Authorization": "secret",
+    "Cookie": "secret",
+    "X-Api-Key": "secret",
+    "Proxy-Authorization": "secret",
+    "Referer": "secret",
+    "ACCEPT": "text/html",
+    "User-Agent": "me",
+    "accept-language": "de",
+    "Cache-Control": "no-cache",
+    "Pragma": "no-cache",
+}
 
 
 def test_all_headers_go_to_the_origin_they_were_meant_for() -> None:

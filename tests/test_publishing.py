@@ -167,11 +167,13 @@ def test_two_spellings_of_one_path_are_one_path(serve: Serve, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["--checksum", ""], 2, "checksum"), (["--proxy", "http://"], 78, "proxy"),
-        (["--proxy", "http://me:SECRET@[bad"], 78, "proxy"), (["--proxy", "http://h:99999"], 78, "proxy"),
+        (["--checksum", ""], 2, "checksum"),
+        (["--proxy", "http://"], 78, "proxy"),
+        (["--proxy", "http://me:SECRET@[bad"], 78, "proxy"),
+        (["--proxy", "http://h:99999"], 78, "proxy"),
         (["--proxy", "h:abc"], 78, "proxy"),
     ],
-)  # fmt: skip
+)
 def test_empty_checksums_and_bad_proxies_are_said(
     arguments: list[str], code: int, sentence: str, tmp_path: Path
 ) -> None:

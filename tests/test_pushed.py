@@ -60,21 +60,40 @@ def test_of_a_field_that_is_given_twice_the_last_counts() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b" ", b"null", b"[]", b"1", b'"http://host"', b"http://host", b"{", b"{}", b'{"url": "http://h"',
-        b'{"save_path": "x"}', b'{"url": "", "save_path": "x"}', b'{"url": null, "save_path": "x"}',
-        b'{"url": true, "save_path": "x"}', b'{"url": ["http://h"], "save_path": "x"}',
+        b"",
+        b" ",
+        b"null",
+        b"[]",
+        b"1",
+        b'"http://host"',
+        b"http://host",
+        b"{",
+        b"{}",
+        b'{"url": "http://h"',
+        b'{"save_path": "x"}',
+        b'{"url": "", "save_path": "x"}',
+        b'{"url": null, "save_path": "x"}',
+        b'{"url": true, "save_path": "x"}',
+        b'{"url": ["http://h"], "save_path": "x"}',
         b'{"url": {}, "save_path": "x"}',
-        b'{"url": NaN, "save_path": "x"}', b'{"url": "http://h", "save_path": "x", "n": -Infinity}',
-        b"{'url': 'http://h', 'save_path': 'x'}", b'{"url": "http://h", "save_path": "x"} trailing',
-        b'{"url": "http://h\n", "save_path": "x"}', b'{"url": "http://h/\xff", "save_path": "x"}',
-        b'{"url": "http://h/\xed\xa0\x80", "save_path": "x"}', b'{"url": "http://h/\\ud800", "save_path": "x"}',
-        b'\xef\xbb\xbf{"url": "http://h", "save_path": "x"}', '{"url": "http://h", "save_path": "x"}'.encode("utf-16"),
-        b'{"url": "%b", "save_path": "x"}' % (b"u" * 16385), b'{"url": %b, "save_path": "x"}' % (b"1" * 5000),
+        b'{"url": NaN, "save_path": "x"}',
+        b'{"url": "http://h", "save_path": "x", "n": -Infinity}',
+        b"{'url': 'http://h', 'save_path': 'x'}",
+        b'{"url": "http://h", "save_path": "x"} trailing',
+        b'{"url": "http://h\n", "save_path": "x"}',
+        b'{"url": "http://h/\xff", "save_path": "x"}',
+        b'{"url": "http://h/\xed\xa0\x80", "save_path": "x"}',
+        b'{"url": "http://h/\\ud800", "save_path": "x"}',
+        b'\xef\xbb\xbf{"url": "http://h", "save_path": "x"}',
+        '{"url": "http://h", "save_path": "x"}'.encode("utf-16"),
+        b'{"url": "%b", "save_path": "x"}' % (b"u" * 16385),
+        b'{"url": %b, "save_path": "x"}' % (b"1" * 5000),
         b'{"url": "http://h", "save_path": "x", "deep": %b%b}' % (b"[" * 100_000, b"]" * 100_000),
-        b'{"deep":' * 100_000, b'{"url": "http://h", "save_path": "x", "n": "%b"}' % (b"x" * 10_000_000),
+        b'{"deep":' * 100_000,
+        b'{"url": "http://h", "save_path": "x", "n": "%b"}' % (b"x" * 10_000_000),
     ],
     ids=lambda raw: repr(raw[:40]),
-)  # fmt: skip
+)
 def test_a_text_without_a_url_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed, match=r"^(the job|url) is "):
         PushedJob.parse(raw)
@@ -134,19 +153,49 @@ def test_a_bad_field_fails_the_job_under_its_url(fields: Mapping[str, Any], mess
 
 def test_own_fields_are_all_read() -> None:
     job = own(
-        id="a.b-c_1", priority="high", not_before="2024-01-01T00:00:00Z", max_attempts=3, checksum="MD5:" + "A" * 32,
-        headers={"Cookie": "a=b"}, if_exists="skip", user_id="Zoë", trace_id="t/1", dedupe=True,
+        id="a.b-c_1",
+        priority="high",
+        not_before="2024-01-01T00:00:00Z",
+        max_attempts=3,
+        checksum="MD5:" + "A" * 32,
+        headers={"Cookie": "a=b"},
+        if_exists="skip",
+        user_id="Zoë",
+        trace_id="t/1",
+        dedupe=True,
         limit_rate="1.5K",
-    )  # fmt: skip
+    )
     assert job == PushedJob(
-        job.raw, URL, "/data/file", "a.b-c_1", "high", 1704067200.0, 3, Checksum("md5", "a" * 32), {"Cookie": "a=b"},
-        "skip", "Zoë", "t/1", True, 1536,
-    )  # fmt: skip
+        job.raw,
+        URL,
+        "/data/file",
+        "a.b-c_1",
+        "high",
+        1704067200.0,
+        3,
+        Checksum("md5", "a" * 32),
+        {"Cookie": "a=b"},
+        "skip",
+        "Zoë",
+        "t/1",
+        True,
+        1536,
+    )
 
 
 def test_an_own_field_of_null_is_not_given() -> None:
-    names = ("id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "dedupe",
-             "limit_rate")  # fmt: skip
+    names = (
+        "id",
+        "priority",
+        "not_before",
+        "max_attempts",
+        "checksum",
+        "headers",
+        "if_exists",
+        "user_id",
+        "dedupe",
+        "limit_rate",
+    )
     job = own(**dict.fromkeys(names))
     assert job == PushedJob(job.raw, URL, "/data/file")
     assert pushed(dlpool=None).priority == "normal"
@@ -230,22 +279,51 @@ def test_no_other_priority_is_known(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
-        (0, 0.0), (1.5, 1.5), ("1700000000", 1.7e9), ("1700000000.25", 1.7e9 + 0.25), (2**40 - 1, float(2**40 - 1)),
-        ("1970-01-01T00:00:00Z", 0.0), ("1970-01-01t01:00:00+01:00", 0.0), ("1969-12-31 19:00:00-05:00", 0.0),
-        ("1970-01-01T00:00:00.125z", 0.125), ("9999-12-31T23:59:59Z", 253402300799.0),
+        (0, 0.0),
+        (1.5, 1.5),
+        ("1700000000", 1.7e9),
+        ("1700000000.25", 1.7e9 + 0.25),
+        (2**40 - 1, float(2**40 - 1)),
+        ("1970-01-01T00:00:00Z", 0.0),
+        ("1970-01-01t01:00:00+01:00", 0.0),
+        ("1969-12-31 19:00:00-05:00", 0.0),
+        ("1970-01-01T00:00:00.125z", 0.125),
+        ("9999-12-31T23:59:59Z", 253402300799.0),
     ],
-)  # fmt: skip
+)
 def test_a_moment_is_rfc_3339_or_epoch_seconds(value: object, seconds: float) -> None:
     assert moment(value) == seconds
 
 
 @pytest.mark.parametrize(
     "value",
-    ["", "now", "-1", -1, "1e3", 2**40, 10**400, -(10**400), float("nan"), float("inf"), True, None, [], {},
-     "1970-01-01", "1970-01-01T00:00:00", "1970-13-01T00:00:00Z", "1970-01-01T25:00:00Z", "1970-01-01T00:00:00+99:00",
-     "1970-01-01T00:00:00Z ", "\u0660", "1970-01-01T00:00:00.\u0660Z", "1970-01-01T00:00:00.Z"],
+    [
+        "",
+        "now",
+        "-1",
+        -1,
+        "1e3",
+        2**40,
+        10**400,
+        -(10**400),
+        float("nan"),
+        float("inf"),
+        True,
+        None,
+        [],
+        {},
+        "1970-01-01",
+        "1970-01-01T00:00:00",
+        "1970-13-01T00:00:00Z",
+        "1970-01-01T25:00:00Z",
+        "1970-01-01T00:00:00+99:00",
+        "1970-01-01T00:00:00Z ",
+        "\u0660",
+        "1970-01-01T00:00:00.\u0660Z",
+        "1970-01-01T00:00:00.Z",
+    ],
     ids=lambda value: repr(value)[:40],
-)  # fmt: skip
+)
 def test_nothing_else_is_a_moment(value: object) -> None:
     with pytest.raises(UsageError, match="not_before is neither"):
         moment(value)
@@ -351,6 +429,10 @@ def test_a_failure_holds_the_pushed_text_byte_by_byte(
 def test_a_success_is_json_of_the_same_values(url: str, path: str, size: int, seconds: float) -> None:
     value = json.loads(success_record(Keys(), PushedJob(b"", url, path), size, seconds, AT).value)
     assert value == {
-        "url": url, "save_path": path, "file_size": size, "duration": seconds, "finished_at": "2023-11-14T22:13:20Z",
-    }  # fmt: skip
+        "url": url,
+        "save_path": path,
+        "file_size": size,
+        "duration": seconds,
+        "finished_at": "2023-11-14T22:13:20Z",
+    }
     assert isinstance(value["duration"], float)

@@ -175,9 +175,29 @@ def test_a_pushed_job_waits_in_dlpools_own_queue_under_the_printed_id(
 
 
 def test_every_option_reaches_the_job(call: Dlpool, redis_server: RedisServer) -> None:
-    ended = call("push", URL, "../a b", "--id", "my.job", "--priority", "-3", "--not-before", "2099-01-01T00:00:00Z",
-                   "--checksum", "MD5:" + "A" * 32, "-H", "X-One: 1", "--header", "X-Two:2", "--if-exists", "skip",
-                   "--limit-rate", "2M", "--dedupe", "--json")  # fmt: skip
+    ended = call(
+        "push",
+        URL,
+        "../a b",
+        "--id",
+        "my.job",
+        "--priority",
+        "-3",
+        "--not-before",
+        "2099-01-01T00:00:00Z",
+        "--checksum",
+        "MD5:" + "A" * 32,
+        "-H",
+        "X-One: 1",
+        "--header",
+        "X-Two:2",
+        "--if-exists",
+        "skip",
+        "--limit-rate",
+        "2M",
+        "--dedupe",
+        "--json",
+    )
     assert ended.json == {"id": "my.job", "result": "OK"}
     job = raw_of(redis_server, "my.job")
     assert (job.save_path, job.priority, job.not_before) == ("../a b", "high", 4070908800.0)
@@ -232,11 +252,19 @@ def test_lines_of_both_forms_are_pushed_as_they_stand(redis_server: RedisServer,
 
 def test_bad_lines_are_named_and_the_others_pushed(redis_server: RedisServer) -> None:
     lines = [
-        b"http://h/1 one", b"http://h/no-path", b"nonsense path", b"{broken", b'{"url": "http://h/"}',
-        b'{"url": "ftp://h/", "save_path": "p"}', b'{"url": "http://h/", "save_path": "p", "dlpool": {"id": "a b"}}',
-        b"http://h/\xff p", b"http://h/" + b"x" * 2_000_000 + b" p", b"[1]", b"http://h/1 http://h/2",
+        b"http://h/1 one",
+        b"http://h/no-path",
+        b"nonsense path",
+        b"{broken",
+        b'{"url": "http://h/"}',
+        b'{"url": "ftp://h/", "save_path": "p"}',
+        b'{"url": "http://h/", "save_path": "p", "dlpool": {"id": "a b"}}',
+        b"http://h/\xff p",
+        b"http://h/" + b"x" * 2_000_000 + b" p",
+        b"[1]",
+        b"http://h/1 http://h/2",
         b"http://h/2 two",
-    ]  # fmt: skip
+    ]
     ended = push_lines(redis_server, b"\n".join(lines))
     assert ended.code == 14
     assert re.findall(r"^dlpool: line (\d+): ", ended.err, re.MULTILINE) == [str(n) for n in range(2, 12)]
@@ -251,9 +279,10 @@ def test_known_ids_and_equal_jobs_of_a_list_are_counted(redis_server: RedisServe
     assert ended.code == 0
     assert ended.err == "dlpool: 2 jobs pushed, 1 of them the same as others, 1 known already\n"
     assert [json.loads(text) for text in ended.out.splitlines()] == [
-        {"line": 1, "id": "a", "result": "OK"}, {"line": 2, "id": "b", "result": "FOLLOWS"},
+        {"line": 1, "id": "a", "result": "OK"},
+        {"line": 2, "id": "b", "result": "FOLLOWS"},
         {"line": 3, "id": "a", "result": "DUP"},
-    ]  # fmt: skip
+    ]
 
 
 def test_ten_thousand_lines_from_standard_input_keep_their_order(redis_server: RedisServer) -> None:
@@ -263,8 +292,11 @@ def test_ten_thousand_lines_from_standard_input_keep_their_order(redis_server: R
     assert len(set(ids)) == 10_000
     assert ready(redis_server) == ids
     assert [raw_of(redis_server, ids[n]).save_path for n in (0, 499, 500, 9_999)] == [
-        "to/0", "to/499", "to/500", "to/9999",
-    ]  # fmt: skip
+        "to/0",
+        "to/499",
+        "to/500",
+        "to/9999",
+    ]
 
 
 def test_an_empty_list_is_no_failure(redis_server: RedisServer) -> None:
@@ -423,8 +455,9 @@ def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_s
         transitions.finish("s1", [Finish(claim.jobs[0].ticket, outcome, note=note)])
     rows = [line.split("\t") for line in call("jobs").out.splitlines()[1:]]
     assert [(row[0], row[1], row[8]) for row in rows] == [
-        ("failed", "failed", "404 Not Found"), ("success", "succeeded", "/data/a"),
-    ]  # fmt: skip
+        ("failed", "failed", "404 Not Found"),
+        ("success", "succeeded", "/data/a"),
+    ]
     assert call("job", "failed", "--json").json["note"] == notes["failed"]
 
 

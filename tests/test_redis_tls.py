@@ -40,9 +40,12 @@ pytestmark = pytest.mark.skipif(not has_tls(), reason="this machine's redis-serv
 
 def tls_options(authority: Authority, **more: object) -> dict[str, object]:
     return {
-        "tls_cert_file": authority.cert_file, "tls_key_file": authority.key_file,
-        "tls_ca_cert_file": authority.ca_file, "tls_auth_clients": "no", **more,
-    }  # fmt: skip
+        "tls_cert_file": authority.cert_file,
+        "tls_key_file": authority.key_file,
+        "tls_ca_cert_file": authority.ca_file,
+        "tls_auth_clients": "no",
+        **more,
+    }
 
 
 @pytest.fixture

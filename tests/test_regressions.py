@@ -309,10 +309,14 @@ def test_secrets_of_urls_and_headers_stay_out_of_messages_and_state(serve: Serve
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["-H", "X: ✓"], 2), (["-A", "✓"], 2), (["--referer", "✓"], 2), (["--connect-timeout", "10000000000h"], 2),
-        (["--proxy", "socks5://127.0.0.1:1"], 78), (["--key", "/nowhere"], 78),
+        (["-H", "X: ✓"], 2),
+        (["-A", "✓"], 2),
+        (["--referer", "✓"], 2),
+        (["--connect-timeout", "10000000000h"], 2),
+        (["--proxy", "socks5://127.0.0.1:1"], 78),
+        (["--key", "/nowhere"], 78),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sent_or_waited_for_is_said_at_once(arguments: list[str], code: int, tmp_path: Path) -> None:
     ended = run("fetch", "http://127.0.0.1:1/f", tmp_path / "f", *arguments)
     assert ended.code == code

@@ -21,9 +21,24 @@ from dlpool.transfer.response import (
 )
 
 LINES = st.sampled_from(
-    [b"A: b", b"Content-Length:5", b"X-Y:\t z", b"x:", b" folded", b"\tfolded", b"no colon", b": no name",
-     b"space : before", b"a:b:c", b"\xe9: \xe9", b"a: b\rc: d", b"a: \x00", b"Set-Cookie: 1", b"Set-Cookie: 2"]
-)  # fmt: skip
+    [
+        b"A: b",
+        b"Content-Length:5",
+        b"X-Y:\t z",
+        b"x:",
+        b" folded",
+        b"\tfolded",
+        b"no colon",
+        b": no name",
+        b"space : before",
+        b"a:b:c",
+        b"\xe9: \xe9",
+        b"a: b\rc: d",
+        b"a: \x00",
+        b"Set-Cookie: 1",
+        b"Set-Cookie: 2",
+    ]
+)
 ENDS = st.sampled_from([b"\r\n", b"\n"])
 
 
@@ -76,10 +91,23 @@ def test_the_quick_way_reads_what_http_client_reads(lines: list[tuple[bytes, byt
 
 
 @given(
-    st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.0 206 Partial Content", b"HTTP/1.1 404", b"HTTP/1.1 200 ",
-                     b"HTTP/1.1 2000 OK", b"HTTP/2 200 OK", b"HTTP/1.1 103 Early", b"ICY 200 OK", b"HTTP/1.1 20 x"]),
-    st.lists(st.tuples(LINES, ENDS), max_size=6), st.sampled_from([b"\r\n", b"\n"]), st.sampled_from([b"\r\n", b"\n"]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            b"HTTP/1.1 200 OK",
+            b"HTTP/1.0 206 Partial Content",
+            b"HTTP/1.1 404",
+            b"HTTP/1.1 200 ",
+            b"HTTP/1.1 2000 OK",
+            b"HTTP/2 200 OK",
+            b"HTTP/1.1 103 Early",
+            b"ICY 200 OK",
+            b"HTTP/1.1 20 x",
+        ]
+    ),
+    st.lists(st.tuples(LINES, ENDS), max_size=6),
+    st.sampled_from([b"\r\n", b"\n"]),
+    st.sampled_from([b"\r\n", b"\n"]),
+)
 def test_an_answer_that_comes_at_once_is_read_as_one_that_comes_byte_by_byte(
     status: bytes, lines: list[tuple[bytes, bytes]], first_end: bytes, last_end: bytes
 ) -> None:

@@ -27,8 +27,9 @@ def test_two_supervisors_one_killed_every_5_s_end_each_of_2000_jobs_once(
     client, shared = Client(redis_server.client()), tmp_path / "shared"
     shared.mkdir()
     settings: dict[str, Any] = {
-        "supervisor": {"workers": 2, "max_concurrent_downloads": 8}, "paths": {"download_dir": shared}
-    }  # fmt: skip
+        "supervisor": {"workers": 2, "max_concurrent_downloads": 8},
+        "paths": {"download_dir": shared},
+    }
     names = [f"f{number}" for number in range(JOBS)]
     with (
         Origin(File(DATA, block=10_000, pause_s=0.06)) as origin,

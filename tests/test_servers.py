@@ -137,8 +137,18 @@ def test_certificates_that_cannot_be_read_are_a_configuration_error(option: str,
 
 def test_plain_http_on_a_tls_port_is_a_tls_error(serve: Serve, tmp_path: Path) -> None:
     origin = serve(lambda _r, c: c.answer(200))
-    ended = run("fetch", f"https://127.0.0.1:{origin.port}/f", tmp_path / "f", "--retries", "0", "--json",
-                "--read-timeout", "2s", "--connect-timeout", "2s")  # fmt: skip
+    ended = run(
+        "fetch",
+        f"https://127.0.0.1:{origin.port}/f",
+        tmp_path / "f",
+        "--retries",
+        "0",
+        "--json",
+        "--read-timeout",
+        "2s",
+        "--connect-timeout",
+        "2s",
+    )
     assert ended.code in (4, 5)
 
 
@@ -148,8 +158,16 @@ def test_a_handshake_that_never_ends_is_bounded_by_the_connect_timeout(tmp_path:
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        ended = run("fetch", f"https://127.0.0.1:{silent.getsockname()[1]}/f", tmp_path / "f", "--retries", "0",
-                    "--connect-timeout", "1s", "--json")  # fmt: skip
+        ended = run(
+            "fetch",
+            f"https://127.0.0.1:{silent.getsockname()[1]}/f",
+            tmp_path / "f",
+            "--retries",
+            "0",
+            "--connect-timeout",
+            "1s",
+            "--json",
+        )
     assert ended.code == 4
     assert ended.json["error"]["label"] == "timeout"
     assert time.monotonic() - began < 20
@@ -249,6 +267,7 @@ def test_a_proxy_does_not_open_the_way_to_metadata_addresses(proxy: Proxy, tmp_p
 
 
 def test_a_proxy_that_is_away_is_a_network_error(tmp_path: Path) -> None:
-    ended = run("fetch", "http://127.0.0.1:1/f", tmp_path / "f", "--proxy", f"http://127.0.0.1:{free_port()}",
-                "--retries", "0")  # fmt: skip
+    ended = run(
+        "fetch", "http://127.0.0.1:1/f", tmp_path / "f", "--proxy", f"http://127.0.0.1:{free_port()}", "--retries", "0"
+    )
     assert ended.code == 4

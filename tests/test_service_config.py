@@ -120,9 +120,17 @@ def test_help_and_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--bogus"], ["--max-concurrent-downloads", "0"], ["--max-concurrent-downloads", "many"], ["--redis-addr", "host"],
-     ["--group", "a b"], ["--redis-addr", "a:1", "--redis-url", "redis://b"], ["word"], ["--drain-timeout", "-1"]],
-)  # fmt: skip
+    [
+        ["--bogus"],
+        ["--max-concurrent-downloads", "0"],
+        ["--max-concurrent-downloads", "many"],
+        ["--redis-addr", "host"],
+        ["--group", "a b"],
+        ["--redis-addr", "a:1", "--redis-url", "redis://b"],
+        ["word"],
+        ["--drain-timeout", "-1"],
+    ],
+)
 def test_a_wrong_option_is_one_sentence(options: list[str]) -> None:
     ended = supervise(*options)
     assert ended.code == 2
@@ -136,8 +144,16 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, Path,
     (folder / "cwd").mkdir()
     port = free_port()
     with RedisServer(folder / "redis", port=port, password="hunter2") as server, Origin(File(DATA)) as origin:
-        options = ["--redis-addr", f"127.0.0.1:{port}", "--redis-password", "hunter2", "--group", "team",
-                   "--max-concurrent-downloads", "3"]  # fmt: skip
+        options = [
+            "--redis-addr",
+            f"127.0.0.1:{port}",
+            "--redis-password",
+            "hunter2",
+            "--group",
+            "team",
+            "--max-concurrent-downloads",
+            "3",
+        ]
         process = start(*options, module=SUPERVISOR, cwd=folder / "cwd", env=environment())
         service = Supervisor(folder / "unused", server.url)
         service.log_file = folder / "cwd" / ".dlpool" / "log" / "dlpool.log"
@@ -223,13 +239,27 @@ def test_no_key_is_left_but_what_remembers_ended_jobs(life: Life) -> None:
 
 def test_options_win_over_the_ini(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
-        service = Supervisor(tmp_path / "node", "redis://127.0.0.1:1", {
-            "supervisor": {"max_concurrent_downloads": 2}, "redis": {"group": "ini", "password": "wrong"},
-            "network": {"proxy": "http://me:hunter2@127.0.0.1:3128", "network": "any"},
-        })  # fmt: skip
+        service = Supervisor(
+            tmp_path / "node",
+            "redis://127.0.0.1:1",
+            {
+                "supervisor": {"max_concurrent_downloads": 2},
+                "redis": {"group": "ini", "password": "wrong"},
+                "network": {"proxy": "http://me:hunter2@127.0.0.1:3128", "network": "any"},
+            },
+        )
         try:
-            service.start("--redis-url", server.url, "--group", "flag", "--max-concurrent-downloads", "6",
-                          "--redis-password", "", is_ready=False)  # fmt: skip
+            service.start(
+                "--redis-url",
+                server.url,
+                "--group",
+                "flag",
+                "--max-concurrent-downloads",
+                "6",
+                "--redis-password",
+                "",
+                is_ready=False,
+            )
             wait_until(lambda: bool(service.events("service_started")))
             started = service.events("service_started")[0]
             assert started["dlpool.queue"] == "flag:go_download_urls"

@@ -30,12 +30,27 @@ Service = tuple[Supervisor, Client]
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 DAY_S = 86_400
 MALFORMED = (
-    "not JSON", "[1, 2]", '"text"', "null", "{", "", b"\xff\xfe{}", b'{"url": "\xe9"}', "{}", '{"save_path": "x"}',
-    '{"url": null, "save_path": "x"}', '{"url": ["x"], "save_path": "x"}', '{"url": {}, "save_path": "x"}',
-    '{"url": true, "save_path": "x"}', '{"url": "", "save_path": "x"}', '{"url": NaN, "save_path": "x"}',
-    "[" * 100_000, '{"url": "\\ud800", "save_path": "x"}', '{"url": "' + "x" * 20_000 + '", "save_path": "x"}',
+    "not JSON",
+    "[1, 2]",
+    '"text"',
+    "null",
+    "{",
+    "",
+    b"\xff\xfe{}",
+    b'{"url": "\xe9"}',
+    "{}",
+    '{"save_path": "x"}',
+    '{"url": null, "save_path": "x"}',
+    '{"url": ["x"], "save_path": "x"}',
+    '{"url": {}, "save_path": "x"}',
+    '{"url": true, "save_path": "x"}',
+    '{"url": "", "save_path": "x"}',
+    '{"url": NaN, "save_path": "x"}',
+    "[" * 100_000,
+    '{"url": "\\ud800", "save_path": "x"}',
+    '{"url": "' + "x" * 20_000 + '", "save_path": "x"}',
     b"{" + b" " * 10_000_000 + b"}",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

@@ -79,9 +79,11 @@ def test_row_a_connection_a_response_or_the_network_that_breaks_costs_only_the_r
     redis_server: RedisServer, client: Client, tmp_path: Path
 ) -> None:
     with (
-        HeldFile(DATA) as file, Origin(file) as origin, Proxy(("127.0.0.1", origin.port)) as network,
+        HeldFile(DATA) as file,
+        Origin(file) as origin,
+        Proxy(("127.0.0.1", origin.port)) as network,
         fleet(tmp_path, redis_server.url, "a", transfer={"retries": 1000}) as (service,),
-    ):  # fmt: skip
+    ):
         url = f"http://127.0.0.1:{network.port}/f"
         client.push(url, "f", id="f")
         wait_for_commit(service.out / "f")
@@ -212,9 +214,10 @@ def test_a_supervisor_frozen_past_its_lease_and_woken_harms_nothing(
     whole: bool, redis_server: RedisServer, client: Client, tmp_path: Path
 ) -> None:
     with (
-        HeldFile(DATA) as file, Origin(file) as origin,
+        HeldFile(DATA) as file,
+        Origin(file) as origin,
         fleet(tmp_path, redis_server.url, "a", supervisor={**SHORT, "worker_timeout": "4s"}) as (frozen,),
-    ):  # fmt: skip
+    ):
         client.push(f"{origin.url}/f", "f", id="f")
         wait_for_commit(frozen.out / "f")
         pids = [frozen.pid, *(worker.pid for worker in frozen.workers() if whole)]
@@ -241,9 +244,10 @@ def test_a_zombie_that_waits_for_permission_to_publish_gets_none(
 ) -> None:
     settings: dict[str, Any] = {"supervisor": SHORT, "logging": {"progress_interval": "100ms"}}
     with (
-        HeldFile(DATA) as file, Origin(file) as origin,
+        HeldFile(DATA) as file,
+        Origin(file) as origin,
         fleet(tmp_path, redis_server.url, "a", **settings) as (zombie,),
-    ):  # fmt: skip
+    ):
         client.push(f"{origin.url}/f", "f", id="f")
         worker = wait_for_run(zombie, "f")
         began = events_of(client, "f")[0][0]
@@ -288,8 +292,9 @@ def test_two_supervisors_one_killed_twice_end_each_of_200_jobs_once(
     data, shared = DATA[:40_000], tmp_path / "shared"
     shared.mkdir()
     settings: dict[str, Any] = {
-        "supervisor": {**SHORT, "workers": 2, "max_concurrent_downloads": 8}, "paths": {"download_dir": shared}
-    }  # fmt: skip
+        "supervisor": {**SHORT, "workers": 2, "max_concurrent_downloads": 8},
+        "paths": {"download_dir": shared},
+    }
     names = [f"f{number}" for number in range(200)]
     with (
         Origin(File(data, block=10_000, pause_s=0.06)) as origin,

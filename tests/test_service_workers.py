@@ -66,8 +66,10 @@ def test_row_a_worker_killed_in_mid_job_loses_nothing_committed_and_disturbs_nob
     redis_server: RedisServer, client: Client, tmp_path: Path
 ) -> None:
     with (
-        HeldFile(DATA) as file, Origin(file) as origin, supervisor(tmp_path, redis_server, **TWO) as service,
-    ):  # fmt: skip
+        HeldFile(DATA) as file,
+        Origin(file) as origin,
+        supervisor(tmp_path, redis_server, **TWO) as service,
+    ):
         for name in "ab":
             client.push(f"{origin.url}/{name}", name, id=name)
         wait_for_commit(service.out / "a", service.out / "b")
@@ -80,8 +82,11 @@ def test_row_a_worker_killed_in_mid_job_loses_nothing_committed_and_disturbs_nob
         assert again, "the second run asked for nothing"
         assert fetched_again(again, kept) == []
         assert [event for _, event in events_of(client, "a")] == [
-            "job_started", "job_requeued", "job_started", "job_succeeded"
-        ]  # fmt: skip
+            "job_started",
+            "job_requeued",
+            "job_started",
+            "job_succeeded",
+        ]
         assert [event for _, event in events_of(client, "b")] == ["job_started", "job_succeeded"]
         assert len(runs(service, "b")) == 1
         check_folder(service.out, DATA, "a", "b")
@@ -114,9 +119,10 @@ def test_a_stopped_worker_is_killed_with_its_stacks_logged_and_its_jobs_go_on(
     redis_server: RedisServer, client: Client, tmp_path: Path
 ) -> None:
     with (
-        HeldFile(DATA) as file, Origin(file) as origin,
+        HeldFile(DATA) as file,
+        Origin(file) as origin,
         supervisor(tmp_path, redis_server, worker_timeout="4s", max_crashes=9, **TWO) as service,
-    ):  # fmt: skip
+    ):
         client.push(f"{origin.url}/a", "a", id="a")
         pid = wait_for_run(service, "a")
         os.kill(pid, signal.SIGSTOP)
@@ -300,8 +306,10 @@ def test_later_starts_that_fail_are_tried_again_more_and_more_slowly_until_one_s
         breakage.touch()
         os.kill(service.workers()[0].pid, signal.SIGKILL)
         wait_until(lambda: len(service.events("worker_died")) >= 5, LATE_S)
-        died = [datetime.fromisoformat(record["@timestamp"].replace("Z", "+00:00")).timestamp()
-                for record in service.events("worker_died")]  # fmt: skip
+        died = [
+            datetime.fromisoformat(record["@timestamp"].replace("Z", "+00:00")).timestamp()
+            for record in service.events("worker_died")
+        ]
         gaps = [after - before for before, after in pairwise(died)]
         assert gaps[2] > 0.35
         assert gaps[3] > 0.75

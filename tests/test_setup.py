@@ -246,8 +246,19 @@ def test_the_wheel_has_what_setup_writes(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "dlpool", source / "dlpool", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    built = said(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index",
-                 "-w", tmp_path, source)  # fmt: skip
+    built = said(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        tmp_path,
+        source,
+    )
     assert built.returncode == 0, built.stdout
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -147,9 +147,13 @@ def test_a_sick_host_gets_fewer_jobs_and_slows_no_other(tmp_path: Path) -> None:
                 seen["now"] -= 1
 
     settings = {
-        "max_concurrent_downloads": "auto", "max_slots": 8, "workers": 2, "job_retry_delay": "100ms",
-        "max_attempts": 1000, "job_retry_max_delay": "500ms",
-    }  # fmt: skip
+        "max_concurrent_downloads": "auto",
+        "max_slots": 8,
+        "workers": 2,
+        "job_retry_delay": "100ms",
+        "max_attempts": 1000,
+        "job_retry_max_delay": "500ms",
+    }
     transfer = {"connections": 1, "retries": 0}
     with running(tmp_path, supervisor=settings, transfer=transfer) as both, desk_of(*both) as desk:
         with Origin(sick) as one, Origin(File(b"y")) as other:
@@ -175,11 +179,15 @@ def test_the_bytes_of_a_worker_that_died_are_not_lost_and_counters_that_fall_cou
 @pytest.mark.parametrize(
     ("ending", "label", "expected"),
     [
-        ("retry", "server_busy", True), ("retry", "connection", True), ("retry", "timeout", True),
-        ("retry", "dns", False), ("retry", "remote_changed", False), ("failed", "not_found", False),
+        ("retry", "server_busy", True),
+        ("retry", "connection", True),
+        ("retry", "timeout", True),
+        ("retry", "dns", False),
+        ("retry", "remote_changed", False),
+        ("failed", "not_found", False),
         ("succeeded", "", False),
     ],
-)  # fmt: skip
+)
 def test_which_endings_mean_that_there_is_too_much_to_do(ending: str, label: str, expected: bool) -> None:
     assert is_refusal(EndedFrame("a.1", ending, label=label)) == expected
 

@@ -66,11 +66,18 @@ def states(draw: st.DrawFn) -> SavedState:
     text = st.text(max_size=10)
     optional = st.none() | text
     return SavedState(
-        url=draw(text), url_sha256=draw(text), size=edges[-1], etag=draw(optional), last_modified=draw(optional),
-        created_at=draw(text), updated_at=draw(text), attempts=draw(st.integers(0, 1000)), last_error=draw(optional),
+        url=draw(text),
+        url_sha256=draw(text),
+        size=edges[-1],
+        etag=draw(optional),
+        last_modified=draw(optional),
+        created_at=draw(text),
+        updated_at=draw(text),
+        attempts=draw(st.integers(0, 1000)),
+        last_error=draw(optional),
         chunks=tuple(chunks),
         publishing=draw(st.none() | st.builds(Publishing, st.integers(0, 2**63), st.integers(0, 2**53))),
-    )  # fmt: skip
+    )
 
 
 def mutate(state: SavedState, **fields: Any) -> str:
@@ -232,9 +239,14 @@ def test_deeply_nested_fields_do_no_harm(name: str, depth: int) -> None:
 # --- mutations ---
 
 SCALARS: st.SearchStrategy[Any] = (
-    st.none() | st.booleans() | st.integers(-2, 1002) | st.sampled_from([2**63, 2**70, -1, 0.5, 1e300])
-    | st.text(max_size=5) | st.just([]) | st.just({})
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 1002)
+    | st.sampled_from([2**63, 2**70, -1, 0.5, 1e300])
+    | st.text(max_size=5)
+    | st.just([])
+    | st.just({})
+)
 
 
 def _places(node: object) -> list[tuple[Any, Any]]:
@@ -312,5 +324,7 @@ def test_positions_are_saved_and_claims_are_not() -> None:
     state = STATE.with_chunks(chunks, "2024-05-07T11:00:00Z", "timeout: again")
     assert state.chunks == (SavedChunk(0, 400, 400, True), SavedChunk(400, 1000, 500, False))
     assert (state.updated_at, state.last_error, state.created_at) == (
-        "2024-05-07T11:00:00Z", "timeout: again", STATE.created_at,
-    )  # fmt: skip
+        "2024-05-07T11:00:00Z",
+        "timeout: again",
+        STATE.created_at,
+    )

@@ -31,9 +31,17 @@ from tests.fakes import Events
 
 URL = "https://example.org/files/data.bin"
 STATE = SavedState(
-    url=URL, url_sha256=url_digest(URL), size=1000, etag=None, last_modified=None, created_at="2024-05-07T10:00:00Z",
-    updated_at="2024-05-07T10:00:04Z", attempts=1, last_error=None, chunks=(SavedChunk(0, 1000, 512, False),),
-)  # fmt: skip
+    url=URL,
+    url_sha256=url_digest(URL),
+    size=1000,
+    etag=None,
+    last_modified=None,
+    created_at="2024-05-07T10:00:00Z",
+    updated_at="2024-05-07T10:00:04Z",
+    attempts=1,
+    last_error=None,
+    chunks=(SavedChunk(0, 1000, 512, False),),
+)
 LATER = replace(STATE, updated_at="2024-05-07T10:00:06Z", chunks=(SavedChunk(0, 1000, 900, False),))
 
 

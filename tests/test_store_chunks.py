@@ -32,14 +32,23 @@ def chunk_file(store: UploadStore, index: int) -> Path:
 def test_chunks_in_any_order_become_the_file(store: UploadStore) -> None:
     for index in (2, 0, 1):
         stored = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
-        assert stored.as_json() == {"status": "ok", "chunk_index": index, "md5_checked": True, "relative_path": "a/b",
-                                    "size": len(DATA[index])}  # fmt: skip
+        assert stored.as_json() == {
+            "status": "ok",
+            "chunk_index": index,
+            "md5_checked": True,
+            "relative_path": "a/b",
+            "size": len(DATA[index]),
+        }
     result = merge(store, 3, expected_md5=md5(b"".join(DATA)))
     assert Path(result.path).read_bytes() == b"".join(DATA)
     assert result.as_json() == {
-        "status": "ok", "filePath": f"{store.settings.merged_dir}/a/b/file.bin", "md5": md5(b"".join(DATA)),
-        "relative_path": "a/b", "size": 38, "merge_time": result.merge_time,
-    }  # fmt: skip
+        "status": "ok",
+        "filePath": f"{store.settings.merged_dir}/a/b/file.bin",
+        "md5": md5(b"".join(DATA)),
+        "relative_path": "a/b",
+        "size": 38,
+        "merge_time": result.merge_time,
+    }
     assert leftovers(store) == []
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
 
@@ -90,15 +99,25 @@ def test_a_disk_on_which_nothing_can_be_reserved_is_full(tmp_path: Path) -> None
 
 def test_the_first_chunk_makes_the_task(store: UploadStore) -> None:
     assert store.status("new", None) == {
-        "uploaded_chunks": [], "total_chunks": 0, "file_size": 0, "status": "not_found", "created_at": "",
-        "updated_at": "", "completion_rate": 0.0,
-    }  # fmt: skip
+        "uploaded_chunks": [],
+        "total_chunks": 0,
+        "file_size": 0,
+        "status": "not_found",
+        "created_at": "",
+        "updated_at": "",
+        "completion_rate": 0.0,
+    }
     assert send(store, 1, DATA[1], total_chunks=4, file_size=100).md5_checked is False
     status = store.status(ID, None)
     assert status["created_at"] <= status["updated_at"]
     del status["created_at"], status["updated_at"]
-    assert status == {"uploaded_chunks": [1], "total_chunks": 4, "file_size": 100, "status": "uploading",
-                      "completion_rate": 25.0}  # fmt: skip
+    assert status == {
+        "uploaded_chunks": [1],
+        "total_chunks": 4,
+        "file_size": 100,
+        "status": "uploading",
+        "completion_rate": 25.0,
+    }
 
 
 def test_what_the_lists_say(store: UploadStore) -> None:
@@ -402,10 +421,16 @@ def test_content_and_ending_can_be_limited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("head", "kind"),
-    [(b"", "text/plain"), (b"plain\ttext\n", "text/plain"), ("über".encode()[:-1] + b"\xc3", "text/plain"),
-     (b"\0\1\2\3", "application/octet-stream"), (b"PK\x03\x04" + bytes(26), "application/zip"),
-     (b"\x7fELF\2\1\1", "application/octet-stream"), (b"%PDF-1.4\n", "application/pdf")],
-)  # fmt: skip
+    [
+        (b"", "text/plain"),
+        (b"plain\ttext\n", "text/plain"),
+        ("über".encode()[:-1] + b"\xc3", "text/plain"),
+        (b"\0\1\2\3", "application/octet-stream"),
+        (b"PK\x03\x04" + bytes(26), "application/zip"),
+        (b"\x7fELF\2\1\1", "application/octet-stream"),
+        (b"%PDF-1.4\n", "application/pdf"),
+    ],
+)
 def test_the_kind_of_content_is_told_by_its_first_bytes(head: bytes, kind: str) -> None:
     assert kind in kinds_of(head)
 
@@ -423,9 +448,14 @@ def test_the_completion_rate_is_always_finite(total: int, file_size: int, have: 
 def test_states_follow_the_table() -> None:
     allowed = {(state, after) for state, afters in states.NEXT.items() for after in afters}
     assert allowed == {
-        ("pending", "uploading"), ("uploading", "paused"), ("paused", "uploading"), ("uploading", "merging"),
-        ("merging", "completed"), ("merging", "failed"), ("failed", "uploading"),
-    }  # fmt: skip
+        ("pending", "uploading"),
+        ("uploading", "paused"),
+        ("paused", "uploading"),
+        ("uploading", "merging"),
+        ("merging", "completed"),
+        ("merging", "failed"),
+        ("failed", "uploading"),
+    }
 
 
 def test_batches_have_a_result_an_id(store: UploadStore) -> None:

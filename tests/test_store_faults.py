@@ -193,9 +193,13 @@ def test_a_planted_link_leads_nowhere(store: UploadStore, tmp_path: Path) -> Non
         merge(store, 1, relative_path="")
     assert [path.name for path in outside.iterdir()] == ["secret"]
     assert (outside / "secret").read_text() == "secret"
-    for path, status, code in (("secret", 404, "not_found"), ("out/secret", 400, "bad_path"),
-                               ("real", 404, "not_found"),
-                               ("none", 404, "not_found"), ("../outside/secret", 400, "bad_path")):  # fmt: skip
+    for path, status, code in (
+        ("secret", 404, "not_found"),
+        ("out/secret", 400, "bad_path"),
+        ("real", 404, "not_found"),
+        ("none", 404, "not_found"),
+        ("../outside/secret", 400, "bad_path"),
+    ):
         with refused(status, code):
             store.open_merged(path, None)
     assert merge(store, 1, "other", relative_path="real").path == f"{merged}/real/other"

@@ -118,8 +118,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(verb=st.sampled_from(["pause", "resume", "delete"]))
     def it_is_told_to(self, verb: str) -> None:
-        allowed = {"pause": ("uploading",), "resume": ("paused", "failed"), "delete": ("paused", "uploading", "failed",
-                   "completed", "pending")}[verb]  # fmt: skip
+        allowed = {
+            "pause": ("uploading",),
+            "resume": ("paused", "failed"),
+            "delete": ("paused", "uploading", "failed", "completed", "pending"),
+        }[verb]
         try:
             getattr(self.store, verb)(ID, None)
         except Refusal as refusal:

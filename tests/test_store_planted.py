@@ -41,11 +41,17 @@ def use_all(store: UploadStore) -> set[int]:
     """Whatever a client can do; the statuses of what was refused."""
     statuses = set()
     for use in (
-        lambda: store.status(ID, None), lambda: store.task(ID, None), lambda: store.tasks(None),
-        lambda: send(store, 1, b"one"), lambda: merge(store, 2), lambda: store.pause(ID, None),
-        lambda: store.resume(ID, None), lambda: store.cleanup(None, ("failed",), 0), lambda: store.delete(ID, None),
+        lambda: store.status(ID, None),
+        lambda: store.task(ID, None),
+        lambda: store.tasks(None),
+        lambda: send(store, 1, b"one"),
+        lambda: merge(store, 2),
+        lambda: store.pause(ID, None),
+        lambda: store.resume(ID, None),
+        lambda: store.cleanup(None, ("failed",), 0),
+        lambda: store.delete(ID, None),
         store.sweep,
-    ):  # fmt: skip
+    ):
         try:
             use()
         except Refusal as refusal:

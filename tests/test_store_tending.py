@@ -140,9 +140,14 @@ def damage(store: UploadStore, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"status":"uploading","updated_at":null}', '{"status":"uploading","retries":[]}',
-             '{"status":"uploading","chunks":[[1]]}', '{"status":"completed","result":{"path":1}}'],
-)  # fmt: skip
+    "text",
+    [
+        '{"status":"uploading","updated_at":null}',
+        '{"status":"uploading","retries":[]}',
+        '{"status":"uploading","chunks":[[1]]}',
+        '{"status":"completed","result":{"path":1}}',
+    ],
+)
 def test_a_record_of_wrong_types_is_made_anew(store: UploadStore, text: str) -> None:
     send_all(store, DATA)
     damage(store, text)

@@ -62,8 +62,9 @@ def test_a_job_is_one_trace_with_a_span_for_each_range(traced: Both) -> None:
     assert (known["user.id"], known["dlpool.attempt"], known["dlpool.ending"]) == ("u1", 1, "succeeded")
     assert (known["file.size"], known["file.path"]) == (len(data), str(desk.folder / "f"))
     assert ranges
-    assert sum(values(one.attributes)["dlpool.range.end"] - values(one.attributes)["dlpool.range.start"]
-               for one in ranges) == len(data)  # fmt: skip
+    assert sum(
+        values(one.attributes)["dlpool.range.end"] - values(one.attributes)["dlpool.range.start"] for one in ranges
+    ) == len(data)
     for one in ranges:
         said = values(one.attributes)
         assert (one.name, one.kind, one.parent_span_id) == ("GET", CLIENT, job.span_id)
@@ -138,8 +139,14 @@ def test_an_endpoint_without_the_extra_is_said_in_a_sentence(tmp_path: Path) -> 
 sys.modules["opentelemetry.sdk"] = None
 from dlpool.cli.supervisor import main
 sys.exit(main(["-c", sys.argv[1]]))"""
-    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path / "dlpool.ini")], capture_output=True, text=True,
-                         cwd=ROOT, timeout=60, check=False)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "dlpool.ini")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
     assert ran.returncode == 78
     assert ran.stderr.count("\n") == 1
     assert "pip install 'dlpool[otel]'" in ran.stderr

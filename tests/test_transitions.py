@@ -389,10 +389,18 @@ def test_an_id_that_is_taken_already_is_replaced(queue: Queue) -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"\x00\xff", b"null", b'{"dlpool"', b'"dlpool"', b'{"dlpool":{"id":' + b"[" * 100_000,
-     b'{"dlpool":{"id":1e999}}', b"x" * 100_000],
+    [
+        b"",
+        b"\x00\xff",
+        b"null",
+        b'{"dlpool"',
+        b'"dlpool"',
+        b'{"dlpool":{"id":' + b"[" * 100_000,
+        b'{"dlpool":{"id":1e999}}',
+        b"x" * 100_000,
+    ],
     ids=lambda raw: repr(raw[:20]),
-)  # fmt: skip
+)
 def test_whatever_was_pushed_is_claimed_as_it_is(queue: Queue, raw: bytes) -> None:
     queue.drop_in(raw)
     (claimed,) = queue.claim()
@@ -989,8 +997,14 @@ def test_what_happens_is_counted_by_the_day(queue: Queue) -> None:
     queue.claim_one()
     queue.does.take_back(B, [A], order="fifo")
     assert queue.counted() == {
-        "pushed": 6, "succeeded": 1, "failed": 1, "retry": 1, "release": 1, "crash": 1, "recovered": 1,
-    }  # fmt: skip
+        "pushed": 6,
+        "succeeded": 1,
+        "failed": 1,
+        "retry": 1,
+        "release": 1,
+        "crash": 1,
+        "recovered": 1,
+    }
     (key,) = queue.client.keys(f"{queue.keys.prefix}stats:*")
     assert key.decode() == queue.keys.stats(queue.now_ms() // 86_400_000)
     assert 34 * 86_400 < queue.client.ttl(key) <= 35 * 86_400
@@ -1004,8 +1018,15 @@ def test_what_happens_is_told(queue: Queue) -> None:
     queue.register(A)
     queue.finish(queue.claim_one(), "failed", note={"error": "x"})
     told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
-    assert told == ["job_queued", "job_started", "job_requeued", "job_started", "job_recovered", "job_started",
-                    "job_failed"]  # fmt: skip
+    assert told == [
+        "job_queued",
+        "job_started",
+        "job_requeued",
+        "job_started",
+        "job_recovered",
+        "job_started",
+        "job_failed",
+    ]
     assert queue.events("job_failed") == [{b"event": b"job_failed", b"id": b"1", b"note": b'{"error":"x"}'}]
 
 
@@ -1041,8 +1062,9 @@ def test_groups_do_not_meet(queue: Queue) -> None:
     assert queue.claim() == []
     assert queue.push("1") == ["OK"]
     assert {key.decode().partition("}")[0] for key in queue.client.keys("*")} == {
-        "dlpool:{eu:go_download_urls", "dlpool:{go_download_urls",
-    }  # fmt: skip
+        "dlpool:{eu:go_download_urls",
+        "dlpool:{go_download_urls",
+    }
 
 
 # --- what operators do ------------------------------------------------------------------------------------------------

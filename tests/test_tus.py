@@ -70,9 +70,14 @@ def test_what_the_server_can_do(server: WebServer) -> None:
         assert answer.status_code == 200
         assert answer.headers["Tus-Version"] == "1.0.0"
         assert set(answer.headers["Tus-Extension"].split(",")) == {
-            "creation", "creation-with-upload", "creation-defer-length", "checksum", "expiration", "termination",
+            "creation",
+            "creation-with-upload",
+            "creation-defer-length",
+            "checksum",
+            "expiration",
+            "termination",
             "concatenation",
-        }  # fmt: skip
+        }
         assert answer.headers["Tus-Max-Size"] == str(LARGEST)
         assert answer.headers["Tus-Checksum-Algorithm"] == "sha1,md5,sha256"
 
@@ -215,9 +220,11 @@ def test_uploads_that_are_not_there(server: WebServer, file_id: str) -> None:
 def test_a_task_of_the_other_protocol_is_left_alone(server: WebServer) -> None:
     path = begin(server)
     answer = requests.post(
-        f"{server.url}/upload_chunk?file_id={path.rpartition('/')[2]}&chunk_index=0", data=b"x",
-        headers={"Content-Type": "application/octet-stream"}, timeout=10,
-    )  # fmt: skip
+        f"{server.url}/upload_chunk?file_id={path.rpartition('/')[2]}&chunk_index=0",
+        data=b"x",
+        headers={"Content-Type": "application/octet-stream"},
+        timeout=10,
+    )
     assert (answer.status_code, answer.json()["code"]) == (409, "other_protocol")
 
 
@@ -265,9 +272,13 @@ def test_every_answer_names_the_version_and_anybody_may_ask_what_the_server_can_
         options = requests.options(f"{server.root}/files", timeout=10)
         assert (options.status_code, options.headers["Tus-Version"]) == (200, "1.0.0")
         foreign = {"Origin": "https://else.example", "X-Secret-Key": "a secret of some length"}
-        answers = [options, ask(server, "POST", Upload_Length=5), ask(server, "POST", Upload_Length=5, **foreign),
-                   ask(server, "PUT", X_Secret_Key=foreign["X-Secret-Key"]),
-                   ask(server, "HEAD", "/files/none")]  # fmt: skip
+        answers = [
+            options,
+            ask(server, "POST", Upload_Length=5),
+            ask(server, "POST", Upload_Length=5, **foreign),
+            ask(server, "PUT", X_Secret_Key=foreign["X-Secret-Key"]),
+            ask(server, "HEAD", "/files/none"),
+        ]
         assert [answer.status_code for answer in answers] == [200, 401, 403, 405, 401]
         while answers[-1].status_code != 429:
             answers.append(ask(server, "HEAD", "/files/none"))
@@ -323,15 +334,30 @@ def test_concatenation(server: WebServer) -> None:
 def test_what_came_of_a_body_that_is_cut_off_counts(server: WebServer) -> None:
     path = begin(server)
     with RawClient(server.port) as client:
-        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 0",
-                    f"Content-Length: {len(DATA)}", body=DATA[:123_456], method="PATCH").end()  # fmt: skip
+        client.post(
+            path,
+            "Tus-Resumable: 1.0.0",
+            f"Content-Type: {PATCH_TYPE}",
+            "Upload-Offset: 0",
+            f"Content-Length: {len(DATA)}",
+            body=DATA[:123_456],
+            method="PATCH",
+        ).end()
         assert client.answer()[1]["code"] == "truncated"
     assert offset_of(server, path) == 123_456
     checksum = f"Upload-Checksum: md5 {base64_of(hashlib.md5(DATA[123_456:]).digest())}"
     length = f"Content-Length: {len(DATA) - 123_456}"
     with RawClient(server.port) as client:
-        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 123456", checksum,
-                    length, body=DATA[123_456:200_000], method="PATCH").end()  # fmt: skip
+        client.post(
+            path,
+            "Tus-Resumable: 1.0.0",
+            f"Content-Type: {PATCH_TYPE}",
+            "Upload-Offset: 123456",
+            checksum,
+            length,
+            body=DATA[123_456:200_000],
+            method="PATCH",
+        ).end()
         assert client.answer()[0] == 400
     assert offset_of(server, path) == 123_456
     assert patch(server, path, 123_456, DATA[123_456:]).status_code == 204
@@ -413,8 +439,15 @@ def test_what_was_under_way_when_an_upload_was_paused_counts(server: WebServer) 
     task = f"{server.url}/tasks/{path.rpartition('/')[2]}"
     assert patch(server, path, 0, DATA[:10]).status_code == 204
     with RawClient(server.port) as client:
-        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 10",
-                    "Content-Length: 20", body=DATA[10:20], method="PATCH")  # fmt: skip
+        client.post(
+            path,
+            "Tus-Resumable: 1.0.0",
+            f"Content-Type: {PATCH_TYPE}",
+            "Upload-Offset: 10",
+            "Content-Length: 20",
+            body=DATA[10:20],
+            method="PATCH",
+        )
         wait_until(lambda: offset_of(server, path) == 20)
         assert requests.post(f"{task}/pause", timeout=10).status_code == 200
         assert client.say(DATA[20:30]).answer()[0] == 204
@@ -460,8 +493,15 @@ def test_a_refused_body_sets_no_length(server: WebServer, headers: dict[str, Any
 def send_all_but_the_end(server: WebServer, path: str) -> None:
     """All 65,536 bytes of an upload, in a chunked body that is cut off before its last chunk."""
     with RawClient(server.port) as client:
-        client.post(path, "Tus-Resumable: 1.0.0", f"Content-Type: {PATCH_TYPE}", "Upload-Offset: 0",
-                    "Transfer-Encoding: chunked", body=b"10000\r\n" + DATA[:65536], method="PATCH")  # fmt: skip
+        client.post(
+            path,
+            "Tus-Resumable: 1.0.0",
+            f"Content-Type: {PATCH_TYPE}",
+            "Upload-Offset: 0",
+            "Transfer-Encoding: chunked",
+            body=b"10000\r\n" + DATA[:65536],
+            method="PATCH",
+        )
         assert client.say("\r\n").end().answer()[0] == 400
     task = requests.get(f"{server.url}/tasks/{path.rpartition('/')[2]}", timeout=10).json()
     assert (task["status"], task["chunks"][0]["size"]) == ("uploading", 65536)
@@ -572,8 +612,12 @@ def test_an_upload_that_has_to_wait_for_its_merge_is_not_lost_to_its_client(tmp_
         send_all_but_the_end(server, path)
         for index in range(4):
             chunk = {"file_id": "large", "chunk_index": index}
-            assert requests.post(f"{server.url}/upload_chunk", data=chunk, files={"chunk": bytes(60_000_000)},
-                                 timeout=30).status_code == 200  # fmt: skip
+            assert (
+                requests.post(
+                    f"{server.url}/upload_chunk", data=chunk, files={"chunk": bytes(60_000_000)}, timeout=30
+                ).status_code
+                == 200
+            )
         merge: Any = {"file_id": "large", "filename": "large", "total_chunks": 4}
         with ThreadPoolExecutor(1) as pool:
             merging = pool.submit(requests.post, f"{server.url}/merge_chunks", json=merge, timeout=60)

@@ -50,8 +50,15 @@ def node_command() -> list[str]:
 
 def start(command: list[str], *arguments: object) -> subprocess.Popen[str]:
     words = [*command, *map(str, arguments)]
-    return subprocess.Popen(words, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        words,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.parametrize(

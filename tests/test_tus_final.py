@@ -76,11 +76,14 @@ Parts = Callable[[UploadStore], list[str]]
         (lambda _store: [], 400, "bad_concat"),
         (lambda store: [part(store, b"1", owner="ann"), part(store, b"2", owner="bob")], 404, "no_such_task"),
         (lambda store: [part(store, b"1", owner="ann"), part(store, b"2")], 404, "no_such_task"),
-        (lambda store: [part(store, b"123456", owner="ann"), part(store, b"78901", owner="ann")], 413,
-         "file_too_large"),
+        (
+            lambda store: [part(store, b"123456", owner="ann"), part(store, b"78901", owner="ann")],
+            413,
+            "file_too_large",
+        ),
         (lambda store: [part(store, b"1", b"2", owner="ann"), part(store, b"3", b"4", owner="ann")], 413, "too_large"),
     ],
-)  # fmt: skip
+)
 def test_nothing_is_made_of_parts_that_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Parts, status: int, code: str
 ) -> None:

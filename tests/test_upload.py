@@ -136,8 +136,18 @@ def test_secrets_come_from_files_and_are_never_told(serve: Serve, file: Path, tm
     (tmp_path / "token").write_text("ey.hush\n")
     (tmp_path / "key").write_text("hush too\n")
     origin = serve()
-    ended = upload(file, origin.api, "--token-file", tmp_path / "token", "--secret-key-file", tmp_path / "key", "-v",
-                   "--json", "-H", "X-Own: mine")  # fmt: skip
+    ended = upload(
+        file,
+        origin.api,
+        "--token-file",
+        tmp_path / "token",
+        "--secret-key-file",
+        tmp_path / "key",
+        "-v",
+        "--json",
+        "-H",
+        "X-Own: mine",
+    )
     assert ended.code == 0, ended.err
     assert "hush" not in ended.out + ended.err
     for request in origin.requests:
@@ -240,8 +250,20 @@ def test_the_network_goes_away_and_comes_back(serve: Serve, file: Path) -> None:
             proxy.refuse()
 
         origin.fault = once("chunk", cut, number=2)
-        process = start("upload", file, f"http://127.0.0.1:{proxy.port}/go-uploader", "--chunk-size", "64K", "-v",
-                        "--retries", "1000", "--retry-delay", "10ms", "--retry-max-delay", "100ms")  # fmt: skip
+        process = start(
+            "upload",
+            file,
+            f"http://127.0.0.1:{proxy.port}/go-uploader",
+            "--chunk-size",
+            "64K",
+            "-v",
+            "--retries",
+            "1000",
+            "--retry-delay",
+            "10ms",
+            "--retry-max-delay",
+            "100ms",
+        )
         errors = process.stderr
         assert errors is not None
         wait_until(lambda: "label='unreachable'" in errors.readline())
@@ -254,9 +276,15 @@ def test_the_network_goes_away_and_comes_back(serve: Serve, file: Path) -> None:
 # --- how it ends ---
 
 REFUSALS = [
-    (400, "bad_filename", 8), (401, "unauthorized", 6), (403, "forbidden", 6), (404, "not_found", 10),
-    (409, "paused", 13), (413, "too_large", 12), (415, "type_not_allowed", 12), (507, "no_space", 9),
-]  # fmt: skip
+    (400, "bad_filename", 8),
+    (401, "unauthorized", 6),
+    (403, "forbidden", 6),
+    (404, "not_found", 10),
+    (409, "paused", 13),
+    (413, "too_large", 12),
+    (415, "type_not_allowed", 12),
+    (507, "no_space", 9),
+]
 
 
 @pytest.mark.parametrize("call", ["status", "chunk"])

@@ -162,8 +162,13 @@ def test_the_first_error_stands_and_nobody_gets_a_chunk_after_it() -> None:
         ending.stop(Garbled("second"))
         assert str(exchange.verdict) == "first"
     assert dealt.take() is None
-    acts = (ending.check, lambda: dealt.sent(0, 1), lambda: ending.pause(60), lambda: dealt.wait_for_front(2),
-            lambda: dealt.give_back(0, Rest(0.0, 60.0)))  # fmt: skip
+    acts = (
+        ending.check,
+        lambda: dealt.sent(0, 1),
+        lambda: ending.pause(60),
+        lambda: dealt.wait_for_front(2),
+        lambda: dealt.give_back(0, Rest(0.0, 60.0)),
+    )
     for act in acts:
         with pytest.raises(Cancelled, match="first"):
             act()
@@ -196,9 +201,16 @@ def test_what_makes_no_sense_is_not_followed(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("refused", "most", "next_size"),
-    [(8 * MIB, None, 4 * MIB), (8 * MIB, 3 * MIB, 3 * MIB), (MIB, 8 * MIB, MIB // 2), (100_000, None, 65536),
-     (65536, None, None), (1000, None, None), (65536, 1000, 1000)],
-)  # fmt: skip
+    [
+        (8 * MIB, None, 4 * MIB),
+        (8 * MIB, 3 * MIB, 3 * MIB),
+        (MIB, 8 * MIB, MIB // 2),
+        (100_000, None, 65536),
+        (65536, None, None),
+        (1000, None, None),
+        (65536, 1000, 1000),
+    ],
+)
 def test_chunks_that_are_too_large_become_what_the_server_takes_or_half(
     refused: int, most: int | None, next_size: int | None
 ) -> None:

@@ -206,8 +206,10 @@ def test_an_owner_has_so_many_files(
     if not refusal:
         send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total)
         return
-    for ask_for in (lambda: send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total),
-                    lambda: store.check_chunk(file_id=last, index=0, owner="ann", total_chunks=total)):  # fmt: skip
+    for ask_for in (
+        lambda: send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total),
+        lambda: store.check_chunk(file_id=last, index=0, owner="ann", total_chunks=total),
+    ):
         with refused(507, "over_quota") as said:
             ask_for()
         assert said.extra == {"quota": "owner_files", "limit": limit, "used": refusal[0], "wanted": refusal[1]}

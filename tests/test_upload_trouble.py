@@ -138,8 +138,18 @@ def test_an_address_that_cannot_be_reached_for_a_while_is_waited_for(origin: Upl
             proxy.refuse()
 
         origin.fault = at("chunk", range(2, 3), cut)
-        process = start("upload", file, f"http://127.0.0.1:{proxy.port}/go-uploader", *SMALL, *HASTY, "-v", "-c", "1",
-                        "--retries", "1")  # fmt: skip
+        process = start(
+            "upload",
+            file,
+            f"http://127.0.0.1:{proxy.port}/go-uploader",
+            *SMALL,
+            *HASTY,
+            "-v",
+            "-c",
+            "1",
+            "--retries",
+            "1",
+        )
         errors = process.stderr
         assert errors is not None
         for _ in range(5):
@@ -187,8 +197,9 @@ def trickle(connection: Connection, begin: bytes) -> None:
     raise Hangup
 
 
-@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"],
-                         ids=["header", "body"])  # fmt: skip
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"], ids=["header", "body"]
+)
 def test_an_answer_that_trickles_for_ever_is_given_up_and_asked_for_again(
     begin: bytes, origin: UploadOrigin, file: Path
 ) -> None:
@@ -198,8 +209,9 @@ def test_an_answer_that_trickles_for_ever_is_given_up_and_asked_for_again(
         trickle(connection, begin)
 
     origin.fault = at("chunk", FIRST, strike)
-    ended = upload(file, origin.api, *SMALL, "--connect-timeout", "1s", "--read-timeout", "1s", "--config",
-                   file.parent / "own.ini")  # fmt: skip
+    ended = upload(
+        file, origin.api, *SMALL, "--connect-timeout", "1s", "--read-timeout", "1s", "--config", file.parent / "own.ini"
+    )
     assert ended.code == 0, ended.err
     assert ended.json["retries"] >= 1
 
@@ -223,8 +235,16 @@ def test_a_body_that_hardly_moves_is_given_up(file: Path) -> None:
             threading.Event().wait(0.2)
 
     with Origin(drip) as origin:
-        ended = upload(file, f"{origin.url}/go-uploader", "--chunk-size", "32M", "--retries", "0", "--config",
-                       file.parent / "own.ini")  # fmt: skip
+        ended = upload(
+            file,
+            f"{origin.url}/go-uploader",
+            "--chunk-size",
+            "32M",
+            "--retries",
+            "0",
+            "--config",
+            file.parent / "own.ini",
+        )
     assert ended.code == 4
     assert "less than low_speed_limit" in ended.err
 
@@ -284,8 +304,9 @@ def test_over_tls_an_answer_is_heard_while_the_server_reads_no_more(authority: A
             gone.wait(60)
 
     with Origin(refuse, tls=authority.server_context()) as origin:
-        ended = upload(file, f"{origin.url}/go-uploader", "--chunk-size", "32M", "--retries", "0", "--cacert",
-                       authority.ca_file)  # fmt: skip
+        ended = upload(
+            file, f"{origin.url}/go-uploader", "--chunk-size", "32M", "--retries", "0", "--cacert", authority.ca_file
+        )
         gone.set()
     assert ended.code == 6
 

@@ -75,8 +75,12 @@ def test_each_state_lists_its_jobs(queue: Queue) -> None:
     queue.push("waits")
     listed = {state: queue.ids(state) for state in ("running", "queued", "delayed", "failed", "succeeded")}
     assert listed == {
-        "running": ["now"], "queued": ["waits"], "delayed": ["later"], "failed": ["bad"], "succeeded": ["good"],
-    }  # fmt: skip
+        "running": ["now"],
+        "queued": ["waits"],
+        "delayed": ["later"],
+        "failed": ["bad"],
+        "succeeded": ["good"],
+    }
     assert queue.ids() == ["now", "waits", "later", "bad", "good"]
 
 
@@ -193,8 +197,17 @@ def test_a_job_that_cannot_be_run_says_why(raw: bytes, url: str | None, problem:
 
 
 def test_broken_fields_have_their_defaults() -> None:
-    fields = {b"state": b"running", b"fence": b"many", b"attempts": b"1e9", b"created": b"\xff", b"due": b"9" * 16,
-              b"progress": b"[1]", b"note": b"{broken", b"\xff": b"\xff", b"priority": b""}  # fmt: skip
+    fields = {
+        b"state": b"running",
+        b"fence": b"many",
+        b"attempts": b"1e9",
+        b"created": b"\xff",
+        b"due": b"9" * 16,
+        b"progress": b"[1]",
+        b"note": b"{broken",
+        b"\xff": b"\xff",
+        b"priority": b"",
+    }
     view = JobView.from_hash("a", fields)
     assert (view.fence, view.attempts, view.created_at, view.progress, view.note) == (0, 0, None, {}, {})
     assert (view.priority, view.as_json()["due_at"]) == ("normal", "9999-12-31T23:59:59Z")
@@ -217,11 +230,22 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
         queue.push(job_id, **own)
     stats = queue.views.stats()
     assert stats.figures() == {
-        "waiting": 5, "backlog": 2, "reserved": 0, "ready_high": 1, "ready_normal": 1, "ready_low": 1,
-        "ready_limited": 0, "delayed": 1, "parked": 0,
+        "waiting": 5,
+        "backlog": 2,
+        "reserved": 0,
+        "ready_high": 1,
+        "ready_normal": 1,
+        "ready_low": 1,
+        "ready_limited": 0,
+        "delayed": 1,
+        "parked": 0,
         "paused": 0,
-        "running": 1, "succeeded": 1, "failed": 0, "cancelled": 0, "failure_records": 1,
-    }  # fmt: skip
+        "running": 1,
+        "succeeded": 1,
+        "failed": 0,
+        "cancelled": 0,
+        "failure_records": 1,
+    }
     assert len(stats.days) == 7
     assert stats.days[0].counters["pushed"] == 6
 

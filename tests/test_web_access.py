@@ -59,8 +59,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
 
 
 def unsigned(claims: dict[str, Any]) -> str:
-    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
-             for part in ({"alg": "none", "typ": "JWT"}, claims)]  # fmt: skip
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+        for part in ({"alg": "none", "typ": "JWT"}, claims)
+    ]
     return ".".join([*parts, ""])
 
 
@@ -94,9 +96,18 @@ def test_a_token_that_is_not_good_opens_nothing(why: str, text: str, server: Web
 
 def test_health_alone_is_open(server: WebServer) -> None:
     assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
-    for method, path in (("GET", "/tasks"), ("GET", "/system"), ("GET", "/metrics"), ("GET", "/files/x"),
-                         ("POST", "/upload_chunk"), ("POST", "/merge_chunks"), ("GET", "/upload_status?file_id=x"),
-                         ("DELETE", "/tasks/x"), ("POST", "/tasks/batch"), ("PATCH", "/tasks")):  # fmt: skip
+    for method, path in (
+        ("GET", "/tasks"),
+        ("GET", "/system"),
+        ("GET", "/metrics"),
+        ("GET", "/files/x"),
+        ("POST", "/upload_chunk"),
+        ("POST", "/merge_chunks"),
+        ("GET", "/upload_status?file_id=x"),
+        ("DELETE", "/tasks/x"),
+        ("POST", "/tasks/batch"),
+        ("PATCH", "/tasks"),
+    ):
         assert requests.request(method, f"{server.url}{path}", timeout=10).status_code == 401, path
 
 
@@ -135,8 +146,12 @@ def test_each_task_is_its_owners(server: WebServer) -> None:
     assert requests.post(f"{server.url}/upload_chunk", headers=alice, **chunk).status_code == 200  # type: ignore[arg-type]
     merge: Any = {"file_id": "hers", "filename": "f", "total_chunks": 1}
     body: Any
-    for method, path, body in (("GET", "/tasks/hers", None), ("DELETE", "/tasks/hers", None),
-                               ("POST", "/tasks/hers/pause", None), ("POST", "/merge_chunks", merge)):  # fmt: skip
+    for method, path, body in (
+        ("GET", "/tasks/hers", None),
+        ("DELETE", "/tasks/hers", None),
+        ("POST", "/tasks/hers/pause", None),
+        ("POST", "/merge_chunks", merge),
+    ):
         said = requests.request(method, f"{server.url}{path}", headers=bob, json=body, timeout=10)
         assert (said.status_code, said.json()["code"]) == (404, "no_such_task"), path
     for headers, ids in ((alice, ["hers"]), (bob, []), (both, ["hers"])):
@@ -205,15 +220,18 @@ def test_it_does_not_start_where_others_reach_it_without_a_key(address: str, tmp
         ({"secret_key": "x", "secret_key_file": "/y"}, "keep one of them"),
         ({"colour": "red"}, "no such key"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_used_are_one_sentence(web: dict[str, object], said: str, tmp_path: Path) -> None:
     code, line = refused(tmp_path, web)
     assert code == 78 and said in line
 
 
 def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
-    pem = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)  # fmt: skip
+    pem = (
+        ec.generate_private_key(ec.SECP256R1())
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
     (tmp_path / "key").write_bytes(pem)
     assert "no RSA key" in refused(tmp_path, {"jwt_key_file": tmp_path / "key", "jwt_algorithms": "RS256"})[1]
 
@@ -329,8 +347,9 @@ def test_another_wsgi_server_can_serve_it(tmp_path: Path) -> None:
     try:
         server.port = port
         wait_until(lambda: _health(server) == 200)
-        said = requests.post(f"{server.root}{PATH}", data=b"x" * 1000, timeout=10,
-                             headers={"Content-Type": "application/octet-stream"})  # fmt: skip
+        said = requests.post(
+            f"{server.root}{PATH}", data=b"x" * 1000, timeout=10, headers={"Content-Type": "application/octet-stream"}
+        )
         assert said.json()["size"] == 1000
     finally:
         process.terminate()

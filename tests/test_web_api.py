@@ -79,8 +79,10 @@ def test_chunks_become_a_file(api: Api, server: WebServer) -> None:
         status, said = api.chunk(
             index, piece, md5=md5(piece), total_chunks=3, file_size=len(data), relative_path="a/b c"
         )
-        assert (status, said) == (200, {"status": "ok", "chunk_index": index, "md5_checked": True,
-                                        "relative_path": "a/b c", "size": SIZE})  # fmt: skip
+        assert (status, said) == (
+            200,
+            {"status": "ok", "chunk_index": index, "md5_checked": True, "relative_path": "a/b c", "size": SIZE},
+        )
     found = api.status()
     assert (found["uploaded_chunks"], found["total_chunks"], found["file_size"]) == ([0, 1, 2], 3, len(data))
     assert (found["status"], found["completion_rate"]) == ("uploading", 100)
@@ -88,8 +90,14 @@ def test_chunks_become_a_file(api: Api, server: WebServer) -> None:
     status, said = api.merge(3, "ä b..c.bin", expected_md5=md5(data))
     assert status == 200
     path = server.merged_dir / "a" / "b c" / "ä b..c.bin"
-    assert said == {"status": "ok", "filePath": str(path), "md5": md5(data), "relative_path": "a/b c",
-                    "size": len(data), "merge_time": said["merge_time"]}  # fmt: skip
+    assert said == {
+        "status": "ok",
+        "filePath": str(path),
+        "md5": md5(data),
+        "relative_path": "a/b c",
+        "size": len(data),
+        "merge_time": said["merge_time"],
+    }
     assert isinstance(said["merge_time"], int) and said["merge_time"] > 0
     assert path.read_bytes() == data
     assert api.merge(3, "ä b..c.bin", expected_md5=md5(data)) == (200, said)
@@ -119,8 +127,9 @@ def test_a_chunked_body_is_a_body(api: Api) -> None:
     def pieces() -> Iterator[bytes]:
         yield from (b"one ", b"two")
 
-    status, said = api.ask("POST", "/upload_chunk", params={"file_id": api.file_id, "chunk_index": 0}, data=pieces(),
-                           headers=OCTETS)  # fmt: skip
+    status, said = api.ask(
+        "POST", "/upload_chunk", params={"file_id": api.file_id, "chunk_index": 0}, data=pieces(), headers=OCTETS
+    )
     assert (status, said["size"]) == (200, 7)
 
 
@@ -173,8 +182,20 @@ def test_nothing_in_lists_is_null_or_unsorted(api: Api) -> None:
     api.chunk(1, b"")
     tasks = api.ask("GET", "/tasks")[1]["tasks"]
     assert tasks == sorted(tasks, key=lambda one: one["task_id"])
-    wanted = {"task_id", "task_type", "filename", "relative_path", "total_chunks", "uploaded_chunks", "file_size",
-              "status", "created_at", "updated_at", "completion_rate", "retry_count"}  # fmt: skip
+    wanted = {
+        "task_id",
+        "task_type",
+        "filename",
+        "relative_path",
+        "total_chunks",
+        "uploaded_chunks",
+        "file_size",
+        "status",
+        "created_at",
+        "updated_at",
+        "completion_rate",
+        "retry_count",
+    }
     for task in tasks:
         assert set(task) >= wanted and None not in task.values()
         assert math.isfinite(task["completion_rate"]) and 0 <= task["completion_rate"] <= 100
@@ -313,10 +334,27 @@ def test_the_validators_of_a_file(server: WebServer, merged: bytes) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../upload/x", "%2e%2e/upload", "d/%2e%2e/%2e%2e/web.ini", "d%2f..%2f..%2fweb.ini", "..%5cweb.ini", "%00",
-     "d%00.bin", "/etc/passwd", "%2fetc%2fpasswd", "d", "d/", "", ".", "absent.bin", "link", "links/web.ini",
-     "%ff", "pipe"],
-)  # fmt: skip
+    [
+        "../upload/x",
+        "%2e%2e/upload",
+        "d/%2e%2e/%2e%2e/web.ini",
+        "d%2f..%2f..%2fweb.ini",
+        "..%5cweb.ini",
+        "%00",
+        "d%00.bin",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "d",
+        "d/",
+        "",
+        ".",
+        "absent.bin",
+        "link",
+        "links/web.ini",
+        "%ff",
+        "pipe",
+    ],
+)
 def test_no_path_leads_out_of_the_folder(path: str, server: WebServer, merged: bytes) -> None:
     planted = {"link": server.ini, "links": server.folder}
     for name, target in planted.items():
@@ -332,9 +370,15 @@ def test_no_path_leads_out_of_the_folder(path: str, server: WebServer, merged: b
 
 @pytest.mark.parametrize(
     "path",
-    ["/go-uploader/tasks/%2e%2e%2f%2e%2e%2fweb.ini", "/go-uploader/tasks/../../web.ini", "/static/..%2fapp.py",
-     "/static/%2e%2e/app.py", "/files/..%2f..%2fweb.ini", "/api/v1/jobs/..%2f..%2fweb.ini"],
-)  # fmt: skip
+    [
+        "/go-uploader/tasks/%2e%2e%2f%2e%2e%2fweb.ini",
+        "/go-uploader/tasks/../../web.ini",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/files/..%2f..%2fweb.ini",
+        "/api/v1/jobs/..%2f..%2fweb.ini",
+    ],
+)
 def test_no_path_of_another_kind_leads_anywhere(path: str, server: WebServer) -> None:
     with RawClient(server.port) as client:
         status, said = client.post(path, "Connection: close", "Tus-Resumable: 1.0.0", method="GET").answer()
@@ -438,8 +482,14 @@ def test_the_curl_commands_of_the_documents_run_as_they_stand(document: str, tmp
     with WebServer(tmp_path / "web") as server:
         assert "http://127.0.0.1:18101" in script
         script = script.replace("http://127.0.0.1:18101", server.root)
-        ended = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True,
-                               timeout=60, check=False)  # fmt: skip
+        ended = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert '"error"' not in ended.stdout, ended.stdout
     assert (tmp_path / "copy.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
@@ -466,9 +516,13 @@ def test_a_file_is_sent_only_on_its_conditions(api: Api, server: WebServer) -> N
     assert api.merge(1, "conditions.bin")[0] == 200
     url, old = f"{server.url}/files/conditions.bin", "Mon, 01 Jan 2001 00:00:00 GMT"
     first = requests.get(url, timeout=10).headers
-    for headers, status in (({"If-Match": '"x"'}, 412), ({"If-Match": first["ETag"], "If-Unmodified-Since": old}, 200),
-                            ({"If-Unmodified-Since": old}, 412), ({"Range": "bytes=9-"}, 416),
-                            ({"If-Unmodified-Since": first["Last-Modified"]}, 200)):  # fmt: skip
+    for headers, status in (
+        ({"If-Match": '"x"'}, 412),
+        ({"If-Match": first["ETag"], "If-Unmodified-Since": old}, 200),
+        ({"If-Unmodified-Since": old}, 412),
+        ({"Range": "bytes=9-"}, 416),
+        ({"If-Unmodified-Since": first["Last-Modified"]}, 200),
+    ):
         said = requests.get(url, headers=headers, timeout=10)
         assert said.status_code == status
         assert ("ETag" in said.headers) == ("Content-Disposition" in said.headers) == (status == 200)

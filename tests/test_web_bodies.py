@@ -354,8 +354,11 @@ def test_requests_that_follow_each_other_at_once_keep_their_bodies(step: int, se
             got += more
     try:
         assert got.count(b"HTTP/1.1 200 OK\r\n") == len(data), got
-        merged = requests.post(f"{server.url}/merge_chunks", timeout=20,
-                               data={"file_id": "p", "filename": f"p{step}", "total_chunks": len(data)})  # fmt: skip
+        merged = requests.post(
+            f"{server.url}/merge_chunks",
+            timeout=20,
+            data={"file_id": "p", "filename": f"p{step}", "total_chunks": len(data)},
+        )
         assert merged.json()["md5"] == hashlib.md5(b"".join(data)).hexdigest(), merged.text
     finally:
         requests.delete(f"{server.url}/tasks/p", timeout=10)
@@ -373,8 +376,12 @@ def test_slow_uploads_keep_nobody_else_waiting(server: WebServer) -> None:
             assert said.status_code == 200
         codes = [client.answer()[0] for client in slow]
     assert set(codes) == {408, 429, 503} or set(codes) == {408, 503}
-    done = requests.post(f"{server.root}{UPLOAD}", data={"file_id": "g", "chunk_index": 0,
-                         "md5": hashlib.md5(data).hexdigest()}, files={"chunk": data}, timeout=20)  # fmt: skip
+    done = requests.post(
+        f"{server.root}{UPLOAD}",
+        data={"file_id": "g", "chunk_index": 0, "md5": hashlib.md5(data).hexdigest()},
+        files={"chunk": data},
+        timeout=20,
+    )
     assert done.json()["md5_checked"]
     assert requests.delete(f"{server.url}/tasks/g", timeout=10).status_code == 200
 

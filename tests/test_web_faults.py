@@ -75,8 +75,12 @@ def test_workers_that_are_killed_lose_nothing_that_was_answered(tmp_path: Path) 
                 with suppress(requests.RequestException):
                     found = requests.get(f"{server.url}/upload_status?file_id={file_id}", timeout=20).json()
                     assert set(range(index + 1)) <= set(found["uploaded_chunks"])
-            merge = {"file_id": file_id, "filename": f"{number}.bin", "total_chunks": 4,
-                     "expected_md5": hashlib.md5(data).hexdigest()}  # fmt: skip
+            merge = {
+                "file_id": file_id,
+                "filename": f"{number}.bin",
+                "total_chunks": 4,
+                "expected_md5": hashlib.md5(data).hexdigest(),
+            }
             said = insist(lambda: post(server, "merge_chunks", json=merge))
             assert said["size"] == len(data)
             assert (server.merged_dir / f"{number}.bin").read_bytes() == data
@@ -243,8 +247,12 @@ def test_expired_tasks_go_and_uploads_under_way_stay(tmp_path: Path) -> None:
         assert post(server, "upload_chunk", data={"file_id": "old", "chunk_index": 0}, files={"chunk": b"x"})[0] == 200
         begun, index = time.monotonic(), 0
         with RawClient(server.port) as slow:  # longer under way than a task may be idle
-            slow.post("/go-uploader/upload_chunk?file_id=slow&chunk_index=0", "Content-Type: application/octet-stream",
-                      "Content-Length: 100000", body=b"x" * 50_000)  # fmt: skip
+            slow.post(
+                "/go-uploader/upload_chunk?file_id=slow&chunk_index=0",
+                "Content-Type: application/octet-stream",
+                "Content-Length: 100000",
+                body=b"x" * 50_000,
+            )
             while (
                 time.monotonic() - begun < 4 or requests.get(f"{server.url}/tasks/old", timeout=10).status_code != 404
             ):
@@ -269,8 +277,12 @@ def test_folders_that_vanish_are_made_again(tmp_path: Path) -> None:
 
 def test_its_end_lets_requests_finish(tmp_path: Path) -> None:
     with WebServer(tmp_path, {"logging": {"level": "debug"}}) as server, RawClient(server.port) as slow:
-        slow.post("/go-uploader/upload_chunk?file_id=f&chunk_index=0", "Content-Type: application/octet-stream",
-                  "Content-Length: 10", body=b"12345")  # fmt: skip
+        slow.post(
+            "/go-uploader/upload_chunk?file_id=f&chunk_index=0",
+            "Content-Type: application/octet-stream",
+            "Content-Length: 10",
+            body=b"12345",
+        )
         wait_until(lambda: len(list(server.upload_dir.rglob("*.tmp"))) == 1)
         with ThreadPoolExecutor(1) as pool:
             ending = pool.submit(server.stop)

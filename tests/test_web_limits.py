@@ -120,7 +120,10 @@ def test_what_is_no_request_is_logged_and_counted(tmp_path: Path) -> None:
         wait_until(lambda: len(server.events("request_unreadable")) == 1)
         [said] = server.events("request_unreadable")
         assert (said["http.response.status_code"], said["error.code"], said["client.address"]) == (
-            400, "bad_request", "127.0.0.1")  # fmt: skip
+            400,
+            "bad_request",
+            "127.0.0.1",
+        )
         counts = requests.get(f"{server.url}/metrics", headers={"Accept": "application/json"}, timeout=10).json()
         assert counts["counts"]["error bad_request"] == 1
 

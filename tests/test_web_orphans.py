@@ -13,8 +13,12 @@ from tests.web import WebServer
 
 def test_workers_without_their_first_process_end_and_the_next_start_has_what_was_answered(tmp_path: Path) -> None:
     with WebServer(tmp_path) as server:
-        sent = requests.post(f"{server.url}/upload_chunk?file_id=f&chunk_index=0", data=b"abc", timeout=10,
-                             headers={"Content-Type": "application/octet-stream"})  # fmt: skip
+        sent = requests.post(
+            f"{server.url}/upload_chunk?file_id=f&chunk_index=0",
+            data=b"abc",
+            timeout=10,
+            headers={"Content-Type": "application/octet-stream"},
+        )
         assert sent.status_code == 200
         workers = server.workers()
         assert server.process is not None and workers

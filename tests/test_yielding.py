@@ -116,9 +116,16 @@ def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) ->
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, "h0"), ({"is_kept": False}, ""), ({"age_s": 1.9}, ""), ({"age_s": 2.0}, "h0"), ({"cap": 9.0}, "h0"),
-     ({"yields": 2}, ""), ({"yields": 2, "age_s": 8.0}, "h0")],
-)  # fmt: skip
+    [
+        ({}, "h0"),
+        ({"is_kept": False}, ""),
+        ({"age_s": 1.9}, ""),
+        ({"age_s": 2.0}, "h0"),
+        ({"cap": 9.0}, "h0"),
+        ({"yields": 2}, ""),
+        ({"yields": 2, "age_s": 8.0}, "h0"),
+    ],
+)
 def test_a_fast_transfer_yields_the_part_of_others_unless(fields: dict[str, Any], expected: str) -> None:
     one = replace(Running("0", "a", 900_000.0, 6.0), **fields)
     rest = [Running(str(number), "a", 1_000_000.0, 6.0) for number in range(1, 4)]
@@ -438,12 +445,14 @@ def yielding(bench: Bench, **fields: Any) -> tuple[Held, Worker]:
 ENDINGS: dict[str, tuple[EndedFrame, str, str]] = {
     "released": (EndedFrame("a.1", "released", label="cancelled", message="m"), "yield", "slow"),
     "had succeeded": (
-        EndedFrame("a.1", "succeeded", "/data/a", {"size": 1, "seconds": 1.0, "received": 1}), "success", "",
+        EndedFrame("a.1", "succeeded", "/data/a", {"size": 1, "seconds": 1.0, "received": 1}),
+        "success",
+        "",
     ),
     "had failed": (EndedFrame("a.1", "failed", label="http", message="m"), "failed", "http"),
     "has to be tried again": (EndedFrame("a.1", "retry", label="reset", message="m"), "retry", "reset"),
     "met a fault": (EndedFrame("a.1", "node_fault", label="disk", message="m"), "release", "disk"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ENDINGS)
@@ -461,8 +470,9 @@ def test_a_job_that_yields_waits_longer_each_time(bench: Bench, yields: int, del
     held.claimed = replace(held.claimed, yields=yields)
     worker.say(EndedFrame("a.1", "released", label="cancelled", message="m"))
     bench.crew.hear(worker.handle)
-    assert bench.last() == Finish(held.ticket, "yield", note={"label": "slow", "message": "m"}, delay_s=delay_s,
-                                  trace_id=held.trace_id)  # fmt: skip
+    assert bench.last() == Finish(
+        held.ticket, "yield", note={"label": "slow", "message": "m"}, delay_s=delay_s, trace_id=held.trace_id
+    )
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])

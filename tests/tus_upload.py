@@ -16,10 +16,14 @@ CHUNK = 8 * 1024 * 1024
 def main(endpoint: str, path: str, state: str, stop: str = "") -> None:
     """Upload, piece by piece."""
     uploader = TusClient(endpoint).uploader(
-        path, chunk_size=CHUNK, metadata={"filename": "from python.bin"}, store_url=True,
+        path,
+        chunk_size=CHUNK,
+        metadata={"filename": "from python.bin"},
+        store_url=True,
         url_storage=FileStorage(state),  # type: ignore[no-untyped-call]
-        retries=3, retry_delay=1,
-    )  # fmt: skip
+        retries=3,
+        retry_delay=1,
+    )
     print(f"begins at {uploader.offset}", flush=True)
     while uploader.offset < uploader.get_file_size():  # type: ignore[no-untyped-call]
         uploader.upload_chunk()  # type: ignore[no-untyped-call]

@@ -259,7 +259,7 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "join": (_make_parts, _join, join_holds),
     "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),
     "delete": (lambda store: send_all(store, OLD), lambda store: store.delete(ID, None), task_is_there_or_not),
-}  # fmt: skip
+}
 
 
 def _ignoring_refusals(step: Step, store: UploadStore) -> None:

@@ -106,8 +106,13 @@ class UploadOrigin(Origin):
             return 200, self._result
         total = int(fields["total_chunks"])
         if len(self.stored) < total:
-            return 400, {"error": "chunks are missing", "code": "incomplete", "uploaded": len(self.stored),
-                         "total_required": total, "uploaded_chunks": sorted(self.stored)}  # fmt: skip
+            return 400, {
+                "error": "chunks are missing",
+                "code": "incomplete",
+                "uploaded": len(self.stored),
+                "total_required": total,
+                "uploaded_chunks": sorted(self.stored),
+            }
         data = b"".join(self.stored[index] for index in range(total))
         digest = md5(data).hexdigest()
         if digest != fields["expected_md5"]:
@@ -115,6 +120,11 @@ class UploadOrigin(Origin):
         path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
         self.merged[path] = data
         self.state = "completed"
-        self._result = {"status": "ok", "filePath": f"/srv/{path}", "md5": digest,
-                        "relative_path": path.rpartition("/")[0], "size": len(data)}  # fmt: skip
+        self._result = {
+            "status": "ok",
+            "filePath": f"/srv/{path}",
+            "md5": digest,
+            "relative_path": path.rpartition("/")[0],
+            "size": len(data),
+        }
         return 200, self._result

@@ -28,8 +28,9 @@ def store_in(folder: Path, screening: Screening | None = None, **settings: Any) 
     return UploadStore(own, screening=screening or Screening())
 
 
-def send(store: UploadStore, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None,
-         **fields: Any) -> ChunkResult:  # fmt: skip
+def send(
+    store: UploadStore, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None, **fields: Any
+) -> ChunkResult:
     """Send one chunk."""
     with store.begin() as reception:
         reception.write(data)
@@ -41,8 +42,15 @@ def send_all(store: UploadStore, chunks: list[bytes], **fields: Any) -> None:
         send(store, index, data, md5=md5(data), total_chunks=len(chunks), **fields)
 
 
-def merge(store: UploadStore, total: int, name: str = "file.bin", *, file_id: str = ID, owner: str | None = None,
-          **fields: Any) -> MergeResult:  # fmt: skip
+def merge(
+    store: UploadStore,
+    total: int,
+    name: str = "file.bin",
+    *,
+    file_id: str = ID,
+    owner: str | None = None,
+    **fields: Any,
+) -> MergeResult:
     return store.merge(file_id=file_id, filename=name, total_chunks=total, owner=owner, **fields)
 
 

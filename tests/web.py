@@ -61,8 +61,14 @@ class WebServer(Logged):
         """Start it, and wait until it answers."""
         command = [sys.executable, "-m", "dlpool.cli.web", "-c", str(self.ini)]
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd=ROOT,
-                                            env={**os.environ, **(environment or {})})  # fmt: skip
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd=ROOT,
+                env={**os.environ, **(environment or {})},
+            )
         wait_until(self._answers, START_S)
         return self
 
@@ -146,8 +152,10 @@ class RawClient:
 
 def multipart(fields: dict[str, object], chunk: bytes | None, boundary: str = "xXx") -> tuple[str, bytes]:
     """The Content-Type and the body of a form."""
-    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-             for name, value in fields.items()]  # fmt: skip
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
     if chunk is not None:
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="chunk"; filename="c"\r\n\r\n'
         parts.append(head.encode() + chunk + b"\r\n")

@@ -59,8 +59,13 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--print-unit", action="store_true", help="print the unit, and change nothing")
     what.add_argument("--install", metavar="DIR", help="write the files below DIR")
-    parser.add_argument("--instance", metavar="NAME", type=_instance, help="with --install: an instance of its own, "
-                        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit")  # fmt: skip
+    parser.add_argument(
+        "--instance",
+        metavar="NAME",
+        type=_instance,
+        help="with --install: an instance of its own, "
+        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit",
+    )
     parser.add_argument(
         "--network-allow",
         metavar="NETWORK,...",

@@ -27,18 +27,43 @@ INTERRUPTED = "interrupted"  # the result of a command that ended by a signal or
 READS = ""  # the action of what changes nothing
 # By command, or by command and action: each that works on the queue, uploads or the quarantine stands here.
 ACTIONS = {
-    "push": "job.push", "jobs": READS, "job": READS, "events": READS, "stats": READS, "top": READS, "audit": READS,
-    "health": READS, "doctor": READS,
-    "cancel": "job.cancel", "pause": "job.pause", "resume": "job.resume", "retry": "job.retry",
-    "promote": "job.promote", "priority": "job.priority", "purge": "job.forget",
-    "failed list": READS, "failed retry": "failure.retry", "failed purge": "failure.remove",
-    "queue pause": "queue.pause", "queue resume": "queue.resume", "queue stats": READS,
-    "nodes list": READS, "nodes drain": "node.drain", "nodes resume": "node.resume", "nodes forget": "node.forget",
-    "quarantine list": READS, "quarantine show": READS, "quarantine release": "quarantine.release",
+    "push": "job.push",
+    "jobs": READS,
+    "job": READS,
+    "events": READS,
+    "stats": READS,
+    "top": READS,
+    "audit": READS,
+    "health": READS,
+    "doctor": READS,
+    "cancel": "job.cancel",
+    "pause": "job.pause",
+    "resume": "job.resume",
+    "retry": "job.retry",
+    "promote": "job.promote",
+    "priority": "job.priority",
+    "purge": "job.forget",
+    "failed list": READS,
+    "failed retry": "failure.retry",
+    "failed purge": "failure.remove",
+    "queue pause": "queue.pause",
+    "queue resume": "queue.resume",
+    "queue stats": READS,
+    "nodes list": READS,
+    "nodes drain": "node.drain",
+    "nodes resume": "node.resume",
+    "nodes forget": "node.forget",
+    "quarantine list": READS,
+    "quarantine show": READS,
+    "quarantine release": "quarantine.release",
     "quarantine delete": "quarantine.delete",
-    "config check": READS, "config show": READS, "config convert": READS, "setup": READS,
-    "fetch": READS, "upload": READS,  # what they change is on other machines, or files of their own user
-}  # fmt: skip
+    "config check": READS,
+    "config show": READS,
+    "config convert": READS,
+    "setup": READS,
+    "fetch": READS,
+    "upload": READS,  # what they change is on other machines, or files of their own user
+}
 
 
 def action_of(arguments: argparse.Namespace) -> str:
@@ -138,8 +163,14 @@ class Recorder:
 
         node = self.settings.supervisor.node_id or "cli"
         with suppress(DlpoolError):
-            log = Log(folder, self.settings.logging, service="dlpool-cli", version=__version__, node_id=node,
-                      is_required=False)  # fmt: skip
+            log = Log(
+                folder,
+                self.settings.logging,
+                service="dlpool-cli",
+                version=__version__,
+                node_id=node,
+                is_required=False,
+            )
             logger = log.logger("audit")
             for change in changes:
                 logger.info("audit", **logged(change, self._author))

@@ -144,9 +144,10 @@ def _list_failed(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_lines(json.dumps(one.as_json()) for one in failures)
         return 0
-    show_table(("FAILED", "URL", "MESSAGE"), [
-        (one.failed_at, shown_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures
-    ])  # fmt: skip
+    show_table(
+        ("FAILED", "URL", "MESSAGE"),
+        [(one.failed_at, shown_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures],
+    )
     return 0
 
 

@@ -39,14 +39,26 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         parser = add_command(commands, verb, summary, text, exit_codes, _late("control", "steer"))
         parser.set_defaults(verb=verb, level="")
         _add_ids(parser)
-    parser = add_command(commands, "priority", "change the priority of jobs", "Change the priority of jobs; waiting "
-                         "ones go to its back.", exit_codes, _late("control", "steer"))  # fmt: skip
+    parser = add_command(
+        commands,
+        "priority",
+        "change the priority of jobs",
+        "Change the priority of jobs; waiting ones go to its back.",
+        exit_codes,
+        _late("control", "steer"),
+    )
     parser.set_defaults(verb="priority")
     _add_ids(parser)
     parser.add_argument("level", metavar="high|normal|low", choices=("high", "normal", "low"))
     _add_failed(commands, exit_codes)
-    parser = add_command(commands, "purge", "forget ended jobs", "Forget ended jobs before their time. Records that "
-                         "clients see stay.", exit_codes, _late("control", "purge"))  # fmt: skip
+    parser = add_command(
+        commands,
+        "purge",
+        "forget ended jobs",
+        "Forget ended jobs before their time. Records that clients see stay.",
+        exit_codes,
+        _late("control", "purge"),
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--done", action="store_true", help="those that have succeeded")
     which.add_argument("--dead", action="store_true", help="those that have failed or were cancelled")
@@ -54,25 +66,35 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "queue", "pause or resume the queue", _QUEUE, exit_codes, _late("control", "queue"))
     parser.add_argument("action", metavar="pause|resume|stats", choices=("pause", "resume", "stats"))
     add_shared(parser, "print one JSON object")
-    parser = add_command(
-        commands, "nodes", "list, drain or forget nodes", _NODES, exit_codes, _late("control", "nodes")
+    _add_nodes(commands, exit_codes)
+    parser = add_command(commands, "top", "watch the queue", _TOP, exit_codes, _late("top", "run"))
+    parser.add_argument(
+        "--limit", metavar="N", type=limit, default=20, help="at most so many running jobs (default: 20)"
     )
-    parser.add_argument("action", metavar="list|drain|resume|forget", nargs="?", default="list",
-                        choices=("list", "drain", "resume", "forget"))  # fmt: skip
+    add_shared(parser, "print one JSON object, and end")
+
+
+def _add_nodes(commands: Any, exit_codes: str) -> None:
+    run = _late("control", "nodes")
+    parser = add_command(commands, "nodes", "list, drain or forget nodes", _NODES, exit_codes, run)
+    parser.add_argument(
+        "action",
+        metavar="list|drain|resume|forget",
+        nargs="?",
+        default="list",
+        choices=("list", "drain", "resume", "forget"),
+    )
     parser.add_argument("node", metavar="NODE", nargs="?", help="its id, as the list shows it")
     parser.add_argument("-v", "--verbose", action="store_true", help="list their workers, too")
     add_shared(parser, "print one JSON object a line")
-    parser = add_command(commands, "top", "watch the queue", _TOP, exit_codes, _late("top", "run"))
-    parser.add_argument("--limit", metavar="N", type=limit, default=20, help="at most so many running jobs "
-                        "(default: 20)")  # fmt: skip
-    add_shared(parser, "print one JSON object, and end")
 
 
 def _add_failed(commands: Any, exit_codes: str) -> None:
     run = _late("control", "failed")
     parser = add_command(commands, "failed", "list, retry or purge failure records", _FAILED, exit_codes, run)
-    parser.add_argument("action", metavar="list|retry|purge", nargs="?", default="list",
-                        choices=("list", "retry", "purge"))  # fmt: skip
+    parser.add_argument(
+        "action", metavar="list|retry|purge", nargs="?", default="list", choices=("list", "retry", "purge")
+    )
     parser.add_argument("urls", metavar="URL", nargs="*", help="whose records")
     parser.add_argument("--all", action="store_true", help="all records")
     parser.add_argument("--limit", metavar="N", type=limit, default=50, help="list at most so many (default: 50)")

@@ -42,10 +42,17 @@ def run(arguments: argparse.Namespace) -> int:
     allow_open_files()
     events = Events(is_wanted=arguments.verbose)
     engine = DownloadEngine(
-        slots, retry_times=transfer.retries, retry_delay=transfer.retry_delay, timeout=network.connect_timeout,
-        verify_hash=transfer.verify, transfer=transfer, network=network, scan=settings.scan,
-        keeps_ended=False, notify=events.note,
-    )  # fmt: skip
+        slots,
+        retry_times=transfer.retries,
+        retry_delay=transfer.retry_delay,
+        timeout=network.connect_timeout,
+        verify_hash=transfer.verify,
+        transfer=transfer,
+        network=network,
+        scan=settings.scan,
+        keeps_ended=False,
+        notify=events.note,
+    )
     if results := _collisions(arguments, engine, transfer):
         return _refused(arguments, results)
     with _items(arguments) as items, _earlier(arguments) as earlier:
@@ -157,8 +164,11 @@ def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
     name, colon, password = arguments.user.partition(":")
     if colon:
         if not arguments.quiet:
-            print("dlpool: warning: others on this machine can see a password on the command line; "
-                  "use --user NAME with DLPOOL_PASSWORD, or --netrc", file=sys.stderr)  # fmt: skip
+            print(
+                "dlpool: warning: others on this machine can see a password on the command line; "
+                "use --user NAME with DLPOOL_PASSWORD, or --netrc",
+                file=sys.stderr,
+            )
         return name, password
     if "DLPOOL_PASSWORD" in os.environ:
         return name, os.environ["DLPOOL_PASSWORD"]

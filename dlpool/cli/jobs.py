@@ -77,18 +77,27 @@ def note_text(view: JobView) -> str:
 def _row(view: JobView) -> tuple[object, ...]:
     moments = {"running": view.started_at, "delayed": view.due_at, "queued": view.created_at}
     return (
-        view.id or "-", view.state, progress_text(view), view.attempts or "",
-        time_text(moments.get(view.state, view.ended_at)), view.owner, shown_url(view.url or ""), view.save_path,
+        view.id or "-",
+        view.state,
+        progress_text(view),
+        view.attempts or "",
+        time_text(moments.get(view.state, view.ended_at)),
+        view.owner,
+        shown_url(view.url or ""),
+        view.save_path,
         note_text(view),
-    )  # fmt: skip
+    )
 
 
 def _told(view: JobView) -> Iterable[tuple[str, object]]:
     """All that is known of a job, less the URL's secrets and what says nothing."""
     told: dict[str, Any] = {
-        **view.as_json(), "url": shown_url(view.url or ""), "progress": progress_text(view), "note": note_text(view),
+        **view.as_json(),
+        "url": shown_url(view.url or ""),
+        "progress": progress_text(view),
+        "note": note_text(view),
         "problem": None,
-    }  # fmt: skip
+    }
     told["headers"] = ", ".join(told.get("headers", ()))
     for name, value in told.items():
         if value not in (None, "", False, 0):

@@ -43,8 +43,12 @@ def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_code
     )
     parser.set_defaults(run=run, command="fetch")
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https; with -i: a folder for the files")
-    parser.add_argument("path", metavar="PATH", nargs="?", help="a file, or a folder: what ends in / or is one already "
-                        "(default: the current folder)")  # fmt: skip
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        help="a file, or a folder: what ends in / or is one already (default: the current folder)",
+    )
     _add_job_options(parser.add_argument_group("what to fetch"))
     for title, settings in (("transfer", TransferSettings), ("network", NetworkSettings)):
         group = parser.add_argument_group(title)
@@ -59,12 +63,18 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
     options: dict[str, Any] = {"dest": declared.name, "default": argparse.SUPPRESS}
     if isinstance(declared.default, bool):
         help_text = f"do not {meta['help']}" if declared.default else meta["help"]
-        group.add_argument(*option_names(declared), action="store_const", const=not declared.default,
-                           help=help_text, **options)  # fmt: skip
+        group.add_argument(
+            *option_names(declared), action="store_const", const=not declared.default, help=help_text, **options
+        )
         return
     help_text = meta["help"] if meta["text"] is None else f"{meta['help']} (default: {meta['text']})"
-    group.add_argument(*option_names(declared), metavar=meta["kind"].metavar, type=_checked(declared),
-                       help=help_text.replace("%", "%%"), **options)  # fmt: skip
+    group.add_argument(
+        *option_names(declared),
+        metavar=meta["kind"].metavar,
+        type=_checked(declared),
+        help=help_text.replace("%", "%%"),
+        **options,
+    )
 
 
 def given_options(arguments: argparse.Namespace, section: str, names: Collection[str] | None = None) -> list[Given]:
@@ -119,16 +129,23 @@ def joined_negatives(argv: Sequence[str]) -> list[str]:
 
 
 def _add_job_options(group: Any) -> None:
-    group.add_argument("-i", "--input-file", metavar="FILE", help="a list, - for standard input: on each line a URL, "
-                       'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}')  # fmt: skip
-    group.add_argument("-j", "--jobs", metavar="N", type=_jobs,
-                       help=f"files at once, with -i (default: {JOBS})")  # fmt: skip
+    group.add_argument(
+        "-i",
+        "--input-file",
+        metavar="FILE",
+        help="a list, - for standard input: on each line a URL, "
+        'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}',
+    )
+    group.add_argument("-j", "--jobs", metavar="N", type=_jobs, help=f"files at once, with -i (default: {JOBS})")
     group.add_argument(
         "--session", metavar="FILE", help="with -i: remembers what is done, so that the next run goes on"
     )
     add_header_options(group, ", for the URL's own origin")
-    group.add_argument("--user", metavar="NAME[:PASSWORD]",
-                       help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for")  # fmt: skip
+    group.add_argument(
+        "--user",
+        metavar="NAME[:PASSWORD]",
+        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for",
+    )
     group.add_argument("--referer", metavar="URL", help="Referer header")
     group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
     group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
@@ -136,8 +153,12 @@ def _add_job_options(group: Any) -> None:
 
 def add_output_options(group: Any) -> None:
     """Declare how a run is told."""
-    group.add_argument("--progress", choices=("auto", "bar", "plain", "json", "none"), default="auto",
-                       help="on standard error (default: auto: bars on a terminal, else lines)")  # fmt: skip
+    group.add_argument(
+        "--progress",
+        choices=("auto", "bar", "plain", "json", "none"),
+        default="auto",
+        help="on standard error (default: auto: bars on a terminal, else lines)",
+    )
     group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     group.add_argument("-v", "--verbose", action="store_true", help="say what happens")
     group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")

@@ -114,11 +114,16 @@ class JsonLines(Plain):
         for number, progress in view.active.items():
             share, left = percent(progress), eta_s(progress, rates[number])
             line: dict[str, Any] = {
-                "event": "progress", "path": str(progress.path), "done": progress.done, "size": progress.size,
-                "percent": None if share is None else round(share, 1), "bytes_per_second": round(rates[number]),
-                "eta_s": None if left is None else round(left, 1), "connections": progress.connections,
+                "event": "progress",
+                "path": str(progress.path),
+                "done": progress.done,
+                "size": progress.size,
+                "percent": None if share is None else round(share, 1),
+                "bytes_per_second": round(rates[number]),
+                "eta_s": None if left is None else round(left, 1),
+                "connections": progress.connections,
                 "phase": progress.phase,
-            }  # fmt: skip
+            }
             self.say(json.dumps(line))
 
 

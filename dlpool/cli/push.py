@@ -193,7 +193,11 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
         priority = int(priority)
     headers = given_headers(arguments)
     return {
-        "priority": priority, "not_before": arguments.not_before, "headers": headers or None,
-        "if_exists": arguments.if_exists, "limit_rate": arguments.limit_rate, "dedupe": arguments.dedupe or None,
+        "priority": priority,
+        "not_before": arguments.not_before,
+        "headers": headers or None,
+        "if_exists": arguments.if_exists,
+        "limit_rate": arguments.limit_rate,
+        "dedupe": arguments.dedupe or None,
         "scan": arguments.scan or None,
-    }  # fmt: skip
+    }

@@ -58,8 +58,13 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
-    parser.add_argument("--limit", metavar="N", type=lambda text: limit(text, MAX_JOBS), default=50,
-                        help="at most so many (default: 50)")  # fmt: skip
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=lambda text: limit(text, MAX_JOBS),
+        default=50,
+        help="at most so many (default: 50)",
+    )
     add_shared(parser, "print one JSON object a line")
     parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
@@ -77,18 +82,28 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", help="where the service puts the file")
     group = parser.add_argument_group("the job")
     group.add_argument("-i", "--input-file", metavar="FILE", help="a list of jobs, - for standard input")
-    group.add_argument("--id", metavar="ID", help="its id; pushed again under the same one, nothing happens "
-                       "(default: made)")  # fmt: skip
-    group.add_argument("--priority", metavar="high|normal|low|N", help="which jobs go first; of integers, those below "
-                       "0 are high, those above 0 low (default: normal)")  # fmt: skip
+    group.add_argument(
+        "--id", metavar="ID", help="its id; pushed again under the same one, nothing happens (default: made)"
+    )
+    group.add_argument(
+        "--priority",
+        metavar="high|normal|low|N",
+        help="which jobs go first; of integers, those below 0 are high, those above 0 low (default: normal)",
+    )
     group.add_argument("--not-before", metavar="TIME", help="when it may begin: RFC 3339, or seconds since 1970")
     group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
     add_header_options(group, ", for the URL's own origin")
-    group.add_argument("--if-exists", choices=("overwrite", "skip", "fail", "rename"),
-                       help="when the target exists (default: the service's)")  # fmt: skip
+    group.add_argument(
+        "--if-exists",
+        choices=("overwrite", "skip", "fail", "rename"),
+        help="when the target exists (default: the service's)",
+    )
     group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")
-    group.add_argument("--dedupe", action="store_true", help="do not download twice what waits or runs already with "
-                       "the same URL and PATH")  # fmt: skip
+    group.add_argument(
+        "--dedupe",
+        action="store_true",
+        help="do not download twice what waits or runs already with the same URL and PATH",
+    )
     group.add_argument("--scan", action="store_true", help="check the file for malware before it gets its name")
     add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
 
@@ -106,13 +121,20 @@ def _add_events(commands: Any, exit_codes: str) -> None:
 def _add_audit(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "audit", "show who changed what", _AUDIT, exit_codes, _audit)
     parser.add_argument("--actor", metavar="ACTOR", help="only what this one did, as the list shows it")
-    parser.add_argument("--action", metavar="ACTION", choices=(*KINDS, *ACTIONS), help="only that, as job.cancel, or "
-                        f"all of one kind: {', '.join(KINDS)}")  # fmt: skip
+    parser.add_argument(
+        "--action",
+        metavar="ACTION",
+        choices=(*KINDS, *ACTIONS),
+        help=f"only that, as job.cancel, or all of one kind: {', '.join(KINDS)}",
+    )
     parser.add_argument(
         "--object", metavar="OBJECT", help="only what was done to it: the id of a job, upload, node ..."
     )
-    parser.add_argument("--since", metavar="TIME", help="only from then on: RFC 3339, seconds since 1970, or a "
-                        "duration before now, as 2h")  # fmt: skip
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        help="only from then on: RFC 3339, seconds since 1970, or a duration before now, as 2h",
+    )
     parser.add_argument("-n", "--limit", metavar="N", type=limit, default=50, help="the last N of them (default: 50)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
     add_shared(parser, "print one JSON object a line")
@@ -120,8 +142,12 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
 
 def _add_health(commands: Any, exit_codes: str) -> None:
     parser = add_command(commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health)
-    parser.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service, for its [metrics] listen "
-                        "(default: no file, and 127.0.0.1:9108)")  # fmt: skip
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="the INI file of the service, for its [metrics] listen (default: no file, and 127.0.0.1:9108)",
+    )
     parser.add_argument("--address", metavar="HOST:PORT", type=_address, help="ask there")
     parser.add_argument("--live", action="store_true", help="whether it is alive, whatever else is wrong")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
@@ -132,9 +158,13 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Declare a command whose help ends with ``epilog``, and which ``run`` does."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        name,
+        help=summary,
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.set_defaults(run=run, command=name)
     return parser
 

@@ -42,15 +42,27 @@ class Queue:
 def add_queue_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that all commands on the queue share; what is not given is None."""
     group = parser.add_argument_group("queue")
-    group.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service (default: no file, and a "
-                       "Redis at localhost:6379)")  # fmt: skip
+    group.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="the INI file of the service (default: no file, and a Redis at localhost:6379)",
+    )
     place = group.add_mutually_exclusive_group()
-    place.add_argument("--redis-url", metavar="URL", type=_text, help="redis://, rediss://, unix://, "
-                       "redis+sentinel:// or redis+cluster:// URL")  # fmt: skip
-    place.add_argument("--redis-addr", metavar="HOST:PORT", type=_address, help="the same as --redis-url "
-                       "redis://HOST:PORT")  # fmt: skip
-    group.add_argument("--redis-password", metavar="TEXT", help="password; others on this machine can see it here, "
-                       "better is password_file in the INI")  # fmt: skip
+    place.add_argument(
+        "--redis-url",
+        metavar="URL",
+        type=_text,
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL",
+    )
+    place.add_argument(
+        "--redis-addr", metavar="HOST:PORT", type=_address, help="the same as --redis-url redis://HOST:PORT"
+    )
+    group.add_argument(
+        "--redis-password",
+        metavar="TEXT",
+        help="password; others on this machine can see it here, better is password_file in the INI",
+    )
     group.add_argument("--group", metavar="NAME", type=_group, help="work on the list NAME:go_download_urls")
 
 
@@ -70,8 +82,11 @@ def queue_given(arguments: argparse.Namespace) -> list[Given]:
     """What the options say of ``[redis]``; warns of a password there, unless ``--quiet``."""
     options = (("redis_url", "url"), ("redis_addr", "url"), ("group", "group"), ("redis_password", "password"))
     if arguments.redis_password is not None and not arguments.quiet:
-        print("dlpool: warning: others on this machine can see a password on the command line; "
-              "use password_file in the INI", file=sys.stderr)  # fmt: skip
+        print(
+            "dlpool: warning: others on this machine can see a password on the command line; "
+            "use password_file in the INI",
+            file=sys.stderr,
+        )
     given = [(option, name, getattr(arguments, option)) for option, name in options]
     return [
         Given("redis", name, value, f"option --{option.replace('_', '-')}", value)

@@ -42,8 +42,13 @@ def _row(section: str, declared: Field[Any]) -> str:
     option = f"; `{'`, `'.join(option_names(declared))}`" if section in _FETCHED else ""
     default = f"`{meta['text']}`" if meta["text"] is not None else ""
     default += f"; of the service `{meta['service']}`" if meta["service"] is not None else ""
-    cells = (f"`{declared.name}`", meta["kind"].metavar + bounds(declared, section), default,
-             "yes" if meta["reload"] else "restart", meta["help"] + _others(meta) + option)  # fmt: skip
+    cells = (
+        f"`{declared.name}`",
+        meta["kind"].metavar + bounds(declared, section),
+        default,
+        "yes" if meta["reload"] else "restart",
+        meta["help"] + _others(meta) + option,
+    )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

@@ -73,10 +73,15 @@ class Report:
 
     def _as_json(self, code: int, view: View, seconds: float) -> dict[str, Any]:
         return {
-            "exit_code": code, "done": self._done, "failed": self._failed, "earlier": view.earlier,
-            "size": view.ended_bytes, "seconds": round(seconds, 3), "bytes_per_second": round(_speed(view, seconds)),
+            "exit_code": code,
+            "done": self._done,
+            "failed": self._failed,
+            "earlier": view.earlier,
+            "size": view.ended_bytes,
+            "seconds": round(seconds, 3),
+            "bytes_per_second": round(_speed(view, seconds)),
             "files": self._objects,
-        }  # fmt: skip
+        }
 
     def _exit_code(self) -> int:
         if self.signal is not None and (self._cancelled or self._is_list or self._done + self._failed == 0):

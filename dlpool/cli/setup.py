@@ -45,13 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
     allow = allowed_networks(root / ini_path(arguments.instance), arguments.network_allow)
     kept = install(root, files(program, arguments.instance, allow))
     if program.lstrip('"').startswith(_HIDDEN):
-        print(f"dlpool: warning: the service will not find {program}: its unit hides that folder from it; install "
-              "dlpool elsewhere, as below /opt", file=sys.stderr)  # fmt: skip
+        print(
+            f"dlpool: warning: the service will not find {program}: its unit hides that folder from it; install "
+            "dlpool elsewhere, as below /opt",
+            file=sys.stderr,
+        )
     if kept:
-        raise TargetExists("\ndlpool: ".join(
-            f"{path} was changed, and is kept: move it away to have it written (of a unit, own settings belong into a "
-            "drop-in, see systemctl edit)" for path in kept
-        ))  # fmt: skip
+        raise TargetExists(
+            "\ndlpool: ".join(
+                f"{path} was changed, and is kept: move it away to have it written (of a unit, own settings belong "
+                "into a drop-in, see systemctl edit)"
+                for path in kept
+            )
+        )
     name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
     with telling_result():
         show_lines(
@@ -92,12 +98,17 @@ def ini_path(instance: str | None) -> str:
 def files(program: str, instance: str | None, network_allow: str = "") -> dict[str, str]:
     """What an installation consists of, by path; with the INI file of the service, or that of an instance."""
     below = f"/{instance}" if instance else ""
-    ini = default_ini({
-        "download_dir": f"/var/lib/dlpool{below}/downloads", "state_dir": f"/var/lib/dlpool{below}/state",
-        "log_dir": f"/var/log/dlpool{below}", "upload_dir": f"/var/lib/dlpool{below}/upload",
-        "merged_dir": f"/var/lib/dlpool{below}/merged", "network_allow": network_allow,
-        "quarantine_dir": f"/var/lib/dlpool{below}/quarantine",
-    })  # fmt: skip
+    ini = default_ini(
+        {
+            "download_dir": f"/var/lib/dlpool{below}/downloads",
+            "state_dir": f"/var/lib/dlpool{below}/state",
+            "log_dir": f"/var/log/dlpool{below}",
+            "upload_dir": f"/var/lib/dlpool{below}/upload",
+            "merged_dir": f"/var/lib/dlpool{below}/merged",
+            "network_allow": network_allow,
+            "quarantine_dir": f"/var/lib/dlpool{below}/quarantine",
+        }
+    )
     return {
         f"etc/systemd/system/{UNIT}": unit(program, is_template=False),
         f"etc/systemd/system/{TEMPLATE}": unit(program, is_template=True),

@@ -82,10 +82,17 @@ class Top:
     def jobs(self) -> list[tuple[object, ...]]:
         """The running jobs, as rows."""
         return [
-            (view.id, node_of(view.owner or "") or view.owner, _bar(view), self._rate(view),
-             view.progress.get("phase", ""), shown_url(view.url or ""), view.save_path)
+            (
+                view.id,
+                node_of(view.owner or "") or view.owner,
+                _bar(view),
+                self._rate(view),
+                view.progress.get("phase", ""),
+                shown_url(view.url or ""),
+                view.save_path,
+            )
             for view in self.running
-        ]  # fmt: skip
+        ]
 
     def nodes(self) -> list[tuple[object, ...]]:
         """The nodes, as rows: name, state, slots that are busy, rate."""

@@ -71,8 +71,9 @@ class Run:
         arguments = self._arguments
         try:
             wish = Wish(path, arguments.connections, arguments.chunk_size, arguments.name, arguments.path)
-            upload = Upload(wish, self._server, self._client, self._found.settings.transfer, self._events.note,
-                            self._own)  # fmt: skip
+            upload = Upload(
+                wish, self._server, self._client, self._found.settings.transfer, self._events.note, self._own
+            )
             attempt = Attempt(upload)
             self._watch(attempt)
             result = attempt.result

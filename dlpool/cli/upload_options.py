@@ -16,9 +16,19 @@ from dlpool.kinds import AUTO, parse_count, parse_size
 # The settings of downloads that uploads obey, too.
 SETTINGS = {
     "transfer": ("retries", "retry_delay", "retry_max_delay", "max_retry_after", "network_wait", "limit_rate"),
-    "network": ("connect_timeout", "read_timeout", "proxy", "cacert", "cert", "key", "insecure", "user_agent", "netrc",
-                "network"),
-}  # fmt: skip
+    "network": (
+        "connect_timeout",
+        "read_timeout",
+        "proxy",
+        "cacert",
+        "cert",
+        "key",
+        "insecure",
+        "user_agent",
+        "netrc",
+        "network",
+    ),
+}
 LEAST_CHUNK = 64 * 1024
 _EXAMPLES = """\
 examples:
@@ -57,11 +67,21 @@ def given_settings(arguments: argparse.Namespace) -> Effective:
 
 
 def _add_own_options(group: Any) -> None:
-    group.add_argument("-c", "--connections", metavar="N", type=_connections, default=None,
-                       help="chunks that are sent at once (default: as many as the server wants, else 4)")  # fmt: skip
-    group.add_argument("--chunk-size", metavar="auto|SIZE", type=_chunk_size, default=None,
-                       help="bytes of a chunk (default: auto: 8M or what the server takes; small and very large files "
-                       "have others)")  # fmt: skip
+    group.add_argument(
+        "-c",
+        "--connections",
+        metavar="N",
+        type=_connections,
+        default=None,
+        help="chunks that are sent at once (default: as many as the server wants, else 4)",
+    )
+    group.add_argument(
+        "--chunk-size",
+        metavar="auto|SIZE",
+        type=_chunk_size,
+        default=None,
+        help="bytes of a chunk (default: auto: 8M or what the server takes; small and very large files have others)",
+    )
     group.add_argument("--name", metavar="NAME", help="how the file is called at the server (default: as here)")
     group.add_argument("--path", metavar="FOLDER", help="below which folder of the server's it goes (default: none)")
     group.add_argument("--token-file", metavar="FILE", help="a file that holds a bearer token, to be let in")

@@ -69,8 +69,10 @@ class Report:
             self._shown.say(f"dlpool: interrupted; run the same command again to go on{left}")
         if not as_json:
             return code
-        files = [*self._results, *({"status": "not_begun", "url": self._url, "file": file, "error": None}
-                                   for file in not_begun)]  # fmt: skip
+        files = [
+            *self._results,
+            *({"status": "not_begun", "url": self._url, "file": file, "error": None} for file in not_begun),
+        ]
         whole = {"exit_code": code, **{state: self._counts[state] for state in STATES}, "files": files}
         with telling_result():
             show_lines([json.dumps(whole if len(self._files) > 1 else {**files[0], "exit_code": code})])

@@ -34,8 +34,11 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
         problems.append(Problem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command"))))
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
-        problems.append(Problem("[redis] url holds a password, and another one is given: keep one of them",
-                                settings=(("redis", "url"),)))  # fmt: skip
+        problems.append(
+            Problem(
+                "[redis] url holds a password, and another one is given: keep one of them", settings=(("redis", "url"),)
+            )
+        )
     return problems
 
 

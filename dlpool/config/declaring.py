@@ -9,11 +9,21 @@ from dlpool.kinds import DURATION, Kind, duration_text, unit_hint
 
 
 def setting(
-    kind: Kind, default: str | None, help: str, *, low: float | None = None, high: float | None = None,
-    short: str | None = None, reload: bool = True, shipped: str | None = None, is_secret: bool = False,
-    not_below: str | None = None, needs: str | None = None, instead_of: str | None = None,
+    kind: Kind,
+    default: str | None,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    short: str | None = None,
+    reload: bool = True,
+    shipped: str | None = None,
+    is_secret: bool = False,
+    not_below: str | None = None,
+    needs: str | None = None,
+    instead_of: str | None = None,
     service: str | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """A field of a settings class; ``default`` is written as a user would write it, None means not set.
 
     ``shipped`` is what the INI file that comes with dlpool says instead, ``service`` the default of the service, which

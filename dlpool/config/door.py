@@ -18,8 +18,10 @@ def check_door(web: WebSettings) -> None:
 
     Whether a public key is one is not looked at: that takes a library.
     """
-    problems = [*_key_problems("secret_key", web.secret_key, web.secret_key_file),
-                *_key_problems("jwt_key", web.jwt_key, web.jwt_key_file, web.jwt_algorithms)]  # fmt: skip
+    problems = [
+        *_key_problems("secret_key", web.secret_key, web.secret_key_file),
+        *_key_problems("jwt_key", web.jwt_key, web.jwt_key_file, web.jwt_algorithms),
+    ]
     problems += _file_problems(web.keys_file)
     is_open = not is_loopback(web.bind)
     has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file, web.jwks_url, web.keys_file))

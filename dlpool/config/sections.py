@@ -35,7 +35,7 @@ from dlpool.kinds import (
     Kind,
     choice,
     parse_text,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,13 @@ class RedisSettings:
     """``[redis]``: where the queue is."""
 
     url: str = setting(
-        TEXT, "redis://localhost:6379", "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, "
+        TEXT,
+        "redis://localhost:6379",
+        "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, "
         "or embedded: a private server, or auto: the Redis at embedded_listen if one answers there, else embedded",
-        reload=False, shipped="auto",
-    )  # fmt: skip
+        reload=False,
+        shipped="auto",
+    )
     embedded_listen: str = setting(
         LOOPBACK,
         "127.0.0.1:6379",
@@ -151,9 +154,13 @@ class RedisSettings:
     group: str | None = setting(GROUP, None, "work on the list GROUP:go_download_urls", reload=False)
     order: str = setting(choice("fifo", "lifo"), "fifo", "which end of the list is taken from")
     audit_events: int = setting(
-        COUNT, "50000", "about so many audit events are kept in the stream that dlpool audit reads", low=100,
-        high=1_000_000, reload=False,
-    )  # fmt: skip
+        COUNT,
+        "50000",
+        "about so many audit events are kept in the stream that dlpool audit reads",
+        low=100,
+        high=1_000_000,
+        reload=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,13 @@ class SupervisorSettings:
 
     node_id: str | None = setting(NAME, None, "name of this node (default: made once, kept in state_dir)", reload=False)
     max_concurrent_downloads: int | str = setting(
-        COUNT_OR_AUTO, "5", "jobs at once on this node; auto: as many as bring more bytes a second", low=1, high=1024,
+        COUNT_OR_AUTO,
+        "5",
+        "jobs at once on this node; auto: as many as bring more bytes a second",
+        low=1,
+        high=1024,
         reload=False,
-    )  # fmt: skip
+    )
     max_slots: int = setting(
         COUNT, "64", "with max_concurrent_downloads = auto, the most of them", low=1, high=1024, reload=False
     )
@@ -181,9 +192,10 @@ class SupervisorSettings:
     )
     slow_rate: int = setting(RATE, "8K", "bytes a second below which a job is slow, whatever others bring")
     min_free: int | None = setting(
-        SIZE, None, "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a "
-        "smaller one)",
-    )  # fmt: skip
+        SIZE,
+        None,
+        "no job begins while a disk of targets has less to spare (default: 1G, or a twentieth of a smaller one)",
+    )
     workers: int | None = setting(
         COUNT, None, "worker processes (default: one a core, at most one a job)", low=1, high=256, reload=False
     )
@@ -224,12 +236,18 @@ class PathSettings:
     """``[paths]``: folders; relative ones are relative to the working directory."""
 
     download_dir: str = setting(PATH, "./downloads", "where relative save_paths go")
-    allowed_roots: str | None = setting(PATH, None, "folders that files may go to, with colons between "
-                                        "(default: download_dir)")  # fmt: skip
+    allowed_roots: str | None = setting(
+        PATH, None, "folders that files may go to, with colons between (default: download_dir)"
+    )
     state_dir: str = setting(PATH, ".dlpool", "node id, locks, spool, embedded Redis", reload=False)
     log_dir: str = setting(PATH, ".dlpool/log", "where the log is", reload=False)
-    umask: str = setting(UMASK, "027", "rights that files and folders of the service and dlpool-web do not get; files "
-                         "with credentials are their owner's alone", reload=False)  # fmt: skip
+    umask: str = setting(
+        UMASK,
+        "027",
+        "rights that files and folders of the service and dlpool-web do not get; files "
+        "with credentials are their owner's alone",
+        reload=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -248,8 +266,9 @@ class LoggingSettings:
         DURATION, "10m", "a rotated log is compressed when it is this old, read by shippers until then"
     )
     keep_days: int = setting(COUNT, "30", "older logs are removed", low=1)
-    keep_size: int = setting(SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB,
-                             not_below="rotate_size")  # fmt: skip
+    keep_size: int = setting(
+        SIZE, "10G", "oldest logs are removed above this sum", low=64 * KIB, not_below="rotate_size"
+    )
     keep_files: int | None = setting(COUNT, None, "oldest logs are removed above this number", low=1)
     archive_command: str | None = setting(
         COMMAND, None, "runs with each compressed log's path as its last argument, to store it elsewhere"
@@ -279,8 +298,9 @@ class HookSettings:
 class MetricsSettings:
     """``[metrics]``: where a supervisor can be asked for metrics and health."""
 
-    listen: str = setting(ADDRESS, "127.0.0.1:9108", "where /metrics, /livez, /readyz and /version are served over "
-                          "HTTP; empty: nowhere")  # fmt: skip
+    listen: str = setting(
+        ADDRESS, "127.0.0.1:9108", "where /metrics, /livez, /readyz and /version are served over HTTP; empty: nowhere"
+    )
 
 
 @dataclass(frozen=True)
@@ -288,9 +308,11 @@ class OtelSettings:
     """``[otel]``: traces, sent to a collector of OpenTelemetry; needs the extra ``otel``."""
 
     endpoint: str = setting(
-        BASE_URL, "", "a collector's OTLP/HTTP address, as http://localhost:4318 (/v1/traces is added); empty: off",
+        BASE_URL,
+        "",
+        "a collector's OTLP/HTTP address, as http://localhost:4318 (/v1/traces is added); empty: off",
         reload=False,
-    )  # fmt: skip
+    )
     service_name: str = setting(NAME, "dlpool", "service.name of the traces", reload=False)
     sample_ratio: float = setting(RATIO, "1", "the share of jobs that are traced, by trace id", reload=False)
 
@@ -300,8 +322,9 @@ class DownloaderSettings:
     """``[downloader]``: a ``DownloadEngine`` that is made by ``from_config``. Sizes in bytes, times in seconds."""
 
     max_workers: int = setting(COUNT, "3", "files at once", low=1, high=1024)
-    chunk_size: int = setting(SIZE, "8192", "the least that one write collects, of what comes within 20 ms; less "
-                              "than 128K means 128K", low=1)  # fmt: skip
+    chunk_size: int = setting(
+        SIZE, "8192", "the least that one write collects, of what comes within 20 ms; less than 128K means 128K", low=1
+    )
     retry_times: int = setting(COUNT, "3", "attempts in a row without progress; instead of retries in [transfer]")
     retry_delay: float = setting(DURATION, "5s", "first backoff; instead of the one in [transfer]", high=5 * MINUTE_S)
     timeout: float = setting(
@@ -349,11 +372,21 @@ class ScanSettings:
 
 
 SECTIONS: dict[str, type] = {
-    "redis": RedisSettings, "supervisor": SupervisorSettings, "transfer": TransferSettings, "paths": PathSettings,
-    "network": NetworkSettings, "logging": LoggingSettings, "hooks": HookSettings, "metrics": MetricsSettings,
-    "otel": OtelSettings, "limits": LimitSettings, "downloader": DownloaderSettings,
-    "upload": UploadSettings, "web": WebSettings, "scan": ScanSettings,
-}  # fmt: skip
+    "redis": RedisSettings,
+    "supervisor": SupervisorSettings,
+    "transfer": TransferSettings,
+    "paths": PathSettings,
+    "network": NetworkSettings,
+    "logging": LoggingSettings,
+    "hooks": HookSettings,
+    "metrics": MetricsSettings,
+    "otel": OtelSettings,
+    "limits": LimitSettings,
+    "downloader": DownloaderSettings,
+    "upload": UploadSettings,
+    "web": WebSettings,
+    "scan": ScanSettings,
+}
 
 
 @dataclass(frozen=True)

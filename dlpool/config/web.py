@@ -27,23 +27,34 @@ from dlpool.kinds import (
     Kind,
     choice,
     parse_text,
-)  # fmt: skip
+)
 
 ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384")
 PROFILES: dict[str, Mapping[str, str]] = {
     "default": {},
     "production": {
-        "max_file_size": "10G", "max_chunk_size": "100M", "cleanup_interval": "1h", "retry_max_attempts": "5",
-        "retry_initial_delay": "2s", "concurrent_uploads": "3", "enable_integrity_check": "yes",
+        "max_file_size": "10G",
+        "max_chunk_size": "100M",
+        "cleanup_interval": "1h",
+        "retry_max_attempts": "5",
+        "retry_initial_delay": "2s",
+        "concurrent_uploads": "3",
+        "enable_integrity_check": "yes",
         "enable_atomic_operations": "yes",
     },
     "throughput": {
-        "max_chunk_size": "200M", "concurrent_uploads": "8", "retry_initial_delay": "500ms", "cleanup_interval": "30m",
+        "max_chunk_size": "200M",
+        "concurrent_uploads": "8",
+        "retry_initial_delay": "500ms",
+        "cleanup_interval": "30m",
     },
     "poor-network": {
-        "max_chunk_size": "50M", "concurrent_uploads": "1", "retry_max_attempts": "10", "retry_initial_delay": "5s",
+        "max_chunk_size": "50M",
+        "concurrent_uploads": "1",
+        "retry_max_attempts": "10",
+        "retry_initial_delay": "5s",
     },
-}  # fmt: skip
+}
 REFUSED = "!"  # before a kind of content
 PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
 
@@ -228,9 +239,12 @@ class UploadSettings:
         choice("refuse", "suffix"), "refuse", "when another task's file has that name: 409, or NAME-1", reload=False
     )
     shared_files: str = setting(
-        choice("no", "unowned", "yes"), "no", "which merged files are readable by everybody with a token: those that "
-        "were uploaded as shared, also those that were uploaded without a token, or all", reload=False,
-    )  # fmt: skip
+        choice("no", "unowned", "yes"),
+        "no",
+        "which merged files are readable by everybody with a token: those that "
+        "were uploaded as shared, also those that were uploaded without a token, or all",
+        reload=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -247,13 +261,18 @@ class WebSettings:
         choice("auto", "on", "off"), "auto", "whether a token is asked for; auto: but not on loopback", reload=False
     )
     hosts: str | None = setting(
-        WORDS, None, "names under which it may be asked where nobody needs a key (default: addresses and localhost)",
+        WORDS,
+        None,
+        "names under which it may be asked where nobody needs a key (default: addresses and localhost)",
         reload=False,
-    )  # fmt: skip
+    )
     jwt_key: str | None = setting(
-        TEXT, None, "the secret (HS) or public key (RS, ES) of JSON web tokens; better in jwt_key_file", reload=False,
+        TEXT,
+        None,
+        "the secret (HS) or public key (RS, ES) of JSON web tokens; better in jwt_key_file",
+        reload=False,
         is_secret=True,
-    )  # fmt: skip
+    )
     jwt_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="jwt_key")
     jwt_algorithms: str = setting(
         ALGORITHM_LIST, "HS256", "algorithms of tokens that jwt_key is for: HS..., RS... or ES...", reload=False
@@ -279,9 +298,12 @@ class WebSettings:
     )
     jwt_owner_claim: str = setting(CLAIM, "sub", "the claim that says whose uploads a token sees", reload=False)
     secret_key: str | None = setting(
-        TEXT, None, "what clients may say in X-Secret-Key instead; better in secret_key_file", reload=False,
+        TEXT,
+        None,
+        "what clients may say in X-Secret-Key instead; better in secret_key_file",
+        reload=False,
         is_secret=True,
-    )  # fmt: skip
+    )
     secret_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="secret_key")
     keys_file: str | None = setting(
         PATH, None, "named keys for X-Secret-Key, a JSON object a line; read again when it has changed", reload=False

@@ -149,10 +149,14 @@ def _fields(task: DownloadTask) -> dict[str, Any]:
     job = task.job
     folder, filename = (job.target, None) if job.is_folder else (job.target.parent, job.target.name)
     return {
-        "id": task.id, "url": task.url, "output_path": str(folder.absolute()), "filename": filename,
-        "headers": dict(job.headers), "priority": task.priority,
+        "id": task.id,
+        "url": task.url,
+        "output_path": str(folder.absolute()),
+        "filename": filename,
+        "headers": dict(job.headers),
+        "priority": task.priority,
         "checksum": str(job.checksum) if job.checksum else None,
-    }  # fmt: skip
+    }
 
 
 def _task(fields: dict[str, Any]) -> DownloadTask:

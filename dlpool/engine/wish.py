@@ -12,9 +12,12 @@ from dlpool.transfer.names import safe_name
 
 
 def job_of(
-    url: str, output_path: str | PathLike[str], filename: str | None, headers: Mapping[str, str] | None,
+    url: str,
+    output_path: str | PathLike[str],
+    filename: str | None,
+    headers: Mapping[str, str] | None,
     checksum: str | None,
-) -> Job:  # fmt: skip
+) -> Job:
     """Return the job for a file in the folder ``output_path``; an empty ``filename`` is none.
 
     Raises UsageError, also for values of another type.

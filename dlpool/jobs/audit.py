@@ -10,14 +10,28 @@ from dataclasses import dataclass
 
 JOB_VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority", "remove")
 ACTIONS: tuple[str, ...] = (
-    "job.push", *(f"job.{verb}" for verb in JOB_VERBS), "job.control", "job.forget",
-    "failure.retry", "failure.remove",
-    "node.drain", "node.resume", "node.forget",
-    "queue.pause", "queue.resume",
-    "upload.begin", "upload.write", "upload.merge", "upload.pause", "upload.resume", "upload.delete", "upload.control",
+    "job.push",
+    *(f"job.{verb}" for verb in JOB_VERBS),
+    "job.control",
+    "job.forget",
+    "failure.retry",
+    "failure.remove",
+    "node.drain",
+    "node.resume",
+    "node.forget",
+    "queue.pause",
+    "queue.resume",
+    "upload.begin",
+    "upload.write",
+    "upload.merge",
+    "upload.pause",
+    "upload.resume",
+    "upload.delete",
+    "upload.control",
     "upload.cleanup",
-    "quarantine.release", "quarantine.delete",
-)  # fmt: skip
+    "quarantine.release",
+    "quarantine.delete",
+)
 KINDS = tuple(dict.fromkeys(action.partition(".")[0] for action in ACTIONS))
 
 DONE, UNCHANGED, REFUSED = "done", "unchanged", "refused"
@@ -55,9 +69,14 @@ SERVICE = Author("service", LOCAL)  # of what it does by itself
 def fields_of(change: Change, author: Author) -> dict[str, str]:
     """Return the fields of an event as texts that UTF-8 can encode, without empty ones."""
     fields = {
-        "action": change.action, "object": change.object, "result": change.result, "actor": author.actor,
-        "address": author.address, "label": change.label, "count": str(change.count) if change.count > 1 else "",
-    }  # fmt: skip
+        "action": change.action,
+        "object": change.object,
+        "result": change.result,
+        "actor": author.actor,
+        "address": author.address,
+        "label": change.label,
+        "count": str(change.count) if change.count > 1 else "",
+    }
     return {name: text for name, value in fields.items() if (text := _bounded(value))}
 
 

@@ -44,14 +44,21 @@ AUTO = "auto"
 DEFAULT_ADDRESS = "127.0.0.1:6379"
 
 _REFUSED = (
-    errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError,
+    errors.AuthenticationError,
+    errors.AuthorizationError,
+    errors.NoPermissionError,
     errors.AuthenticationWrongNumberOfArgsError,
-)  # fmt: skip
+)
 _UNREACHED = (errors.ConnectionError, errors.TimeoutError, OSError)
 _UNABLE = (
-    errors.BusyLoadingError, errors.ReadOnlyError, errors.OutOfMemoryError, errors.TryAgainError,
-    errors.ClusterDownError, errors.MasterDownError, errors.AskError,  # MOVED is one, too
-)  # fmt: skip
+    errors.BusyLoadingError,
+    errors.ReadOnlyError,
+    errors.OutOfMemoryError,
+    errors.TryAgainError,
+    errors.ClusterDownError,
+    errors.MasterDownError,
+    errors.AskError,  # MOVED is one, too
+)
 # Those that redis-py has no class for; Redis 6.2 puts them into the midst of a script's error.
 _UNABLE_TEXT = re.compile(
     r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b"
@@ -131,15 +138,21 @@ def cluster_of(client: redis.Redis) -> ClusterRoute | None:
 
 def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
     given = {
-        "username": settings.username, "password": _password(settings.password, settings.password_file),
+        "username": settings.username,
+        "password": _password(settings.password, settings.password_file),
         **({"socket_keepalive": True} if not url.startswith("unix") else {}),
         **(_tls(settings) if url.startswith("rediss") else {}),
-    }  # fmt: skip
+    }
     return {
-        "socket_timeout": SOCKET_S, "socket_connect_timeout": CONNECT_S, "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False, "protocol": 2, "client_name": name, "health_check_interval": 0,
+        "socket_timeout": SOCKET_S,
+        "socket_connect_timeout": CONNECT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "protocol": 2,
+        "client_name": name,
+        "health_check_interval": 0,
         **{key: value for key, value in given.items() if value is not None},
-    }  # fmt: skip
+    }
 
 
 def _auto_pool(settings: RedisSettings, state_dir: Path, name: str) -> redis.ConnectionPool:
@@ -182,8 +195,13 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
         raise ConfigurationError(
             f"[redis] tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: {_reason(error)}"
         ) from error
-    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": settings.tls_cacert,
-            "ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key}  # fmt: skip
+    return {
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": settings.tls_cacert,
+        "ssl_certfile": settings.tls_cert,
+        "ssl_keyfile": settings.tls_key,
+    }
 
 
 @contextmanager

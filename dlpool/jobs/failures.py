@@ -48,9 +48,13 @@ class Failure:
         own = task.get("dlpool") if isinstance(task, dict) else None
         job_id = own.get("id") if isinstance(own, dict) else None
         return cls(
-            url, value, _job_in(value, task), str(fields.get("error_message") or ""),
-            str(fields.get("failed_at") or ""), job_id if isinstance(job_id, str) else None,
-        )  # fmt: skip
+            url,
+            value,
+            _job_in(value, task),
+            str(fields.get("error_message") or ""),
+            str(fields.get("failed_at") or ""),
+            job_id if isinstance(job_id, str) else None,
+        )
 
     @property
     def id(self) -> str:
@@ -63,8 +67,12 @@ class Failure:
         own = job.get("dlpool") if job is not None else None
         if job is not None and isinstance(own, dict) and isinstance(own.get("headers"), dict):
             job = {**job, "dlpool": {**own, "headers": dict.fromkeys(own["headers"], REDACTED)}}
-        return {"url": self.url.decode("utf-8", "replace"), "message": self.message, "failed_at": self.failed_at,
-                "job": job}  # fmt: skip
+        return {
+            "url": self.url.decode("utf-8", "replace"),
+            "message": self.message,
+            "failed_at": self.failed_at,
+            "job": job,
+        }
 
 
 class Failures:

@@ -78,15 +78,30 @@ class JobView:
     def as_json(self) -> dict[str, Any]:
         """For programs: the URL as it was pushed, times as RFC 3339, of the headers only their names."""
         return {
-            "id": self.id, "state": self.state, "url": self.url, "save_path": self.save_path,
-            "priority": self.priority, "owner": self.owner,
-            "node": node_of(self.owner or ""), "fence": self.fence, "attempts": self.attempts,
-            "crashes": self.crashes, "takeovers": self.takeovers, "progress": dict(self.progress) or None,
-            "note": dict(self.note) or None, "problem": self.problem, "flag": self.flag, "leader": self.leader,
-            "is_suspect": self.is_suspect, "size": self.size, "created_at": time_text(self.created_at),
-            "started_at": time_text(self.started_at), "ended_at": time_text(self.ended_at),
-            "due_at": time_text(self.due_at), **_wishes(self.asked),
-        }  # fmt: skip
+            "id": self.id,
+            "state": self.state,
+            "url": self.url,
+            "save_path": self.save_path,
+            "priority": self.priority,
+            "owner": self.owner,
+            "node": node_of(self.owner or ""),
+            "fence": self.fence,
+            "attempts": self.attempts,
+            "crashes": self.crashes,
+            "takeovers": self.takeovers,
+            "progress": dict(self.progress) or None,
+            "note": dict(self.note) or None,
+            "problem": self.problem,
+            "flag": self.flag,
+            "leader": self.leader,
+            "is_suspect": self.is_suspect,
+            "size": self.size,
+            "created_at": time_text(self.created_at),
+            "started_at": time_text(self.started_at),
+            "ended_at": time_text(self.ended_at),
+            "due_at": time_text(self.due_at),
+            **_wishes(self.asked),
+        }
 
 
 def time_text(at: float | None) -> str | None:
@@ -115,11 +130,17 @@ def _wishes(job: PushedJob | None) -> dict[str, Any]:
     """What the client asked for beyond URL and path; of the headers only their names."""
     job = job or PushedJob(b"", "", "")
     return {
-        "not_before": time_text(job.not_before), "max_attempts": job.max_attempts,
-        "checksum": str(job.checksum) if job.checksum else None, "headers": list(job.headers),
-        "if_exists": job.if_exists, "dedupe": job.dedupe, "user_id": job.user_id, "trace_id": job.trace_id,
-        "limit_rate": job.limit_rate, "scan": job.scan,
-    }  # fmt: skip
+        "not_before": time_text(job.not_before),
+        "max_attempts": job.max_attempts,
+        "checksum": str(job.checksum) if job.checksum else None,
+        "headers": list(job.headers),
+        "if_exists": job.if_exists,
+        "dedupe": job.dedupe,
+        "user_id": job.user_id,
+        "trace_id": job.trace_id,
+        "limit_rate": job.limit_rate,
+        "scan": job.scan,
+    }
 
 
 def number(text: str | None) -> float | None:

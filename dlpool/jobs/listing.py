@@ -55,10 +55,12 @@ class Listing:
         self._keys = keys
         ended = {"failed": keys.dead, "cancelled": keys.cancelled, "succeeded": keys.done}
         self._readers: dict[str, Callable[[int, str], tuple[list[JobView], str | None]]] = {
-            "running": self._running, "queued": self._queued, "delayed": self._delayed,
+            "running": self._running,
+            "queued": self._queued,
+            "delayed": self._delayed,
             "paused": lambda limit, place: self._timed(keys.paused, "paused", limit, place),
             **{state: self._newest(key, state) for state, key in ended.items()},
-        }  # fmt: skip
+        }
 
     def page(self, state: str | None = None, limit: int = 50, after: str | None = None) -> Page:
         """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``. Raises UsageError, QueueError."""
@@ -105,8 +107,16 @@ class Listing:
         found: list[Place] = []
         offset = 0
         while len(found) < count:
-            rows = self._client.zrange(key, last[0], "-inf" if desc else "+inf", desc=desc, byscore=True,
-                                       withscores=True, offset=offset, num=count + AT_ONCE)  # fmt: skip
+            rows = self._client.zrange(
+                key,
+                last[0],
+                "-inf" if desc else "+inf",
+                desc=desc,
+                byscore=True,
+                withscores=True,
+                offset=offset,
+                num=count + AT_ONCE,
+            )
             found += [one for one in _members(rows) if (one < last if desc else one > last)]
             offset += len(rows)
             if len(rows) < count + AT_ONCE:
@@ -177,8 +187,14 @@ class Listing:
         """
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
-        names = [*(keys.inbox(text(sid)) for sid in sids), keys.ready("limited"), keys.ready("high"),
-                 keys.ready("normal"), keys.intake, keys.ready("low")]  # fmt: skip
+        names = [
+            *(keys.inbox(text(sid)) for sid in sids),
+            keys.ready("limited"),
+            keys.ready("high"),
+            keys.ready("normal"),
+            keys.intake,
+            keys.ready("low"),
+        ]
         pipeline = self._client.pipeline(transaction=False)
         for name in names:
             pipeline.llen(name)

@@ -83,10 +83,14 @@ def node_rows(stats: Stats, drained: Collection[str]) -> list[dict[str, Any]]:
     Also those that are drained and away, and those that were lost, with ``seen_at``; a node that is there again is not.
     """
     rows = [
-        {**one.as_json(), "node": one.node, "is_drained": one.node in drained,
-         "state": _state(one.info, is_drained=one.node in drained, is_halted=stats.is_halted)}
+        {
+            **one.as_json(),
+            "node": one.node,
+            "is_drained": one.node in drained,
+            "state": _state(one.info, is_drained=one.node in drained, is_halted=stats.is_halted),
+        }
         for one in stats.supervisors
-    ]  # fmt: skip
+    ]
     listed = {row["node"] for row in rows}
     for one in sorted(stats.lost, key=lambda view: view.seen_at or 0, reverse=True):
         if one.node not in listed:
@@ -107,5 +111,11 @@ def _state(info: Mapping[str, Any], *, is_drained: bool, is_halted: bool) -> str
 
 def _lost(one: SupervisorView, *, is_drained: bool) -> dict[str, Any]:
     lasting = {name: one.info[name] for name in _LASTING if name in one.info}
-    return {**lasting, "sid": one.sid, "node": one.node, "is_drained": is_drained, "state": "lost",
-            "seen_at": time_text(one.seen_at)}  # fmt: skip
+    return {
+        **lasting,
+        "sid": one.sid,
+        "node": one.node,
+        "is_drained": is_drained,
+        "state": "lost",
+        "seen_at": time_text(one.seen_at),
+    }

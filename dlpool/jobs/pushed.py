@@ -26,9 +26,19 @@ MAX_HEADERS = 16 * 1024  # all of them
 MAX_VALUES = 10_000  # of its JSON, those of unknown fields included
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
-    "id", "priority", "not_before", "max_attempts", "checksum", "headers", "if_exists", "user_id", "trace_id", "dedupe",
-    "limit_rate", "scan",
-)  # fmt: skip
+    "id",
+    "priority",
+    "not_before",
+    "max_attempts",
+    "checksum",
+    "headers",
+    "if_exists",
+    "user_id",
+    "trace_id",
+    "dedupe",
+    "limit_rate",
+    "scan",
+)
 
 
 class Malformed(UsageError):
@@ -245,7 +255,16 @@ def _rate(value: object) -> int:
 
 
 _CHECKS = {
-    "id": _id, "priority": priority_name, "not_before": moment, "max_attempts": _attempts, "checksum": _checksum,
-    "headers": _headers, "if_exists": _if_exists, "user_id": _text, "trace_id": _text, "dedupe": _switch("dedupe"),
-    "limit_rate": _rate, "scan": _switch("scan"),
-}  # fmt: skip
+    "id": _id,
+    "priority": priority_name,
+    "not_before": moment,
+    "max_attempts": _attempts,
+    "checksum": _checksum,
+    "headers": _headers,
+    "if_exists": _if_exists,
+    "user_id": _text,
+    "trace_id": _text,
+    "dedupe": _switch("dedupe"),
+    "limit_rate": _rate,
+    "scan": _switch("scan"),
+}

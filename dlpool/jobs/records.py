@@ -27,9 +27,12 @@ class Record:
 def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: float) -> Record:
     """``size`` in bytes, ``seconds`` of work, ``at`` in seconds since 1970."""
     value = {
-        "url": job.url, "save_path": job.save_path, "file_size": size, "duration": float(seconds),
+        "url": job.url,
+        "save_path": job.save_path,
+        "file_size": size,
+        "duration": float(seconds),
         "finished_at": rfc3339(at),
-    }  # fmt: skip
+    }
     return Record(keys.success(job.url), _to_json(value).encode())
 
 

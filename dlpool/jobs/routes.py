@@ -102,9 +102,7 @@ class Dialer:
         """The client of that host."""
         with self._lock:
             if host not in self._clients:
-                pool = redis.ConnectionPool(
-                    connection_class=self._class, host=host[0], port=host[1], **self._options
-                )  # fmt: skip
+                pool = redis.ConnectionPool(connection_class=self._class, host=host[0], port=host[1], **self._options)
                 self._clients[host] = redis.Redis.from_pool(pool)
             return self._clients[host]
 

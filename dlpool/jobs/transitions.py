@@ -207,16 +207,29 @@ class Transitions:
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
         """Queue jobs under the given ids, with one round trip; OK, DUP (that id again) or FOLLOWS for each in turn."""
         calls = [
-            [self.keys.prefix, job_id, job.raw, job.priority, int((job.not_before or 0) * 1000),
-             job.digest if job.dedupe else ""]
+            [
+                self.keys.prefix,
+                job_id,
+                job.raw,
+                job.priority,
+                int((job.not_before or 0) * 1000),
+                job.digest if job.dedupe else "",
+            ]
             for job, job_id in jobs
-        ]  # fmt: skip
+        ]
         return [text(reply) for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
 
     def claim(
-        self, sid: str, known: Sequence[Ticket] | None, slots: int, *, lease_s: float, order: str,
-        most_parked: int = 1000, parts: HostParts | None = None,
-    ) -> Claim | None:  # fmt: skip
+        self,
+        sid: str,
+        known: Sequence[Ticket] | None,
+        slots: int,
+        *,
+        lease_s: float,
+        order: str,
+        most_parked: int = 1000,
+        parts: HostParts | None = None,
+    ) -> Claim | None:
         """Jobs for ``slots`` free slots, after those that are ours already and not ``known``; None: only new ones.
 
         What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
@@ -226,10 +239,22 @@ class Transitions:
         unused = new_id()
         fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
-            "claim", [self.keys.prefix, sid, _ms(lease_s), order, slots, MAX_JOB_BYTES,
-                      -1 if known is None else len(known), most_parked, parts.most if parts else 0,
-                      jsontext.dumps(parts.as_json() if parts else {}), *map(str, known or ()), *fresh],
-        )  # fmt: skip
+            "claim",
+            [
+                self.keys.prefix,
+                sid,
+                _ms(lease_s),
+                order,
+                slots,
+                MAX_JOB_BYTES,
+                -1 if known is None else len(known),
+                most_parked,
+                parts.most if parts else 0,
+                jsontext.dumps(parts.as_json() if parts else {}),
+                *map(str, known or ()),
+                *fresh,
+            ],
+        )
         if reply is None:
             return None
         due_ms, gate, alone, passed, *rows = reply
@@ -318,10 +343,20 @@ class Transitions:
         key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
         return [self.keys.intake, key], [
-            self.keys.prefix, sid, ending.ticket.id, ending.ticket.fence, ending.outcome, _ms(ending.delay_s), note,
-            ending.priority, ending.digest, *visible, ending.host, int(ending.is_paid),
+            self.keys.prefix,
+            sid,
+            ending.ticket.id,
+            ending.ticket.fence,
+            ending.outcome,
+            _ms(ending.delay_s),
+            note,
+            ending.priority,
+            ending.digest,
+            *visible,
+            ending.host,
+            int(ending.is_paid),
             int(ending.is_for_slot),
-        ]  # fmt: skip
+        ]
 
     def _visible(self, ending: Finish) -> list[Any]:
         """Where the record goes: key, kind, time to live, field, value."""

@@ -106,11 +106,19 @@ class Stats:
         """All that is one number, by its name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
-            "waiting": self.waiting, "backlog": self.backlog, "reserved": self.reserved, **ready,
-            "delayed": self.delayed, "parked": self.parked, "paused": self.paused,
-            "running": self.running, "succeeded": self.succeeded, "failed": self.failed,
-            "cancelled": self.cancelled, "failure_records": self.failure_records,
-        }  # fmt: skip
+            "waiting": self.waiting,
+            "backlog": self.backlog,
+            "reserved": self.reserved,
+            **ready,
+            "delayed": self.delayed,
+            "parked": self.parked,
+            "paused": self.paused,
+            "running": self.running,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+            "failure_records": self.failure_records,
+        }
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -186,13 +194,26 @@ class Views:
         ready, counted = rest[: len(READY)], rest[len(READY) :]
         places = zip(READY, ready, stale, strict=True)
         return Stats(
-            time.clock_ms / 1000, backlog, reserved,
+            time.clock_ms / 1000,
+            backlog,
+            reserved,
             {name: max(0, length - whole(old)) for name, length, old in places},
-            delayed, paused, running, succeeded, failed, cancelled,
-            records, supervisors, lost, tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
-            is_halted=halted is not None, halted_at=_since(halted, time), parked=parked, waiting_hosts=waiting_hosts,
+            delayed,
+            paused,
+            running,
+            succeeded,
+            failed,
+            cancelled,
+            records,
+            supervisors,
+            lost,
+            tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
+            is_halted=halted is not None,
+            halted_at=_since(halted, time),
+            parked=parked,
+            waiting_hosts=waiting_hosts,
             held_hosts=held_hosts,
-        )  # fmt: skip
+        )
 
     def _hosts(self, now_ms: int) -> tuple[int, dict[str, int], dict[str, float]]:
         """How many jobs are parked, for which hosts, and which hosts are held for how long."""

@@ -27,11 +27,20 @@ _MAX_SHORTENED = 256
 _MAX_FRAMES = 100
 
 _RENAMED = {
-    "logger": "log.logger", "job_id": "dlpool.job.id", "path": "file.path", "size": "file.size",
-    "trace_id": "trace.id", "user_id": "user.id", "status": "http.response.status_code", "label": "error.code",
-    "method": "http.request.method", "location": "url.path", "client": "client.address",
-    "sha256": "file.hash.sha256", "user_name": "user.name",
-}  # fmt: skip
+    "logger": "log.logger",
+    "job_id": "dlpool.job.id",
+    "path": "file.path",
+    "size": "file.size",
+    "trace_id": "trace.id",
+    "user_id": "user.id",
+    "status": "http.response.status_code",
+    "label": "error.code",
+    "method": "http.request.method",
+    "location": "url.path",
+    "client": "client.address",
+    "sha256": "file.hash.sha256",
+    "user_name": "user.name",
+}
 _OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
 _WITH_STACK = {"error", "critical"}
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"  # as Python says it
@@ -54,10 +63,13 @@ class Origin:
     def as_ecs(self) -> dict[str, Json]:
         """What every record of the process says."""
         return {
-            "event.dataset": "dlpool", "ecs.version": ECS_VERSION, "service.name": text(self.service),
-            "service.version": text(self.version), "service.node.name": text(self.node_id),
+            "event.dataset": "dlpool",
+            "ecs.version": ECS_VERSION,
+            "service.name": text(self.service),
+            "service.version": text(self.version),
+            "service.node.name": text(self.node_id),
             "host.name": text(self.host),
-        }  # fmt: skip
+        }
 
 
 def processors(origin: Origin, clock: Callable[[], datetime], log_format: str = "json") -> list[Processor]:

@@ -10,9 +10,16 @@ from dlpool.observe.chain import MAX_LINE, shortened
 _NAMES = {"@timestamp": "timestamp", "log.level": "level", "message": "event", "log.logger": "logger"}
 _STACK = "error.stack_trace"
 _LEFT_OUT = {
-    "event.action", "event.dataset", "ecs.version", "service.name", "service.version", "service.node.name", "host.name",
-    "process.thread.name", _STACK,
-}  # fmt: skip
+    "event.action",
+    "event.dataset",
+    "ecs.version",
+    "service.name",
+    "service.version",
+    "service.node.name",
+    "host.name",
+    "process.thread.name",
+    _STACK,
+}
 _render = ConsoleRenderer(colors=False, sort_keys=False)
 
 
@@ -23,8 +30,11 @@ def to_text(logger: object, level: str, record: EventDict) -> bytes:
 
 
 def _rendered(logger: object, level: str, record: EventDict) -> bytes:
-    fields = {_NAMES.get(key) or _printable(key): _printable(value) if isinstance(value, str) else value
-              for key, value in record.items() if key not in _LEFT_OUT}  # fmt: skip
+    fields = {
+        _NAMES.get(key) or _printable(key): _printable(value) if isinstance(value, str) else value
+        for key, value in record.items()
+        if key not in _LEFT_OUT
+    }
     lines = [str(_render(logger, level, fields)), *str(record.get(_STACK, "")).splitlines()]
     return "\n".join(map(_printable, lines)).encode() + b"\n"
 

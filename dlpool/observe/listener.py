@@ -107,8 +107,9 @@ class Listener:
     def _complain(self, reason: str) -> None:
         if reason != self._complaint:
             self._complaint = reason
-            self._log.warning("metrics_unheard", listen=self.address, reason=f"cannot listen there: {reason}",
-                              delay_s=RETRY_S)  # fmt: skip
+            self._log.warning(
+                "metrics_unheard", listen=self.address, reason=f"cannot listen there: {reason}", delay_s=RETRY_S
+            )
 
 
 class _Server:

@@ -112,9 +112,17 @@ class Log:
     """
 
     def __init__(
-        self, folder: Path, settings: LoggingSettings, *, service: str, version: str, node_id: str,
-        clock: Callable[[], datetime] = _utc_now, is_required: bool = True, heard: Heard = _deaf,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        settings: LoggingSettings,
+        *,
+        service: str,
+        version: str,
+        node_id: str,
+        clock: Callable[[], datetime] = _utc_now,
+        is_required: bool = True,
+        heard: Heard = _deaf,
+    ) -> None:
         self.path = folder / LOG_NAME
         self._settings = settings
         self._clock = clock

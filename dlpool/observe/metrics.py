@@ -17,7 +17,7 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-)  # fmt: skip
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -40,13 +40,14 @@ class Metrics:
     def __init__(self, range_bounds_s: Sequence[float]) -> None:
         """``range_bounds_s``: the upper bounds within which workers count ranges."""
         self._registry = CollectorRegistry()
-        self._ranges = MergedHistogram("dlpool_range_seconds", "Time of a range, from its request to its last byte.",
-                                       range_bounds_s)  # fmt: skip
+        self._ranges = MergedHistogram(
+            "dlpool_range_seconds", "Time of a range, from its request to its last byte.", range_bounds_s
+        )
         self._registry.register(self._ranges)
         ProcessCollector(registry=self._registry)
-        self._gauge("build_info", "Always 1.", "version", "python").labels(
-            __version__, platform.python_version()
-        ).set(1)  # fmt: skip
+        self._gauge("build_info", "Always 1.", "version", "python").labels(__version__, platform.python_version()).set(
+            1
+        )
         self._declare_work()
         self._declare_node()
         self._declare_queue()
@@ -54,9 +55,11 @@ class Metrics:
     def _declare_work(self) -> None:
         self.jobs = self._counter("jobs", "Jobs that ended for good on this node.", "outcome", "label")
         self.requeued = self._counter(
-            "requeued_jobs", "Runs and claims of jobs that ended otherwise: the job went back to the queue, or is "
-            "another node's.", "outcome", "label",
-        )  # fmt: skip
+            "requeued_jobs",
+            "Runs and claims of jobs that ended otherwise: the job went back to the queue, or is another node's.",
+            "outcome",
+            "label",
+        )
         self.job_seconds = self._histogram(
             "job_seconds", "Time of a job in a worker, by how that run ended.", _SECONDS, "ending"
         )

@@ -39,9 +39,12 @@ TIMEOUT_S = 3.0  # of sending one, its retries included
 FLUSH_S = 1.5  # at the end of the process
 _FAILED = ("failed", "retry", "node_fault")  # other endings are no fault of the job
 _FIGURES = {
-    "size": "file.size", "received": "dlpool.received", "resumed_from": "dlpool.resumed_from",
-    "retries": "dlpool.retries", "connections": "dlpool.connections",
-}  # fmt: skip
+    "size": "file.size",
+    "received": "dlpool.received",
+    "resumed_from": "dlpool.resumed_from",
+    "retries": "dlpool.retries",
+    "connections": "dlpool.connections",
+}
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-fA-F]{32}")
 
 
@@ -55,13 +58,21 @@ class Traces:
         self._ended = self._sent = 0
         self._has_failed = False
         self._ids = _Ids()
-        resource = Resource({"service.name": settings.service_name, "service.version": __version__,
-                             "service.instance.id": node_id, "host.name": socket.gethostname(),
-                             "process.pid": os.getpid()})  # fmt: skip
+        resource = Resource(
+            {
+                "service.name": settings.service_name,
+                "service.version": __version__,
+                "service.instance.id": node_id,
+                "host.name": socket.gethostname(),
+                "process.pid": os.getpid(),
+            }
+        )
         self._provider = TracerProvider(
-            sampler=TraceIdRatioBased(settings.sample_ratio), resource=resource, shutdown_on_exit=False,
+            sampler=TraceIdRatioBased(settings.sample_ratio),
+            resource=resource,
+            shutdown_on_exit=False,
             id_generator=self._ids,
-        )  # fmt: skip
+        )
         url = settings.endpoint.rstrip("/") + "/v1/traces"
         exporter = _Exporter(OTLPSpanExporter(url, timeout=TIMEOUT_S), self)
         self._provider.add_span_processor(_Processor(exporter, self))
@@ -101,8 +112,11 @@ class Traces:
             is_news = not is_sent and not self._has_failed
             self._has_failed = self._has_failed or not is_sent
         if is_news:
-            self._log.warning("traces_lost", error="the collector of [otel] endpoint is away or refuses spans: "
-                              "downloads go on without", spans=spans)  # fmt: skip
+            self._log.warning(
+                "traces_lost",
+                error="the collector of [otel] endpoint is away or refuses spans: downloads go on without",
+                spans=spans,
+            )
 
 
 class JobSpan:
@@ -128,8 +142,13 @@ class JobSpan:
             known["http.response.status_code"] = fields["status"]
         if "label" in fields:
             known |= {"error.type": fields["label"], "dlpool.range.attempt": fields["attempt"]}
-        span = self._tracer.start_span("GET", set_span_in_context(self._span, Context()), SpanKind.CLIENT, known,
-                                       start_time=now - round(fields["seconds"] * 1e9))  # fmt: skip
+        span = self._tracer.start_span(
+            "GET",
+            set_span_in_context(self._span, Context()),
+            SpanKind.CLIENT,
+            known,
+            start_time=now - round(fields["seconds"] * 1e9),
+        )
         if "label" in fields:
             span.set_status(Status(StatusCode.ERROR, text(fields["error"])))
         span.end(now)

@@ -76,8 +76,7 @@ class Cleaner:
             try:
                 clean(ended, paths)
             except DlpoolError as error:
-                self._log.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id,
-                                  error=error)  # fmt: skip
+                self._log.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id, error=error)
         self.forget(rest)
         try:
             self._trail.tidy()

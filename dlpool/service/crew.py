@@ -47,9 +47,18 @@ class Crew:
     """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
 
     def __init__(
-        self, ledger: Ledger, pool: WorkerPool, recorder: Recorder, judge: Judge, cleaner: Cleaner, log: Logger,
-        hooks: Hooks, doorman: Doorman, meter: Meter, on_fault: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        ledger: Ledger,
+        pool: WorkerPool,
+        recorder: Recorder,
+        judge: Judge,
+        cleaner: Cleaner,
+        log: Logger,
+        hooks: Hooks,
+        doorman: Doorman,
+        meter: Meter,
+        on_fault: Callable[[], None],
+    ) -> None:
         """``on_fault`` is called when a job has met a fault of the node."""
         self.judge = judge
         self.has_news = True  # something that pool and capacity depend on

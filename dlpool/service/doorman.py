@@ -84,5 +84,6 @@ def _at(host: str, all_held: Iterable[Held]) -> int:
 def parked(held: Held, host: str, delay_s: float, *, is_paid: bool, is_for_slot: bool = False) -> Finish:
     """The transition for a job that has to wait for its host."""
     note = {"label": "host_limit", "message": f"{host} has to be asked later"}
-    return Finish(held.ticket, "park", note=note, delay_s=max(0.001, delay_s), host=host, is_paid=is_paid,
-                  is_for_slot=is_for_slot)  # fmt: skip
+    return Finish(
+        held.ticket, "park", note=note, delay_s=max(0.001, delay_s), host=host, is_paid=is_paid, is_for_slot=is_for_slot
+    )

@@ -70,8 +70,13 @@ class Handle:
 
     def as_json(self) -> dict[str, object]:
         """What is shown of it; ``memory`` in bytes, when it was weighed last."""
-        return {"pid": self.pid, "busy": len(self.jobs), "slots": self.slots, "memory": self.resident,
-                "state": self.state}  # fmt: skip
+        return {
+            "pid": self.pid,
+            "busy": len(self.jobs),
+            "slots": self.slots,
+            "memory": self.resident,
+            "state": self.state,
+        }
 
     @property
     def free_slots(self) -> int:

@@ -76,9 +76,10 @@ class HostJobs:
         """Forget hosts that have been good for long."""
         now = self._clock()
         self._hosts = {
-            name: one for name, one in self._hosts.items()
+            name: one
+            for name, one in self._hosts.items()
             if (one.level is not None and now - one.changed < self._most * STEP_S) or now - one.since < WHILE_S
-        }  # fmt: skip
+        }
         self.limited = sum(one.level is not None for one in self._hosts.values())
 
     def _set(self, name: str, host: _Host, level: int, reason: str) -> None:

@@ -34,8 +34,13 @@ def log_end(log: Logger, held: Held, ending: Finish, reply: str) -> None:
         log.info("job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields)
     else:
         fields["delay_s"] = ending.delay_s
-        log.info("job_parked" if ending.outcome == "park" else "job_released", result=ending.outcome, reason=reason,
-                 reply=reply, **fields)  # fmt: skip
+        log.info(
+            "job_parked" if ending.outcome == "park" else "job_released",
+            result=ending.outcome,
+            reason=reason,
+            reply=reply,
+            **fields,
+        )
 
 
 def trace_of(job_id: str, job: PushedJob | None) -> str:
@@ -47,8 +52,7 @@ def trace_of(job_id: str, job: PushedJob | None) -> str:
 def about(held: Held) -> dict[str, Any]:
     """Which job a line of the log is about."""
     job, claimed = held.job, held.claimed
-    fields: dict[str, Any] = {"job_id": claimed.ticket.id, "attempt": claimed.attempts,
-                             "trace_id": held.trace_id}  # fmt: skip
+    fields: dict[str, Any] = {"job_id": claimed.ticket.id, "attempt": claimed.attempts, "trace_id": held.trace_id}
     if job is not None:
         fields |= {"url": job.url, "path": job.save_path}
         if job.user_id is not None:

@@ -191,10 +191,22 @@ def job_frame(held: Held, job: PushedJob) -> JobFrame:
     """The job as its worker is told of it."""
     ticket = held.ticket
     return JobFrame(
-        str(ticket), ticket.id, ticket.fence, held.leased_until, held.claimed.attempts, job.url, job.save_path,
-        held.trace_id, job.user_id, dict(job.headers), str(job.checksum) if job.checksum else None,
-        job.if_exists, job.limit_rate, job.scan, held.claimed.claim,
-    )  # fmt: skip
+        str(ticket),
+        ticket.id,
+        ticket.fence,
+        held.leased_until,
+        held.claimed.attempts,
+        job.url,
+        job.save_path,
+        held.trace_id,
+        job.user_id,
+        dict(job.headers),
+        str(job.checksum) if job.checksum else None,
+        job.if_exists,
+        job.limit_rate,
+        job.scan,
+        held.claimed.claim,
+    )
 
 
 def is_told(path: str, save_path: str) -> bool:

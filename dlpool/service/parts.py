@@ -78,31 +78,70 @@ class Parts:
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
         spool, trail, lease_s = Spool(node.state_dir), Trail(node.state_dir), settings.supervisor.lease
         self.cleaner = Cleaner(self.pool, trail, self._log)
-        post, order = self.mailbox.post, self._order
-        self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, post)
+        self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, self.mailbox.post)
         self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
         self.doorman = Doorman(
             Hosts(settings, time.monotonic), self.slots.of_hosts, self._recorder, self.pool, self._log
         )
-        self.monitor = Monitor(settings, self.node_id, node.state_dir, log, metrics, self.ledger, self.pool, self.link,
-                               self._transitions, order)  # fmt: skip
+        self.monitor = self._make_monitor(log, metrics)
         self.crew = self._make_crew(Judge(self._transitions.keys, settings.supervisor, time.time, random.random), log)
-        self.fetcher = Fetcher(self._transitions, self._client("fetch"), self.sid, self.ledger, self.link, lease_s,
-                               order, post, PARKED_A_SLOT * most_slots(settings.supervisor))  # fmt: skip
+        self.fetcher = self._make_fetcher()
         self.yielder = Yielder(
             settings, self.ledger, self.monitor.meter, self.crew.give_way, self.fetcher.ask_who_waits
         )
-        self._beater = Beater(
-            self._transitions, self._client("beat"), self.sid, self.ledger, self.link, spool, self.fetcher, self._log,
-            lease_s=lease_s, grace_s=settings.supervisor.grace, order=order, info=self._info, post=post,
-            earlier=earlier, sweeper=Sweeper(self._transitions, trail, self.ledger, post),
-        )  # fmt: skip
+        self._beater = self._make_beater(spool, trail, earlier)
         self._failure: BaseException | None = None
         self._threads = [
             self._thread("fetch", self.fetcher.serve),
             self._thread("beat", self._beater.serve),
             self._thread("record", self._recorder.serve),
         ]
+
+    def _make_monitor(self, log: Log, metrics: Metrics) -> Monitor:
+        return Monitor(
+            self._settings,
+            self.node_id,
+            self._state_dir,
+            log,
+            metrics,
+            self.ledger,
+            self.pool,
+            self.link,
+            self._transitions,
+            self._order,
+        )
+
+    def _make_fetcher(self) -> Fetcher:
+        return Fetcher(
+            self._transitions,
+            self._client("fetch"),
+            self.sid,
+            self.ledger,
+            self.link,
+            self._settings.supervisor.lease,
+            self._order,
+            self.mailbox.post,
+            PARKED_A_SLOT * most_slots(self._settings.supervisor),
+        )
+
+    def _make_beater(self, spool: Spool, trail: Trail, earlier: tuple[str, ...]) -> Beater:
+        return Beater(
+            self._transitions,
+            self._client("beat"),
+            self.sid,
+            self.ledger,
+            self.link,
+            spool,
+            self.fetcher,
+            self._log,
+            lease_s=self._settings.supervisor.lease,
+            grace_s=self._settings.supervisor.grace,
+            order=self._order,
+            info=self._info,
+            post=self.mailbox.post,
+            earlier=earlier,
+            sweeper=Sweeper(self._transitions, trail, self.ledger, self.mailbox.post),
+        )
 
     def _make_crew(self, judge: Judge, log: Log) -> Crew:
         return Crew(
@@ -183,13 +222,21 @@ class Parts:
     def _info(self) -> dict[str, Any]:
         """What is shown of this supervisor."""
         return {
-            "node": self.node_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
-            "slots": self.slots.level, "busy": len(self.ledger), "started_at": self._started_at,
-            "free": self.space.left, "is_low_on_space": bool(self.space.low),
-            "workers": len(self.pool.workers), "workers_info": self.pool.shown,
-            "received": self.monitor.meter.received, "rate": self.monitor.meter.speed(),
+            "node": self.node_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "slots": self.slots.level,
+            "busy": len(self.ledger),
+            "started_at": self._started_at,
+            "free": self.space.left,
+            "is_low_on_space": bool(self.space.low),
+            "workers": len(self.pool.workers),
+            "workers_info": self.pool.shown,
+            "received": self.monitor.meter.received,
+            "rate": self.monitor.meter.speed(),
             "lease": self._settings.supervisor.lease,
-        }  # fmt: skip
+        }
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def serve() -> None:
@@ -205,7 +252,16 @@ class Parts:
 
 def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
     return WorkerSettings(
-        node.node_id, node.state_dir, Path(settings.paths.log_dir), 1, settings.transfer, settings.network,
-        settings.paths, settings.logging, settings.otel, owned(settings),
-        settings.scan, settings.supervisor.min_free,
-    )  # fmt: skip
+        node.node_id,
+        node.state_dir,
+        Path(settings.paths.log_dir),
+        1,
+        settings.transfer,
+        settings.network,
+        settings.paths,
+        settings.logging,
+        settings.otel,
+        owned(settings),
+        settings.scan,
+        settings.supervisor.min_free,
+    )

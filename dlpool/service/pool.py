@@ -42,9 +42,13 @@ class WorkerPool:
     """Used by the main thread only, which is also the parent of all workers."""
 
     def __init__(
-        self, settings: SupervisorSettings, given: WorkerSettings, selector: selectors.BaseSelector, log: Logger,
+        self,
+        settings: SupervisorSettings,
+        given: WorkerSettings,
+        selector: selectors.BaseSelector,
+        log: Logger,
         metrics: Metrics,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings = settings
         self.given = given
         self._selector = selector

@@ -43,8 +43,14 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Hear
     check_traces(settings.otel)
     node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
     try:
-        log = Log(Path(settings.paths.log_dir), settings.logging, service="dlpool-supervisor", version=__version__,
-                  node_id=node.node_id, heard=heard)  # fmt: skip
+        log = Log(
+            Path(settings.paths.log_dir),
+            settings.logging,
+            service="dlpool-supervisor",
+            version=__version__,
+            node_id=node.node_id,
+            heard=heard,
+        )
         try:
             _serve(settings, load, early, node, log)
         except Exception as error:

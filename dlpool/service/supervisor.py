@@ -35,7 +35,7 @@ from dlpool.service.queue.messages import (
     Swept,
     TakenBack,
     Waiting,
-)  # fmt: skip
+)
 from dlpool.service.reload import Load, reloaded
 from dlpool.service.wire.frames import config_frame
 
@@ -208,12 +208,15 @@ class Supervisor:
     def dump(self) -> dict[str, Any]:
         """The state for people, into the log."""
         return {
-            "supervisor": repr(self), "link": repr(self._parts.link), "hooks": repr(self._parts.hooks),
+            "supervisor": repr(self),
+            "link": repr(self._parts.link),
+            "hooks": repr(self._parts.hooks),
             "monitor": repr(self._parts.monitor),
-            "space": repr(self._parts.space), "limits": repr(self._parts.slots),
+            "space": repr(self._parts.space),
+            "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
             "held": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
-        }  # fmt: skip
+        }
 
     def _reload(self) -> None:
         """All or nothing: a file that cannot be used changes nothing."""

@@ -39,9 +39,15 @@ class Client:
     """
 
     def __init__(
-        self, settings: NetworkSettings, pool_size: int, gate: HostGate, watch: NetworkWatch,
-        rate: RateLimit | None = None, collect: int = 0, max_idle_s: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        settings: NetworkSettings,
+        pool_size: int,
+        gate: HostGate,
+        watch: NetworkWatch,
+        rate: RateLimit | None = None,
+        collect: int = 0,
+        max_idle_s: float | None = None,
+    ) -> None:
         """``collect``: the least that one read collects of what comes without delay, if more than usual.
 
         ``max_idle_s``: after which idle connections are closed, in seconds; by default ``MAX_IDLE_S``.

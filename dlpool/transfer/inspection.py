@@ -88,8 +88,19 @@ class Inspection:
             if tried > 1:
                 time.sleep(SETTLE_S)
                 refusals = self._refusals(tried, size // tried)
-            return Inspected(head, first.resource, self._source.host, first.is_partial, answer_s, received, seconds,
-                             offset, if_range, tried, refusals)  # fmt: skip
+            return Inspected(
+                head,
+                first.resource,
+                self._source.host,
+                first.is_partial,
+                answer_s,
+                received,
+                seconds,
+                offset,
+                if_range,
+                tried,
+                refusals,
+            )
         finally:
             self._client.close()
 

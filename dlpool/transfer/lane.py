@@ -310,9 +310,15 @@ class Lane:
         if error.is_comparison and context.board.has_idle:
             rest = Rest(0.0, YIELD_S)
         context.notify(
-            "range_retry", label=error.label, error=str(error), start=chunk.position, end=chunk.end,
-            attempt=failure.attempts, delay_s=round(max(rest), 3), seconds=self._asked_s(),
-        )  # fmt: skip
+            "range_retry",
+            label=error.label,
+            error=str(error),
+            start=chunk.position,
+            end=chunk.end,
+            attempt=failure.attempts,
+            delay_s=round(max(rest), 3),
+            seconds=self._asked_s(),
+        )
         return rest
 
     def _is_sign(self, error: RetryRange) -> bool:

@@ -158,9 +158,12 @@ class Round:
         self.phase = "downloading"
         self._committed.written = plan.resumed_from
         context.notify(
-            "job_started", path=str(plan.place.target), size=plan.resource.size, has_ranges=plan.has_ranges,
+            "job_started",
+            path=str(plan.place.target),
+            size=plan.resource.size,
+            has_ranges=plan.has_ranges,
             resumed_from=plan.resumed_from,
-        )  # fmt: skip
+        )
         wanted = context.wanted(plan.resource)
         if wanted is not None:
             self._follower = Follower(wanted.algorithm, context.board, plan.place.part.writer)

@@ -178,10 +178,13 @@ class Transfer:
         )
         limit = self._settings.deadline
         current = Round(
-            context, self._place, self._choose_place,
+            context,
+            self._place,
+            self._choose_place,
             deadline=None if limit is None else self._began + limit,
-            is_single=self._tally.restarts >= MAX_RESTARTS, delay_s=delay_s,
-        )  # fmt: skip
+            is_single=self._tally.restarts >= MAX_RESTARTS,
+            delay_s=delay_s,
+        )
         with self._lock:
             if self._cancelled is not None:
                 raise self._cancelled
@@ -214,9 +217,14 @@ class Transfer:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
         self._place = Place(
-            self._job, target, if_exists=settings.if_exists, resume=settings.resume, sync=settings.sync,
-            notify=self._notify, admit=self._admit,
-        )  # fmt: skip
+            self._job,
+            target,
+            if_exists=settings.if_exists,
+            resume=settings.resume,
+            sync=settings.sync,
+            notify=self._notify,
+            admit=self._admit,
+        )
         return self._place
 
     def _count(self, current: Round) -> None:
@@ -228,10 +236,15 @@ class Transfer:
     def _outcome(self, plan: Plan, current: Round) -> Outcome:
         tally = self._tally
         outcome = Outcome(
-            path=plan.place.target, size=self._board.written(), received=tally.received,
-            resumed_from=plan.resumed_from, seconds=round(time.monotonic() - self._began, 3),
-            retries=tally.retries + tally.broken_streams, restarts=tally.restarts + tally.broken_streams,
-            connections=current.lanes.most, checksum=str(current.verified) if current.verified else None,
-        )  # fmt: skip
+            path=plan.place.target,
+            size=self._board.written(),
+            received=tally.received,
+            resumed_from=plan.resumed_from,
+            seconds=round(time.monotonic() - self._began, 3),
+            retries=tally.retries + tally.broken_streams,
+            restarts=tally.restarts + tally.broken_streams,
+            connections=current.lanes.most,
+            checksum=str(current.verified) if current.verified else None,
+        )
         self._notify("job_succeeded", **vars(outcome))
         return outcome

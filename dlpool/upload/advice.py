@@ -27,9 +27,12 @@ class Advice:
     def from_json(cls, said: Mapping[str, Any]) -> Advice:
         """What of an answer can be followed."""
         return cls(
-            _count(said, "max_file_size"), _count(said, "max_chunk_size"), _count(said, "concurrent_uploads"),
-            _count(said, "retry_max_attempts"), _seconds(said, "retry_initial_delay"),
-        )  # fmt: skip
+            _count(said, "max_file_size"),
+            _count(said, "max_chunk_size"),
+            _count(said, "concurrent_uploads"),
+            _count(said, "retry_max_attempts"),
+            _seconds(said, "retry_initial_delay"),
+        )
 
     @property
     def connections(self) -> int:

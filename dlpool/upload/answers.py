@@ -29,13 +29,22 @@ from dlpool.transfer.source import Reply
 MAX_ANSWER = 16 * 1024 * 1024  # bytes: the chunks of a task in a list
 _BY_CODE: dict[str, type[DlpoolError]] = {
     # The server has other bytes than it was sent, in a chunk, or in what it made of them.
-    "md5_mismatch": Garbled, "file_md5_mismatch": Garbled, "size_mismatch": Garbled,
-    "truncated": ShortBody, "no_such_task": NoTask, "task_merging": TaskClosed, "task_completed": TaskClosed,
-    "infected": Infected, "not_scanned": NotScanned,
-}  # fmt: skip
+    "md5_mismatch": Garbled,
+    "file_md5_mismatch": Garbled,
+    "size_mismatch": Garbled,
+    "truncated": ShortBody,
+    "no_such_task": NoTask,
+    "task_merging": TaskClosed,
+    "task_completed": TaskClosed,
+    "infected": Infected,
+    "not_scanned": NotScanned,
+}
 _BY_STATUS: dict[int, type[DlpoolError]] = {
-    409: Conflict, 413: PolicyRefused, 415: PolicyRefused, 507: RemoteFull,
-}  # fmt: skip
+    409: Conflict,
+    413: PolicyRefused,
+    415: PolicyRefused,
+    507: RemoteFull,
+}
 _NOT_OWNER = "somebody else has begun to send this file there: use their token, or another --name or --path"
 
 

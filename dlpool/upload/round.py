@@ -73,8 +73,9 @@ class Round:
         is_closed = status.state in ("merging", "completed")  # the merge tells
         self.board.begin(range(plan.count) if is_closed else status.chunks)
         self.resumed_from = self.board.stored
-        context.notify("upload_started", file_id=target.file_id, size=plan.size, chunks=plan.count,
-                       resumed_from=self.resumed_from)  # fmt: skip
+        context.notify(
+            "upload_started", file_id=target.file_id, size=plan.size, chunks=plan.count, resumed_from=self.resumed_from
+        )
         return status.state == "completed"
 
     def _send(self) -> None:

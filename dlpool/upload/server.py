@@ -147,8 +147,13 @@ class Server:
 
     def merge(self, exchange: Exchange, target: Target, count: int, md5: str) -> Merged | Incomplete:
         """Make the file out of its chunks; the same again once it is made."""
-        asked = {"file_id": target.file_id, "filename": target.name, "total_chunks": count, "expected_md5": md5,
-                 **_path(target)}  # fmt: skip
+        asked = {
+            "file_id": target.file_id,
+            "filename": target.name,
+            "total_chunks": count,
+            "expected_md5": md5,
+            **_path(target),
+        }
         data = json.dumps(asked).encode()
         reply = self._reply(exchange, "POST", "merge_chunks", {}, _JSON, Body([data], len(data), self._timeout_s))
         said = said_by(reply)
@@ -164,9 +169,14 @@ class Server:
         return Merged(path, f"{self._url}/files/{quote(path)}", said["size"], text_of(said, "md5"))
 
     def _ask(
-        self, exchange: Exchange, path: str, query: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None, body: Body | None = None, method: str | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        exchange: Exchange,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        method: str | None = None,
+    ) -> dict[str, Any]:
         method = method or ("GET" if body is None else "POST")
         reply = self._reply(exchange, method, path, query or {}, headers or {}, body)
         said = said_by(reply)
@@ -175,9 +185,14 @@ class Server:
         return said
 
     def _reply(
-        self, exchange: Exchange, method: str, path: str, query: Mapping[str, object], headers: Mapping[str, str],
+        self,
+        exchange: Exchange,
+        method: str,
+        path: str,
+        query: Mapping[str, object],
+        headers: Mapping[str, str],
         body: Body | None,
-    ) -> Reply:  # fmt: skip
+    ) -> Reply:
         asked = f"?{urlencode(query, quote_via=quote)}" if query else ""
         return self._source.call(exchange, method, f"{self._url}/{path}{asked}", headers, body)
 

@@ -31,9 +31,14 @@ class Upload:
     """``run`` by one thread, once; ``cancel`` and ``moment`` by any. The lock guards the ending and the cancelling."""
 
     def __init__(
-        self, wish: Wish, server: Server, client: Client, settings: TransferSettings, notify: Notify = ignore,
+        self,
+        wish: Wish,
+        server: Server,
+        client: Client,
+        settings: TransferSettings,
+        notify: Notify = ignore,
         own: Collection[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``own``: the settings that the server has no say in. Raises UsageError."""
         self._wish = wish
         self._name, self._path = wish.target()
@@ -72,11 +77,19 @@ class Upload:
             merged = self._run(self._context(file))
         last = self._rounds[-1]
         return Outcome(
-            self._wish.file, merged.path, merged.location, merged.size,
-            sum(each.board.accepted for each in self._rounds), last.resumed_from, time.monotonic() - began,
-            sum(each.board.retries for each in self._rounds), last.connections, last.task.plan.chunk_size, merged.md5,
+            self._wish.file,
+            merged.path,
+            merged.location,
+            merged.size,
+            sum(each.board.accepted for each in self._rounds),
+            last.resumed_from,
+            time.monotonic() - began,
+            sum(each.board.retries for each in self._rounds),
+            last.connections,
+            last.task.plan.chunk_size,
+            merged.md5,
             last.task.target.file_id,
-        )  # fmt: skip
+        )
 
     def _run(self, context: Context) -> Merged:
         """Rounds, until one ends well: a task whose file is gone is begun anew once, chunks become smaller."""

@@ -29,9 +29,12 @@ CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 REFUSALS = 20  # refused attempts of one action and label that are written in a minute
 _DENIED = (401, 403)
 _ANNOUNCED = {
-    "upload_started": "upload.begin", "upload_completed": "upload.merge", "upload_paused": "upload.pause",
-    "upload_resumed": "upload.resume", "upload_deleted": "upload.delete",
-}  # fmt: skip
+    "upload_started": "upload.begin",
+    "upload_completed": "upload.merge",
+    "upload_paused": "upload.pause",
+    "upload_resumed": "upload.resume",
+    "upload_deleted": "upload.delete",
+}
 _BY_EVENTS = frozenset(
     (*_ANNOUNCED.values(), "upload.write", "upload.control", "upload.cleanup")
 )  # without an event nothing changed

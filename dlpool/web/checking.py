@@ -95,11 +95,16 @@ def _sentence(error: ValidationError, what: str) -> str:
     if says is not None:
         return f"{place} is {says['x-says']}"
     texts = {
-        "type": f"not of type {wanted}", "enum": f"none of {', '.join(map(str, wanted))}" if _is_list(wanted) else "",
-        "minimum": f"below {wanted}", "maximum": f"above {wanted}", "minItems": "empty", "minLength": "empty",
-        "maxItems": f"longer than {wanted}", "maxLength": f"longer than {wanted} characters",
+        "type": f"not of type {wanted}",
+        "enum": f"none of {', '.join(map(str, wanted))}" if _is_list(wanted) else "",
+        "minimum": f"below {wanted}",
+        "maximum": f"above {wanted}",
+        "minItems": "empty",
+        "minLength": "empty",
+        "maxItems": f"longer than {wanted}",
+        "maxLength": f"longer than {wanted} characters",
         "pattern": "not of the form that the document of the API names",
-    }  # fmt: skip
+    }
     return f"{place} is {texts.get(str(error.validator)) or 'not as the document of the API says'}"
 
 

@@ -17,8 +17,12 @@ def described(
     """An operation; ``refusals``: statuses, beside those that the gate gives, that are answered with an Error."""
     error = {"description": "Refused", **content(JSON, ref("Error"))}
     errors = dict.fromkeys((*ALWAYS, *refusals), error)
-    return {"operationId": name, "summary": summary, **more,
-            "responses": {str(status): one for status, one in sorted({**errors, **responses}.items())}}  # fmt: skip
+    return {
+        "operationId": name,
+        "summary": summary,
+        **more,
+        "responses": {str(status): one for status, one in sorted({**errors, **responses}.items())},
+    }
 
 
 def done(schema: Schema) -> dict[int, dict[str, Any]]:

@@ -118,12 +118,19 @@ class Desk:
         if self._is_time():
             self._steering.look(stats.supervisors)
         return {
-            "now": exact_text(stats.now), "figures": stats.figures(), "is_halted": stats.is_halted,
-            "halted_at": time_text(stats.halted_at), "waiting_hosts": dict(stats.waiting_hosts),
-            "held_hosts": dict(stats.held_hosts), "today": dict(stats.days[0].counters),
-            "nodes": node_rows(stats, self._steering.drained()), "list_limits": LISTED,
-            "running": self._first("running"), "failed": self._first("failed"), "listed": self._first(state),
-        }  # fmt: skip
+            "now": exact_text(stats.now),
+            "figures": stats.figures(),
+            "is_halted": stats.is_halted,
+            "halted_at": time_text(stats.halted_at),
+            "waiting_hosts": dict(stats.waiting_hosts),
+            "held_hosts": dict(stats.held_hosts),
+            "today": dict(stats.days[0].counters),
+            "nodes": node_rows(stats, self._steering.drained()),
+            "list_limits": LISTED,
+            "running": self._first("running"),
+            "failed": self._first("failed"),
+            "listed": self._first(state),
+        }
 
     def _first(self, state: str) -> list[dict[str, Any]]:
         return [_shown(view) for view in self._views.jobs(state, LISTED)]
@@ -153,9 +160,12 @@ class Desk:
         """What hosts are spared, by these settings, and which are waited for."""
         stats, settings = self._views.stats(), self._settings
         return {
-            "all": asdict(settings.limits), "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
-            "parked": stats.parked, "waiting_hosts": dict(stats.waiting_hosts), "held_hosts": dict(stats.held_hosts),
-        }  # fmt: skip
+            "all": asdict(settings.limits),
+            "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
+            "parked": stats.parked,
+            "waiting_hosts": dict(stats.waiting_hosts),
+            "held_hosts": dict(stats.held_hosts),
+        }
 
     def failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
         """The failure records that clients see, newest first, behind a cursor. Raises UsageError."""
@@ -212,5 +222,10 @@ def _shown(view: JobView) -> dict[str, Any]:
 
 
 def _record(one: Failure) -> dict[str, Any]:
-    return {"id": one.id, "url": shown_url(one.url.decode("utf-8", "replace")), "message": one.message,
-            "failed_at": one.failed_at, "job_id": one.job_id}  # fmt: skip
+    return {
+        "id": one.id,
+        "url": shown_url(one.url.decode("utf-8", "replace")),
+        "message": one.message,
+        "failed_at": one.failed_at,
+        "job_id": one.job_id,
+    }

@@ -14,11 +14,24 @@ from dlpool.web.gate import traced
 from dlpool.web.refusal import Refusal
 
 _LABELS = {
-    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
-    406: "not_acceptable", 408: "too_slow", 409: "conflict", 411: "length_required", 413: "too_large",
-    415: "unsupported_type", 416: "bad_range", 429: "too_many", 500: "internal", 501: "not_implemented",
-    503: "unavailable", 507: "no_space",
-}  # fmt: skip
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    408: "too_slow",
+    409: "conflict",
+    411: "length_required",
+    413: "too_large",
+    415: "unsupported_type",
+    416: "bad_range",
+    429: "too_many",
+    500: "internal",
+    501: "not_implemented",
+    503: "unavailable",
+    507: "no_space",
+}
 
 _TEXTS = {404: "there is nothing at this address", 405: "this address does not know that method"}
 

@@ -78,8 +78,9 @@ class FileResource:
         except ValueError as error:
             for name in ("ETag", "Last-Modified", "Content-Disposition"):
                 resp.delete_header(name)
-            raise Refusal(416, "bad_range", f"the file has {size} bytes",
-                          headers={"Content-Range": f"bytes */{size}"}) from error  # fmt: skip
+            raise Refusal(
+                416, "bad_range", f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
+            ) from error
         if found is None:
             return 0, size
         resp.status = 206

@@ -107,8 +107,14 @@ class Gate:
         if status != 500 and is_strange and not self._parts.admits_stranger(status, resp.context.code):
             return
         log = traced(self._parts.log, req)
-        fields = {"location": req.path, "status": status, "seconds": seconds, "label": resp.context.code or None,
-                  "client": req.context.address, "user_id": req.context.caller.user}  # fmt: skip
+        fields = {
+            "location": req.path,
+            "status": status,
+            "seconds": seconds,
+            "label": resp.context.code or None,
+            "client": req.context.address,
+            "user_id": req.context.caller.user,
+        }
         if status < 500:
             log.info("request_served", method=req.method, **fields)
         else:

@@ -15,17 +15,25 @@ from dlpool.web.upload_doc import upload_paths
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
 REFUSALS = {
-    400: "The request is not as described here", 401: "No token or secret, or not the right one",
-    403: "A token without the scope, or asked by a page of another site", 404: "Not known, or not any more",
-    409: "Not in a state that allows it", 413: "Too large", 415: "Not application/json",
-    429: "Too many requests", 503: "Redis is away: try again after Retry-After seconds",
-}  # fmt: skip
+    400: "The request is not as described here",
+    401: "No token or secret, or not the right one",
+    403: "A token without the scope, or asked by a page of another site",
+    404: "Not known, or not any more",
+    409: "Not in a state that allows it",
+    413: "Too large",
+    415: "Not application/json",
+    429: "Too many requests",
+    503: "Redis is away: try again after Retry-After seconds",
+}
 _FOLLOWERS = {
-    "listJobs": (("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob",
-              "retryJob"), "id", "/jobs/0/id"),
+    "listJobs": (
+        ("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob", "retryJob"),
+        "id",
+        "/jobs/0/id",
+    ),
     "listNodes": (("drainNode", "resumeNode", "forgetNode"), "id", "/nodes/0/node"),
     "listFailures": (("retryFailure", "removeFailure"), "record", "/failures/0/id"),
-}  # fmt: skip
+}
 _ALWAYS = (400, 401, 403, 429, 503)
 
 
@@ -57,12 +65,13 @@ _DESCRIPTION = (
 def _operation(one: Operation) -> dict[str, Any]:
     statuses = {*_ALWAYS, *one.refusals, *((413, 415) if one.body else ())}
     made: dict[str, Any] = {
-        "operationId": one.name, "summary": one.summary,
+        "operationId": one.name,
+        "summary": one.summary,
         "responses": {
             "200": {"description": "Done", "content": _json(one.answer), **_links(one.name)},
             **{str(status): _refusal(status) for status in sorted(statuses)},
         },
-    }  # fmt: skip
+    }
     if parameters := [*_names(one.path), *_options(one)]:
         made["parameters"] = parameters
     if one.body is not None:
@@ -75,16 +84,19 @@ def _links(name: str) -> dict[str, Any]:
     if name not in _FOLLOWERS:
         return {}
     followers, parameter, place = _FOLLOWERS[name]
-    return {"links": {one: {"operationId": one, "parameters": {parameter: f"$response.body#{place}"}}
-                      for one in followers}}  # fmt: skip
+    return {
+        "links": {one: {"operationId": one, "parameters": {parameter: f"$response.body#{place}"}} for one in followers}
+    }
 
 
 def _names(path: str) -> list[dict[str, Any]]:
     def schema(name: str) -> Schema:
         return NODE if path.startswith("/nodes/") else NAMES[name]
 
-    return [{"name": name, "in": "path", "required": True, "schema": schema(name)}
-            for name in re.findall(r"{([a-z]+)}", path)]  # fmt: skip
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schema(name)}
+        for name in re.findall(r"{([a-z]+)}", path)
+    ]
 
 
 def _options(one: Operation) -> list[dict[str, Any]]:

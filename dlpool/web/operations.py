@@ -93,41 +93,65 @@ def _push(desk: Desk, call: Call) -> Any:
 
 def _control(verb: str, summary: str) -> Operation:
     return _post(
-        f"/jobs/{{id}}/{verb}", f"{verb}Job", summary, lambda desk, call: desk.control(verb, call.names["id"]),
-        ref("Done"), refusals=(404, 409), action=f"job.{verb}",
-    )  # fmt: skip
+        f"/jobs/{{id}}/{verb}",
+        f"{verb}Job",
+        summary,
+        lambda desk, call: desk.control(verb, call.names["id"]),
+        ref("Done"),
+        refusals=(404, 409),
+        action=f"job.{verb}",
+    )
 
 
 def _priority(method: str) -> Operation:
     return Operation(
-        method, "/jobs/{id}/priority", "setPriority" if method == "PUT" else "changePriority", OPERATE,
-        "Change the priority of a job", lambda desk, call: desk.control("priority", call.names["id"],
-                                                                        call.body["priority"]),
-        ref("Done"), body=record({"priority": schemas.PRIORITY}), refusals=(404, 409), action="job.priority",
-    )  # fmt: skip
+        method,
+        "/jobs/{id}/priority",
+        "setPriority" if method == "PUT" else "changePriority",
+        OPERATE,
+        "Change the priority of a job",
+        lambda desk, call: desk.control("priority", call.names["id"], call.body["priority"]),
+        ref("Done"),
+        body=record({"priority": schemas.PRIORITY}),
+        refusals=(404, 409),
+        action="job.priority",
+    )
 
 
 def _node(verb: str, summary: str) -> Operation:
     return _post(
-        f"/nodes/{{id}}/{verb}", f"{verb}Node", summary,
-        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])}, _NODES, refusals=(404, 409),
+        f"/nodes/{{id}}/{verb}",
+        f"{verb}Node",
+        summary,
+        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])},
+        _NODES,
+        refusals=(404, 409),
         action=f"node.{verb}",
-    )  # fmt: skip
+    )
 
 
 def _queue(verb: str, summary: str) -> Operation:
     return _post(
-        f"/queue/{verb}", f"{verb}Queue", summary, lambda desk, _: desk.queue(verb), _QUEUE,
-        refusals=(409,) if verb == "pause" else (), action=f"queue.{verb}",
-    )  # fmt: skip
+        f"/queue/{verb}",
+        f"{verb}Queue",
+        summary,
+        lambda desk, _: desk.queue(verb),
+        _QUEUE,
+        refusals=(409,) if verb == "pause" else (),
+        action=f"queue.{verb}",
+    )
 
 
 def _failure(verb: str, summary: str) -> Operation:
     return _post(
-        f"/failures/{{record}}/{verb}", f"{verb}Failure", summary,
-        lambda desk, call: desk.end_failure(verb, call.names["record"]), ref("Done"), refusals=(404, 409),
+        f"/failures/{{record}}/{verb}",
+        f"{verb}Failure",
+        summary,
+        lambda desk, call: desk.end_failure(verb, call.names["record"]),
+        ref("Done"),
+        refusals=(404, 409),
         action=f"failure.{verb}",
-    )  # fmt: skip
+    )
 
 
 _JOBS = record({"jobs": items(ref("View")), "next": schemas.NEXT})
@@ -140,19 +164,50 @@ _RESULTS = record({"results": items({"anyOf": [ref("Done"), ref("Error")]})})
 _ANSWERS: Schema = {"anyOf": [ref("Pushed"), record({"results": items({"anyOf": [ref("Pushed"), ref("Error")]})})]}
 
 OPERATIONS: tuple[Operation, ...] = (
-    _get("/overview", "overview", "All that a page shows, in one answer; with ETag", lambda desk, call: desk.overview(
-         call.options["state"]), ref("Overview"), options={"state": {**schemas.STATE, "default": "queued"}}),
-    _post("/jobs", "push", "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others "
-          "queued", _push, _ANSWERS, scope=PUSH, body=_ONE_OR_MANY, action="job.push"),
-    _get("/jobs", "listJobs", "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
-         "succeeded; next is the cursor behind them, null at the end", lambda desk, call: desk.jobs(
-             call.options.get("state"), call.options["limit"], call.options.get("after")),
-         _JOBS, options={"state": schemas.STATE, **_PAGE}),
-    _post("/jobs/batch", "controlJobs", "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each "
-          "has its result, in the same order", lambda desk, call: desk.control_many(
-              call.body["verb"], call.body["ids"]), _RESULTS, body=ref("Control"), action="job.control"),
-    _get("/jobs/{id}", "showJob", "All that is known of a job", lambda desk, call: desk.job(call.names["id"]),
-         ref("View"), refusals=(404,)),
+    _get(
+        "/overview",
+        "overview",
+        "All that a page shows, in one answer; with ETag",
+        lambda desk, call: desk.overview(call.options["state"]),
+        ref("Overview"),
+        options={"state": {**schemas.STATE, "default": "queued"}},
+    ),
+    _post(
+        "/jobs",
+        "push",
+        "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others queued",
+        _push,
+        _ANSWERS,
+        scope=PUSH,
+        body=_ONE_OR_MANY,
+        action="job.push",
+    ),
+    _get(
+        "/jobs",
+        "listJobs",
+        "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
+        "succeeded; next is the cursor behind them, null at the end",
+        lambda desk, call: desk.jobs(call.options.get("state"), call.options["limit"], call.options.get("after")),
+        _JOBS,
+        options={"state": schemas.STATE, **_PAGE},
+    ),
+    _post(
+        "/jobs/batch",
+        "controlJobs",
+        "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each has its result, in the same order",
+        lambda desk, call: desk.control_many(call.body["verb"], call.body["ids"]),
+        _RESULTS,
+        body=ref("Control"),
+        action="job.control",
+    ),
+    _get(
+        "/jobs/{id}",
+        "showJob",
+        "All that is known of a job",
+        lambda desk, call: desk.job(call.names["id"]),
+        ref("View"),
+        refusals=(404,),
+    ),
     _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),
     _control("pause", "Stop a job until it is resumed; it keeps what it has fetched"),
     _control("resume", "Let a paused job go on"),
@@ -160,11 +215,22 @@ OPERATIONS: tuple[Operation, ...] = (
     _control("promote", "Let a waiting job run before all others"),
     _priority("PUT"),
     _priority("POST"),
-    _get("/history", "history", "What waited, ran and came in within the last day: [ms since 1970, waiting, running, "
-         "bytes a second], oldest first, 720 at most", lambda desk, call: desk.history(call.options["since"]),
-         ref("History"), options={"since": schemas.SINCE}),
-    _get("/stats", "stats", "The queue in figures, with the counters of seven days", lambda desk, _: desk.stats(),
-         ref("Stats")),
+    _get(
+        "/history",
+        "history",
+        "What waited, ran and came in within the last day: [ms since 1970, waiting, running, "
+        "bytes a second], oldest first, 720 at most",
+        lambda desk, call: desk.history(call.options["since"]),
+        ref("History"),
+        options={"since": schemas.SINCE},
+    ),
+    _get(
+        "/stats",
+        "stats",
+        "The queue in figures, with the counters of seven days",
+        lambda desk, _: desk.stats(),
+        ref("Stats"),
+    ),
     _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.nodes()}, _NODES),
     _node("drain", "Let a node end its jobs and begin no others"),
     _node("resume", "Let a drained node begin jobs again"),
@@ -172,11 +238,21 @@ OPERATIONS: tuple[Operation, ...] = (
     _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.queue(), _QUEUE),
     _queue("pause", "Let nobody begin another job; running ones go on"),
     _queue("resume", "Let jobs begin again"),
-    _get("/limits", "limits", "What origin hosts are spared by the settings here, and which are waited for",
-         lambda desk, _: desk.limits(), ref("Limits")),
-    _get("/failures", "listFailures", "The failure records that clients see, newest first; of more than 100,000 "
-         "some are not listed", lambda desk, call: desk.failures(call.options["limit"], call.options.get("after")),
-         _FAILURES, options=_PAGE),
+    _get(
+        "/limits",
+        "limits",
+        "What origin hosts are spared by the settings here, and which are waited for",
+        lambda desk, _: desk.limits(),
+        ref("Limits"),
+    ),
+    _get(
+        "/failures",
+        "listFailures",
+        "The failure records that clients see, newest first; of more than 100,000 some are not listed",
+        lambda desk, call: desk.failures(call.options["limit"], call.options.get("after")),
+        _FAILURES,
+        options=_PAGE,
+    ),
     _failure("retry", "Run the job of a failure record again"),
     _failure("remove", "Remove a failure record"),
-)  # fmt: skip
+)

@@ -102,12 +102,17 @@ class SystemResource:
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """What holds now."""
-        resp.data = jsontext.dumps({
-            "version": __version__, "timestamp": _now(), "memory": memory(),
-            "threads": {"this_process": threading.active_count(), "limit": self._parts.settings.web.threads},
-            "configuration": shown_configuration(self._parts.settings), "tasks": task_figures(self._parts)["states"],
-            "disk": disks(self._parts.settings.upload),
-        })  # fmt: skip
+        resp.data = jsontext.dumps(
+            {
+                "version": __version__,
+                "timestamp": _now(),
+                "memory": memory(),
+                "threads": {"this_process": threading.active_count(), "limit": self._parts.settings.web.threads},
+                "configuration": shown_configuration(self._parts.settings),
+                "tasks": task_figures(self._parts)["states"],
+                "disk": disks(self._parts.settings.upload),
+            }
+        )
         resp.content_type = "application/json"
 
     on_head = on_get
@@ -158,8 +163,12 @@ def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, An
     if not rooms:
         return {"status": HEALTHY, "message": "the file system does not report its free space"}
     room = max(rooms, key=lambda one: one.used)
-    return {"status": level(room, settings), "used_percent": round(100 * room.used, 1), "free": room.free,
-            "total": room.total}  # fmt: skip
+    return {
+        "status": level(room, settings),
+        "used_percent": round(100 * room.used, 1),
+        "free": room.free,
+        "total": room.total,
+    }
 
 
 def folder_check(folder: str) -> dict[str, Any]:

@@ -30,8 +30,13 @@ REFUSALS = 20  # of one kind that are logged in a minute, of requests of strange
 
 def open_log(settings: Settings) -> Log:
     """The log of the HTTP side. Raises LocalFault."""
-    return Log(Path(settings.paths.log_dir) / LOG_FOLDER, settings.logging, service="dlpool-web", version=__version__,
-               node_id=settings.supervisor.node_id or "web")  # fmt: skip
+    return Log(
+        Path(settings.paths.log_dir) / LOG_FOLDER,
+        settings.logging,
+        service="dlpool-web",
+        version=__version__,
+        node_id=settings.supervisor.node_id or "web",
+    )
 
 
 class WebParts:

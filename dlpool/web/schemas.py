@@ -21,9 +21,11 @@ def record(
 ) -> Schema:
     """An object with these properties; ``closed``: and no others."""
     return {
-        "type": "object", "properties": {**required, **(optional or {})}, "required": list(required),
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
         "additionalProperties": not closed,
-    }  # fmt: skip
+    }
 
 
 def items(schema: Schema, most: int | None = None) -> Schema:
@@ -69,37 +71,69 @@ _MOMENT_FORM = (
     "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
     "|[0-9]{1,12}([.][0-9]{1,9})?)$"
 )
-OWN = record({}, {
-    "id": {**ID, "description": "pushed again under the same id, nothing happens"},
-    "priority": {"anyOf": [PRIORITY, {"type": "integer"}], "x-says": "neither high, normal, low nor an integer",
-                 "description": "of integers, those below 0 are high"},
-    "not_before": {"anyOf": [{"type": "string", "pattern": _MOMENT_FORM},
-                             {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40}],
-                   "description": "RFC 3339, or seconds since 1970",
-                   "x-says": "neither RFC 3339 nor seconds since 1970"},
-    "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
-    "checksum": {"type": "string", "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
-                 "x-says": "not of the form ALGO:HEX", "description": "md5, sha1, sha256, sha512 or blake2b"},
-    "headers": {**_values(TEXT), "maxProperties": 500, "description": "for the URL's own origin"},
-    "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
-    "limit_rate": {"anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
-                   "description": 'bytes a second, or a text as "1.5M"',
-                   "x-says": 'not bytes a second from 1024 on: a whole number, or a text as "1.5M"'},
-    "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
-    "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
-    "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
-    "scan": {**SWITCH, "description": "check the file for malware before it is published, whatever the service says"},
-})  # fmt: skip
+OWN = record(
+    {},
+    {
+        "id": {**ID, "description": "pushed again under the same id, nothing happens"},
+        "priority": {
+            "anyOf": [PRIORITY, {"type": "integer"}],
+            "x-says": "neither high, normal, low nor an integer",
+            "description": "of integers, those below 0 are high",
+        },
+        "not_before": {
+            "anyOf": [
+                {"type": "string", "pattern": _MOMENT_FORM},
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 2**40},
+            ],
+            "description": "RFC 3339, or seconds since 1970",
+            "x-says": "neither RFC 3339 nor seconds since 1970",
+        },
+        "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+        "checksum": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9]+:[0-9a-fA-F]+$",
+            "x-says": "not of the form ALGO:HEX",
+            "description": "md5, sha1, sha256, sha512 or blake2b",
+        },
+        "headers": {**_values(TEXT), "maxProperties": 500, "description": "for the URL's own origin"},
+        "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
+        "limit_rate": {
+            "anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
+            "description": 'bytes a second, or a text as "1.5M"',
+            "x-says": 'not bytes a second from 1024 on: a whole number, or a text as "1.5M"',
+        },
+        "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
+        "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
+        "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
+        "scan": {
+            **SWITCH,
+            "description": "check the file for malware before it is published, whatever the service says",
+        },
+    },
+)
 JOB = record(
-    {"url": {"type": "string", "minLength": 1, "maxLength": MAX_URL, "pattern": "^[hH][tT][tT][pP][sS]?://",
-             "x-says": "no http or https URL"},
-     "save_path": {"type": "string", "minLength": 1, "maxLength": MAX_PATH,
-                   "description": "relative to download_dir; one that ends in / is named by the server or the URL"}},
+    {
+        "url": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_URL,
+            "pattern": "^[hH][tT][tT][pP][sS]?://",
+            "x-says": "no http or https URL",
+        },
+        "save_path": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_PATH,
+            "description": "relative to download_dir; one that ends in / is named by the server or the URL",
+        },
+    },
     {"dlpool": OWN},
-)  # fmt: skip
-BATCH = record({
-    "jobs": {**items({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
-})  # fmt: skip
+)
+BATCH = record(
+    {
+        "jobs": {**items({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
+    }
+)
 CONTROL = record({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": items(ID, MAX_BATCH)})
 PUSHED = record({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
 DONE = record({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
@@ -121,41 +155,95 @@ _TEXTS = (
 )
 _MOMENTS = ("created_at", "started_at", "ended_at", "due_at", "not_before")
 VIEW = record(
-    {"state": TEXT, "priority": TEXT, "is_suspect": SWITCH, "dedupe": SWITCH, "scan": SWITCH, "headers": items(TEXT),
-     "progress": or_null({"type": "object"}), "note": or_null({"type": "object"}), **dict.fromkeys(_NUMBERS, COUNT),
-     **dict.fromkeys(_TEXTS, or_null(TEXT)), **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
-     "size": or_null(COUNT), "max_attempts": or_null(COUNT), "limit_rate": or_null(COUNT)},
-)  # fmt: skip
+    {
+        "state": TEXT,
+        "priority": TEXT,
+        "is_suspect": SWITCH,
+        "dedupe": SWITCH,
+        "scan": SWITCH,
+        "headers": items(TEXT),
+        "progress": or_null({"type": "object"}),
+        "note": or_null({"type": "object"}),
+        **dict.fromkeys(_NUMBERS, COUNT),
+        **dict.fromkeys(_TEXTS, or_null(TEXT)),
+        **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
+        "size": or_null(COUNT),
+        "max_attempts": or_null(COUNT),
+        "limit_rate": or_null(COUNT),
+    },
+)
 FIGURES = dict.fromkeys(
-    ("waiting", "backlog", "reserved", *(f"ready_{name}" for name in READY), "delayed", "parked", "paused", "running",
-     "succeeded", "failed", "cancelled", "failure_records"), COUNT,
-)  # fmt: skip
+    (
+        "waiting",
+        "backlog",
+        "reserved",
+        *(f"ready_{name}" for name in READY),
+        "delayed",
+        "parked",
+        "paused",
+        "running",
+        "succeeded",
+        "failed",
+        "cancelled",
+        "failure_records",
+    ),
+    COUNT,
+)
 _HOSTS = {"waiting_hosts": _values(COUNT), "held_hosts": _values({"type": "number"})}
 _SWITCHED = {"is_halted": SWITCH, "halted_at": or_null(MOMENT)}
-STATS = record({
-    **FIGURES, **_SWITCHED, **_HOSTS, "supervisors": items({"type": "object"}),
-    "days": items({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
-})  # fmt: skip
+STATS = record(
+    {
+        **FIGURES,
+        **_SWITCHED,
+        **_HOSTS,
+        "supervisors": items({"type": "object"}),
+        "days": items({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
+    }
+)
 WORKER = record({"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT}, closed=False)
 NODE_ROW = record(
     {"node": or_null(TEXT), "is_drained": SWITCH, "state": {"type": "string", "enum": list(NODE_STATES)}},
-    {"seen_at": {**MOMENT, "description": "of a lost one"}, "workers_info": items(WORKER)}, closed=False,
-)  # fmt: skip
+    {"seen_at": {**MOMENT, "description": "of a lost one"}, "workers_info": items(WORKER)},
+    closed=False,
+)
 HISTORY = record({"samples": items({"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4})})
 HOST_LIMIT = record({"max_per_host": or_null(COUNT), "rate_per_host": or_null({"type": "number"})})
 LIMITS = record({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
 FAILURE = record({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": or_null(TEXT)})
-OVERVIEW = record({
-    "now": MOMENT, "list_limits": COUNT,
-    "figures": record(FIGURES), **_SWITCHED, **_HOSTS, "today": _values(COUNT), "nodes": items(ref("Node")),
-    "running": items(ref("View")), "failed": items(ref("View")), "listed": items(ref("View")),
-})  # fmt: skip
-ADVICE = record({
-    **dict.fromkeys(("max_file_size", "max_chunk_size", "concurrent_uploads", "retry_max_attempts"), COUNT),
-    "retry_initial_delay": {"type": "number", "minimum": 0}, "enable_integrity_check": SWITCH,
-})  # fmt: skip
+OVERVIEW = record(
+    {
+        "now": MOMENT,
+        "list_limits": COUNT,
+        "figures": record(FIGURES),
+        **_SWITCHED,
+        **_HOSTS,
+        "today": _values(COUNT),
+        "nodes": items(ref("Node")),
+        "running": items(ref("View")),
+        "failed": items(ref("View")),
+        "listed": items(ref("View")),
+    }
+)
+ADVICE = record(
+    {
+        **dict.fromkeys(("max_file_size", "max_chunk_size", "concurrent_uploads", "retry_max_attempts"), COUNT),
+        "retry_initial_delay": {"type": "number", "minimum": 0},
+        "enable_integrity_check": SWITCH,
+    }
+)
 NAMED: Mapping[str, Schema] = {
-    "Job": JOB, "Batch": BATCH, "Pushed": PUSHED, "Done": DONE, "Error": ERROR, "View": VIEW, "Stats": STATS,
-    "Node": NODE_ROW, "Limits": LIMITS, "Failure": FAILURE, "Overview": OVERVIEW, "Advice": ADVICE,
-    "Control": CONTROL, "History": HISTORY,
-}  # fmt: skip
+    "Job": JOB,
+    "Batch": BATCH,
+    "Pushed": PUSHED,
+    "Done": DONE,
+    "Error": ERROR,
+    "View": VIEW,
+    "Stats": STATS,
+    "Node": NODE_ROW,
+    "Limits": LIMITS,
+    "Failure": FAILURE,
+    "Overview": OVERVIEW,
+    "Advice": ADVICE,
+    "Control": CONTROL,
+    "History": HISTORY,
+}

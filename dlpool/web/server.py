@@ -78,18 +78,30 @@ class Server(BaseApplication):  # type: ignore[misc]
     ``load`` makes the application, in each worker, and what is called for requests that it never sees.
     """
 
-    def __init__(self, listener: int, settings: WebSettings, log: Log, processes: int,
-                 load: Callable[[], tuple[Any, Callable[[int, str, str, str], None]]]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        listener: int,
+        settings: WebSettings,
+        log: Log,
+        processes: int,
+        load: Callable[[], tuple[Any, Callable[[int, str, str, str], None]]],
+    ) -> None:
         self._load = load
         self._worker: Any = type("Worker", (WebWorker,), {"settings": settings, "probes": probe_paths(settings.prefix)})
         self._options = {
-            "bind": f"fd://{listener}", "workers": processes, "threads": settings.threads,
+            "bind": f"fd://{listener}",
+            "workers": processes,
+            "threads": settings.threads,
             "worker_class": self._worker,
             "logger_class": type("Log", (ServerLog,), {"target": log}),
             "worker_connections": _connections(settings.threads),
-            "keepalive": 15, "graceful_timeout": 30, "proc_name": "dlpool-web", "forwarded_allow_ips": "",
-            "limit_request_line": 8190, "control_socket_disable": True,
-        }  # fmt: skip
+            "keepalive": 15,
+            "graceful_timeout": 30,
+            "proc_name": "dlpool-web",
+            "forwarded_allow_ips": "",
+            "limit_request_line": 8190,
+            "control_socket_disable": True,
+        }
         super().__init__()
 
     def load_config(self) -> None:

@@ -32,13 +32,11 @@ from dlpool.web.tus_headers import (
     metadata_of,
     number_of,
     parts_of,
-)  # fmt: skip
+)
 
 VERSION = "1.0.0"
 BODY_TYPE = "application/offset+octet-stream"
-EXTENSIONS = (
-    "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
-)  # fmt: skip
+EXTENSIONS = "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
 OVERRIDE = "X-HTTP-Method-Override"
 _OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")  # an answer to HEAD has no body, and one to POST has
 _MISMATCH = 460
@@ -187,10 +185,14 @@ class Uploads(_Resource):
         note = req.get_header("Upload-Metadata") or ""
         metadata = metadata_of(note)
         wish = GrowWish(
-            owner_of(req), length, metadata.get("filename") or metadata.get("name") or "",
-            metadata.get("relative_path", ""), note, concat,
+            owner_of(req),
+            length,
+            metadata.get("filename") or metadata.get("name") or "",
+            metadata.get("relative_path", ""),
+            note,
+            concat,
             metadata.get("shared", "").strip().lower() in ("true", "1", "yes"),
-        )  # fmt: skip
+        )
         if not concat.startswith(FINAL):
             return self._growing.create(wish)
         with self._turn(concat):
@@ -269,8 +271,9 @@ def _has_body(req: falcon.Request) -> bool:
 
 def _check_version(req: falcon.Request) -> None:
     if req.get_header("Tus-Resumable") != VERSION:
-        raise Refusal(412, "bad_version", f"the header Tus-Resumable is to be {VERSION}",
-                      headers={"Tus-Version": VERSION})  # fmt: skip
+        raise Refusal(
+            412, "bad_version", f"the header Tus-Resumable is to be {VERSION}", headers={"Tus-Version": VERSION}
+        )
 
 
 def _say_expiry(resp: falcon.Response, expires_at: float | None) -> None:

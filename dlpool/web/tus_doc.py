@@ -28,42 +28,78 @@ def tus_paths() -> dict[str, Any]:
         ROOT: {"options": _options("tusOptions"), "post": _create()},
         f"{ROOT}/{{id}}": {
             "options": _options("tusOptionsOfOne", parameters=[parameter("id", "path", TEXT)]),
-            "head": _known("tusOffset", "How far an upload is", {200: _answer("How far it is", {
-                **_OFFSET, "Cache-Control": header(TEXT), "Upload-Length": header(COUNT, required=False), **_EXPIRES,
-            })}, parameters=[_NAME], refusals=(400, 404, 409, 410, 412, 423, 503, 507)),
+            "head": _offset(),
             "patch": _known(
-                "tusAppend", "The next bytes", {204: _answer("They are there", {**_OFFSET, **_EXPIRES}),
-                                                460: _mismatch()},
-                parameters=[_NAME, parameter("Upload-Offset", "header", COUNT), *_OF_BODY], refusals=_OF_PATCH,
+                "tusAppend",
+                "The next bytes",
+                {204: _answer("They are there", {**_OFFSET, **_EXPIRES}), 460: _mismatch()},
+                parameters=[_NAME, parameter("Upload-Offset", "header", COUNT), *_OF_BODY],
+                refusals=_OF_PATCH,
                 requestBody=_BODY,
             ),
-            "delete": _known("tusTerminate", "Forget an upload; a published file stays", {204: _answer("Gone", {})},
-                             parameters=[_NAME], refusals=_OF_DELETE),
+            "delete": _known(
+                "tusTerminate",
+                "Forget an upload; a published file stays",
+                {204: _answer("Gone", {})},
+                parameters=[_NAME],
+                refusals=_OF_DELETE,
+            ),
             "post": _known(
-                "tusOverride", "PATCH or DELETE, for clients that can send nothing but POST",
+                "tusOverride",
+                "PATCH or DELETE, for clients that can send nothing but POST",
                 {204: _answer("Done", {"Upload-Offset": header(COUNT, required=False), **_EXPIRES}), 460: _mismatch()},
-                parameters=[_NAME, parameter("X-HTTP-Method-Override", "header", {"type": "string", "enum": [
-                    "DELETE", "PATCH"]}), *_OF_BODY], refusals=(405, *_OF_PATCH), requestBody=_BODY,
+                parameters=[
+                    _NAME,
+                    parameter("X-HTTP-Method-Override", "header", {"type": "string", "enum": ["DELETE", "PATCH"]}),
+                    *_OF_BODY,
+                ],
+                refusals=(405, *_OF_PATCH),
+                requestBody=_BODY,
             ),
         },
-    }  # fmt: skip
+    }
+
+
+def _offset() -> dict[str, Any]:
+    fields = {**_OFFSET, "Cache-Control": header(TEXT), "Upload-Length": header(COUNT, required=False), **_EXPIRES}
+    return _known(
+        "tusOffset",
+        "How far an upload is",
+        {200: _answer("How far it is", fields)},
+        parameters=[_NAME],
+        refusals=(400, 404, 409, 410, 412, 423, 503, 507),
+    )
 
 
 def _create() -> dict[str, Any]:
-    options = {"Upload-Length": COUNT, "Upload-Defer-Length": {"type": "string", "enum": ["1"]},
-               "Upload-Metadata": TEXT, "Upload-Concat": TEXT}  # fmt: skip
+    options = {
+        "Upload-Length": COUNT,
+        "Upload-Defer-Length": {"type": "string", "enum": ["1"]},
+        "Upload-Metadata": TEXT,
+        "Upload-Concat": TEXT,
+    }
     return _known(
-        "tusCreate", "Begin an upload, with its first bytes if there is a body",
-        {201: _answer("It has begun", {"Location": header(TEXT), "Upload-Offset": header(COUNT, required=False),
-                                       **_EXPIRES}), 460: _mismatch()},
+        "tusCreate",
+        "Begin an upload, with its first bytes if there is a body",
+        {
+            201: _answer(
+                "It has begun", {"Location": header(TEXT), "Upload-Offset": header(COUNT, required=False), **_EXPIRES}
+            ),
+            460: _mismatch(),
+        },
         parameters=[*(parameter(one, "header", schema, required=False) for one, schema in options.items()), _CHECKSUM],
-        refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507), requestBody=_BODY,
-    )  # fmt: skip
+        refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507),
+        requestBody=_BODY,
+    )
 
 
 def _options(name: str, **more: Any) -> dict[str, Any]:
-    headers = {"Tus-Version": header(TEXT), "Tus-Extension": header(TEXT), "Tus-Max-Size": header(COUNT),
-               "Tus-Checksum-Algorithm": header(TEXT)}  # fmt: skip
+    headers = {
+        "Tus-Version": header(TEXT),
+        "Tus-Extension": header(TEXT),
+        "Tus-Max-Size": header(COUNT),
+        "Tus-Checksum-Algorithm": header(TEXT),
+    }
     return described(name, "What the server can do", {200: _answer("It can do this", headers)}, security=[], **more)
 
 

@@ -23,33 +23,51 @@ _FILE_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES,
 _INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
 _TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
 _CHUNK_FIELDS: dict[str, Schema] = {
-    "file_id": _FILE_ID, "chunk_index": _INDEX, "md5": _MD5, "relative_path": TEXT, "total_chunks": _TOTAL,
-    "file_size": COUNT, "filename": _FILE_NAME,
-}  # fmt: skip
+    "file_id": _FILE_ID,
+    "chunk_index": _INDEX,
+    "md5": _MD5,
+    "relative_path": TEXT,
+    "total_chunks": _TOTAL,
+    "file_size": COUNT,
+    "filename": _FILE_NAME,
+}
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _CHUNK = record(
     {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
-    {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")}, closed=False,
-)  # fmt: skip
+    {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")},
+    closed=False,
+)
 _SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
-_MERGE = record({"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
-                {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED}, closed=False)  # fmt: skip
+_MERGE = record(
+    {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
+    {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED},
+    closed=False,
+)
 _STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
 _STATUS_FIELDS: dict[str, Schema] = {
-    "total_chunks": COUNT, "file_size": COUNT, "status": _STATE, "created_at": TEXT, "updated_at": TEXT,
+    "total_chunks": COUNT,
+    "file_size": COUNT,
+    "status": _STATE,
+    "created_at": TEXT,
+    "updated_at": TEXT,
     "completion_rate": _RATE,
-}  # fmt: skip
+}
 _TASK_FIELDS: dict[str, Schema] = {
-    **_STATUS_FIELDS, "task_id": TEXT, "task_type": TEXT, "filename": TEXT, "relative_path": TEXT,
+    **_STATUS_FIELDS,
+    "task_id": TEXT,
+    "task_type": TEXT,
+    "filename": TEXT,
+    "relative_path": TEXT,
     "retry_count": COUNT,
-}  # fmt: skip
+}
 _PAGE: dict[str, Schema] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE},
     "cursor": TEXT,
     "status": {"type": "string", "description": f"states with commas between: {', '.join(STATES)}"},
 }
-_CHUNK_VIEW = record({"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": MOMENT,
-                      "retry_count": COUNT})  # fmt: skip
+_CHUNK_VIEW = record(
+    {"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": MOMENT, "retry_count": COUNT}
+)
 _SAID = {"status": TEXT}
 _DONE = record({**_SAID, "message": TEXT, "task_id": TEXT})
 _DISK = record(
@@ -68,68 +86,136 @@ def upload_paths(prefix: str) -> dict[str, Any]:
     return {
         f"{prefix}/upload_chunk": {"post": _chunk()},
         f"{prefix}/merge_chunks": {"post": _merge()},
-        f"{prefix}/upload_status": {"get": described(
-            "uploadStatus", "Which chunks of a file are there", done(record({"uploaded_chunks": items(COUNT),
-                                                                             **_STATUS_FIELDS})),
-            parameters=[parameter("file_id", "query", _FILE_ID)], refusals=(400,),
-        )},
+        f"{prefix}/upload_status": {
+            "get": described(
+                "uploadStatus",
+                "Which chunks of a file are there",
+                done(record({"uploaded_chunks": items(COUNT), **_STATUS_FIELDS})),
+                parameters=[parameter("file_id", "query", _FILE_ID)],
+                refusals=(400,),
+            )
+        },
         **_task_paths(f"{prefix}/tasks"),
-        f"{prefix}/files/{{path}}": {"get": _file("fetchFile", "A merged file, or one range of it"),
-                                     "head": _file("describeFile", "What a GET would say of it")},
+        f"{prefix}/files/{{path}}": {
+            "get": _file("fetchFile", "A merged file, or one range of it"),
+            "head": _file("describeFile", "What a GET would say of it"),
+        },
         **_operator_paths(prefix),
-    }  # fmt: skip
+    }
 
 
 def _task_paths(prefix: str) -> dict[str, Any]:
     own = [parameter("file_id", "path", _FILE_ID)]
-    steps = {f"{prefix}/{{file_id}}/{verb}": {"post": described(
-        f"{verb}Upload", f"{verb.title()} an upload", done(_DONE), parameters=own, refusals=(400, 404, 409),
-    )} for verb in ("pause", "resume")}  # fmt: skip
+    steps = {
+        f"{prefix}/{{file_id}}/{verb}": {
+            "post": described(
+                f"{verb}Upload",
+                f"{verb.title()} an upload",
+                done(_DONE),
+                parameters=own,
+                refusals=(400, 404, 409),
+            )
+        }
+        for verb in ("pause", "resume")
+    }
     return {
-        prefix: {"get": described(
-            "listUploads", "The client's uploads, by id; next is the cursor of the next page, if there is one",
-            done(record({"tasks": items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT})), "total": COUNT},
-                        {"next": TEXT})),
-            parameters=[parameter(name, "query", schema, required=False) for name, schema in _PAGE.items()],
-            refusals=(400, 503, 507),
-        )},
-        f"{prefix}/batch": {"post": described(
-            "steerUploads", "Pause, resume or delete uploads",
-            done(record({**_SAID, "results": items(record({"id": TEXT, "status": TEXT}, closed=False))})),
-            refusals=(400, 413), requestBody={"required": True, **content(JSON, record({
-                "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
-                "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
-            }, closed=False))},
-        )},
-        f"{prefix}/cleanup": {"post": described(
-            "cleanUploads", "Remove old uploads", done(record({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
-            parameters=[parameter("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
-                        parameter("older_than", "query", {"type": "number", "minimum": 0},
-                                  required=False)], refusals=(400, 413, 415),
-        )},
+        prefix: {"get": _list()},
+        f"{prefix}/batch": {"post": _steer()},
+        f"{prefix}/cleanup": {"post": _clean()},
         f"{prefix}/{{file_id}}": {
-            "get": described("showUpload", "One upload, with its chunks", done(record({
-                **_TASK_FIELDS, "uploaded_chunks": items(COUNT), "file_md5": TEXT, "failure": TEXT,
-                "chunks": items(_CHUNK_VIEW),
-            })), parameters=own, refusals=(400, 404)),
-            "delete": described("deleteUpload", "Remove an upload and its chunks, not the merged file", done(_DONE),
-                                parameters=own, refusals=(400, 404, 409)),
+            "get": _show(own),
+            "delete": described(
+                "deleteUpload",
+                "Remove an upload and its chunks, not the merged file",
+                done(_DONE),
+                parameters=own,
+                refusals=(400, 404, 409),
+            ),
         },
         **steps,
-    }  # fmt: skip
+    }
+
+
+def _list() -> dict[str, Any]:
+    tasks = items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
+    return described(
+        "listUploads",
+        "The client's uploads, by id; next is the cursor of the next page, if there is one",
+        done(record({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
+        parameters=[parameter(name, "query", schema, required=False) for name, schema in _PAGE.items()],
+        refusals=(400, 503, 507),
+    )
+
+
+def _steer() -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
+        "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
+    }
+    return described(
+        "steerUploads",
+        "Pause, resume or delete uploads",
+        done(record({**_SAID, "results": items(record({"id": TEXT, "status": TEXT}, closed=False))})),
+        refusals=(400, 413),
+        requestBody={"required": True, **content(JSON, record(fields, closed=False))},
+    )
+
+
+def _clean() -> dict[str, Any]:
+    return described(
+        "cleanUploads",
+        "Remove old uploads",
+        done(record({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
+        parameters=[
+            parameter("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
+            parameter("older_than", "query", {"type": "number", "minimum": 0}, required=False),
+        ],
+        refusals=(400, 413, 415),
+    )
+
+
+def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        **_TASK_FIELDS,
+        "uploaded_chunks": items(COUNT),
+        "file_md5": TEXT,
+        "failure": TEXT,
+        "chunks": items(_CHUNK_VIEW),
+    }
+    return described(
+        "showUpload", "One upload, with its chunks", done(record(fields)), parameters=own, refusals=(400, 404)
+    )
 
 
 def _operator_paths(prefix: str) -> dict[str, Any]:
     check = record({**_SAID}, closed=False)
-    health = record({"status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]}, "timestamp": MOMENT,
-                     "checks": {"type": "object", "additionalProperties": check}})  # fmt: skip
-    system = record({
-        "version": TEXT, "timestamp": MOMENT, "memory": _counts(), "threads": _counts(), "tasks": _counts(),
-        "configuration": {"type": "object"}, "disk": {"type": "object", "additionalProperties": _DISK},
-    })  # fmt: skip
-    figures = {200: {"description": "Prometheus' text, or JSON for who accepts only that", "content": {
-        "text/plain": {"schema": TEXT}, JSON: {"schema": {"type": "object"}},
-    }}}  # fmt: skip
+    health = record(
+        {
+            "status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
+            "timestamp": MOMENT,
+            "checks": {"type": "object", "additionalProperties": check},
+        }
+    )
+    system = record(
+        {
+            "version": TEXT,
+            "timestamp": MOMENT,
+            "memory": _counts(),
+            "threads": _counts(),
+            "tasks": _counts(),
+            "configuration": {"type": "object"},
+            "disk": {"type": "object", "additionalProperties": _DISK},
+        }
+    )
+    figures = {
+        200: {
+            "description": "Prometheus' text, or JSON for who accepts only that",
+            "content": {
+                "text/plain": {"schema": TEXT},
+                JSON: {"schema": {"type": "object"}},
+            },
+        }
+    }
     said = {"description": "Lines of text, the last one ok or not ok", "content": {"text/plain": {"schema": TEXT}}}
     live, ready = "Whether this process answers", "Whether uploads can be taken, for probes"
     return {
@@ -137,16 +223,18 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
         "/readyz": {"get": described("ready", ready, {200: said, 503: said}, **_OPEN)},
         f"{prefix}/livez": {"get": described("liveBelow", live, {200: said}, **_OPEN)},
         f"{prefix}/readyz": {"get": described("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
-        f"{prefix}/health": {"get": described(
-            "health", "Whether uploads can be taken",
-            {**done(health), 503: {"description": "Unhealthy", **content(JSON, health)}}, **_OPEN,
-        )},
-        f"{prefix}/client": {"get": described(
-            "clientAdvice", "What a client should keep to", done(ref("Advice")),
-        )},
+        f"{prefix}/health": {
+            "get": described(
+                "health",
+                "Whether uploads can be taken",
+                {**done(health), 503: {"description": "Unhealthy", **content(JSON, health)}},
+                **_OPEN,
+            )
+        },
+        f"{prefix}/client": {"get": described("clientAdvice", "What a client should keep to", done(ref("Advice")))},
         f"{prefix}/system": {"get": described("system", "Memory, configuration, tasks and disks", done(system))},
         f"{prefix}/metrics": {"get": described("metrics", "The figures of all processes", figures)},
-    }  # fmt: skip
+    }
 
 
 def _counts() -> Schema:
@@ -155,35 +243,56 @@ def _counts() -> Schema:
 
 def _chunk() -> dict[str, Any]:
     answer = record({**_SAID, "chunk_index": COUNT, "md5_checked": SWITCH, "relative_path": TEXT, "size": COUNT})
-    body = {"required": True, "content": {
-        "multipart/form-data": {"schema": _CHUNK},
-        "application/octet-stream": {"schema": _BYTES},
-    }}  # fmt: skip
+    body = {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _CHUNK},
+            "application/octet-stream": {"schema": _BYTES},
+        },
+    }
     options = [parameter(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
-    return described("uploadChunk", "Send one chunk; with application/octet-stream its fields stand in the query",
-                     done(answer), requestBody=body, parameters=options,
-                     refusals=(400, 408, 409, 413, 415, 503, 507))  # fmt: skip
+    return described(
+        "uploadChunk",
+        "Send one chunk; with application/octet-stream its fields stand in the query",
+        done(answer),
+        requestBody=body,
+        parameters=options,
+        refusals=(400, 408, 409, 413, 415, 503, 507),
+    )
 
 
 def _merge() -> dict[str, Any]:
-    answer = record({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT,
-                     "merge_time": COUNT})  # fmt: skip
+    answer = record({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT, "merge_time": COUNT})
     kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
-    return described("mergeChunks", "Make the file out of its chunks; may be repeated", done(answer),
-                     requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
-                     refusals=(400, 404, 409, 413, 415, 503, 507))  # fmt: skip
+    return described(
+        "mergeChunks",
+        "Make the file out of its chunks; may be repeated",
+        done(answer),
+        requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
+        refusals=(400, 404, 409, 413, 415, 503, 507),
+    )
 
 
 def _file(name: str, summary: str) -> dict[str, Any]:
     known = {"ETag": header(TEXT), "Last-Modified": header(TEXT), "Accept-Ranges": header(TEXT)}
     whole = {"headers": known, **content("application/octet-stream", _BYTES)}
-    options = [parameter(one, "header", TEXT, required=False)
-               for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")]  # fmt: skip
+    options = [
+        parameter(one, "header", TEXT, required=False)
+        for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")
+    ]
     responses = {
         200: {"description": "The whole file", **whole},
-        206: {"description": "The range that was asked for", **whole, "headers": {**known,
-                                                                                  "Content-Range": header(TEXT)}},
+        206: {
+            "description": "The range that was asked for",
+            **whole,
+            "headers": {**known, "Content-Range": header(TEXT)},
+        },
         304: {"description": "Still the one of If-None-Match"},
-    }  # fmt: skip
-    return described(name, summary, responses, parameters=[parameter("path", "path", TEXT), *options],
-                     refusals=(400, 404, 412, 416, 503))  # fmt: skip
+    }
+    return described(
+        name,
+        summary,
+        responses,
+        parameters=[parameter("path", "path", TEXT), *options],
+        refusals=(400, 404, 412, 416, 503),
+    )

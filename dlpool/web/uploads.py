@@ -23,7 +23,7 @@ from dlpool.web.forms import (
     text_of,
     urlencoded_fields,
     wanted_number,
-)  # fmt: skip
+)
 from dlpool.web.gate import owner_of
 from dlpool.web.parts import WebParts
 from dlpool.web.refusal import Refusal
@@ -91,8 +91,12 @@ class ChunkResource(_Resource):
         owner = owner_of(req)
         with self._store.begin() as reception:
             reception.expect(body.length or 0)  # its fields are small
-            form = MultipartForm(req.content_type or "", self._settings.web.field_size, "chunk",
-                                 lambda fields: self._begun(reception, fields, owner))  # fmt: skip
+            form = MultipartForm(
+                req.content_type or "",
+                self._settings.web.field_size,
+                "chunk",
+                lambda fields: self._begun(reception, fields, owner),
+            )
             fields = form.read(body)
             if not form.has_file:
                 raise Refusal(400, "missing_field", "the file chunk is missing")
@@ -115,11 +119,14 @@ class MergeResource(_Resource):
         """Make the file; a second time the answer is the same."""
         fields = self.fields(req)
         wish: dict[str, Any] = {
-            "file_id": text_of(fields, "file_id"), "filename": text_of(fields, "filename"),
-            "total_chunks": wanted_number(fields, "total_chunks"), "owner": owner_of(req),
-            "relative_path": fields.get("relative_path") or None, "expected_md5": fields.get("expected_md5") or None,
+            "file_id": text_of(fields, "file_id"),
+            "filename": text_of(fields, "filename"),
+            "total_chunks": wanted_number(fields, "total_chunks"),
+            "owner": owner_of(req),
+            "relative_path": fields.get("relative_path") or None,
+            "expected_md5": fields.get("expected_md5") or None,
             "is_shared": switch_of(fields, "shared"),
-        }  # fmt: skip
+        }
         about(req, wish["file_id"])
         is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE
         with nullcontext() if is_quick else self._parts.admission.merge(_key(wish)):
@@ -162,8 +169,10 @@ class TaskResource(_Resource):
 
     def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """What can be asked there."""
-        resp.set_header("Allow", "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS)
-                        else "DELETE, GET, HEAD, OPTIONS")  # fmt: skip
+        resp.set_header(
+            "Allow",
+            "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS) else "DELETE, GET, HEAD, OPTIONS",
+        )
 
     def change_of(self, method: str, rest: str) -> tuple[str, str]:
         """What a method changes there, and of what: see ``auditing``."""
@@ -244,11 +253,15 @@ def _key(wish: dict[str, Any]) -> str:
 def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
     """What a chunk's fields say, as the store takes it. Raises Refusal (400)."""
     return {
-        "file_id": text_of(fields, "file_id"), "index": wanted_number(fields, "chunk_index"), "owner": owner,
-        "md5": fields.get("md5") or None, "total_chunks": number_of(fields, "total_chunks"),
-        "file_size": number_of(fields, "file_size"), "relative_path": fields.get("relative_path") or None,
+        "file_id": text_of(fields, "file_id"),
+        "index": wanted_number(fields, "chunk_index"),
+        "owner": owner,
+        "md5": fields.get("md5") or None,
+        "total_chunks": number_of(fields, "total_chunks"),
+        "file_size": number_of(fields, "file_size"),
+        "relative_path": fields.get("relative_path") or None,
         "filename": fields.get("filename") or None,
-    }  # fmt: skip
+    }
 
 
 def _days_of(fields: dict[str, str]) -> float | None:

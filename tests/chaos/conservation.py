@@ -165,9 +165,10 @@ class Conservation:
                 yield f"  event: {seen}"
             lines = [
                 (record["@timestamp"], node.name, json.dumps(record))
-                for node in self._stage.nodes for record in node.journal.records
+                for node in self._stage.nodes
+                for record in node.journal.records
                 if record.get("dlpool.job.id") == job_id
-            ]  # fmt: skip
+            ]
             yield from (f"  log of {name}: {text[:500]}" for _, name, text in sorted(lines)[-LINES:])
 
     def _of_strangers(self) -> Iterator[str]:

@@ -14,9 +14,17 @@ from tests.conftest import sha256
 POOL_BYTES = 8 << 20
 MAX_BYTES = 4 << 20
 KINDS = {
-    "good": 55, "checksum": 12, "no_ranges": 5, "versions": 6, "twins": 4, "wrong_checksum": 5, "missing": 6,
-    "escape": 2, "bad_field": 2, "malformed": 3,
-}  # fmt: skip
+    "good": 55,
+    "checksum": 12,
+    "no_ranges": 5,
+    "versions": 6,
+    "twins": 4,
+    "wrong_checksum": 5,
+    "missing": 6,
+    "escape": 2,
+    "bad_field": 2,
+    "malformed": 3,
+}
 FAILING = ("wrong_checksum", "missing", "escape", "bad_field", "malformed")
 MALFORMED: tuple[Callable[[int], bytes], ...] = (
     lambda number: b"no JSON, number %d" % number,

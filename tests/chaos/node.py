@@ -23,10 +23,18 @@ END_LATEST_S = 60.0  # after SIGTERM
 def settings(downloads: Path, chance: random.Random) -> dict[str, dict[str, Any]]:
     """What the supervisors of a run share: short times, and what a seed decides."""
     fast: dict[str, Any] = {
-        "lease": "3s", "grace": "2s", "workers": 2, "max_concurrent_downloads": 6, "worker_timeout": "15s",
-        "drain_timeout": "2s", "fault_delay": "1s", "max_attempts": 1000, "job_retry_delay": "100ms",
-        "job_retry_max_delay": "500ms", "locked_delay": "200ms",
-    }  # fmt: skip
+        "lease": "3s",
+        "grace": "2s",
+        "workers": 2,
+        "max_concurrent_downloads": 6,
+        "worker_timeout": "15s",
+        "drain_timeout": "2s",
+        "fault_delay": "1s",
+        "max_attempts": 1000,
+        "job_retry_delay": "100ms",
+        "job_retry_max_delay": "500ms",
+        "locked_delay": "200ms",
+    }
     return {
         "supervisor": fast | chance.choice([{}, {"max_jobs_per_worker": 20}]),
         "network": {"read_timeout": "3s", "network": "any"},

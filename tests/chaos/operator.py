@@ -23,9 +23,13 @@ VERBS = {"pause": 20, "resume": 20, "retry": 20, "promote": 12, "priority": 12, 
 APART_S = (0.0, 0.03)  # two calls
 WAITING = ("job_queued", "job_requeued", "job_recovered")
 FIT = {  # the last event of a job with which that can be done
-    "cancel": ("job_started", *WAITING), "pause": ("job_started",), "resume": ("job_paused",),
-    "retry": ("job_failed", "job_cancelled"), "promote": WAITING, "priority": WAITING,
-}  # fmt: skip
+    "cancel": ("job_started", *WAITING),
+    "pause": ("job_started",),
+    "resume": ("job_paused",),
+    "retry": ("job_failed", "job_cancelled"),
+    "promote": WAITING,
+    "priority": WAITING,
+}
 RECENT = 150  # of these jobs some wait, some run and some have just ended
 IN_DOUBT = "in doubt"  # the reply of a call whose reply was lost
 

@@ -98,9 +98,13 @@ class Chaos:
 
 
 def run(
-    folder: Path, seed: int, seconds: float, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS,
+    folder: Path,
+    seed: int,
+    seconds: float,
+    say: Callable[[str], None],
+    faults: Sequence[Fault] = FAULTS,
     kind: str = "",
-) -> Report:  # fmt: skip
+) -> Report:
     """A run of ``seconds`` of faults; longer in all. ``say`` gets a line for each fault. ``kind``: see Stage."""
     report, began = Report(seed), time.monotonic()
 

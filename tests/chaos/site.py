@@ -9,8 +9,16 @@ from tests.chaos.jobs import Job, Jobs
 from tests.origin import Connection, File, Request
 
 MANNERS = {
-    "good": 64, "slow": 15, "unavailable": 4, "busy": 1, "broken": 1, "reset": 5, "short": 5, "whole": 3, "silent": 2,
-}  # fmt: skip
+    "good": 64,
+    "slow": 15,
+    "unavailable": 4,
+    "busy": 1,
+    "broken": 1,
+    "reset": 5,
+    "short": 5,
+    "whole": 3,
+    "silent": 2,
+}
 BLOCK = 32 * 1024
 
 

@@ -28,8 +28,9 @@ def check_archive_command(settings: LoggingSettings) -> None:
     """See that the program is there. Raises ConfigurationError."""
     command = settings.archive_command
     if command is not None and shutil.which(shlex.split(command)[0]) is None:
-        raise ConfigurationError(f"[logging] archive_command: there is no program "
-                                 f"{shlex.split(command)[0]!r} that can be run")  # fmt: skip
+        raise ConfigurationError(
+            f"[logging] archive_command: there is no program {shlex.split(command)[0]!r} that can be run"
+        )
 
 
 class Archiver:

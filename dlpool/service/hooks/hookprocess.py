@@ -43,9 +43,7 @@ class _Tail:
         return self._end.decode("utf-8", "replace").strip()
 
 
-def run(
-    command: Sequence[str], given: bytes, environment: Mapping[str, str], must_end: Callable[[], str]
-) -> Result:  # fmt: skip
+def run(command: Sequence[str], given: bytes, environment: Mapping[str, str], must_end: Callable[[], str]) -> Result:
     """Run ``command`` in ``/`` with ``given`` on its standard input. Blocks until it has ended.
 
     ``must_end`` is asked again and again: a reason, or empty while it may go on. Then its process group gets SIGTERM,
@@ -71,9 +69,14 @@ def _start(command: Sequence[str], given: bytes, environment: Mapping[str, str])
         file.write(given)
         file.seek(0)
         return subprocess.Popen(
-            command, stdin=file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", env=environment,
+            command,
+            stdin=file,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
 
 def _wait(process: subprocess.Popen[bytes], tail: _Tail, must_end: Callable[[], str]) -> str:

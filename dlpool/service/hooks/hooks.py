@@ -134,8 +134,9 @@ class Hooks:
             try:
                 self._run(call)
             except Exception as error:  # noqa: BLE001 - top of a thread
-                self._log.warning("hook_failed", job_id=call.job_id, trace_id=call.trace_id, reason="a defect",
-                                  error=error)  # fmt: skip
+                self._log.warning(
+                    "hook_failed", job_id=call.job_id, trace_id=call.trace_id, reason="a defect", error=error
+                )
 
     def _next(self) -> Call | None:
         """What to run now; None ends the thread."""
@@ -158,8 +159,12 @@ class Hooks:
             return "the supervisor ends" if now >= self._stop_at else ""
 
         result = hookprocess.run(call.words(), call.given, call.environment(), must_end)
-        about = {"job_id": call.job_id, "trace_id": call.trace_id, "command": shlex.split(call.command)[0],
-                 "seconds": round(time.monotonic() - began, 3)}  # fmt: skip
+        about = {
+            "job_id": call.job_id,
+            "trace_id": call.trace_id,
+            "command": shlex.split(call.command)[0],
+            "seconds": round(time.monotonic() - began, 3),
+        }
         if result.failure:
             self._log.warning("hook_failed", reason=result.failure, stderr=result.said, **about)
         else:
@@ -180,9 +185,23 @@ def payload(held: Held, ending: Finish, outcome: str, node_id: str) -> bytes:
     """The job as a hook reads it. The URL is as it was pushed; headers are left out."""
     job, note = held.job, ending.note
     url = job.url if job is not None else ending.record.field if ending.record is not None else None
-    return jsontext.dumps({
-        "id": held.ticket.id, "outcome": outcome, "url": url, "save_path": job.save_path if job is not None else None,
-        "path": note.get("path") or held.path, "size": note.get("size"), "seconds": note.get("seconds"),
-        "label": note.get("label"), "message": note.get("message"), "attempt": held.claimed.attempts,
-        "trace_id": held.trace_id, "user_id": job.user_id if job is not None else None, "node": node_id,
-    }) + b"\n"  # fmt: skip
+    return (
+        jsontext.dumps(
+            {
+                "id": held.ticket.id,
+                "outcome": outcome,
+                "url": url,
+                "save_path": job.save_path if job is not None else None,
+                "path": note.get("path") or held.path,
+                "size": note.get("size"),
+                "seconds": note.get("seconds"),
+                "label": note.get("label"),
+                "message": note.get("message"),
+                "attempt": held.claimed.attempts,
+                "trace_id": held.trace_id,
+                "user_id": job.user_id if job is not None else None,
+                "node": node_id,
+            }
+        )
+        + b"\n"
+    )

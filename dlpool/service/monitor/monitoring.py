@@ -48,9 +48,18 @@ class Monitor:
     """``look`` and ``apply`` by the main thread; ``start`` starts the threads."""
 
     def __init__(
-        self, settings: Settings, node_id: str, state_dir: Path, log: Log, metrics: Metrics, ledger: Ledger,
-        pool: WorkerPool, link: Link, transitions: Transitions, order: Callable[[], str],
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        node_id: str,
+        state_dir: Path,
+        log: Log,
+        metrics: Metrics,
+        ledger: Ledger,
+        pool: WorkerPool,
+        link: Link,
+        transitions: Transitions,
+        order: Callable[[], str],
+    ) -> None:
         self._settings = settings
         self._log = log
         self._metrics = metrics

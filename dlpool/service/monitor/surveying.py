@@ -67,9 +67,13 @@ class QueueSurvey:
     """``look`` reads the figures of the whole queue; they are forgotten while Redis is away. Used by one thread."""
 
     def __init__(
-        self, transitions: Transitions, metrics: Metrics, link: Link, order: Callable[[], str],
+        self,
+        transitions: Transitions,
+        metrics: Metrics,
+        link: Link,
+        order: Callable[[], str],
         clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transitions = transitions
         self._views = Views(transitions.client, transitions.keys)
         self._metrics = metrics
@@ -93,10 +97,18 @@ class QueueSurvey:
         waited_s = self._oldest.look(oldest, self._clock(), is_fifo=self._order() == "fifo")
         set_each(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_s})
         ready = {f"ready_{name}": count for name, count in stats.ready.items()}
-        set_each(metrics.queue_jobs, {
-            "intake": stats.backlog, "reserved": stats.reserved, **ready, "delayed": stats.delayed,
-            "parked": stats.parked, "paused": stats.paused, "running": stats.running,
-        })  # fmt: skip
+        set_each(
+            metrics.queue_jobs,
+            {
+                "intake": stats.backlog,
+                "reserved": stats.reserved,
+                **ready,
+                "delayed": stats.delayed,
+                "parked": stats.parked,
+                "paused": stats.paused,
+                "running": stats.running,
+            },
+        )
         set_each(metrics.queue_hosts, {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)})
         metrics.queue_records.set(stats.failure_records)
         metrics.queue_supervisors.set(len(stats.supervisors))

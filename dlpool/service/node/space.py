@@ -125,8 +125,9 @@ class SpaceGuard:
                 rooms[device] = room
             else:
                 self._found.pop(device, None)
-        low = {device: room for device, room in rooms.items()
-               if room.is_low(self._min_free, was_low=device in self._low)}  # fmt: skip
+        low = {
+            device: room for device, room in rooms.items() if room.is_low(self._min_free, was_low=device in self._low)
+        }
         was_low, before = self.is_low, self._low
         self.rooms, self._low, self._has_looked = tuple(rooms.values()), low, True
         if self.is_low != was_low:
@@ -166,8 +167,13 @@ class SpaceGuard:
         """A line for each file system that is low, or is not any more, for the first time."""
         for device in self._low.keys() - before.keys():
             room = self._low[device]
-            self._log.warning("disk_space_low", folder=room.folder, free=room.free, reserved=room.reserved,
-                              min_free=room.least(self._min_free))  # fmt: skip
+            self._log.warning(
+                "disk_space_low",
+                folder=room.folder,
+                free=room.free,
+                reserved=room.reserved,
+                min_free=room.least(self._min_free),
+            )
         for device in before.keys() - self._low.keys():
             room = rooms.get(device, before[device])  # it may be gone, and then keeps nobody waiting
             self._log.info("disk_space_back", folder=room.folder, free=room.free)

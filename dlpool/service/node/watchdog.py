@@ -38,9 +38,13 @@ class Watchdog:
     """``tend`` by the main thread, whose own sign of life is the ping."""
 
     def __init__(
-        self, manager: ServiceManager, pulse: Pulse, threads: Sequence[threading.Thread], log: Logger,
+        self,
+        manager: ServiceManager,
+        pulse: Pulse,
+        threads: Sequence[threading.Thread],
+        log: Logger,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._manager = manager
         self._pulse = pulse
         self._threads = threads

@@ -29,9 +29,17 @@ class Fetcher:
     """
 
     def __init__(
-        self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, lease_s: float,
-        order: Callable[[], str], post: Callable[[Message], None], most_parked: int,
-    ) -> None:  # fmt: skip
+        self,
+        transitions: Transitions,
+        blocking: redis.Redis,
+        sid: str,
+        ledger: Ledger,
+        link: Link,
+        lease_s: float,
+        order: Callable[[], str],
+        post: Callable[[Message], None],
+        most_parked: int,
+    ) -> None:
         self._transitions = transitions
         self._blocking = blocking
         self._sid = sid

@@ -35,11 +35,24 @@ class Beater:
     """``serve`` is the thread. ``blocking`` is a client of its own that waits for mail."""
 
     def __init__(
-        self, transitions: Transitions, blocking: redis.Redis, sid: str, ledger: Ledger, link: Link, spool: Spool,
-        fetcher: Fetcher, log: Logger, *, lease_s: float, grace_s: float, order: Callable[[], str],
-        info: Callable[[], dict[str, Any]], post: Callable[[Message], None], earlier: tuple[str, ...],
+        self,
+        transitions: Transitions,
+        blocking: redis.Redis,
+        sid: str,
+        ledger: Ledger,
+        link: Link,
+        spool: Spool,
+        fetcher: Fetcher,
+        log: Logger,
+        *,
+        lease_s: float,
+        grace_s: float,
+        order: Callable[[], str],
+        info: Callable[[], dict[str, Any]],
+        post: Callable[[Message], None],
+        earlier: tuple[str, ...],
         sweeper: Sweeper,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transitions = transitions
         self._slots = HostSlots(transitions)
         self._blocking = blocking
@@ -90,8 +103,13 @@ class Beater:
             reply = finished(self._transitions, sid, [ending], self._log)[0]
             self._spool.forget(ending.ticket)
             self._link.pulse.sign()
-            self._log.info("spooled_outcome_recorded", job_id=ending.ticket.id, trace_id=ending.trace_id,
-                           result=ending.outcome, reply=reply)  # fmt: skip
+            self._log.info(
+                "spooled_outcome_recorded",
+                job_id=ending.ticket.id,
+                trace_id=ending.trace_id,
+                result=ending.outcome,
+                reply=reply,
+            )
             self._post(Recorded(ending, reply))
         given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
         if given_back:

@@ -31,9 +31,15 @@ class Recorder:
     """``end``, ``ask``, ``wish`` and ``hold`` from the main thread, ``serve`` is the thread."""
 
     def __init__(
-        self, transitions: Transitions, sid: str, lease_s: float, spool: Spool, link: Link, log: Logger,
+        self,
+        transitions: Transitions,
+        sid: str,
+        lease_s: float,
+        spool: Spool,
+        link: Link,
+        log: Logger,
         post: Callable[[Message], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transitions = transitions
         self._sid = sid
         self._lease_s = lease_s
@@ -127,8 +133,7 @@ class Recorder:
             try:
                 self._spool.keep(self._sid, ending)
             except LocalFault as error:
-                self._log.error("outcome_not_spooled", job_id=ending.ticket.id, trace_id=ending.trace_id,
-                                error=error)  # fmt: skip
+                self._log.error("outcome_not_spooled", job_id=ending.ticket.id, trace_id=ending.trace_id, error=error)
 
 
 def finished(transitions: Transitions, sid: str, endings: Sequence[Finish], logger: Logger) -> list[str]:

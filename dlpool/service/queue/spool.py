@@ -59,8 +59,16 @@ class Spool:
                     record = Record(record["key"], record["value"].encode(), record["field"])
                 ticket = Ticket(str(fields["ticket"]["id"]), int(fields["ticket"]["fence"]))
                 self._kept.add(ticket)
-                yield str(fields["sid"]), Finish(ticket, fields["outcome"], record, dict(fields["note"]),
-                                                 trace_id=str(fields.get("trace_id", "")))  # fmt: skip
+                yield (
+                    str(fields["sid"]),
+                    Finish(
+                        ticket,
+                        fields["outcome"],
+                        record,
+                        dict(fields["note"]),
+                        trace_id=str(fields.get("trace_id", "")),
+                    ),
+                )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 with suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))

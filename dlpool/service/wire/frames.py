@@ -234,10 +234,25 @@ class CleanedFrame(Frame):
 FRAMES: Mapping[str, type[Frame]] = {
     frame.kind: frame
     for frame in (
-        JobFrame, CancelFrame, PublishFrame, LostFrame, CleanFrame, ConfigFrame, RateFrame, PingFrame, RetireFrame,
-        SpaceFrame, HoldFrame, HelloFrame, StatusFrame, FinishingFrame, VerifiedFrame, EndedFrame, CleanedFrame,
+        JobFrame,
+        CancelFrame,
+        PublishFrame,
+        LostFrame,
+        CleanFrame,
+        ConfigFrame,
+        RateFrame,
+        PingFrame,
+        RetireFrame,
+        SpaceFrame,
+        HoldFrame,
+        HelloFrame,
+        StatusFrame,
+        FinishingFrame,
+        VerifiedFrame,
+        EndedFrame,
+        CleanedFrame,
     )
-}  # fmt: skip
+}
 
 
 def encode(frame: Frame) -> bytes:

@@ -127,8 +127,14 @@ class Worker:
         self._channel = Channel.of_worker(
             sock, receive_s=LISTEN_S, send_s=SILENCE_S
         )  # a stopped supervisor blocks nobody
-        self._log = Log(settings.log_dir, settings.logging, service="dlpool-worker", version=__version__,
-                        node_id=settings.node_id, is_required=False)  # fmt: skip
+        self._log = Log(
+            settings.log_dir,
+            settings.logging,
+            service="dlpool-worker",
+            version=__version__,
+            node_id=settings.node_id,
+            is_required=False,
+        )
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._space = NodeSpace(settings.min_free)
@@ -293,8 +299,7 @@ class Worker:
         except (Locked, PolicyRefused):
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:
-            self._logger.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id,
-                                 error=error)  # fmt: skip
+            self._logger.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id, error=error)
 
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""

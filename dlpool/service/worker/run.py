@@ -127,8 +127,13 @@ class JobRun:
             self._log.error("worker_failed", error=error)
             return self._ended(InternalError.of(error))
         seconds = round(time.monotonic() - self._began, 3)
-        return EndedFrame(ticket, "succeeded", str(outcome.path), outcome.as_json() | {"seconds": seconds},
-                          leaves_state=transfer.leaves_state)  # fmt: skip
+        return EndedFrame(
+            ticket,
+            "succeeded",
+            str(outcome.path),
+            outcome.as_json() | {"seconds": seconds},
+            leaves_state=transfer.leaves_state,
+        )
 
     def cancel(self, error: DlpoolError) -> None:
         """Checkpoint and end with ``error``, within a second."""
@@ -177,11 +182,16 @@ class JobRun:
         frame, context = self.frame, self._context
         target = context.paths.target(frame.save_path)
         job = Job(
-            frame.url, target.path, target.is_folder, frame.headers,
-            checksum=Checksum.parse(frame.checksum) if frame.checksum else None, id=frame.job_id, fence=frame.fence,
+            frame.url,
+            target.path,
+            target.is_folder,
+            frame.headers,
+            checksum=Checksum.parse(frame.checksum) if frame.checksum else None,
+            id=frame.job_id,
+            fence=frame.fence,
             owner=frame.user_id,
             claim=frame.claim,
-        )  # fmt: skip
+        )
         admit: Callable[[Path], None] = context.paths.check_named if target.is_folder else lambda _: None
         transfer = Transfer(
             job, self._settings, context.client, self._notify, admit, self._permit, context.guard, context.space

@@ -70,8 +70,13 @@ def position(chunks: Mapping[int, Chunk]) -> Position:
 
 def conflict(offset: int) -> Refusal:
     """That the body does not begin where the upload ends."""
-    return Refusal(409, "wrong_offset", f"the upload goes on at {offset}: ask for its offset and send from there",
-                   headers={"Upload-Offset": str(offset)}, offset=offset)  # fmt: skip
+    return Refusal(
+        409,
+        "wrong_offset",
+        f"the upload goes on at {offset}: ask for its offset and send from there",
+        headers={"Upload-Offset": str(offset)},
+        offset=offset,
+    )
 
 
 class Completed(Refusal):
@@ -206,8 +211,18 @@ class Appending:
     ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``: where the upload goes on.
     """
 
-    def __init__(self, end: End, reception: Reception, hold: int, held_since: int, at: Position, record: Record, *,
-                 length: int | None, is_checked: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        end: End,
+        reception: Reception,
+        hold: int,
+        held_since: int,
+        at: Position,
+        record: Record,
+        *,
+        length: int | None,
+        is_checked: bool,
+    ) -> None:
         self._end = end
         self._reception = reception
         self._hold = hold

@@ -23,7 +23,7 @@ from dlpool.web.store.appending import (
     conflict,
     position,
     received,
-)  # fmt: skip
+)
 from dlpool.web.store.chunkfile import list_chunks
 from dlpool.web.store.claims import PARTS, is_consumed
 from dlpool.web.store.content import check_name
@@ -119,8 +119,9 @@ class GrowingUploads:
         length = -1 if wish.length is None else wish.length
         with self._admitted(wish, length, parts), self._layout.task(file_id) as task:
             check_room(self._settings, length)
-            record = Record(filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length,
-                            tus=tus)  # fmt: skip
+            record = Record(
+                filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length, tus=tus
+            )
             self._layout.create(task, Identity(file_id, wish.owner, time.time(), TUS), record)
             yield file_id, task
 
@@ -163,9 +164,13 @@ class GrowingUploads:
                 have = position(list_chunks(task.folder)).offset
             coming = 0 if record.status == states.COMPLETED else received(task.folder, have)
             return Growth(
-                have + coming, record.file_size, str(record.tus.get("note", "")), str(record.tus.get("concat", "")),
-                self.expires_at(record), is_to_be_merged(record) and have == record.file_size,
-            )  # fmt: skip
+                have + coming,
+                record.file_size,
+                str(record.tus.get("note", "")),
+                str(record.tus.get("concat", "")),
+                self.expires_at(record),
+                is_to_be_merged(record) and have == record.file_size,
+            )
 
     def expires_at(self, record: Record) -> float | None:
         """When an upload with this record goes, in seconds since the epoch; None for a completed one."""
@@ -173,9 +178,15 @@ class GrowingUploads:
 
     @contextmanager
     def append(
-        self, file_id: str, owner: str | None, offset: int, *, size: int | None, length: int | None = None,
+        self,
+        file_id: str,
+        owner: str | None,
+        offset: int,
+        *,
+        size: int | None,
+        length: int | None = None,
         is_checked: bool = False,
-    ) -> Iterator[Appending]:  # fmt: skip
+    ) -> Iterator[Appending]:
         """Somewhere to write a body of ``size`` bytes (None: not known) to that begins at ``offset``.
 
         ``length`` of the whole, where that was not known. Who appends meanwhile is asked to end; 423 if he does not.
@@ -192,9 +203,7 @@ class GrowingUploads:
                 self._check_chunks(task, at.chunks)
                 self._check_length(record, length, at.offset)
                 reception = end.receive(task, offset, is_checked=is_checked)
-            appending = Appending(
-                end, reception, hold, held_since, at, record, length=length, is_checked=is_checked
-            )  # fmt: skip
+            appending = Appending(end, reception, hold, held_since, at, record, length=length, is_checked=is_checked)
         except BaseException:
             release(hold)
             raise
@@ -232,8 +241,9 @@ class GrowingUploads:
                 return None
             if not at.chunks:
                 self._place_nothing(task)
-        wish = MergeWish(file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS,
-                         is_shared=record.tus.get(_SHARED) is True)  # fmt: skip
+        wish = MergeWish(
+            file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS, is_shared=record.tus.get(_SHARED) is True
+        )
         try:
             return self._merger.merge(wish)
         except Refusal as refusal:

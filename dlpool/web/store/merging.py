@@ -76,8 +76,12 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if wish.protocol == CHUNKED and record.total_chunks not in (0, wish.total_chunks):
-        raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
-                      total_chunks=record.total_chunks)  # fmt: skip
+        raise Refusal(
+            409,
+            "conflict",
+            f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
+            total_chunks=record.total_chunks,
+        )
     chunks = list_chunks(task.folder)
     _check_whole(settings, record, chunks, wish)
     hold = task.hold_merge()
@@ -85,8 +89,15 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
         raise states.wrong_state(states.MERGING)
     path = record.relative_path if wish.relative_path is None else wish.relative_path
     try:
-        record = task.save(record, status=states.MERGING, filename=wish.filename, total_chunks=wish.total_chunks,
-                           temporary=folders(path), failure="", publishing=None)  # fmt: skip
+        record = task.save(
+            record,
+            status=states.MERGING,
+            filename=wish.filename,
+            total_chunks=wish.total_chunks,
+            temporary=folders(path),
+            failure="",
+            publishing=None,
+        )
     except BaseException:
         release(hold)
         raise
@@ -122,8 +133,14 @@ def _check_whole(settings: UploadSettings, record: Record, chunks: dict[int, Chu
 def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
     """That not all chunks are there."""
     lacking = total_chunks - len(chunks)
-    return Refusal(400, "chunks_missing", f"{lacking} of {total_chunks} chunks are missing: send them",
-                   uploaded=len(chunks), total_required=total_chunks, uploaded_chunks=sorted(chunks))  # fmt: skip
+    return Refusal(
+        400,
+        "chunks_missing",
+        f"{lacking} of {total_chunks} chunks are missing: send them",
+        uploaded=len(chunks),
+        total_required=total_chunks,
+        uploaded_chunks=sorted(chunks),
+    )
 
 
 def _found(refusal: Refusal) -> dict[str, Any]:
@@ -220,8 +237,15 @@ class _Merge:
         for name in names:
             if place.has(name):
                 continue
-            publishing = Publishing(place.parts, name, status.st_ino, status.st_size, status.st_mtime_ns, md5,
-                                    time.monotonic_ns() - started_ns)  # fmt: skip
+            publishing = Publishing(
+                place.parts,
+                name,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                md5,
+                time.monotonic_ns() - started_ns,
+            )
             with self._layout.named(self._begun.task.folder.name) as task:
                 task.owned(None)  # 404 if it was removed meanwhile
                 record = task.save(self._begun.record, publishing=publishing)
@@ -275,7 +299,12 @@ class _Merge:
         with suppress(Refusal), self._layout.named(self._begun.task.folder.name) as task:
             record = load_record(task.folder)
             if record is not None and record.publishing is None and record.status == states.MERGING:
-                task.save(record, status=states.FAILED, failure=refusal.text, temporary=None,
-                          failed_merges=record.failed_merges + 1)  # fmt: skip
+                task.save(
+                    record,
+                    status=states.FAILED,
+                    failure=refusal.text,
+                    temporary=None,
+                    failed_merges=record.failed_merges + 1,
+                )
                 task.tell(FAILED, record, label=refusal.code, message=refusal.text, **_found(refusal))
         return refusal

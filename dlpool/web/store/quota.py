@@ -38,8 +38,9 @@ class Wanted:
 def another_task(settings: UploadSettings, owner: str | None, size: int, chunks: int | None) -> Wanted:
     """One more task, of ``size`` bytes (-1: unknown), in so many chunks (None: unknown)."""
     unsaid = [name for name, is_unsaid in (("file_size", size < 0), ("total_chunks", chunks is None)) if is_unsaid]
-    taken = Taken(1, size if size >= 0 else settings.max_file_size,
-                  FILES_OF_TASK + (thousands(0) if chunks is None else chunks))  # fmt: skip
+    taken = Taken(
+        1, size if size >= 0 else settings.max_file_size, FILES_OF_TASK + (thousands(0) if chunks is None else chunks)
+    )
     return Wanted(owner, taken, f"say {' and '.join(unsaid)}, or " if unsaid else "")
 
 

@@ -51,8 +51,13 @@ def commit(
     is_checked = wish.md5 is not None and settings.enable_integrity_check
     if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
         _note_mismatch(layout, settings, wish)
-        raise Refusal(400, "md5_mismatch", f"chunk {wish.index} came with another md5 than its own: send it again",
-                      chunk_index=wish.index, md5=reception.md5)  # fmt: skip
+        raise Refusal(
+            400,
+            "md5_mismatch",
+            f"chunk {wish.index} came with another md5 than its own: send it again",
+            chunk_index=wish.index,
+            md5=reception.md5,
+        )
     if wish.index == 0:
         check_head(settings, reception.head)
     reception.seal()
@@ -131,16 +136,28 @@ def _placed(task: Task, settings: UploadSettings, record: Record, reception: Rec
         received = _counted(task, wish.index) + reception.size  # the record is only a cache
         check_size(settings, received)
         if 0 <= record.file_size < received:
-            raise Refusal(400, "size_mismatch", f"with this chunk there would be {received} bytes of a file of "
-                          f"{record.file_size}", size=received, file_size=record.file_size)  # fmt: skip
+            raise Refusal(
+                400,
+                "size_mismatch",
+                f"with this chunk there would be {received} bytes of a file of {record.file_size}",
+                size=received,
+                file_size=record.file_size,
+            )
     retries = {**record.retries, key: record.retries.get(key, 0) + 1} if earlier is not None else record.retries
     sent = {index: md5 for index, md5 in record.sent.items() if index != key}
     if wish.md5 and not settings.enable_integrity_check:
         sent[key] = wish.md5.lower()
     is_begun = record.status == states.UPLOADING
     reception.move(path)
-    return task.save(record, sync=UNSYNCED if is_begun else None, status=states.receiving(record.status),
-                     received=received, retries=retries, sent=sent, publishing=None)  # fmt: skip
+    return task.save(
+        record,
+        sync=UNSYNCED if is_begun else None,
+        status=states.receiving(record.status),
+        received=received,
+        retries=retries,
+        sent=sent,
+        publishing=None,
+    )
 
 
 def _counted(task: Task, index: int) -> int:

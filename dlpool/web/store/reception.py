@@ -63,8 +63,12 @@ class Reception:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
         end = self.size + len(data)
         if end > self._max_size:
-            raise Refusal(413, "chunk_too_large", f"a chunk has at most {self._max_size} bytes: send smaller ones",
-                          max_chunk_size=self._max_size)  # fmt: skip
+            raise Refusal(
+                413,
+                "chunk_too_large",
+                f"a chunk has at most {self._max_size} bytes: send smaller ones",
+                max_chunk_size=self._max_size,
+            )
         try:
             if self._reserved < end < self._expected:
                 self._reserve()

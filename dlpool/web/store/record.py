@@ -124,11 +124,23 @@ def _record(found: dict[str, Any]) -> Record:
 _NUMBER = (int, float)
 _IDENTITY_TYPES: Mapping[str, Any] = {"file_id": str, "owner": (str, NoneType), "created_at": _NUMBER, "protocol": str}
 _RECORD_TYPES: Mapping[str, Any] = {
-    "status": str, "updated_at": _NUMBER, "filename": str, "relative_path": str, "total_chunks": int, "file_size": int,
-    "received": int, "retries": dict, "sent": dict, "failed_merges": int, "failure": str,
-    "temporary": (list, NoneType), "publishing": (dict, NoneType), "result": (dict, NoneType), "chunks": list,
+    "status": str,
+    "updated_at": _NUMBER,
+    "filename": str,
+    "relative_path": str,
+    "total_chunks": int,
+    "file_size": int,
+    "received": int,
+    "retries": dict,
+    "sent": dict,
+    "failed_merges": int,
+    "failure": str,
+    "temporary": (list, NoneType),
+    "publishing": (dict, NoneType),
+    "result": (dict, NoneType),
+    "chunks": list,
     "tus": dict,
-}  # fmt: skip
+}
 
 
 def _has_types(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -73,9 +73,17 @@ class UploadStore:
         return self.layout.begin(self.settings.max_chunk_size)
 
     def check_chunk(
-        self, *, file_id: str, index: int, owner: str | None, md5: str | None = None, total_chunks: int | None = None,
-        file_size: int | None = None, relative_path: str | None = None, filename: str | None = None,
-    ) -> Visit | None:  # fmt: skip
+        self,
+        *,
+        file_id: str,
+        index: int,
+        owner: str | None,
+        md5: str | None = None,
+        total_chunks: int | None = None,
+        file_size: int | None = None,
+        relative_path: str | None = None,
+        filename: str | None = None,
+    ) -> Visit | None:
         """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body.
 
         A visit to the task that is there, for ``Reception.visit``; else to be ended.
@@ -84,18 +92,33 @@ class UploadStore:
         return receiving.foresee(self.layout, self.settings, self._quota, wish)
 
     def commit_chunk(
-        self, reception: Reception, *, file_id: str, index: int, owner: str | None, md5: str | None = None,
-        total_chunks: int | None = None, file_size: int | None = None, relative_path: str | None = None,
+        self,
+        reception: Reception,
+        *,
+        file_id: str,
+        index: int,
+        owner: str | None,
+        md5: str | None = None,
+        total_chunks: int | None = None,
+        file_size: int | None = None,
+        relative_path: str | None = None,
         filename: str | None = None,
-    ) -> ChunkResult:  # fmt: skip
+    ) -> ChunkResult:
         """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
         wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
         return receiving.commit(self.layout, self.settings, self._quota, reception, wish)
 
     def merge(
-        self, *, file_id: str, filename: str, total_chunks: int, owner: str | None, relative_path: str | None = None,
-        expected_md5: str | None = None, is_shared: bool = False,
-    ) -> MergeResult:  # fmt: skip
+        self,
+        *,
+        file_id: str,
+        filename: str,
+        total_chunks: int,
+        owner: str | None,
+        relative_path: str | None = None,
+        expected_md5: str | None = None,
+        is_shared: bool = False,
+    ) -> MergeResult:
         """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir.
 
         ``is_shared``: everybody may read it, not only its owner.

@@ -13,9 +13,14 @@ from dlpool.web.store.summary import Summary
 
 Chunks = Mapping[int, Chunk]
 NOT_FOUND: dict[str, Any] = {
-    "uploaded_chunks": [], "total_chunks": 0, "file_size": 0, "status": "not_found", "created_at": "", "updated_at": "",
+    "uploaded_chunks": [],
+    "total_chunks": 0,
+    "file_size": 0,
+    "status": "not_found",
+    "created_at": "",
+    "updated_at": "",
     "completion_rate": 0.0,
-}  # fmt: skip
+}
 
 
 def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:

@@ -66,22 +66,35 @@ class ChunkWish:
             raise Refusal(409, "conflict", f"the task has a chunk {max(chunks)}: it cannot be of {self.total_chunks}")
         there = sum(chunk.size for chunk in chunks.values() if chunk.index != self.index)
         if self.file_size is not None and there > self.file_size:
-            raise Refusal(409, "conflict", f"the task has {there} bytes already: its file cannot be of "
-                          f"{self.file_size}")  # fmt: skip
+            raise Refusal(
+                409, "conflict", f"the task has {there} bytes already: its file cannot be of {self.file_size}"
+            )
         return record.learnt(self.total_chunks, self.file_size, self.relative_path)
 
     def _agrees(self, record: Record) -> None:
         """Raise Refusal where it says something else than was said before."""
         if self.total_chunks and record.total_chunks and self.total_chunks != record.total_chunks:
-            raise Refusal(409, "conflict", f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
-                          total_chunks=record.total_chunks)  # fmt: skip
+            raise Refusal(
+                409,
+                "conflict",
+                f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
+                total_chunks=record.total_chunks,
+            )
         if self.file_size is not None and record.file_size >= 0 and self.file_size != record.file_size:
-            raise Refusal(409, "conflict", f"the task's file has {record.file_size} bytes, not {self.file_size}",
-                          file_size=record.file_size)  # fmt: skip
+            raise Refusal(
+                409,
+                "conflict",
+                f"the task's file has {record.file_size} bytes, not {self.file_size}",
+                file_size=record.file_size,
+            )
         path = record.relative_path
         if self.relative_path and path and folders(self.relative_path) != folders(path):
-            raise Refusal(409, "conflict", f"the task's file goes to {path[:100]!r}: use another file_id for another "
-                          "one", relative_path=path)  # fmt: skip
+            raise Refusal(
+                409,
+                "conflict",
+                f"the task's file goes to {path[:100]!r}: use another file_id for another one",
+                relative_path=path,
+            )
 
 
 @dataclass(frozen=True)
@@ -124,5 +137,9 @@ def check_total(total_chunks: int | None) -> None:
 def check_size(settings: UploadSettings, size: int) -> None:
     """Raise Refusal (413) for a file that is too large."""
     if size > settings.max_file_size:
-        raise Refusal(413, "file_too_large", f"a file has at most {settings.max_file_size} bytes",
-                      max_file_size=settings.max_file_size)  # fmt: skip
+        raise Refusal(
+            413,
+            "file_too_large",
+            f"a file has at most {settings.max_file_size} bytes",
+            max_file_size=settings.max_file_size,
+        )
