@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,8 +215,8 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
         pauses.append(round(seconds, 6))
         now += seconds
 
-    monkeypatch.setattr(time, "sleep", pause)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    # Of that module alone: threads that other tests have left sleep, too.
+    monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=pause, monotonic=lambda: now))
     with pytest.raises(Exception, match="busy") as raised, locks.locked(path):
         pass
     assert (raised.value.status, raised.value.code) == (503, "busy")  # type: ignore[attr-defined]
@@ -225,7 +226,7 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
     with refused(503, "busy"):
         locks.shared(path)
     pauses.clear()
-    monkeypatch.setattr(time, "sleep", lambda _seconds: locks.release(hold))
+    monkeypatch.setattr(locks.time, "sleep", lambda _seconds: locks.release(hold))
     with locks.locked(path):
         assert locks.is_held(path)
     assert open_below(tmp_path) == []

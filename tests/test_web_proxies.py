@@ -23,10 +23,10 @@ class Scraped:
 
 
 def keys() -> Any:
-    def owner(*_: object) -> None:
+    def caller(*_: object) -> None:
         raise Refusal(401, "unauthorized", "no token")
 
-    return SimpleNamespace(is_required=True, owner=owner)
+    return SimpleNamespace(is_required=True, caller=caller)
 
 
 def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, bool]:
