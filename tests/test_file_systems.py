@@ -1,4 +1,4 @@
-"""What README promises of files, on each file system that it names: real ones, mounted for the test."""
+"""What docs/fetch.md promises of files, on each file system that it names: real ones, mounted for the test."""
 
 from __future__ import annotations
 
