@@ -216,7 +216,8 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
         now += seconds
 
     # Of that module alone: threads that other tests have left sleep, too.
-    monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=pause, monotonic=lambda: now))
+    clock = SimpleNamespace(sleep=pause, monotonic=lambda: now)
+    monkeypatch.setattr(locks, "time", clock)
     with pytest.raises(Exception, match="busy") as raised, locks.locked(path):
         pass
     assert (raised.value.status, raised.value.code) == (503, "busy")  # type: ignore[attr-defined]
@@ -226,7 +227,7 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
     with refused(503, "busy"):
         locks.shared(path)
     pauses.clear()
-    monkeypatch.setattr(locks.time, "sleep", lambda _seconds: locks.release(hold))
+    clock.sleep = lambda _seconds: locks.release(hold)
     with locks.locked(path):
         assert locks.is_held(path)
     assert open_below(tmp_path) == []
