@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.fleet import Supervisor
 
 _SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 PATIENCE_S = 30.0
+MOST_TRIES = 100
 
 
 class Watched(Supervisor):
@@ -30,8 +32,14 @@ class Watched(Supervisor):
         return get(self.port, path)
 
     def samples(self, name: str, **labels: str) -> list[float]:
-        """The values of a metric whose labels are, among others, these."""
-        return samples(self.get("/metrics")[1], name, **labels)
+        """The values of a metric whose labels are, among others, these; asked again while others are answered (503)."""
+        status, text = self.get("/metrics")
+        for _ in range(MOST_TRIES):
+            if status != 503:
+                break
+            time.sleep(0.02)
+            status, text = self.get("/metrics")
+        return samples(text, name, **labels)
 
     def value(self, name: str, **labels: str) -> float:
         """Their sum; 0 if there is none."""

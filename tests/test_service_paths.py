@@ -231,7 +231,8 @@ def test_jobs_wait_for_space_on_a_full_disk_and_none_fails(small: tuple[Desk, Pa
 def test_jobs_wait_while_the_file_system_is_read_only(small: tuple[Desk, Path]) -> None:
     desk, disk = small
     remount(disk, "ro")
-    see_a_fault_and_mend(desk, lambda: remount(disk, "rw"))
+    # One that ends while the disk is mended meets a small write that succeeds, and has had an attempt.
+    see_a_fault_and_mend(desk, lambda: remount(disk, "rw"), most_attempts=2)
     assert desk.service.events("node_fault")[0]["error.code"] == "read_only"
 
 

