@@ -206,7 +206,7 @@ class Crew:
         if frame.path is not None and not is_told(frame.path, held.job.save_path):
             self._cleaner.begin(leftover(held, held.job, frame.path, has_failed=True))
         if is_refusal(frame):
-            self._doorman.refused(held.job, self._ledger.all)
+            self._doorman.refused(held, self._ledger.all)
         ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb, held.yielding)
         if frame.ending == "node_fault":
             self._on_fault()

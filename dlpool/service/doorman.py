@@ -9,7 +9,7 @@ from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Finish
 from dlpool.observe.log import Logger
 from dlpool.service.hostjobs import HostJobs
-from dlpool.service.hosts import Hosts, authority_of
+from dlpool.service.hosts import Hosts
 from dlpool.service.ledger import Held
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.messages import Hold, Wish
@@ -32,7 +32,7 @@ class Doorman:
 
     def turned_away(self, held: Held, job: PushedJob, all_held: Callable[[], Iterable[Held]]) -> Finish | None:
         """What becomes of a new job whose host does not want to be asked; else it may have to wait for a slot."""
-        wait_s, host = self.hosts.held_s(job.url), authority_of(job.url)
+        wait_s, host = self.hosts.held_s(job.url), held.authority
         if wait_s > PATIENCE_S:
             return parked(held, host, wait_s, is_paid=held.claimed.is_paid)
         if not self.of_hosts.has_room(host, lambda: _at(host, all_held()) - 1):
@@ -43,17 +43,15 @@ class Doorman:
             self._recorder.wish(Wish(held.ticket, limit, held.claimed.is_paid))
         return None
 
-    def refused(self, job: PushedJob, all_held: Callable[[], Iterable[Held]]) -> None:
+    def refused(self, held: Held, all_held: Callable[[], Iterable[Held]]) -> None:
         """A host has turned a job of ours away, or could not be reached."""
-        host = authority_of(job.url)
-        self.of_hosts.refused(host, lambda: _at(host, all_held()))
+        self.of_hosts.refused(held.authority, lambda: _at(held.authority, all_held()))
 
     def left(self, held: Held) -> str:
         """The host for which others may wait in vain no longer when this job has ended, or ''."""
         if held.host or held.job is None:
             return held.host
-        host = authority_of(held.job.url)
-        return host if self.of_hosts.is_limited(host) else ""
+        return held.authority if self.of_hosts.is_limited(held.authority) else ""
 
     def answered(self, held: Held, place: Place) -> Finish | None:
         """Redis has said whether there is a slot: None, or what becomes of the job instead."""
@@ -78,7 +76,7 @@ class Doorman:
 
 def _at(host: str, all_held: Iterable[Held]) -> int:
     """How many jobs of a host are held and have not ended."""
-    return sum(not one.is_ending and one.job is not None and authority_of(one.job.url) == host for one in all_held)
+    return sum(not one.is_ending and one.job is not None and one.authority == host for one in all_held)
 
 
 def parked(held: Held, host: str, delay_s: float, *, is_paid: bool, is_for_slot: bool = False) -> Finish:
