@@ -292,7 +292,8 @@ def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path
     kept = Kept()
     audit = Audit(cast("Any", kept), Figures(tmp_path / "figures"), log.logger("audit"))
     for method in ("GET", "POST"):
-        context = SimpleNamespace(actor="token ann", address="10.0.0.1", trace_id=None, is_admitted=False)
+        caller = SimpleNamespace(actor="token ann")
+        context = SimpleNamespace(caller=caller, address="10.0.0.1", trace_id=None, is_admitted=False)
         req = cast("Any", SimpleNamespace(method=method, context=context))
         begin(req)
         audit.heard(UploadEvent("upload_completed", f"by {method}", "chunked", None, "f", 3))

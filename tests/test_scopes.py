@@ -31,7 +31,7 @@ from dlpool.config.scopes import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPL
 from dlpool.errors import ConfigurationError
 from dlpool.web.app import make_app
 from dlpool.web.auth import Keys
-from dlpool.web.gate import actor_of, may, needed_scopes
+from dlpool.web.gate import needed_scopes
 from dlpool.web.keyring import KeyRing
 from dlpool.web.operations import BASE, OPERATIONS
 from dlpool.web.parts import WebParts
@@ -637,7 +637,8 @@ def test_a_request_knows_its_actor_and_what_it_may(tmp_path: Path) -> None:
         scopes: ClassVar = {"GET": SCOPES}
 
         def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-            resp.media = [actor_of(req), [one for one in SCOPES if may(req, one)]]
+            caller = req.context.caller
+            resp.media = [caller.actor, [one for one in SCOPES if caller.may(one)]]
 
     class Open(Echo):
         access = "open"

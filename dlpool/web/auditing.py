@@ -120,7 +120,7 @@ class Audit(Teller):
     def answered(self, req: falcon.Request, status: int, label: str) -> None:
         """A request is answered: write what it changed, or tried to."""
         _changes.set(None)
-        author = Author(req.context.actor, req.context.address)
+        author = Author(req.context.caller.actor, req.context.address)
         for change in req.context.changes:
             self.write(change, author, req.context.trace_id)
         tried = req.context.change

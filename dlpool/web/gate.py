@@ -29,7 +29,7 @@ class Gate:
     ``token`` (the default) nobody, ``open`` everybody, ``probe`` everybody and at any rate, ``scrape`` the configured
     addresses. What a server can do (OPTIONS) everybody may ask. In ``scopes`` it says by method which scopes a token or
     key needs, one of them; where it says nothing of a method that is admin. ``req.context`` gets ``client``, an address
-    or the owner, ``caller``, ``actor``, and ``owner``, None where nobody is asked, and ``trace_id``, None without a
+    or the owner, ``caller``, and ``owner``, None where nobody is asked, and ``trace_id``, None without a
     valid ``traceparent``.
     """
 
@@ -86,7 +86,7 @@ class Gate:
 
     @staticmethod
     def _know(req: falcon.Request, caller: Caller) -> None:
-        req.context.caller, req.context.actor, req.context.owner = caller, caller.actor, caller.owner
+        req.context.caller, req.context.owner = caller, caller.owner
 
     def nothing(self, req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         """No resource has this address; who asks passes the gate all the same. Raises Refusal (401, 403, 404, 429)."""
@@ -161,18 +161,6 @@ def needed_scopes(resource: object, method: str) -> tuple[str, ...]:
     """Return the scopes one of which a method of a resource needs: admin, if the resource does not say."""
     declared: Mapping[str, tuple[str, ...]] = getattr(resource, "scopes", {})
     return declared.get(method, (ADMIN,))
-
-
-def may(req: falcon.Request, scope: str) -> bool:
-    """Return whether the client of a request has the scope; admin includes all."""
-    caller: Caller = req.context.caller
-    return caller.may(scope)
-
-
-def actor_of(req: falcon.Request) -> str:
-    """Return who makes a request: ``token SUB``, ``key NAME``, ``secret``; ``anonymous`` where no key was checked."""
-    actor: str = req.context.actor
-    return actor
 
 
 def owner_of(req: falcon.Request) -> str | None:
