@@ -23,7 +23,7 @@ from pathlib import Path
 from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, OutOfFiles, ReadOnly
 from dlpool.syscalls import fallocate, rename_noreplace
 
-FOLDER_TRIES = 2500  # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
+FOLDER_LOCK_ATTEMPTS = 2500  # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
 Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
 OnUnsynced = Callable[[str, OSError], None]  # called with the folder and the error, see sync_folder
@@ -164,7 +164,7 @@ def atomic_write(
     temporary = temporary or f"{os.fspath(path)}.tmp"
     descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
     try:
-        identity = fill(descriptor, data, sync=sync)
+        identity = write_and_close(descriptor, data, sync=sync)
         replace(temporary, path, identity=identity, dir_fd=dir_fd)
     except OSError:
         remove_quietly(temporary, dir_fd=dir_fd)
@@ -173,7 +173,7 @@ def atomic_write(
         _sync_parent(path, dir_fd, on_unsynced)
 
 
-def fill(descriptor: int, data: bytes, *, sync: bool) -> Identity:
+def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
     """Write all and close: a network file system may report a failed write only then. Raises OSError, the first."""
     try:
         write_all(descriptor, data)
@@ -258,7 +258,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
     """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by another program."""
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
-        for _ in range(FOLDER_TRIES):
+        for _ in range(FOLDER_LOCK_ATTEMPTS):
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -407,13 +407,13 @@ class Space:
 
     size: int
     free: int
-    kept: int = field(default=0, compare=False)
+    root_reserve: int = field(default=0, compare=False)
     files: int | None = field(default=None, compare=False)
 
     @property
     def usable(self) -> int:
         """How much this user could write if the file system were empty."""
-        return self.size - self.kept
+        return self.size - self.root_reserve
 
 
 def space_of(where: Name | int) -> Space | None:
@@ -428,7 +428,7 @@ def space_of(where: Name | int) -> Space | None:
     return Space(status.f_blocks * unit, status.f_bavail * unit, (status.f_bfree - status.f_bavail) * unit, files)
 
 
-def known_space(where: Name | int) -> Space | None:
+def space_or_none(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor; None where it is unknown. Raises nothing.
 
     Callers treat None as no limit: on a full file system the write fails.

@@ -30,7 +30,7 @@ from typing import Any
 
 from dlpool import disk
 from dlpool.errors import NoThread
-from dlpool.threads import Thread, start
+from dlpool.threads import DaemonThread, start_thread
 
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
@@ -71,7 +71,7 @@ class FileLock:
     still run and write to the same file. Thread-safe.
     """
 
-    def __init__(self, descriptor: int, path: Path, *, again: Path | None = None) -> None:
+    def __init__(self, descriptor: int, path: Path, *, reopen_path: Path | None = None) -> None:
         """Lock. ``descriptor`` is one of ``path``, open for writing, and stays the caller's.
 
         ``again``: another path by which the file can be opened, for one that has no name yet.
@@ -79,13 +79,13 @@ class FileLock:
         """
         self.was_expired = False
         self._lock_file: _LockFile | None = None
-        if _has_flock(descriptor, again or path):
+        if _has_flock(descriptor, reopen_path or path):
             return
         self._lock_file = _LockFile.acquired(path.with_name(path.name + SUFFIX))
         self.was_expired = self._lock_file.was_expired
 
     @property
-    def is_file(self) -> bool:
+    def uses_lock_file(self) -> bool:
         return self._lock_file is not None
 
     def is_held(self) -> bool:
@@ -152,7 +152,7 @@ def _flock_holder(status: os.stat_result) -> str:
 
 
 @dataclass(frozen=True)
-class Owner:
+class LockHolder:
     """The holder of a lock file. ``started`` is in clock ticks since boot, 0 where it is unknown."""
 
     host: str
@@ -163,13 +163,13 @@ class Owner:
     token: str
 
     @classmethod
-    def own(cls) -> Owner:
+    def this_process(cls) -> LockHolder:
         """Return this process, with a new token."""
         pid = os.getpid()
         return cls(socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_time(pid), secrets.token_hex(8))
 
     @classmethod
-    def parse(cls, data: bytes) -> Owner | None:
+    def from_json(cls, data: bytes) -> LockHolder | None:
         """Read the content of a lock file; None if it is not one."""
         try:
             fields: dict[str, Any] = json.loads(data)["dlpool_lock"]
@@ -265,7 +265,7 @@ class _Heartbeat:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the set and the thread
         self._files: set[_LockFile] = set()
-        self._thread: Thread | None = None
+        self._thread: DaemonThread | None = None
         self._changed = threading.Event()
 
     def add(self, file: _LockFile) -> None:
@@ -275,7 +275,7 @@ class _Heartbeat:
                 self._changed = threading.Event()
                 self._thread = None
                 with suppress(NoThread):
-                    self._thread = start(partial(self._run, self._changed), "dlpool-locks")
+                    self._thread = start_thread(partial(self._run, self._changed), "dlpool-locks")
 
     def drop(self, file: _LockFile) -> None:
         with self._lock:
@@ -306,7 +306,7 @@ class _Made:
     @classmethod
     def create(cls, path: Path) -> _Made:
         """Create the file and write its owner into it. Raises FileExistsError, OSError."""
-        owner = Owner.own()
+        owner = LockHolder.this_process()
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except FileExistsError:
@@ -386,7 +386,7 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
         data = os.read(descriptor, _MAX_BYTES)
     finally:
         disk.close_quietly(descriptor)
-    owner = Owner.parse(data)
+    owner = LockHolder.from_json(data)
     if owner is None and data:
         raise LockForeign(str(path))
     if owner is not None and owner.has_ended():

@@ -20,36 +20,36 @@ _END = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # of a head, or of the patience of a 
 Connection = TypeVar("Connection")
 
 
-class Progress(Enum):
+class HeadProgress(Enum):
     """How much of a head has come. ``WHOLE``: all, or enough to see that it is none."""
 
     PARTIAL = "partial"
-    WHOLE = "whole"
+    COMPLETE = "whole"
     TOO_LONG = "too long"
 
 
 @dataclass
-class _Head:
+class _PendingHead:
     until: float
     data: bytearray = field(default_factory=bytearray)
-    progress: Progress = Progress.PARTIAL
+    progress: HeadProgress = HeadProgress.PARTIAL
 
-    def feed(self, data: bytes) -> Progress:
+    def feed(self, data: bytes) -> HeadProgress:
         seen = max(0, len(self.data) - 3)
         self.data += data
         is_whole = _END.search(self.data, seen) or (len(self.data) > MAX_LINE and self.data.find(b"\n", 2) < 0)
         if is_whole:
-            self.progress = Progress.WHOLE
+            self.progress = HeadProgress.COMPLETE
         elif len(self.data) > MAX_HEAD:
-            self.progress = Progress.TOO_LONG
+            self.progress = HeadProgress.TOO_LONG
         return self.progress
 
 
-class Heads(Generic[Connection]):
+class PendingHeads(Generic[Connection]):
     """By connection, the oldest first. ``feed`` and ``take`` raise KeyError for an unknown one. Used by one thread."""
 
     def __init__(self) -> None:
-        self._held: dict[Connection, _Head] = {}
+        self._held: dict[Connection, _PendingHead] = {}
         self._next = math.inf  # no head is due before
 
     def __len__(self) -> int:
@@ -61,12 +61,12 @@ class Heads(Generic[Connection]):
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._held)
 
-    def hold(self, connection: Connection, until: float) -> None:
+    def add(self, connection: Connection, until: float) -> None:
         """Nothing has come of its next request, and it is due at ``until``, by any clock."""
-        self._held[connection] = _Head(until)
+        self._held[connection] = _PendingHead(until)
         self._next = min(self._next, until)
 
-    def feed(self, connection: Connection, data: bytes, until: float) -> Progress:
+    def feed(self, connection: Connection, data: bytes, until: float) -> HeadProgress:
         """More of it has come; with the first bytes, the rest is due at ``until``."""
         head = self._held[connection]
         if not head.data:
@@ -74,7 +74,7 @@ class Heads(Generic[Connection]):
             self._next = min(self._next, until)
         return head.feed(data)
 
-    def take(self, connection: Connection) -> bytes:
+    def remove(self, connection: Connection) -> bytes:
         """Forget it, and return what has come: the head, and perhaps more."""
         return bytes(self._held.pop(connection).data)
 
@@ -82,30 +82,30 @@ class Heads(Generic[Connection]):
         """The one that has been here for the longest time; None if there is none."""
         return next(iter(self._held), None)
 
-    def due(self, now: float) -> list[Connection]:
+    def expired(self, now: float) -> list[Connection]:
         """Those whose time is over."""
         if now < self._next:
             return []
         self._next = min((head.until for head in self._held.values() if head.until > now), default=math.inf)
         return [connection for connection, head in self._held.items() if head.until <= now]
 
-    def patience(self, now: float) -> float:
+    def next_timeout_s(self, now: float) -> float:
         """How long until the next one may be due; infinite if none is here."""
         return max(0.0, self._next - now)
 
-    def hurry(self, until: float) -> None:
+    def cap_deadlines(self, until: float) -> None:
         """Those that have said nothing are due at ``until`` at the latest."""
         for head in self._held.values():
             if not head.data:
                 head.until = min(head.until, until)
         self._next = min(self._next, until)
 
-    def is_silent(self, connection: Connection) -> bool:
+    def is_empty(self, connection: Connection) -> bool:
         """Whether nothing of a request has come."""
         return not self._held[connection].data
 
 
-def target_of(head: bytes) -> tuple[str, str]:
+def parse_target(head: bytes) -> tuple[str, str]:
     """The method of a request, and its path without a query; empty texts for what is no request."""
     line = head[:MAX_LINE].lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").split(b" ")
     if len(line) != 3:

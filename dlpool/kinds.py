@@ -164,7 +164,7 @@ def parse_command(text: str) -> str:
     return text
 
 
-def shown_command(command: str) -> str:
+def redacted_command(command: str) -> str:
     """Return the program of a command line; its arguments, which may be secret, are left out."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program

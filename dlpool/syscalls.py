@@ -8,7 +8,7 @@ import fcntl
 import os
 import struct
 
-LEAST_FALLOC = 1024 * 1024  # bytes: to reserve fewer gains nothing
+MIN_FALLOC_BYTES = 1024 * 1024  # bytes: to reserve fewer gains nothing
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
@@ -47,7 +47,7 @@ def rename_noreplace(source: str | os.PathLike[str], target: str | os.PathLike[s
             raise OSError(number, os.strerror(number), os.fspath(source), None, os.fspath(target))
 
 
-def lock_byte(descriptor: int, place: int, *, is_shared: bool = False) -> bool:
+def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
     """Lock the byte at ``place`` of an open file without waiting; return False if another open file has its lock.
 
     The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)): it ends when that is closed, at the latest
@@ -55,7 +55,7 @@ def lock_byte(descriptor: int, place: int, *, is_shared: bool = False) -> bool:
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
     except (BlockingIOError, PermissionError):  # fcntl(2) allows both
         return False
     return True

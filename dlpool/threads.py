@@ -23,7 +23,7 @@ _INHERITS = sys.version_info < (3, 14)  # later ones give a thread the name that
 _named = threading.local()
 
 
-class Thread(threading.Thread):
+class DaemonThread(threading.Thread):
     """A daemon thread whose ``start`` raises NoThread if a limit allows no further thread.
 
     The kernel has the same name for it as for the thread that made it.
@@ -53,14 +53,14 @@ def set_kernel_name(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
-def start(work: Callable[[], object], name: str) -> Thread:
+def start_thread(work: Callable[[], object], name: str) -> DaemonThread:
     """Start a daemon thread that calls ``work``, and return it. Raises NoThread."""
-    thread = Thread(work, name)
+    thread = DaemonThread(work, name)
     thread.start()
     return thread
 
 
-def has_room(descriptors: int) -> bool:
+def has_free_descriptors(descriptors: int) -> bool:
     """Return whether about ``descriptors`` more files can be opened.
 
     open(2) returns the lowest free number, so the number of a new descriptor is about the number of open ones.

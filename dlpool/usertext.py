@@ -26,14 +26,14 @@ _MARKS = (
 )
 
 
-def escaped(text: str, *, keeps: str = "") -> str:
+def escape_unsafe(text: str, *, keeps: str = "") -> str:
     """Return ``text`` with each character escaped (``\\x1b``) that a terminal would obey, but those of ``keeps``."""
     if text.isprintable():
         return text
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keeps else ascii(found[0])[1:-1], text)
 
 
-def split_mark(data: bytes) -> tuple[str, bytes]:
+def split_byte_order_mark(data: bytes) -> tuple[str, bytes]:
     """Return the encoding of the byte order mark that ``data`` begins with, "" without one, and the bytes after it."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -52,10 +52,10 @@ class TextLines:
     names. With one, they are an error. A mark at the beginning of a later line, as in concatenated files, is dropped.
     """
 
-    def __init__(self, *, cuts: bool = False, keeps_nul: bool = False) -> None:
+    def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
         """``cuts``: truncate a line longer than ``MAX_LINE``, else raise; ``keeps_nul``: allow NUL characters."""
-        self._keeps_nul = keeps_nul
-        self._cuts = cuts
+        self._keeps_nul = allows_nul
+        self._cuts = truncates
         self._head: bytes | None = b""  # until the encoding is known
         self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -85,7 +85,7 @@ class TextLines:
             yield self._checked("".join(self._pending))
 
     def _without_mark(self, data: bytes) -> bytes:
-        encoding, rest = split_mark(data)
+        encoding, rest = split_byte_order_mark(data)
         if encoding:
             self._encoding = encoding.upper()
             errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
@@ -108,21 +108,21 @@ class TextLines:
         return line.removeprefix("\ufeff")
 
 
-def lines_of(read: Callable[[int], bytes], *, keeps_nul: bool = False) -> Iterator[str]:
+def read_lines(read: Callable[[int], bytes], *, allows_nul: bool = False) -> Iterator[str]:
     """Yield the lines of the bytes that ``read`` returns, each when it is complete. Raises NotText and its errors."""
-    lines = TextLines(keeps_nul=keeps_nul)
+    lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):
         yield from lines.feed(data)
     yield from lines.feed(b"", is_end=True)
 
 
-def text_of(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText.
 
     A mark of UTF-16 or UTF-32 with nothing after it is no text: the rest of the file has been lost, or it is binary.
     """
     with path.open("rb") as file:
-        lines = list(lines_of(file.read, keeps_nul=True))
+        lines = list(read_lines(file.read, allows_nul=True))
         is_cut = not lines and file.tell() in (len(codecs.BOM_UTF16), len(codecs.BOM_UTF32))
     if is_cut:
         raise NotText("line 1: a byte order mark, and nothing after it")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from dlpool.web.body import PIECE
+from dlpool.web.body import BLOCK_SIZE
 from tests.conftest import free_port, wait_for_port
 from tests.processes import ROOT
 
@@ -41,7 +41,7 @@ def bare(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def _serve(client: socket.socket, folder: Path) -> None:
-    buffer = memoryview(bytearray(PIECE))
+    buffer = memoryview(bytearray(BLOCK_SIZE))
     number = 0
     while count := client.recv_into(buffer):
         head, _, begun = bytes(buffer[:count]).partition(b"\r\n\r\n")
@@ -57,7 +57,7 @@ def _receive(client: socket.socket, buffer: memoryview, begun: bytes, left: int,
     hashed = hashlib.md5(begun, usedforsecurity=False)
     os.write(file, begun)
     left -= len(begun)
-    while left and (count := client.recv_into(buffer, min(left, PIECE))):
+    while left and (count := client.recv_into(buffer, min(left, BLOCK_SIZE))):
         os.write(file, buffer[:count])
         hashed.update(buffer[:count])
         left -= count

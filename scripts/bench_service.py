@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dlpool.jobs.keys import Keys  # noqa: E402
+from dlpool.jobs.keys import QueueKeys  # noqa: E402
 from dlpool.jobs.transitions import Transitions  # noqa: E402
 from scripts.bench import fill, nginx  # noqa: E402
 from tests.fleet import Client, Supervisor  # noqa: E402
@@ -58,7 +58,7 @@ def run_dlpool(url: str, folder: Path, jobs: int) -> float:
         }
         service = Supervisor(folder / "service", server.url, settings)
         lines = [json.dumps({"url": f"{url}/s/{number % FILES}", "save_path": str(number)}) for number in range(jobs)]
-        connection.lpush(Keys().intake, *lines)
+        connection.lpush(QueueKeys().intake, *lines)
         with service:
             wait_for(service.out, jobs, "dlpool")
             return rate(service.out, jobs)
@@ -135,17 +135,17 @@ def measure_latency(folder: Path) -> None:
 
 def measure_beat(folder: Path) -> None:
     with scratch(folder) as place, RedisServer(place) as server:
-        transitions = Transitions(server.client(), Keys())
-        transitions.beat("bench-00000000", [], lease_s=30, info={})
+        transitions = Transitions(server.client(), QueueKeys())
+        transitions.heartbeat("bench-00000000", [], lease_s=30, info={})
         for number in range(200):
             Client(server.client()).push(f"http://h/{number}", str(number))
         claim = transitions.claim("bench-00000000", [], 200, lease_s=30, order="fifo")
         assert claim is not None and len(claim.jobs) == 200
-        jobs = [(one.ticket, '{"done": 123456789, "size": 987654321, "phase": "downloading"}') for one in claim.jobs]
+        jobs = [(one.lease, '{"done": 123456789, "size": 987654321, "phase": "downloading"}') for one in claim.jobs]
         times = []
         for _ in range(101):
             began = time.perf_counter()
-            transitions.beat("bench-00000000", jobs, lease_s=30, info={"slots": 200})
+            transitions.heartbeat("bench-00000000", jobs, lease_s=30, info={"slots": 200})
             times.append((time.perf_counter() - began) * 1000)
     print(f"beat for 200 running jobs: median {statistics.median(times):.1f} ms, largest {max(times):.1f} ms")
 

@@ -12,22 +12,22 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from dlpool.config import HookSettings, Settings
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import compose
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.metrics import Metrics
-from dlpool.service.cleaning import Cleaner
-from dlpool.service.crew import Crew
-from dlpool.service.doorman import Doorman
-from dlpool.service.handle import Handle
-from dlpool.service.hostjobs import HostJobs
-from dlpool.service.hosts import Hosts
-from dlpool.service.ledger import Held, Ledger
-from dlpool.service.monitor.meter import Meter
+from dlpool.service.cleaning import CleanupDispatcher
+from dlpool.service.crew import JobDispatcher
+from dlpool.service.doorman import HostAdmission
+from dlpool.service.handle import WorkerHandle
+from dlpool.service.hostjobs import HostConcurrency
+from dlpool.service.hosts import HostLimits
+from dlpool.service.ledger import InFlightJob, InFlightTable
+from dlpool.service.monitor.meter import MetricsCollector
 from dlpool.service.pool import WorkerPool
-from dlpool.service.trail import Trail
-from dlpool.service.verdict import Judge
-from dlpool.service.wire.channel import Channel
+from dlpool.service.trail import CleanupJournal
+from dlpool.service.verdict import DispositionPolicy
+from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import Frame
 from dlpool.service.wire.tally import RANGE_BOUNDS_S
 from tests.fakes import Clock, Lines
@@ -40,8 +40,8 @@ class Told:
     """The recorder's side that the main thread uses: what it is told, by kind."""
 
     def __init__(self) -> None:
-        self.ended: list[Finish] = []
-        self.asked: list[Ticket] = []
+        self.ended: list[FinishRequest] = []
+        self.asked: list[JobLease] = []
         self.wishes: list[Any] = []
         self.holds: list[Any] = []
         self.end, self.ask = self.ended.append, self.asked.append
@@ -64,7 +64,7 @@ class Process:
         return self.exitcode is None
 
 
-def received(channel: Channel) -> list[Frame]:
+def received(channel: FrameChannel) -> list[Frame]:
     """Return the frames that have come on a channel that does not wait."""
     frames = []
     with suppress(BlockingIOError):
@@ -76,9 +76,9 @@ def received(channel: Channel) -> list[Frame]:
 class Worker(NamedTuple):
     """A worker as the supervisor sees it, and its own end of the channel."""
 
-    handle: Handle
+    handle: WorkerHandle
     sock: socket.socket
-    channel: Channel
+    channel: FrameChannel
 
     def heard(self) -> list[Frame]:
         """The frames that it was sent since the last call."""
@@ -89,14 +89,14 @@ class Worker(NamedTuple):
             assert self.channel.send(frame)
 
 
-def job_of(name: str = "a", *, raw: bytes | None = None, url: str = URL, **fields: Any) -> Claimed:
+def job_of(name: str = "a", *, raw: bytes | None = None, url: str = URL, **fields: Any) -> ClaimedJob:
     """A job that was claimed; what is no field of ``Claimed`` is one of the job's own."""
     known = ("fence", "attempts", "crashes", "takeovers", "flag", "is_paid", "priority")
     own = {key: value for key, value in fields.items() if key not in known}
-    raw = compose(url, f"/data/{name}", **own) if raw is None else raw
+    raw = compose_job(url, f"/data/{name}", **own) if raw is None else raw
     usual: dict[str, Any] = {"attempts": 1, "crashes": 0, "takeovers": 0, "created_ms": 0, "priority": "normal"}
     given = {key: value for key, value in fields.items() if key in known and key != "fence"}
-    return Claimed(Ticket(name, fields.get("fence", 1)), raw, len(raw), **(usual | given))
+    return ClaimedJob(JobLease(name, fields.get("fence", 1)), raw, len(raw), **(usual | given))
 
 
 class Bench:
@@ -110,21 +110,21 @@ class Bench:
         log: Any = self.lines
         recorder: Any = self.told
         self.metrics = Metrics(RANGE_BOUNDS_S)
-        self.ledger = Ledger()
+        self.ledger = InFlightTable()
         self.selector = selectors.DefaultSelector()
         given: Any = SimpleNamespace(state_dir=folder)
         self.pool = WorkerPool(self.settings.supervisor, given, self.selector, log, self.metrics)
-        self.trail = Trail(folder)
-        self.cleaner = Cleaner(self.pool, self.trail, log)
-        self.of_hosts = HostJobs(16, is_auto=True, log=log, clock=self.clock)
-        self.hosts = Hosts(self.settings, self.clock)
-        self.doorman = Doorman(self.hosts, self.of_hosts, recorder, self.pool, log)
-        judge = Judge(Keys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
-        self.hooked: list[tuple[Held, Finish]] = []
+        self.trail = CleanupJournal(folder)
+        self.cleaner = CleanupDispatcher(self.pool, self.trail, log)
+        self.of_hosts = HostConcurrency(16, is_auto=True, log=log, clock=self.clock)
+        self.hosts = HostLimits(self.settings, self.clock)
+        self.doorman = HostAdmission(self.hosts, self.of_hosts, recorder, self.pool, log)
+        judge = DispositionPolicy(QueueKeys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
+        self.hooked: list[tuple[InFlightJob, FinishRequest]] = []
         hooks: Any = SimpleNamespace(settings=HookSettings(), ended=lambda *ended: self.hooked.append(ended))
-        self.meter = Meter(self.metrics)
+        self.meter = MetricsCollector(self.metrics)
         self.doubts: list[float] = []  # when a fault of the node was met
-        self.crew = Crew(
+        self.crew = JobDispatcher(
             self.ledger,
             self.pool,
             recorder,
@@ -140,28 +140,28 @@ class Bench:
 
     def worker(self, slots: int = 2, *, is_alone: bool = False, is_ready: bool = True) -> Worker:
         """One more worker."""
-        channel, theirs = Channel.pair()
+        channel, theirs = FrameChannel.pair()
         process: Any = Process(next(self._pids))
-        handle = Handle(process, channel, slots, is_alone=is_alone, cpu=None)
+        handle = WorkerHandle(process, channel, slots, is_alone=is_alone, cpu=None)
         handle.is_ready = is_ready
         self.pool.workers[handle.pid] = handle
         self.selector.register(channel, selectors.EVENT_READ, handle)
-        self.selector.register(process.sentinel, selectors.EVENT_READ, handle.note_end)
+        self.selector.register(process.sentinel, selectors.EVENT_READ, handle.mark_exited)
         theirs.setblocking(False)
-        return Worker(handle, theirs, Channel(theirs))
+        return Worker(handle, theirs, FrameChannel(theirs))
 
-    def held(self, name: str = "a", worker: Worker | None = None, **fields: Any) -> Held:
+    def held(self, name: str = "a", worker: Worker | None = None, **fields: Any) -> InFlightJob:
         """A job that was taken in; it runs in ``worker``, if one is given."""
         claimed = job_of(name, **fields)
-        self.crew.take_in(claimed, 0.0)
-        held = self.ledger.get(str(claimed.ticket))
+        self.crew.accept(claimed, 0.0)
+        held = self.ledger.get(str(claimed.lease))
         assert held is not None
         if worker is not None:
-            held.worker = worker.handle.pid
-            worker.handle.jobs.add(str(claimed.ticket))
+            held.worker_pid = worker.handle.pid
+            worker.handle.jobs.add(str(claimed.lease))
         return held
 
-    def last(self) -> Finish:
+    def last(self) -> FinishRequest:
         """How the last job ended; there was one."""
         return self.told.ended[-1]
 

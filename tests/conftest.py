@@ -23,9 +23,9 @@ import trustme
 from hypothesis import settings as hypothesis_settings
 
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.transfer.client import Client
-from dlpool.transfer.job import Checksum, Job, Outcome
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.job import Checksum, Job, TransferResult
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.transfer import Transfer
 from tests.fakes import Clock
 from tests.origin import Handler, Origin
@@ -79,7 +79,7 @@ class Fetcher:
         headers: dict[str, str] | None = None,
         user: tuple[str, str] | None = None,
         checksum: str | None = None,
-        client: Client | None = None,
+        client: HttpClient | None = None,
         **settings: Any,
     ) -> Transfer:
         client = client or self.client(**(network or {}))
@@ -87,10 +87,10 @@ class Fetcher:
         job = Job(url, target, os.path.isdir(target), headers or {}, user, wanted)
         return Transfer(job, replace(FAST, **settings), client, self._note)
 
-    def client(self, **network: Any) -> Client:
-        return Client(replace(PATIENT, **network), 16, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    def client(self, **network: Any) -> HttpClient:
+        return HttpClient(replace(PATIENT, **network), 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
 
-    def __call__(self, url: str, target: Path, **options: Any) -> Outcome:
+    def __call__(self, url: str, target: Path, **options: Any) -> TransferResult:
         return self.transfer(url, target, **options).run()
 
     def named(self, event: str) -> list[dict[str, object]]:

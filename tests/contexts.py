@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dlpool.config import TransferSettings
-from dlpool.transfer.board import Board
-from dlpool.transfer.client import Client
-from dlpool.transfer.context import Context
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.context import TransferContext
 from dlpool.transfer.job import Checksum, Job, Notify
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit, RateLimits
 from dlpool.transfer.source import Source
 from tests.conftest import PATIENT
 
@@ -18,16 +18,16 @@ URL = "http://h.test/f"
 
 
 def context_of(
-    board: Board,
+    board: ChunkScheduler,
     clock: Callable[[], float],
     notify: Notify,
     settings: TransferSettings,
     *,
     url: str = URL,
     checksum: Checksum | None = None,
-) -> Context:
+) -> TransferContext:
     """Return the context of a download of ``url`` to the file ``f``; all its times come from ``clock``."""
-    client = Client(PATIENT, 4, HostGate(clock), NetworkWatch(clock), RateLimit(None, clock))
+    client = HttpClient(PATIENT, 4, HostHolds(clock), NetworkMonitor(clock), RateLimit(None, clock))
     job = Job(url, Path("f"), checksum=checksum)
-    source, rate = Source(client, url, {}), RateLimits(client.rate)
-    return Context(job, settings, client, source, board, rate, notify, lambda: None, clock, lambda: 1.0)
+    source, rate = Source(client, url, {}), RateLimits(client.rate_limit)
+    return TransferContext(job, settings, client, source, board, rate, notify, lambda: None, clock, lambda: 1.0)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from dlpool import errors, filelock
 from dlpool.errors import DlpoolError
 from dlpool.transfer import round as rounds
-from dlpool.transfer.client import Client
+from dlpool.transfer.client import HttpClient
 from dlpool.transfer.job import Job
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, PATIENT, make_data
 from tests.disk_faults import ALWAYS, DONE, FAIL, PRETEND, Fault
@@ -47,10 +47,10 @@ class Download(Workload):
 
     def __init__(self, scratch: Path) -> None:
         rounds.CHECKPOINT_S = rounds.COALESCE_S = 0.0
-        rounds.LOOK_S = 0.002
+        rounds.CHECKPOINT_POLL_S = 0.002
         self.data = make_data(self.size)
         self.origin = Origin(File(self.data)).__enter__()
-        self.client = Client(PATIENT, 16, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+        self.client = HttpClient(PATIENT, 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
 
     def prepare(self, folder: Path) -> None:
         filelock._no_flock.clear()  # each run tries again whether flock(2) locks

@@ -23,7 +23,7 @@ def count_together(folder: Path) -> None:
 
     def add() -> None:
         for _ in range(TURNS):
-            with locks.locked(path):
+            with locks.hold_lock(path):
                 found = int(number.read_text())
                 os.sched_yield()
                 number.write_text(str(found + 1))
@@ -39,33 +39,33 @@ def count_together(folder: Path) -> None:
 def hold(folder: Path) -> None:
     """A lock that is held keeps all others out, one that is shared only those that want it alone."""
     path = folder / "held"
-    alone = locks.held(path)
+    alone = locks.try_lock(path)
     assert alone is not None
-    assert locks.held(path) is None
-    assert locks.is_held(path)
+    assert locks.try_lock(path) is None
+    assert locks.is_locked(path)
     locks.release(alone)
-    assert not locks.is_held(path)
-    both = [locks.shared(path), locks.shared(path)]
+    assert not locks.is_locked(path)
+    both = [locks.lock_shared(path), locks.lock_shared(path)]
     assert None not in both
-    assert locks.is_held(path)
-    assert locks.held(path) is None
+    assert locks.is_locked(path)
+    assert locks.try_lock(path) is None
     for one in both:
         assert one is not None
-        assert locks.is_held(path)
+        assert locks.is_locked(path)
         locks.release(one)
-    assert not locks.is_held(path)
+    assert not locks.is_locked(path)
 
 
 def hold_others(folder: Path) -> None:
     """Locks of other files, and of a folder, are others; a lock follows its file when that is renamed."""
-    first = locks.held(folder / "first")
+    first = locks.try_lock(folder / "first")
     assert first is not None
-    second = locks.held(folder / "second")
+    second = locks.try_lock(folder / "second")
     assert second is not None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    assert locks.has_locked(descriptor, folder)
+    assert locks.try_lock_descriptor(descriptor, folder)
     (folder / "first").rename(folder / "moved")
-    assert locks.is_held(folder / "moved")
+    assert locks.is_locked(folder / "moved")
     for one in (first, second, descriptor):
         locks.release(one)
 

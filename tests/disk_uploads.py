@@ -15,7 +15,7 @@ from falcon import testing
 from dlpool.config import Settings
 from dlpool.web import keeper
 from dlpool.web.app import make_app
-from dlpool.web.parts import WebParts
+from dlpool.web.parts import WebServices
 from dlpool.web.store import locks
 from tests.conftest import make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault
@@ -34,7 +34,7 @@ _NAMED = {
 }
 
 
-def _start_nothing(self: keeper.Keeper) -> None:
+def _start_nothing(self: keeper.Janitor) -> None:
     """No thread sweeps meanwhile: ``Upload.wrong`` does."""
 
 
@@ -44,7 +44,7 @@ class Upload(Workload):
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, scratch: Path) -> None:
-        keeper.Keeper.start = _start_nothing  # type: ignore[method-assign]
+        keeper.Janitor.start = _start_nothing  # type: ignore[method-assign]
         self._run = scratch / "run"
         own, settings = scratch / "own", Settings()
         folders: dict[str, Any] = {"upload_dir": str(self._run / "upload"), "merged_dir": str(self._run / "merged")}
@@ -54,7 +54,7 @@ class Upload(Workload):
             web=replace(settings.web, request_rate=None),
             paths=replace(settings.paths, state_dir=str(own / "state"), log_dir=str(own / "log")),
         )
-        self._parts = WebParts(settings)
+        self._parts = WebServices(settings)
         self._client = testing.TestClient(make_app(self._parts), headers={"Host": "127.0.0.1"})
 
     def prepare(self, folder: Path) -> None:

@@ -84,7 +84,7 @@ def main() -> int:
     split = sys.argv.index("--")
     log, *rest = sys.argv[1:split]
     action, step, number = [*rest, *["none", "", "0"][len(rest) :]]
-    rounds.CHECKPOINT_S = rounds.LOOK_S = 0.1  # many checkpoints in a short download
+    rounds.CHECKPOINT_S = rounds.CHECKPOINT_POLL_S = 0.1  # many checkpoints in a short download
     faults = Faults(log, action, step, int(number))
     for name in WATCHED:
         faults.wrap(name)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import redis
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from tests.conftest import wait_until
 from tests.processes import ROOT, Logged
 
@@ -163,7 +163,7 @@ class Client:
 
     def __init__(self, connection: redis.Redis, group: str | None = None) -> None:
         self.redis: Any = connection
-        self.keys = Keys(group)
+        self.keys = QueueKeys(group)
 
     def push(self, url: str, save_path: str, **own: Any) -> None:
         """LPUSH a job."""

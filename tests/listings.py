@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dlpool.web.store import UploadStore
-from dlpool.web.store.names import flat_name
+from dlpool.web.store import DiskBackend
+from dlpool.web.store.names import folder_name
 from tests.processes import ROOT
 from tests.uploads import store_in
 
@@ -44,7 +44,7 @@ def make_tasks(folder: Path, count: int, *, owner: str | None = None, status: st
     now = time.time()
     record = json.dumps({"status": status, "updated_at": now, "total_chunks": 2})
     for file_id in ids:
-        task = folder / "upload" / "tasks" / flat_name(file_id)
+        task = folder / "upload" / "tasks" / folder_name(file_id)
         task.mkdir(parents=True)
         identity = {"file_id": file_id, "owner": owner, "created_at": now, "protocol": "chunked"}
         (task / "identity.json").write_text(json.dumps(identity))
@@ -54,7 +54,7 @@ def make_tasks(folder: Path, count: int, *, owner: str | None = None, status: st
     return ids
 
 
-def _lists(store: UploadStore, count: int) -> list[int]:
+def _lists(store: DiskBackend, count: int) -> list[int]:
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(lambda _: store.tasks(None)["total"], range(count)))
 
@@ -65,7 +65,7 @@ def main(folder: str, times: str, number: str) -> None:
     The change is that of task ``number``.
     """
     store = store_in(Path(folder))
-    calls = Calls(store.layout.tasks())
+    calls = Calls(store.layout.tasks_path())
     store.tasks(None)
     steps = [calls.since_last()]
     time.sleep(0.15)  # a tick of the clock of the file system

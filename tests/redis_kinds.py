@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from tests.conftest import free_port, wait_until
 from tests.redis_server import STOP_S, RedisServer
 
@@ -197,7 +197,7 @@ class Cluster:
         if len(self.masters) == 1:
             _ask(self.nodes[0], "ADDSLOTSRANGE", 0, last)
             return
-        queue, failed = key_slot(Keys().intake.encode()), key_slot(Keys().failed.encode())
+        queue, failed = key_slot(QueueKeys().intake.encode()), key_slot(QueueKeys().failed.encode())
         middle = (queue + failed) // 2
         lower, upper = (0, middle), (middle + 1, last - 1)
         parts = [lower, upper] if queue < failed else [upper, lower]

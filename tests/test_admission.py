@@ -10,11 +10,11 @@ import pytest
 
 from dlpool import errors
 from dlpool.config import TransferSettings
-from dlpool.transfer.admission import Admission
+from dlpool.transfer.admission import ConnectionAdmission
 from dlpool.transfer.answer import error_for_status
-from dlpool.transfer.board import RECENT_S, Board
-from dlpool.transfer.hostshares import MEMORY_S, HostShares
-from dlpool.transfer.limits import HostGate
+from dlpool.transfer.board import RECENT_S, ChunkScheduler
+from dlpool.transfer.hostshares import MEMORY_S, HostConnections
+from dlpool.transfer.limits import HostHolds
 from tests.conftest import Fetcher
 from tests.contexts import context_of
 from tests.handlers import DATA, SIZE, Serve, check_file, first
@@ -148,7 +148,7 @@ def test_a_refusal_with_retry_after_is_waited_for(
     refusal: Handler = lambda _request, connection: connection.answer(status, {"Retry-After": "1"})  # noqa: E731
     origin = serve(first(times, refusal, File(DATA)))
     client, told = fetch.client(), []
-    client.gate = HostGate(time.monotonic, lambda _host, seconds: told.append(seconds))
+    client.host_holds = HostHolds(time.monotonic, lambda _host, seconds: told.append(seconds))
     fetch(f"{origin.url}/f", tmp_path / "f", client=client)
     check_file(tmp_path / "f")
     assert told == [1.0] * times
@@ -162,7 +162,7 @@ def test_so_is_one_of_a_further_connection(status: int, serve: Serve, fetch: Fet
     fetch(f"{origin.url}/f", tmp_path / "f", client=client, connections=4)
     check_file(tmp_path / "f")
     assert limited.refused
-    assert client.hosts.most(origin.url.partition("//")[2], 4) == 1
+    assert client.host_connections.max_connections(origin.url.partition("//")[2], 4) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,50 +188,50 @@ def test_which_refusals_ask_to_wait(status: int, retry_after: str | None, kind: 
 
 
 def test_the_last_thread_that_receives_never_retires() -> None:
-    board = Board(lambda: 0.0)
+    board = ChunkScheduler(lambda: 0.0)
     board.begin_body("a")
-    assert not board.retire("a")
-    assert board.retire("b")
+    assert not board.retire_if_redundant("a")
+    assert board.retire_if_redundant("b")
     board.begin_body("c")
     assert board.others_receiving("b") == 2
-    assert board.retire("c")
-    assert not board.retire("a")
-    assert not board.is_dismissed("a")
+    assert board.retire_if_redundant("c")
+    assert not board.retire_if_redundant("a")
+    assert not board.is_retired("a")
 
 
 def test_a_body_counts_while_it_lasts_and_is_remembered_shortly_after() -> None:
     now = 0.0
-    board = Board(lambda: now)
+    board = ChunkScheduler(lambda: now)
     board.begin_body("a")
     now = 10 * RECENT_S
     assert (board.others_receiving("b"), board.others_receiving("a")) == (1, 0)
     board.end_body("a")
-    assert (board.others_receiving("b"), board.others_served_lately("b")) == (0, True)
-    assert not board.others_served_lately("a")
+    assert (board.others_receiving("b"), board.others_received_recently("b")) == (0, True)
+    assert not board.others_received_recently("a")
     now += RECENT_S
-    assert not board.others_served_lately("b")
+    assert not board.others_received_recently("b")
 
 
 def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
     now = 0.0
-    hosts = HostShares(lambda: now)
-    assert hosts.most("h", 8) == 8
-    hosts.admits("h", 3)
-    hosts.admits("h", 2)
-    hosts.admits("h", 5)
-    assert hosts.most("h", 8) == 2
-    hosts.serves("h", 1)
-    hosts.serves("other", 1)
-    assert hosts.most("h", 8) == 2
-    hosts.serves("h", 4)  # the refusal came while others were still to be answered
-    assert hosts.most("h", 8) == 4
-    hosts.admits("h", 2)
-    assert hosts.most("h", 1) == 1
-    assert hosts.most("other", 8) == 8
+    hosts = HostConnections(lambda: now)
+    assert hosts.max_connections("h", 8) == 8
+    hosts.record_limit("h", 3)
+    hosts.record_limit("h", 2)
+    hosts.record_limit("h", 5)
+    assert hosts.max_connections("h", 8) == 2
+    hosts.raise_limit("h", 1)
+    hosts.raise_limit("other", 1)
+    assert hosts.max_connections("h", 8) == 2
+    hosts.raise_limit("h", 4)  # the refusal came while others were still to be answered
+    assert hosts.max_connections("h", 8) == 4
+    hosts.record_limit("h", 2)
+    assert hosts.max_connections("h", 1) == 1
+    assert hosts.max_connections("other", 8) == 8
     now = MEMORY_S
-    assert hosts.most("h", 8) == 8
-    hosts.admits("h", 5)
-    assert hosts.most("h", 8) == 5
+    assert hosts.max_connections("h", 8) == 8
+    hosts.record_limit("h", 5)
+    assert hosts.max_connections("h", 8) == 5
     assert sorted(hosts._admitted) == ["h"]
 
 
@@ -239,13 +239,13 @@ def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
 def test_a_refused_connection_ends_its_thread_only_if_their_number_is_fixed(
     connections: int | str, is_retired: bool
 ) -> None:
-    board, told = Board(lambda: 0.0), []
+    board, told = ChunkScheduler(lambda: 0.0), []
 
     def notify(event: str, /, **fields: object) -> None:
         told.append((event, fields["connections"]))
 
     context = context_of(board, lambda: 0.0, notify, TransferSettings(connections=connections))
     board.begin_body("other")
-    assert Admission(context, "refused")._is_crowded()
-    assert board.is_dismissed("refused") == is_retired
+    assert ConnectionAdmission(context, "refused")._is_crowded()
+    assert board.is_retired("refused") == is_retired
     assert told == ([("connections_changed", 1)] if is_retired else [])

@@ -37,7 +37,7 @@ def test_a_thread_settles_and_spreads_alone() -> None:
 
     def work() -> None:
         affinity = Affinity(CPUS[1])
-        for step in (affinity.settle, affinity.spread):
+        for step in (affinity.pin, affinity.unpin):
             step()
             seen.append(os.sched_getaffinity(0))
 
@@ -49,12 +49,12 @@ def test_a_thread_settles_and_spreads_alone() -> None:
 
 
 def test_without_a_cpu_nothing_changes() -> None:
-    Affinity(None).settle()
+    Affinity(None).pin()
     assert os.sched_getaffinity(0) == set(CPUS)
 
 
 def test_a_cpu_that_is_gone_is_no_failure() -> None:
-    Affinity(1 << 20).settle()
+    Affinity(1 << 20).pin()
     assert os.sched_getaffinity(0) == set(CPUS)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.transfer.aimd import Aimd, Tempo
-from dlpool.transfer.hostshares import TEMPO, HostShares, dealt
+from dlpool.transfer.aimd import Aimd, ControlParameters
+from dlpool.transfer.hostshares import TEMPO, HostConnections, distribute
 
 LOOK_S = 0.25
 MIB = 1024 * 1024
@@ -35,7 +35,7 @@ class World:
             working = int(min(self.control.level, self.most) * used)
             self._done += self.throughput(working) * LOOK_S
             if self.control.level > self.most:
-                self.control.refused(self._now, "server_busy")
+                self.control.record_refusal(self._now, "server_busy")
             self.control.sample(self._now, int(self._done), working)
             self.levels.append(self.control.level)
         return self
@@ -93,22 +93,22 @@ def test_what_is_not_used_is_not_raised() -> None:
 
 def test_a_burst_of_bad_signs_is_one() -> None:
     control = Aimd(1, 16, 8, TEMPO)
-    assert [control.refused(1.0 + number / 100, "connection") for number in range(8)] == [True] + 7 * [False]
+    assert [control.record_refusal(1.0 + number / 100, "connection") for number in range(8)] == [True] + 7 * [False]
     assert (control.level, control.reason) == (4, "connection")
 
 
 def test_answers_that_come_late_again_and_again_are_a_bad_sign() -> None:
     control = Aimd(1, 16, 8, TEMPO)
-    quick = [control.answered(number, 0.05) for number in range(10)]
-    one_slow = [control.answered(10.0, 2.0), control.answered(11.0, 0.05)]
+    quick = [control.record_latency(number, 0.05) for number in range(10)]
+    one_slow = [control.record_latency(10.0, 2.0), control.record_latency(11.0, 0.05)]
     assert not any(quick + one_slow)
-    assert [control.answered(12.0, 2.0), control.answered(13.0, 2.0)] == [False, True]
+    assert [control.record_latency(12.0, 2.0), control.record_latency(13.0, 2.0)] == [False, True]
     assert (control.level, control.reason) == (4, "latency")
 
 
 def test_a_server_that_is_always_slow_to_answer_is_none_that_has_become_slow() -> None:
     control = Aimd(1, 16, 8, TEMPO)
-    assert not any(control.answered(number, 5.0) for number in range(20))
+    assert not any(control.record_latency(number, 5.0) for number in range(20))
 
 
 def test_after_a_pause_the_level_stays_and_its_throughput_is_measured_anew() -> None:
@@ -140,9 +140,9 @@ def test_whatever_happens_it_stays_in_bounds_and_falls_and_rises_in_its_time(
         if name == "sample":
             control.sample(now, done, busy)
         elif name == "refused":
-            control.refused(now, "server_busy")
+            control.record_refusal(now, "server_busy")
         elif name == "late":
-            control.answered(now, seconds)
+            control.record_latency(now, seconds)
         else:
             control.restart()
         assert low <= control.level <= high
@@ -157,7 +157,7 @@ def test_whatever_happens_it_stays_in_bounds_and_falls_and_rises_in_its_time(
 
 # --- exactly when ---
 
-SLOW = Tempo(settle_s=1.0, measure_s=2.0, rest_s=10.0, most_rest_s=45.0)
+SLOW = ControlParameters(settle_s=1.0, measure_s=2.0, rest_s=10.0, most_rest_s=45.0)
 
 
 class Bench:
@@ -282,31 +282,31 @@ def test_after_the_first_vain_try_it_grows_by_one() -> None:
 )
 def test_a_second_bad_sign_counts_when_the_first_retreat_must_have_shown(after_s: float, level: int) -> None:
     control = Aimd(1, 16, 16, SLOW)
-    assert control.refused(100.0, "connection")
-    assert control.refused(100.0 + after_s, "server_busy") == (level == 4)
+    assert control.record_refusal(100.0, "connection")
+    assert control.record_refusal(100.0 + after_s, "server_busy") == (level == 4)
     assert (control.level, control.reason) == (level, "server_busy" if level == 4 else "connection")
 
 
 @pytest.mark.parametrize(("low", "start", "level"), [(1, 1, 1), (3, 5, 3), (1, 5, 2)])
 def test_a_bad_sign_halves_the_level_down_to_its_limit(low: int, start: int, level: int) -> None:
     control = Aimd(low, 16, start, SLOW)
-    control.refused(100.0, "connection")
+    control.record_refusal(100.0, "connection")
     assert control.level == level
 
 
 def test_a_bad_sign_during_a_try_leads_back_to_the_level_that_paid() -> None:
     bench = Bench(6)
     bench.measure(400.0)
-    bench.control.refused(bench.now, "connection")
+    bench.control.record_refusal(bench.now, "connection")
     assert bench.control.level == 6
 
 
 def test_after_a_bad_sign_the_lower_level_is_measured_again() -> None:
     bench = Bench(6)
     bench.measure(400.0)
-    bench.control.refused(bench.now, "connection")
+    bench.control.record_refusal(bench.now, "connection")
     assert bench.measure(10.0) == (6, "connection")
-    bench.control.refused(bench.now, "connection")
+    bench.control.record_refusal(bench.now, "connection")
     assert bench.measure(5.0) == (3, "connection")
     assert bench.control.rate == 5.0
 
@@ -325,13 +325,13 @@ def test_after_a_bad_sign_the_lower_level_is_measured_again() -> None:
 )
 def test_which_answers_are_late(answers: list[float], is_late: bool) -> None:
     control = Aimd(1, 16, 8, SLOW)
-    assert [control.answered(100.0, seconds) for seconds in answers][-1] == is_late
+    assert [control.record_latency(100.0, seconds) for seconds in answers][-1] == is_late
     assert (control.level, control.reason) == ((4, "latency") if is_late else (8, "start"))
 
 
 def test_late_answers_change_nothing_at_the_lowest_level() -> None:
     control = Aimd(2, 16, 2, SLOW)
-    assert not any(control.answered(100.0, seconds) for seconds in (1.0, 100.0, 100.0, 100.0))
+    assert not any(control.record_latency(100.0, seconds) for seconds in (1.0, 100.0, 100.0, 100.0))
     assert (control.level, control.reason) == (2, "start")
 
 
@@ -350,7 +350,7 @@ def test_after_a_pause_throughput_of_before_is_no_measure() -> None:
 def test_a_level_is_dealt_evenly_each_has_one_and_nothing_is_left_that_could_be_used(
     level: int, most: list[int]
 ) -> None:
-    shares = dealt(level, most)
+    shares = distribute(level, most)
     assert all(1 <= share <= limit for share, limit in zip(shares, most, strict=True))
     assert sum(shares) == max(len(most), min(level, sum(most)))
     hungry = [share for share, limit in zip(shares, most, strict=True) if share < limit]
@@ -359,7 +359,7 @@ def test_a_level_is_dealt_evenly_each_has_one_and_nothing_is_left_that_could_be_
 
 def test_downloads_of_a_host_share_its_level_and_learn_from_each_other() -> None:
     now = 100.0
-    shares = HostShares(lambda: now)
+    shares = HostConnections(lambda: now)
     first = shares.join("h", 100, limit=16)
     second = shares.join("h", 100, limit=16)
     other = shares.join("elsewhere", 100, limit=16)
@@ -385,7 +385,7 @@ def test_downloads_of_a_host_share_its_level_and_learn_from_each_other() -> None
 
 def test_bad_signs_lead_down_to_one_connection_and_are_of_their_host_only() -> None:
     now = 100.0
-    shares = HostShares(lambda: now)
+    shares = HostConnections(lambda: now)
     shares.refused("h", "server_busy")  # nobody downloads from it
     share, other = shares.join("h", 100, limit=16), shares.join("other", 100, limit=16)
     for wanted in (2, 1, 1):
@@ -399,7 +399,7 @@ def test_bad_signs_lead_down_to_one_connection_and_are_of_their_host_only() -> N
 
 
 def test_late_answers_of_a_host_lower_its_share() -> None:
-    shares = HostShares(lambda: 100.0)
+    shares = HostConnections(lambda: 100.0)
     share, other = shares.join("h", 100, limit=16), shares.join("other", 100, limit=16)
     for seconds in (0.1, 60.0, 60.0):
         shares.answered("h", seconds)

@@ -21,16 +21,16 @@ from dlpool.errors import (
 )
 from dlpool.transfer.answer import (
     Answer,
-    Span,
+    ByteRange,
     check_same_version,
     check_unsatisfied,
     error_for_status,
     is_empty_file,
     read_answer,
     refuses_ranges,
-    waiting_s,
+    requested_wait_s,
 )
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)
 MODIFIED = "Sun, 05 May 2024 07:08:09 GMT"
@@ -128,27 +128,27 @@ def test_which_refusals_may_be_of_the_range(status: int, retry_after: str | None
     ],
 )
 def test_a_date_to_wait_for_is_read_by_the_clock_of_the_server(date: str, expected: float) -> None:
-    assert waiting_s({"Retry-After": "Mon, 06 May 2024 07:08:39 GMT", "Date": date}, NOW) == expected
+    assert requested_wait_s({"Retry-After": "Mon, 06 May 2024 07:08:39 GMT", "Date": date}, NOW) == expected
 
 
 @pytest.mark.parametrize("status", [204, 304, 404, 416, 500])
 def test_an_answer_without_a_file_is_an_error(status: int) -> None:
     with pytest.raises(type(error_for_status(status, {}, NOW))):
-        read_answer(status, {"Content-Length": "5"}, Span(0, 5), NOW)
+        read_answer(status, {"Content-Length": "5"}, ByteRange(0, 5), NOW)
 
 
 # --- whole files ---
 
 
-@pytest.mark.parametrize("asked", [None, Span(0, 5), Span(3, 5)])
-def test_a_200_holds_the_file_from_its_first_byte(asked: Span | None) -> None:
+@pytest.mark.parametrize("asked", [None, ByteRange(0, 5), ByteRange(3, 5)])
+def test_a_200_holds_the_file_from_its_first_byte(asked: ByteRange | None) -> None:
     answer = read_answer(200, {"Content-Length": "17", "ETag": '"a"'}, asked, NOW)
-    assert answer == Answer(Resource(17, '"a"'), 0, 17, is_partial=False)
+    assert answer == Answer(RemoteResource(17, '"a"'), 0, 17, is_partial=False)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}, {"Transfer-Encoding": "gzip, Chunked"}])
 def test_a_200_without_length_is_read_to_its_end(headers: dict[str, str]) -> None:
-    assert read_answer(200, headers, None, NOW) == Answer(Resource(), 0, None, is_partial=False)
+    assert read_answer(200, headers, None, NOW) == Answer(RemoteResource(), 0, None, is_partial=False)
 
 
 def test_chunked_coding_overrules_a_content_length() -> None:
@@ -157,7 +157,7 @@ def test_chunked_coding_overrules_a_content_length() -> None:
 
 
 def test_a_content_range_in_a_200_means_nothing() -> None:
-    answer = read_answer(200, part("bytes 5-9/10", Content_Length="10"), Span(5, 10), NOW)
+    answer = read_answer(200, part("bytes 5-9/10", Content_Length="10"), ByteRange(5, 10), NOW)
     assert (answer.start, answer.length, answer.is_partial) == (0, 10, False)
 
 
@@ -165,13 +165,13 @@ def test_a_content_range_in_a_200_means_nothing() -> None:
 @pytest.mark.parametrize("status", [200, 206])
 def test_a_content_length_in_doubt_is_refused(status: int, value: str) -> None:
     with pytest.raises(BadAnswer, match="Content-Length"):
-        read_answer(status, part("bytes 0-16/17", Content_Length=value), Span(0, 17), NOW)
+        read_answer(status, part("bytes 0-16/17", Content_Length=value), ByteRange(0, 17), NOW)
 
 
 def test_a_203_is_not_the_origin_s_version() -> None:
     headers = {"Content-Length": "17", "ETag": '"a"', "Last-Modified": MODIFIED, "Content-Encoding": "gzip"}
     answer = read_answer(203, headers, None, NOW)
-    assert answer == Answer(Resource(17, content_encoding="gzip", refuses_ranges=True), 0, 17, is_partial=False)
+    assert answer == Answer(RemoteResource(17, content_encoding="gzip", refuses_ranges=True), 0, 17, is_partial=False)
 
 
 # --- parts ---
@@ -190,8 +190,8 @@ def test_a_203_is_not_the_origin_s_version() -> None:
     ],
 )
 def test_a_part_says_where_its_bytes_belong(content_range: str, start: int, length: int, size: int | None) -> None:
-    answer = read_answer(206, part(content_range), Span(100, 200), NOW)
-    assert answer == Answer(Resource(size), start, length, is_partial=True)
+    answer = read_answer(206, part(content_range), ByteRange(100, 200), NOW)
+    assert answer == Answer(RemoteResource(size), start, length, is_partial=True)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_a_part_says_where_its_bytes_belong(content_range: str, start: int, leng
 )
 def test_a_part_that_does_not_begin_with_what_was_asked_is_refused(content_range: str) -> None:
     with pytest.raises(BadAnswer):
-        read_answer(206, part(content_range), Span(100, 200), NOW)
+        read_answer(206, part(content_range), ByteRange(100, 200), NOW)
 
 
 def test_a_part_without_content_range_is_refused() -> None:
     with pytest.raises(BadAnswer, match="Content-Range None"):
-        read_answer(206, {"Content-Length": "100"}, Span(0, 100), NOW)
+        read_answer(206, {"Content-Length": "100"}, ByteRange(0, 100), NOW)
 
 
 def test_a_part_is_refused_where_the_whole_was_asked_for() -> None:
@@ -227,18 +227,18 @@ def test_a_part_is_refused_where_the_whole_was_asked_for() -> None:
 @pytest.mark.parametrize("content_type", ["multipart/byteranges; boundary=x", "Multipart/ByteRanges;boundary=x"])
 def test_multipart_is_refused(content_type: str) -> None:
     with pytest.raises(BadAnswer, match="multipart"):
-        read_answer(206, part("bytes 0-99/100", Content_Type=content_type), Span(0, 100), NOW)
+        read_answer(206, part("bytes 0-99/100", Content_Type=content_type), ByteRange(0, 100), NOW)
 
 
 @pytest.mark.parametrize(("announced", "length"), [("40", 40), ("100", 100), ("999", 100)])
 def test_the_shorter_of_range_and_length_counts(announced: str, length: int) -> None:
-    answer = read_answer(206, part("bytes 0-99/1000", Content_Length=announced), Span(0, 100), NOW)
+    answer = read_answer(206, part("bytes 0-99/1000", Content_Length=announced), ByteRange(0, 100), NOW)
     assert answer.length == length
 
 
 def test_the_length_of_a_chunked_part_is_that_of_its_range() -> None:
     headers = part("bytes 0-99/1000", Content_Length="7", Transfer_Encoding="chunked")
-    assert read_answer(206, headers, Span(0, 100), NOW).length == 100
+    assert read_answer(206, headers, ByteRange(0, 100), NOW).length == 100
 
 
 # --- empty files, and versions ---
@@ -267,36 +267,36 @@ def test_a_416_without_content_range_is_not_an_empty_file() -> None:
 @pytest.mark.parametrize("content_range", ["bytes */4", "bytes */0", "bytes */6"])
 def test_a_416_that_tells_another_size_is_a_change(content_range: str) -> None:
     with pytest.raises(RemoteChanged):
-        check_unsatisfied(416, part(content_range), Resource(5))
+        check_unsatisfied(416, part(content_range), RemoteResource(5))
 
 
 @pytest.mark.parametrize(
     ("status", "content_range"), [(416, "bytes */5"), (416, ""), (416, "bytes 0-3/4"), (416, "*/4"), (404, "bytes */4")]
 )
 def test_any_other_refusal_proves_no_change(status: int, content_range: str) -> None:
-    check_unsatisfied(status, part(content_range), Resource(5))
+    check_unsatisfied(status, part(content_range), RemoteResource(5))
 
 
-def answered(resource: Resource) -> Answer:
+def answered(resource: RemoteResource) -> Answer:
     return Answer(resource, 0, None, is_partial=True)
 
 
 @pytest.mark.parametrize(
     ("known", "now", "error"),
     [
-        (Resource(5, '"a"'), Resource(5, '"b"'), RemoteChanged),
-        (Resource(5), Resource(6), RemoteChanged),
-        (Resource(5, '"a"'), Resource(5), BadAnswer),
-        (Resource(5, '"a"'), Resource(5, '"a"', content_encoding="gzip"), BadAnswer),
-        (Resource(5, '"a"', content_encoding="gzip"), Resource(5, '"a"'), BadAnswer),
+        (RemoteResource(5, '"a"'), RemoteResource(5, '"b"'), RemoteChanged),
+        (RemoteResource(5), RemoteResource(6), RemoteChanged),
+        (RemoteResource(5, '"a"'), RemoteResource(5), BadAnswer),
+        (RemoteResource(5, '"a"'), RemoteResource(5, '"a"', content_encoding="gzip"), BadAnswer),
+        (RemoteResource(5, '"a"', content_encoding="gzip"), RemoteResource(5, '"a"'), BadAnswer),
     ],
 )
-def test_bytes_of_two_versions_never_meet(known: Resource, now: Resource, error: type[DlpoolError]) -> None:
+def test_bytes_of_two_versions_never_meet(known: RemoteResource, now: RemoteResource, error: type[DlpoolError]) -> None:
     with pytest.raises(error):
         check_same_version(known, answered(now))
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
 def test_the_same_version_passes(encoding: str | None) -> None:
-    known = Resource(5, '"a"', content_encoding=encoding)
-    check_same_version(known, answered(Resource(5, '"a"', content_encoding=encoding)))
+    known = RemoteResource(5, '"a"', content_encoding=encoding)
+    check_same_version(known, answered(RemoteResource(5, '"a"', content_encoding=encoding)))

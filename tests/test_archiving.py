@@ -17,17 +17,17 @@ import pytest
 from dlpool.config import LoggingSettings
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Log
-from dlpool.observe.rotation import old_name
+from dlpool.observe.rotation import rotated_name
 from dlpool.service.hooks import archiving, hookprocess
-from dlpool.service.hooks.archiving import Archiver, check_archive_command
-from dlpool.service.hooks.hookprocess import Result
+from dlpool.service.hooks.archiving import LogArchiver, check_archive_command
+from dlpool.service.hooks.hookprocess import CommandResult
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.fakes import Clock, Lines
 from tests.test_log_files import make_log
 
 NOW = datetime.now(timezone.utc)
-Make = Callable[..., Archiver]
+Make = Callable[..., LogArchiver]
 
 
 def script(folder: Path, text: str) -> str:
@@ -40,7 +40,7 @@ def script(folder: Path, text: str) -> str:
 
 def pack(log: Path, *ages_s: int) -> list[str]:
     """Closed, compressed logs of these ages; their names."""
-    paths = [Path(f"{old_name(log, NOW - timedelta(seconds=age))}.gz") for age in ages_s]
+    paths = [Path(f"{rotated_name(log, NOW - timedelta(seconds=age))}.gz") for age in ages_s]
     for path in paths:
         path.write_bytes(gzip.compress(path.name.encode()))
     return [path.name for path in paths]
@@ -61,11 +61,11 @@ def log(tmp_path: Path) -> Iterator[Log]:
 @pytest.fixture
 def make(log: Log) -> Iterator[Make]:
     """Make archivers; they are stopped with the test."""
-    made: list[Archiver] = []
+    made: list[LogArchiver] = []
 
-    def one(command: str, **settings: Any) -> Archiver:
+    def one(command: str, **settings: Any) -> LogArchiver:
         options = {"archive_retry_delay": 0.01, **settings}
-        made.append(Archiver(LoggingSettings(archive_command=command, **options), log.path, log.logger("log")))
+        made.append(LogArchiver(LoggingSettings(archive_command=command, **options), log.path, log.logger("log")))
         return made[-1]
 
     yield one
@@ -73,11 +73,11 @@ def make(log: Log) -> Iterator[Make]:
         archiver.stop()
 
 
-def tended(archiver: Archiver, condition: Callable[[], bool]) -> None:
+def tended(archiver: LogArchiver, condition: Callable[[], bool]) -> None:
     """Call ``tend``, as the supervisor does every second, until ``condition`` holds."""
 
     def looked() -> bool:
-        archiver.tend()
+        archiver.archive_new_logs()
         return condition()
 
     wait_until(looked)
@@ -85,7 +85,7 @@ def tended(archiver: Archiver, condition: Callable[[], bool]) -> None:
 
 def test_each_compressed_log_is_archived_once_oldest_first(tmp_path: Path, log: Log, make: Make) -> None:
     names = pack(log.path, 30, 20, 10)
-    old_name(log.path, NOW).write_text("not compressed yet\n")
+    rotated_name(log.path, NOW).write_text("not compressed yet\n")
     command = script(tmp_path, f'basename "$1" >> {tmp_path}/seen; gzip -t "$1" && cp "$1" {tmp_path}')
     tended(make(command), lambda: len(events(log.path.parent, "log_archived")) == 3)
     restarted = make(command)
@@ -163,7 +163,7 @@ def test_the_service_compresses_and_archives_while_jobs_run(tmp_path: Path) -> N
     settings = {"compress_after": "0", "archive_command": command}
     with running(tmp_path, logging=settings) as both, desk_of(*both) as desk:
         service, client = both
-        old_name(service.log_file, NOW).write_bytes(b'{"@timestamp": "x"}\n')
+        rotated_name(service.log_file, NOW).write_bytes(b'{"@timestamp": "x"}\n')
         wait_until(lambda: (tmp_path / "cold.gz").exists() and (tmp_path / "cold.gz").stat().st_size > 0)
         client.wait_for(desk.push())
         assert service.stop() == 0
@@ -184,7 +184,7 @@ def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> Non
 # --- one step at a time ---
 
 
-class Stepped(Archiver):
+class Stepped(LogArchiver):
     """An archiver whose clock is the test's, and whose commands end as they are told to."""
 
     def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
@@ -204,12 +204,12 @@ class Stepped(Archiver):
         for seconds in self.takes_s:
             self.clock.now += seconds
             self.endings.append(must_end())
-        return self.results.pop(0) if self.results else Result("")
+        return self.results.pop(0) if self.results else CommandResult("")
 
     def look(self) -> int:
         """Tend, and wait for what that began; how many commands ran."""
         self.ran.clear()
-        self.tend()
+        self.archive_new_logs()
         if self._thread is not None:
             self._thread.join(30)
         return len(self.ran)
@@ -219,7 +219,7 @@ def test_a_failure_is_tried_again_after_its_delay(tmp_path: Path, monkeypatch: p
     live = tmp_path / "dlpool.log"
     names = pack(live, 20, 10)
     one = Stepped(live, monkeypatch)
-    one.takes_s, one.results = (1.23456,), [Result("exit code 3", "no")]
+    one.takes_s, one.results = (1.23456,), [CommandResult("exit code 3", "no")]
     assert one.look() == 1
     path = tmp_path / names[0]
     fields = {"path": path, "reason": "exit code 3", "stderr": "no", "seconds": 1.235}

@@ -26,17 +26,17 @@ from dlpool.cli.auditing import READS, action_of, author
 from dlpool.cli.main import build_parser, main
 from dlpool.config import LoggingSettings, RedisSettings, Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
-from dlpool.jobs.audit import ACTIONS, KINDS, Author, Change, fields_of
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.trail import AuditTrail, AuditWriter, Wanted
+from dlpool.jobs.audit import ACTIONS, KINDS, AuditActor, AuditChange, event_fields
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.trail import AuditReader, AuditWriter, AuditFilter
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.scan.quarantine import Quarantine
 from dlpool.web.app import create_app
-from dlpool.web.auditing import CHANGING, REFUSALS, Audit, begin, change_of
-from dlpool.web.figures import Figures
+from dlpool.web.auditing import CHANGING, REFUSALS, AuditLog, start_request, change_of
+from dlpool.web.figures import SharedCounters
 from dlpool.web.operations import BASE, OPERATIONS
 from dlpool.web.store import UploadEvent
 from tests.conftest import wait_until
@@ -54,16 +54,16 @@ Seen = tuple[str, str, str]  # action, object, result
 def trail(redis: RedisServer, **wanted: Any) -> list[dict[str, Any]]:
     """What the stream says, without ids and times."""
     with redis.client() as client:
-        found = [one.as_json() for one in AuditTrail(client, Keys()).last(10_000, Wanted(**wanted))]
+        found = [one.as_json() for one in AuditReader(client, QueueKeys()).last(10_000, AuditFilter(**wanted))]
     return [{name: value for name, value in one.items() if name not in ("id", "at")} for one in found]
 
 
 def failed_job(redis: RedisServer, job_id: str, url: str) -> None:
     """A job that was cancelled: it has a failure record."""
     with redis.client() as client:
-        transitions = Transitions(client, Keys())
-        assert transitions.push([(PushedJob.parse(compose(url, job_id)), job_id)]) == ["OK"]
-        Controls(client, Keys()).control("cancel", job_id, priority="", message="cancelled", at=time.time())
+        transitions = Transitions(client, QueueKeys())
+        assert transitions.push([(PushedJob.parse(compose_job(url, job_id)), job_id)]) == ["OK"]
+        JobAdmin(client, QueueKeys()).execute("cancel", job_id, priority="", message="cancelled", at=time.time())
 
 
 def seen(redis: RedisServer, **wanted: Any) -> list[Seen]:
@@ -290,19 +290,19 @@ def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path
     """A merge of a process that was killed is ended by a look at it; of refused attempts the rest is one event."""
     log = Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
     kept = Kept()
-    audit = Audit(cast("Any", kept), Figures(tmp_path / "figures"), log.logger("audit"))
+    audit = AuditLog(cast("Any", kept), SharedCounters(tmp_path / "figures"), log.logger("audit"))
     for method in ("GET", "POST"):
         caller = SimpleNamespace(actor="token ann")
         context = SimpleNamespace(caller=caller, address="10.0.0.1", trace_id=None, is_admitted=False)
         req = cast("Any", SimpleNamespace(method=method, context=context))
-        begin(req)
-        audit.heard(UploadEvent("upload_completed", f"by {method}", "chunked", None, "f", 3))
-        audit.answered(req, 200, "")
+        start_request(req)
+        audit.record_upload_event(UploadEvent("upload_completed", f"by {method}", "chunked", None, "f", 3))
+        audit.finish_request(req, 200, "")
         for _ in range(REFUSALS + 7 if method == "POST" else 0):
-            req.context.change = Change("job.cancel", "j1")
+            req.context.change = AuditChange("job.cancel", "j1")
             req.context.changes = []
-            audit.answered(req, 403, "insufficient_scope")
-    audit.heard(UploadEvent("upload_expired", "u1", "chunked", None, "f", 3))
+            audit.finish_request(req, 403, "insufficient_scope")
+    audit.record_upload_event(UploadEvent("upload_expired", "u1", "chunked", None, "f", 3))
     audit.summarise(now=True)
     audit.close()
     told = [(one.get("actor"), one.get("object"), one["result"], one.get("count")) for one in kept.entries]
@@ -419,7 +419,7 @@ def test_events_are_chosen_and_shown_without_control_characters(
     dlpool: Callable[..., list[str]], redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        writer = AuditWriter(client, Keys(), 1000)
+        writer = AuditWriter(client, QueueKeys(), 1000)
         made = [
             ("job.push", "j1", "token ann"),
             ("job.cancel", "j1", "secret"),
@@ -427,7 +427,7 @@ def test_events_are_chosen_and_shown_without_control_characters(
             ("node.drain", "n\u202e1", "token ann"),
             ("job.push", "j2", "secret"),
         ]
-        writer.add([fields_of(Change(action, name), Author(actor, "10.0.0.1")) for action, name, actor in made])
+        writer.add([event_fields(AuditChange(action, name), AuditActor(actor, "10.0.0.1")) for action, name, actor in made])
 
     def shown(*words: str) -> list[tuple[str, str]]:
         found = [json.loads(line) for line in dlpool("audit", "--json", *words)]
@@ -446,23 +446,23 @@ def test_events_are_chosen_and_shown_without_control_characters(
 
 def test_the_stream_is_capped_and_its_pages_are_put_together(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
-        writer = AuditWriter(client, Keys(), 1000)
+        writer = AuditWriter(client, QueueKeys(), 1000)
         for start_at in range(0, 3000, 500):
-            writer.add([fields_of(Change("job.push", f"j{start_at + n}"), Author("a", "b")) for n in range(500)])
-        kept: Any = client.xlen(Keys().audit)
+            writer.add([event_fields(AuditChange("job.push", f"j{start_at + n}"), AuditActor("a", "b")) for n in range(500)])
+        kept: Any = client.xlen(QueueKeys().audit)
         assert 1000 <= kept <= 1200
-        found = AuditTrail(client, Keys()).last(900, Wanted())
+        found = AuditReader(client, QueueKeys()).last(900, AuditFilter())
     assert [one.fields["object"] for one in found] == [f"j{number}" for number in range(2100, 3000)]
 
 
 def test_events_are_followed(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
-        writer = AuditWriter(client, Keys(), 1000)
-        writer.add([fields_of(Change("job.push", "old"), Author("a", "b"))])
+        writer = AuditWriter(client, QueueKeys(), 1000)
+        writer.add([event_fields(AuditChange("job.push", "old"), AuditActor("a", "b"))])
         process = start("audit", "--follow", "--json", "--action", "job", "--redis-url", redis_server.url)
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["object"] == "old"
-        events = [fields_of(Change(action, "new"), Author("a", "b")) for action in ("queue.pause", "job.cancel")]
+        events = [event_fields(AuditChange(action, "new"), AuditActor("a", "b")) for action in ("queue.pause", "job.cancel")]
         writer.add(events)
         assert json.loads(process.stdout.readline())["action"] == "job.cancel"
     process.terminate()
@@ -470,7 +470,7 @@ def test_events_are_followed(redis_server: RedisServer) -> None:
 
 
 def test_what_is_no_text_or_too_long_is_written_as_what_can_be() -> None:
-    fields = fields_of(Change("job.push", "\udcff" + "x" * 5000), Author("", "local"))
+    fields = event_fields(AuditChange("job.push", "\udcff" + "x" * 5000), AuditActor("", "local"))
     assert fields["object"].startswith("\\udcff") and len(fields["object"]) < 1100
     assert "actor" not in fields and set(KINDS) == {"job", "failure", "node", "queue", "upload", "quarantine"}
     assert isinstance(RedisSettings().audit_events, int) and falcon.__version__

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from dlpool import BatchSummary, download_many
-from dlpool.engine.batch import Result
-from dlpool.engine.donelist import DoneList
+from dlpool.engine.batch import BatchResult
+from dlpool.engine.donelist import BatchSession
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.job import Job
 from tests.conftest import Nginx, make_data, wait_until
@@ -41,7 +41,7 @@ def origin() -> Iterator[Origin]:
 
 def test_one_failure_stops_no_other_and_the_summary_says_all(origin: Origin, tmp_path: Path) -> None:
     names = ["a", "bad1", "b", "c", "bad2"]
-    results: list[Result] = []
+    results: list[BatchResult] = []
     summary = download_many([f"{origin.url}/{name}" for name in names], tmp_path / "out", on_result=results.append)
     assert (summary.done, summary.size, summary.earlier) == (3, 3 * len(DATA), 0)
     assert {failed.url.rpartition("/")[2] for failed in summary.failed} == {"bad1", "bad2"}
@@ -73,7 +73,7 @@ def test_urls_are_read_as_they_are_needed(origin: Origin, tmp_path: Path) -> Non
             read.append(number)
             yield f"{origin.url}/{number}"
 
-    def stop(_result: Result) -> None:
+    def stop(_result: BatchResult) -> None:
         raise Enough
 
     with pytest.raises(Enough):
@@ -112,28 +112,28 @@ def test_a_batch_goes_on_with_what_is_not_done(origin: Origin, tmp_path: Path) -
 
 def test_a_session_is_one_batchs_and_a_cut_line_is_done_again(tmp_path: Path) -> None:
     job, other = Job("http://h/a", Path("a")), Job("http://h/a", Path("b"))
-    done = DoneList(tmp_path / "session")
+    done = BatchSession(tmp_path / "session")
     with pytest.raises(LocalFault, match="another batch's"):
-        DoneList(tmp_path / "session")
-    done.add(job)
-    done.add(other)
+        BatchSession(tmp_path / "session")
+    done.mark_done(job)
+    done.mark_done(other)
     done.close()
     whole = (tmp_path / "session").read_bytes()
     (tmp_path / "session").write_bytes(whole[:-5])
-    again = DoneList(tmp_path / "session")
-    assert again.has(job)
-    assert not again.has(other)
-    again.add(other)
+    again = BatchSession(tmp_path / "session")
+    assert again.is_done(job)
+    assert not again.is_done(other)
+    again.mark_done(other)
     again.close()
-    last = DoneList(tmp_path / "session")
-    assert last.has(other)
+    last = BatchSession(tmp_path / "session")
+    assert last.is_done(other)
     last.close()
 
 
 def test_a_file_of_something_else_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("important\n")
     with pytest.raises(LocalFault, match="no session"):
-        DoneList(tmp_path / "mine")
+        BatchSession(tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "important\n"
 
 

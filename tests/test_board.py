@@ -11,10 +11,10 @@ from itertools import pairwise
 import pytest
 
 from dlpool.errors import Cancelled, NotAdmitted, RetryRange, ServerBusy, ShortBody, TooSlow
-from dlpool.transfer.answer import Span
-from dlpool.transfer.board import MAX_CRUMBS, RECENT_S, Board, Snapshot
-from dlpool.transfer.chunks import Chunk, ChunkMap, plan
-from dlpool.transfer.retry import Attempt
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.board import MAX_CRUMBS, RECENT_S, ChunkScheduler, ChunkSnapshot
+from dlpool.transfer.chunks import Chunk, ChunkMap, plan_chunks
+from dlpool.transfer.retry import RangeAttempt
 from tests.conftest import wait_until
 from tests.fakes import Clock
 
@@ -28,12 +28,12 @@ class Work:
     """Threads that take chunks, write parts of them, and give them back, done or not, as a random number says."""
 
     def __init__(self, seed: int, piece: int | None) -> None:
-        self.board = Board(time.monotonic)
+        self.board = ChunkScheduler(time.monotonic)
         self.counts = bytearray(SIZE)  # how often each byte was written
         self.faults: list[str] = []
         self._seed = seed
-        self.board.start(plan([Span(0, SIZE)], SIZE, OWNERS, 64 * KIB, piece), "nobody")
-        self.board.give_back(self.board._map.chunks[0])
+        self.board.load_plan(plan_chunks([ByteRange(0, SIZE)], SIZE, OWNERS, 64 * KIB, piece), "nobody")
+        self.board.release_chunk(self.board._map.chunks[0])
 
     def run(self) -> None:
         owners = [threading.Thread(target=self._own, args=(number,), daemon=True) for number in range(OWNERS)]
@@ -45,7 +45,7 @@ class Work:
             thread.join(20.0)
         self.check(self.board.snapshot())
 
-    def check(self, snapshot: Snapshot) -> None:
+    def check(self, snapshot: ChunkSnapshot) -> None:
         """The snapshot tiles the file, and what it claims has been written once."""
         chunks = snapshot.chunks
         edges = [chunks[0].start == 0, chunks[-1].end == SIZE]
@@ -59,19 +59,19 @@ class Work:
 
     def _own(self, number: int) -> None:
         chance = random.Random(self._seed * 100 + number)
-        while (chunk := self.board.take(number)) is not None:
+        while (chunk := self.board.take_chunk(number)) is not None:
             while not chunk.is_done and chance.random() > 0.1:
                 begin = chunk.position
-                size = self.board.claim(chunk, chance.randrange(1, 40 * KIB))
+                size = self.board.begin_write(chunk, chance.randrange(1, 40 * KIB))
                 fails = chance.random() < 0.1
                 if not fails:
                     part = self.counts[begin : begin + size]
                     self.counts[begin : begin + size] = part.translate(bytes(range(1, 256)) + ONCE)
-                self.board.advance(chunk, 0 if fails else size)
+                self.board.commit_write(chunk, 0 if fails else size)
                 if chunk.position < begin:
                     self.faults.append("a position went back")
                 self.board.set_rate(chunk, chance.choice(RATES))
-            self.board.give_back(chunk)
+            self.board.release_chunk(chunk)
 
 
 @pytest.mark.parametrize("piece", [None, 100 * KIB])
@@ -81,55 +81,55 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
     work.run()
     assert work.faults == []
     assert work.counts == ONCE * SIZE
-    assert work.board.written() == work.board.front() == SIZE
+    assert work.board.written() == work.board.contiguous_end() == SIZE
 
 
 # --- one operation after the other ---
 
 
-def planned(clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None) -> Board:
-    board = Board(clock, least_rate)
-    board.start(ChunkMap(chunks, piece=piece), "planner")
+def planned(clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None) -> ChunkScheduler:
+    board = ChunkScheduler(clock, least_rate)
+    board.load_plan(ChunkMap(chunks, piece=piece), "planner")
     return board
 
 
 def test_a_new_board_has_counted_nothing(clock: Clock) -> None:
-    board = Board(clock)
-    assert (board.retries, board.ended_chunks, board.written(), board.front()) == (0, 0, 0, 0)
-    assert (board.is_crowded, board.has_idle, board.is_over, board.error) == (False, False, False, None)
+    board = ChunkScheduler(clock)
+    assert (board.retries, board.finished_chunks, board.written(), board.contiguous_end()) == (0, 0, 0, 0)
+    assert (board.is_crowded, board.has_idle_worker, board.is_over, board.error) == (False, False, False, None)
     assert board.slowest_s() == 0.0
-    assert not board.wait(0.0)
+    assert not board.wait_until_over(0.0)
     board.check()
 
 
 def test_a_complete_plan_ends_the_download(clock: Clock) -> None:
-    board = Board(clock)
-    assert board.start(ChunkMap([Chunk(0, 10, 10, 10)]), "a") is None
+    board = ChunkScheduler(clock)
+    assert board.load_plan(ChunkMap([Chunk(0, 10, 10, 10)]), "a") is None
     assert board.is_over
-    assert board.wait(0.0)
-    board.pause(60.0)  # returns at once, and raises nothing
-    assert board.take("a") is None
+    assert board.wait_until_over(0.0)
+    board.sleep(60.0)  # returns at once, and raises nothing
+    assert board.take_chunk("a") is None
 
 
 def test_a_plan_does_not_revive_a_download_that_was_stopped(clock: Clock) -> None:
-    board = Board(clock)
+    board = ChunkScheduler(clock)
     board.stop(Cancelled("cancelled"))
-    board.start(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
+    board.load_plan(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
     assert board.is_over
-    assert board.take("b") is None
+    assert board.take_chunk("b") is None
 
 
 def test_a_write_is_limited_to_the_chunk_and_counts_when_it_has_ended(clock: Clock) -> None:
     chunk = Chunk(10, 20, 10, 10)
     board = planned(clock, Chunk(0, 10, 10, 10), chunk)
-    assert board.claim(chunk, 4) == 4
-    assert (chunk.position, chunk.claimed) == (10, 14)
-    board.advance(chunk, 0)  # it failed
-    assert (chunk.position, chunk.claimed) == (10, 10)
-    assert board.claim(chunk, 4) == 4
-    board.advance(chunk, 4)
-    assert (chunk.position, chunk.claimed, board.written(), board.front()) == (14, 14, 14, 14)
-    assert board.claim(chunk, 100) == 6
+    assert board.begin_write(chunk, 4) == 4
+    assert (chunk.position, chunk.write_end) == (10, 14)
+    board.commit_write(chunk, 0)  # it failed
+    assert (chunk.position, chunk.write_end) == (10, 10)
+    assert board.begin_write(chunk, 4) == 4
+    board.commit_write(chunk, 4)
+    assert (chunk.position, chunk.write_end, board.written(), board.contiguous_end()) == (14, 14, 14, 14)
+    assert board.begin_write(chunk, 100) == 6
 
 
 def test_nothing_is_written_after_the_end(clock: Clock) -> None:
@@ -138,13 +138,13 @@ def test_nothing_is_written_after_the_end(clock: Clock) -> None:
     board.stop(Cancelled("first"))
     board.stop(Cancelled("second"))
     with pytest.raises(Cancelled, match="first"):
-        board.claim(chunk, 1)
-    assert chunk.claimed == 0
+        board.begin_write(chunk, 1)
+    assert chunk.write_end == 0
     with pytest.raises(Cancelled, match="first"):
         board.check()
     done = planned(clock, Chunk(0, 10, 10, 10))
     with pytest.raises(AssertionError):
-        done.claim(Chunk(0, 10, 0, 0), 1)
+        done.begin_write(Chunk(0, 10, 0, 0), 1)
 
 
 def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
@@ -162,22 +162,22 @@ def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
 def test_a_chunk_that_is_given_back_is_taken_when_its_delay_is_over(clock: Clock) -> None:
     chunk = Chunk(0, 10, 0, 0)
     board = planned(clock, chunk)
-    board.give_back(chunk, 5.0)
+    board.release_chunk(chunk, 5.0)
     assert board._map.next_ready_at() == 105.0
-    assert (board.is_over, board.ended_chunks) == (False, 0)
-    chunk.position = chunk.claimed = 10
-    board.give_back(chunk)
-    assert (board.is_over, board.ended_chunks) == (True, 1)
+    assert (board.is_over, board.finished_chunks) == (False, 0)
+    chunk.position = chunk.write_end = 10
+    board.release_chunk(chunk)
+    assert (board.is_over, board.finished_chunks) == (True, 1)
 
 
 def test_a_stream_ends_where_its_body_ended(clock: Clock) -> None:
-    board = Board(clock)
-    chunk = board.take("a")
+    board = ChunkScheduler(clock)
+    chunk = board.take_chunk("a")
     assert chunk is not None
-    board.advance(chunk, board.claim(chunk, 1000))
+    board.commit_write(chunk, board.begin_write(chunk, 1000))
     board.end_stream(chunk)
-    board.give_back(chunk)
-    assert (board.is_over, chunk.end, board.front()) == (True, 1000, 1000)
+    board.release_chunk(chunk)
+    assert (board.is_over, chunk.end, board.contiguous_end()) == (True, 1000, 1000)
 
 
 def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
@@ -191,7 +191,7 @@ def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
         Chunk(50, 60, 50, 50),
     )
     snapshot = board.snapshot()
-    assert [(chunk.start, chunk.end, chunk.position, chunk.claimed) for chunk in snapshot.chunks] == [
+    assert [(chunk.start, chunk.end, chunk.position, chunk.write_end) for chunk in snapshot.chunks] == [
         (0, 20, 0, 0),
         (20, 30, 25, 25),
         (30, 40, 30, 30),
@@ -229,13 +229,13 @@ def test_a_thief_takes_as_much_as_its_last_speed_is_worth(clock: Clock, rates: l
     victim, own = Chunk(0, 1024 * KIB, 0, 0), Chunk(1024 * KIB, 1025 * KIB, 1024 * KIB, 1024 * KIB)
     board = planned(clock, victim, own)
     board.set_rate(victim, 0.25)
-    assert board.take("thief") is own
+    assert board.take_chunk("thief") is own
     for rate in rates:
         board.set_rate(own, rate)
         assert own.rate == rate
-    own.position = own.claimed = own.end
-    board.give_back(own)
-    board.take("thief")
+    own.position = own.write_end = own.end
+    board.release_chunk(own)
+    board.take_chunk("thief")
     assert victim.end == kept
 
 
@@ -246,10 +246,10 @@ def test_the_speed_over_a_finished_chunk_counts_until_its_owner_is_forgotten(
     victim = Chunk(0, 1024 * KIB, 0, 0)
     board = planned(clock, victim)
     board.set_rate(victim, 1.0)
-    board.note_rate("thief", 1e9)
+    board.record_rate("thief", 1e9)
     if is_forgotten:
-        board.forget("thief")
-    board.take("thief")
+        board.remove_worker("thief")
+    board.take_chunk("thief")
     assert victim.end == kept
 
 
@@ -257,30 +257,30 @@ def test_a_forgotten_owner_was_never_dismissed_and_never_served(clock: Clock) ->
     board = planned(clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
     board.begin_body("a")
     board.end_body("a")
-    board.dismiss("a")
-    assert board.is_dismissed("a")
-    assert board.take("a") is None
-    assert board.others_served_lately("b")
-    board.forget("a")
-    assert not board.is_dismissed("a")
-    assert not board.others_served_lately("b")
-    assert board.take("a") is not None
+    board.retire("a")
+    assert board.is_retired("a")
+    assert board.take_chunk("a") is None
+    assert board.others_received_recently("b")
+    board.remove_worker("a")
+    assert not board.is_retired("a")
+    assert not board.others_received_recently("b")
+    assert board.take_chunk("a") is not None
 
 
 def test_only_a_body_that_began_can_end(clock: Clock) -> None:
-    board = Board(clock)
+    board = ChunkScheduler(clock)
     board.end_body("a")
-    assert not board.others_served_lately("b")
+    assert not board.others_received_recently("b")
     board.begin_body("a")
-    assert board.others_served_lately("b")
+    assert board.others_received_recently("b")
     board.end_body("a")
     clock.now += RECENT_S
     board.end_body("a")
-    assert not board.others_served_lately("b")
+    assert not board.others_received_recently("b")
 
 
 def test_a_board_stays_crowded(clock: Clock) -> None:
-    board = Board(clock)
+    board = ChunkScheduler(clock)
     board.begin_body("a")
     assert (board.others_receiving("a"), board.is_crowded) == (0, False)
     assert (board.others_receiving("b"), board.is_crowded) == (1, True)
@@ -304,9 +304,9 @@ def test_a_board_stays_crowded(clock: Clock) -> None:
 def test_which_failed_attempts_count(clock: Clock, error: RetryRange, counted: int) -> None:
     chunk = Chunk(0, 10, 0, 0)
     board = planned(clock, chunk)
-    failure = board.count_failure(chunk, error, Attempt(0, 1.0))
+    failure = board.count_failure(chunk, error, RangeAttempt(0, 1.0))
     assert (failure.attempts, failure.progress, chunk.failures, board.retries) == (counted, 0, counted, 1)
-    board.count_failure(chunk, error, Attempt(0, 1.0))
+    board.count_failure(chunk, error, RangeAttempt(0, 1.0))
     assert (chunk.failures, board.retries) == (2 * counted, 2)
 
 
@@ -325,49 +325,49 @@ def test_a_busy_server_is_excused_while_another_connection_is_fast_enough(
     clock.now = 0.0  # as just after the start of the machine
     refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
     board = planned(clock, refused, other, least_rate=100)
-    assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == 1
-    board.take("other")
-    board.advance(other, board.claim(other, brought))
+    assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == 1
+    board.take_chunk("other")
+    board.commit_write(other, board.begin_write(other, brought))
     board.set_rate(other, rate)
     if has_ended:
-        board.give_back(other)
+        board.release_chunk(other)
     clock.now += written_s_ago
-    board.advance(other, board.claim(other, 1) * 0)  # a failed write moves nothing
+    board.commit_write(other, board.begin_write(other, 1) * 0)  # a failed write moves nothing
     expected = 1 if is_brisk and is_recent else 2
-    assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+    assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_an_old_fast_connection_excuses_nothing_while_another_trickles(clock: Clock) -> None:
     refused, fast, slow = (Chunk(start, start + 1000, start, start) for start in (0, 1000, 2000))
     board = planned(clock, refused, fast, slow, least_rate=100)
     for owner, chunk in (("fast", fast), ("slow", slow)):
-        assert board.take(owner) is chunk
-    board.advance(fast, board.claim(fast, 500))
-    board.give_back(fast)
+        assert board.take_chunk(owner) is chunk
+    board.commit_write(fast, board.begin_write(fast, 500))
+    board.release_chunk(fast)
     for seconds, expected in ((RECENT_S - 1, 0), (1, 1)):
         clock.now += seconds
-        board.advance(slow, board.claim(slow, 1))
-        assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+        board.commit_write(slow, board.begin_write(slow, 1))
+        assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_without_a_minimum_one_byte_is_fast_enough_and_none_is_not(clock: Clock) -> None:
     for brought, expected in ((0, 1), (1, 0)):
         refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
         board = planned(clock, refused, other)
-        board.take("other")
-        board.advance(other, board.claim(other, 1))
-        other.taken = other.position - brought
-        assert board.count_failure(refused, ServerBusy("503"), Attempt(0, 0.0)).attempts == expected
+        board.take_chunk("other")
+        board.commit_write(other, board.begin_write(other, 1))
+        other.taken_position = other.position - brought
+        assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_tiny_answers_are_counted_in_a_row(clock: Clock) -> None:
     chunk = Chunk(0, 10**6, 0, 0)
     board = planned(clock, chunk, least_rate=1000)
-    tiny = [board.count_answer(chunk, Attempt(10, 1.0)) for _ in range(MAX_CRUMBS + 1)]
+    tiny = [board.count_short_answer(chunk, RangeAttempt(10, 1.0)) for _ in range(MAX_CRUMBS + 1)]
     assert tiny == [True] * MAX_CRUMBS + [False]
-    chunk.failures = chunk.trickled = 5
-    assert board.count_answer(chunk, Attempt(1000, 1.0))
-    assert (chunk.crumbs, chunk.failures, chunk.trickled) == (0, 0, 0)
+    chunk.failures = chunk.slow_bytes = 5
+    assert board.count_short_answer(chunk, RangeAttempt(1000, 1.0))
+    assert (chunk.short_answers, chunk.failures, chunk.slow_bytes) == (0, 0, 0)
 
 
 # --- threads that wait ---
@@ -395,14 +395,14 @@ class Call:
             self._result = error
 
 
-def wait_for_waiters(board: Board, number: int) -> None:
+def wait_for_waiters(board: ChunkScheduler, number: int) -> None:
     """Wait until ``number`` threads wait for a change of the board."""
     wait_until(lambda: len(board._changed._waiters) == number)  # type: ignore[attr-defined]
 
 
-def waiting_for_a_chunk(board: Board, owner: str) -> Call:
-    call = Call(lambda: board.take(owner))
-    wait_until(lambda: board.has_idle)
+def waiting_for_a_chunk(board: ChunkScheduler, owner: str) -> Call:
+    call = Call(lambda: board.take_chunk(owner))
+    wait_until(lambda: board.has_idle_worker)
     return call
 
 
@@ -410,10 +410,10 @@ def test_an_idle_thread_gets_what_becomes_free(clock: Clock) -> None:
     board = planned(clock, chunk := Chunk(0, 10, 0, 0))
     for owner in ("a", "b"):
         waiting = waiting_for_a_chunk(board, owner)
-        board.give_back(chunk)
+        board.release_chunk(chunk)
         assert waiting.result() is chunk
         assert chunk.owner == owner
-        assert not board.has_idle
+        assert not board.has_idle_worker
 
 
 def test_an_idle_thread_gets_a_part_of_what_turns_out_to_be_slow(clock: Clock) -> None:
@@ -428,14 +428,14 @@ def test_an_idle_thread_gets_a_chunk_of_a_new_plan(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 0, 0))
     waiting = waiting_for_a_chunk(board, "b")
     first, second = Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10)
-    assert board.start(ChunkMap([first, second]), "a") is first
+    assert board.load_plan(ChunkMap([first, second]), "a") is first
     assert waiting.result() is second
 
 
 def test_an_idle_thread_gets_a_chunk_whose_delay_is_over() -> None:
     board = planned(time.monotonic, chunk := Chunk(0, 10, 0, 0))
-    board.give_back(chunk, 0.05)
-    assert Call(lambda: board.take("a")).result() is chunk
+    board.release_chunk(chunk, 0.05)
+    assert Call(lambda: board.take_chunk("a")).result() is chunk
 
 
 @pytest.mark.parametrize("ending", ["dismiss", "stop", "complete"])
@@ -443,27 +443,27 @@ def test_an_idle_thread_returns_when_there_is_no_more_work_for_it(clock: Clock, 
     board = planned(clock, chunk := Chunk(0, 10, 0, 0))
     waiting = waiting_for_a_chunk(board, "a")
     if ending == "dismiss":
-        board.dismiss("a")
+        board.retire("a")
     elif ending == "stop":
         board.stop(Cancelled("cancelled"))
     else:
-        chunk.position = chunk.claimed = 10
-        board.give_back(chunk)
+        chunk.position = chunk.write_end = 10
+        board.release_chunk(chunk)
     assert waiting.result() is None
 
 
 def test_a_pause_ends_with_the_download(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 0, 0))
-    pauses = [Call(lambda: board.pause(60.0)), Call(lambda: board.rest(60.0)), Call(lambda: board.wait(60.0))]
+    pauses = [Call(lambda: board.sleep(60.0)), Call(lambda: board.sleep_unless_failed(60.0)), Call(lambda: board.wait_until_over(60.0))]
     wait_for_waiters(board, 3)
     board.stop(Cancelled("cancelled"))
     ended = [pause.result() for pause in pauses]
     assert [type(result) for result in ended] == [Cancelled, Cancelled, bool]
     assert ended[-1] is True
-    board.pause(0.0)  # no pause, no error
+    board.sleep(0.0)  # no pause, no error
     with pytest.raises(Cancelled):
-        board.pause(0.001)
-    assert [type(Call(lambda: board.rest(60.0)).result()), type(Call(lambda: board.pause(60.0)).result())] == [
+        board.sleep(0.001)
+    assert [type(Call(lambda: board.sleep_unless_failed(60.0)).result()), type(Call(lambda: board.sleep(60.0)).result())] == [
         Cancelled,
         Cancelled,
     ]
@@ -471,16 +471,16 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
 
 def test_a_rest_lasts_longer_than_the_last_chunk(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 10, 10))
-    resting = Call(lambda: board.rest(60.0))
+    resting = Call(lambda: board.sleep_unless_failed(60.0))
     wait_for_waiters(board, 1)
     board.stop(Cancelled("cancelled"))
     assert isinstance(resting.result(), Cancelled)
-    planned(clock, Chunk(0, 10, 10, 10)).rest(0.001)
+    planned(clock, Chunk(0, 10, 10, 10)).sleep_unless_failed(0.001)
 
 
 def test_the_end_waits_for_writes_in_flight(clock: Clock) -> None:
     board = planned(clock, chunk := Chunk(0, 10, 0, 0))
-    board.claim(chunk, 5)
+    board.begin_write(chunk, 5)
     board.stop(Cancelled("cancelled"))
 
     def written_at_the_end() -> int:
@@ -489,20 +489,20 @@ def test_the_end_waits_for_writes_in_flight(clock: Clock) -> None:
 
     waiting = Call(written_at_the_end)
     wait_for_waiters(board, 1)
-    board.advance(chunk, 5)
+    board.commit_write(chunk, 5)
     assert waiting.result() == 5
     assert Call(written_at_the_end).result() == 5
 
 
 def test_who_follows_the_front_is_woken_by_a_finished_chunk_and_by_the_end(clock: Clock) -> None:
     board = planned(clock, chunk := Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
-    waiting = Call(lambda: board.wait_for_front(0, 60.0))
+    waiting = Call(lambda: board.wait_for_contiguous(0, 60.0))
     wait_for_waiters(board, 1)
-    board.advance(chunk, board.claim(chunk, 10))
-    board.give_back(chunk)
+    board.commit_write(chunk, board.begin_write(chunk, 10))
+    board.release_chunk(chunk)
     assert waiting.result() == 10
-    assert Call(lambda: board.wait_for_front(9, 60.0)).result() == 10
-    waiting = Call(lambda: board.wait_for_front(10, 60.0))
+    assert Call(lambda: board.wait_for_contiguous(9, 60.0)).result() == 10
+    waiting = Call(lambda: board.wait_for_contiguous(10, 60.0))
     wait_for_waiters(board, 1)
     board.stop(Cancelled("cancelled"))
     assert waiting.result() == 10

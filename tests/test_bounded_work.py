@@ -17,10 +17,10 @@ from dlpool.config import WebSettings
 from dlpool.errors import UsageError
 from dlpool.jobs.pushed import MAX_VALUES, Malformed, PushedJob
 from dlpool.web import forms, schemas
-from dlpool.web.admission import Admission
-from dlpool.web.checking import check
+from dlpool.web.admission import ClientLimits
+from dlpool.web.checking import validate
 from dlpool.web.operations import MAX_BODY, OPERATIONS, Operation
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from tests.backtracking import Meter, fault
 
 MOST_CALLS = 60_000  # of functions, in the check of one body
@@ -80,7 +80,7 @@ def test_the_check_of_a_body_takes_a_bounded_number_of_steps(body: str, name: st
     if name == "drainNode":
         name = next(one.name for one in OPERATIONS if one.body is schemas.EMPTY)
     with counted_calls(MOST_CALLS), suppress(UsageError):
-        operation(name).call({}, {}, BODIES[body])
+        operation(name).parse({}, {}, BODIES[body])
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -91,14 +91,14 @@ def test_a_job_of_the_intake_takes_a_bounded_number_of_steps(body: str) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 def test_the_fields_of_an_upload_take_a_bounded_number_of_steps(body: str) -> None:
-    with counted_calls(MOST_CALLS), suppress(Refusal):
+    with counted_calls(MOST_CALLS), suppress(UploadError):
         forms.json_fields(BODIES[body])
 
 
 def test_the_first_errors_tell_and_the_others_are_not_looked_for() -> None:
     jobs = {"jobs": [1] * schemas.MAX_BATCH}
     with counted_calls(3000), pytest.raises(UsageError, match=r"jobs\[0\] is not of type object"):
-        check(schemas.BATCH, jobs)
+        validate(schemas.BATCH, jobs)
 
 
 def test_the_largest_batch_that_is_allowed_is_taken() -> None:
@@ -106,7 +106,7 @@ def test_the_largest_batch_that_is_allowed_is_taken() -> None:
     jobs = [{"url": 'http://a/"[],{}\\', "save_path": "a", "dlpool": own}] * schemas.MAX_BATCH
     body = json.dumps({"jobs": jobs}).encode()
     assert len(body) < MAX_BODY
-    assert len(operation("push").call({}, {}, body).body["jobs"]) == schemas.MAX_BATCH
+    assert len(operation("push").parse({}, {}, body).body["jobs"]) == schemas.MAX_BATCH
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_job_with_too_many_values_is_none(values: int) -> None:
 
 
 def test_no_pattern_of_a_schema_needs_more_than_linear_time() -> None:
-    found = [*_patterns(schemas.NAMED), *_patterns([one.options for one in OPERATIONS])]
+    found = [*_patterns(schemas.NAMED), *_patterns([one.query for one in OPERATIONS])]
     assert len(found) > 8
     assert [(one, fault(one)) for one in found if fault(one)] == []
 
@@ -166,16 +166,16 @@ def _patterns(value: Any) -> Iterator[str]:
 
 
 def test_a_client_has_one_large_request_at_once_in_all_processes(tmp_path: Path) -> None:
-    here, there = (Admission(tmp_path, replace(WebSettings(), client_uploads=1)) for _ in range(2))
-    with here.heavy("one"):
+    here, there = (ClientLimits(tmp_path, replace(WebSettings(), client_uploads=1)) for _ in range(2))
+    with here.heavy_slot("one"):
         for admission in (here, there):
-            with pytest.raises(Refusal) as refused, admission.heavy("one"):
+            with pytest.raises(UploadError) as refused, admission.heavy_slot("one"):
                 pass
             assert (refused.value.status, refused.value.code) == (429, "too_many")
             assert int(refused.value.headers["Retry-After"]) >= 1
-        with there.heavy("two"), here.place("one"):  # another client's, and a body of the same one
+        with there.heavy_slot("two"), here.body_slot("one"):  # another client's, and a body of the same one
             pass
-    with there.heavy("one"):
+    with there.heavy_slot("one"):
         pass
 
 

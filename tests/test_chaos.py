@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from tests.chaos.faults import FAULTS, Fault, Struck
 from tests.chaos.life import Life
 from tests.chaos.run import Report, in_vain, run
@@ -82,8 +82,8 @@ def spoil(stage: Stage, chance: random.Random) -> Struck | None:
         return None
     with (stage.downloads / ended[0].path).open("ab") as file:
         file.write(b"more")
-    stage.redis.delete(Keys().success(ended[1].url))
-    stage.redis.lpush(Keys().intake, ended[2].raw)
+    stage.redis.delete(QueueKeys().success(ended[1].url))
+    stage.redis.lpush(QueueKeys().intake, ended[2].raw)
     return Struck("three wrongs", 60.0, holds="wrongs")
 
 

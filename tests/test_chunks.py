@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.answer import Span
+from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.chunks import (
-    LEAST_STEAL,
+    MIN_STEAL_BYTES,
     LEAST_STEAL_S,
-    LEAST_TAIL,
+    MIN_TAIL_BYTES,
     SLOW_S,
     UNKNOWN_END,
     Chunk,
     ChunkMap,
-    plan,
-    stream,
+    plan_chunks,
+    single_chunk,
 )
 
 KIB = 1024
@@ -26,10 +26,10 @@ MIB = 1024 * KIB
 
 
 @st.composite
-def files(draw: st.DrawFn) -> tuple[int, list[Span]]:
+def files(draw: st.DrawFn) -> tuple[int, list[ByteRange]]:
     """A size, and what is missing of it: sorted ranges with gaps between them."""
     cuts = sorted(draw(st.sets(st.integers(0, 4 * MIB), max_size=12)))
-    missing = [Span(low, high) for low, high in list(pairwise(cuts))[::2]]
+    missing = [ByteRange(low, high) for low, high in list(pairwise(cuts))[::2]]
     end = missing[-1].end if missing else 0
     return end + draw(st.sampled_from([0, 1, MIB])), missing
 
@@ -39,8 +39,8 @@ def spans(chunk_map: ChunkMap) -> list[tuple[int, int]]:
 
 
 def finish(chunk_map: ChunkMap, chunk: Chunk) -> None:
-    chunk.position = chunk.claimed = chunk.end
-    chunk_map.give_back(chunk, 0.0)
+    chunk.position = chunk.write_end = chunk.end
+    chunk_map.release(chunk, 0.0)
 
 
 # --- planning ---
@@ -62,13 +62,13 @@ def finish(chunk_map: ChunkMap, chunk: Chunk) -> None:
     ],
 )
 def test_a_file_is_divided_into_equal_ranges(size: int, connections: int, expected: list[tuple[int, int]]) -> None:
-    missing = [Span(0, size)] if size else []
-    assert spans(plan(missing, size, connections, min_split=100)) == expected
+    missing = [ByteRange(0, size)] if size else []
+    assert spans(plan_chunks(missing, size, connections, min_split=100)) == expected
 
 
 @given(st.integers(1, 10**13), st.integers(1, 64), st.integers(1, 10**9))
 def test_the_ranges_of_a_new_file_differ_by_a_byte_at_most(size: int, connections: int, min_split: int) -> None:
-    lengths = [chunk.end - chunk.start for chunk in plan([Span(0, size)], size, connections, min_split).chunks]
+    lengths = [chunk.end - chunk.start for chunk in plan_chunks([ByteRange(0, size)], size, connections, min_split).chunks]
     assert sum(lengths) == size
     assert max(lengths) - min(lengths) <= 1
     assert len(lengths) == max(1, min(connections, size // min_split))
@@ -77,10 +77,10 @@ def test_the_ranges_of_a_new_file_differ_by_a_byte_at_most(size: int, connection
 @given(files(), st.integers(1, 64), st.integers(1, MIB), st.sampled_from([None, KIB, MIB]))
 @settings(deadline=None)
 def test_a_plan_tiles_the_file_and_misses_what_is_missing(
-    file: tuple[int, list[Span]], connections: int, min_split: int, piece: int | None
+    file: tuple[int, list[ByteRange]], connections: int, min_split: int, piece: int | None
 ) -> None:
     size, missing = file
-    chunk_map = plan(missing, size, connections, min_split, piece)
+    chunk_map = plan_chunks(missing, size, connections, min_split, piece)
     edges = [0, *(chunk.end for chunk in chunk_map.chunks)]
     assert [chunk.start for chunk in chunk_map.chunks] == edges[:-1]
     assert edges[-1] == size
@@ -92,11 +92,11 @@ def test_a_plan_tiles_the_file_and_misses_what_is_missing(
 @given(files(), st.integers(1, 64), st.integers(1, MIB))
 @settings(deadline=None)
 def test_no_range_is_planned_below_the_least_split(
-    file: tuple[int, list[Span]], connections: int, min_split: int
+    file: tuple[int, list[ByteRange]], connections: int, min_split: int
 ) -> None:
     size, missing = file
     parts = {
-        (chunk.start, chunk.end) for chunk in plan(missing, size, connections, min_split).chunks if not chunk.is_done
+        (chunk.start, chunk.end) for chunk in plan_chunks(missing, size, connections, min_split).chunks if not chunk.is_done
     }
     short = {(start, end) for start, end in parts if end - start < min_split}
     assert short <= set(missing)
@@ -105,16 +105,16 @@ def test_no_range_is_planned_below_the_least_split(
 
 @given(files(), st.integers(1, 64))
 @settings(deadline=None)
-def test_no_range_is_divided_while_one_twice_as_long_is_left(file: tuple[int, list[Span]], connections: int) -> None:
+def test_no_range_is_divided_while_one_twice_as_long_is_left(file: tuple[int, list[ByteRange]], connections: int) -> None:
     size, missing = file
-    parts = [Span(c.start, c.end) for c in plan(missing, size, connections, min_split=1).chunks if not c.is_done]
+    parts = [ByteRange(c.start, c.end) for c in plan_chunks(missing, size, connections, min_split=1).chunks if not c.is_done]
     longest = max((part.end - part.start for part in parts), default=0)
     divided = set(parts) - set(missing)
     assert all(2 * (part.end - part.start + 1) > longest for part in divided)
 
 
 def test_pieces_are_dealt_from_the_front() -> None:
-    chunk_map = plan([Span(0, 100)], 100, 4, min_split=1, piece=30)
+    chunk_map = plan_chunks([ByteRange(0, 100)], 100, 4, min_split=1, piece=30)
     assert spans(chunk_map) == [(0, 100)]
     for owner in range(3):
         chunk_map.take(owner, 0.0)
@@ -122,14 +122,14 @@ def test_pieces_are_dealt_from_the_front() -> None:
 
 
 def test_pieces_stand_in_order_before_the_next_missing_range() -> None:
-    chunk_map = plan([Span(0, 60), Span(80, 100)], 100, 4, min_split=1, piece=30)
+    chunk_map = plan_chunks([ByteRange(0, 60), ByteRange(80, 100)], 100, 4, min_split=1, piece=30)
     for owner in range(3):
         chunk_map.take(owner, 0.0)
     assert spans(chunk_map) == [(0, 30), (30, 60), (60, 80), (80, 100)]
 
 
 def test_a_resumed_piece_begins_at_the_first_missing_byte() -> None:
-    chunk_map = plan([Span(45, 100)], 100, 4, min_split=1, piece=30)
+    chunk_map = plan_chunks([ByteRange(45, 100)], 100, 4, min_split=1, piece=30)
     taken = chunk_map.take("a", 0.0)
     assert taken is not None
     assert (taken.start, taken.position, taken.end) == (45, 45, 75)
@@ -139,61 +139,61 @@ def test_a_resumed_piece_begins_at_the_first_missing_byte() -> None:
 
 
 def test_the_first_free_chunk_is_taken_first() -> None:
-    chunk_map = plan([Span(0, 400)], 400, 4, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 400)], 400, 4, min_split=100)
     taken = [chunk_map.take(owner, 0.0) for owner in "abcde"]
     assert [chunk.start if chunk else None for chunk in taken] == [0, 100, 200, 300, None]
 
 
 def test_a_chunk_is_not_taken_before_it_is_ready() -> None:
-    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 100)], 100, 1, min_split=100)
     chunk = chunk_map.take("a", 0.0)
     assert chunk is not None
-    chunk_map.give_back(chunk, ready_at=5.0)
+    chunk_map.release(chunk, ready_at=5.0)
     assert chunk_map.next_ready_at() == 5.0
     assert chunk_map.take("b", 4.9) is None
     assert chunk_map.take("b", 5.0) is chunk
 
 
 def test_a_chunk_that_is_not_ready_does_not_hold_up_the_next() -> None:
-    chunk_map = plan([Span(0, 200)], 200, 2, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 200)], 200, 2, min_split=100)
     first = chunk_map.take("a", 0.0)
     assert first is not None
-    chunk_map.give_back(first, ready_at=5.0)
+    chunk_map.release(first, ready_at=5.0)
     second = chunk_map.take("a", 0.0)
     assert second is not None
     assert second.start == 100
 
 
 def test_nothing_is_ready_when_all_is_owned_or_done() -> None:
-    chunk_map = plan([Span(50, 100)], 100, 1, min_split=100)
+    chunk_map = plan_chunks([ByteRange(50, 100)], 100, 1, min_split=100)
     chunk_map.take("a", 0.0)
     assert chunk_map.next_ready_at() is None
 
 
 def test_what_was_claimed_and_not_written_is_fetched_again() -> None:
-    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 100)], 100, 1, min_split=100)
     chunk = chunk_map.take("a", 0.0)
     assert chunk is not None
-    chunk.position, chunk.claimed = 30, 60
-    chunk_map.give_back(chunk, 0.0)
+    chunk.position, chunk.write_end = 30, 60
+    chunk_map.release(chunk, 0.0)
     again = chunk_map.take("b", 0.0)
     assert again is not None
-    assert (again.position, again.claimed, again.end) == (30, 30, 100)
+    assert (again.position, again.write_end, again.end) == (30, 30, 100)
 
 
 def test_a_new_owner_begins_without_the_speed_of_the_last() -> None:
-    chunk_map = plan([Span(0, 100)], 100, 1, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 100)], 100, 1, min_split=100)
     chunk = chunk_map.take("a", 0.0)
     assert chunk is not None
     chunk.rate = 5.0
-    chunk_map.give_back(chunk, 0.0)
+    chunk_map.release(chunk, 0.0)
     chunk_map.take("b", 0.0)
     assert chunk.rate == 0.0
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2)])
 def test_settled_neighbours_become_one(order: tuple[int, ...]) -> None:
-    chunk_map = plan([Span(0, 400)], 400, 4, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 400)], 400, 4, min_split=100)
     taken = [chunk_map.take(owner, 0.0) for owner in range(4)]
     for index in order:
         chunk = taken[index]
@@ -204,11 +204,11 @@ def test_settled_neighbours_become_one(order: tuple[int, ...]) -> None:
 
 
 def test_a_done_chunk_is_not_joined_while_it_has_an_owner() -> None:
-    chunk_map = plan([Span(0, 200)], 200, 2, min_split=100)
+    chunk_map = plan_chunks([ByteRange(0, 200)], 200, 2, min_split=100)
     first, second = chunk_map.take("a", 0.0), chunk_map.take("b", 0.0)
     assert first is not None
     assert second is not None
-    first.position = first.claimed = first.end
+    first.position = first.write_end = first.end
     finish(chunk_map, second)
     assert spans(chunk_map) == [(0, 100), (100, 200)]
     assert any(chunk is first for chunk in chunk_map.chunks)
@@ -217,7 +217,7 @@ def test_a_done_chunk_is_not_joined_while_it_has_an_owner() -> None:
 # --- stealing ---
 
 
-def owned(size: int, *, claimed: int = 0, rate: float = 0.0, least_split: int = LEAST_STEAL) -> ChunkMap:
+def owned(size: int, *, claimed: int = 0, rate: float = 0.0, least_split: int = MIN_STEAL_BYTES) -> ChunkMap:
     """One chunk, owned by "owner"."""
     chunk = Chunk(0, size, claimed, claimed, owner="owner", rate=rate)
     return ChunkMap([chunk], least_split=least_split)
@@ -227,7 +227,7 @@ def test_a_thief_gets_the_upper_half_of_what_is_not_claimed() -> None:
     chunk_map = owned(10 * MIB, claimed=2 * MIB)
     stolen = chunk_map.steal("thief")
     assert stolen is not None
-    assert (stolen.start, stolen.end, stolen.position, stolen.claimed) == (6 * MIB, 10 * MIB, 6 * MIB, 6 * MIB)
+    assert (stolen.start, stolen.end, stolen.position, stolen.write_end) == (6 * MIB, 10 * MIB, 6 * MIB, 6 * MIB)
     assert stolen.owner == "thief"
     assert spans(chunk_map) == [(0, 6 * MIB), (6 * MIB, 10 * MIB)]
 
@@ -254,21 +254,21 @@ def test_of_chunks_of_unknown_speed_the_longest_is_stolen_from() -> None:
 
 
 def test_nobody_steals_from_a_chunk_without_owner() -> None:
-    assert plan([Span(0, 10 * MIB)], 10 * MIB, 1, min_split=MIB).steal("thief") is None
+    assert plan_chunks([ByteRange(0, 10 * MIB)], 10 * MIB, 1, min_split=MIB).steal("thief") is None
 
 
 @pytest.mark.parametrize(
     ("chunk_map", "is_worth_it"),
     [
-        (owned(2 * LEAST_STEAL), True),
-        (owned(2 * LEAST_STEAL - 1), False),
-        (owned(2 * MIB, claimed=2 * MIB - LEAST_STEAL), False),
+        (owned(2 * MIN_STEAL_BYTES), True),
+        (owned(2 * MIN_STEAL_BYTES - 1), False),
+        (owned(2 * MIB, claimed=2 * MIB - MIN_STEAL_BYTES), False),
         (owned(2 * MIB, claimed=2 * MIB), False),
         (owned(2 * MIB, least_split=MIB), True),
         (owned(2 * MIB - 1, least_split=MIB), False),
         (owned(MIB, rate=MIB / LEAST_STEAL_S), True),
         (owned(MIB, rate=MIB / LEAST_STEAL_S + 1), False),
-        (owned(LEAST_STEAL, rate=1.0), False),
+        (owned(MIN_STEAL_BYTES, rate=1.0), False),
         (owned(MIB, rate=1.0, least_split=MIB), True),
     ],
 )
@@ -279,12 +279,12 @@ def test_only_what_is_worth_a_request_is_stolen(chunk_map: ChunkMap, is_worth_it
 @pytest.mark.parametrize(
     ("chunk_map", "is_worth_it"),
     [
-        (owned(LEAST_STEAL, rate=LEAST_STEAL / SLOW_S), True),
-        (owned(LEAST_STEAL, rate=LEAST_STEAL / SLOW_S + 1), False),
-        (owned(2 * LEAST_TAIL, rate=1.0), True),
-        (owned(2 * LEAST_TAIL - 1, rate=1.0), False),
-        (owned(LEAST_STEAL, claimed=LEAST_STEAL, rate=1.0), False),
-        (owned(LEAST_STEAL), False),
+        (owned(MIN_STEAL_BYTES, rate=MIN_STEAL_BYTES / SLOW_S), True),
+        (owned(MIN_STEAL_BYTES, rate=MIN_STEAL_BYTES / SLOW_S + 1), False),
+        (owned(2 * MIN_TAIL_BYTES, rate=1.0), True),
+        (owned(2 * MIN_TAIL_BYTES - 1, rate=1.0), False),
+        (owned(MIN_STEAL_BYTES, claimed=MIN_STEAL_BYTES, rate=1.0), False),
+        (owned(MIN_STEAL_BYTES), False),
         (owned(UNKNOWN_END, rate=1.0), False),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_slow_owner_is_helped_with_its_last_bytes(chunk_map: ChunkMap, is_wort
         (1024.0, 2048.0, 341 * KIB + 341),
         (1024.0, 1024.0 * 1023, KIB),
         (1024.0, 3 * 1024.0, 256 * KIB),
-        (1.0, 1e9, LEAST_TAIL),
+        (1.0, 1e9, MIN_TAIL_BYTES),
     ],
 )
 def test_a_thief_that_is_much_faster_gets_more_than_half(rate: float, thief: float, kept: int) -> None:
@@ -323,16 +323,16 @@ def test_what_is_stolen_stands_between_its_victim_and_the_next_chunk() -> None:
     [
         (0, 0),
         (1, 1),
-        (2 * LEAST_STEAL - 1, 2 * LEAST_STEAL - 1),
-        (2 * LEAST_STEAL, LEAST_STEAL),
-        (2 * LEAST_STEAL + 1, LEAST_STEAL + 1),
+        (2 * MIN_STEAL_BYTES - 1, 2 * MIN_STEAL_BYTES - 1),
+        (2 * MIN_STEAL_BYTES, MIN_STEAL_BYTES),
+        (2 * MIN_STEAL_BYTES + 1, MIN_STEAL_BYTES + 1),
         (10 * MIB, 5 * MIB),
     ],
 )
 def test_an_owner_reads_what_a_thief_would_leave(left: int, own: int) -> None:
     """The owner's share is what is left of the chunk after a theft of equal speeds, if there would be one."""
     chunk = Chunk(7, 107 + left, 107, 107, owner="owner")
-    assert chunk.own_share == own
+    assert chunk.unstealable == own
     ChunkMap([chunk]).steal("thief")
     assert chunk.end - chunk.position == own
 
@@ -344,7 +344,7 @@ def test_what_is_being_written_takes_no_more_time(rate: float, eta_s: float) -> 
 
 @pytest.mark.parametrize("size", [None, 0, 10 * MIB])
 def test_nobody_steals_from_a_stream(size: int | None) -> None:
-    chunk_map = stream(size)
+    chunk_map = single_chunk(size)
     chunk_map.take("owner", 0.0)
     assert chunk_map.steal("thief") is None
 
@@ -353,28 +353,28 @@ def test_nobody_steals_from_a_stream(size: int | None) -> None:
 
 
 def test_a_stream_without_size_ends_never() -> None:
-    assert spans(stream(None)) == [(0, UNKNOWN_END)]
-    assert not stream(None).is_done()
+    assert spans(single_chunk(None)) == [(0, UNKNOWN_END)]
+    assert not single_chunk(None).is_done()
 
 
 def test_an_empty_file_is_done_and_misses_nothing() -> None:
-    chunk_map = plan([], 0, 4, min_split=1)
+    chunk_map = plan_chunks([], 0, 4, min_split=1)
     assert chunk_map.is_done()
-    assert (chunk_map.written(), chunk_map.front(), chunk_map.first_missing()) == (0, 0, None)
+    assert (chunk_map.written(), chunk_map.contiguous_end(), chunk_map.first_missing()) == (0, 0, None)
 
 
 def test_the_front_is_the_first_byte_that_is_not_there() -> None:
-    chunk_map = plan([Span(10, 20), Span(30, 40)], 50, 1, min_split=1)
-    assert (chunk_map.front(), chunk_map.first_missing()) == (10, Span(10, 20))
+    chunk_map = plan_chunks([ByteRange(10, 20), ByteRange(30, 40)], 50, 1, min_split=1)
+    assert (chunk_map.contiguous_end(), chunk_map.first_missing()) == (10, ByteRange(10, 20))
     chunk = chunk_map.take("a", 0.0)
     assert chunk is not None
-    chunk.position = chunk.claimed = 15
-    assert (chunk_map.front(), chunk_map.first_missing()) == (15, Span(15, 20))
+    chunk.position = chunk.write_end = 15
+    assert (chunk_map.contiguous_end(), chunk_map.first_missing()) == (15, ByteRange(15, 20))
     finish(chunk_map, chunk)
-    assert (chunk_map.front(), chunk_map.first_missing()) == (30, Span(30, 40))
+    assert (chunk_map.contiguous_end(), chunk_map.first_missing()) == (30, ByteRange(30, 40))
 
 
 def test_a_map_says_what_it_holds() -> None:
-    chunk_map = plan([Span(10, 20)], 30, 1, min_split=1)
+    chunk_map = plan_chunks([ByteRange(10, 20)], 30, 1, min_split=1)
     chunk_map.take("a", 0.0)
     assert repr(chunk_map) == "<ChunkMap 3 chunks: 1 owned, 20 bytes written>"

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dlpool.transfer.answer import Span
-from dlpool.transfer.chunks import Chunk, plan
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.chunks import Chunk, plan_chunks
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -31,15 +31,15 @@ class Download(RuleBasedStateMachine):
     )
     def begin(self, cuts: set[int], connections: int, piece: int | None, max_delay: int) -> None:
         edges = [KIB * cut for cut in sorted(cuts)]
-        self.missing = [Span(low, high) for low, high in list(pairwise(edges))[::2]] or [Span(0, 3 * MIB)]
+        self.missing = [ByteRange(low, high) for low, high in list(pairwise(edges))[::2]] or [ByteRange(0, 3 * MIB)]
         self.size = self.missing[-1].end + len(cuts) % 3
         self.piece = piece
         self.max_delay = max_delay
-        self.map = plan(self.missing, self.size, connections, 128 * KIB, piece)
+        self.map = plan_chunks(self.missing, self.size, connections, 128 * KIB, piece)
         self.planned = sum(not chunk.is_done for chunk in self.map.chunks)
         self.now = 0.0
         self.held: dict[str, Chunk] = {}
-        self.fetched: list[Span] = []
+        self.fetched: list[ByteRange] = []
         self.least_written = self.map.written()
 
     # --- what owners do ---
@@ -62,24 +62,24 @@ class Download(RuleBasedStateMachine):
     @rule(owner=OWNERS, size=SIZES)
     def claim(self, owner: str, size: int) -> None:
         chunk = self.held.get(owner)
-        if chunk is not None and chunk.claimed == chunk.position:
-            chunk.claimed = chunk.position + min(size, chunk.end - chunk.position)
+        if chunk is not None and chunk.write_end == chunk.position:
+            chunk.write_end = chunk.position + min(size, chunk.end - chunk.position)
 
     @rule(owner=OWNERS, fails=st.booleans())
     def write(self, owner: str, fails: bool) -> None:
         """A claimed write ends: all of it is in the file, or nothing."""
         chunk = self.held.get(owner)
-        if chunk is not None and chunk.claimed > chunk.position:
+        if chunk is not None and chunk.write_end > chunk.position:
             if not fails:
-                self.fetched.append(Span(chunk.position, chunk.claimed))
-                chunk.position = chunk.claimed
-            chunk.claimed = chunk.position
+                self.fetched.append(ByteRange(chunk.position, chunk.write_end))
+                chunk.position = chunk.write_end
+            chunk.write_end = chunk.position
 
     @rule(owner=OWNERS, delay=st.integers(0, 2))
     def let_go(self, owner: str, delay: int) -> None:
         chunk = self.held.pop(owner, None)
         if chunk is not None:
-            self.map.give_back(chunk, self.now + min(delay, self.max_delay))
+            self.map.release(chunk, self.now + min(delay, self.max_delay))
 
     @rule(owner=OWNERS)
     def finish(self, owner: str) -> None:
@@ -87,9 +87,9 @@ class Download(RuleBasedStateMachine):
         if chunk is None:
             return
         if chunk.position < chunk.end:
-            self.fetched.append(Span(chunk.position, chunk.end))
-        chunk.position = chunk.claimed = chunk.end
-        self.map.give_back(self.held.pop(owner), self.now)
+            self.fetched.append(ByteRange(chunk.position, chunk.end))
+        chunk.position = chunk.write_end = chunk.end
+        self.map.release(self.held.pop(owner), self.now)
 
     @rule(owner=OWNERS, rate=RATES)
     def measure(self, owner: str, rate: float) -> None:
@@ -111,7 +111,7 @@ class Download(RuleBasedStateMachine):
     @invariant()
     def each_chunk_is_in_order(self) -> None:
         for chunk in self.map.chunks:
-            assert chunk.start <= chunk.position <= chunk.claimed <= chunk.end
+            assert chunk.start <= chunk.position <= chunk.write_end <= chunk.end
             assert chunk.start < chunk.end
 
     @invariant()
@@ -137,15 +137,15 @@ class Download(RuleBasedStateMachine):
             if span.start > front:
                 break
             front = span.end
-        assert self.map.front() == front
+        assert self.map.contiguous_end() == front
         first = self.map.first_missing()
         assert front == (self.size if first is None else first.start)
 
     @invariant()
     def the_map_is_as_long_as_its_owners_need(self) -> None:
         chunks = self.map.chunks
-        assert not any(one.is_settled and next_one.is_settled for one, next_one in pairwise(chunks))
-        unfinished = sum(not chunk.is_settled for chunk in chunks)
+        assert not any(one.is_finished and next_one.is_finished for one, next_one in pairwise(chunks))
+        unfinished = sum(not chunk.is_finished for chunk in chunks)
         assert len(chunks) <= 2 * unfinished + 1
         if self.max_delay == 0:
             assert unfinished <= self.planned + 5
@@ -166,15 +166,15 @@ class Download(RuleBasedStateMachine):
             self.find_work("ann")
             self.finish("ann")
         assert self.map.is_done()
-        assert self.map.written() == self.map.front() == self.size
+        assert self.map.written() == self.map.contiguous_end() == self.size
         assert len(self.map.chunks) == 1
         self._check_each_byte_came_once()
 
     def _check_each_byte_came_once(self) -> None:
-        joined: list[Span] = []
+        joined: list[ByteRange] = []
         for span in sorted(self.fetched):
             if joined and joined[-1].end == span.start and span.start not in {gap.start for gap in self.missing}:
-                joined[-1] = Span(joined[-1].start, span.end)
+                joined[-1] = ByteRange(joined[-1].start, span.end)
             else:
                 joined.append(span)
         assert joined == self.missing
@@ -182,9 +182,9 @@ class Download(RuleBasedStateMachine):
     def _missing(self) -> int:
         return sum(span.end - span.start for span in self.missing)
 
-    def _there_before(self) -> list[Span]:
+    def _there_before(self) -> list[ByteRange]:
         edges = [0, *(edge for span in self.missing for edge in span), self.size]
-        return [Span(low, high) for low, high in list(pairwise(edges))[::2] if low < high]
+        return [ByteRange(low, high) for low, high in list(pairwise(edges))[::2] if low < high]
 
 
 Download.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dlpool.cli.console import _CleanText, drawn_on
+from dlpool.cli.console import _CleanText, stream_for_rich
 from dlpool.cli.tables import clean
 from dlpool.observe.chain import Origin, processors
-from dlpool.usertext import escaped
+from dlpool.usertext import escape_unsafe
 
 UNSAFE = [
     *map(chr, [*range(0x20), *range(0x7F, 0xA0)]),
@@ -29,14 +29,14 @@ SAFE = ["a", " ", "é", "Ω", "漢", "\u3000", "\xa0", "👩\u200d🔬", "a\u030
 
 @pytest.mark.parametrize("letter", UNSAFE, ids=ascii)
 def test_a_character_that_a_terminal_obeys_is_escaped(letter: str) -> None:
-    shown = escaped(f"a{letter}b")
+    shown = escape_unsafe(f"a{letter}b")
     assert letter not in shown and shown == f"a{ascii(letter)[1:-1]}b"
     assert clean(f"a{letter}b") == shown
 
 
 @pytest.mark.parametrize("text", SAFE)
 def test_what_does_nothing_is_shown_as_it_is(text: str) -> None:
-    assert escaped(text) == clean(text) == text
+    assert escape_unsafe(text) == clean(text) == text
 
 
 def stream() -> tuple[_CleanText, io.BytesIO]:
@@ -57,12 +57,12 @@ def test_the_standard_streams_clean_what_is_printed(letter: str) -> None:
 
 def test_what_draws_reaches_the_terminal() -> None:
     text, raw = stream()
-    drawn = drawn_on(text)
+    drawn = stream_for_rich(text)
     drawn.write("\x1b[1mbold\x1b[0m\n")
     drawn.flush()
     assert raw.getvalue() == b"\x1b[1mbold\x1b[0m\n"
     assert not drawn.isatty()
-    assert drawn_on(sys.stdout) is sys.stdout or isinstance(sys.stdout, _CleanText)
+    assert stream_for_rich(sys.stdout) is sys.stdout or isinstance(sys.stdout, _CleanText)
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe"

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from dlpool.jobs.clock import QueueTime, queue_time
-from dlpool.jobs.history import History
+from dlpool.jobs.history import QueueHistory
 from dlpool.jobs.hostslots import HostLimit, HostSlots
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.outbox import Outbox, entry_of
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.records import Record
-from dlpool.jobs.steering import Steering
-from dlpool.jobs.transitions import SCRIPTS, Claimed, Finish, Ticket, Transitions
-from dlpool.jobs.views import Views
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.outbox import Outbox, encode_entry
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.records import ClientRecord
+from dlpool.jobs.steering import QueueAdmin
+from dlpool.jobs.transitions import SCRIPTS, ClaimedJob, FinishRequest, JobLease, Transitions
+from dlpool.jobs.views import QueueViews
 from tests.clocks import ShiftedRedis
 from tests.conftest import wait_until
 from tests.desk import InTurn, answer
@@ -45,14 +45,14 @@ class Queue:
     def __init__(self, server: ShiftedRedis) -> None:
         self.server = server
         self.client: Any = server.client()
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.does = Transitions(self.client, self.keys)
-        self.views = Views(self.client, self.keys)
+        self.views = QueueViews(self.client, self.keys)
         self.slots = HostSlots(self.does)
         self.register(A)
 
     def register(self, sid: str, lease_s: float = 30.0) -> None:
-        self.does.beat(sid, [], lease_s=lease_s, info={"lease": lease_s})
+        self.does.heartbeat(sid, [], lease_s=lease_s, info={"lease": lease_s})
 
     def shift(self, *steps: int) -> None:
         """Set the clock, once after the other; each is seen by somebody."""
@@ -61,23 +61,23 @@ class Queue:
             self.register(B)
 
     def push(self, name: str, **own: Any) -> None:
-        self.does.push([(PushedJob.parse(compose(f"http://host/{name}", f"/data/{name}", **own)), name)])
+        self.does.push([(PushedJob.parse(compose_job(f"http://host/{name}", f"/data/{name}", **own)), name)])
 
-    def claim(self, sid: str = A, slots: int = 1, lease_s: float = 30.0) -> list[Claimed]:
+    def claim(self, sid: str = A, slots: int = 1, lease_s: float = 30.0) -> list[ClaimedJob]:
         claim = self.does.claim(sid, None, slots, lease_s=lease_s, order="fifo")
         assert claim is not None
         return list(claim.jobs)
 
-    def claim_one(self, lease_s: float = 30.0) -> Ticket:
+    def claim_one(self, lease_s: float = 30.0) -> JobLease:
         [claimed] = self.claim(lease_s=lease_s)
-        return claimed.ticket
+        return claimed.lease
 
-    def finish(self, ticket: Ticket, outcome: str, **how: Any) -> None:
-        assert self.does.finish(A, [Finish(ticket, outcome, **how)]) == ["OK"]
+    def finish(self, ticket: JobLease, outcome: str, **how: Any) -> None:
+        assert self.does.finish(A, [FinishRequest(ticket, outcome, **how)]) == ["OK"]
 
     def control(self, verb: str, job_id: str) -> str:
         arguments = [self.keys.prefix, job_id, verb, "", "", "", ""]
-        return str(self.does.run_many("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
+        return str(self.does.run_script("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
 
     def clock_s(self) -> float:
         seconds, micros = self.client.time()
@@ -140,14 +140,14 @@ def parked_for_a_slot_that_was_never_given_back(queue: Queue) -> Callable[[], ob
 def a_lease(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.claim_one(lease_s=SOON_S)
-    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").given_back
+    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").requeued
 
 
 def a_suspect_lease(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.claim_one(lease_s=0)
-    wait_until(lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").suspects == 1)
-    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").given_back
+    wait_until(lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").expired == 1)
+    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").requeued
 
 
 def what_a_gone_supervisor_had_reserved(queue: Queue) -> Callable[[], object]:
@@ -167,21 +167,21 @@ def a_registration(queue: Queue) -> Callable[[], object]:
 
 
 def a_hold(queue: Queue) -> Callable[[], object]:
-    queue.does.hold("h", SOON_S)
-    assert [host for host, _ in queue.does.beat(A, [], lease_s=30, info={}).holds] == ["h"]
-    return lambda: not queue.does.beat(A, [], lease_s=30, info={}).holds and not queue.views.stats().held_hosts
+    queue.does.hold_host("h", SOON_S)
+    assert [host for host, _ in queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts] == ["h"]
+    return lambda: not queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts and not queue.views.stats().held_hosts
 
 
 def a_slot_of_a_host(queue: Queue) -> Callable[[], object]:
     limit = HostLimit("h", most=1)
-    assert queue.slots.take(limit, "dead", lease_s=SOON_S, is_paid=False).wait_s == 0
-    return lambda: queue.slots.take(limit, "a", lease_s=30, is_paid=False).wait_s == 0
+    assert queue.slots.acquire(limit, "dead", lease_s=SOON_S, is_start_reserved=False).wait_s == 0
+    return lambda: queue.slots.acquire(limit, "a", lease_s=30, is_start_reserved=False).wait_s == 0
 
 
 def the_next_start_at_a_host(queue: Queue) -> Callable[[], object]:
     limit = HostLimit("h", rate=1 / SOON_S)
-    assert queue.slots.take(limit, "first", lease_s=30, is_paid=False).wait_s == 0
-    return lambda: (queue.slots.take(limit, "a", lease_s=30, is_paid=False).wait_s or 0) < 60
+    assert queue.slots.acquire(limit, "first", lease_s=30, is_start_reserved=False).wait_s == 0
+    return lambda: (queue.slots.acquire(limit, "a", lease_s=30, is_start_reserved=False).wait_s or 0) < 60
 
 
 def a_record_in_the_outbox(queue: Queue) -> Callable[[], object]:
@@ -193,7 +193,7 @@ def a_record_in_the_outbox(queue: Queue) -> Callable[[], object]:
             pass
 
     late_ms = queue_time(queue.client, queue.keys).now_ms - 9_000
-    entry = b"%d %s" % (late_ms, entry_of(Record("success:u", b"{}")))
+    entry = b"%d %s" % (late_ms, encode_entry(ClientRecord("success:u", b"{}")))
     queue.client.hset(queue.keys.outbox, "a.1", entry)
     outbox = Outbox(queue.client, queue.keys, OneNode())  # type: ignore[arg-type]
     return lambda: outbox.replay().written == 1
@@ -260,10 +260,10 @@ def test_what_is_due_late_does_not_come_early_because_the_clock_was_set_back(
     queue.push("retried")
     queue.finish(queue.claim_one(), "retry", delay_s=NEVER_S)
     queue.push("later", not_before=queue.clock_s() + NEVER_S)
-    queue.does.hold("h", NEVER_S)
+    queue.does.hold_host("h", NEVER_S)
     queue.shift(*steps)
     assert queue.claim(slots=5) == []
-    [(host, seconds)] = queue.does.beat(A, [], lease_s=30, info={}).holds
+    [(host, seconds)] = queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts
     assert host == "h" and abs(seconds - NEVER_S) < 60
     assert queue.client.zcard(queue.keys.delayed) == 2
 
@@ -272,17 +272,17 @@ def test_what_is_due_late_does_not_come_early_because_the_clock_was_set_back(
 def test_nobody_loses_a_job_because_the_clock_was_changed(queue: Queue, steps: tuple[int, ...]) -> None:
     for number in range(20):
         queue.push(f"{number}")
-    tickets = [one.ticket for one in queue.claim(slots=20)]
+    tickets = [one.lease for one in queue.claim(slots=20)]
     queue.does.recover(B, grace_s=15, order="fifo")
     for seconds in steps:
         queue.server.set_clock(seconds)
         queue.client.delete(f"{queue.keys.prefix}recoverer")  # it is time again
-        assert queue.does.recover(B, grace_s=15, order="fifo").given_back == ()
-        beat = queue.does.beat(A, [(ticket, "") for ticket in tickets], lease_s=30, info={})
-        assert beat.verdicts == ("OK",) * 20
+        assert queue.does.recover(B, grace_s=15, order="fifo").requeued == ()
+        beat = queue.does.heartbeat(A, [(ticket, "") for ticket in tickets], lease_s=30, info={})
+        assert beat.replies == ("OK",) * 20
         queue.client.delete(f"{queue.keys.prefix}recoverer")
-        assert queue.does.recover(B, grace_s=15, order="fifo").suspects == 0
-    assert queue.does.finish(A, [Finish(ticket, "success") for ticket in tickets]) == ["OK"] * 20
+        assert queue.does.recover(B, grace_s=15, order="fifo").expired == 0
+    assert queue.does.finish(A, [FinishRequest(ticket, "success") for ticket in tickets]) == ["OK"] * 20
 
 
 @pytest.mark.parametrize("steps", SHIFTS.values(), ids=SHIFTS)
@@ -292,8 +292,8 @@ def test_people_are_told_times_by_the_clock_as_it_is_now(queue: Queue, steps: tu
     queue.push("after", not_before=queue.clock_s() + 2 * NEVER_S)
     queue.push("ended")
     ended = queue.claim(slots=5)
-    queue.does.finish(A, [Finish(one.ticket, "failed") for one in ended])
-    assert Steering(queue.client, queue.keys).pause()
+    queue.does.finish(A, [FinishRequest(one.lease, "failed") for one in ended])
+    assert QueueAdmin(queue.client, queue.keys).pause()
     now_s = queue.clock_s()
     stats = queue.views.stats()
     assert abs(stats.now - now_s) < 60
@@ -312,11 +312,11 @@ def test_people_are_told_times_by_the_clock_as_it_is_now(queue: Queue, steps: tu
 
 
 def test_the_history_goes_on_and_its_moments_are_apart(queue: Queue) -> None:
-    history = History(queue.client, queue.keys)
+    history = QueueHistory(queue.client, queue.keys)
     for seconds in (0, -2 * HOURS, -4 * HOURS, 0):
         queue.shift(seconds)
         queue.client.delete(queue.keys.sampled)  # ten seconds later
-        assert history.sample()
+        assert history.record_sample()
     moments = [sample[0] for sample in history.since()]
     assert len(set(moments)) == 4 and moments == sorted(moments)
     assert history.since(moments[2]) == history.since()[2:]
@@ -366,7 +366,7 @@ def test_a_service_retries_and_takes_new_jobs_after_its_redis_was_set_back(tmp_p
         handler = InTurn(answer(503, Retry_After="4"), File(b"x" * 1000))
         with Supervisor(tmp_path / "node", server.url, settings), Origin(handler) as origin:
             client.push(f"{origin.url}/a", "a")
-            wait_until(lambda: client.redis.zcard(client.keys.delayed) + client.redis.zcard(client.keys.parked) == 1)
+            wait_until(lambda: client.redis.zcard(client.keys.delayed) + client.redis.zcard(client.keys.throttled) == 1)
             server.set_clock(-2 * HOURS)
             client.wait_for(f"{origin.url}/a", timeout_s=60)
             client.push(f"{origin.url}/b", "b")

@@ -13,23 +13,23 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway
 from dlpool.jobs.connection import connect
-from dlpool.jobs.controls import Controls
+from dlpool.jobs.controls import JobAdmin
 from dlpool.jobs.facts import check_server
-from dlpool.jobs.failures import Failures
+from dlpool.jobs.failures import FailureRecords
 from dlpool.jobs.hostslots import HostLimit, HostSlots
-from dlpool.jobs.keys import Keys, limit_keys
+from dlpool.jobs.keys import QueueKeys, host_slot_keys
 from dlpool.jobs.outbox import AT_ONCE, Outbox
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.records import Record, failure_record, success_record
-from dlpool.jobs.transitions import Finish, Transitions
-from dlpool.jobs.views import Views
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.records import ClientRecord, failure_record, success_record
+from dlpool.jobs.transitions import FinishRequest, Transitions
+from dlpool.jobs.views import QueueViews
 from tests import processes
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
 from tests.outage import DATA, Gate, assert_ended_once, is_fetched_once, push_numbered, spooled, wait_until
 from tests.redis_kinds import Cluster
 
-KEYS = Keys()
+KEYS = QueueKeys()
 NOW = 1_800_000_000.0
 URL = "http://h/1"
 
@@ -63,21 +63,21 @@ def outbox_of(queue: Transitions) -> Outbox:
     return queue.outbox
 
 
-def success(at: float = NOW) -> Record:
-    return success_record(KEYS, PushedJob.parse(compose(URL, "1")), 1, 1.0, at)
+def success(at: float = NOW) -> ClientRecord:
+    return success_record(KEYS, PushedJob.parse(compose_job(URL, "1")), 1, 1.0, at)
 
 
-def failure(at: float = NOW) -> Record:
-    return failure_record(KEYS, URL, compose(URL, "1"), "gone", at)
+def failure(at: float = NOW) -> ClientRecord:
+    return failure_record(KEYS, URL, compose_job(URL, "1"), "gone", at)
 
 
-def end_one(queue: Transitions, record: Record, job_id: str = "job-1") -> Finish:
+def end_one(queue: Transitions, record: ClientRecord, job_id: str = "job-1") -> FinishRequest:
     """Push, claim and end a job; its record is in the outbox then, as after a kill."""
-    queue.push([(PushedJob.parse(compose(URL, "1")), job_id)])
-    queue.beat("s", [], lease_s=30, info={})
+    queue.push([(PushedJob.parse(compose_job(URL, "1")), job_id)])
+    queue.heartbeat("s", [], lease_s=30, info={})
     claim = queue.claim("s", [], 1, lease_s=30, order="fifo")
     assert claim is not None
-    ending = Finish(claim.jobs[0].ticket, "failed" if record.field else "success", record)
+    ending = FinishRequest(claim.jobs[0].lease, "failed" if record.field else "success", record)
     assert queue.finish("s", [ending]) == ["OK"]
     return ending
 
@@ -99,19 +99,19 @@ def test_the_slots_of_a_host_are_on_its_own_node_and_the_queue_goes_on_without_i
     slots = HostSlots(queue_of(cluster, tmp_path))
     hosts = [f"h{number}" for number in range(60)]  # some of them on each node
     for host in hosts:
-        assert [slots.take(HostLimit(host, 1), name, lease_s=30, is_paid=False).wait_s for name in "ab"] == [0, None]
-        slots.free(host, "a")
-        assert slots.take(HostLimit(host, 1), "b", lease_s=30, is_paid=False).wait_s == 0
+        assert [slots.acquire(HostLimit(host, 1), name, lease_s=30, is_start_reserved=False).wait_s for name in "ab"] == [0, None]
+        slots.release(host, "a")
+        assert slots.acquire(HostLimit(host, 1), "b", lease_s=30, is_start_reserved=False).wait_s == 0
     cluster.masters[1].kill()
-    places = [slots.take(HostLimit(host, 1), "b", lease_s=30, is_paid=True) for host in hosts]
+    places = [slots.acquire(HostLimit(host, 1), "b", lease_s=30, is_start_reserved=True) for host in hosts]
     assert {place.wait_s for place in places} == {0, None}
-    assert all(place.is_paid and place.problem for place in places if place.wait_s is None)
-    slots.keep([(host, "b") for host in hosts], lease_s=3000)
+    assert all(place.is_start_reserved and place.problem for place in places if place.wait_s is None)
+    slots.renew([(host, "b") for host in hosts], lease_s=3000)
     for host in (host for host, place in zip(hosts, places, strict=True) if place.wait_s == 0):
-        (key, _), master = limit_keys(host), cluster.masters[0]
+        (key, _), master = host_slot_keys(host), cluster.masters[0]
         assert master.client().pttl(key) > 3_000_000, "a node that is away keeps no other slot from being renewed"
     for host in hosts:
-        slots.free(host, "b")
+        slots.release(host, "b")
 
 
 # --- the service --------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_replica_that_takes_over_goes_on_with_the_queue(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("record", [success(), failure()], ids=["success", "failure"])
-def test_what_a_killed_supervisor_left_is_written_by_another(one: Cluster, tmp_path: Path, record: Record) -> None:
+def test_what_a_killed_supervisor_left_is_written_by_another(one: Cluster, tmp_path: Path, record: ClientRecord) -> None:
     queue, client = queue_of(one, tmp_path), one.client()
     end_one(queue, record)
     assert outbox_of(queue).replay().written == 0, "its own supervisor may be about to write it"
@@ -203,10 +203,10 @@ def test_an_end_that_is_told_again_writes_its_record_once(one: Cluster, tmp_path
     """What a client has deleted meanwhile does not come back."""
     queue, client = queue_of(one, tmp_path), one.client()
     ending = end_one(queue, success())
-    assert outbox_of(queue).deliver([str(ending.ticket)]).written == 1
+    assert outbox_of(queue).deliver([str(ending.lease)]).written == 1
     client.delete(success().key)
     assert queue.finish("s", [ending]) == ["DUP"]
-    assert outbox_of(queue).deliver([str(ending.ticket)]).written == 0
+    assert outbox_of(queue).deliver([str(ending.lease)]).written == 0
     assert not client.exists(success().key)
 
 
@@ -214,8 +214,8 @@ def test_a_late_record_does_not_replace_a_newer_one(one: Cluster, tmp_path: Path
     queue, client = queue_of(one, tmp_path), one.client()
     for record, newer in ((success(), success(NOW + 5)), (failure(), failure(NOW + 5))):
         end_one(queue, record, job_id=f"job-{record.field is None}")
-        end = Finish(end_one(queue, newer, job_id=f"newer-{record.field is None}").ticket, "success", newer)
-        outbox_of(queue).deliver([str(end.ticket)])
+        end = FinishRequest(end_one(queue, newer, job_id=f"newer-{record.field is None}").lease, "success", newer)
+        outbox_of(queue).deliver([str(end.lease)])
         grow_old(queue, 100)
         outbox_of(queue).replay()
         found = client.get(record.key) if record.field is None else client.hget(record.key, record.field)
@@ -244,8 +244,8 @@ def test_a_record_that_redis_never_takes_leaves_the_outbox(one: Cluster, tmp_pat
     queue, client = queue_of(one, tmp_path), one.client()
     client.set(KEYS.failed, "of another type")
     ending = end_one(queue, failure())
-    delivery = outbox_of(queue).deliver([str(ending.ticket)])
-    assert [ticket for ticket, _ in delivery.refused] == [str(ending.ticket)]
+    delivery = outbox_of(queue).deliver([str(ending.lease)])
+    assert [ticket for ticket, _ in delivery.refused] == [str(ending.lease)]
     assert "WRONGTYPE" in delivery.refused[0][1]
     assert not client.exists(KEYS.outbox)
 
@@ -275,9 +275,9 @@ def test_many_records_are_replayed_some_at_a_time(one: Cluster, tmp_path: Path) 
 
 def test_many_pushes_and_the_views_work_in_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     queue = queue_of(cluster, tmp_path)
-    jobs = [(PushedJob.parse(compose(f"http://h/{number}", "1")), f"job-{number}") for number in range(100)]
+    jobs = [(PushedJob.parse(compose_job(f"http://h/{number}", "1")), f"job-{number}") for number in range(100)]
     assert queue.push(jobs) == ["OK"] * 100
-    views = Views(queue.client, KEYS)
+    views = QueueViews(queue.client, KEYS)
     assert len(views.jobs(limit=1000)) == 100
     assert views.job("job-7").id == "job-7"
     assert views.stats().ready["normal"] == 100
@@ -285,16 +285,16 @@ def test_many_pushes_and_the_views_work_in_a_cluster(cluster: Cluster, tmp_path:
 
 
 def test_operators_work_on_records_that_are_on_another_node(cluster: Cluster, tmp_path: Path) -> None:
-    queue, raw = queue_of(cluster, tmp_path), compose(URL, "1")
-    controls, failures = Controls(queue.client, KEYS), Failures(queue.client, KEYS)
+    queue, raw = queue_of(cluster, tmp_path), compose_job(URL, "1")
+    controls, failures = JobAdmin(queue.client, KEYS), FailureRecords(queue.client, KEYS)
     queue.push([(PushedJob.parse(raw), "job-1")])
-    assert controls.control("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    assert controls.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
     found = failures.get(URL)
     assert found is not None
     assert (found.message, found.raw, queue.client.hlen(KEYS.outbox)) == ("the job was cancelled", raw, 0)
-    assert controls.control("retry", "job-1") == "OK"
+    assert controls.execute("retry", "job-1") == "OK"
     assert list(failures.all()) == []
-    assert controls.control("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    assert controls.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
     [again] = failures.all()
     assert (failures.retry(again), list(failures.all())) == ("OK", [])
     assert queue.client.lrange(KEYS.intake, 0, -1) == [raw]
@@ -306,12 +306,12 @@ def test_one_node_that_answers_is_enough(cluster: Cluster, tmp_path: Path) -> No
     for node in cluster.nodes:
         url = f"redis+cluster://127.0.0.1:1,127.0.0.1:{node.port}"
         client = connect(replace(RedisSettings(), url=url), tmp_path)
-        assert Transitions(client, KEYS).push([(PushedJob.parse(compose(URL, "1")), f"to-{node.port}")]) == ["OK"]
+        assert Transitions(client, KEYS).push([(PushedJob.parse(compose_job(URL, "1")), f"to-{node.port}")]) == ["OK"]
 
 
 def test_a_queue_whose_slot_was_moved_is_away_for_one_call(cluster: Cluster, tmp_path: Path) -> None:
     queue = queue_of(cluster, tmp_path)
-    job = PushedJob.parse(compose(URL, "1"))
+    job = PushedJob.parse(compose_job(URL, "1"))
     queue.client.ping()  # connected, and nothing is there that would have to move
     cluster.move_slot(KEYS.intake, cluster.masters[1])
     with pytest.raises(QueueAway, match=r"^Redis at the Cluster of \S+ cannot serve now: \d+ 127.0.0.1"):

@@ -13,7 +13,7 @@ import pytest
 
 from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import TransferSettings
-from dlpool.engine.names import Duplicate, NameRegistry, Wanted
+from dlpool.engine.names import DuplicateItem, NameRegistry, NameRequest
 from dlpool.errors import TargetExists
 from dlpool.transfer.partfile import PartFile
 from tests.conftest import make_data, wait_until
@@ -287,8 +287,8 @@ def test_names_that_differ_in_case_are_one_file_where_the_file_system_says_so(
 # --- the registry ---
 
 
-def wanted(task: str, url: str = "u", *, of_list: bool = False) -> Wanted:
-    return Wanted(task, url, task, of_list)
+def wanted(task: str, url: str = "u", *, of_list: bool = False) -> NameRequest:
+    return NameRequest(task, url, task, of_list)
 
 
 def test_a_name_is_one_tasks_until_that_has_failed(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_a_name_is_one_tasks_until_that_has_failed(tmp_path: Path) -> None:
     names.reserve(tmp_path / "x", wanted("1", "a"))
     with pytest.raises(TargetExists, match=r"2 would overwrite .*/x, the file of 1"):
         names.reserve(tmp_path / "." / "x", wanted("2", "b"))
-    names.end("1", is_completed=False)
+    names.release("1", is_completed=False)
     names.reserve(tmp_path / "x", wanted("2", "b"))
-    names.end("2", is_completed=True)
+    names.release("2", is_completed=True)
     with pytest.raises(TargetExists):
         names.reserve(tmp_path / "x", wanted("3", "c"))
 
@@ -317,12 +317,12 @@ def test_two_tasks_for_one_url_share_a_name_but_not_in_a_list(tmp_path: Path) ->
     names = NameRegistry()
     names.reserve(tmp_path / "x", wanted("1"))
     names.reserve(tmp_path / "x", wanted("2"))
-    with pytest.raises(Duplicate):
+    with pytest.raises(DuplicateItem):
         names.reserve(tmp_path / "x", wanted("3", of_list=True))
-    names.end("1", is_completed=False)
+    names.release("1", is_completed=False)
     with pytest.raises(TargetExists):
         names.reserve(tmp_path / "x", wanted("4", "other"))
-    names.end("2", is_completed=False)
+    names.release("2", is_completed=False)
     names.reserve(tmp_path / "x", wanted("4", "other"))
 
 
@@ -333,7 +333,7 @@ def test_names_that_look_alike_are_different_files_here(tmp_path: Path) -> None:
         names.reserve(tmp_path / "new" / name, wanted(str(number), str(number)))
     assert not list((tmp_path / "new").iterdir()), "nothing is left of the questions"
     for number in range(len(alike)):
-        names.end(str(number), is_completed=False)
+        names.release(str(number), is_completed=False)
     for number, name in enumerate(reversed(alike)):
         names.reserve(tmp_path / "new" / name, wanted(str(number), str(number)))
 

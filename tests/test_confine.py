@@ -11,8 +11,8 @@ import pytest
 from dlpool.config import PathSettings
 from dlpool.errors import PolicyRefused
 from dlpool.jobs.confine import Confinement
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.names import open_below, open_file
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.names import open_below, open_file_below
 
 DEPTHS = {"first": "", "second": "a/", "third": "a/b/"}
 OUTSIDE = {"folder": "outside", "file": "outside/file", "nothing": "outside/new", "sibling": "root-2", "above": ".."}
@@ -59,7 +59,7 @@ def test_a_job_leaves_its_root_by_no_link(tmp_path: Path, root: Path, depth: str
     with pytest.raises(PolicyRefused, match="outside"):
         confinement(tmp_path).target(relative(tmp_path, root, path))
     with pytest.raises(PolicyRefused, match="outside"):
-        confinement(tmp_path).check_named(root / path)
+        confinement(tmp_path).check_resolved_name(root / path)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -93,13 +93,13 @@ def test_an_upload_goes_through_no_link(tmp_path: Path, root: Path, depth: str, 
     path = link(root, depth, tmp_path / OUTSIDE[leads_to] if leads_to in OUTSIDE else root / "inside")
     parts = tuple(path.split("/"))
     for more in ((), ("deeper",)):
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(UploadError) as raised:
             os.close(open_below(str(root), (*parts, *more), make=make))
         assert (raised.value.status, raised.value.code) == (400, "bad_path")
-    with pytest.raises(Refusal) as raised:
-        os.close(open_file(str(root), f"{path}/file"))
+    with pytest.raises(UploadError) as raised:
+        os.close(open_file_below(str(root), f"{path}/file"))
     assert (raised.value.status, raised.value.code) == (400, "bad_path")
-    with pytest.raises(Refusal) as raised:
-        os.close(open_file(str(root), path))
+    with pytest.raises(UploadError) as raised:
+        os.close(open_file_below(str(root), path))
     assert (raised.value.status, raised.value.code) == (404, "not_found")
     assert sorted(os.listdir(tmp_path / "outside")) == ["file"]

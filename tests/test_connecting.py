@@ -13,7 +13,7 @@ from dlpool import errors
 from dlpool.transfer import connection
 from dlpool.transfer.connection import TargetedHeaders, connect, pool_classes
 from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import ANY, NetworkPolicy
+from dlpool.transfer.policy import ANY_NETWORK, NetworkPolicy
 from tests.fakes import Clock
 
 HOST = "h.test"
@@ -65,7 +65,7 @@ def test_the_first_address_that_answers_is_used(
 ) -> None:
     resolved(monkeypatch, ("127.0.0.1", closed_port), listener, ("127.0.0.1", closed_port))
     watched: list[socket.socket] = []
-    with connect(HOST, 80, 20.0, ANY, watched.append) as sock:
+    with connect(HOST, 80, 20.0, ANY_NETWORK, watched.append) as sock:
         assert sock.getpeername() == listener
         assert sock.gettimeout() is not None
         assert watched[1:] == [sock]
@@ -77,11 +77,11 @@ def test_the_failure_of_the_last_address_is_reported(
 ) -> None:
     resolved(monkeypatch, ("127.0.0.2", closed_port), ("127.0.0.1", closed_port))
     with pytest.raises(errors.Unreachable, match=f"127.0.0.1 port {closed_port} cannot be reached") as raised:
-        connect(HOST, 80, None, ANY, ignore)
+        connect(HOST, 80, None, ANY_NETWORK, ignore)
     assert (raised.value.is_away, raised.value.is_own_network) == (True, False)
     resolved(monkeypatch)
     with pytest.raises(errors.Unreachable, match=r"h\.test has no usable address"):
-        connect(HOST, 80, None, ANY, ignore)
+        connect(HOST, 80, None, ANY_NETWORK, ignore)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_each_address_leaves_half_of_the_time_to_those_behind_it(
     monkeypatch.setattr(connection, "_connect_one", connect_one)
     resolved(monkeypatch, *[("127.0.0.1", port) for port in (1, 2, 3)])
     with pytest.raises(errors.TimedOut):
-        connect(HOST, 80, timeout_s, ANY, ignore)
+        connect(HOST, 80, timeout_s, ANY_NETWORK, ignore)
     assert tried == limits
 
 
@@ -127,7 +127,7 @@ def test_an_address_in_brackets_is_looked_up_without_them(
 ) -> None:
     names = resolved(monkeypatch, socket.gaierror(socket.EAI_NONAME, "unknown"))
     with pytest.raises(errors.NameNotResolved):
-        connect(host, 80, None, ANY, ignore)
+        connect(host, 80, None, ANY_NETWORK, ignore)
     assert names == [asked]
 
 
@@ -156,7 +156,7 @@ def test_why_a_name_has_no_address(
     resolved(monkeypatch, error)
     monkeypatch.setattr(connection, "has_room", lambda number: has_room or number > 1)
     with pytest.raises(errors.RetryRange) as raised:
-        connect(HOST, 80, None, ANY, ignore)
+        connect(HOST, 80, None, ANY_NETWORK, ignore)
     found = raised.value
     assert (type(found), found.is_own_network, found.is_away) == (kind, is_own, is_away)
     assert found.__cause__ is error
@@ -252,7 +252,7 @@ def closer() -> Closer:
 
 @pytest.fixture
 def pool(closer: Closer, clock: Clock) -> Any:
-    return pool_classes(ANY, closer)["http"](HOST, 80, maxsize=4)
+    return pool_classes(ANY_NETWORK, closer)["http"](HOST, 80, maxsize=4)
 
 
 class Sock:

@@ -15,10 +15,10 @@ import redis
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
-from dlpool.jobs.address import Address
+from dlpool.jobs.address import RedisAddress
 from dlpool.jobs.connection import BLOCK_S, SOCKET_S, connect, effective_url, is_redis, shown_server, translated
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from tests.conftest import wait_until
 from tests.proxy import Proxy
@@ -134,16 +134,16 @@ def test_what_no_wait_helps_is_neither_away_nor_refused(redis_server: RedisServe
 
 def test_a_replica_is_away_for_a_push(tmp_path: Path, redis_server: RedisServer) -> None:
     with RedisServer(tmp_path / "replica", replicaof="127.0.0.1 1", replica_serve_stale_data="yes") as replica:
-        queue = Transitions(client_of(replica.url, tmp_path), Keys())
+        queue = Transitions(client_of(replica.url, tmp_path), QueueKeys())
         with pytest.raises(QueueAway, match="read only replica"):
-            queue.push([(PushedJob.parse(compose("http://h/1", "1")), "1")])
+            queue.push([(PushedJob.parse(compose_job("http://h/1", "1")), "1")])
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["alone", "in a pipeline"])
 def test_a_full_memory_is_away_for_a_push(count: int, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "full", maxmemory="100kb") as full:
-        queue = Transitions(client_of(full.url, tmp_path), Keys())
-        job = PushedJob.parse(compose("http://h/1", "1"))
+        queue = Transitions(client_of(full.url, tmp_path), QueueKeys())
+        job = PushedJob.parse(compose_job("http://h/1", "1"))
         with pytest.raises(QueueAway, match=r"^Redis at \S+ cannot serve now: command not allowed when used memory"):
             queue.push([(job, str(number)) for number in range(count)])
 
@@ -203,7 +203,7 @@ def test_a_user_without_the_right_to_a_key_that_a_script_uses_is_refused(locked:
     add_user(locked, "~go_download_urls", "+@all")
     client = client_of(locked.url, tmp_path, username="worker", password=SECRET)
     with pytest.raises(QueueRefused):
-        Transitions(client, Keys()).push([(PushedJob.parse(compose("http://h/1", "1")), "1")])
+        Transitions(client, QueueKeys()).push([(PushedJob.parse(compose_job("http://h/1", "1")), "1")])
 
 
 # --- settings that cannot be used ---------------------------------------------------------------------------------
@@ -279,8 +279,8 @@ def test_a_url_is_shown_without_user_and_query(url: str, shown: str) -> None:
     ],
 )
 def test_a_url_may_name_several_hosts(url: str, plain: str, hosts: tuple[tuple[str, int], ...], service: str) -> None:
-    address = Address.parse(url)
-    assert (address.plain, address.hosts, address.service) == (plain, hosts, service)
+    address = RedisAddress.parse(url)
+    assert (address.server_url, address.hosts, address.service) == (plain, hosts, service)
 
 
 def test_a_password_file_that_is_missing_is_said(tmp_path: Path) -> None:
@@ -395,14 +395,14 @@ def test_a_pipeline_whose_reply_was_lost_is_sent_once(proxy: Proxy, redis_server
 def test_a_push_whose_reply_was_lost_may_be_called_again(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    queue = Transitions(client_of(proxy.url, tmp_path), Keys())
-    job = PushedJob.parse(compose("http://h/1", "1"))
+    queue = Transitions(client_of(proxy.url, tmp_path), QueueKeys())
+    job = PushedJob.parse(compose_job("http://h/1", "1"))
     queue.push([(job, "first")])
     proxy.swallow_next(b"EVALSHA")
     with pytest.raises(QueueAway):
         queue.push([(job, "second")])
     assert queue.push([(job, "second")]) == ["DUP"]
-    assert redis_server.client().lrange(Keys().ready("normal"), 0, -1) == [b"second", b"first"]
+    assert redis_server.client().lrange(QueueKeys().ready("normal"), 0, -1) == [b"second", b"first"]
 
 
 def test_a_server_that_goes_silent_is_away_after_one_command(

@@ -21,7 +21,7 @@ import yaml
 from dlpool import __version__
 from dlpool.cli import main, supervisor, web
 from dlpool.config.ini import load
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.kinds import DURATION, split_address
 from tests.conftest import free_port, wait_until
 from tests.fleet import Supervisor
@@ -114,7 +114,7 @@ def test_the_autoscaler_looks_at_the_list_of_this_redis(tmp_path: Path) -> None:
     spec = read("scaledobject")["spec"]
     assert spec["scaleTargetRef"]["name"] == read("deployment")["metadata"]["name"]
     (trigger,) = spec["triggers"]
-    assert trigger["type"] == "redis" and trigger["metadata"]["listName"] == Keys(None).intake
+    assert trigger["type"] == "redis" and trigger["metadata"]["listName"] == QueueKeys(None).intake
     address, database = trigger["metadata"]["address"], trigger["metadata"]["databaseIndex"]
     assert f"redis://{address}/{database}\n" in read("configmap")["data"]["dlpool.ini"]
     assert all(isinstance(value, str) for value in trigger["metadata"].values())

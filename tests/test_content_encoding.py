@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool import errors
-from dlpool.transfer.decoding import BLOCK, DecodedReply, Treatment, codings, treatment
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.decoding import BLOCK, DecodedReply, CodingAction, codings, coding_action
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import Fetcher, make_data, sha256
 from tests.handlers import Serve, check_file, first
 from tests.origin import Connection, File, Handler, Request
@@ -414,19 +414,19 @@ def test_codings_are_read(value: str | None, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
-        ("f.gz", None, Treatment.KEEP),
-        ("f.gzx", None, Treatment.DECODE),
-        ("gz", None, Treatment.DECODE),
-        ("f.html", "text/html", Treatment.DECODE),
-        ("f.tar", "application/x-tar", Treatment.DECODE),
-        ("f.tar", "application/x-gzip", Treatment.KEEP),
-        ("f.br", None, Treatment.DECODE),  # packed by gzip once more
+        ("f.gz", None, CodingAction.KEEP),
+        ("f.gzx", None, CodingAction.DECODE),
+        ("gz", None, CodingAction.DECODE),
+        ("f.html", "text/html", CodingAction.DECODE),
+        ("f.tar", "application/x-tar", CodingAction.DECODE),
+        ("f.tar", "application/x-gzip", CodingAction.KEEP),
+        ("f.br", None, CodingAction.DECODE),  # packed by gzip once more
     ],
 )
-def test_name_and_media_type_say_what_is_meant(name: str, kind: str | None, expected: Treatment) -> None:
-    resource = Resource(content_encoding="gzip", content_type=kind)
-    assert treatment("auto", resource, [f"http://h/{name}?a=x.gz"], "file") is expected
-    assert treatment("auto", resource, ["http://h.gz/"], name) is expected
+def test_name_and_media_type_say_what_is_meant(name: str, kind: str | None, expected: CodingAction) -> None:
+    resource = RemoteResource(content_encoding="gzip", content_type=kind)
+    assert coding_action("auto", resource, [f"http://h/{name}?a=x.gz"], "file") is expected
+    assert coding_action("auto", resource, ["http://h.gz/"], name) is expected
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_name_and_media_type_say_what_is_meant(name: str, kind: str | None, expe
     [("auto", None, "f"), ("keep", "gzip", "f"), ("refuse", None, "f"), ("auto", "gzip", "f.gz")],
 )
 def test_a_body_that_is_not_to_be_decoded_is_kept(wish: str, coding: str | None, name: str) -> None:
-    assert treatment(wish, Resource(content_encoding=coding), [f"http://h/{name}"], name) is Treatment.KEEP
+    assert coding_action(wish, RemoteResource(content_encoding=coding), [f"http://h/{name}"], name) is CodingAction.KEEP
 
 
 class Blocks:

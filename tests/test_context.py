@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import Span
-from dlpool.transfer.board import Board
-from dlpool.transfer.context import Context, Plan, host_of
-from dlpool.transfer.exchange import Figures
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.context import TransferContext, DownloadPlan, host_of
+from dlpool.transfer.exchange import ExchangeStats
 from dlpool.transfer.job import Checksum
-from dlpool.transfer.limits import HostGate
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.limits import HostHolds
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import FAST
 from tests.contexts import context_of
 from tests.fakes import Events
@@ -27,10 +27,10 @@ def now() -> float:
     return 100.0
 
 
-def context(events: Events | None = None, checksum: Checksum | None = None, **settings: Any) -> Context:
+def context(events: Events | None = None, checksum: Checksum | None = None, **settings: Any) -> TransferContext:
     chosen = replace(FAST, max_retry_after=MAX_S, **settings)
     told = Events() if events is None else events
-    return context_of(Board(now), now, told, chosen, url="http://H.test:8080/f", checksum=checksum)
+    return context_of(ChunkScheduler(now), now, told, chosen, url="http://H.test:8080/f", checksum=checksum)
 
 
 @dataclass
@@ -50,16 +50,16 @@ def test_a_wait_that_a_server_asks_for_holds_back_all_requests_to_it(
     status: int, retry_after: str | None, held_s: float
 ) -> None:
     made, held = context(), []
-    made.client.gate = HostGate(now, lambda host, seconds: held.append((host, seconds)))
+    made.client.host_holds = HostHolds(now, lambda host, seconds: held.append((host, seconds)))
     reply: Any = Reply(status, {} if retry_after is None else {"Retry-After": retry_after})
     with pytest.raises(errors.ServerTrouble):
-        made.judge(reply, Span(0, 10))
+        made.judge(reply, ByteRange(0, 10))
     assert held == ([("Mirror.test:81", held_s)] if held_s else [])
 
 
 def test_an_answer_is_of_the_host_that_sent_it() -> None:
     reply: Any = Reply(206, {"Content-Range": "bytes 0-9/100"})
-    answer = context().judge(reply, Span(0, 10))
+    answer = context().judge(reply, ByteRange(0, 10))
     assert (answer.resource.host, answer.resource.size, host_of(reply)) == ("mirror.test:81", 100, "mirror.test:81")
 
 
@@ -71,21 +71,21 @@ def test_how_many_connections_a_download_begins_with(
 ) -> None:
     made = context(connections=connections)
     if admitted is not None:
-        made.client.hosts.admits("h.test:8080", admitted)
-    assert (made.connections(), made.is_adaptive) == (expected, connections == "auto")
+        made.client.host_connections.record_limit("h.test:8080", admitted)
+    assert (made.initial_connections(), made.is_adaptive) == (expected, connections == "auto")
     assert made.host == "h.test:8080"
 
 
 def test_no_more_connections_are_tried_than_the_settings_allow() -> None:
-    assert context(connections="auto", max_connections=2).connections() == 2
+    assert context(connections="auto", max_connections=2).initial_connections() == 2
 
 
 def test_each_limit_of_the_machine_is_told_once_per_process() -> None:
     events = Events()
     made = context(events)
     for reason, number in (("too_many_files", 3), ("too_many_files", 2), ("no_threads", 1)):
-        made.tell_limit(reason, number)
-    replace(made).tell_limit("no_threads", 7)
+        made.report_limit(reason, number)
+    replace(made).report_limit("no_threads", 7)
     assert events == [
         ("connections_limited", {"connections": 3, "reason": "too_many_files"}),
         ("connections_limited", {"connections": 1, "reason": "no_threads"}),
@@ -108,19 +108,19 @@ OWN, SERVERS = Checksum("sha256", DIGEST), ("md5", "b" * 32)
 def test_which_checksum_is_verified(
     own: Checksum | None, digest: tuple[str, str] | None, verify: bool, expected: Checksum | None
 ) -> None:
-    assert context(checksum=own, verify=verify).wanted(Resource(10, digest=digest)) == expected
+    assert context(checksum=own, verify=verify).expected_checksum(RemoteResource(10, digest=digest)) == expected
 
 
 @pytest.mark.parametrize(("size", "resumed", "missing"), [(100, 30, 70), (100, 0, 100), (None, 0, 0)])
 def test_what_a_plan_still_misses(size: int | None, resumed: int, missing: int) -> None:
     place: Any = None
-    assert Plan(Resource(size), place, True, resumed).missing == missing
+    assert DownloadPlan(RemoteResource(size), place, True, resumed).missing_bytes == missing
 
 
 def test_the_waits_of_a_request_end_with_the_download() -> None:
     made = context()
-    exchange = made.exchange(Figures(5, 1.0))
-    assert (exchange.figures(), exchange.clock) == (Figures(5, 1.0), now)
-    made.board.stop(errors.Cancelled("cancelled"))
+    exchange = made.new_exchange(ExchangeStats(5, 1.0))
+    assert (exchange.stats(), exchange.clock) == (ExchangeStats(5, 1.0), now)
+    made.scheduler.stop(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
-        exchange.pause(60.0)
+        exchange.sleep(60.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import Span, read_answer
+from dlpool.transfer.answer import ByteRange, read_answer
 from tests.conftest import Fetcher
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file, first
 from tests.origin import Connection, File, Handler, Request
@@ -22,7 +22,7 @@ HALF = SIZE // 2
 
 
 @pytest.mark.parametrize("status", [200, 203])
-@pytest.mark.parametrize("asked", [None, Span(0, 5), Span(5, 10)])
+@pytest.mark.parametrize("asked", [None, ByteRange(0, 5), ByteRange(5, 10)])
 @pytest.mark.parametrize(
     ("content_range", "length"),
     [
@@ -43,7 +43,7 @@ HALF = SIZE // 2
     ],
 )
 def test_a_200_with_the_range_of_a_part_is_no_file(
-    content_range: str, length: str | None, asked: Span | None, status: int
+    content_range: str, length: str | None, asked: ByteRange | None, status: int
 ) -> None:
     headers = {"Content-Range": content_range} | ({"Content-Length": length} if length else {})
     with pytest.raises(errors.ContradictoryAnswer):

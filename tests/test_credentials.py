@@ -9,7 +9,7 @@ import pytest
 
 from dlpool.errors import ConfigurationError, ProtocolBroken
 from dlpool.transfer.credentials import Entry, netrc_user, parse_netrc
-from dlpool.transfer.urls import merged_cookies
+from dlpool.transfer.urls import merge_cookies
 from tests.conftest import Fetcher
 from tests.handlers import Serve, redirect
 from tests.origin import Connection, File, Handler, Request
@@ -242,7 +242,7 @@ def test_a_header_of_the_user_comes_before_a_netrc(netrc: Path, serve: Serve, fe
     ],
 )
 def test_cookies_are_merged(given: str | None, stored: str | None, sent: str | None) -> None:
-    assert merged_cookies(given, stored) == sent
+    assert merge_cookies(given, stored) == sent
 
 
 def wants_cookie(pair: str) -> Handler:

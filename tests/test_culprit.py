@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.pushed import compose
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
-from dlpool.service.crew import Crew
-from dlpool.service.ledger import Ledger
-from dlpool.service.node.culprit import LEAST_TICKS, _name, culprit, usage
+from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
+from dlpool.service.crew import JobDispatcher
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.node.culprit import LEAST_TICKS, _name, find_hung_job, thread_ticks
 from tests.conftest import wait_until
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
@@ -44,10 +44,10 @@ def test_the_job_that_holds_the_lock_is_told_from_outside(thread: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", HUNG, "a.1", thread], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
-        wait_until(lambda: usage(process.pid).get(A, 0) > 0, 120)
-        before = usage(process.pid)
-        wait_until(lambda: usage(process.pid)[A] >= before[A] + LEAST_TICKS, 120)
-        assert culprit(before, usage(process.pid), ["c.1", "b.1", "a.1"]) == "a.1"
+        wait_until(lambda: thread_ticks(process.pid).get(A, 0) > 0, 120)
+        before = thread_ticks(process.pid)
+        wait_until(lambda: thread_ticks(process.pid)[A] >= before[A] + LEAST_TICKS, 120)
+        assert find_hung_job(before, thread_ticks(process.pid), ["c.1", "b.1", "a.1"]) == "a.1"
     finally:
         process.kill()
         process.wait()
@@ -72,13 +72,13 @@ def test_the_job_that_holds_the_lock_is_told_from_outside(thread: str) -> None:
 def test_a_job_is_told_by_most_of_the_processor_time(
     before: dict[str, int], after: dict[str, int], told: str | None
 ) -> None:
-    assert culprit(before, after, ["a.1", "b.1"]) == told
+    assert find_hung_job(before, after, ["a.1", "b.1"]) == told
 
 
 def test_of_a_process_that_has_gone_nothing_is_told() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    assert usage(process.pid) == {}
+    assert thread_ticks(process.pid) == {}
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_of_a_process_that_has_gone_nothing_is_told() -> None:
     ],
 )
 def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcomes: dict[str, str]) -> None:
-    ended: list[Finish] = []
+    ended: list[FinishRequest] = []
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None)
-    ledger = Ledger()
+    ledger = InFlightTable()
     cleaner: Any = SimpleNamespace(bury=lambda _: None)
     recorder: Any = SimpleNamespace(end=ended.append)
     none: Any = None
-    crew = Crew(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none, none)
+    crew = JobDispatcher(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none, none)
     for name in outcomes:
-        raw = compose("http://host/file", "/data/file")
-        crew.take_in(Claimed(Ticket(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)
+        raw = compose_job("http://host/file", "/data/file")
+        crew.accept(ClaimedJob(JobLease(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)
     tickets = {f"{name}.1" for name in outcomes}
-    assert {str(held.ticket) for held in ledger.all()} == tickets
+    assert {str(held.lease) for held in ledger.all()} == tickets
     handle: Any = SimpleNamespace(frames=lambda: (), jobs=tickets, finishing=set(), culprit=told)
-    crew.bury(handle, "it was silent")
-    assert {one.ticket.id: one.outcome for one in ended} == outcomes
+    crew.reap(handle, "it was silent")
+    assert {one.lease.job_id: one.disposition for one in ended} == outcomes
 
 
 def _doorman() -> Any:

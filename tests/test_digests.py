@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlpool import errors
 from dlpool.transfer.digests import file_digest
-from dlpool.transfer.response import Fields
+from dlpool.transfer.response import HeaderFields
 from tests.conftest import Fetcher, sha256
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file
 from tests.origin import Connection, File, Request
@@ -69,15 +69,15 @@ EVERY = {**WRONG, **WRONG_CONTENT}
 def test_a_digest_of_the_file_is_read_of_any_answer(kind: str, is_whole: bool) -> None:
     headers, algorithm = RIGHT[kind]
     expected = (algorithm, hashlib.new(algorithm, DATA).hexdigest())
-    assert file_digest(Fields(headers.items()), is_whole=is_whole) == expected
+    assert file_digest(HeaderFields(headers.items()), is_complete=is_whole) == expected
 
 
 @pytest.mark.parametrize("kind", RIGHT_CONTENT)
 def test_a_digest_of_content_is_one_of_the_file_if_that_is_all_of_it(kind: str) -> None:
     headers, algorithm = RIGHT_CONTENT[kind]
     expected = (algorithm, hashlib.new(algorithm, DATA).hexdigest())
-    assert file_digest(Fields(headers.items()), is_whole=True) == expected
-    assert file_digest(Fields(headers.items()), is_whole=False) is None
+    assert file_digest(HeaderFields(headers.items()), is_complete=True) == expected
+    assert file_digest(HeaderFields(headers.items()), is_complete=False) is None
 
 
 MD5, SHA_256 = b64("md5", DATA), b64("sha256", DATA)
@@ -109,20 +109,20 @@ MD5, SHA_256 = b64("md5", DATA), b64("sha256", DATA)
     ],
 )
 def test_what_is_no_digest_of_the_file_is_passed_over(headers: dict[str, str]) -> None:
-    assert file_digest(Fields(headers.items()), is_whole=True) is None
+    assert file_digest(HeaderFields(headers.items()), is_complete=True) is None
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 def test_googles_hash_is_one_of_what_is_stored(encoding: str) -> None:
     headers = {"x-goog-hash": f"md5={MD5}", "x-goog-stored-content-encoding": encoding, "Content-Encoding": encoding}
-    assert file_digest(headers, is_whole=True) == ("md5", hashlib.md5(DATA).hexdigest())
+    assert file_digest(headers, is_complete=True) == ("md5", hashlib.md5(DATA).hexdigest())
 
 
 def test_repeated_fields_are_one_list() -> None:
-    headers = Fields(
+    headers = HeaderFields(
         [("x-goog-hash", "crc32c=AAAAAA=="), ("x-goog-hash", f"md5={MD5}"), ("Digest", f"SHA={b64('sha1', DATA)}")]
     )
-    assert file_digest(headers, is_whole=False) == ("sha1", hashlib.sha1(DATA).hexdigest())
+    assert file_digest(headers, is_complete=False) == ("sha1", hashlib.sha1(DATA).hexdigest())
 
 
 NAMES = [
@@ -144,7 +144,7 @@ NAMES = [
     )
 )
 def test_no_field_makes_the_reader_raise(headers: dict[str, str]) -> None:
-    found = file_digest(headers, is_whole=True)
+    found = file_digest(headers, is_complete=True)
     assert found is None or len(bytes.fromhex(found[1])) == hashlib.new(found[0]).digest_size
 
 
@@ -156,7 +156,7 @@ def test_of_several_the_strongest_is_taken(kinds: list[str], number: int) -> Non
     for said, _algorithm in chosen:
         headers |= said
     present = {algorithm for said, algorithm in chosen if said.items() <= headers.items()}
-    found = file_digest(Fields(headers.items()), is_whole=True)
+    found = file_digest(HeaderFields(headers.items()), is_complete=True)
     assert found is not None
     assert order.index(found[0]) <= min(order.index(algorithm) for algorithm in present)
 

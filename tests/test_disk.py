@@ -401,13 +401,13 @@ def test_a_file_system_without_figures_has_no_limit(tmp_path: Path) -> None:
     with ramfs(tmp_path / "disk") as folder:
         assert os.statvfs(folder).f_blocks == 0
         assert disk.space_of(folder) is None
-        assert disk.known_space(folder) is None
+        assert disk.space_or_none(folder) is None
 
 
 @needs_root
 def test_free_space_is_what_may_be_written(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "2m") as folder:
-        assert disk.known_space(folder) == disk.Space(2 * MIB, 2 * MIB)
+        assert disk.space_or_none(folder) == disk.Space(2 * MIB, 2 * MIB)
         (folder / "f").write_bytes(bytes(MIB))
         assert disk.space_of(folder) == disk.Space(2 * MIB, MIB)
 
@@ -415,4 +415,4 @@ def test_free_space_is_what_may_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO, errno.ESTALE, errno.EACCES])
 def test_a_file_system_that_cannot_say_it_has_no_limit(number: int, fails: Callable[..., list[str]]) -> None:
     fails("statvfs", number)
-    assert disk.known_space("/") is None
+    assert disk.space_or_none("/") is None

@@ -12,7 +12,7 @@ import pytest
 
 from dlpool import disk
 from dlpool.errors import LocalFault, NoRoom, TooLarge
-from dlpool.service.node.diskfaults import RunOnDisk, ending_on_disk
+from dlpool.service.node.diskfaults import EndedRun, classify_disk_error
 from dlpool.service.node.disks import can_write
 from dlpool.transfer.partfile import PartFile
 from tests.conftest import make_data, sha256, wait_until
@@ -36,7 +36,7 @@ def ended(
 ) -> str:
     """How a run ends; ``writes``: whether small writes in the folder of all downloads succeed, each in its turn."""
     turns = iter(writes if isinstance(writes, list) else [writes, writes])
-    return ending_on_disk(error, RunOnDisk(URL, target, size, done, [target.parent.parent], lambda _: next(turns)))
+    return classify_disk_error(error, EndedRun(URL, target, size, done, [target.parent.parent], lambda _: next(turns)))
 
 
 def begun(target: Path) -> Path:
@@ -82,7 +82,7 @@ def test_what_only_the_job_can_have_caused_fails_it(number: int, target: Path) -
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.EIO, errno.EROFS, errno.ENOSPC])
 def test_a_removed_download_folder_is_a_fault_of_the_node(number: int, tmp_path: Path) -> None:
     root = tmp_path / "downloads"
-    assert ending_on_disk(fault(number), RunOnDisk(URL, root / "a" / "f", 1000, 0, [root])) == "node_fault"
+    assert classify_disk_error(fault(number), EndedRun(URL, root / "a" / "f", 1000, 0, [root])) == "node_fault"
 
 
 @needs_root
@@ -90,8 +90,8 @@ def test_a_removed_download_folder_is_a_fault_of_the_node(number: int, tmp_path:
 def test_a_fault_of_a_disk_that_only_some_jobs_lead_to_is_theirs(number: int, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "mounted", "1m") as disk:
         remount(disk, "ro")
-        run = RunOnDisk(URL, disk / "f", 1000, 0, [tmp_path])
-        assert ending_on_disk(fault(number), run) == OF_THE_JOB[number]
+        run = EndedRun(URL, disk / "f", 1000, 0, [tmp_path])
+        assert classify_disk_error(fault(number), run) == OF_THE_JOB[number]
 
 
 def test_a_folder_of_its_own_that_a_job_may_not_use_is_its_own_fault(target: Path) -> None:

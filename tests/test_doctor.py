@@ -17,12 +17,12 @@ from dlpool.cli.findings import (
     FAILED,
     OK,
     WARNING,
-    Finding,
+    DoctorFinding,
     exit_code,
     files_needed,
-    judged_clock,
-    judged_files,
-    judged_latency,
+    clock_finding,
+    open_files_finding,
+    latency_finding,
     verdict,
 )
 from dlpool.config import PathSettings, Settings, SupervisorSettings, TransferSettings
@@ -94,7 +94,7 @@ def spoken(doctor: Doctor, *arguments: object) -> Ended:
     ],
 )
 def test_the_verdict_and_the_exit_code_follow_from_the_lines(states: dict[str, str], code: int, said: str) -> None:
-    findings = [Finding(check, state, "") for check, state in states.items()]
+    findings = [DoctorFinding(check, state, "") for check, state in states.items()]
     assert (exit_code(findings), verdict(findings)) == (code, said)
 
 
@@ -110,7 +110,7 @@ def test_the_verdict_and_the_exit_code_follow_from_the_lines(states: dict[str, s
     ],
 )
 def test_a_clock_that_differs_is_told(offset: float, is_proof: bool, state: str) -> None:
-    found = judged_clock("clock", offset, is_proof=is_proof)
+    found = clock_finding("clock", offset, is_proof=is_proof)
     assert found.state == state
     assert state == OK or ("ahead of" if offset > 0 else "behind") in found.found
 
@@ -125,7 +125,7 @@ def test_the_clock_of_an_origin_is_read_also_through_a_cache() -> None:
 
 
 def test_a_slow_redis_is_told() -> None:
-    assert [judged_latency(seconds).state for seconds in (0.0001, 0.02, 0.021)] == [OK, OK, WARNING]
+    assert [latency_finding(seconds).state for seconds in (0.0001, 0.02, 0.021)] == [OK, OK, WARNING]
 
 
 def test_the_open_files_that_are_needed_follow_the_slots_of_the_busiest_worker() -> None:
@@ -136,7 +136,7 @@ def test_the_open_files_that_are_needed_follow_the_slots_of_the_busiest_worker()
     )
     assert files_needed(settings, cores=2) == 64 + 3 * 4 * 3
     assert files_needed(auto, cores=4) == 64 + 3 * 16 * 16
-    assert [judged_files(100, hard).state for hard in (None, 100, 99)] == [OK, OK, FAILED]
+    assert [open_files_finding(100, hard).state for hard in (None, 100, 99)] == [OK, OK, FAILED]
 
 
 # --- this machine -------------------------------------------------------------------------------------------------

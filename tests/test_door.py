@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dlpool.config import WebSettings
-from dlpool.config.door import check_door
+from dlpool.config.door import check_web_access
 from dlpool.errors import ConfigurationError
-from dlpool.web.auth import Keys
+from dlpool.web.auth import Authenticator
 
 SECRET = "0123456789abcdef"
 
@@ -47,4 +47,4 @@ def test_a_door_that_others_reach_has_a_key(bind: str, auth: str, key: str, tmp_
     is_open = bind not in ("127.0.0.1", "127.9.9.9", "::1", "localhost")
     is_asked = auth == "on" or (is_open and auth == "auto")
     wanted = key not in ("none", "secret", "file", "jwt") or (is_open and auth == "off") or (is_asked and key == "none")
-    assert (is_refused(check_door, settings), is_refused(Keys, settings)) == (wanted, wanted)
+    assert (is_refused(check_web_access, settings), is_refused(Authenticator, settings)) == (wanted, wanted)

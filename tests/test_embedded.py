@@ -20,7 +20,7 @@ from redis import Redis
 from dlpool.errors import AlreadyRunning, ConfigurationError, LocalFault, NotPermitted, QueueAway, QueueError
 from dlpool.jobs import embedded
 from dlpool.service.node import launch, redisserver
-from dlpool.service.node.redisserver import EmbeddedRedis, find_server
+from dlpool.service.node.redisserver import EmbeddedRedis, find_redis_program
 from tests.conftest import wait_until
 from tests.holding import Holding, begin, is_running
 from tests.processes import ROOT
@@ -163,7 +163,7 @@ def test_a_server_that_loads_is_waited_for_longer(
     client.bgrewriteaof()
     wait_until(lambda: next((state_dir / "redis" / "appendonlydir").glob("*.2.base.rdb"), None) is not None)
     server.stop()
-    slow = f'exec {find_server()} "$@" --key-load-delay 1000 --loading-process-events-interval-bytes 1024'
+    slow = f'exec {find_redis_program()} "$@" --key-load-delay 1000 --loading-process-events-interval-bytes 1024'
     install(monkeypatch, tmp_path / "bin", slow)
     client = connect(start(timeout_s=1.0))
     assert client.dbsize() == 2000

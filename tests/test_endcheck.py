@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import Answer, Span
-from dlpool.transfer.board import Board
-from dlpool.transfer.context import Context, Plan
-from dlpool.transfer.endcheck import MAX_STALE, NETWORK_POLL_S, EndCheck, is_same_span
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.answer import Answer, ByteRange
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.context import TransferContext, DownloadPlan
+from dlpool.transfer.endcheck import MAX_STALE, NETWORK_POLL_S, SampleCheck, is_same_span
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import FAST, make_data
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -69,7 +69,7 @@ class File:
         self.closed += 1
 
 
-class Resting(Board):
+class Resting(ChunkScheduler):
     """A board whose rests take no time, and are noted."""
 
     def __init__(self) -> None:
@@ -91,20 +91,20 @@ class Bench:
         self.board = Resting()
         chosen = replace(FAST, retries=2, retry_delay=DELAY_S, retry_max_delay=10.0, **settings)
         self.context = context_of(self.board, self.clock, self.events, chosen)
-        self.network = self.context.client.watch
+        self.network = self.context.client.network_monitor
         for start in (0, 100_000):
             self.context.evidence.begin(start).end = start + 1000
         self.file = File()
         place: Any = self.file
-        self.plan = Plan(Resource(len(DATA)), place, True, 0)
-        self.check = EndCheck(self.context, self.plan)
-        self.asked: list[Span] = []
+        self.plan = DownloadPlan(RemoteResource(len(DATA)), place, True, 0)
+        self.check = SampleCheck(self.context, self.plan)
+        self.asked: list[ByteRange] = []
         self.replies: list[Pieces] = []
         self.exchanges: list[object] = []
         self._answers = list(answers)
         monkeypatch.setattr("dlpool.transfer.endcheck.ask_further", self._ask)
 
-    def _ask(self, _context: Context, exchange: Exchange, span: Span, known: Resource) -> tuple[Pieces, Answer]:
+    def _ask(self, _context: TransferContext, exchange: Exchange, span: ByteRange, known: RemoteResource) -> tuple[Pieces, Answer]:
         assert self.check.exchange is exchange
         self.asked.append(span)
         self.exchanges.append(exchange)
@@ -123,31 +123,31 @@ class Bench:
 @pytest.mark.parametrize(
     ("span", "start", "length", "sent", "expected"),
     [
-        (Span(0, 10), 0, 10, DATA[:10], True),
-        (Span(50, 60), 50, 10, DATA[50:60], True),
-        (Span(50, 60), 40, 20, DATA[40:60], True),  # more than was asked for, before it
-        (Span(50, 60), 40, 500, DATA[40:540], True),  # and behind it
-        (Span(50, 60), 50, None, DATA[50:], True),
-        (Span(50, 60), 50, None, DATA[50:60], True),
-        (Span(50, 60), 40, None, DATA[40:60], True),
-        (Span(50, 60), 40, 500, DATA[40:60] + b"?" * 480, True),  # what is behind it is not compared
-        (Span(50, 60), 50, 4, DATA[50:54], True),  # the beginning of it
-        (Span(50, 60), 40, 11, DATA[40:51], True),
-        (Span(50, 60), 50, 10, DATA[50:59] + b"?", False),
-        (Span(50, 60), 50, 10, DATA[51:61], False),
-        (Span(50, 60), 50, 4, DATA[50:53] + b"?", False),
-        (Span(0, 150_000), 0, 150_000, DATA[:150_000], True),
-        (Span(0, 150_000), 0, 150_000, DATA[:149_999] + b"?", False),
+        (ByteRange(0, 10), 0, 10, DATA[:10], True),
+        (ByteRange(50, 60), 50, 10, DATA[50:60], True),
+        (ByteRange(50, 60), 40, 20, DATA[40:60], True),  # more than was asked for, before it
+        (ByteRange(50, 60), 40, 500, DATA[40:540], True),  # and behind it
+        (ByteRange(50, 60), 50, None, DATA[50:], True),
+        (ByteRange(50, 60), 50, None, DATA[50:60], True),
+        (ByteRange(50, 60), 40, None, DATA[40:60], True),
+        (ByteRange(50, 60), 40, 500, DATA[40:60] + b"?" * 480, True),  # what is behind it is not compared
+        (ByteRange(50, 60), 50, 4, DATA[50:54], True),  # the beginning of it
+        (ByteRange(50, 60), 40, 11, DATA[40:51], True),
+        (ByteRange(50, 60), 50, 10, DATA[50:59] + b"?", False),
+        (ByteRange(50, 60), 50, 10, DATA[51:61], False),
+        (ByteRange(50, 60), 50, 4, DATA[50:53] + b"?", False),
+        (ByteRange(0, 150_000), 0, 150_000, DATA[:150_000], True),
+        (ByteRange(0, 150_000), 0, 150_000, DATA[:149_999] + b"?", False),
     ],
 )
 @pytest.mark.parametrize("piece", [7, 10**6])
 def test_a_sample_is_compared_with_its_place_in_the_file(
-    span: Span, start: int, length: int | None, sent: bytes, expected: bool, piece: int
+    span: ByteRange, start: int, length: int | None, sent: bytes, expected: bool, piece: int
 ) -> None:
     if piece * 900 < len(sent):
         piece = 1000
     reply, reader = Pieces(sent, piece), File()
-    answer = Answer(Resource(len(DATA)), start, length, is_partial=True)
+    answer = Answer(RemoteResource(len(DATA)), start, length, is_partial=True)
     assert is_same_span(reply, answer, span, reader) is expected  # type: ignore[arg-type]
     assert 0 not in reply.wanted
 
@@ -158,11 +158,11 @@ def test_a_sample_is_compared_with_its_place_in_the_file(
     ids=["nothing", "less", "a part", "only what is before it"],
 )
 def test_a_sample_that_ends_early_proves_nothing(length: int, sent: bytes) -> None:
-    answer = Answer(Resource(len(DATA)), 40, length, is_partial=True)
+    answer = Answer(RemoteResource(len(DATA)), 40, length, is_partial=True)
     reply: Any = Pieces(sent)
     reader: Any = File()
     with pytest.raises(errors.ShortBody):
-        is_same_span(reply, answer, Span(50, 60), reader)
+        is_same_span(reply, answer, ByteRange(50, 60), reader)
 
 
 # --- the check ---
@@ -177,8 +177,8 @@ def test_only_what_was_joined_without_a_validator_is_checked(
 ) -> None:
     bench = Bench(monkeypatch)
     del bench.context.evidence._brought[responses:]
-    plan = replace(bench.plan, has_ranges=has_ranges, resource=Resource(len(DATA), etag))
-    assert EndCheck(bench.context, plan).is_needed is is_needed
+    plan = replace(bench.plan, has_ranges=has_ranges, resource=RemoteResource(len(DATA), etag))
+    assert SampleCheck(bench.context, plan).is_needed is is_needed
 
 
 def test_all_samples_are_asked_for_once_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +270,8 @@ def test_a_request_for_a_sample_has_a_time_limit(
 ) -> None:
     """Twice the sum of ``connect_timeout``, 5 s, and ``read_timeout``, 10 s."""
     bench = Bench(monkeypatch)
-    bench.check.look()
-    exchange = bench.check.exchange = Exchange(bench.clock, bench.board.pause, Figures(0, 0.0))
-    exchange.asked_at = None if ago_s is None else bench.clock.now - ago_s
-    bench.check.look()
-    assert isinstance(exchange.verdict, errors.TimedOut) is is_ended
+    bench.check.abort_if_overdue()
+    exchange = bench.check.exchange = Exchange(bench.clock, bench.board.sleep, ExchangeStats(0, 0.0))
+    exchange.sent_at = None if ago_s is None else bench.clock.now - ago_s
+    bench.check.abort_if_overdue()
+    assert isinstance(exchange.cancel_error, errors.TimedOut) is is_ended

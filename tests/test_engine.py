@@ -21,9 +21,9 @@ import dlpool
 from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import DownloaderSettings, NetworkSettings
 from dlpool.errors import Cancelled, ConfigurationError, LocalFault, NotFound, PolicyRefused, UsageError
-from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.source import Source
 from tests import processes
 from tests.conftest import Authority, make_data, wait_until
@@ -209,12 +209,12 @@ def test_all_that_is_wrong_in_an_ini_file_is_said_at_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("collect", "least"), [(0, 128 * KIB), (MIB, MIB)])
 def test_one_read_collects_as_much_as_it_shall(authority: Authority, collect: int, least: int) -> None:
     network = NetworkSettings(network="any", cacert=str(authority.ca_file))
-    gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
-    client = Client(network, 1, gate, watch, collect=collect)
+    gate, watch = HostHolds(time.monotonic), NetworkMonitor(time.monotonic)
+    client = HttpClient(network, 1, gate, watch, min_read_bytes=collect)
     view = memoryview(bytearray(4 * MIB))
     with (
         Origin(File(make_data(8 * MIB)), tls=authority.server_context()) as origin,
-        Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange,
+        Exchange(time.monotonic, time.sleep, ExchangeStats(0, 0.0)) as exchange,
     ):
         reply = Source(client, f"{origin.url}/a", {}).get(exchange, None)
         sizes = list(iter(lambda: reply.read(view), 0))

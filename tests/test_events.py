@@ -16,8 +16,8 @@ import pytest
 from dlpool.cli import events as command
 from dlpool.cli.main import main
 from dlpool.jobs import events
-from dlpool.jobs.events import Event, Events
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.events import QueueEvent, EventReader
+from dlpool.jobs.keys import QueueKeys
 from tests.conftest import free_port, wait_until
 from tests.desk import DATA, answer, desk_of, running
 from tests.processes import finish, run, start
@@ -31,7 +31,7 @@ def fill(server: RedisServer, count: int, group: str | None = None) -> list[str]
     pipeline = server.client().pipeline(transaction=False)
     ids = [f"1000000000000-{number}" for number in range(1, count + 1)]
     for number, entry in enumerate(ids, 1):
-        pipeline.xadd(Keys(group).events, {"event": "job_started", "id": f"j{number}", "owner": "n.1"}, id=entry)
+        pipeline.xadd(QueueKeys(group).events, {"event": "job_started", "id": f"j{number}", "owner": "n.1"}, id=entry)
     pipeline.execute()
     return ids
 
@@ -160,7 +160,7 @@ def test_nothing_yet_is_followed_from_the_beginning(redis_server: RedisServer, t
 
 def test_redirected_it_is_tab_separated(redis_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
     redis_server.client().xadd(
-        Keys().events, {"event": "job_failed", "id": "a", "note": '{"message":"a\\tb"}'}, id="1-1"
+        QueueKeys().events, {"event": "job_failed", "id": "a", "note": '{"message":"a\\tb"}'}, id="1-1"
     )
     assert main(["events", "--redis-url", redis_server.url]) == 0
     head, row = capsys.readouterr().out.splitlines()
@@ -171,7 +171,7 @@ def test_redirected_it_is_tab_separated(redis_server: RedisServer, capsys: pytes
 @pytest.mark.parametrize("options", [[], ["--follow"]])
 def test_a_terminal_gets_columns_without_control_characters(options: list[str], redis_server: RedisServer) -> None:
     note = json.dumps({"message": "x\x1b]0;y"})
-    redis_server.client().xadd(Keys().events, {"event": "job_failed", "id": "a", "note": note})
+    redis_server.client().xadd(QueueKeys().events, {"event": "job_failed", "id": "a", "note": note})
     main_end, other_end = pty.openpty()
     environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
     process = start("events", *options, "--redis-url", redis_server.url, stdout=other_end, env=environment)
@@ -199,14 +199,14 @@ def test_a_terminal_gets_columns_without_control_characters(options: list[str], 
     ],
 )
 def test_the_detail_says_why_or_where(fields: dict[str, str], expected: str) -> None:
-    assert command.detail_text(Event("1-0", "job_x", "a", fields)) == expected
+    assert command.detail_text(QueueEvent("1-0", "job_x", "a", fields)) == expected
 
 
 def test_odd_entries_of_others_break_nothing(redis_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
     client = redis_server.client()
-    client.xadd(Keys().events, {b"\xff": b"\xfe"}, id="5-1")
-    client.xadd(Keys().events, {"event": "x", "note": "[1]"}, id=f"{10**18}-1")
-    found = Events(client, Keys()).last(10)
+    client.xadd(QueueKeys().events, {b"\xff": b"\xfe"}, id="5-1")
+    client.xadd(QueueKeys().events, {"event": "x", "note": "[1]"}, id=f"{10**18}-1")
+    found = EventReader(client, QueueKeys()).last(10)
     assert [event.as_json()["at"] for event in found] == ["1970-01-01T00:00:00.005Z", "9999-12-31T23:59:59.000Z"]
     assert len(shown(capsys, redis_server)) == 2
 
@@ -227,7 +227,7 @@ def test_a_reader_that_goes_away_ends_it(redis_server: RedisServer) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    redis_server.client().xadd(Keys().events, {"event": "job_started", "id": "x"})
+    redis_server.client().xadd(QueueKeys().events, {"event": "job_started", "id": "x"})
     try:
         assert process.wait(30) == 1
     except subprocess.TimeoutExpired:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from dlpool import disk, errors, filelock
-from dlpool.filelock import STALE_S, FileLock, LockForeign, LockHeld, Owner
+from dlpool.filelock import STALE_S, FileLock, LockForeign, LockHeld, LockHolder
 from dlpool.transfer.job import Job
 from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.place import Place
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.remote import RemoteResource
 from tests import disk_command
 from tests.conftest import make_data, wait_until
 from tests.disk_faults import ALWAYS, FAIL, PRETEND, Fault, build
@@ -156,7 +156,7 @@ def locked(no_flock: None, tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
 def left_by(path: Path, *, age_s: float, **changes: object) -> None:
     """Put a lock file beside ``path``: of a living process of another host, not renewed for ``age_s`` seconds."""
-    fields = vars(Owner.own()) | {"host": "elsewhere", "boot": "another", "token": "theirs"} | changes
+    fields = vars(LockHolder.this_process()) | {"host": "elsewhere", "boot": "another", "token": "theirs"} | changes
     write_lock(path, json.dumps({"dlpool_lock": fields}).encode(), age_s)
 
 
@@ -169,7 +169,7 @@ def write_lock(path: Path, content: bytes, age_s: float) -> None:
 def test_a_lock_file_is_held_once_and_goes_with_its_release(locked: tuple[Path, int], tmp_path: Path) -> None:
     path, descriptor = locked
     lock = FileLock(descriptor, path)
-    assert (lock.is_file, lock.was_expired, lock.is_held()) == (True, False, True)
+    assert (lock.uses_lock_file, lock.was_expired, lock.is_held()) == (True, False, True)
     with pytest.raises(LockHeld, match=f"process {os.getpid()} on "):
         FileLock(descriptor, path)
     assert sorted(os.listdir(tmp_path)) == ["f", "f.lock"]
@@ -213,7 +213,7 @@ def test_the_lock_of_a_process_that_has_ended_here_is_taken_over_at_once(
 ) -> None:
     path, descriptor = locked
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    own = vars(Owner.own())
+    own = vars(LockHolder.this_process())
     begun = filelock._start_time(child.pid)
     left_by(path, age_s=0, **own | {"pid": child.pid, "started": begun if started == "the same" else begun + 1})
     if started == "the same":
@@ -233,7 +233,7 @@ def test_a_process_of_another_boot_or_namespace_is_not_known_to_have_ended(
     changes: dict[str, str], locked: tuple[Path, int]
 ) -> None:
     path, descriptor = locked
-    left_by(path, age_s=0, **vars(Owner.own()) | {"pid": 2**22 - 1, "started": 1} | changes)
+    left_by(path, age_s=0, **vars(LockHolder.this_process()) | {"pid": 2**22 - 1, "started": 1} | changes)
     with pytest.raises(LockHeld):
         FileLock(descriptor, path)
 
@@ -356,20 +356,20 @@ def test_a_holder_that_lost_its_lock_file_knows_it_and_leaves_the_other_one(lock
 # --- what that means for a download ---
 
 
-def place(folder: Path) -> Place:
+def place(folder: Path) -> FileOutput:
     job = Job("http://h/f", folder / "f")
-    return Place(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
+    return FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
 
 
 def test_a_download_that_lost_its_lock_file_publishes_nothing(no_flock: None, tmp_path: Path) -> None:
-    from dlpool.transfer.board import Snapshot
+    from dlpool.transfer.board import ChunkSnapshot
 
     mine = place(tmp_path)
-    mine.part.own_writer().write(0, memoryview(b"mine"))
+    mine.part.locked_writer().write(0, memoryview(b"mine"))
     left_by(tmp_path / "f.part", age_s=0)
     (tmp_path / "f.lock").rename(tmp_path / "f.part.lock")
     with pytest.raises(errors.LocalFault, match="another download has taken over its lock file"):
-        mine.publish(Resource(size=4), Snapshot([], 4))
+        mine.publish(RemoteResource(size=4), ChunkSnapshot([], 4))
     mine.close()
     assert not (tmp_path / "f").exists()
     assert (tmp_path / "f.part.lock").exists()
@@ -383,7 +383,7 @@ def test_after_an_expired_lock_the_earlier_holder_can_write_only_to_a_file_of_it
     left_by(tmp_path / "f.part", age_s=2 * STALE_S)
     (tmp_path / "f.lock").rename(tmp_path / "f.part.lock")
     mine = place(tmp_path)
-    mine.part.own_writer().write(0, memoryview(b"mine"))
+    mine.part.locked_writer().write(0, memoryview(b"mine"))
     writer.write(0, memoryview(b"late"))
     writer.close()
     assert (tmp_path / "f.part").read_bytes() == b"mine"
@@ -400,7 +400,7 @@ def test_after_an_expired_lock_the_earlier_holder_can_write_only_to_a_file_of_it
 def test_a_download_under_a_lock_file_publishes_its_own_inode(no_flock: None, if_exists: str, tmp_path: Path) -> None:
     """By a link of the open file: the name could be the next holder's by now."""
     part = PartFile(tmp_path / "f", sync=False)
-    part.own_writer().write(0, memoryview(b"mine"))
+    part.locked_writer().write(0, memoryview(b"mine"))
     real = disk.replace if if_exists == "overwrite" else disk.publish_exclusive
     (tmp_path / "other").write_bytes(b"the next holder's")
 
@@ -465,7 +465,7 @@ def test_a_state_folder_does_without_flock_and_is_one_supervisors(
 def test_log_sessions_and_node_locks_are_open_where_flock_is_refused(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlpool.engine.session import Session
+    from dlpool.engine.session import EngineSession
     from dlpool.observe.logfile import LogFile
     from dlpool.service.node.node import Node, hold_worker_lock
 
@@ -476,7 +476,7 @@ def test_log_sessions_and_node_locks_are_open_where_flock_is_refused(
     monkeypatch.setattr(filelock, "_no_flock", set())
     steps: list[Callable[[], object]] = [
         lambda: LogFile(tmp_path / "log").append(b"{}\n"),
-        lambda: Session(tmp_path / "session").close(),
+        lambda: EngineSession(tmp_path / "session").close(),
         lambda: Node.open(tmp_path / "state").close(),
         lambda: os.close(hold_worker_lock(tmp_path / "state")),
     ]

@@ -18,8 +18,8 @@ from dlpool.errors import PolicyRefused
 from dlpool.filenames import clean_file_name, name_fault
 from dlpool.jobs.confine import Confinement
 from dlpool.transfer.names import safe_name
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.names import check_new
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.names import check_new_names
 from tests.origin import File, Origin
 from tests.processes import run
 from tests.web import WebServer, multipart
@@ -184,8 +184,8 @@ def test_files_that_have_such_names_can_be_read(server: WebServer) -> None:
 def test_a_store_refuses_each(name: str) -> None:
     """Which all protocols ask, tus too."""
     for filename, path, code in ((name, "", "bad_filename"), (None, f"a/{name}", "bad_path"), ("a", name, "bad_path")):
-        with pytest.raises(Refusal) as raised:
-            check_new(filename, path)
+        with pytest.raises(UploadError) as raised:
+            check_new_names(filename, path)
         assert (raised.value.status, raised.value.code) == (400, code)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dlpool import errors, threads
-from dlpool.transfer.board import Board
-from dlpool.transfer.checksum import READ_SIZE, Follower
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.checksum import READ_SIZE, FollowingHash
 from dlpool.transfer.chunks import Chunk, ChunkMap
 from tests.conftest import make_data, sha256
 
@@ -38,15 +38,15 @@ class Memory:
         raise errors.DiskFailed("close")  # which harms no digest
 
 
-def a_board(*, is_written: bool = True) -> tuple[Board, Chunk]:
+def a_board(*, is_written: bool = True) -> tuple[ChunkScheduler, Chunk]:
     """A board of a file of which all is written, or nothing."""
-    board, end = Board(lambda: 100.0), len(DATA) if is_written else 0
+    board, end = ChunkScheduler(lambda: 100.0), len(DATA) if is_written else 0
     chunk = Chunk(0, len(DATA), end, end)
-    board.start(ChunkMap([chunk]), "owner")
+    board.load_plan(ChunkMap([chunk]), "owner")
     return board, chunk
 
 
-def follower(board: Board, *readers: Any) -> Follower:
+def follower(board: ChunkScheduler, *readers: Any) -> FollowingHash:
     """A follower that opens these readers, one after the other; an exception among them is raised."""
     left = list(readers)
 
@@ -56,7 +56,7 @@ def follower(board: Board, *readers: Any) -> Follower:
             raise reader
         return reader
 
-    return Follower("sha256", board, open_reader)
+    return FollowingHash("sha256", board, open_reader)
 
 
 def test_a_complete_file_is_read_once_from_its_beginning_to_its_end() -> None:
@@ -68,8 +68,8 @@ def test_a_complete_file_is_read_once_from_its_beginning_to_its_end() -> None:
 
 
 def test_an_empty_file_has_a_digest() -> None:
-    board = Board(lambda: 100.0)
-    board.start(ChunkMap([]), "owner")
+    board = ChunkScheduler(lambda: 100.0)
+    board.load_plan(ChunkMap([]), "owner")
     reader = Memory(b"")
     assert follower(board, reader).digest() == hashlib.sha256().hexdigest()
     assert reader.closed.is_set()
@@ -80,10 +80,10 @@ def test_the_front_is_followed_while_it_moves() -> None:
     reader = Memory()
     following = follower(board, reader)
     for size in (1000, READ_SIZE, len(DATA)):
-        allowed = board.claim(chunk, size)
-        board.advance(chunk, allowed)
+        allowed = board.begin_write(chunk, size)
+        board.commit_write(chunk, allowed)
         board.set_rate(chunk, 1.0)  # which wakes those that wait
-    board.give_back(chunk)
+    board.release_chunk(chunk)
     assert following.digest() == sha256(DATA)
     covered = sorted(reader.reads)
     assert [position for position, _ in covered[1:]] == [position + size for position, size in covered[:-1]]
@@ -95,7 +95,7 @@ def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monke
     first, second = Memory(), Memory()
     if why == "threads":
 
-        def no_thread(_work: Callable[[], object], _name: str) -> threads.Thread:
+        def no_thread(_work: Callable[[], object], _name: str) -> threads.DaemonThread:
             raise errors.NoThread("cannot start a thread")
 
         monkeypatch.setattr(threads, "start", no_thread)
@@ -104,8 +104,8 @@ def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monke
     else:
         following = follower(board, errors.OutOfFiles("too many files are open"), second)
     assert first.reads == second.reads == []
-    board.advance(chunk, board.claim(chunk, len(DATA)))
-    board.give_back(chunk)
+    board.commit_write(chunk, board.begin_write(chunk, len(DATA)))
+    board.release_chunk(chunk)
     assert following.digest() == sha256(DATA)
     assert second.closed.is_set()
 

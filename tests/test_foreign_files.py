@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.leftovers import discard_unfinished
+from dlpool.transfer.leftovers import remove_part_files
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.partopen import MARK
 from tests.conftest import Fetcher, make_data
@@ -86,7 +86,7 @@ def test_clean_up_after_a_job_leaves_foreign_files(suffix: str, tmp_path: Path) 
     foreign = tmp_path / f"f{suffix}"
     foreign.write_bytes(b"precious")
     before = seen(foreign)
-    discard_unfinished(tmp_path / "f", "http://h/f")
+    remove_part_files(tmp_path / "f", "http://h/f")
     assert seen(foreign) == before
     assert os.listdir(tmp_path) == [foreign.name]
 
@@ -94,7 +94,7 @@ def test_clean_up_after_a_job_leaves_foreign_files(suffix: str, tmp_path: Path) 
 def test_clean_up_of_a_foreign_state_leaves_our_part_file_too(tmp_path: Path) -> None:
     PartFile(tmp_path / "f", sync=False).close()
     (tmp_path / "f.part.meta").write_bytes(b"precious")
-    discard_unfinished(tmp_path / "f", "http://h/f")
+    remove_part_files(tmp_path / "f", "http://h/f")
     assert (tmp_path / "f.part.meta").read_bytes() == b"precious"
 
 

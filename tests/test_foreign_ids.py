@@ -16,9 +16,9 @@ from falcon import inspect
 from dlpool.config import Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
 from dlpool.web.app import create_app
-from dlpool.web.store import PARTIAL, GrowWish, UploadStore
-from dlpool.web.store.names import flat_name, own_name
-from dlpool.web.store.record import Identity, Record
+from dlpool.web.store import PARTIAL, TusUploadRequest, DiskBackend
+from dlpool.web.store.names import folder_name, owner_folder_name
+from dlpool.web.store.record import TaskIdentity, TaskRecord
 from tests.uploads import merge, refused, send, store_in, uploaded
 from tests.web import WebServer
 
@@ -67,9 +67,9 @@ def test_who_sees_all_means_his_own_task_or_the_only_one(tmp_path: Path) -> None
 def test_a_task_from_before_is_still_its_owners(tmp_path: Path) -> None:
     """Tasks were named by their id alone."""
     store = store_in(tmp_path)
-    store.layout.make()
-    with store.layout.named(flat_name("old")) as task:
-        store.layout.create(task, Identity("old", "ann", time.time()), Record(total_chunks=2))
+    store.layout.create_folders()
+    with store.layout.lock_folder(folder_name("old")) as task:
+        store.layout.create_task(task, TaskIdentity("old", "ann", time.time()), TaskRecord(total_chunks=2))
     for owner in ("ann", "bob"):
         send(store, 0, owner.encode(), file_id="old", owner=owner, total_chunks=2)
         assert store.task("old", owner)["uploaded_chunks"] == [0]
@@ -97,11 +97,11 @@ def test_pages_have_each_task_of_an_id_once(tmp_path: Path) -> None:
 
 def test_no_two_owners_and_ids_share_a_folder() -> None:
     pairs = [("a", "b"), ("ab", ""), ("a", ""), ("a", None), ("b", "a"), ("a", "bb"), ("a", "\U0001f600"), ("", "x")]
-    names = [own_name(file_id, owner) for file_id, owner in pairs if file_id]
+    names = [owner_folder_name(file_id, owner) for file_id, owner in pairs if file_id]
     assert len(set(names)) == len(names) and all(len(name) == 64 for name in names)
-    assert own_name("a", None) == flat_name("a")
+    assert owner_folder_name("a", None) == folder_name("a")
     assert len({name[:32] for name in names}) == len(names), "temporary files are named by it"
-    assert len({own_name("a", owner)[:2] for owner in ("b", "c", "d", None)}) == 1, "the lock is named by it"
+    assert len({owner_folder_name("a", owner)[:2] for owner in ("b", "c", "d", None)}) == 1, "the lock is named by it"
 
 
 # --- over HTTP ---
@@ -272,9 +272,9 @@ def test_merges_of_the_same_id_do_not_wait_for_each_other(server: WebServer) -> 
 
 
 def test_an_upload_of_tus_is_not_found_by_another_owner(tmp_path: Path) -> None:
-    store: UploadStore = store_in(tmp_path)
-    file_id = store.growing.create(GrowWish("ann", 3, "file", concat=PARTIAL))
-    for look in (store.growing.look, store.growing.peek, store.growing.finish, store.task, store.delete):
+    store: DiskBackend = store_in(tmp_path)
+    file_id = store.tus.create(TusUploadRequest("ann", 3, "file", concat=PARTIAL))
+    for look in (store.tus.recover, store.tus.state, store.tus.finish, store.task, store.delete):
         with refused(404, "no_such_task"):
             look(file_id, "bob")
-    assert store.growing.look(file_id, "ann").offset == 0
+    assert store.tus.recover(file_id, "ann").offset == 0

@@ -12,15 +12,15 @@ import pytest
 
 from dlpool.cli.main import main
 from dlpool.errors import QueueError, QueueUnusable
-from dlpool.jobs.events import Events
-from dlpool.jobs.failures import Failures
-from dlpool.jobs.history import History
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.events import EventReader
+from dlpool.jobs.failures import FailureRecords
+from dlpool.jobs.history import QueueHistory
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.listing import STATES
-from dlpool.jobs.nodes import Nodes
-from dlpool.jobs.trail import AuditTrail, Wanted
-from dlpool.jobs.transitions import Ticket
-from dlpool.jobs.views import Views
+from dlpool.jobs.nodes import NodeAdmin
+from dlpool.jobs.trail import AuditReader, AuditFilter
+from dlpool.jobs.transitions import JobLease
+from dlpool.jobs.views import QueueViews
 from tests.conftest import wait_until
 from tests.desk import DATA, Gate
 from tests.fleet import Client, Supervisor
@@ -29,8 +29,8 @@ from tests.redis_server import RedisServer
 from tests.test_transitions import GRACE_S, LEASE_S, A, B, Queue, job
 
 DAY = int(time.time() // 86400)
-KINDS = Keys().kinds(DAY)
-NAMES = [key.removeprefix(Keys().prefix) for key in KINDS if "stats" not in key]
+KINDS = QueueKeys().key_types(DAY)
+NAMES = [key.removeprefix(QueueKeys().prefix) for key in KINDS if "stats" not in key]
 
 
 def foreign(client: Any, key: str, kind: str) -> None:
@@ -42,7 +42,7 @@ def foreign(client: Any, key: str, kind: str) -> None:
 
 
 def key_of(name: str) -> str:
-    return name if name == Keys().intake else Keys().prefix + name
+    return name if name == QueueKeys().intake else QueueKeys().prefix + name
 
 
 @pytest.fixture
@@ -68,19 +68,19 @@ def claim(queue: Queue) -> None:
 
 
 def beat(queue: Queue) -> None:
-    queue.beat(Ticket("running", 1))
+    queue.beat(JobLease("running", 1))
 
 
 def retry(queue: Queue) -> None:
-    queue.finish(Ticket("running", 1), "retry", delay_s=0.001)
+    queue.finish(JobLease("running", 1), "retry", delay_s=0.001)
 
 
 def release(queue: Queue) -> None:
-    queue.finish(Ticket("running", 1), "release")
+    queue.finish(JobLease("running", 1), "release")
 
 
 def end(queue: Queue) -> None:
-    queue.finish(Ticket("running", 1), "success")
+    queue.finish(JobLease("running", 1), "success")
 
 
 def recover(queue: Queue) -> None:
@@ -88,7 +88,7 @@ def recover(queue: Queue) -> None:
 
 
 def take_back(queue: Queue) -> None:
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
 
 
 def push(queue: Queue) -> None:
@@ -96,11 +96,11 @@ def push(queue: Queue) -> None:
 
 
 def pause(queue: Queue) -> None:
-    queue.controls.control("pause", "ready", message="", at=0)
+    queue.controls.execute("pause", "ready", message="", at=0)
 
 
 def promote(queue: Queue) -> None:
-    queue.controls.control("promote", "later", message="", at=0)
+    queue.controls.execute("promote", "later", message="", at=0)
 
 
 ACTS: list[Callable[[Queue], None]] = [claim, beat, retry, release, end, recover, take_back, push, pause, promote]
@@ -114,7 +114,7 @@ def drained(queue: Queue) -> list[str]:
         queue.pass_delays()
         for claimed in queue.claim(10):
             found.append(claimed.raw.decode().partition("http://host/")[2].partition('"')[0])
-            assert queue.finish(claimed.ticket, "success") == "OK"
+            assert queue.finish(claimed.lease, "success") == "OK"
     return sorted(found)
 
 
@@ -136,7 +136,7 @@ def test_no_step_loses_a_job_to_a_key_of_another_type(name: str, act: Callable[[
     if is_there:
         client.rename("aside", key)
     if act is pause:
-        queue.controls.control("resume", "ready", message="", at=0)
+        queue.controls.execute("resume", "ready", message="", at=0)
     if act is push and not was_done:
         assert queue.push("pushed") == ["OK"]
     expected = {"running", "ready", "later", "intake"} | ({"pushed"} if act is push else set())
@@ -197,7 +197,7 @@ def test_garbage_in_a_counter_keeps_no_job_from_its_end(act: Callable[[Queue], N
             queue.client.hset(key_of(name), field, value)
     act(queue)
     if act is pause:
-        queue.controls.control("resume", "ready", message="", at=0)
+        queue.controls.execute("resume", "ready", message="", at=0)
     expected = {"running", "ready", "later", "intake"} | ({"pushed"} if act is push else set())
     assert set(drained(queue)) | ({"running"} if act is end else set()) == expected
 
@@ -226,12 +226,12 @@ def strange(client: Any, key: str, kind: str) -> None:
         client.rpush(key, *BYTES)
 
 
-STRANGE = [name for name in NAMES if KINDS[key_of(name)] != "string" and name != Keys().intake]
+STRANGE = [name for name in NAMES if KINDS[key_of(name)] != "string" and name != QueueKeys().intake]
 
 
 def look(queue: Queue) -> None:
     """All that people and programs look at."""
-    views, history = Views(queue.client, queue.keys), History(queue.client, queue.keys)
+    views, history = QueueViews(queue.client, queue.keys), QueueHistory(queue.client, queue.keys)
     for state in (None, *STATES):
         after, listed = None, 0
         for _ in range(200):
@@ -242,16 +242,16 @@ def look(queue: Queue) -> None:
         assert after is None, f"the list of {state} has no end"
     for view in views.jobs():
         json.dumps(view.as_json())
-    json.dumps([views.stats().as_json(), Nodes(queue.client, queue.keys).all(), history.since()])
-    Failures(queue.client, queue.keys).page(10)
-    for event in AuditTrail(queue.client, queue.keys).last(100, Wanted()):
+    json.dumps([views.stats().as_json(), NodeAdmin(queue.client, queue.keys).list_nodes(), history.since()])
+    FailureRecords(queue.client, queue.keys).page(10)
+    for event in AuditReader(queue.client, queue.keys).last(100, AuditFilter()):
         json.dumps(event.as_json())
-    for one in Events(queue.client, queue.keys).after("0-0"):
+    for one in EventReader(queue.client, queue.keys).after("0-0"):
         json.dumps(one.as_json())
 
 
 def sample(queue: Queue) -> None:
-    History(queue.client, queue.keys).sample()
+    QueueHistory(queue.client, queue.keys).record_sample()
 
 
 @pytest.mark.parametrize("name", STRANGE)
@@ -268,7 +268,7 @@ def test_no_step_loses_a_job_to_strange_content(name: str, redis_server: RedisSe
             assert str(error)
             is_pushed = False
         if act is pause:
-            queue.controls.control("resume", "ready", message="", at=0)
+            queue.controls.execute("resume", "ready", message="", at=0)
         if name == "bytes":  # no job ends while its size cannot be counted
             client.delete(key)
         expected = {"running", "ready", "later", "intake"} | ({"pushed"} if is_pushed else set())
@@ -282,12 +282,12 @@ def test_a_supervisor_waits_until_all_keys_are_its_own_again(redis_server: Redis
         wait_until(lambda: len(origin.requests) == 1)
         gate.open()
         origin.handler = File(DATA)
-        for number, name in enumerate([Keys().intake, "leases", "ready:normal", "events", "fence", "done"]):
+        for number, name in enumerate([QueueKeys().intake, "leases", "ready:normal", "events", "fence", "done"]):
             key, seen = key_of(name), len(service.events("redis_away"))
             if client.redis.exists(key):
                 client.redis.rename(key, "aside")
             foreign(client.redis, key, KINDS[key])
-            if key != Keys().intake:
+            if key != QueueKeys().intake:
                 client.push(f"{origin.url}/{number}", f"{number}.bin")
             wait_until(lambda seen=seen: len(service.events("redis_away")) > seen)  # type: ignore[misc]
             away = service.events("redis_away")[-1]["error.message"]
@@ -295,7 +295,7 @@ def test_a_supervisor_waits_until_all_keys_are_its_own_again(redis_server: Redis
             client.redis.delete(key)
             if client.redis.exists("aside"):
                 client.redis.rename("aside", key)
-            if key == Keys().intake:
+            if key == QueueKeys().intake:
                 client.push(f"{origin.url}/{number}", f"{number}.bin")
             client.wait_for(f"{origin.url}/{number}", f"{origin.url}/running")
         assert service.process is not None and service.process.poll() is None, service.said()

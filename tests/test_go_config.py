@@ -17,8 +17,8 @@ from dlpool import DownloadEngine
 from dlpool.cli.conversion import given_of, ini_lines
 from dlpool.config import UploadSettings
 from dlpool.config.ini import checked
-from dlpool.config.ini import read as read_ini
-from dlpool.config.layers import Effective, effective
+from dlpool.config.ini import read_settings_file as read_ini
+from dlpool.config.layers import EffectiveSettings, load_effective
 from dlpool.errors import ConfigurationError
 from tests.processes import ROOT, Ended, run
 from tests.web import WebServer
@@ -45,8 +45,8 @@ def written(folder: Path, value: object, name: str = "config.json") -> Path:
     return path
 
 
-def loaded(path: Path) -> Effective:
-    return effective(str(path), environment={})
+def loaded(path: Path) -> EffectiveSettings:
+    return load_effective(str(path), environment={})
 
 
 def problem(path: Path) -> str:
@@ -78,7 +78,7 @@ def test_all_keys_of_that_server_are_read_in_its_units(tmp_path: Path) -> None:
         enable_integrity_check=True,
         enable_atomic_operations=False,
     )
-    assert found.given["upload", "port"].origin == f"{tmp_path}/config.json:4"
+    assert found.values["upload", "port"].origin == f"{tmp_path}/config.json:4"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_conf_d_and_the_environment_go_over_it(tmp_path: Path) -> None:
     written(tmp_path, REPORTED)
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.ini").write_text("[upload]\nport = 7\n[web]\nthreads = 9\n")
-    found = effective(str(tmp_path / "config.json"), environment={"DLPOOL_UPLOAD_CONCURRENT_UPLOADS": "2"}).settings
+    found = load_effective(str(tmp_path / "config.json"), environment={"DLPOOL_UPLOAD_CONCURRENT_UPLOADS": "2"}).settings
     assert (found.upload.port, found.web.threads, found.upload.concurrent_uploads) == (7, 9, 2)
 
 

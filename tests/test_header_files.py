@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.cli.headers import MAX_FILE, given_headers
+from dlpool.cli.headers import MAX_FILE, read_headers
 from dlpool.errors import LocalFault, UsageError
 from tests.origin import File, Origin
 from tests.processes import run
@@ -44,15 +44,15 @@ def parsed(*words: object) -> Namespace:
 def test_a_file_has_a_field_on_each_line(option: str, content: bytes, fields: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "headers"
     path.write_bytes(content)
-    assert given_headers(parsed(f"{option}{path}")) == fields
+    assert read_headers(parsed(f"{option}{path}")) == fields
 
 
 def test_options_count_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("A: file\nB: file\n")
     given = parsed("-H", "A: before", "--header-file", tmp_path / "one", "-H", "B: after")
-    assert given_headers(given) == {"A": "file", "B": "after"}
+    assert read_headers(given) == {"A": "file", "B": "after"}
     (tmp_path / "one").unlink()
-    assert given_headers(given) == {"A": "file", "B": "after"}  # read once
+    assert read_headers(given) == {"A": "file", "B": "after"}  # read once
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_bad_file_is_named_by_its_line_but_not_its_content(content: bytes, sai
     path = tmp_path / "headers"
     path.write_bytes(content)
     with pytest.raises(UsageError) as raised:
-        given_headers(parsed("--header-file", path))
+        read_headers(parsed("--header-file", path))
     assert said in str(raised.value) and SECRET not in str(raised.value)
 
 
@@ -80,12 +80,12 @@ def test_a_bad_file_is_named_by_its_line_but_not_its_content(content: bytes, sai
 def test_a_file_that_cannot_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LocalFault, match="cannot read the headers in"):
-        given_headers(parsed("--header-file", name))
+        read_headers(parsed("--header-file", name))
 
 
 def test_standard_input_is_not_two_things() -> None:
     with pytest.raises(UsageError, match="cannot be both"):
-        given_headers(parsed("-i", "-", "-H", "@-"))
+        read_headers(parsed("-i", "-", "-H", "@-"))
 
 
 def test_an_endless_pipe_is_read_to_the_bound_only(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_endless_pipe_is_read_to_the_bound_only(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with pytest.raises(UsageError, match="longer than"):
-        given_headers(parsed("--header-file", path))
+        read_headers(parsed("--header-file", path))
     writer.join(10)
     assert not writer.is_alive()
 

@@ -6,88 +6,88 @@ import math
 
 import pytest
 
-from dlpool.heads import MAX_HEAD, MAX_LINE, Heads, Progress, target_of
+from dlpool.heads import MAX_HEAD, MAX_LINE, PendingHeads, HeadProgress, parse_target
 
 HEAD = b"GET /livez?verbose HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-def progress(*parts: bytes) -> Progress:
+def progress(*parts: bytes) -> HeadProgress:
     """After the last of the parts; those before are no whole head."""
-    heads: Heads[str] = Heads()
-    heads.hold("c", 0.0)
+    heads: PendingHeads[str] = PendingHeads()
+    heads.add("c", 0.0)
     for part in parts[:-1]:
-        assert heads.feed("c", part, 0.0) is Progress.PARTIAL
+        assert heads.feed("c", part, 0.0) is HeadProgress.PARTIAL
     found = heads.feed("c", parts[-1], 0.0)
-    assert heads.take("c") == b"".join(parts)
+    assert heads.remove("c") == b"".join(parts)
     return found
 
 
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (HEAD, Progress.WHOLE),
-        (HEAD + b"the body", Progress.WHOLE),
-        (b"\r\n" + HEAD, Progress.WHOLE),
-        (b"GET / HTTP/1.0\r\n\r\n", Progress.WHOLE),
-        (HEAD[:-1], Progress.PARTIAL),
-        (HEAD[:-2], Progress.PARTIAL),
-        (b"GET / HTTP/1.1\n", Progress.WHOLE),
-        (b"GET / HTTP/1.1\r\nHost: h\n", Progress.WHOLE),
-        (b"\n", Progress.WHOLE),
-        (b"x" * MAX_LINE, Progress.PARTIAL),
-        (b"x" * (MAX_LINE + 1), Progress.WHOLE),
-        (b"\r\n" + b"x" * MAX_LINE, Progress.WHOLE),
-        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2000, Progress.PARTIAL),
-        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 8000, Progress.TOO_LONG),
-        (b"GET / HTTP/1.1\r\nA: " + b"b" * MAX_HEAD, Progress.TOO_LONG),
+        (HEAD, HeadProgress.COMPLETE),
+        (HEAD + b"the body", HeadProgress.COMPLETE),
+        (b"\r\n" + HEAD, HeadProgress.COMPLETE),
+        (b"GET / HTTP/1.0\r\n\r\n", HeadProgress.COMPLETE),
+        (HEAD[:-1], HeadProgress.PARTIAL),
+        (HEAD[:-2], HeadProgress.PARTIAL),
+        (b"GET / HTTP/1.1\n", HeadProgress.COMPLETE),
+        (b"GET / HTTP/1.1\r\nHost: h\n", HeadProgress.COMPLETE),
+        (b"\n", HeadProgress.COMPLETE),
+        (b"x" * MAX_LINE, HeadProgress.PARTIAL),
+        (b"x" * (MAX_LINE + 1), HeadProgress.COMPLETE),
+        (b"\r\n" + b"x" * MAX_LINE, HeadProgress.COMPLETE),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2000, HeadProgress.PARTIAL),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 8000, HeadProgress.TOO_LONG),
+        (b"GET / HTTP/1.1\r\nA: " + b"b" * MAX_HEAD, HeadProgress.TOO_LONG),
     ],
 )
-def test_when_a_head_is_whole(head: bytes, expected: Progress) -> None:
+def test_when_a_head_is_whole(head: bytes, expected: HeadProgress) -> None:
     assert progress(head) is expected
 
 
 @pytest.mark.parametrize("head", [HEAD, b"\r\n" + HEAD, b"GET / HTTP/1.1\r\nHost: h\n"])
 def test_a_head_may_be_cut_anywhere(head: bytes) -> None:
-    assert progress(*(bytes([byte]) for byte in head)) is Progress.WHOLE
+    assert progress(*(bytes([byte]) for byte in head)) is HeadProgress.COMPLETE
     for cut in range(1, len(head)):
-        assert progress(head[:cut], head[cut:]) is Progress.WHOLE
+        assert progress(head[:cut], head[cut:]) is HeadProgress.COMPLETE
 
 
 def test_the_oldest_is_the_first_that_came_whatever_it_has_sent() -> None:
-    heads: Heads[int] = Heads()
+    heads: PendingHeads[int] = PendingHeads()
     for number in range(3):
-        heads.hold(number, 10.0)
+        heads.add(number, 10.0)
     heads.feed(0, b"G", 20.0)
     assert (list(heads), heads.oldest(), len(heads)) == ([0, 1, 2], 0, 3)
-    assert heads.take(0) == b"G"
+    assert heads.remove(0) == b"G"
     assert (heads.oldest(), 0 in heads, 1 in heads) == (1, False, True)
-    heads.hold(0, 10.0)
+    heads.add(0, 10.0)
     assert list(heads) == [1, 2, 0]
 
 
 def test_when_a_head_is_due() -> None:
-    heads: Heads[str] = Heads()
-    assert (heads.due(1e9), heads.patience(0.0), heads.oldest()) == ([], math.inf, None)
-    heads.hold("silent", 10.0)
-    heads.hold("begun", 30.0)
+    heads: PendingHeads[str] = PendingHeads()
+    assert (heads.expired(1e9), heads.next_timeout_s(0.0), heads.oldest()) == ([], math.inf, None)
+    heads.add("silent", 10.0)
+    heads.add("begun", 30.0)
     heads.feed("begun", b"G", 15.0)
     heads.feed("begun", b"E", 99.0)  # a further byte gains no time
-    assert (heads.due(9.0), heads.patience(9.0)) == ([], 1.0)
-    assert heads.due(10.0) == ["silent"]
-    heads.take("silent")
-    assert (heads.patience(10.0), heads.due(14.0), heads.due(15.0)) == (5.0, [], ["begun"])
-    heads.take("begun")
-    assert heads.patience(20.0) == math.inf
+    assert (heads.expired(9.0), heads.next_timeout_s(9.0)) == ([], 1.0)
+    assert heads.expired(10.0) == ["silent"]
+    heads.remove("silent")
+    assert (heads.next_timeout_s(10.0), heads.expired(14.0), heads.expired(15.0)) == (5.0, [], ["begun"])
+    heads.remove("begun")
+    assert heads.next_timeout_s(20.0) == math.inf
 
 
 def test_the_end_does_not_wait_long_for_who_has_said_nothing() -> None:
-    heads: Heads[str] = Heads()
-    heads.hold("silent", 10.0)
-    heads.hold("begun", 10.0)
+    heads: PendingHeads[str] = PendingHeads()
+    heads.add("silent", 10.0)
+    heads.add("begun", 10.0)
     heads.feed("begun", b"G", 10.0)
-    assert (heads.is_silent("silent"), heads.is_silent("begun")) == (True, False)
-    heads.hurry(2.0)
-    assert (heads.due(2.0), heads.due(10.0)) == (["silent"], ["silent", "begun"])
+    assert (heads.is_empty("silent"), heads.is_empty("begun")) == (True, False)
+    heads.cap_deadlines(2.0)
+    assert (heads.expired(2.0), heads.expired(10.0)) == (["silent"], ["silent", "begun"])
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_the_end_does_not_wait_long_for_who_has_said_nothing() -> None:
     ],
 )
 def test_what_a_head_asks_for(head: bytes, expected: tuple[str, str]) -> None:
-    assert target_of(head) == expected
+    assert parse_target(head) == expected

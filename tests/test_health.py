@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from dlpool import __version__
-from dlpool.cli.health import Unhealthy, ask
+from dlpool.cli.health import Unhealthy, request_health
 from dlpool.config import LoggingSettings, MetricsSettings, PathSettings, parse_setting
 from dlpool.heads import MAX_HEAD
-from dlpool.observe.health import SILENCE_S, Check, Health, report
-from dlpool.observe.listener import MAX_CONNECTIONS, MAX_SLOW, Listener, Reply
+from dlpool.observe.health import SILENCE_S, HealthCheck, Health, format_checks
+from dlpool.observe.listener import MAX_CONNECTIONS, MAX_SLOW, MonitoringServer, ProbeResponse
 from dlpool.observe.log import Log
-from dlpool.service.monitor.monitoring import folders_of
+from dlpool.service.monitor.monitoring import written_folders
 from tests.conftest import free_port, wait_until
 from tests.disks import needs_root, tmpfs
 from tests.fleet import Client
@@ -34,15 +34,15 @@ from tests.redis_server import RedisServer
 GOOD = b"GET /good HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-def broken(_: object) -> Reply:
+def broken(_: object) -> ProbeResponse:
     raise LookupError("a defect")
 
 
-def large(_: object) -> Reply:
-    return Reply(bytes(20_000_000))
+def large(_: object) -> ProbeResponse:
+    return ProbeResponse(bytes(20_000_000))
 
 
-PAGES = {"/good": lambda _: Reply(b"good\n"), "/broken": broken, "/metrics": large}
+PAGES = {"/good": lambda _: ProbeResponse(b"good\n"), "/broken": broken, "/metrics": large}
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 @pytest.fixture
-def listener(log: Log) -> Iterator[Listener]:
+def listener(log: Log) -> Iterator[MonitoringServer]:
     """One that listens at a free port."""
-    one = Listener(f"127.0.0.1:{free_port()}", PAGES, log.logger("metrics"))
+    one = MonitoringServer(f"127.0.0.1:{free_port()}", PAGES, log.logger("metrics"))
     thread = threading.Thread(target=one.serve)
     thread.start()
     wait_until(lambda: get(port_of(one), "/good") == (200, "good\n"))
@@ -65,11 +65,11 @@ def listener(log: Log) -> Iterator[Listener]:
     assert not thread.is_alive()
 
 
-def port_of(listener: Listener) -> int:
+def port_of(listener: MonitoringServer) -> int:
     return int(listener.address.rpartition(":")[2])
 
 
-def connect(listener: Listener) -> socket.socket:
+def connect(listener: MonitoringServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port_of(listener)), timeout=PATIENCE_S)
 
 
@@ -94,11 +94,11 @@ def said(sock: socket.socket) -> bytes:
         ("GET", "/broken", 0, ""),
     ],
 )
-def test_what_is_answered(listener: Listener, method: str, path: str, status: int, body: str) -> None:
+def test_what_is_answered(listener: MonitoringServer, method: str, path: str, status: int, body: str) -> None:
     assert get(port_of(listener), path, method) == (status, body)
 
 
-def test_a_defect_of_a_page_is_logged_and_ends_nothing(listener: Listener, log: Log) -> None:
+def test_a_defect_of_a_page_is_logged_and_ends_nothing(listener: MonitoringServer, log: Log) -> None:
     assert get(port_of(listener), "/broken") == (0, "")
     wait_until(lambda: "a defect" in log.path.read_text())
     assert get(port_of(listener), "/good")[0] == 200
@@ -117,7 +117,7 @@ def test_a_defect_of_a_page_is_logged_and_ends_nothing(listener: Listener, log: 
     ],
 )
 def test_what_is_answered_has_a_head_that_forbids_guessing(
-    listener: Listener, request_bytes: bytes, status: bytes
+    listener: MonitoringServer, request_bytes: bytes, status: bytes
 ) -> None:
     with connect(listener) as sock:
         sock.sendall(request_bytes)
@@ -125,14 +125,14 @@ def test_what_is_answered_has_a_head_that_forbids_guessing(
         assert status in head.split(b"\r\n")[0] and b"X-Content-Type-Options: nosniff" in head
 
 
-def test_a_request_that_is_too_long_is_not_read_to_its_end(listener: Listener) -> None:
+def test_a_request_that_is_too_long_is_not_read_to_its_end(listener: MonitoringServer) -> None:
     with connect(listener) as sock:
         sock.sendall(b"GET /good HTTP/1.1\r\nX: " + b"x" * (MAX_HEAD + 1))
         assert said(sock) == b""
 
 
 def test_the_oldest_connection_that_has_not_asked_makes_room(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    listener: MonitoringServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some of them say nothing, some a part of a request; each place that becomes free is that of the oldest."""
     monkeypatch.setattr("dlpool.observe.listener.REQUEST_S", 600.0)
@@ -152,7 +152,7 @@ def test_the_oldest_connection_that_has_not_asked_makes_room(
 
 
 @pytest.mark.parametrize("cut", range(1, len(GOOD), 3))
-def test_a_request_may_come_in_parts(cut: int, listener: Listener) -> None:
+def test_a_request_may_come_in_parts(cut: int, listener: MonitoringServer) -> None:
     with connect(listener) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(GOOD[:cut])
@@ -160,7 +160,7 @@ def test_a_request_may_come_in_parts(cut: int, listener: Listener) -> None:
         assert said(sock).endswith(b"good\n")
 
 
-def test_who_drips_a_request_does_not_last(listener: Listener) -> None:
+def test_who_drips_a_request_does_not_last(listener: MonitoringServer) -> None:
     """Each wait is short, and only the whole is too long."""
     with connect(listener) as slow:
 
@@ -176,7 +176,7 @@ def test_who_drips_a_request_does_not_last(listener: Listener) -> None:
         wait_until(is_ended, PATIENCE_S)
 
 
-def test_whoever_takes_large_answers_slowly_probes_are_answered(listener: Listener) -> None:
+def test_whoever_takes_large_answers_slowly_probes_are_answered(listener: MonitoringServer) -> None:
     with ExitStack() as stack:
         for _ in range(MAX_SLOW):
             stack.enter_context(connect(listener)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -185,7 +185,7 @@ def test_whoever_takes_large_answers_slowly_probes_are_answered(listener: Listen
     wait_until(lambda: get(port_of(listener), "/metrics")[0] == 200, PATIENCE_S)
 
 
-def test_another_address_is_taken_while_it_runs(listener: Listener) -> None:
+def test_another_address_is_taken_while_it_runs(listener: MonitoringServer) -> None:
     before, after = port_of(listener), free_port()
     listener.address = f"127.0.0.1:{after}"
     wait_until(lambda: get(after, "/good")[0] == 200)
@@ -194,12 +194,12 @@ def test_another_address_is_taken_while_it_runs(listener: Listener) -> None:
     wait_until(lambda: get(after, "/good") == (0, ""))
 
 
-def test_it_listens_at_an_ipv6_address_and_at_every_one(listener: Listener) -> None:
+def test_it_listens_at_an_ipv6_address_and_at_every_one(listener: MonitoringServer) -> None:
     port = free_port()
 
     def answers() -> bool:
         with suppress(Unhealthy):
-            return ask(listener.address, "/good") == (200, "good\n")
+            return request_health(listener.address, "/good") == (200, "good\n")
         return False
 
     for address in (f"[::1]:{port}", f":{port}"):
@@ -213,14 +213,14 @@ def test_it_listens_at_an_ipv6_address_and_at_every_one(listener: Listener) -> N
 def test_a_main_loop_that_stands_still_is_told_by_livez() -> None:
     now = [100.0]
     health = Health(lambda: now[0])
-    health.beat([Check("redis", "gone")])
-    assert report([health.live()], is_verbose=False) == (True, "ok\n")
-    assert report(health.ready(), is_verbose=False) == (False, "[-]redis failed: gone\nnot ok\n")
-    assert report(health.ready(), is_verbose=True) == (False, "[+]loop ok\n[-]redis failed: gone\nnot ok\n")
+    health.update([HealthCheck("redis", "gone")])
+    assert format_checks([health.liveness()], is_verbose=False) == (True, "ok\n")
+    assert format_checks(health.readiness(), is_verbose=False) == (False, "[-]redis failed: gone\nnot ok\n")
+    assert format_checks(health.readiness(), is_verbose=True) == (False, "[+]loop ok\n[-]redis failed: gone\nnot ok\n")
     now[0] += SILENCE_S + 1
-    assert report([health.live()], is_verbose=False)[0] is False
-    health.beat([Check("redis")])
-    assert report(health.ready(), is_verbose=True) == (True, "[+]loop ok\n[+]redis ok\nok\n")
+    assert format_checks([health.liveness()], is_verbose=False)[0] is False
+    health.update([HealthCheck("redis")])
+    assert format_checks(health.readiness(), is_verbose=True) == (True, "[+]loop ok\n[+]redis ok\nok\n")
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1:9108", ":9108", "[::1]:9108", "localhost:1", "0.0.0.0:65535"])
@@ -236,7 +236,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_all_folders_that_are_written_to_are_watched() -> None:
-    assert folders_of(PathSettings(download_dir="/d", allowed_roots="/x:/d:", state_dir="/s", log_dir="/s")) == [
+    assert written_folders(PathSettings(download_dir="/d", allowed_roots="/x:/d:", state_dir="/s", log_dir="/s")) == [
         "/d",
         "/s",
         "/x",

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.jobs.history import FIELDS, History, thinned
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.history import FIELDS, QueueHistory, thin
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.monitor.meter import Speed
+from dlpool.service.monitor.meter import ByteRate
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.redis_server import RedisServer
@@ -26,37 +26,37 @@ def client(redis_server: RedisServer) -> Any:
 
 
 def test_of_many_who_would_one_takes_a_sample(client: Any) -> None:
-    keys = Keys()
+    keys = QueueKeys()
     for number, rate in enumerate((1000, 500)):
-        Transitions(client, keys).beat(f"n{number}-00000000", [], lease_s=30, info={"rate": rate})
+        Transitions(client, keys).heartbeat(f"n{number}-00000000", [], lease_s=30, info={"rate": rate})
     client.lpush(keys.intake, "{}", "{}")
-    histories = [History(client, keys) for _ in range(3)]
-    assert sorted(one.sample() for one in histories) == [False, False, True]
+    histories = [QueueHistory(client, keys) for _ in range(3)]
+    assert sorted(one.record_sample() for one in histories) == [False, False, True]
     ((ms, *values),) = histories[0].since()
     assert values == [2, 0, 1500]
     assert abs(ms / 1000 - time.time()) < 60
     assert 0 < client.pttl(keys.sampled) <= 10_000
     assert histories[0].since(ms + 1) == []
     client.delete(keys.sampled)
-    assert histories[1].sample() and len(histories[2].since()) == 2
+    assert histories[1].record_sample() and len(histories[2].since()) == 2
 
 
 def test_a_day_is_kept_and_answered_in_720_samples(client: Any) -> None:
-    keys = Keys()
+    keys = QueueKeys()
     pipeline = client.pipeline(transaction=False)
     for number in range(9000):
         pipeline.xadd(keys.history, dict.fromkeys(FIELDS, number), id=f"{1000 + number}-0")
     pipeline.execute()
-    assert History(client, keys).sample()
+    assert QueueHistory(client, keys).record_sample()
     assert client.xlen(keys.history) < 8640 + 200
-    samples = History(client, keys).since()
+    samples = QueueHistory(client, keys).since()
     moments = [sample[0] for sample in samples]
     assert len(samples) == 720 and moments == sorted(set(moments))
 
 
 @given(st.integers(0, 3000), st.integers(2, 800))
 def test_thinning_is_even_and_keeps_both_ends(count: int, most: int) -> None:
-    kept = thinned(list(range(count)), most)
+    kept = thin(list(range(count)), most)
     assert len(kept) == min(count, most)
     assert kept[:1] == [0][:count] and kept[-1:] == [count - 1][:count]
     steps = {after - before for before, after in pairwise(kept)}
@@ -64,14 +64,14 @@ def test_thinning_is_even_and_keeps_both_ends(count: int, most: int) -> None:
 
 
 def test_what_is_broken_in_it_is_nothing(client: Any) -> None:
-    client.xadd(Keys().history, {"waiting": "x"})
-    assert [sample[1:] for sample in History(client, Keys()).since()] == [[0, 0, 0]]
+    client.xadd(QueueKeys().history, {"waiting": "x"})
+    assert [sample[1:] for sample in QueueHistory(client, QueueKeys()).since()] == [[0, 0, 0]]
 
 
 def test_speed_is_that_of_the_last_ten_seconds() -> None:
     moments = iter([0.0, 5.0, 10.0, 15.0, 100.0, 105.0])
-    speed = Speed(lambda: next(moments))
-    assert [speed.now(total) for total in (0, 500, 1000, 2500, 2500, 2500)] == [0, 100, 100, 200, 0, 0]
+    speed = ByteRate(lambda: next(moments))
+    assert [speed.update(total) for total in (0, 500, 1000, 2500, 2500, 2500)] == [0, 100, 100, 200, 0, 0]
 
 
 def test_a_service_samples_and_goes_on_when_it_cannot(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ import pytest
 from dlpool.config import HookSettings, LoggingSettings
 from dlpool.config.ini import load
 from dlpool.errors import ConfigurationError
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log import Log
 from dlpool.service.hooks import hookprocess, hooks
-from dlpool.service.hooks.hooks import Hooks, check_hooks
-from dlpool.service.ledger import Held
+from dlpool.service.hooks.hooks import HookRunner, check_hooks
+from dlpool.service.ledger import InFlightJob
 from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running
 from tests.fakes import Clock, Lines
@@ -63,11 +63,11 @@ def kept(folder: Path) -> str:
     return f"/bin/sh -c {shlex.quote(copy)}"
 
 
-def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[Held, Finish]:
+def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[InFlightJob, FinishRequest]:
     """A job that has ended, as the crew hands it to the hooks."""
-    job = PushedJob.parse(compose("http://h/ü", "f"))
-    ticket = Ticket(job_id, 1)
-    return Held(Claimed(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), Finish(
+    job = PushedJob.parse(compose_job("http://h/ü", "f"))
+    ticket = JobLease(job_id, 1)
+    return InFlightJob(ClaimedJob(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), FinishRequest(
         ticket, outcome, note={"path": "/x/f", "size": 3, **note}
     )
 
@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder / "log"
         log = Log(self.folder, LoggingSettings(level="debug"), service="x", version="0", node_id="n")
-        self.hooks = Hooks(HookSettings(**settings), "n", log.logger("hooks"))
+        self.hooks = HookRunner(HookSettings(**settings), "n", log.logger("hooks"))
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         text = (self.folder / "dlpool.log").read_text()
@@ -232,7 +232,7 @@ def test_a_hook_that_cannot_be_run_is_one_sentence_at_the_start(command: str, re
 )
 def test_a_hook_that_fails_is_one_line_with_its_last_words(text: str, reason: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_failure=str(script(tmp_path, text)))
-    bench.hooks.ended(*ended("j1", "failed", label="x", message="m"))
+    bench.hooks.schedule(*ended("j1", "failed", label="x", message="m"))
     [line] = bench.wait_for("hook_failed")
     assert (line["log.level"], line["dlpool.job.id"], line["dlpool.reason"]) == ("warning", "j1", reason)
     assert line["dlpool.stderr"] == ("first\nlast words ü" if "last" in text else "")
@@ -242,7 +242,7 @@ def test_of_much_standard_error_the_end_is_kept(tmp_path: Path) -> None:
     bench = Bench(
         tmp_path, on_success=f"/bin/sh -c {shlex.quote('yes noise | head -c 3000000 >&2; echo end >&2; exit 1')}"
     )
-    bench.hooks.ended(*ended())
+    bench.hooks.schedule(*ended())
     [line] = bench.wait_for("hook_failed")
     assert line["dlpool.stderr"].endswith("noise\nend")
     assert len(line["dlpool.stderr"]) <= hookprocess.MAX_SAID
@@ -251,7 +251,7 @@ def test_of_much_standard_error_the_end_is_kept(tmp_path: Path) -> None:
 def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
     hook = script(tmp_path, f"trap '' TERM\nsleep 1000 & echo $! > {tmp_path}/pid\nwhile :; do wait; done")
     bench = Bench(tmp_path, on_success=str(hook), timeout=1.0)
-    bench.hooks.ended(*ended())
+    bench.hooks.schedule(*ended())
     [line] = bench.wait_for("hook_failed")
     assert line["dlpool.reason"] == "it took longer than 1 s"
     child = int((tmp_path / "pid").read_text())
@@ -261,14 +261,14 @@ def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) 
 @pytest.mark.parametrize("command", ["/bin/true", "/bin/sh -c 'exec <&-; sleep 0.1'"])
 def test_a_hook_need_not_read_its_input(command: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_success=command)
-    bench.hooks.ended(*ended(path="x" * 200_000))
+    bench.hooks.schedule(*ended(path="x" * 200_000))
     bench.wait_for("hook_done")
     assert bench.lines("hook_failed") == []
 
 
 def test_a_hook_that_leaves_something_running_is_done_when_it_ends_itself(tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_success=f"/bin/sh -c 'sleep 1000 & echo $! > {tmp_path}/pid'")
-    bench.hooks.ended(*ended())
+    bench.hooks.schedule(*ended())
     bench.wait_for("hook_done")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
@@ -285,7 +285,7 @@ def test_a_hook_has_a_clean_environment_a_session_and_no_descriptor_of_ours(
     bench = Bench(tmp_path, on_success=str(script(tmp_path, "; ".join(show))))
     with (tmp_path / "mine").open("w") as mine:
         os.set_inheritable(mine.fileno(), True)
-        bench.hooks.ended(*ended())
+        bench.hooks.schedule(*ended())
         bench.wait_for("hook_done")
     shown = {path.name: path.read_text() for path in (tmp_path / "shown").iterdir()}
     names = {line.partition("=")[0] for line in shown["env"].splitlines()}
@@ -304,10 +304,10 @@ def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monk
     hook = script(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.02; done\necho x >> {tmp_path}/count")
     bench = Bench(tmp_path, on_success=str(hook), max_running=2)
     for number in range(2):
-        bench.hooks.ended(*ended(str(number)))
+        bench.hooks.schedule(*ended(str(number)))
     wait_until(lambda: "0 waiting" in repr(bench.hooks))
     for number in range(10):
-        bench.hooks.ended(*ended(str(number)))
+        bench.hooks.schedule(*ended(str(number)))
     assert repr(bench.hooks) == "<Hooks 2 of 2 running, 5 waiting>"
     gate.touch()
     bench.hooks.stop()
@@ -320,7 +320,7 @@ def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hooks, "STOP_S", 0.2)
     bench = Bench(tmp_path, on_success="sleep 1000", max_running=1)
     for number in range(3):
-        bench.hooks.ended(*ended(str(number)))
+        bench.hooks.schedule(*ended(str(number)))
     began = time.monotonic()
     bench.hooks.stop()
     assert time.monotonic() - began < hookprocess.END_S  # SIGTERM was enough
@@ -330,7 +330,7 @@ def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch:
 
 def test_a_program_that_has_gone_since_the_start_is_a_failure_of_the_hook(tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_success=str(tmp_path / "gone"))
-    bench.hooks.ended(*ended())
+    bench.hooks.schedule(*ended())
     [line] = bench.wait_for("hook_failed")
     assert line["dlpool.reason"] == "it cannot be started: No such file or directory"
 
@@ -342,7 +342,7 @@ def test_words_are_split_as_a_shell_does_and_no_shell_sees_them(tmp_path: Path) 
     check_hooks(settings)
     bench = Bench(tmp_path, on_success=settings.on_success)
     (tmp_path / "$HOME;x").parent.mkdir(exist_ok=True)
-    bench.hooks.ended(*ended())
+    bench.hooks.schedule(*ended())
     bench.wait_for("hook_done")
     assert {"a b", "$HOME;x"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -359,14 +359,14 @@ def test_all_programs_that_are_not_there_are_named() -> None:
 # --- the line and its threads, one step at a time ---
 
 
-class Stepped(Hooks):
+class Stepped(HookRunner):
     """Hooks whose threads are the test's: it calls ``_serve`` where a thread would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines, self.started = Clock(), Lines(), 0
         monkeypatch.setattr(hooks, "time", self.clock)
         monkeypatch.setattr(hookprocess, "run", self._ran)
-        self.result = hookprocess.Result("")
+        self.result = hookprocess.CommandResult("")
         self.ran: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.endings: list[str] = []
@@ -377,7 +377,7 @@ class Stepped(Hooks):
     def _start_thread(self) -> None:
         self.started += 1
 
-    def _ran(self, command: Any, given: bytes, environment: Any, must_end: Any) -> hookprocess.Result:
+    def _ran(self, command: Any, given: bytes, environment: Any, must_end: Any) -> hookprocess.CommandResult:
         self.ran.append((command, given, environment))
         if self.error is not None:
             raise self.error
@@ -404,7 +404,7 @@ def test_which_command_runs(
     outcome: str, settings: dict[str, Any], command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Stepped(monkeypatch, **settings)
-    one.ended(*ended("a", outcome))
+    one.schedule(*ended("a", outcome))
     assert [call.command for call in one._line] == ([] if command is None else [command])
     for call in one._line:
         assert (call.job_id, call.trace_id) == ("a", "t")
@@ -414,7 +414,7 @@ def test_which_command_runs(
 def test_what_a_hook_reads_of_a_job() -> None:
     held, ending = ended("a", seconds=1.5, label="l", message="m")
     held.path = "/held"
-    whole = json.loads(hooks.payload(held, ending, "success", "n"))
+    whole = json.loads(hooks.hook_payload(held, ending, "success", "n"))
     assert whole == {
         "id": "a",
         "outcome": "success",
@@ -431,8 +431,8 @@ def test_what_a_hook_reads_of_a_job() -> None:
         "node": "n",
     }
     ending.note.clear()
-    assert json.loads(hooks.payload(held, ending, "success", "n"))["path"] == "/held"
-    assert hooks.payload(held, ending, "success", "n").endswith(b"}\n")
+    assert json.loads(hooks.hook_payload(held, ending, "success", "n"))["path"] == "/held"
+    assert hooks.hook_payload(held, ending, "success", "n").endswith(b"}\n")
 
 
 @pytest.mark.parametrize(("field", "url"), [("http://of/record", "http://of/record"), (None, None)])
@@ -440,28 +440,28 @@ def test_what_a_hook_reads_of_a_job_that_could_not_be_read(field: str | None, ur
     held, ending = ended("a", "failed")
     held.job = None
     record: Any = None if field is None else SimpleNamespace(field=field)
-    said = json.loads(hooks.payload(held, replace(ending, record=record), "failure", "n"))
+    said = json.loads(hooks.hook_payload(held, replace(ending, record=record), "failure", "n"))
     assert (said["url"], said["save_path"], said["user_id"]) == (url, None, None)
 
 
 def test_as_many_threads_as_allowed_and_each_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x", max_running=2)
     for number in range(5):
-        one.ended(*ended(str(number)))
+        one.schedule(*ended(str(number)))
     assert one.started == 2 and repr(one) == "<Hooks 2 of 2 running, 5 waiting>"
     one._serve()
     assert len(one.ran) == 5 and repr(one) == "<Hooks 1 of 2 running, 0 waiting>"
     assert [json.loads(given)["id"] for _, given, _ in one.ran] == list("01234")
     one._serve()
     assert repr(one) == "<Hooks 0 of 2 running, 0 waiting>"
-    one.ended(*ended("late"))
+    one.schedule(*ended("late"))
     assert one.started == 3
 
 
 def test_fewer_threads_after_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x", max_running=2)
     for number in range(3):
-        one.ended(*ended(str(number)))
+        one.schedule(*ended(str(number)))
     one.settings = HookSettings(max_running=1)
     one._serve()
     assert one.ran == [] and repr(one) == "<Hooks 1 of 1 running, 3 waiting>"
@@ -471,7 +471,7 @@ def test_fewer_threads_after_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_begins_after_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x")
-    one.ended(*ended())
+    one.schedule(*ended())
     one._stop_at = one.clock.now
     one._serve()
     assert one.ran == [] and repr(one) == "<Hooks 0 of 4 running, 1 waiting>"
@@ -492,11 +492,11 @@ def test_a_thread_that_cannot_start_leaves_its_work_to_the_next(
     bench = Bench(tmp_path, on_success="/bin/true")
     with monkeypatch.context() as patch:
         patch.setattr(threading, "Thread", Refused)
-        bench.hooks.ended(*ended("a"))
+        bench.hooks.schedule(*ended("a"))
     assert [(one["name"], one["daemon"]) for one in made] == [("hook", True)]
     assert len(bench.lines("hook_not_started")) == 1
     assert repr(bench.hooks) == "<Hooks 0 of 4 running, 1 waiting>"
-    bench.hooks.ended(*ended("b"))
+    bench.hooks.schedule(*ended("b"))
     bench.wait_for("hook_done", 2)
 
 
@@ -511,7 +511,7 @@ def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pyte
 
     one._lock = Noted()
     for number in range(3):
-        one.ended(*ended(str(number)))
+        one.schedule(*ended(str(number)))
     one.stop()
     assert waited == [hooks.STOP_S + hookprocess.END_S + 1.0] and one._stop_at == one.clock.now + hooks.STOP_S
     assert repr(one) == "<Hooks 1 of 1 running, 0 waiting>"
@@ -525,7 +525,7 @@ def test_dropped_hooks_are_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch)
     dropped: list[list[int]] = []
     for pause_s in (0, 0, 0, 1, 8.5, 0.5, 0, 20):
         one.clock.now += pause_s
-        one.ended(*ended())
+        one.schedule(*ended())
         dropped.append([line.fields["dropped"] for line in one.lines.named("hooks_dropped")])
         one.lines.kept.clear()
     assert dropped == [[], [], [1], [], [], [3], [], [2]]
@@ -546,7 +546,7 @@ def test_until_when_a_hook_may_run(
     one = Stepped(monkeypatch, on_success="/bin/x", timeout=30.0)
     one.takes_s = takes_s
     one._stop_at = float("inf") if stop_s is None else one.clock.now + stop_s
-    one.ended(*ended())
+    one.schedule(*ended())
     one._serve()
     assert one.endings == endings
 
@@ -555,10 +555,10 @@ def test_how_a_hook_ended_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x y")
     one.takes_s = (1.23456,)
     about = {"job_id": "a", "trace_id": "t", "command": "/bin/x", "seconds": 1.235}
-    one.ended(*ended())
+    one.schedule(*ended())
     one._serve()
-    one.result = hookprocess.Result("exit code 3", "said")
-    one.ended(*ended())
+    one.result = hookprocess.CommandResult("exit code 3", "said")
+    one.schedule(*ended())
     one._serve()
     assert one.lines.kept == [
         ("debug", "hook_done", about),
@@ -571,7 +571,7 @@ def test_a_defect_ends_one_hook_only(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Stepped(monkeypatch, on_success="/bin/x")
     one.error = ValueError("odd")
     for number in range(2):
-        one.ended(*ended(str(number)))
+        one.schedule(*ended(str(number)))
     one._serve()
     assert [(line.event, line.fields) for line in one.lines.kept] == [
         ("hook_failed", {"job_id": job, "trace_id": "t", "reason": "a defect", "error": one.error}) for job in "01"
@@ -602,8 +602,8 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
     monkeypatch.setattr(hookprocess, "time", clock)
     monkeypatch.setattr(os, "killpg", signal_group)
     reasons = iter([""] * 8 + ["enough"])
-    result = hookprocess.run(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
-    assert result == hookprocess.Result("enough")
+    result = hookprocess.run_command(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
+    assert result == hookprocess.CommandResult("enough")
     assert naps[:8] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
     assert naps[8:11] == [0.001, 0.002, 0.004]
     [(first, asked), (second, killed)] = signals
@@ -617,11 +617,11 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
 )
 def test_how_a_process_ended(command: str, failure: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    result = hookprocess.run(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
-    assert result == hookprocess.Result(failure)
+    result = hookprocess.run_command(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
+    assert result == hookprocess.CommandResult(failure)
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # a thread of an earlier test may end meanwhile
 
 
 def test_a_process_reads_all_of_its_input_and_what_it_says_is_decoded() -> None:
-    result = hookprocess.run(["/bin/sh", "-c", "cat >&2; printf '\\377 end \\n' >&2"], b"in ", {}, lambda: "")
-    assert result == hookprocess.Result("", "in \ufffd end")
+    result = hookprocess.run_command(["/bin/sh", "-c", "cat >&2; printf '\\377 end \\n' >&2"], b"in ", {}, lambda: "")
+    assert result == hookprocess.CommandResult("", "in \ufffd end")

@@ -9,8 +9,8 @@ import pytest
 
 from dlpool.config import LimitSettings, Settings
 from dlpool.jobs.hostslots import HostLimit
-from dlpool.service.hostjobs import STEP_S, WHILE_S, HostJobs
-from dlpool.service.hosts import Hosts, authority_of
+from dlpool.service.hostjobs import STEP_S, WHILE_S, HostConcurrency
+from dlpool.service.hosts import HostLimits, authority_of
 from tests.fakes import Clock, Lines
 
 MOST = 16
@@ -22,15 +22,15 @@ class Node:
     def __init__(self) -> None:
         self.clock, self.lines = Clock(), Lines()
         log: Any = self.lines
-        self.jobs = HostJobs(MOST, is_auto=True, log=log, clock=self.clock)
+        self.jobs = HostConcurrency(MOST, is_auto=True, log=log, clock=self.clock)
 
     def refuse(self, *, busy: int, times: int = 1, name: str = "h") -> None:
         for _ in range(times):
-            self.jobs.refused(name, lambda: busy)
+            self.jobs.record_refusal(name, lambda: busy)
 
     def level(self, name: str = "h") -> int:
         """How many jobs at once the host may have."""
-        return next((busy for busy in range(MOST) if not self.jobs.has_room(name, partial(int, busy))), MOST)
+        return next((busy for busy in range(MOST) if not self.jobs.has_free_slot(name, partial(int, busy))), MOST)
 
 
 @pytest.fixture
@@ -93,19 +93,19 @@ def test_one_more_job_at_a_time(pause_s: float, level: int, node: Node) -> None:
 def test_hosts_are_forgotten_when_they_have_been_good_for_long(node: Node) -> None:
     node.refuse(busy=8, times=2)
     node.refuse(busy=8, name="once")
-    node.jobs.tend()
+    node.jobs.forget_idle()
     assert node.jobs.limited == 1 and set(node.jobs._hosts) == {"h", "once"}
     node.clock.now += WHILE_S - 0.5
-    node.jobs.tend()
+    node.jobs.forget_idle()
     assert set(node.jobs._hosts) == {"h", "once"}
     node.clock.now += 0.5
-    node.jobs.tend()
+    node.jobs.forget_idle()
     assert set(node.jobs._hosts) == {"h"}
     node.clock.now += MOST * STEP_S - WHILE_S - 0.5
-    node.jobs.tend()
+    node.jobs.forget_idle()
     assert node.jobs.limited == 1
     node.clock.now += 0.5
-    node.jobs.tend()
+    node.jobs.forget_idle()
     assert node.jobs.limited == 0 and node.jobs._hosts == {} and not node.jobs.is_limited("h")
 
 
@@ -130,21 +130,21 @@ def test_a_hold_is_news_when_it_is_longer_by_a_second(
     first_s: float, pause_s: float, second_s: float, is_news: bool
 ) -> None:
     clock = Clock()
-    hosts = Hosts(Settings(), clock)
+    hosts = HostLimits(Settings(), clock)
     hosts.hold("H", first_s)
     clock.now += pause_s
     assert hosts.hold("h", second_s) == is_news
-    assert hosts.held_s("http://H/x") == (second_s if is_news else max(0.0, first_s - pause_s if first_s > 1 else 0.0))
+    assert hosts.hold_remaining_s("http://H/x") == (second_s if is_news else max(0.0, first_s - pause_s if first_s > 1 else 0.0))
 
 
 def test_a_hold_that_is_over_and_a_url_that_is_none_are_not_waited_for() -> None:
     clock = Clock()
-    hosts = Hosts(Settings(), clock)
-    assert hosts.held_s("http://h/x") == 0.0
+    hosts = HostLimits(Settings(), clock)
+    assert hosts.hold_remaining_s("http://h/x") == 0.0
     hosts.hold("h", 5)
     hosts.hold("other", 50)
     clock.now += 10
-    assert [hosts.held_s(url) for url in ("http://h/", "http://other/", "http://none/", "http://[")] == [0, 40, 0, 0]
+    assert [hosts.hold_remaining_s(url) for url in ("http://h/", "http://other/", "http://none/", "http://[")] == [0, 40, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_what_a_host_is_spared(
     limits: tuple[Any, Any], of_host: tuple[Any, Any], url: str, expected: HostLimit | None
 ) -> None:
     settings = Settings(limits=LimitSettings(*limits), hosts={"h": LimitSettings(*of_host)})
-    assert Hosts(settings, Clock()).limit(url) == expected
-    reloaded = Hosts(Settings(), Clock())
+    assert HostLimits(settings, Clock()).limit(url) == expected
+    reloaded = HostLimits(Settings(), Clock())
     assert reloaded.limit(url) is None
     reloaded.apply(settings)
     assert reloaded.limit(url) == expected

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dlpool.config import LimitSettings, Settings
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.hostslots import HostLimit, HostSlots, Place
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.hostslots import HostLimit, HostSlots, SlotReply
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import Stats, Views
-from dlpool.service.hosts import Hosts
+from dlpool.jobs.views import QueueStats, QueueViews
+from dlpool.service.hosts import HostLimits
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor, fleet
 from tests.origin import Connection, File, Origin, Request
@@ -93,11 +93,11 @@ class Fleet:
         self.client.push(url, url.rpartition("/")[2])
         self.client.wait_for(url)
 
-    def stats(self) -> Stats:
-        return Views(self.connection, Keys()).stats()
+    def stats(self) -> QueueStats:
+        return QueueViews(self.connection, QueueKeys()).stats()
 
     def wait_for_parked(self, count: int) -> None:
-        wait_until(lambda: self.stats().parked == count, LATE_S)
+        wait_until(lambda: self.stats().throttled == count, LATE_S)
 
     def calls(self) -> int:
         """How many transitions there were."""
@@ -123,24 +123,24 @@ def world(tmp_path: Path, redis_server: RedisServer) -> Fleet:
 
 @pytest.fixture
 def slots(redis_server: RedisServer) -> HostSlots:
-    return HostSlots(Transitions(redis_server.client(), Keys()))
+    return HostSlots(Transitions(redis_server.client(), QueueKeys()))
 
 
-def take(slots: HostSlots, job_id: str, *, lease_s: float = 30.0, is_paid: bool = False, **limit: Any) -> Place:
-    return slots.take(HostLimit("h", **limit), job_id, lease_s=lease_s, is_paid=is_paid)
+def take(slots: HostSlots, job_id: str, *, lease_s: float = 30.0, is_paid: bool = False, **limit: Any) -> SlotReply:
+    return slots.acquire(HostLimit("h", **limit), job_id, lease_s=lease_s, is_start_reserved=is_paid)
 
 
 def test_no_more_than_the_limit_have_a_slot(slots: HostSlots) -> None:
     assert [take(slots, name, most=2).wait_s for name in "abc"] == [0, 0, None]
     assert take(slots, "a", most=2).wait_s == 0, "who has one has it still"
-    slots.free("h", "a")
+    slots.release("h", "a")
     assert [take(slots, name, most=2).wait_s for name in "cd"] == [0, None]
 
 
 def test_a_slot_of_one_that_died_is_free_after_its_lease_unless_it_was_kept(slots: HostSlots) -> None:
     take(slots, "a", most=2, lease_s=0.3)
     take(slots, "b", most=2, lease_s=0.3)
-    slots.keep([("h", "b")], lease_s=30)
+    slots.renew([("h", "b")], lease_s=30)
     time.sleep(0.4)
     assert take(slots, "c", most=2).wait_s == 0
     assert take(slots, "d", most=2).wait_s is None
@@ -148,32 +148,32 @@ def test_a_slot_of_one_that_died_is_free_after_its_lease_unless_it_was_kept(slot
 
 def test_starts_are_reserved_one_after_the_other(slots: HostSlots) -> None:
     first, second, third = (take(slots, name, rate=0.02) for name in "abc")
-    assert first == Place(0.0)
-    assert second.is_paid
-    assert third.is_paid
+    assert first == SlotReply(0.0)
+    assert second.is_start_reserved
+    assert third.is_start_reserved
     assert 40 < (second.wait_s or 0) <= 50
     assert 90 < (third.wait_s or 0) <= 100
-    assert take(slots, "b", rate=0.02, is_paid=True) == Place(0.0), "what was reserved is not paid for again"
+    assert take(slots, "b", rate=0.02, is_paid=True) == SlotReply(0.0), "what was reserved is not paid for again"
 
 
 def test_a_start_stays_reserved_while_no_slot_is_free(slots: HostSlots) -> None:
     take(slots, "a", most=1, rate=100.0)
-    assert take(slots, "b", most=1, rate=100.0, is_paid=True) == Place(None, is_paid=True)
+    assert take(slots, "b", most=1, rate=100.0, is_paid=True) == SlotReply(None, is_start_reserved=True)
 
 
 def test_queues_share_the_slots_of_a_host_but_not_their_ids(redis_server: RedisServer) -> None:
-    one, other = (HostSlots(Transitions(redis_server.client(), Keys(group))) for group in (None, "g"))
+    one, other = (HostSlots(Transitions(redis_server.client(), QueueKeys(group))) for group in (None, "g"))
     assert take(one, "same", most=2).wait_s == take(other, "same", most=2).wait_s == 0
     assert take(other, "more", most=2).wait_s is None
 
 
 def test_what_a_host_asked_for_is_forgotten_when_its_time_is_over(redis_server: RedisServer) -> None:
     connection: Any = redis_server.client()
-    transitions = Transitions(connection, Keys())
-    transitions.hold("h", 0.6)
-    transitions.hold("other", 0.2)
-    assert 0.3 < connection.pttl(Keys().holds) / 1000 <= 0.6
-    wait_until(lambda: not connection.exists(Keys().holds))
+    transitions = Transitions(connection, QueueKeys())
+    transitions.hold_host("h", 0.6)
+    transitions.hold_host("other", 0.2)
+    assert 0.3 < connection.pttl(QueueKeys().holds) / 1000 <= 0.6
+    wait_until(lambda: not connection.exists(QueueKeys().holds))
 
 
 # --- which limit is whose ---
@@ -193,19 +193,19 @@ HOSTS = {"example.org": LimitSettings(2, None), "example.org:8443": LimitSetting
     ],
 )
 def test_the_limit_of_a_url_is_that_of_its_host(url: str, expected: HostLimit | None) -> None:
-    hosts = Hosts(Settings(limits=LimitSettings(5, 0.5), hosts=HOSTS), time.monotonic)
+    hosts = HostLimits(Settings(limits=LimitSettings(5, 0.5), hosts=HOSTS), time.monotonic)
     assert hosts.limit(url) == expected
 
 
 def test_a_hold_is_news_once() -> None:
     now = 0.0
-    hosts = Hosts(Settings(), lambda: now)
+    hosts = HostLimits(Settings(), lambda: now)
     assert hosts.hold("H:81", 10)
     assert not hosts.hold("h:81", 10)
     assert hosts.hold("h:81", 20)
-    assert (hosts.held_s("http://u@h:81/x"), hosts.held_s("http://h/x")) == (20.0, 0.0)
+    assert (hosts.hold_remaining_s("http://u@h:81/x"), hosts.hold_remaining_s("http://h/x")) == (20.0, 0.0)
     now = 21.0
-    assert hosts.held_s("http://h:81/x") == 0.0
+    assert hosts.hold_remaining_s("http://h:81/x") == 0.0
 
 
 # --- a fleet ---
@@ -236,11 +236,11 @@ def test_beyond_four_times_the_slots_the_head_of_the_list_waits(world: Fleet) ->
     settings = {"supervisor": {"max_concurrent_downloads": 2, "workers": 1}, "limits": {"max_per_host": 1}}
     with Door() as door, Origin(door) as origin, world.of_one(**settings):
         urls = world.push(origin, 30)
-        wait_until(lambda: world.stats().parked >= 8, LATE_S)
+        wait_until(lambda: world.stats().throttled >= 8, LATE_S)
         calls = world.calls()
         time.sleep(2.0)
         stats = world.stats()
-        assert 8 <= stats.parked <= 8 + 2, "some may be at the door again when the last ones are taken"
+        assert 8 <= stats.throttled <= 8 + 2, "some may be at the door again when the last ones are taken"
         assert stats.backlog >= 30 - 1 - 8 - 2 - 2
         assert world.calls() - calls < 100, "nothing spins"
         door.open.set()
@@ -296,16 +296,16 @@ def test_the_slot_of_a_killed_supervisor_is_free_after_its_lease(world: Fleet) -
 
 
 def test_operators_move_parked_jobs_as_any_others(world: Fleet) -> None:
-    controls = Controls(world.connection, Keys())
+    controls = JobAdmin(world.connection, QueueKeys())
     with Door() as door, Origin(door) as origin, world.of_one(limits={"max_per_host": 1}):
         for number, name in enumerate(["runs", "cancelled", "paused", "stays"]):
             world.client.push(f"{origin.url}/{name}", name, id=name)
             world.wait_for_parked(number)
-        assert controls.control("cancel", "cancelled", message="the job was cancelled") == "OK"
-        assert controls.control("pause", "paused") == "OK"
-        assert world.stats().parked == 1
+        assert controls.execute("cancel", "cancelled", message="the job was cancelled") == "OK"
+        assert controls.execute("pause", "paused") == "OK"
+        assert world.stats().throttled == 1
         door.open.set()
         world.client.wait_for(*(f"{origin.url}/{name}" for name in ("runs", "stays")))
-        assert controls.control("resume", "paused") == "OK"
+        assert controls.execute("resume", "paused") == "OK"
         world.client.wait_for(f"{origin.url}/paused")
         world.wait_for_nothing_left()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.transitions import HostParts, Transitions
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.transitions import HostSlotShares, Transitions
 from dlpool.service.hosts import authority_of
-from dlpool.service.ledger import Held, Ledger
+from dlpool.service.ledger import InFlightJob, InFlightTable
 from tests.bench import job_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
@@ -31,9 +31,9 @@ class Queue:
 
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client()
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.does = Transitions(self.client, self.keys)
-        self.does.beat(SID, [], lease_s=30, info={"sid": SID})
+        self.does.heartbeat(SID, [], lease_s=30, info={"sid": SID})
         self.passed = 0
         self._count = 0
 
@@ -46,16 +46,16 @@ class Queue:
         jobs = [PushedJob.parse(self._raw(host, priority=priority)) for host in hosts]
         self.does.push([(job, f"j{self._count}-{number}") for number, job in enumerate(jobs)])
 
-    def claim(self, slots: int, parts: HostParts | None, order: str = "fifo") -> tuple[str, bool]:
+    def claim(self, slots: int, parts: HostSlotShares | None, order: str = "fifo") -> tuple[str, bool]:
         """The hosts of what is claimed, in turn, and whether one of them got more than its part."""
-        claim = self.does.claim(SID, None, slots, lease_s=30, order=order, parts=parts)
+        claim = self.does.claim(SID, None, slots, lease_s=30, order=order, shares=parts)
         assert claim is not None
-        self.passed = claim.passed
-        return "".join(authority_of(json.loads(one.raw)["url"]) for one in claim.jobs), claim.is_alone
+        self.passed = claim.skipped
+        return "".join(authority_of(json.loads(one.raw)["url"]) for one in claim.jobs), claim.is_share_exceeded
 
     def _raw(self, host: str, **own: object) -> bytes:
         self._count += 1
-        return compose(f"http://{host}/{self._count}", f"{self._count}", **own)
+        return compose_job(f"http://{host}/{self._count}", f"{self._count}", **own)
 
 
 @pytest.fixture
@@ -89,28 +89,28 @@ CLAIMS: dict[str, tuple[str, int, int, dict[str, int], str, bool]] = {
 def test_a_host_gets_its_part_of_the_slots_while_jobs_of_others_wait(queue: Queue, case: str, way: str) -> None:
     waiting, slots, most, hosts, claimed, is_alone = CLAIMS[case]
     (queue.drop_in if way == "intake" else queue.push)(waiting)
-    assert queue.claim(slots, HostParts(most, hosts)) == (claimed, is_alone)
+    assert queue.claim(slots, HostSlotShares(most, hosts)) == (claimed, is_alone)
     left = len(waiting) - len(claimed)
     assert queue.client.llen(queue.keys.intake) + queue.client.llen(queue.keys.ready("normal")) == left
     rest, _ = queue.claim(len(waiting) + 1, None)
     assert sorted(rest + claimed) == sorted(waiting), "none is lost, none comes twice"
 
 
-SLOW: dict[str, tuple[str, int, HostParts, str, bool]] = {
-    "slow ones have their part": ("sstb", 2, HostParts(3, {}, ("s", "t"), 2, 2), "bs", False),
-    "slow ones have more": ("sstb", 1, HostParts(3, {}, ("s", "t"), 0, 2), "b", False),
-    "slow ones have less": ("sstb", 3, HostParts(3, {}, ("s", "t"), 2, 1), "sbs", False),
-    "only slow ones": ("sst", 2, HostParts(3, {}, ("s", "t"), 0, 0), "ss", False),
-    "a slow one with its own part": ("sstb", 2, HostParts(1, {"s": 1}, ("s", "t"), 2, 1), "tb", False),
-    "a fast one with more than its part": ("sbbsb", 3, HostParts(1, {"b": 1}, ("s",), 1, 0), "sbb", False),
+SLOW: dict[str, tuple[str, int, HostSlotShares, str, bool]] = {
+    "slow ones have their part": ("sstb", 2, HostSlotShares(3, {}, ("s", "t"), 2, 2), "bs", False),
+    "slow ones have more": ("sstb", 1, HostSlotShares(3, {}, ("s", "t"), 0, 2), "b", False),
+    "slow ones have less": ("sstb", 3, HostSlotShares(3, {}, ("s", "t"), 2, 1), "sbs", False),
+    "only slow ones": ("sst", 2, HostSlotShares(3, {}, ("s", "t"), 0, 0), "ss", False),
+    "a slow one with its own part": ("sstb", 2, HostSlotShares(1, {"s": 1}, ("s", "t"), 2, 1), "tb", False),
+    "a fast one with more than its part": ("sbbsb", 3, HostSlotShares(1, {"b": 1}, ("s",), 1, 0), "sbb", False),
     "fast ones with their part, slow ones with theirs": (
         "ssbab",
         3,
-        HostParts(1, {"a": 1, "b": 1}, ("s",), 1, 1),
+        HostSlotShares(1, {"a": 1, "b": 1}, ("s",), 1, 1),
         "bab",
         False,
     ),
-    "no slow one waits": ("abc", 2, HostParts(3, {}, ("s",), 0, 2), "ab", False),
+    "no slow one waits": ("abc", 2, HostSlotShares(3, {}, ("s",), 0, 2), "ab", False),
 }
 
 
@@ -123,20 +123,20 @@ def test_slow_hosts_get_their_part_together_while_jobs_of_others_wait(queue: Que
 
 def test_the_newest_of_another_host_comes_first_where_the_newest_do(queue: Queue) -> None:
     queue.drop_in("bcaaa")
-    assert queue.claim(2, HostParts(1, {"a": 1}), order="lifo") == ("cb", False)
+    assert queue.claim(2, HostSlotShares(1, {"a": 1}), order="lifo") == ("cb", False)
 
 
 def test_one_of_another_host_in_a_later_list_comes_before_more_of_the_same(queue: Queue) -> None:
     queue.push("aa", priority="high")
     queue.drop_in("a")
     queue.push("ab", priority="low")
-    assert queue.claim(2, HostParts(1, {"a": 1})) == ("ba", True)
+    assert queue.claim(2, HostSlotShares(1, {"a": 1})) == ("ba", True)
 
 
 def test_what_was_passed_over_is_counted(queue: Queue) -> None:
     queue.push("aa")
     queue.drop_in("aaabc")
-    assert queue.claim(2, HostParts(1, {"a": 1})) == ("bc", False)
+    assert queue.claim(2, HostSlotShares(1, {"a": 1})) == ("bc", False)
     assert queue.passed == 2 + 3 + 3
 
 
@@ -144,7 +144,7 @@ def test_places_of_jobs_that_are_gone_are_no_jobs(queue: Queue) -> None:
     queue.push("abc")
     gone = queue.client.lrange(queue.keys.ready("normal"), 1, 1)[0].decode()
     queue.client.delete(queue.keys.job(gone))
-    assert queue.claim(1, HostParts(1, {"a": 1})) == ("c", False)
+    assert queue.claim(1, HostSlotShares(1, {"a": 1})) == ("c", False)
 
 
 TEXTS: dict[str, tuple[bytes, str]] = {
@@ -166,7 +166,7 @@ def test_a_host_is_told_by_the_text_of_a_job(queue: Queue, case: str) -> None:
     assert authority_of(json.loads(raw)["url"]) == host
     queue.client.lpush(queue.keys.intake, raw)
     queue.drop_in("b")
-    assert queue.claim(1, HostParts(1, {host: 1}))[0] == "b", "that host has its part"
+    assert queue.claim(1, HostSlotShares(1, {host: 1}))[0] == "b", "that host has its part"
 
 
 NONE = [
@@ -188,48 +188,48 @@ def test_a_text_without_a_host_is_taken_in_its_turn_and_at_once(queue: Queue, ra
         queue.client.lpush(queue.keys.intake, raw + b" ")
     began = time.monotonic()
     for _ in range(20):
-        claim = queue.does.claim(SID, None, 1, lease_s=30, order="fifo", parts=HostParts(1, {"a": 1, "": 3}))
-        assert claim is not None and len(claim.jobs) == 1 and not claim.is_alone
+        claim = queue.does.claim(SID, None, 1, lease_s=30, order="fifo", shares=HostSlotShares(1, {"a": 1, "": 3}))
+        assert claim is not None and len(claim.jobs) == 1 and not claim.is_share_exceeded
     assert time.monotonic() - began < 5
 
 
 # --- what a supervisor says ---
 
 
-def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> Ledger:
-    ledger = Ledger(part)
+def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable:
+    ledger = InFlightTable(part)
     ledger.set_capacity(capacity)
     for number, host in enumerate(hosts):
-        assert ledger.add(Held(job_of(f"{number}"), 0.0, authority=host))
+        assert ledger.add(InFlightJob(job_of(f"{number}"), 0.0, authority=host))
     return ledger
 
 
 @pytest.mark.parametrize(
     ("part", "capacity", "hosts", "parts"),
     [
-        (0.75, 5, "aaab", HostParts(3, {"a": 3})),
-        (0.75, 4, "aaa", HostParts(3, {"a": 3})),
-        (0.75, 5, "aab", HostParts(3, {"a": 2, "b": 1})),  # two are free
-        (0.75, 1, "", HostParts(1, {})),
-        (0.75, 2, "a", HostParts(1, {"a": 1})),
-        (0.5, 64, "a" * 40, HostParts(32, {"a": 40})),
-        (0.0, 5, "ab", HostParts(1, {"a": 1, "b": 1})),
+        (0.75, 5, "aaab", HostSlotShares(3, {"a": 3})),
+        (0.75, 4, "aaa", HostSlotShares(3, {"a": 3})),
+        (0.75, 5, "aab", HostSlotShares(3, {"a": 2, "b": 1})),  # two are free
+        (0.75, 1, "", HostSlotShares(1, {})),
+        (0.75, 2, "a", HostSlotShares(1, {"a": 1})),
+        (0.5, 64, "a" * 40, HostSlotShares(32, {"a": 40})),
+        (0.0, 5, "ab", HostSlotShares(1, {"a": 1, "b": 1})),
         (1.0, 5, "aaaa", None),
     ],
 )
-def test_a_ledger_knows_the_part_of_a_host(part: float, capacity: int, hosts: str, parts: HostParts | None) -> None:
-    found = ledger_of(part, capacity, hosts).parts()
-    assert (found and (found.most, found.held)) == (parts and (parts.most, parts.held))
+def test_a_ledger_knows_the_part_of_a_host(part: float, capacity: int, hosts: str, parts: HostSlotShares | None) -> None:
+    found = ledger_of(part, capacity, hosts).host_shares()
+    assert (found and (found.limit, found.held)) == (parts and (parts.limit, parts.held))
 
 
 @pytest.mark.parametrize(
     ("part", "parts"),
-    [(0.75, HostParts(3, {"s": 2, "b": 1}, ("s", "t"), 1, 2)), (1.0, HostParts(5, {}, ("s", "t"), 0, 2))],
+    [(0.75, HostSlotShares(3, {"s": 2, "b": 1}, ("s", "t"), 1, 2)), (1.0, HostSlotShares(5, {}, ("s", "t"), 0, 2))],
 )
-def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostParts) -> None:
+def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostSlotShares) -> None:
     ledger = ledger_of(part, 5, "ssb")
     ledger.slow_hosts = ("s", "t")
-    assert ledger.parts() == parts
+    assert ledger.host_shares() == parts
 
 
 def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
@@ -237,15 +237,15 @@ def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
     one, other, third, last = ledger.all()
     steps: tuple[tuple[Callable[[], object], dict[str, int]], ...] = (
         (lambda: ledger.mark_finishing(one), {"a": 2, "b": 1}),
-        (lambda: ledger.drop(str(one.ticket)), {"a": 2, "b": 1}),
+        (lambda: ledger.remove(str(one.lease)), {"a": 2, "b": 1}),
         (lambda: ledger.mark_ending(other), {"a": 1, "b": 1}),
         (lambda: ledger.mark_ending(other, is_ending=False), {"a": 2, "b": 1}),
-        (lambda: ledger.drop(str(last.ticket)), {"a": 2}),
-        (lambda: ledger.drop(str(third.ticket)), {"a": 1}),
+        (lambda: ledger.remove(str(last.lease)), {"a": 2}),
+        (lambda: ledger.remove(str(third.lease)), {"a": 1}),
     )
     for step, left in steps:
         step()
-        parts = ledger.parts()
+        parts = ledger.host_shares()
         assert parts is not None and parts.held == left
 
 

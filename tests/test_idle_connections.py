@@ -15,9 +15,9 @@ import pytest
 
 from dlpool.engine import DownloadEngine
 from dlpool.transfer import idle
-from dlpool.transfer.client import Client
-from dlpool.transfer.idle import IdleCloser, Pool
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.idle import IdleCloser, IdlePool
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from tests.conftest import PATIENT, Authority, Fetcher, wait_until
 from tests.handlers import DATA, Serve
 from tests.origin import Connection, File, Request
@@ -27,9 +27,9 @@ SHORT_S = 0.2
 LONG_S = 3600.0
 
 
-def client_of(max_idle_s: float | None, **network: str) -> Client:
-    gate, watch = HostGate(time.monotonic), NetworkWatch(time.monotonic)
-    return Client(replace(PATIENT, **network), 16, gate, watch, max_idle_s=max_idle_s)  # type: ignore[arg-type]
+def client_of(max_idle_s: float | None, **network: str) -> HttpClient:
+    gate, watch = HostHolds(time.monotonic), NetworkMonitor(time.monotonic)
+    return HttpClient(replace(PATIENT, **network), 16, gate, watch, max_idle_s=max_idle_s)  # type: ignore[arg-type]
 
 
 def closers() -> list[threading.Thread]:
@@ -219,7 +219,7 @@ def test_a_pool_is_looked_at_when_its_next_connection_is_due() -> None:
     assert closer.max_idle_s == LONG_S
 
 
-class Guarded(weakref.WeakSet[Pool]):
+class Guarded(weakref.WeakSet[IdlePool]):
     """A set that is to be changed and listed by the holder of a lock only, and remembers if it was not."""
 
     def __init__(self, lock: threading.Lock) -> None:
@@ -231,7 +231,7 @@ class Guarded(weakref.WeakSet[Pool]):
         if not self._guard.locked():
             self.faults.append(what)
 
-    def add(self, item: Pool) -> None:
+    def add(self, item: IdlePool) -> None:
         self._check("add")
         super().add(item)
 
@@ -239,7 +239,7 @@ class Guarded(weakref.WeakSet[Pool]):
         self._check("clear")
         super().clear()
 
-    def __iter__(self) -> Iterator[Pool]:
+    def __iter__(self) -> Iterator[IdlePool]:
         self._check("iter")
         return super().__iter__()
 

@@ -15,10 +15,10 @@ import pytest
 
 from dlpool import errors, threads
 from dlpool.transfer import inspection
-from dlpool.transfer.answer import Answer, Span
+from dlpool.transfer.answer import Answer, ByteRange
 from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.inspection import MIB, SAMPLE, SAMPLE_S, IfRange, Inspection, clock_offset_s
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.inspection import MIB, SAMPLE, SAMPLE_S, IfRange, ServerInspection, clock_offset_s
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import PATIENT
 from tests.fakes import Clock
 
@@ -74,7 +74,7 @@ class Source:
     each_s: float = 0.0
     answer_s: float = 0.25
     host: str = "h.test"
-    asked: list[tuple[Span | None, str | None]] = field(default_factory=list)
+    asked: list[tuple[ByteRange | None, str | None]] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     at_close: list[int] = field(default_factory=list)
     heads: int = 0
@@ -86,9 +86,9 @@ class Source:
             raise errors.TimedOut("HEAD takes too long")
         return Reply(self, 200, {})
 
-    def get(self, exchange: Exchange, asked: Span | None, if_range: str | None = None) -> Reply:
+    def get(self, exchange: Exchange, asked: ByteRange | None, if_range: str | None = None) -> Reply:
         self.asked.append((asked, if_range))
-        exchange.asked_at, exchange.answered_at = 1.0, 1.0 + self.answer_s
+        exchange.sent_at, exchange.answered_at = 1.0, 1.0 + self.answer_s
         made = self._answer(asked, if_range)
         self.replies.append(made)
         return made
@@ -96,7 +96,7 @@ class Source:
     def closes(self, reply: Reply) -> None:
         self.at_close.append(len(self.replies))
 
-    def _answer(self, asked: Span | None, if_range: str | None) -> Reply:
+    def _answer(self, asked: ByteRange | None, if_range: str | None) -> Reply:
         if asked is not None and self.refuses:
             return Reply(self, self.refuses, {"Content-Range": f"bytes */{self.size}"})
         is_same = self.ignores_other or (if_range in self.validators.values() and not self.refuses_same)
@@ -114,7 +114,7 @@ def source(clock: Clock) -> Source:
 
 @pytest.fixture
 def inspect(source: Source) -> Any:
-    made: Any = Inspection("http://h.test/f", PATIENT)
+    made: Any = ServerInspection("http://h.test/f", PATIENT)
     made._source = source
     made.closes = []
     made._client = SimpleNamespace(close=lambda: made.closes.append(len(source.asked)))
@@ -136,9 +136,9 @@ def test_a_server_that_does_all_well(inspect: Any, source: Source, clock: Clock)
     assert (found.resource.size, found.resource.strong_etag) == (SIZE, SAME)
     assert (found.received, found.seconds, found.answer_s) == (SAMPLE, 4.0, 0.25)
     assert (found.connections, found.connections_tried, found.refusals) == (4, 4, ())
-    assert source.asked[:3] == [(Span(0, SAMPLE), None), (Span(0, 1), SAME), (Span(0, 1), OTHER)]
+    assert source.asked[:3] == [(ByteRange(0, SAMPLE), None), (ByteRange(0, 1), SAME), (ByteRange(0, 1), OTHER)]
     quarter = SIZE // 4
-    assert sorted(source.asked[3:]) == [(Span(quarter * n, quarter * (n + 1)), None) for n in range(4)]
+    assert sorted(source.asked[3:]) == [(ByteRange(quarter * n, quarter * (n + 1)), None) for n in range(4)]
     assert clock.slept == [inspection.SETTLE_S]
     assert all(reply.is_closed for reply in source.replies)
     assert (source.heads, inspect.closes) == (1, [7])
@@ -172,7 +172,7 @@ def test_without_ranges_one_connection_is_tried(inspect: Any, source: Source) ->
     source.sends_ranges = False
     found = inspect.run(4)
     assert (found.is_partial, found.if_range, found.connections_tried) == (False, IfRange.UNTRIED, 1)
-    assert source.asked == [(Span(0, SAMPLE), None)]
+    assert source.asked == [(ByteRange(0, SAMPLE), None)]
 
 
 def test_a_head_that_fails_is_told_and_the_rest_is_tried(inspect: Any, source: Source) -> None:
@@ -196,7 +196,7 @@ def test_the_connections_are_closed_after_a_failure(inspect: Any, source: Source
 def test_a_refused_range_is_followed_by_a_plain_request(status: int, inspect: Any, source: Source) -> None:
     source.refuses = status
     answer, answer_s, received, _seconds, offset = inspect._sample()
-    assert source.asked == [(Span(0, SAMPLE), None), (None, None)]
+    assert source.asked == [(ByteRange(0, SAMPLE), None), (None, None)]
     assert (answer.is_partial, answer_s, received, offset is None) == (False, 0.25, SAMPLE, False)
     assert [reply.is_closed for reply in source.replies] == [True, True]
 
@@ -204,15 +204,15 @@ def test_a_refused_range_is_followed_by_a_plain_request(status: int, inspect: An
 def test_a_416_of_an_empty_file_is_its_answer(inspect: Any, source: Source) -> None:
     set_of(source, refuses=416, size=0)
     found = inspect.run(4)
-    assert source.asked == [(Span(0, SAMPLE), None)]
+    assert source.asked == [(ByteRange(0, SAMPLE), None)]
     assert (found.is_partial, found.resource.size, found.received) == (True, 0, 0)
     assert (found.if_range, found.connections_tried) == (IfRange.UNTRIED, 1)
 
 
 def test_what_an_empty_file_is_judged_to_be(source: Source) -> None:
     reply: Any = Reply(source, 416, {"Content-Range": "bytes */0", "ETag": SAME})
-    assert inspection._judged(reply, Span(0, 1)) == Answer(
-        Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True
+    assert inspection._judged(reply, ByteRange(0, 1)) == Answer(
+        RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
     )
 
 
@@ -255,7 +255,7 @@ def test_if_range_is_tried_with_the_version_and_with_another(
 ) -> None:
     set_of(source, **changes)
     assert inspect._if_range(inspect._sample()[0]) is expected
-    assert source.asked[1:] == [(Span(0, 1), validator) for validator in asked]
+    assert source.asked[1:] == [(ByteRange(0, 1), validator) for validator in asked]
 
 
 # --- several connections at once ---
@@ -267,7 +267,7 @@ def test_all_connections_are_open_at_once_and_closed_together(
     first_closed, never = threading.Event(), threading.Event()
     answer = source._answer
 
-    def late(asked: Span | None, if_range: str | None) -> Reply:
+    def late(asked: ByteRange | None, if_range: str | None) -> Reply:
         if asked is not None and asked.start > 0:
             first_closed.wait(0.05)
         return answer(asked, if_range)
@@ -291,13 +291,13 @@ def test_all_connections_are_open_at_once_and_closed_together(
     assert inspect._refusals(3, 10) == ()
     assert (source.at_close, waits) == ([3, 3, 3], [True, True, True])
     assert [reply.is_closed for reply in source.replies] == [True] * 3
-    assert sorted(source.asked) == [(Span(10 * n, 10 * (n + 1)), None) for n in range(3)]
+    assert sorted(source.asked) == [(ByteRange(10 * n, 10 * (n + 1)), None) for n in range(3)]
 
 
 def test_what_is_no_part_is_told_for_each_connection(
     inspect: Any, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answers(asked: Span | None, _if_range: str | None) -> Reply:
+    def answers(asked: ByteRange | None, _if_range: str | None) -> Reply:
         assert asked is not None
         if asked.start == 0:
             return Reply(source, 206 if asked.end == SAMPLE else 429, {"Content-Range": "bytes 0-39/40"})
@@ -314,7 +314,7 @@ def test_what_is_no_part_is_told_for_each_connection(
 def test_with_fewer_threads_fewer_connections_are_tried(
     inspect: Any, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = threads.start
+    start = threads.start_thread
     names: list[str] = []
 
     def starts(work: Any, name: str) -> Any:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.cli.items import Common, items_from_lines, parse_header, single_item
-from dlpool.engine.batch import Item
+from dlpool.cli.items import ItemDefaults, items_from_lines, parse_header, single_item
+from dlpool.engine.batch import BatchItem
 from dlpool.errors import UsageError
 from dlpool.transfer.job import Checksum, Job
 
@@ -21,22 +21,22 @@ MD5 = Checksum("md5", "ab" * 16)
 
 
 @pytest.fixture
-def common(tmp_path: Path) -> Common:
-    return Common(tmp_path, {}, None, None)
+def common(tmp_path: Path) -> ItemDefaults:
+    return ItemDefaults(tmp_path, {}, None, None)
 
 
-def job_of(item: Item) -> Job:
+def job_of(item: BatchItem) -> Job:
     assert item.error is None
     assert item.job is not None
     return item.job
 
 
-def from_line(line: str, common: Common) -> Job:
+def from_line(line: str, common: ItemDefaults) -> Job:
     (item,) = items_from_lines([line], common)
     return job_of(item)
 
 
-def error_of(line: str, common: Common) -> str:
+def error_of(line: str, common: ItemDefaults) -> str:
     (item,) = items_from_lines([line], common)
     assert item.job is None
     assert isinstance(item.error, UsageError)
@@ -46,17 +46,17 @@ def error_of(line: str, common: Common) -> str:
 # --- one URL ---
 
 
-def test_a_path_names_the_file(common: Common) -> None:
+def test_a_path_names_the_file(common: ItemDefaults) -> None:
     item = single_item(URL, "dir/a.txt", common)
-    assert item == Item(URL, Job(URL, common.folder / "dir" / "a.txt"))
+    assert item == BatchItem(URL, Job(URL, common.folder / "dir" / "a.txt"))
 
 
-def test_an_absolute_path_is_taken_as_it_is(common: Common) -> None:
+def test_an_absolute_path_is_taken_as_it_is(common: ItemDefaults) -> None:
     assert job_of(single_item(URL, "/some/where", common)).target == Path("/some/where")
 
 
 @pytest.mark.parametrize("path", [None, ".", "there", "there/", "new/"])
-def test_a_folder_is_a_place_for_a_file_that_others_name(common: Common, path: str | None) -> None:
+def test_a_folder_is_a_place_for_a_file_that_others_name(common: ItemDefaults, path: str | None) -> None:
     (common.folder / "there").mkdir()
     job = job_of(single_item(URL, path, common))
     assert job.is_folder
@@ -64,30 +64,30 @@ def test_a_folder_is_a_place_for_a_file_that_others_name(common: Common, path: s
 
 
 @pytest.mark.parametrize("path", ["new", "file", "new/file"])
-def test_what_is_no_folder_is_the_file(common: Common, path: str) -> None:
+def test_what_is_no_folder_is_the_file(common: ItemDefaults, path: str) -> None:
     (common.folder / "file").touch()
     assert not job_of(single_item(URL, path, common)).is_folder
 
 
-def test_what_all_items_share_is_in_the_job(common: Common) -> None:
+def test_what_all_items_share_is_in_the_job(common: ItemDefaults) -> None:
     shared = replace(common, headers={"X-A": "1"}, user=("me", "secret"), checksum=MD5)
     job = job_of(single_item(URL, "a", shared))
     assert (job.headers, job.user, job.checksum) == ({"X-A": "1"}, ("me", "secret"), MD5)
 
 
-def test_standard_output_is_not_a_file(common: Common) -> None:
+def test_standard_output_is_not_a_file(common: ItemDefaults) -> None:
     with pytest.raises(UsageError, match="not standard output"):
         single_item(URL, "-", common)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\0", "a\0/"])
-def test_a_path_with_nul_is_refused(common: Common, path: str) -> None:
+def test_a_path_with_nul_is_refused(common: ItemDefaults, path: str) -> None:
     with pytest.raises(UsageError, match="NUL"):
         single_item(URL, path, common)
 
 
 @pytest.mark.parametrize("url", ["", "host/file", "ftp://host/file", "file:///etc/passwd", "http://"])
-def test_only_http_and_https_are_fetched(common: Common, url: str) -> None:
+def test_only_http_and_https_are_fetched(common: ItemDefaults, url: str) -> None:
     with pytest.raises(UsageError, match="URL"):
         single_item(url, "a", common)
 
@@ -95,18 +95,18 @@ def test_only_http_and_https_are_fetched(common: Common, url: str) -> None:
 # --- lists ---
 
 
-def test_a_line_is_a_url_and_perhaps_a_path(common: Common) -> None:
+def test_a_line_is_a_url_and_perhaps_a_path(common: ItemDefaults) -> None:
     assert from_line(URL, common) == Job(URL, common.folder, is_folder=True)
     assert from_line(f"{URL} a.txt", common) == Job(URL, common.folder / "a.txt")
     assert from_line(f"  {URL}\t a b.txt \n", common) == Job(URL, common.folder / "a b.txt")
 
 
-def test_empty_lines_and_comments_are_skipped(common: Common) -> None:
+def test_empty_lines_and_comments_are_skipped(common: ItemDefaults) -> None:
     lines = ["", "  \n", "# a comment", "  # another", f"{URL}#not-one"]
     assert [(item.url, item.line) for item in items_from_lines(lines, common)] == [(f"{URL}#not-one", 5)]
 
 
-def test_lines_are_read_as_they_are_needed(common: Common) -> None:
+def test_lines_are_read_as_they_are_needed(common: ItemDefaults) -> None:
     def lines() -> Iterator[str]:
         yield URL
         raise AssertionError("read too far")
@@ -114,14 +114,14 @@ def test_lines_are_read_as_they_are_needed(common: Common) -> None:
     assert next(items_from_lines(lines(), common)).url == URL
 
 
-def test_a_wrong_line_does_not_end_the_list(common: Common) -> None:
+def test_a_wrong_line_does_not_end_the_list(common: ItemDefaults) -> None:
     items = list(items_from_lines([URL, "{", f"{URL} b"], common))
     assert [item.error is None for item in items] == [True, False, True]
     assert [item.line for item in items] == [1, 2, 3]
     assert str(items[1].error).startswith("line 2: it is not JSON")
 
 
-def test_a_json_line_may_say_all(common: Common) -> None:
+def test_a_json_line_may_say_all(common: ItemDefaults) -> None:
     shared = replace(common, headers={"X-A": "1", "X-B": "2"}, user=("me", "secret"))
     line = {"url": URL, "path": "a b", "checksum": str(MD5), "headers": {"X-B": "3", "X-C": "4"}}
     headers = {"X-A": "1", "X-B": "3", "X-C": "4"}
@@ -130,12 +130,12 @@ def test_a_json_line_may_say_all(common: Common) -> None:
 
 
 @pytest.mark.parametrize("line", [{"url": URL}, {"url": URL, "path": None, "checksum": None, "headers": None}])
-def test_a_json_line_that_says_little_is_as_a_plain_one(common: Common, line: dict[str, object]) -> None:
+def test_a_json_line_that_says_little_is_as_a_plain_one(common: ItemDefaults, line: dict[str, object]) -> None:
     shared = replace(common, headers={"X-A": "1"}, checksum=MD5)
     assert from_line(json.dumps(line), shared) == from_line(URL, shared)
 
 
-def test_what_one_line_says_is_not_said_of_the_next(common: Common) -> None:
+def test_what_one_line_says_is_not_said_of_the_next(common: ItemDefaults) -> None:
     line = json.dumps({"url": URL, "headers": {"X-A": "1"}, "checksum": str(MD5)})
     _, second = items_from_lines([line, URL], common)
     assert (job_of(second).headers, job_of(second).checksum) == ({}, None)
@@ -166,26 +166,26 @@ def test_what_one_line_says_is_not_said_of_the_next(common: Common) -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_a_wrong_line_says_why(common: Common, line: str, reason: str) -> None:
+def test_a_wrong_line_says_why(common: ItemDefaults, line: str, reason: str) -> None:
     message = error_of(line, common)
     assert message.startswith("line 1: ")
     assert reason in message
 
 
 @pytest.mark.parametrize("headers", [0, False, "", []])
-def test_headers_that_are_no_object_are_refused_even_if_empty(common: Common, headers: object) -> None:
+def test_headers_that_are_no_object_are_refused_even_if_empty(common: ItemDefaults, headers: object) -> None:
     assert "headers is not an object" in error_of(json.dumps({"url": URL, "headers": headers}), common)
 
 
-def test_a_header_name_with_a_colon_is_refused(common: Common) -> None:
+def test_a_header_name_with_a_colon_is_refused(common: ItemDefaults) -> None:
     assert "is not of the form" in error_of(json.dumps({"url": URL, "headers": {"X:Y": "1"}}), common)
 
 
-def test_a_path_that_no_file_system_can_hold_is_refused(common: Common) -> None:
+def test_a_path_that_no_file_system_can_hold_is_refused(common: ItemDefaults) -> None:
     assert "line 1: " in error_of('{"url": "http://host/file", "path": "a\\ud800"}', common)
 
 
-def test_an_over_long_path_is_left_to_the_download_to_refuse(common: Common) -> None:
+def test_an_over_long_path_is_left_to_the_download_to_refuse(common: ItemDefaults) -> None:
     first, second = items_from_lines([f"{URL} {'a' * 300}", URL], common)
     assert (first.line, job_of(second).url) == (1, URL)
 
@@ -210,7 +210,7 @@ def test_an_over_long_path_is_left_to_the_download_to_refuse(common: Common) -> 
 )
 @settings(max_examples=150, deadline=None)
 def test_any_line_is_a_job_or_an_error(lines: list[str]) -> None:
-    common = Common(Path("/nonexistent"), {}, None, None)
+    common = ItemDefaults(Path("/nonexistent"), {}, None, None)
     for item in items_from_lines(lines, common):
         assert (item.job is None) != (item.error is None)
         assert not lines[item.line - 1].strip().startswith("#")

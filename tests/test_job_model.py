@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from dlpool.errors import UsageError
-from dlpool.jobs.controls import VERBS, Controls
-from dlpool.jobs.keys import PRIORITIES, READY, Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.records import Record, failure_record, success_record
-from dlpool.jobs.transitions import Claimed, Finish, Ticket, Transitions
+from dlpool.jobs.controls import COMMANDS, JobAdmin
+from dlpool.jobs.keys import PRIORITIES, READY, QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.records import ClientRecord, failure_record, success_record
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.redis_server import RedisServer
 
 RUNS = 24
@@ -57,7 +57,7 @@ class Supervisor:
     """What a supervisor remembers."""
 
     sid: str
-    held: dict[str, Ticket] = field(default_factory=dict)
+    held: dict[str, JobLease] = field(default_factory=dict)
     is_unsure: bool = True  # whether it may hold more: it has not asked yet, or a reply was lost
 
 
@@ -108,17 +108,17 @@ class Fleet:
     def __init__(self, client: Any, rng: random.Random) -> None:
         self.random = rng
         self.client = client
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.queue = Transitions(client, self.keys)
-        self.controls = Controls(client, self.keys)
+        self.controls = JobAdmin(client, self.keys)
         self.pushes: Counter[bytes] = Counter()
         self.raws: dict[str, bytes] = {}
         self.serial = 0
         self.fences: dict[str, int] = {}
         self.ends: dict[str, str] = {}
         self.retried: Counter[tuple[str, str]] = Counter()  # ends that were not the last
-        self.spent: set[Ticket] = set()  # they must never have an effect again
-        self.old: list[tuple[str, Ticket]] = []  # of any supervisor, as a zombie would use them
+        self.spent: set[JobLease] = set()  # they must never have an effect again
+        self.old: list[tuple[str, JobLease]] = []  # of any supervisor, as a zombie would use them
         self.fleet = {name: Supervisor(f"{name}-0") for name in NAMES}
         self.sids = [one.sid for one in self.fleet.values()]
         for one in self.fleet.values():
@@ -151,7 +151,7 @@ class Fleet:
             self.drop(self.same(1, number))
             return
         ids = {"with an id": f"given-{number}", "same id": "given"}
-        raw = compose(f"http://h/{number}", f"/{number}", id=ids.get(kind))
+        raw = compose_job(f"http://h/{number}", f"/{number}", id=ids.get(kind))
         self.drop(b"malformed %d" % number if kind == "malformed" else raw)
 
     def drop(self, raw: bytes) -> None:
@@ -160,13 +160,13 @@ class Fleet:
 
     def same(self, which: int, number: int, **own: Any) -> bytes:
         """A job that others are to be deduplicated with."""
-        return compose(f"http://h/same-{which}", f"/same-{which}", dedupe=True, user_id=str(number), **own)
+        return compose_job(f"http://h/same-{which}", f"/same-{which}", dedupe=True, user_id=str(number), **own)
 
     def push(self) -> None:
         number = self.next_serial()
         same = self.random.choice([None, None, 1, 2])
         own = {"priority": self.random.choice(PRIORITIES), "not_before": LATER if self.happens() else None}
-        raw = self.same(same, number, **own) if same else compose(f"http://h/{number}", f"/{number}", **own)
+        raw = self.same(same, number, **own) if same else compose_job(f"http://h/{number}", f"/{number}", **own)
         job = PushedJob.parse(raw)
         self.pushes[job.raw] += 1
         assert self.queue.push([(job, f"id-{number}")])[0] in ("OK", "FOLLOWS")
@@ -181,7 +181,7 @@ class Fleet:
     def claim(self) -> None:
         one, slots = self.one(), self.random.randrange(5)
         known = list(one.held.values()) if one.is_unsure or self.happens() else None
-        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER, most_parked=MOST_PARKED)
+        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER, max_throttled=MOST_PARKED)
         if claim is None:
             one.is_unsure = True
             assert one.sid not in self.see().members("supervisors")
@@ -196,30 +196,30 @@ class Fleet:
             assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
         if len(claim.jobs) < slots:
             waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
-            assert claim.is_full or not waiting, "nothing waits while a slot is free"
+            assert claim.is_throttle_full or not waiting, "nothing waits while a slot is free"
             assert not seen.members("ready:limited"), "whose turn had come before does not wait"
-        assert claim.is_full or len(seen.lists.get("parked", ())) < MOST_PARKED
+        assert claim.is_throttle_full or len(seen.lists.get("parked", ())) < MOST_PARKED
 
-    def take(self, one: Supervisor, jobs: list[Claimed]) -> None:
+    def take(self, one: Supervisor, jobs: list[ClaimedJob]) -> None:
         for job in jobs:
-            assert job.ticket not in self.spent
-            assert one.held.get(job.ticket.id) != job.ticket, "what is known is not handed over again"
-            one.held[job.ticket.id] = job.ticket
-            self.raws[job.ticket.id] = job.raw
-            self.old.append((one.sid, job.ticket))
+            assert job.lease not in self.spent
+            assert one.held.get(job.lease.job_id) != job.lease, "what is known is not handed over again"
+            one.held[job.lease.job_id] = job.lease
+            self.raws[job.lease.job_id] = job.raw
+            self.old.append((one.sid, job.lease))
 
     def beat(self) -> None:
         self.beat_of(self.one(), is_lost=self.happens())
 
     def beat_of(self, one: Supervisor, *, is_lost: bool = False) -> None:
         tickets = list(one.held.values())
-        beat = self.queue.beat(one.sid, [(ticket, "{}") for ticket in tickets], lease_s=30, info={})
-        lost = [ticket for ticket, verdict in zip(tickets, beat.verdicts, strict=True) if verdict == "LOST"]
+        beat = self.queue.heartbeat(one.sid, [(ticket, "{}") for ticket in tickets], lease_s=30, info={})
+        lost = [ticket for ticket, verdict in zip(tickets, beat.replies, strict=True) if verdict == "LOST"]
         self.spent.update(lost)
         own = set(self.see().members(f"own:{one.sid}"))
-        assert beat.strays == len(own) - len(tickets) + len(lost)
+        assert beat.orphans == len(own) - len(tickets) + len(lost)
         for ticket in [] if is_lost else lost:
-            del one.held[ticket.id]
+            del one.held[ticket.job_id]
 
     def finish(self) -> None:
         one = self.one()
@@ -227,7 +227,7 @@ class Fleet:
             return
         ticket, outcome = self.random.choice(list(one.held.values())), self.random.choice(OUTCOMES)
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
-        ending = Finish(
+        ending = FinishRequest(
             ticket,
             outcome,
             self.record(ticket, outcome),
@@ -240,25 +240,25 @@ class Fleet:
         if self.end(one.sid, ending) == "OK" and waited and outcome != "park":
             assert waited[0] not in self.see().lists.get(f"parked:{ending.host}", ()), "the oldest one goes on"
         if not self.happens():
-            del one.held[ticket.id]
+            del one.held[ticket.job_id]
 
-    def end(self, sid: str, ending: Finish) -> str:
+    def end(self, sid: str, ending: FinishRequest) -> str:
         """Call it; a ticket that was spent must change nothing."""
-        before = self.see().jobs.get(ending.ticket.id)
+        before = self.see().jobs.get(ending.lease.job_id)
         (reply,) = self.queue.finish(sid, [ending])
-        if ending.ticket in self.spent:
+        if ending.lease in self.spent:
             assert reply in ("DUP", "FENCED", "GONE")
         if reply in ("DUP", "FENCED", "GONE"):
-            assert self.see().jobs.get(ending.ticket.id) == before
+            assert self.see().jobs.get(ending.lease.job_id) == before
         else:
             assert before is not None
-            assert (before["state"], before["owner"], before["fence"]) == ("running", sid, str(ending.ticket.fence))
+            assert (before["state"], before["owner"], before["fence"]) == ("running", sid, str(ending.lease.fence))
         if reply != "LEADS":
-            self.spent.add(ending.ticket)
+            self.spent.add(ending.lease)
         return reply
 
-    def record(self, ticket: Ticket, outcome: str) -> Record | None:
-        raw = self.raws[ticket.id]
+    def record(self, ticket: JobLease, outcome: str) -> ClientRecord | None:
+        raw = self.raws[ticket.job_id]
         url = url_of(raw)
         if url is None or outcome not in ("success", "failed", "cancelled"):
             return None
@@ -270,12 +270,12 @@ class Fleet:
         """What a supervisor does with jobs that are to be deduplicated, before it runs them."""
         one = self.one()
         for ticket in list(one.held.values()):
-            raw = self.raws[ticket.id]
+            raw = self.raws[ticket.job_id]
             if b'"dedupe": true' not in raw:
                 continue
-            reply = self.end(one.sid, Finish(ticket, "follow", digest=PushedJob.parse(raw).digest))
+            reply = self.end(one.sid, FinishRequest(ticket, "follow", digest=PushedJob.parse(raw).digest))
             if reply != "LEADS" and not self.happens():
-                del one.held[ticket.id]
+                del one.held[ticket.job_id]
 
     # --- what operators do --------------------------------------------------------------------------------------------
 
@@ -283,9 +283,9 @@ class Fleet:
         before = self.see().jobs
         if not before:
             return
-        job_id, verb = self.random.choice(sorted(before)), self.random.choice(VERBS)
+        job_id, verb = self.random.choice(sorted(before)), self.random.choice(COMMANDS)
         state, priority = before[job_id]["state"], self.random.choice(PRIORITIES)
-        reply = self.controls.control(verb, job_id, priority=priority, message=WHY["cancelled"])
+        reply = self.controls.execute(verb, job_id, priority=priority, message=WHY["cancelled"])
         after = self.see().jobs[job_id]
         if reply == "ASKED":
             flag = "cancel" if before[job_id].get("flag") == "cancel" else verb
@@ -311,9 +311,9 @@ class Fleet:
         """Recover, as the one whose turn it is."""
         self.client.delete(f"{self.keys.prefix}recoverer")
         before = self.see().jobs
-        for job_id in self.queue.recover(self.one().sid, grace_s=15, order=ORDER).given_back:
+        for job_id in self.queue.recover(self.one().sid, grace_s=15, order=ORDER).requeued:
             assert "suspect" in before[job_id]
-            self.spent.add(Ticket(job_id, int(before[job_id]["fence"])))
+            self.spent.add(JobLease(job_id, int(before[job_id]["fence"])))
 
     def be_taken_over(self) -> None:
         one = self.one()
@@ -327,10 +327,10 @@ class Fleet:
         one = self.fleet[name] = Supervisor(f"{name}-{self.next_serial()}")
         self.sids.append(one.sid)
         held = set(self.see().members(f"own:{gone}"))
-        given_back = self.queue.take_back(one.sid, [gone], order=ORDER)
+        given_back = self.queue.requeue_jobs_of(one.sid, [gone], order=ORDER)
         assert set(given_back) == held
         if self.happens():
-            assert self.queue.take_back(one.sid, [gone], order=ORDER) == []
+            assert self.queue.requeue_jobs_of(one.sid, [gone], order=ORDER) == []
         self.spent.update(ticket for sid, ticket in self.old if sid == gone)
         self.beat_of(one)
 
@@ -341,17 +341,17 @@ class Fleet:
         sid, ticket = self.random.choice(self.old[-50:])
         outcome = self.random.choice(OUTCOMES)
         if self.happens():
-            (verdict,) = self.queue.beat(sid, [(ticket, "")], lease_s=30).verdicts
+            (verdict,) = self.queue.heartbeat(sid, [(ticket, "")], lease_s=30).replies
             assert verdict == "LOST" or ticket not in self.spent
         else:
             host = "h1" if outcome == "park" else ""
-            self.end(sid, Finish(ticket, outcome, self.record(ticket, outcome), host=host))
+            self.end(sid, FinishRequest(ticket, outcome, self.record(ticket, outcome), host=host))
 
     def let_delays_pass(self) -> None:
         for job_id in self.see().members("delayed"):
             self.client.zadd(self.keys.delayed, {job_id: 1})
         for job_id in self.see().lists.get("parked", ()):
-            self.client.zadd(self.keys.parked, {job_id: 1})
+            self.client.zadd(self.keys.throttled, {job_id: 1})
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
@@ -455,9 +455,9 @@ class Fleet:
     def drain(self) -> None:
         """Let one supervisor do all that is left; then nothing is left over."""
         last = Supervisor("last")
-        self.queue.take_back(last.sid, self.sids, order=ORDER)
+        self.queue.requeue_jobs_of(last.sid, self.sids, order=ORDER)
         for job_id in self.see().in_state("paused"):
-            assert self.controls.control("resume", job_id) == "OK"
+            assert self.controls.execute("resume", job_id) == "OK"
         self.let_delays_pass()
         self.beat_of(last)
         while claim := self.queue.claim(last.sid, [], 10, lease_s=30, order=ORDER):
@@ -465,7 +465,7 @@ class Fleet:
                 break
             self.take(last, list(claim.jobs))
             for job in claim.jobs:
-                assert self.end(last.sid, Finish(job.ticket, "success", self.record(job.ticket, "success"))) == "OK"
+                assert self.end(last.sid, FinishRequest(job.lease, "success", self.record(job.lease, "success"))) == "OK"
         self.everything_is_where_it_belongs()
         self.nothing_is_left_over()
         self.each_push_ended_once()

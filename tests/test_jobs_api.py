@@ -19,12 +19,12 @@ import pytest
 import requests
 
 from dlpool.errors import UsageError
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.transitions import Finish, Transitions
-from dlpool.web.checking import check, parse_body, parse_query
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.transitions import FinishRequest, Transitions
+from dlpool.web.checking import validate, parse_body, parse_query
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.sameorigin import is_foreign, is_rebound
+from dlpool.web.sameorigin import is_cross_site, is_rebinding
 from dlpool.web.schemas import BATCH, JOB, LIMIT, NAMED
 from tests.conftest import wait_until
 from tests.processes import ROOT
@@ -99,7 +99,7 @@ def test_a_job_is_pushed_listed_and_shown(api: Api) -> None:
     assert shown["url"] == URL, "the query may be a secret"
     assert (shown["state"], shown["priority"], shown["user_id"]) == ("queued", "high", "me")
     with api.redis.client() as client:
-        assert json.loads(client.hget(Keys().job(pushed["id"]), "raw") or b"") == job
+        assert json.loads(client.hget(QueueKeys().job(pushed["id"]), "raw") or b"") == job
 
 
 def test_what_push_refuses_is_refused_and_named(api: Api) -> None:
@@ -180,7 +180,7 @@ def test_failures_are_listed_run_again_and_removed(api: Api) -> None:
 
 def test_queue_nodes_and_limits(api: Api) -> None:
     with api.redis.client() as client:
-        Transitions(client, Keys()).beat("s1", [], lease_s=60, info={"node": "n1", "slots": 4, "busy": 1})
+        Transitions(client, QueueKeys()).heartbeat("s1", [], lease_s=60, info={"node": "n1", "slots": 4, "busy": 1})
     [node] = api.good("GET", "/nodes")["nodes"]
     assert (node["node"], node["is_drained"], node["state"]) == ("n1", False, "working")
     assert api.good("POST", "/nodes/n1/drain", {})["nodes"][0]["state"] == "drained"
@@ -198,8 +198,8 @@ def test_queue_nodes_and_limits(api: Api) -> None:
 
 def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
     with api.redis.client() as client:
-        transitions = Transitions(client, Keys())
-        transitions.beat("s1", [], lease_s=60, info={"node": "n1"})
+        transitions = Transitions(client, QueueKeys())
+        transitions.heartbeat("s1", [], lease_s=60, info={"node": "n1"})
         api.push("runs.bin", id="runs")
         claim = transitions.claim("s1", [], 1, lease_s=60, order="fifo")
         assert claim is not None
@@ -207,13 +207,13 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
         failing = transitions.claim("s1", None, 1, lease_s=60, order="fifo")
         assert failing is not None
         note = {"label": "not_found", "message": "404"}
-        transitions.finish("s1", [Finish(failing.jobs[0].ticket, "failed", note=note)])
+        transitions.finish("s1", [FinishRequest(failing.jobs[0].lease, "failed", note=note)])
         api.push("waits.bin", id="waits")
         first = api.ask("GET", "/overview")
         seen = first.json()
         assert [seen[name][0]["id"] for name in ("running", "failed", "listed")] == ["runs", "fails", "waits"]
         assert seen["failed"][0]["note"] == note and seen["today"]["failed"] == 1
-        assert client.lrange(Keys().mail("s1"), 0, -1) == [b"look"], "its supervisor is asked for news"
+        assert client.lrange(QueueKeys().mail("s1"), 0, -1) == [b"look"], "its supervisor is asked for news"
     again = api.ask("GET", "/overview", If_None_Match=first.headers["ETag"])
     assert (again.status_code, again.content) == (304, b"")
     assert api.good("GET", "/overview?state=succeeded")["listed"] == []
@@ -222,10 +222,10 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
 
 def test_an_overview_tells_what_is_lost_halted_and_waiting(api: Api) -> None:
     with api.redis.client() as client:
-        transitions, keys = Transitions(client, Keys()), Keys()
+        transitions, keys = Transitions(client, QueueKeys()), QueueKeys()
         worker = {"pid": 7, "busy": 1, "slots": 2, "memory": 5, "state": "ready"}
         for sid, info in (("n1-00000001", {"workers_info": [worker]}), ("n2-00000002", {}), ("n3-00000003", {})):
-            transitions.beat(sid, [], lease_s=60, info={"node": sid[:2], "busy": int(sid[1] == "1"), **info})
+            transitions.heartbeat(sid, [], lease_s=60, info={"node": sid[:2], "busy": int(sid[1] == "1"), **info})
         client.zadd(keys.supervisors, {"n3-00000003": (int(client.time()[0]) - 99) * 1000})
         api.push("runs.bin", id="runs")
         assert transitions.claim("n1-00000001", [], 1, lease_s=60, order="fifo")
@@ -246,7 +246,7 @@ def test_an_overview_tells_what_is_lost_halted_and_waiting(api: Api) -> None:
     assert [figures[name] for name in ("waiting", "running", "paused", "failed", "cancelled")] == [1, 1, 1, 0, 1]
     assert (seen["running"][0]["node"], seen["listed"][0]["id"], seen["failed"]) == ("n1", "off", [])
     assert seen["is_halted"] and seen["halted_at"][:10] == seen["now"][:10] and seen["list_limits"] == 50
-    check({"components": {"schemas": NAMED}, **NAMED["Overview"]}, seen)
+    validate({"components": {"schemas": NAMED}, **NAMED["Overview"]}, seen)
     forgotten = api.good("POST", "/nodes/n3/forget", {})["nodes"]
     assert [one["node"] for one in forgotten] == ["n1", "n2"]
 
@@ -292,7 +292,7 @@ def test_lists_are_read_to_their_end(api: Api) -> None:
 def test_the_history_is_told_since_a_moment(api: Api) -> None:
     with api.redis.client() as client:
         for ms in (1000, 2000):
-            client.xadd(Keys().history, {"waiting": 1, "running": 2, "rate": 3, "failed": 0}, id=f"{ms}-0")
+            client.xadd(QueueKeys().history, {"waiting": 1, "running": 2, "rate": 3, "failed": 0}, id=f"{ms}-0")
     assert api.good("GET", "/history") == {"samples": [[1000, 1, 2, 3], [2000, 1, 2, 3]]}
     assert api.good("GET", f"/history?since={10**13}") == {"samples": []}
     assert api.good("GET", "/history?since=1001")["samples"] == [[2000, 1, 2, 3]]
@@ -393,7 +393,7 @@ def test_with_a_secret_the_api_is_closed_and_the_page_is_open(tmp_path: Path) ->
     ],
 )
 def test_who_is_foreign(method: str, origin: str | None, fetch_site: str | None, is_refused: bool) -> None:
-    assert is_foreign(method, "here:80", origin, fetch_site) is is_refused
+    assert is_cross_site(method, "here:80", origin, fetch_site) is is_refused
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_who_is_foreign(method: str, origin: str | None, fetch_site: str | None,
     ],
 )
 def test_which_names_are_ours(host: str | None, is_refused: bool) -> None:
-    assert is_rebound(host, {"ours.example"}) is is_refused
+    assert is_rebinding(host, {"ours.example"}) is is_refused
 
 
 def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
 )
 def test_what_is_wrong_is_said_in_a_sentence(schema: Any, value: Any, said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check(schema, value)
+        validate(schema, value)
     assert said in str(caught.value)
 
 
@@ -478,11 +478,11 @@ def test_no_refusal_shows_a_regular_expression() -> None:
             yield from schemas(one)
 
     for schema in schemas(
-        {"a": JOB, "b": BATCH, "c": NAMED["Control"], "d": [dict(one.options) for one in OPERATIONS]}
+        {"a": JOB, "b": BATCH, "c": NAMED["Control"], "d": [dict(one.query) for one in OPERATIONS]}
     ):
         if "pattern" in schema:
             with pytest.raises(UsageError) as caught:
-                check(schema, "\u00e9 ")
+                validate(schema, "\u00e9 ")
             assert schema["pattern"] not in str(caught.value) and "^" not in str(caught.value)
 
 

@@ -13,17 +13,17 @@ from redis import exceptions as errors
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, NoSuchJob, QueueAway, QueueError, QueueRefused, UsageError
-from dlpool.jobs.address import Address
-from dlpool.jobs.clock import QueueTime, ahead_ms_of
+from dlpool.jobs.address import RedisAddress
+from dlpool.jobs.clock import QueueTime, parse_ahead_ms
 from dlpool.jobs.connection import CONNECT_S, SOCKET_S, auto_address, connect, is_redis, translated
-from dlpool.jobs.facts import unfit, warnings
-from dlpool.jobs.failures import Failure
-from dlpool.jobs.jobview import exact_text, json_object, number, time_text
+from dlpool.jobs.facts import incompatibility, warnings
+from dlpool.jobs.failures import FailureRecord
+from dlpool.jobs.jobview import time_text_ms, json_object, number, time_text
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.nodes import node_rows
-from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, BadJob, Malformed, PushedJob, compose, moment
-from dlpool.jobs.replies import NotPossible, problem_of
-from dlpool.jobs.views import Stats, SupervisorView
+from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, BadJob, Malformed, PushedJob, compose_job, parse_time
+from dlpool.jobs.replies import NotPossible, error_of_reply
+from dlpool.jobs.views import QueueStats, SupervisorView
 from tests.conftest import Authority
 
 # --- fields of a job ---
@@ -42,19 +42,19 @@ def texts(most: int) -> list[tuple[str, bool]]:
 @pytest.mark.parametrize(("url", "is_taken"), texts(MAX_URL), ids=lambda value: str(value)[:5])
 def test_a_url_has_a_longest_length(url: str, is_taken: bool) -> None:
     if is_taken:
-        assert PushedJob.parse(compose(url, "x")).url == url
+        assert PushedJob.parse(compose_job(url, "x")).url == url
     else:
         with pytest.raises(Malformed, match=f"url is longer than {MAX_URL} characters"):
-            PushedJob.parse(compose(url, "x"))
+            PushedJob.parse(compose_job(url, "x"))
 
 
 @pytest.mark.parametrize(("path", "is_taken"), texts(MAX_PATH), ids=lambda value: str(value)[:5])
 def test_a_path_has_a_longest_length(path: str, is_taken: bool) -> None:
     if is_taken:
-        assert PushedJob.parse(compose("http://h", path)).save_path == path
+        assert PushedJob.parse(compose_job("http://h", path)).save_path == path
     else:
         with pytest.raises(BadJob, match=f"save_path is longer than {MAX_PATH} characters"):
-            PushedJob.parse(compose("http://h", path))
+            PushedJob.parse(compose_job("http://h", path))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_path_has_a_longest_length(path: str, is_taken: bool) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_a_field_is_taken_up_to_its_limit(field: str, value: Any, is_taken: bool) -> None:
-    raw = compose("http://h", "x", **{field: value})
+    raw = compose_job("http://h", "x", **{field: value})
     if is_taken:
         assert getattr(PushedJob.parse(raw), field) == value
     else:
@@ -101,9 +101,9 @@ def test_a_field_is_taken_up_to_its_limit(field: str, value: Any, is_taken: bool
 def test_a_moment_is_between_1970_and_the_far_future(value: float, seconds: float | None) -> None:
     if seconds is None:
         with pytest.raises(UsageError):
-            moment(value)
+            parse_time(value)
     else:
-        assert moment(value) == seconds
+        assert parse_time(value) == seconds
 
 
 # --- times ---
@@ -133,7 +133,7 @@ def test_the_queue_time_is_the_clock_and_its_lead_but_never_goes_back(
 
 
 def test_the_lead_of_a_reply() -> None:
-    assert [ahead_ms_of(reply) for reply in (None, b"", b"7", b"-7", b"x")] == [0, 0, 7, -7, 0]
+    assert [parse_ahead_ms(reply) for reply in (None, b"", b"7", b"-7", b"x")] == [0, 0, 7, -7, 0]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_time_is_one_that_can_be_written(at: float | None, text: str | None) -
     ("at", "text"), [(1.0, "01.000"), (1.001, "01.001"), (1.0006, "01.001"), (59.9996, "00.000"), (12.125, "12.125")]
 )
 def test_an_exact_time_has_milliseconds(at: float, text: str) -> None:
-    assert exact_text(at) == f"1970-01-01T00:0{int(at > 59.5)}:{text}Z"
+    assert time_text_ms(at) == f"1970-01-01T00:0{int(at > 59.5)}:{text}Z"
 
 
 def test_numbers_and_objects_of_redis_are_read_or_nothing() -> None:
@@ -197,7 +197,7 @@ def test_the_node_of_a_supervisor() -> None:
     ],
 )
 def test_what_redis_answers_is_said(reply: str, kind: type[Exception] | None, text: str) -> None:
-    problem = problem_of("pause", "j", reply)
+    problem = error_of_reply("pause", "j", reply)
     assert (type(problem) if problem else None) is kind
     assert text in str(problem or "")
 
@@ -215,24 +215,24 @@ def test_what_redis_answers_is_said(reply: str, kind: type[Exception] | None, te
     ],
 )
 def test_the_job_in_a_record_of_a_failure(value: bytes, raw: bytes | None) -> None:
-    failure = Failure.parse(b"u", value)
+    failure = FailureRecord.parse(b"u", value)
     assert (failure.raw, failure.job_id) == (raw, None)
 
 
 def test_a_failure_names_its_job_only_by_a_text() -> None:
     ids = ['{"id": "a"}', '{"id": 5}', "[]", "null"]
-    found = [Failure.parse(b"u", b'{"task_data":{"dlpool":%b}}' % own.encode()).job_id for own in ids]
+    found = [FailureRecord.parse(b"u", b'{"task_data":{"dlpool":%b}}' % own.encode()).job_id for own in ids]
     assert found == ["a", None, None, None]
-    parsed = Failure.parse(b"u", b'{"task_data":{"url":"u"},"error_message":"e","failed_at":"t"}')
+    parsed = FailureRecord.parse(b"u", b'{"task_data":{"url":"u"},"error_message":"e","failed_at":"t"}')
     assert parsed.as_json() == {"url": "u", "message": "e", "failed_at": "t", "job": {"url": "u"}}
-    assert Failure.parse(b"u", b"{}").as_json() == {"url": "u", "message": "", "failed_at": "", "job": None}
+    assert FailureRecord.parse(b"u", b"{}").as_json() == {"url": "u", "message": "", "failed_at": "", "job": None}
 
 
-def stats_of(*supervisors: SupervisorView, lost: tuple[SupervisorView, ...] = (), is_halted: bool = False) -> Stats:
+def stats_of(*supervisors: SupervisorView, lost: tuple[SupervisorView, ...] = (), is_halted: bool = False) -> QueueStats:
     zeros: Any = dict.fromkeys(
         ("delayed", "paused", "running", "succeeded", "failed", "cancelled", "failure_records"), 0
     )
-    return Stats(
+    return QueueStats(
         1.0, 1, 2, {"high": 3, "low": 4}, supervisors=supervisors, lost=lost, days=(), is_halted=is_halted, **zeros
     )
 
@@ -245,7 +245,7 @@ def test_figures_of_a_queue_are_added_up() -> None:
     ]
     stats = stats_of(*views)
     assert (stats.waiting, stats.rate) == (10, 12)
-    assert stats.figures()["ready_high"] == 3
+    assert stats.counts()["ready_high"] == 3
     assert [view.node for view in (*views, SupervisorView("odd", {}), SupervisorView("x", {"node": "n"}))] == [
         "a",
         "b",
@@ -421,10 +421,10 @@ def test_the_address_of_auto() -> None:
 def test_a_port_is_one(port: int, is_taken: bool) -> None:
     url = f"redis+cluster://h:{port}"
     if is_taken:
-        assert Address.parse(url).hosts == (("h", port),)
+        assert RedisAddress.parse(url).hosts == (("h", port),)
     else:
         with pytest.raises(ValueError, match="HOST:PORT"):
-            Address.parse(url)
+            RedisAddress.parse(url)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +432,9 @@ def test_a_port_is_one(port: int, is_taken: bool) -> None:
     [("6.1.99", False), ("6.2.0", True), ("5.9", False), ("7.0", True), ("10.1", True), ("", True)],
 )
 def test_the_oldest_server_that_will_do(version: str, is_fit: bool) -> None:
-    assert (unfit({"redis_version": version}, is_cluster=False) == "") is is_fit
+    assert (incompatibility({"redis_version": version}, is_cluster=False) == "") is is_fit
     node = {"redis_version": "7.0", "cluster_enabled": 1}
-    assert unfit(node, is_cluster=True) == "" and "is a node of a Cluster" in unfit(node, is_cluster=False)
+    assert incompatibility(node, is_cluster=True) == "" and "is a node of a Cluster" in incompatibility(node, is_cluster=False)
 
 
 def test_what_may_cost_jobs_is_said_for_each_cause() -> None:

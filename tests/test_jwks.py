@@ -27,11 +27,11 @@ from dlpool.config import Settings, WebSettings
 from dlpool.config.web import JWKS_URL
 from dlpool.web import jwks
 from dlpool.web.app import make_app
-from dlpool.web.auth import Keys
-from dlpool.web.jwks import AGAIN_S, MAX_AGE_S, MIN_AGE_S, RETRY_S, STALE_S, JwksFailed, JwksSource, fetch, max_age_of
-from dlpool.web.parts import REFUSALS, WebParts
-from dlpool.web.refusal import Refusal
-from dlpool.web.tokens import TokenCheck
+from dlpool.web.auth import Authenticator
+from dlpool.web.jwks import AGAIN_S, MAX_AGE_S, MIN_AGE_S, RETRY_S, STALE_S, JwksFailed, JwksSource, fetch, parse_max_age
+from dlpool.web.parts import REFUSALS, WebServices
+from dlpool.web.refusal import UploadError
+from dlpool.web.tokens import TokenVerifier
 from tests.conftest import wait_until
 from tests.fakes import Lines
 from tests.provider import Provider, answered, jwk, token
@@ -64,13 +64,13 @@ class Site:
         self.clock = Clock()
         self.told: list[tuple[str | None, int]] = []
         self.source = JwksSource(provider.url, lambda *args: self.told.append(args), clock=self.clock)
-        self.check = TokenCheck(WebSettings(jwt_audience="dlpool"), None, self.source)
+        self.check = TokenVerifier(WebSettings(jwt_audience="dlpool"), None, self.source)
 
     def status(self, text: str) -> int:
         """How a token is answered, once a fetch that has begun is over."""
         try:
-            self.check.caller(text)
-        except Refusal as refusal:
+            self.check.verify(text)
+        except UploadError as refusal:
             return refusal.status
         finally:
             wait_until(lambda: self.source._underway is None)
@@ -155,7 +155,7 @@ def test_keys_are_kept_as_long_as_the_provider_says(provider: Provider, site: Si
     ],
 )
 def test_ages_are_bounded(header: str | None, age_s: float) -> None:
-    assert max_age_of(header) == age_s
+    assert parse_max_age(header) == age_s
 
 
 def test_while_the_provider_is_away_its_keys_stay_valid_for_a_day(provider: Provider, site: Site) -> None:
@@ -177,8 +177,8 @@ def test_while_the_provider_is_away_its_keys_stay_valid_for_a_day(provider: Prov
 
 def test_a_provider_that_was_never_there_is_503_with_retry_after(provider: Provider, site: Site) -> None:
     provider.answer = b""
-    with pytest.raises(Refusal) as caught:
-        site.check.caller(token(EC, "ES256"))
+    with pytest.raises(UploadError) as caught:
+        site.check.verify(token(EC, "ES256"))
     assert (caught.value.status, caught.value.code) == (503, "keys_unavailable")
     assert int(caught.value.headers["Retry-After"]) > 0
 
@@ -299,8 +299,8 @@ def test_a_slow_provider_holds_few_requests_and_not_for_long(
     def ask(_: int) -> int:
         begun = time.monotonic()
         try:
-            site.check.caller(token(EC, "ES256"))
-        except Refusal as refusal:
+            site.check.verify(token(EC, "ES256"))
+        except UploadError as refusal:
             return refusal.status
         finally:
             waited.append(time.monotonic() - begun)
@@ -334,12 +334,12 @@ def test_a_public_key_is_never_a_secret_and_no_token_says_where_its_key_is(provi
     with Provider() as evil:
         evil.serve(jwk(OTHER))
         secret = "s" * 32
-        keys = Keys(WebSettings(jwt_key=secret, jwks_url=provider.url, jwt_audience="dlpool"))
+        keys = Authenticator(WebSettings(jwt_key=secret, jwks_url=provider.url, jwt_audience="dlpool"))
 
         def status(text: str) -> int:
             try:
-                keys.caller(f"Bearer {text}", None)
-            except Refusal as refusal:
+                keys.authenticate(f"Bearer {text}", None)
+            except UploadError as refusal:
                 return refusal.status
             return 200
 
@@ -440,7 +440,7 @@ def test_a_handshake_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 def test_tokens_that_cannot_be_checked_do_not_fill_the_log(provider: Provider, tmp_path: Path) -> None:
     provider.answer = answered(b"", "503 Service Unavailable")
     settings = Settings()
-    parts = WebParts(
+    parts = WebServices(
         replace(
             settings,
             web=replace(settings.web, jwks_url=provider.url, jwt_audience="dlpool", request_rate=None),

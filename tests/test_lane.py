@@ -11,24 +11,24 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.errors import RetryRange
-from dlpool.transfer.answer import Answer, Span
-from dlpool.transfer.board import MAX_CRUMBS, Board
+from dlpool.transfer.answer import Answer, ByteRange
+from dlpool.transfer.board import MAX_CRUMBS, ChunkScheduler
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk, ChunkMap
-from dlpool.transfer.context import Context, NetworkAbsence, Plan
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.context import TransferContext, NetworkOutage, DownloadPlan
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 from dlpool.transfer.lane import (
     LEAST_SPAN_S,
     MAX_SKIP,
     MAX_STALE,
     NETWORK_POLL_S,
     YIELD_S,
-    Lane,
+    ConnectionWorker,
     _writer,
-    is_elsewhere,
+    is_outside_chunk,
 )
-from dlpool.transfer.opening import Opened
-from dlpool.transfer.remote import Resource
-from dlpool.transfer.retry import Rest
+from dlpool.transfer.opening import ProbeResult
+from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.retry import RetryDelay
 from tests.conftest import FAST
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -37,7 +37,7 @@ DELAY_S = 0.0123456
 SETTINGS = replace(FAST, connections=4, retries=3, retry_delay=DELAY_S, retry_max_delay=10.0)
 
 
-class Quick(Board):
+class Quick(ChunkScheduler):
     """A board whose pauses take no time, and are noted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -108,31 +108,31 @@ class Bench:
         self.clock, self.events = Clock(), Events()
         self.board = Quick(self.clock)
         self.context = context_of(self.board, self.clock, self.events, replace(SETTINGS, **settings))
-        self.network = self.context.client.watch
+        self.network = self.context.client.network_monitor
         self.file = Memory()
         place: Any = None
-        self.plan = Plan(Resource(size, '"v1"'), place, has_ranges, 0)
-        self.lane = Lane(self.context, self.plan)
+        self.plan = DownloadPlan(RemoteResource(size, '"v1"'), place, has_ranges, 0)
+        self.lane = ConnectionWorker(self.context, self.plan)
         self.lane._writer = self.file  # type: ignore[assignment]
         self.chunk = Chunk(0, size, 0, 0)
-        self.board.start(ChunkMap([self.chunk]), self.lane)
+        self.board.load_plan(ChunkMap([self.chunk]), self.lane)
 
     def begin_at(self, position: int) -> None:
         """The chunk has been received up to ``position``, and a new attempt begins."""
-        self.chunk.position = self.chunk.claimed = position
+        self.chunk.position = self.chunk.write_end = position
         self.lane._begin_attempt(self.chunk)
 
     def copy(self, reply: Pieces, start: int, length: int | None, **options: Any) -> None:
         answer = Answer(self.plan.resource, start, length, is_partial=True)
         self.lane._copy(reply, answer, self.chunk, **options)  # type: ignore[arg-type]
 
-    def rest(self, error: RetryRange) -> Rest:
+    def rest(self, error: RetryRange) -> RetryDelay:
         return self.lane._rest(self.chunk, error)
 
     def asked(self, ago_s: float, answered: bool = True) -> Exchange:
         """The latest request was sent ``ago_s`` seconds ago."""
-        exchange = self.context.exchange(Figures(0, 0.0))
-        exchange.asked_at = self.clock.now - ago_s
+        exchange = self.context.new_exchange(ExchangeStats(0, 0.0))
+        exchange.sent_at = self.clock.now - ago_s
         exchange.answered_at = self.clock.now if answered else None
         self.lane._latest = exchange
         return exchange
@@ -166,7 +166,7 @@ def test_the_bytes_of_an_answer_are_put_where_they_belong(
     reply = Pieces(*body)
     bench.copy(reply, start, length)
     assert bytes(bench.file.data) == bytes(range(100))
-    assert (bench.chunk.is_done, bench.chunk.crumbs) == (True, 0)
+    assert (bench.chunk.is_done, bench.chunk.short_answers) == (True, 0)
     assert sum(min(wanted, 100) for wanted in reply.wanted) >= 100 - start
     assert 0 not in reply.wanted
 
@@ -215,22 +215,22 @@ def test_a_body_of_unknown_length_ends_the_file(bench: Bench) -> None:
 def test_an_answer_with_less_than_was_asked_for_is_counted_and_refused_in_the_end(bench: Bench) -> None:
     bench.begin_at(10)
     bench.copy(Pieces(b"x" * 5), 10, 5)
-    assert (bench.chunk.position, bench.chunk.crumbs) == (15, 1)
-    bench.chunk.crumbs = MAX_CRUMBS
+    assert (bench.chunk.position, bench.chunk.short_answers) == (15, 1)
+    bench.chunk.short_answers = MAX_CRUMBS
     bench.begin_at(15)
     with pytest.raises(errors.BadAnswer, match="keeps answering with 5 of 85 bytes"):
         bench.copy(Pieces(b"x" * 5), 15, 5)
     bench.begin_at(20)
-    bench.chunk.crumbs = MAX_CRUMBS
+    bench.chunk.short_answers = MAX_CRUMBS
     bench.copy(Pieces(b"x" * 80), 20, 80)  # the rest is no such answer
 
 
 @pytest.mark.parametrize("length", [10, 11])
 def test_a_dismissed_lane_stops_where_it_is(bench: Bench, length: int) -> None:
     reply = Pieces(b"x" * 10, b"y" * 90)
-    reply.on_read = lambda: bench.board.dismiss(bench.lane)
+    reply.on_read = lambda: bench.board.retire(bench.lane)
     bench.copy(reply, 0, 100 if length > 10 else 11)
-    assert (bench.chunk.position, bench.chunk.crumbs, len(reply.wanted)) == (10, 0, 1)
+    assert (bench.chunk.position, bench.chunk.short_answers, len(reply.wanted)) == (10, 0, 1)
     bench.copy(Pieces(b"z"), 10, 1)
     assert bench.chunk.position == 10
 
@@ -245,7 +245,7 @@ def test_others_see_that_a_body_is_received_while_it_is(bench: Bench) -> None:
 
 def test_reads_and_pauses_follow_the_rate_limit() -> None:
     bench = Bench(30_000)
-    bench.context.client.rate.rate = 20_000
+    bench.context.client.rate_limit.rate = 20_000
     reply = Pieces(b"x" * 30_000)
     bench.copy(reply, 0, 30_000)
     assert set(reply.wanted) == {2000}
@@ -283,7 +283,7 @@ def test_a_write_that_fails_moves_nothing(bench: Bench) -> None:
     bench.lane._writer = Memory(fails=errors.NoSpace("full"))  # type: ignore[assignment]
     with pytest.raises(errors.NoSpace):
         bench.copy(Pieces(b"x" * 100), 0, 100)
-    assert (bench.chunk.position, bench.chunk.claimed) == (0, 0)
+    assert (bench.chunk.position, bench.chunk.write_end) == (0, 0)
     bench.board.stop(errors.Cancelled("the end"))
     bench.board.wait_for_writes(0.0)
     assert bench.board._writing == 0
@@ -337,10 +337,10 @@ def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
 
 
 def test_a_lane_that_has_asked_nothing_has_no_figures(bench: Bench) -> None:
-    assert (bench.lane.figures(), bench.lane.answer_s(), bench.lane._asked_s()) == (Figures(0, 0.0), None, 0.0)
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (ExchangeStats(0, 0.0), None, 0.0)
     exchange = bench.asked(2.0)
     exchange.received, exchange.read_s = 5, 1.0
-    assert (bench.lane.figures(), bench.lane.answer_s(), bench.lane._asked_s()) == (Figures(5, 1.0), 2.0, 2.0)
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (ExchangeStats(5, 1.0), 2.0, 2.0)
 
 
 def test_a_range_is_reported_with_the_time_since_its_request(bench: Bench) -> None:
@@ -353,7 +353,7 @@ def test_a_range_is_reported_with_the_time_since_its_request(bench: Bench) -> No
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_a_body_whose_request_was_never_sent_is_not_reported(bench: Bench, is_asked: bool) -> None:
     if is_asked:
-        bench.asked(1.0).asked_at = None
+        bench.asked(1.0).sent_at = None
     bench.copy(Pieces(b"x" * 100), 0, 100)
     assert bench.events == []
 
@@ -369,7 +369,7 @@ def test_the_speed_is_that_of_the_attempt(bench: Bench, brought: int, waited_s: 
     bench.chunk.end = 40 + brought
     reply = Pieces(b"x" * brought)
     if not brought:
-        bench.board.dismiss(bench.lane)
+        bench.board.retire(bench.lane)
     reply.on_read = lambda: setattr(exchange, "read_s", 7.0 + waited_s)
     bench.copy(reply, 40, 60)
     assert bench.board._rates.get(bench.lane) == rate
@@ -381,7 +381,7 @@ def test_the_speed_is_that_of_the_attempt(bench: Bench, brought: int, waited_s: 
 def test_a_retry_is_reported(bench: Bench) -> None:
     bench.begin_at(40)
     bench.asked(1.5)
-    assert bench.rest(errors.ShortBody("short")) == Rest(DELAY_S, 0.0)
+    assert bench.rest(errors.ShortBody("short")) == RetryDelay(DELAY_S, 0.0)
     expected = {
         "label": "short_body",
         "error": "short",
@@ -401,7 +401,7 @@ def test_what_an_attempt_brought_is_counted_from_its_beginning(bench: Bench) -> 
     bench.begin_at(40)
     bench.chunk.position = 50
     bench.rest(errors.ShortBody("short"))
-    assert (bench.chunk.failures, bench.chunk.trickled) == (1, 10)  # the least rate is 1000 bytes/s
+    assert (bench.chunk.failures, bench.chunk.slow_bytes) == (1, 10)  # the least rate is 1000 bytes/s
     bench = Bench(10_000)
     exchange = bench.asked(10.0)
     exchange.read_s = 7.0
@@ -416,13 +416,13 @@ def test_a_stream_that_breaks_cannot_be_resumed() -> None:
     with pytest.raises(errors.StreamBroken) as raised:
         bench.rest(error)
     assert raised.value.__cause__ is error
-    first = Lane(bench.context)  # before there is a plan
-    assert first._rest(bench.chunk, error) == Rest(DELAY_S, 0.0)
+    first = ConnectionWorker(bench.context)  # before there is a plan
+    assert first._rest(bench.chunk, error) == RetryDelay(DELAY_S, 0.0)
 
 
 def test_a_dismissed_lane_leaves_its_chunk_to_others(bench: Bench) -> None:
-    bench.board.dismiss(bench.lane)
-    assert bench.rest(errors.ShortBody("short")) == Rest(0.0, 0.0)
+    bench.board.retire(bench.lane)
+    assert bench.rest(errors.ShortBody("short")) == RetryDelay(0.0, 0.0)
     assert (bench.board.retries, bench.events) == (0, [])
 
 
@@ -434,20 +434,20 @@ def test_dead_idle_connections_are_replaced_without_being_counted(bench: Bench, 
             bench.rest(stale)
         bench.copy(Pieces(b"x" * 10), 0, 10)
     for _ in range(MAX_STALE):
-        assert bench.rest(stale) == Rest(0.0, 0.0)
+        assert bench.rest(stale) == RetryDelay(0.0, 0.0)
     assert bench.board.retries == 0
     bench.begin_at(bench.chunk.position)
-    assert bench.rest(stale) == Rest(0.0, DELAY_S)
+    assert bench.rest(stale) == RetryDelay(0.0, DELAY_S)
     assert bench.board.retries == 1
 
 
 def test_our_own_network_is_waited_for(bench: Bench) -> None:
     error = errors.NameNotResolved("no name", is_own_network=True)
-    assert bench.rest(error) == Rest(DELAY_S, 0.0)
+    assert bench.rest(error) == RetryDelay(DELAY_S, 0.0)
     assert bench.events.named("network_away") == []
     bench.network.failed("h.test")
     bench.network.failed("other.test")
-    assert bench.rest(error) == Rest(NETWORK_POLL_S, 0.0)
+    assert bench.rest(error) == RetryDelay(NETWORK_POLL_S, 0.0)
     assert bench.events.named("network_away") == [{"error": "no name"}]
     assert bench.board.retries == 1
 
@@ -473,7 +473,7 @@ def test_the_time_without_a_network_is_limited_and_begins_again_when_it_works(en
 
 def test_absence_is_measured_per_thread_and_for_less_than_its_limit() -> None:
     bench = Bench(network_wait=10.0)
-    absence, error = NetworkAbsence(bench.context), errors.Unreachable("away", is_own_network=True)
+    absence, error = NetworkOutage(bench.context), errors.Unreachable("away", is_own_network=True)
     for host in ("h.test", "other.test"):
         bench.network.failed(host)
     tolerated = []
@@ -505,7 +505,7 @@ def test_which_failures_say_that_the_host_wants_fewer_connections(
     connections: int | str, error: RetryRange, is_answered: bool, level: int
 ) -> None:
     bench = Bench(connections=connections)
-    hosts = bench.context.client.hosts
+    hosts = bench.context.client.host_connections
     hosts.join("h.test", 16, limit=16)
     bench.asked(1.0, answered=is_answered)
     bench.rest(error)
@@ -521,23 +521,23 @@ def test_a_lack_of_descriptors_is_told_once(bench: Bench, error: RetryRange, lim
 
 def test_the_thread_rests_longer_each_time_that_no_further_connection_is_admitted(bench: Bench) -> None:
     refused = errors.NotAdmitted("refused")  # it does not count as an attempt
-    assert [bench.rest(refused) for _ in range(3)] == [Rest(0.0, DELAY_S * factor) for factor in (1, 2, 4)]
-    assert bench.rest(errors.ShortBody("short")) == Rest(DELAY_S, 0.0)
-    assert bench.rest(refused) == Rest(0.0, DELAY_S)
+    assert [bench.rest(refused) for _ in range(3)] == [RetryDelay(0.0, DELAY_S * factor) for factor in (1, 2, 4)]
+    assert bench.rest(errors.ShortBody("short")) == RetryDelay(DELAY_S, 0.0)
+    assert bench.rest(refused) == RetryDelay(0.0, DELAY_S)
     bench.copy(Pieces(b"x" * 10), 0, 10)
-    assert bench.rest(refused) == Rest(0.0, DELAY_S)
+    assert bench.rest(refused) == RetryDelay(0.0, DELAY_S)
 
 
 @pytest.mark.parametrize(
     ("error", "has_idle", "rest"),
     [
-        (COMPARED, True, Rest(0.0, YIELD_S)),
-        (COMPARED, False, Rest(0.0, 0.0)),
-        (errors.ShortBody("short"), True, Rest(DELAY_S, 0.0)),
+        (COMPARED, True, RetryDelay(0.0, YIELD_S)),
+        (COMPARED, False, RetryDelay(0.0, 0.0)),
+        (errors.ShortBody("short"), True, RetryDelay(DELAY_S, 0.0)),
     ],
 )
 def test_a_chunk_whose_connection_was_too_slow_is_left_to_an_idle_thread(
-    bench: Bench, error: RetryRange, has_idle: bool, rest: Rest
+    bench: Bench, error: RetryRange, has_idle: bool, rest: RetryDelay
 ) -> None:
     bench.board._waiting = int(has_idle)
     assert bench.rest(error) == rest
@@ -566,34 +566,34 @@ def test_an_error_that_takes_the_place_of_another_tells_it(bench: Bench) -> None
 # --- from beginning to end ---
 
 
-def in_work(lane: Lane) -> list[object]:
+def in_work(lane: ConnectionWorker) -> list[object]:
     """Return what other threads see of the lane's work."""
     return [lane.chunk, lane.exchange]
 
 
-def opened(bench: Bench, reply: Pieces, start: int = 0, length: int | None = 100) -> Opened:
+def opened(bench: Bench, reply: Pieces, start: int = 0, length: int | None = 100) -> ProbeResult:
     answer = Answer(bench.plan.resource, start, length, is_partial=True)
     given: Any = reply
-    return Opened(bench.plan, ChunkMap([bench.chunk]), given, answer)
+    return ProbeResult(bench.plan, ChunkMap([bench.chunk]), given, answer)
 
 
 class Openings:
     """What the first requests lead to, one after the other."""
 
-    def __init__(self, *results: Opened | RetryRange) -> None:
+    def __init__(self, *results: ProbeResult | RetryRange) -> None:
         self._results = list(results)
 
-    def run(self, _exchange: Exchange) -> Opened:
+    def run(self, _exchange: Exchange) -> ProbeResult:
         result = self._results.pop(0)
         if isinstance(result, RetryRange):
             raise result
         return result
 
 
-def first_lane(bench: Bench) -> tuple[Lane, Quick]:
+def first_lane(bench: Bench) -> tuple[ConnectionWorker, Quick]:
     """A lane without a plan, and its board."""
     board = Quick(bench.clock)
-    return Lane(replace(bench.context, board=board)), board
+    return ConnectionWorker(replace(bench.context, board=board)), board
 
 
 def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
@@ -608,7 +608,7 @@ def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
     bench.chunk.owner = None
     result = opened(bench, Pieces())
     failures = [errors.NotAdmitted("refused"), errors.NotAdmitted("refused again")]
-    assert lane.open(Openings(*failures, result)) is result  # type: ignore[arg-type]
+    assert lane.run_probe(Openings(*failures, result)) is result  # type: ignore[arg-type]
     assert board.pauses == [DELAY_S, 2 * DELAY_S]
     assert seen == [None, None]  # the watch ends no request that has failed already
     assert lane.chunk is bench.chunk
@@ -621,9 +621,9 @@ def test_a_download_that_is_stopped_before_it_began_says_why(bench: Bench) -> No
     lane, board = first_lane(bench)
     board.on_pause = lambda: board.stop(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled, match="cancelled"):
-        lane.open(Openings(errors.NotAdmitted("refused")))  # type: ignore[arg-type]
+        lane.run_probe(Openings(errors.NotAdmitted("refused")))  # type: ignore[arg-type]
     with pytest.raises(errors.Cancelled, match="cancelled"):
-        lane.open(Openings())  # type: ignore[arg-type]
+        lane.run_probe(Openings())  # type: ignore[arg-type]
 
 
 def test_no_request_is_made_after_the_end(bench: Bench) -> None:
@@ -641,7 +641,7 @@ def test_a_lane_copies_what_the_first_request_brings_and_closes_its_file(bench: 
     assert (bench.board.is_over, bench.board.error) == (True, None)
     assert in_work(bench.lane) == [None, None]
     assert bench.board.others_receiving("other") == 0
-    assert bench.context.evidence.spans() == [Span(0, 100)]
+    assert bench.context.evidence.spans() == [ByteRange(0, 100)]
 
 
 @pytest.mark.parametrize(
@@ -670,13 +670,13 @@ def test_what_failed_is_given_back_for_later(bench: Bench) -> None:
     bench.lane.chunk, bench.lane.exchange = bench.chunk, bench.asked(1.0)
     assert bench.lane._serve(bench.chunk, opened(bench, reply)) == 0.0
     assert (bench.chunk.owner, bench.chunk.position, bench.chunk.ready_at) == (None, 10, bench.clock.now + DELAY_S)
-    assert (bench.chunk.failures, bench.chunk.trickled) == (1, 10)
+    assert (bench.chunk.failures, bench.chunk.slow_bytes) == (1, 10)
     assert in_work(bench.lane) == [None, None]
     assert (reply.closed, bench.board.others_receiving("other")) == (1, 0)
-    assert bench.context.evidence.spans() == [Span(0, 10)]
+    assert bench.context.evidence.spans() == [ByteRange(0, 10)]
     reply = Pieces(error=errors.NotAdmitted("refused"))
     bench.clock.now += 1.0
-    assert bench.board.take(bench.lane) is bench.chunk
+    assert bench.board.take_chunk(bench.lane) is bench.chunk
     assert bench.lane._serve(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
 
 
@@ -697,11 +697,11 @@ def test_a_first_answer_of_bytes_that_are_there_is_not_copied(
     bench: Bench, start: int, length: int | None, position: int, expected: bool
 ) -> None:
     bench.chunk.end = 200
-    bench.chunk.position = bench.chunk.claimed = position
+    bench.chunk.position = bench.chunk.write_end = position
     answer = Answer(bench.plan.resource, start, length, is_partial=True)
-    assert is_elsewhere(answer, bench.chunk) is expected
+    assert is_outside_chunk(answer, bench.chunk) is expected
     reply = Pieces(b"x" * 200)
-    bench.lane._fetch(bench.chunk, Opened(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
+    bench.lane._fetch(bench.chunk, ProbeResult(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
     assert (reply.wanted == []) is expected
     assert reply.closed == 1
 
@@ -713,16 +713,16 @@ class Server:
     """Answers requests for ranges: "whole" or "part", one after the other. ``asked``: what was asked, and If-Range."""
 
     def __init__(self, bench: Bench, *answers: str, answer_s: float | None = 2.0) -> None:
-        self.asked: list[tuple[Span | None, str | None]] = []
+        self.asked: list[tuple[ByteRange | None, str | None]] = []
         self.replies: list[Pieces] = []
         self._bench, self._answers, self._answer_s = bench, list(answers), answer_s
 
     def __call__(
-        self, _context: Context, exchange: Exchange, asked: Span | None, known: Resource, if_range: str | None, **_: Any
+        self, _context: TransferContext, exchange: Exchange, asked: ByteRange | None, known: RemoteResource, if_range: str | None, **_: Any
     ) -> tuple[Pieces, Answer]:
         self.asked.append((asked, if_range))
         if self._answer_s is not None:
-            exchange.asked_at, exchange.answered_at = self._bench.clock.now - self._answer_s, self._bench.clock.now
+            exchange.sent_at, exchange.answered_at = self._bench.clock.now - self._answer_s, self._bench.clock.now
         self.replies.append(Pieces(b"x" * 100))
         is_part = self._answers.pop(0) == "part"
         start, end = asked if asked is not None and is_part else (0, 100)
@@ -739,7 +739,7 @@ def test_what_is_missing_of_a_chunk_is_asked_for(bench: Bench, monkeypatch: pyte
     server = served(bench, monkeypatch, "part")
     bench.begin_at(40)
     bench.board.pause(bench.lane._serve(bench.chunk))
-    assert server.asked == [(Span(40, 100), '"v1"')]
+    assert server.asked == [(ByteRange(40, 100), '"v1"')]
     assert (bench.board.is_over, server.replies[0].closed) == (True, 1)
 
 
@@ -757,8 +757,8 @@ def test_a_server_that_does_not_know_if_range_is_asked_without_it_from_then_on(
     server = served(bench, monkeypatch, "whole", "part", "part")
     bench.board._map.chunks.append(Chunk(100, 150, 100, 100))
     bench.lane._serve(bench.chunk)
-    bench.lane._serve(bench.board.take(bench.lane))
-    assert server.asked == [(Span(0, 100), '"v1"'), (Span(0, 100), None), (Span(100, 150), None)]
+    bench.lane._serve(bench.board.take_chunk(bench.lane))
+    assert server.asked == [(ByteRange(0, 100), '"v1"'), (ByteRange(0, 100), None), (ByteRange(100, 150), None)]
     assert [reply.closed for reply in server.replies] == [1, 1, 1]
 
 
@@ -780,7 +780,7 @@ def test_the_time_of_an_answer_counts_where_the_number_of_connections_is_tried(
     connections: int | str, answer_s: float | None, usual_s: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(connections=connections)
-    hosts = bench.context.client.hosts
+    hosts = bench.context.client.host_connections
     hosts.join("h.test", 16, limit=16)
     served(bench, monkeypatch, "part", answer_s=answer_s)
     bench.lane._serve(bench.chunk)
@@ -791,7 +791,7 @@ def test_a_first_request_that_fails_brought_nothing() -> None:
     bench = Bench(retries=0)
     error = errors.ShortBody("short")
     with pytest.raises(errors.ShortBody) as raised:
-        first_lane(bench)[0].open(Openings(error))  # type: ignore[arg-type]
+        first_lane(bench)[0].run_probe(Openings(error))  # type: ignore[arg-type]
     assert raised.value is error  # and not one with advice for servers that bring a little
 
 
@@ -799,9 +799,9 @@ def test_a_lane_works_until_nothing_is_left(bench: Bench, monkeypatch: pytest.Mo
     server = served(bench, monkeypatch, "part", "part")
     other = Chunk(100, 150, 100, 100)
     bench.board._map.chunks.append(other)
-    bench.board.give_back(bench.chunk)
+    bench.board.release_chunk(bench.chunk)
     bench.lane.run(None, bench.file)  # type: ignore[arg-type]
-    assert [asked for asked, _ in server.asked] == [Span(0, 100), Span(100, 150)]
+    assert [asked for asked, _ in server.asked] == [ByteRange(0, 100), ByteRange(100, 150)]
     assert (bench.board.is_over, bench.board.error, bench.file.closed) == (True, None, 1)
 
 
@@ -815,7 +815,7 @@ def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkey
         return server(*arguments, **options)
 
     monkeypatch.setattr("dlpool.transfer.lane.ask_further", ask)
-    bench.board.give_back(bench.chunk)
+    bench.board.release_chunk(bench.chunk)
     bench.lane.run(None, bench.file)  # type: ignore[arg-type]
     assert (bench.board.pauses, bench.board.is_over) == ([DELAY_S], True)
 
@@ -829,7 +829,7 @@ def test_others_see_which_chunk_is_in_work(bench: Bench) -> None:
 
 
 def test_each_attempt_is_judged_by_what_it_brought_itself(bench: Bench) -> None:
-    bench.chunk.position = bench.chunk.claimed = 40
+    bench.chunk.position = bench.chunk.write_end = 40
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
     bench.lane._serve(bench.chunk, opened(bench, reply, 40, 60))
-    assert (bench.chunk.position, bench.chunk.trickled) == (50, 10)
+    assert (bench.chunk.position, bench.chunk.slow_bytes) == (50, 10)

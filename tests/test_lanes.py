@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from dlpool import errors, threads
-from dlpool.transfer.board import Board
+from dlpool.transfer.board import ChunkScheduler
 from dlpool.transfer.chunks import Chunk, ChunkMap
-from dlpool.transfer.context import Plan
-from dlpool.transfer.exchange import Figures
-from dlpool.transfer.lane import Lane
-from dlpool.transfer.lanes import DESCRIPTORS, HELP_S, RESERVE, Lanes
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.context import DownloadPlan
+from dlpool.transfer.exchange import ExchangeStats
+from dlpool.transfer.lane import ConnectionWorker
+from dlpool.transfer.lanes import DESCRIPTORS, HELP_S, RESERVE, ConnectionWorkers
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import FAST, wait_until
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -27,36 +27,36 @@ class Bench:
 
     def __init__(self, connections: int | str = 4, **resource: Any) -> None:
         self.clock, self.events = Clock(), Events()
-        self.board = Board(self.clock)
+        self.board = ChunkScheduler(self.clock)
         settings = replace(FAST, connections=connections, max_connections=16)
         self.context = context_of(self.board, self.clock, self.events, settings)
-        self.hosts = self.context.client.hosts
+        self.hosts = self.context.client.host_connections
         self.hosts._clock = self.clock
         place: Any = None
-        self.plan = Plan(Resource(1000, **resource), place, True, 0)
-        self.lanes = Lanes(self.context)
-        self.first = self.lanes.add(Lane(self.context, self.plan))
+        self.plan = DownloadPlan(RemoteResource(1000, **resource), place, True, 0)
+        self.lanes = ConnectionWorkers(self.context)
+        self.first = self.lanes.add(ConnectionWorker(self.context, self.plan))
         self.chunk = Chunk(0, 1000, 0, 0)
-        self.board.start(ChunkMap([self.chunk]), self.first)
+        self.board.load_plan(ChunkMap([self.chunk]), self.first)
 
     def begin(self, connections: int, most: int) -> None:
         """Start the first lane, which does nothing, and the others."""
 
         def idle() -> None:
-            self.board.wait(60.0)
+            self.board.wait_until_over(60.0)
 
-        assert self.lanes.begin_first(self.first, idle)
-        self.lanes.begin(self.plan, connections, most)
+        assert self.lanes.start_first(self.first, idle)
+        self.lanes.start(self.plan, connections, most)
 
     def close(self) -> None:
         self.board.stop(errors.Cancelled("the end"))
         for thread in self.lanes._threads.values():
             thread.join(20.0)
 
-    def work(self, *lanes: Lane) -> None:
+    def work(self, *lanes: ConnectionWorker) -> None:
         """These lanes have a request in flight."""
         for lane in self.lanes.all:
-            lane.exchange = self.context.exchange(Figures(0, 0.0)) if lane in lanes else None
+            lane.exchange = self.context.new_exchange(ExchangeStats(0, 0.0)) if lane in lanes else None
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def make() -> Iterator[Callable[..., Bench]]:
         bench.close()
 
 
-def no_thread(_work: object, _name: str) -> threads.Thread:
+def no_thread(_work: object, _name: str) -> threads.DaemonThread:
     raise errors.NoThread("cannot start a thread")
 
 
@@ -82,14 +82,14 @@ def no_thread(_work: object, _name: str) -> threads.Thread:
 
 def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> None:
     bench = make()
-    assert (bench.lanes.most, bench.lanes.received, bench.lanes.all) == (1, 0, (bench.first,))
+    assert (bench.lanes.most_at_once, bench.lanes.received, bench.lanes.all) == (1, 0, (bench.first,))
     bench.begin(3, 3)
-    assert (bench.lanes.most, len(bench.lanes.all)) == (3, 3)
+    assert (bench.lanes.most_at_once, len(bench.lanes.all)) == (3, 3)
     started = list(bench.lanes._threads.values())
     assert [(thread.name, thread.daemon) for thread in started] == [(f"dlpool-lane-{n}", True) for n in (1, 2, 3)]
     wait_until(lambda: bench.board._waiting == 2)  # the others have run, and found nothing to do
     bench.lanes.adapt(bench.plan)
-    bench.lanes.leave()
+    bench.lanes.release_share()
     assert (len(bench.lanes.all), bench.events) == (3, [])
 
 
@@ -127,10 +127,10 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
         monkeypatch.setattr(threads, "start", no_thread)
     else:
         monkeypatch.setattr(threads, "has_room", lambda _number: False)
-    assert not bench.lanes.begin_first(bench.first, lambda: None)
+    assert not bench.lanes.start_first(bench.first, lambda: None)
     assert bench.lanes._threads == {}
     assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]
-    bench.lanes.begin(bench.plan, 3, 3)
+    bench.lanes.start(bench.plan, 3, 3)
     assert bench.lanes.all == (bench.first,)
     assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
 
@@ -139,7 +139,7 @@ def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], mo
     bench = make()
     bench.begin(2, 3)
     monkeypatch.setattr(threads, "has_room", lambda _number: False)
-    bench.lanes.begin(bench.plan, 3, 3)
+    bench.lanes.start(bench.plan, 3, 3)
     assert len(bench.lanes.all) == 2
     assert bench.events.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
 
@@ -157,9 +157,9 @@ def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make("auto")
-    assert bench.lanes.begin_first(bench.first, lambda: None)
+    assert bench.lanes.start_first(bench.first, lambda: None)
     monkeypatch.setattr(threads, "start", no_thread)
-    bench.lanes.begin(bench.plan, 4, 8)
+    bench.lanes.start(bench.plan, 4, 8)
     assert (bench.lanes.all, bench.hosts.level("h.test", 16)) == ((bench.first,), 2)
 
 
@@ -183,9 +183,9 @@ def test_a_lone_connection_gets_help_if_it_is_slow(
     bench = make(connections, **resource)
     bench.begin(1, 1)
     bench.board.set_rate(bench.chunk, rate)
-    bench.lanes.help(bench.plan)
+    bench.lanes.add_second(bench.plan)
     assert len(bench.lanes.all) == lanes
-    bench.lanes.help(bench.plan)
+    bench.lanes.add_second(bench.plan)
     assert len(bench.lanes.all) == lanes
 
 
@@ -193,11 +193,11 @@ def test_a_lone_connection_gets_help_if_it_is_slow(
 def test_no_help_is_given_where_it_is_of_no_use(why: str, make: Callable[..., Bench]) -> None:
     bench = make("auto" if why == "adaptive" else 4)
     if why == "adaptive":
-        bench.hosts.admits("h.test", 1)
+        bench.hosts.record_limit("h.test", 1)
     bench.begin(2 if why == "two connections" else 1, 2)
     before = len(bench.lanes.all)
     bench.board.set_rate(bench.chunk, 1.0)
-    bench.lanes.help(replace(bench.plan, has_ranges=why != "one body"))
+    bench.lanes.add_second(replace(bench.plan, has_ranges=why != "one body"))
     assert len(bench.lanes.all) == before
 
 
@@ -218,9 +218,9 @@ def test_a_host_says_how_many_there_are(make: Callable[..., Bench]) -> None:
     other.leave()
     bench.lanes.adapt(bench.plan)
     assert [fields["connections"] for fields in bench.events.named("connections_changed")] == [2, 4]
-    assert len([lane for lane in bench.lanes.all if not lane.is_dismissed]) == 4
-    bench.lanes.leave()
-    bench.lanes.leave()
+    assert len([lane for lane in bench.lanes.all if not lane.is_retired]) == 4
+    bench.lanes.release_share()
+    bench.lanes.release_share()
     bench.lanes.adapt(bench.plan)
     assert bench.hosts.join("h.test", 8, limit=16).wanted == 4
 
@@ -230,7 +230,7 @@ def test_no_more_are_tried_than_file_and_host_allow(
     most: int, admitted: int, lanes: int, make: Callable[..., Bench]
 ) -> None:
     bench = make("auto")
-    bench.hosts.admits("h.test", admitted)
+    bench.hosts.record_limit("h.test", admitted)
     bench.begin(2, most)
     assert len(bench.lanes.all) == lanes
     assert bool(bench.hosts._hosts) is (most > 1)
@@ -243,10 +243,10 @@ def test_those_without_a_request_leave_first_and_then_the_youngest(make: Callabl
     bench.work(one, three, four)
     others = [bench.hosts.join("h.test", 8, limit=16)]
     bench.lanes.adapt(bench.plan)
-    assert [lane.is_dismissed for lane in (one, two, three, four)] == [False, True, False, True]
+    assert [lane.is_retired for lane in (one, two, three, four)] == [False, True, False, True]
     others += [bench.hosts.join("h.test", 8, limit=16) for _ in range(3)]
     bench.lanes.adapt(bench.plan)
-    assert [lane.is_dismissed for lane in (one, three)] == [False, True]
+    assert [lane.is_retired for lane in (one, three)] == [False, True]
     for lane in (two, three, four):
         bench.lanes._threads[lane].join(20.0) if lane in bench.lanes._threads else None
     bench.lanes.adapt(bench.plan)
@@ -270,17 +270,17 @@ def test_what_a_dismissed_lane_received_still_counts(make: Callable[..., Bench])
     bench = make("auto")
     bench.begin(4, 8)
     gone = bench.lanes.all[-1]
-    gone._latest = bench.context.exchange(Figures(700, 1.0))
-    bench.board.note_rate(gone, 5.0)
+    gone._latest = bench.context.new_exchange(ExchangeStats(700, 1.0))
+    bench.board.record_rate(gone, 5.0)
     bench.board.begin_body(bench.lanes.all[1])
-    bench.board.dismiss(bench.lanes.all[1])
-    bench.board.dismiss(gone)
+    bench.board.retire(bench.lanes.all[1])
+    bench.board.retire(gone)
     bench.lanes._threads[gone].join(20.0)
     bench.lanes._threads[bench.lanes.all[1]].join(20.0)
-    bench.board.dismiss(bench.first)  # whose thread is alive
+    bench.board.retire(bench.first)  # whose thread is alive
     bench.lanes._reap()
     assert len(bench.lanes.all) == 2
     assert bench.first in bench.lanes.all
     assert gone not in bench.lanes._threads
     assert bench.lanes.received == 700
-    assert not gone.is_dismissed  # the board has forgotten it
+    assert not gone.is_retired  # the board has forgotten it

@@ -14,10 +14,10 @@ import pytest
 from dlpool.cli.main import build_parser
 from dlpool.cli.upload_access import access_headers
 from dlpool.config import SECTIONS, RedisSettings, Settings
-from dlpool.config.door import key_of
-from dlpool.config.ini import read
-from dlpool.config.layers import Given, credentials, effective
-from dlpool.config.problems import Problem
+from dlpool.config.door import read_key
+from dlpool.config.ini import read_settings_file
+from dlpool.config.layers import SourcedValue, credential_values, load_effective
+from dlpool.config.problems import ConfigProblem
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.connection import connect
 from tests.processes import Ended, run
@@ -35,9 +35,9 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("DLPOOL_")}, **more}
 
 
-def problems(config: Path | None, options: tuple[Given, ...] = (), **environment: str) -> list[str]:
+def problems(config: Path | None, options: tuple[SourcedValue, ...] = (), **environment: str) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
-        effective(None if config is None else str(config), options, environment)
+        load_effective(None if config is None else str(config), options, environment)
     return str(caught.value).splitlines()
 
 
@@ -102,14 +102,14 @@ def test_lines_are_right_with_comments_continuations_and_colons(tmp_path: Path) 
         tmp_path / "x.ini",
         "; c\n\n[hooks]\non_success = /bin/true\n   and more\n\n# c\non_failure: x\n[redis]\ngroup=g",
     )
-    lines = {one.name: one.origin.rpartition(":")[2] for one in read(str(path), [])}
+    lines = {one.name: one.origin.rpartition(":")[2] for one in read_settings_file(str(path), [])}
     assert lines == {"on_success": "4", "on_failure": "8", "group": "10"}
     assert len(problems(path)) == 1
 
 
 def test_a_host_has_the_limits_of_all_where_its_own_say_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[limits]\nmax_per_host = 8\n[host:A]\nrate_per_host = 5\n")
-    settings = effective(str(path), (), {}).settings
+    settings = load_effective(str(path), (), {}).settings
     assert (settings.hosts["a"].max_per_host, settings.hosts["a"].rate_per_host) == (8, 5.0)
 
 
@@ -128,7 +128,7 @@ def test_a_group_has_settings_of_transfers_of_its_own(
         "DLPOOL_REDIS_GROUP": group,
         "DLPOOL_TRANSFER_MAX_FILE_SIZE": variable,
     }
-    settings = effective(str(path), (), {name: text for name, text in environment.items() if text}).settings
+    settings = load_effective(str(path), (), {name: text for name, text in environment.items() if text}).settings
     assert (settings.transfer.max_file_size, settings.transfer.retries) == (expected, 9)
 
 
@@ -141,12 +141,12 @@ def test_a_section_of_a_group_is_checked_as_that_of_transfers(tmp_path: Path) ->
 
 def test_an_empty_variable_unsets_what_has_no_default(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[transfer]\ndeadline = 1h\n")
-    assert effective(str(path), (), {"DLPOOL_TRANSFER_DEADLINE": ""}).settings.transfer.deadline is None
+    assert load_effective(str(path), (), {"DLPOOL_TRANSFER_DEADLINE": ""}).settings.transfer.deadline is None
 
 
 def test_variables_of_no_section_are_others_business() -> None:
     others = {"DLPOOL_PASSWORD": "x", "DLPOOL_JOB_ID": "1", "DLPOOL_TRANSFER": "y", "dlpool_transfer_retries": "7"}
-    assert effective(None, (), others).settings == Settings()
+    assert load_effective(None, (), others).settings == Settings()
 
 
 @pytest.mark.parametrize("name", ["password", "password_file"])
@@ -154,7 +154,7 @@ def test_a_password_replaces_those_of_earlier_places_however_given(name: str, tm
     both = {"password": "new", "password_file": "/new"}
     for text in ("password = old", "password_file = /old", "url = redis://me:old@h/1"):
         path = write(tmp_path / "x.ini", f"[redis]\n{text}\n")
-        redis = effective(str(path), (), {f"DLPOOL_REDIS_{name.upper()}": both[name]}).settings.redis
+        redis = load_effective(str(path), (), {f"DLPOOL_REDIS_{name.upper()}": both[name]}).settings.redis
         assert {"password": redis.password, "password_file": redis.password_file} == {
             **dict.fromkeys(both),
             name: both[name],
@@ -247,7 +247,7 @@ def test_a_contradiction_is_one_sentence(text: str, sentence: str, tmp_path: Pat
 def test_contradictions_are_said_at_once_and_an_option_can_end_one(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[transfer]\nretry_delay = 2m\n[supervisor]\nworker_memory_soft = 2G\n")
     assert len(problems(path)) == 2
-    raised = Given("transfer", "retry_max_delay", "5m", "option --retry-max-delay", 300.0)
+    raised = SourcedValue("transfer", "retry_max_delay", "5m", "option --retry-max-delay", 300.0)
     assert len(problems(path, (raised,))) == 1
 
 
@@ -270,12 +270,12 @@ def test_a_wrong_value_hides_neither_the_others_nor_what_they_contradict(tmp_pat
 
 
 def test_a_variable_of_no_section_is_others_business() -> None:
-    assert effective(None, (), {"DLPOOL_COLOURS_RED": "1"}).given == {}
+    assert load_effective(None, (), {"DLPOOL_COLOURS_RED": "1"}).values == {}
 
 
 def test_a_limit_without_its_counterpart_contradicts_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ini", "[supervisor]\nworker_memory_soft = 1G\nworker_memory_hard = 1G\n")
-    assert effective(str(path), (), {}).settings.supervisor.worker_memory_hard == 1024**3
+    assert load_effective(str(path), (), {}).settings.supervisor.worker_memory_hard == 1024**3
 
 
 def test_a_credential_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_show_says_every_setting() -> None:
 
 
 def of_a_key(path: Path) -> str | None:
-    return key_of(None, str(path))
+    return read_key(None, str(path))
 
 
 def of_redis(path: Path) -> str | None:
@@ -371,8 +371,8 @@ def of_redis(path: Path) -> str | None:
 
 def of_a_credential(path: Path) -> str | None:
     (path.parent / "redis_password").write_bytes(path.read_bytes())
-    found: list[Problem] = []
-    (given,) = credentials({"CREDENTIALS_DIRECTORY": str(path.parent)}, found)
+    found: list[ConfigProblem] = []
+    (given,) = credential_values({"CREDENTIALS_DIRECTORY": str(path.parent)}, found)
     assert found == []
     return given.text
 
@@ -409,7 +409,7 @@ def test_the_service_has_defaults_of_its_own_which_all_places_go_over(
     path = write(tmp_path / "dlpool.ini", f"[network]\n{ini}\n")
     environment = {} if variable is None else {"DLPOOL_NETWORK_NETWORK": variable}
     for config in [str(path)] if ini else [str(path), None]:
-        found = effective(config, environment=environment, of_service=of_service)
+        found = load_effective(config, environment=environment, for_service=of_service)
         assert found.settings.network.network == expected
 
 

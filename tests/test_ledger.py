@@ -14,27 +14,27 @@ from dlpool.config import PathSettings
 from dlpool.errors import LocalFault, QueueAway
 from dlpool.jobs.confine import Confinement
 from dlpool.jobs.pushed import PushedJob
-from dlpool.jobs.transitions import Finish
+from dlpool.jobs.transitions import FinishRequest
 from dlpool.service import trail as trail_module
-from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, portions
-from dlpool.service.joblog import log_end, trace_of
-from dlpool.service.ledger import Held, Ledger, is_told, job_frame
-from dlpool.service.queue.link import Link
-from dlpool.service.trail import Trail
-from dlpool.service.wire.frames import CleanFrame, Ended
-from dlpool.service.wire.tally import Tally
+from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, split_into_frames
+from dlpool.service.joblog import log_disposition, trace_id_of
+from dlpool.service.ledger import InFlightJob, InFlightTable, is_path_implied, job_frame
+from dlpool.service.queue.link import RedisState
+from dlpool.service.trail import CleanupJournal
+from dlpool.service.wire.frames import CleanFrame, CleanupEntry
+from dlpool.service.wire.tally import WorkerCounters
 from dlpool.transfer.state import url_digest
 from tests.bench import URL, Bench, job_of
 from tests.fakes import Lines
 from tests.interleaving import wait_for_lock
 
 
-def held(name: str = "a", **fields: Any) -> Held:
-    return Held(job_of(name, **fields), 0.0)
+def held(name: str = "a", **fields: Any) -> InFlightJob:
+    return InFlightJob(job_of(name, **fields), 0.0)
 
 
-def ledger_of(capacity: int, *names: str) -> Ledger:
-    ledger = Ledger()
+def ledger_of(capacity: int, *names: str) -> InFlightTable:
+    ledger = InFlightTable()
     ledger.set_capacity(capacity)
     for name in names:
         assert ledger.add(held(name))
@@ -49,16 +49,16 @@ def ledger_of(capacity: int, *names: str) -> Ledger:
 )
 def test_room_is_what_the_capacity_leaves(capacity: int, names: str, room: int) -> None:
     ledger = ledger_of(capacity, *names)
-    assert (ledger.room(), ledger.has_room.is_set(), ledger.busy) == (room, room > 0, len(names))
-    assert [str(ticket) for ticket in ledger.tickets()] == [f"{name}.1" for name in names]
+    assert (ledger.free_slots(), ledger.has_free_slot.is_set(), ledger.busy) == (room, room > 0, len(names))
+    assert [str(ticket) for ticket in ledger.leases()] == [f"{name}.1" for name in names]
 
 
 def test_a_new_ledger_has_no_room() -> None:
-    ledger = Ledger()
-    assert ledger.room() == 0
+    ledger = InFlightTable()
+    assert ledger.free_slots() == 0
     ledger.add(held())
-    ledger.drop("a.1")
-    assert ledger.room() == 0 and not ledger.has_room.is_set()
+    ledger.remove("a.1")
+    assert ledger.free_slots() == 0 and not ledger.has_free_slot.is_set()
 
 
 def test_a_job_is_added_once() -> None:
@@ -75,25 +75,25 @@ def test_a_place_is_free_while_a_job_finishes_or_ends_and_counts_once() -> None:
         (lambda: ledger.mark_finishing(one), 1),
         (lambda: ledger.mark_finishing(one), 1),
         (lambda: ledger.mark_ending(one), 1),
-        (lambda: ledger.drop("a.1"), 1),
-        (lambda: ledger.drop("a.1"), 1),
+        (lambda: ledger.remove("a.1"), 1),
+        (lambda: ledger.remove("a.1"), 1),
         (lambda: ledger.mark_ending(other), 2),
         (lambda: ledger.mark_ending(other, is_ending=False), 1),
-        (lambda: ledger.drop("b.1"), 2),
+        (lambda: ledger.remove("b.1"), 2),
     ]
     for step, room in steps:
         step()
-        assert (ledger.room(), ledger.has_room.is_set()) == (room, True)
+        assert (ledger.free_slots(), ledger.has_free_slot.is_set()) == (room, True)
 
 
 def test_room_ends_and_comes_back() -> None:
     ledger = ledger_of(1, "a")
-    assert not ledger.has_room.is_set()
-    dropped = ledger.drop("a.1")
-    assert dropped is not None and dropped.ticket.id == "a" and ledger.has_room.is_set()
-    assert ledger.drop("a.1") is None
+    assert not ledger.has_free_slot.is_set()
+    dropped = ledger.remove("a.1")
+    assert dropped is not None and dropped.lease.job_id == "a" and ledger.has_free_slot.is_set()
+    assert ledger.remove("a.1") is None
     ledger.set_capacity(0)
-    assert not ledger.has_room.is_set()
+    assert not ledger.has_free_slot.is_set()
 
 
 def test_a_worker_is_told_what_the_job_wants() -> None:
@@ -117,18 +117,18 @@ def parsed(checksum: str | None) -> Any:
     ],
 )
 def test_a_save_path_tells_the_path_unless_the_server_named_it(path: str, save_path: str, is_so: bool) -> None:
-    assert is_told(path, save_path) == is_so
+    assert is_path_implied(path, save_path) == is_so
 
 
 # --- locks ---
 
 
-def a_ledger() -> Ledger:
+def a_ledger() -> InFlightTable:
     return ledger_of(3, "a", "b")
 
 
-def a_link() -> Link:
-    return Link(Lines(), lambda: None, lambda _: None)  # type: ignore[arg-type]
+def a_link() -> RedisState:
+    return RedisState(Lines(), lambda: None, lambda _: None)  # type: ignore[arg-type]
 
 
 LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
@@ -139,9 +139,9 @@ LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "all": (a_ledger, lambda ledger: ledger.all()),
     "set_capacity": (a_ledger, lambda ledger: ledger.set_capacity(1)),
     "room": (a_ledger, lambda ledger: ledger.room()),
-    "tally add": (Tally, lambda tally: tally.add("x", 1)),
-    "tally range": (Tally, lambda tally: tally.range_fetched(1.0)),
-    "tally counts": (Tally, lambda tally: tally.counts()),
+    "tally add": (WorkerCounters, lambda tally: tally.add("x", 1)),
+    "tally range": (WorkerCounters, lambda tally: tally.range_fetched(1.0)),
+    "tally counts": (WorkerCounters, lambda tally: tally.counts()),
     "link lost": (a_link, lambda link: link.lost(QueueAway("away"))),
     "link beat": (a_link, lambda link: link.beat()),
 }
@@ -155,9 +155,9 @@ def test_an_operation_waits_for_another_one_of_another_thread(name: str) -> None
 
 @pytest.mark.parametrize("name", ["begin", "forget", "jobs", "tidy"])
 def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: str) -> None:
-    job = Ended("a", url_digest(URL), "a", None, False)
+    job = CleanupEntry("a", url_digest(URL), "a", None, False)
     arguments: dict[str, tuple[Any, ...]] = {"begin": (job,), "forget": ([job],)}
-    wait_for_lock(Trail(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
+    wait_for_lock(CleanupJournal(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
 
 
 # --- the summary of a run ---
@@ -183,8 +183,8 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
     bench = Bench(tmp_path)
     one = bench.held(user_id="u")
     one.stack = "s" if has_stack else ""
-    ending = Finish(one.ticket, outcome, note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0)
-    log_end(bench.lines, one, ending, "OK")  # type: ignore[arg-type]
+    ending = FinishRequest(one.lease, outcome, note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0)
+    log_disposition(bench.lines, one, ending, "OK")  # type: ignore[arg-type]
     level, event, fields = ENDS[outcome]
     always = {"job_id": "a", "attempt": 1, "trace_id": one.trace_id, "url": URL, "path": "/data/a", "user_id": "u"}
     stack = {"stack": "s"} if has_stack and outcome == "failed" else {}
@@ -195,21 +195,21 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
 def test_a_run_whose_job_was_taken_is_logged_as_such(tmp_path: Path, reply: str) -> None:
     bench = Bench(tmp_path)
     one = bench.held()
-    log_end(bench.lines, one, Finish(one.ticket, "success"), reply)  # type: ignore[arg-type]
+    log_disposition(bench.lines, one, FinishRequest(one.lease, "success"), reply)  # type: ignore[arg-type]
     ((level, event, fields),) = bench.lines.kept
     assert (level, event, fields["reply"], fields["result"]) == ("warning", "job_disowned", reply, "success")
     assert "user_id" not in fields
 
 
 def test_a_trace_id_is_the_clients_or_follows_from_the_job() -> None:
-    assert trace_of("a", None) == trace_of("a", None) != trace_of("b", None)
-    assert len(trace_of("a", None)) == 32
+    assert trace_id_of("a", None) == trace_id_of("a", None) != trace_id_of("b", None)
+    assert len(trace_id_of("a", None)) == 32
 
 
 # --- what is to be removed ---
 
 
-def job(name: str, fence: int = 1, **fields: Any) -> Ended:
+def job(name: str, fence: int = 1, **fields: Any) -> CleanupEntry:
     given: dict[str, Any] = {
         "url_sha256": url_digest(URL),
         "save_path": name,
@@ -217,7 +217,7 @@ def job(name: str, fence: int = 1, **fields: Any) -> Ended:
         "has_failed": True,
         **fields,
     }
-    return Ended(name, fence=fence, **given)
+    return CleanupEntry(name, fence=fence, **given)
 
 
 def lines_of(folder: Path) -> list[bytes]:
@@ -225,17 +225,17 @@ def lines_of(folder: Path) -> list[bytes]:
 
 
 def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None:
-    trail = Trail(tmp_path)
-    trail.begin(job("a", trace_id="t"))
-    trail.begin(job("b", path="/x", has_failed=False))
-    trail.begin(job("b", fence=2))
+    trail = CleanupJournal(tmp_path)
+    trail.add(job("a", trace_id="t"))
+    trail.add(job("b", path="/x", has_failed=False))
+    trail.add(job("b", fence=2))
     with (tmp_path / "trail").open("ab") as file:
         file.write(b'["old","http://h/x","x",null,true]\n["cut","http')
-    known = Trail(tmp_path).jobs()
+    known = CleanupJournal(tmp_path).entries()
     assert known == {
         "a": job("a", trace_id="t"),
         "b": job("b", fence=2),
-        "old": Ended("old", url_digest("http://h/x"), "x", None, True),
+        "old": CleanupEntry("old", url_digest("http://h/x"), "x", None, True),
     }
     assert len(lines_of(tmp_path)) == 3  # each once
 
@@ -244,35 +244,35 @@ def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None
 def test_a_line_is_a_job_or_passed_over(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "trail").write_bytes(line + b"\n")
     is_job = line.endswith(b"true,1]")
-    assert list(Trail(tmp_path).jobs()) == (["a"] if is_job else [])
+    assert list(CleanupJournal(tmp_path).entries()) == (["a"] if is_job else [])
 
 
 def test_only_runs_that_have_ended_leave_the_trail(tmp_path: Path) -> None:
-    trail = Trail(tmp_path)
+    trail = CleanupJournal(tmp_path)
     for fence in (1, 2):
-        trail.begin(job("a", fence))
-    trail.begin(job("b"))
-    trail.forget([job("a", 1), job("gone")])
-    assert set(trail.jobs()) == {"a", "b"}
-    trail.forget([job("a", 2), job("b", 3)])
-    assert trail.jobs() == {}
+        trail.add(job("a", fence))
+    trail.add(job("b"))
+    trail.remove([job("a", 1), job("gone")])
+    assert set(trail.entries()) == {"a", "b"}
+    trail.remove([job("a", 2), job("b", 3)])
+    assert trail.entries() == {}
 
 
 def test_a_trail_of_mostly_old_lines_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trail_module, "TIDY_LINES", 10)
-    trail = Trail(tmp_path)
-    trail.begin(job("stays"))
+    trail = CleanupJournal(tmp_path)
+    trail.add(job("stays"))
     for number in range(13):
-        trail.begin(job(str(number)))
-        trail.forget([job(str(number))])
+        trail.add(job(str(number)))
+        trail.remove([job(str(number))])
         assert len(lines_of(tmp_path)) == number + 2
-    trail.begin(job("last"))
-    trail.forget([job("last")])  # 15 lines, more than 10 and 4 for the job that stays
+    trail.add(job("last"))
+    trail.remove([job("last")])  # 15 lines, more than 10 and 4 for the job that stays
     assert [line[:8] for line in lines_of(tmp_path)] == [b'["stays"']
-    trail.begin(job("next"))
+    trail.add(job("next"))
     assert len(lines_of(tmp_path)) == 2
-    trail.forget([job("next")])
-    trail.tidy()
+    trail.remove([job("next")])
+    trail.compact()
     assert len(lines_of(tmp_path)) == 1
 
 
@@ -288,9 +288,9 @@ def open_files(folder: Path) -> int:
 def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trail = Trail(tmp_path)
+    trail = CleanupJournal(tmp_path)
     for _ in range(3):
-        trail.tidy()
+        trail.compact()
     assert open_files(tmp_path) == 1
 
     def refuse(*_: object, **__: object) -> None:
@@ -298,7 +298,7 @@ def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
 
     monkeypatch.setattr("dlpool.service.trail.disk.replace", refuse)
     with pytest.raises(Exception, match="trail"):
-        trail.tidy()
+        trail.compact()
     assert open_files(tmp_path) == 1
 
 
@@ -311,39 +311,39 @@ def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
     bench = Bench(tmp_path)
     monkeypatch.setattr("dlpool.service.cleaning.time", bench.clock)
     one, other = bench.worker(), bench.worker()
-    bench.cleaner.leave([job("a")], other.handle.pid)
-    bench.cleaner.leave([job("b")])
-    bench.cleaner.clean()
+    bench.cleaner.enqueue([job("a")], other.handle.pid)
+    bench.cleaner.enqueue([job("b")])
+    bench.cleaner.send_requests()
     assert one.heard() == [CleanFrame([list(job("b"))])] and other.heard() == [CleanFrame([list(job("a"))])]
-    assert set(one.handle.cleaning) == {"b"} and set(other.handle.cleaning) == {"a"}
-    bench.cleaner.leave([job("c")])
+    assert set(one.handle.cleanup_requests) == {"b"} and set(other.handle.cleanup_requests) == {"a"}
+    bench.cleaner.enqueue([job("c")])
     bench.clock.now += CLEAN_S / 2
-    bench.cleaner.clean()
+    bench.cleaner.send_requests()
     assert one.heard() == []
     bench.clock.now += CLEAN_S / 2
-    bench.cleaner.clean()
+    bench.cleaner.send_requests()
     bench.clock.now += CLEAN_S
-    bench.cleaner.clean()
+    bench.cleaner.send_requests()
     assert one.heard() == [CleanFrame([list(job("c"))])] and other.heard() == []
-    bench.cleaner.leave([job("d")])
-    bench.cleaner.clean(now=True)
+    bench.cleaner.enqueue([job("d")])
+    bench.cleaner.send_requests(now=True)
     assert one.heard() == [CleanFrame([list(job("d"))])]
 
 
 def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.worker(is_ready=False)
-    bench.cleaner.leave([job("a")])
-    bench.cleaner.clean(now=True)
+    bench.cleaner.enqueue([job("a")])
+    bench.cleaner.send_requests(now=True)
     worker = bench.worker()
-    bench.cleaner.clean(now=True)
+    bench.cleaner.send_requests(now=True)
     assert worker.heard() == [CleanFrame([list(job("a"))])]
 
 
-def sized(field: str, length: int) -> Ended:
+def sized(field: str, length: int) -> CleanupEntry:
     """A leftover of which one field has that length, and the others none."""
     given: dict[str, Any] = {"url_sha256": "", "save_path": "", "path": None, field: "x" * length}
-    return Ended("x", has_failed=True, **given)
+    return CleanupEntry("x", has_failed=True, **given)
 
 
 @pytest.mark.parametrize("field", ["url_sha256", "save_path", "path"])
@@ -351,11 +351,11 @@ def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None
     short = sized(field, 0)
     half, rest = CLEAN_CHARACTERS // 2, CLEAN_CHARACTERS - CLEAN_CHARACTERS // 2
     lengths = [half, rest, half, half + 1, CLEAN_CHARACTERS + 1, 1, 1]
-    told = list(portions([sized(field, length) for length in lengths]))
+    told = list(split_into_frames([sized(field, length) for length in lengths]))
     sizes = [[len(getattr(one, field)) for one in portion] for portion in told]
     assert sizes == [[half, rest], [half], [half + 1], [CLEAN_CHARACTERS + 1], [1, 1]]
-    assert list(portions([])) == []
-    assert len(list(portions([short] * 1000))) == 1
+    assert list(split_into_frames([])) == []
+    assert len(list(split_into_frames([short] * 1000))) == 1
 
 
 def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path) -> None:
@@ -363,16 +363,16 @@ def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path
     paths = Confinement(PathSettings(download_dir=str(tmp_path / "data")))
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
-        bench.cleaner.begin(job(name))
-        bench.cleaner.begin(job(name))
+        bench.cleaner.record_start(job(name))
+        bench.cleaner.record_start(job(name))
     part = tmp_path / "data" / "a.part"
-    bench.cleaner.leave([job("a"), job("out", save_path="/etc/x")])
-    bench.cleaner.clean_here(paths)
-    bench.cleaner.clean_here(paths)
+    bench.cleaner.enqueue([job("a"), job("out", save_path="/etc/x")])
+    bench.cleaner.clean_up_here(paths)
+    bench.cleaner.clean_up_here(paths)
     assert not part.exists()
     (line,) = bench.lines.kept
     assert (line.level, line.event, line.fields["job_id"]) == ("warning", "leftover_not_removed", "out")
-    assert set(bench.trail.jobs()) == {"b"} and len(lines_of(tmp_path)) == 1
+    assert set(bench.trail.entries()) == {"b"} and len(lines_of(tmp_path)) == 1
 
 
 def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
@@ -385,8 +385,8 @@ def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
 
     for name in ("begin", "forget", "tidy"):
         monkeypatch.setattr(bench.trail, name, refuse)
-    bench.cleaner.begin(job("a"))
+    bench.cleaner.record_start(job("a"))
     bench.cleaner.forget([job("a")])
-    bench.cleaner.clean_here(Confinement(PathSettings(download_dir=str(tmp_path))))
+    bench.cleaner.clean_up_here(Confinement(PathSettings(download_dir=str(tmp_path))))
     assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "trail_not_kept")] * 4
     assert bench.lines.kept[0].fields["job_id"] == "a"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.limits import BURST_S, LEAST_READ, NETWORK_MEMORY_S, HostGate, NetworkWatch, RateLimit, RateLimits
+from dlpool.transfer.limits import BURST_S, LEAST_READ, NETWORK_MEMORY_S, HostHolds, NetworkMonitor, RateLimit, RateLimits
 from tests.fakes import Clock
 
 # --- bytes a second ---
@@ -71,13 +71,13 @@ def test_of_two_limits_the_tighter_one_is_waited_for(clock: Clock) -> None:
     both = RateLimits(own, shared)
     assert both.spend(100_000) == pytest.approx(2.0)
     assert RateLimits(shared).spend(0) == pytest.approx(2.0)  # others see what was taken
-    assert both.most(10**6) == 5_000
+    assert both.max_read(10**6) == 5_000
     shared.rate = None
-    assert both.most(10**6) == 10_000
+    assert both.max_read(10**6) == 10_000
     own.rate = None
-    assert both.most(10**6) == 10**6
+    assert both.max_read(10**6) == 10**6
     own.rate = 1
-    assert both.most(10**6) == LEAST_READ
+    assert both.max_read(10**6) == LEAST_READ
 
 
 @given(
@@ -104,11 +104,11 @@ def test_threads_together_stay_within_rate_and_burst(rate: int, reads: list[tupl
 
 
 def test_a_host_that_said_nothing_may_be_asked_now(clock: Clock) -> None:
-    assert HostGate(clock).wait_s("host") == 0.0
+    assert HostHolds(clock).wait_s("host") == 0.0
 
 
 def test_a_held_host_is_asked_when_its_time_is_over(clock: Clock) -> None:
-    gate = HostGate(clock)
+    gate = HostHolds(clock)
     gate.hold("host", 10)
     assert gate.wait_s("host") == 10
     clock.now += 4
@@ -118,21 +118,21 @@ def test_a_held_host_is_asked_when_its_time_is_over(clock: Clock) -> None:
 
 
 def test_a_hold_is_for_one_host(clock: Clock) -> None:
-    gate = HostGate(clock)
+    gate = HostHolds(clock)
     gate.hold("host", 10)
     assert gate.wait_s("other") == 0
 
 
 @pytest.mark.parametrize(("first", "second"), [(10, 3), (3, 10), (10, 0)])
 def test_the_longer_hold_stands(clock: Clock, first: float, second: float) -> None:
-    gate = HostGate(clock)
+    gate = HostHolds(clock)
     gate.hold("host", first)
     gate.hold("host", second)
     assert gate.wait_s("host") == 10
 
 
 def test_a_hold_of_another_host_does_not_shorten_one(clock: Clock) -> None:
-    gate = HostGate(clock)
+    gate = HostHolds(clock)
     gate.hold("host", 10)
     clock.now += 5
     gate.hold("other", 1)
@@ -141,15 +141,15 @@ def test_a_hold_of_another_host_does_not_shorten_one(clock: Clock) -> None:
 
 def test_other_processes_hear_what_a_server_said_and_not_what_they_told(clock: Clock) -> None:
     told: list[tuple[str, float]] = []
-    gate = HostGate(clock, lambda host, seconds: told.append((host, seconds)))
-    gate.learn("host", 10)
+    gate = HostHolds(clock, lambda host, seconds: told.append((host, seconds)))
+    gate.record("host", 10)
     assert (gate.wait_s("host"), told) == (10, [])
     gate.hold("host", 3)
     assert (gate.wait_s("host"), told) == (10, [("host", 3)])
 
 
 def test_holds_that_are_over_are_forgotten(clock: Clock) -> None:
-    gate = HostGate(clock)
+    gate = HostHolds(clock)
     gate.hold("a", 1)
     gate.hold("b", 10)
     clock.now += 2
@@ -161,13 +161,13 @@ def test_holds_that_are_over_are_forgotten(clock: Clock) -> None:
 
 
 def test_one_unknown_host_says_nothing_about_our_network(clock: Clock) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.failed("a")
     assert not watch.is_away("a")
 
 
 def test_two_hosts_at_once_mean_that_our_network_is_away(clock: Clock) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.failed("a")
     watch.failed("b")
     assert watch.is_away("a")
@@ -175,14 +175,14 @@ def test_two_hosts_at_once_mean_that_our_network_is_away(clock: Clock) -> None:
 
 
 def test_a_host_that_had_answered_means_it_alone(clock: Clock) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.answered("a")
     watch.failed("a")
     assert watch.is_away("a")
 
 
 def test_a_host_that_did_not_fail_is_not_away(clock: Clock) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.failed("a")
     watch.failed("b")
     assert not watch.is_away("c")
@@ -190,7 +190,7 @@ def test_a_host_that_did_not_fail_is_not_away(clock: Clock) -> None:
 
 @pytest.mark.parametrize("answering", ["a", "b", "c"])
 def test_any_answer_shows_that_our_network_is_there(clock: Clock, answering: str) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.answered("c")
     watch.failed("a")
     watch.failed("b")
@@ -201,7 +201,7 @@ def test_any_answer_shows_that_our_network_is_there(clock: Clock, answering: str
 
 
 def test_failures_long_ago_are_forgotten(clock: Clock) -> None:
-    watch = NetworkWatch(clock)
+    watch = NetworkMonitor(clock)
     watch.failed("a")
     clock.now += NETWORK_MEMORY_S
     watch.failed("b")

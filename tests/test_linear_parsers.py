@@ -25,10 +25,10 @@ from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracecontext, values
 from dlpool.redaction import is_secret, without_password, without_secrets
 from dlpool.transfer import credentials, digests, headers, mediatypes, names, policy, source, urls
-from dlpool.transfer.remote import Resource
-from dlpool.transfer.response import Fields, StrictResponse, read_fields
+from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.response import HeaderFields, StrictResponse, read_fields
 from dlpool.web import files, forms, sameorigin, tus_headers
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from tests.backtracking import Counted, TooManySteps
 from tests.metering import Metering
 from tests.test_response import Wire
@@ -63,7 +63,7 @@ def _field(name: str) -> Callable[[str], object]:
 
     def read(text: str) -> None:
         fields = {"Content-Length": "1", "Date": "Mon, 06 May 2024 07:08:09 GMT", name: text}
-        found = Resource.from_headers(fields, 1, seen_at=NOW)
+        found = RemoteResource.from_headers(fields, 1, seen_at=NOW)
         assert isinstance(found.has_validator, bool)
         assert found.if_range is None or found.proves_same(found)
         names.file_name(found.server_name, "https://example.org/a")
@@ -73,7 +73,7 @@ def _field(name: str) -> Callable[[str], object]:
 
 def _cookie(name: str) -> Callable[[str], object]:
     def read(text: str) -> None:
-        fields = Fields([("Set-Cookie", "a=b"), (name, text)])
+        fields = HeaderFields([("Set-Cookie", "a=b"), (name, text)])
         given = source._set_cookies(fields.get_all("Set-Cookie"))
         jar = RequestsCookieJar()
         extract_cookies_to_jar(jar, source._asked_by_cookies("https://a.example.org/"), given)
@@ -82,10 +82,10 @@ def _cookie(name: str) -> Callable[[str], object]:
 
 
 def _redirect(text: str) -> None:
-    url, _ = urls.without_user(urls.joined("https://example.org/a/b?c", text))
+    url, _ = urls.split_credentials(urls.resolve_location("https://example.org/a/b?c", text))
     assert names.name_from_url(url)
     assert mediatypes.names_binary(url) is not None
-    assert urls.shown_url(url)
+    assert urls.display_url(url)
     assert policy.origin(url)
 
 
@@ -287,21 +287,21 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "Retry-After": (lambda text: headers.retry_after_s(text, NOW), [*DATES[:3], *DIGITS]),
     "ETag": (headers.strong_etag, [filled('"', "a"), filled('"', '"'), filled("W/", "W/"), *SPACES]),
     "Repr-Digest": (headers.repr_digest, DIGESTS),
-    "Digest": (lambda text: digests.file_digest({"Digest": text, "x-goog-hash": text}, is_whole=True), DIGESTS[-3:]),
+    "Digest": (lambda text: digests.file_digest({"Digest": text, "x-goog-hash": text}, is_complete=True), DIGESTS[-3:]),
     "Content-Disposition": (headers.content_disposition_name, [*QUOTES, *LISTS]),
     "named by Content-Disposition": (_field("Content-Disposition"), QUOTES[-3:]),
     "Last-Modified": (_field("Last-Modified"), DATES[:2]),
     "Content-Type": (_field("Content-Type"), [*LISTS, *SPACES]),
     "Location": (_redirect, LOCATIONS),
-    "URL": (urls.without_user, [text.encode("latin-1").decode("utf-8", "replace") for text in LOCATIONS[:6]]),
-    "shown URL": (urls.shown_url, [*LOCATIONS[3:8], MESSAGES[7]]),
+    "URL": (urls.split_credentials, [text.encode("latin-1").decode("utf-8", "replace") for text in LOCATIONS[:6]]),
+    "shown URL": (urls.display_url, [*LOCATIONS[3:8], MESSAGES[7]]),
     "Set-Cookie": (_cookie("Set-Cookie"), COOKIES),
     "Set-Cookie2": (_cookie("Set-Cookie2"), [*COOKIES[:2], *LISTS, filled("", "a,")]),
-    "Cookie": (lambda text: urls.merged_cookies(text, text), LISTS),
+    "Cookie": (lambda text: urls.merge_cookies(text, text), LISTS),
     "file name": (names.safe_name, NAMES),
     "path of a list": (engine_names._folded, NAMES),
     "message": (without_secrets, MESSAGES),
-    "logged value": (values.text, MESSAGES[-1:]),
+    "logged value": (values.safe_text, MESSAGES[-1:]),
     "name of a field": (is_secret, [filled("", "passw"), filled("", "api "), filled("", "-auth")]),
     "URL of Redis": (without_password, [filled("redis://", "a@"), filled("?", "password=&")]),
     "job": (_pushed, JSON),
@@ -320,11 +320,11 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
         tracecontext.trace_id_of,
         [filled("00-", "0"), filled("01-" + "a" * 32 + "-" + "b" * 16 + "-00-", "-")],
     ),
-    "Upload-Metadata": (tus_headers.metadata_of, [LISTS[0], filled("a ", "A")]),
-    "Upload-Checksum": (tus_headers.checksum_of, [filled("sha1 ", "A"), filled("", "a")]),
-    "Upload-Length": (lambda text: tus_headers.length_of(_get(text)), DIGITS),
+    "Upload-Metadata": (tus_headers.parse_metadata, [LISTS[0], filled("a ", "A")]),
+    "Upload-Checksum": (tus_headers.parse_checksum, [filled("sha1 ", "A"), filled("", "a")]),
+    "Upload-Length": (lambda text: tus_headers.parse_length(_get(text)), DIGITS),
     "Upload-Concat": (
-        tus_headers.parts_of,
+        tus_headers.parse_parts,
         [filled("final;", "/files/ "), filled("final;", "/"), filled("final;", "http://é")],
     ),
     "Range": (
@@ -334,11 +334,11 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "If-None-Match": (lambda text: files.is_unchanged(text, "a"), LISTS),
     "If-Unmodified-Since": (_conditions, DATES),
     "Host": (
-        lambda text: sameorigin.is_rebound(text, ()),
+        lambda text: sameorigin.is_rebinding(text, ()),
         [filled("", ":"), filled(":", "1", "x"), filled("[", ":"), filled("", ".")],
     ),
     "Origin": (
-        lambda text: sameorigin.is_foreign("POST", "a", text, None),
+        lambda text: sameorigin.is_cross_site("POST", "a", text, None),
         [filled("http://", "é"), filled("http://[", ":")],
     ),
     "type of a form": (_multipart("type"), QUOTES[:6]),
@@ -360,7 +360,7 @@ def metering() -> Iterator[Metering]:
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_parser_takes_linear_time(name: str, number: int, metering: Metering) -> None:
     parse, texts = TABLE[name]
-    refusals = (DlpoolError, Refusal, ValueError, OSError, http.client.HTTPException)
+    refusals = (DlpoolError, UploadError, ValueError, OSError, http.client.HTTPException)
     with metering.at_most(STEPS_A_CHARACTER * SIZE), suppress(*refusals):
         parse(texts[number])
 

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.cli.upload_access import access_headers
-from dlpool.config.door import key_of
-from dlpool.config.layers import credentials
+from dlpool.config.door import read_key
+from dlpool.config.layers import credential_values
 from dlpool.errors import ConfigurationError, UsageError
 from dlpool.jobs.connection import _password
-from dlpool.usertext import NotText, TextLines, lines_of
+from dlpool.usertext import NotText, TextLines, read_lines
 from tests.conftest import make_data
 from tests.origin import File, Origin
 from tests.processes import ROOT, Ended, finish, run, start
@@ -182,7 +182,7 @@ def test_lines_are_the_same_however_they_are_encoded_and_cut(
     lines: list[str], encoding: str, end: str, size: int
 ) -> None:
     content = io.BytesIO(encoded("".join(line + end for line in lines), encoding))
-    assert list(lines_of(lambda _: content.read(size))) == lines
+    assert list(read_lines(lambda _: content.read(size))) == lines
 
 
 def test_a_line_is_there_as_soon_as_it_has_ended() -> None:
@@ -204,9 +204,9 @@ def test_a_secret_may_be_in_any_text_file(encoding: str, tmp_path: Path) -> None
     (tmp_path / "web_secret_key").write_bytes(encoded("hunter3\n", encoding))
     arguments = argparse.Namespace(token_file=str(path), secret_key_file=None, header=[], url="http://h/")
     assert access_headers(arguments)["Authorization"] == "Bearer hunter2"
-    assert key_of(None, str(path)) == "hunter2"
+    assert read_key(None, str(path)) == "hunter2"
     assert _password(None, str(path)) == "hunter2"
-    assert [given.text for given in credentials({"CREDENTIALS_DIRECTORY": str(tmp_path)}, [])] == ["hunter3"]
+    assert [given.text for given in credential_values({"CREDENTIALS_DIRECTORY": str(tmp_path)}, [])] == ["hunter3"]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"\xef\xbb\xbf\xff", b"\xe4"])
@@ -216,6 +216,6 @@ def test_a_secret_that_is_no_text_is_one_sentence(content: bytes, tmp_path: Path
     with pytest.raises(UsageError):
         access_headers(argparse.Namespace(token_file=str(path), secret_key_file=None, header=[], url="http://h/"))
     with pytest.raises(ConfigurationError, match="not UTF-8"):
-        key_of(None, str(path))
+        read_key(None, str(path))
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         _password(None, str(path))

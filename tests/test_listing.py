@@ -7,11 +7,11 @@ import json
 import pytest
 
 from dlpool.errors import UsageError
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.failures import Failures
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.failures import FailureRecords
 from dlpool.jobs.listing import STATES
-from dlpool.jobs.pushed import compose
-from dlpool.jobs.transitions import Finish
+from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.transitions import FinishRequest
 from tests.redis_server import RedisServer
 from tests.test_views import Queue
 
@@ -23,7 +23,7 @@ def queue(redis_server: RedisServer) -> Queue:
 
 def ended(queue: Queue, name: str, key: str, state: str, score: int) -> None:
     """A job that ended at that time, as it stands in Redis."""
-    queue.client.hset(queue.keys.job(name), mapping={"raw": compose(f"http://h/{name}", "p"), "state": state})
+    queue.client.hset(queue.keys.job(name), mapping={"raw": compose_job(f"http://h/{name}", "p"), "state": state})
     queue.client.zadd(key, {name: score})
 
 
@@ -52,7 +52,7 @@ def test_a_job_that_left_meanwhile_does_not_break_the_cursor(queue: Queue) -> No
     for number in range(4):
         ended(queue, f"j{number}", queue.keys.done, "succeeded", 10**12 + number)
     page = queue.views.listing.page("succeeded", 2)
-    assert Controls(queue.client, queue.keys).control("remove", "j2") == "OK"
+    assert JobAdmin(queue.client, queue.keys).execute("remove", "j2") == "OK"
     rest = queue.views.listing.page("succeeded", 2, page.after)
     assert ([view.id for view in rest.jobs], rest.after) == (["j1", "j0"], None)
 
@@ -70,14 +70,14 @@ def test_all_states_are_read_one_after_the_other(limit: int, queue: Queue) -> No
     queue.end("off", "cancelled")
     queue.push("parks", priority="high")
     (claimed,) = queue.claim()
-    queue.transitions.finish("s1", [Finish(claimed.ticket, "park", host="h", delay_s=60)])
+    queue.transitions.finish("s1", [FinishRequest(claimed.lease, "park", host="h", delay_s=60)])
     queue.push("later", not_before="2099-01-01T00:00:00Z")
     queue.push("runs", priority="high")
     queue.claim()
     for job_id in ("halts", "high", "low"):
         queue.push(job_id, priority="high" if job_id == "high" else "low")
-    Controls(queue.client, queue.keys).control("pause", "halts")
-    queue.client.lpush(queue.keys.intake, compose("http://h/raw", "p"))
+    JobAdmin(queue.client, queue.keys).execute("pause", "halts")
+    queue.client.lpush(queue.keys.intake, compose_job("http://h/raw", "p"))
     read_names = [name for page in read(queue, None, limit) for name in page]
     wanted = ["runs", "high", "http://h/raw", "low", "parks", "later", "halts", "bad", "off", "good"]
     assert read_names == wanted
@@ -96,27 +96,27 @@ def test_running_jobs_stand_as_they_began_however_soon_their_leases_end(queue: Q
 
 
 def test_of_a_job_that_was_moved_only_its_place_counts(queue: Queue) -> None:
-    controls = Controls(queue.client, queue.keys)
+    controls = JobAdmin(queue.client, queue.keys)
     for job_id in ("a", "b", "c", "d"):
         queue.push(job_id)
-    controls.control("promote", "c")
-    controls.control("cancel", "a")
-    controls.control("pause", "b")
+    controls.execute("promote", "c")
+    controls.execute("cancel", "a")
+    controls.execute("pause", "b")
     assert read(queue, "queued", 1)[:2] == [["c"], ["d"]]
     stats = queue.views.stats()
     assert (stats.waiting, stats.ready["high"], stats.ready["normal"], stats.paused) == (2, 1, 1, 1)
-    controls.control("resume", "b")
+    controls.execute("resume", "b")
     assert queue.views.stats().waiting == 3
-    assert [job.ticket.id for job in queue.claim(9)] == ["c", "b", "d"]
+    assert [job.lease.job_id for job in queue.claim(9)] == ["c", "b", "d"]
     assert queue.views.stats().waiting == 0
     assert not queue.client.exists(queue.keys.stale), "all old places were passed by"
 
 
 def test_a_list_of_old_places_hides_no_job(queue: Queue) -> None:
-    controls = Controls(queue.client, queue.keys)
+    controls = JobAdmin(queue.client, queue.keys)
     for number in range(300):
         queue.push(f"c{number}")
-        controls.control("cancel", f"c{number}")
+        controls.execute("cancel", f"c{number}")
     queue.push("waits")
     assert queue.ids("queued", 5) == ["waits"]
     assert queue.views.stats().waiting == 1
@@ -146,7 +146,7 @@ def test_the_job_of_a_record_is_found_however_its_json_is_written(queue: Queue) 
     record = json.dumps({"task_data": job, "error_message": "e", "failed_at": ""})
     for text in (record, record.replace(": ", ":", 1), record.replace(" ", "")):
         queue.client.hset(queue.keys.failed, "http://h/x", text)
-        found = Failures(queue.client, queue.keys).get("http://h/x")
+        found = FailureRecords(queue.client, queue.keys).get("http://h/x")
         assert found is not None and found.raw is not None and json.loads(found.raw) == job
 
 
@@ -157,7 +157,7 @@ def test_failure_records_stand_newest_first_and_are_read_page_by_page(queue: Que
         value = json.dumps({"task_data": {"url": "x"}, "error_message": "e", "failed_at": moment})
         queue.client.hset(queue.keys.failed, f"http://h/{number}", value)
     queue.client.hset(queue.keys.failed, "odd", "no record")
-    failures = Failures(queue.client, queue.keys)
+    failures = FailureRecords(queue.client, queue.keys)
     for limit in (1, 2, 10):
         urls, after = [], None
         while True:

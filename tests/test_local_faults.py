@@ -183,7 +183,7 @@ def write_state(target: Path, value: object) -> None:
 def test_a_good_state_is_resumed_and_only_the_rest_fetched(interrupted: tuple[Origin, Path], fetch: Fetcher) -> None:
     origin, target = interrupted
     saved = SavedState.from_json(target.with_name("f.part.meta").read_bytes())
-    missing = sum(span.end - span.start for span in saved.missing)
+    missing = sum(span.end - span.start for span in saved.missing_spans)
     outcome = fetch(f"{origin.url}/f", target)
     assert target.read_bytes() == DATA
     assert missing <= outcome.received <= missing * 1.02

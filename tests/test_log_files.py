@@ -159,7 +159,7 @@ def test_a_log_that_is_not_required_is_opened_when_it_can_be(tmp_path: Path) -> 
     log.logger("a").info("lost")
     assert log.dropped == 1
     (tmp_path / "log").unlink()
-    log.tend_writer()
+    log.follow_rename()
     log.logger("a").info("kept")
     assert [record["message"] for record in records_of(tmp_path / "log")] == ["kept"]
     assert log.dropped == 1
@@ -185,8 +185,8 @@ def test_records_after_the_end_are_counted_and_write_nowhere(tmp_path: Path) -> 
     log = make_log(tmp_path)
     log.close()
     log.logger("a").info("late")
-    log.tend()
-    log.tend_writer()
+    log.maintain()
+    log.follow_rename()
     assert log.dropped == 1
     assert lines_of(tmp_path) == []
 
@@ -213,7 +213,7 @@ def test_threads_lose_no_line_while_the_log_is_moved_away(tmp_path: Path) -> Non
 def test_a_deleted_log_is_made_anew(tmp_path: Path) -> None:
     log = make_log(tmp_path / "log")
     shutil.rmtree(tmp_path / "log")
-    log.tend_writer()
+    log.follow_rename()
     log.logger("a").info("still_here")
     assert [record["message"] for record in records_of(tmp_path / "log")] == ["still_here"]
 
@@ -313,8 +313,8 @@ def fill_disk(folder: Path) -> None:
     while log.dropped == 0:
         log.logger("a").info("filling", text="x" * 1000)
         written += 1
-    log.tend()
-    log.tend_writer()
+    log.maintain()
+    log.follow_rename()
     ballast.unlink()
     log.logger("a").info("after")
     lines = log.path.read_bytes().decode().splitlines()
@@ -344,7 +344,7 @@ def kept_rotating(log: Log) -> Iterator[None]:
 
     def rotate() -> None:
         while not is_over.wait(0.005):
-            log.tend()
+            log.maintain()
 
     thread = threading.Thread(target=rotate)
     thread.start()
@@ -367,7 +367,7 @@ def test_a_rotated_log_loses_no_line(tmp_path: Path, start: Callable[[str], Writ
             for writer in writers:
                 writer.is_ready()
                 writer.do("tend")
-    log.tend()
+    log.maintain()
     for writer in writers:
         writer.do("tend")
     wait_until(lambda: is_compressed(log, tmp_path))
@@ -378,7 +378,7 @@ def test_a_rotated_log_loses_no_line(tmp_path: Path, start: Callable[[str], Writ
 
 
 def is_compressed(log: Log, folder: Path) -> bool:
-    log.tend()
+    log.maintain()
     return all(path.suffix == ".gz" for path in folder.glob("dlpool.log.*"))
 
 
@@ -391,10 +391,10 @@ def test_an_old_log_is_compressed_only_when_all_writers_have_left_it(
     rotation, settings = Rotation(tmp_path / "dlpool.log"), LoggingSettings(rotate_size=1, compress_after=0)
     assert rotation.rotate_if_due(settings, now)
     for leaver in (busy, idle):
-        rotation.tidy(settings, now)
+        rotation.clean_up(settings, now)
         assert not list(tmp_path.glob("*.gz"))
         leaver.do("tend")
-    rotation.tidy(settings, now)
+    rotation.clean_up(settings, now)
     assert len(list(tmp_path.glob("*.gz"))) == 1
     busy.do("write 3")
     assert numbers_of(tmp_path) == {("busy", number): 1 for number in range(6)}
@@ -422,7 +422,7 @@ def test_a_killed_writer_leaves_its_log_and_at_most_one_fragment(
     rotation = Rotation(log.path)
     assert rotation.rotate_if_due(settings, datetime.now(timezone.utc))
     log.reopen()
-    rotation.tidy(settings, datetime.now(timezone.utc))
+    rotation.clean_up(settings, datetime.now(timezone.utc))
     assert lines_of(tmp_path) == lines
 
 
@@ -434,7 +434,7 @@ def obey(folder: Path, name: str) -> None:
     for line in sys.stdin:
         command, *count = line.split()
         if command == "tend":
-            log.tend_writer()
+            log.follow_rename()
         for _ in range(int(count[0]) if count else 0):
             logger.info("line_written", number=number, text="x" * (number % 100))
             number += 1

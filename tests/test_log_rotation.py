@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dlpool.config import LoggingSettings
-from dlpool.observe.rotation import OldLog, Rotation, compress, day_begun, is_due, is_to_compress, old_name, surplus
+from dlpool.observe.rotation import RotatedLog, Rotation, compress, first_day, is_due, is_compression_due, rotated_name, expired_logs
 from tests.conftest import wait_until
 from tests.test_log_files import in_child, lines_of, make_log, records_of
 
@@ -55,16 +55,16 @@ def test_a_log_is_rotated_by_size_and_by_day(size: int, begun: date, is_daily: b
     ],
 )
 def test_a_log_is_of_the_day_of_its_first_record(start: bytes, expected: date) -> None:
-    assert day_begun(start, NOW.timestamp()) == expected
+    assert first_day(start, NOW.timestamp()) == expected
 
 
 def test_the_name_of_an_old_log_says_when_it_ended() -> None:
-    path = old_name(Path("/l") / LIVE, NOW)
+    path = rotated_name(Path("/l") / LIVE, NOW)
     assert path == Path("/l/dlpool.log.20240506T070809.123Z")
     ended = NOW.replace(microsecond=123000)
-    assert OldLog.of(LIVE, path, 7) == OldLog(path, ended, 7, False)
+    assert RotatedLog.of(LIVE, path, 7) == RotatedLog(path, ended, 7, False)
     packed = Path(f"{path}.gz")
-    assert OldLog.of(LIVE, packed, 7) == OldLog(packed, ended, 7, True)
+    assert RotatedLog.of(LIVE, packed, 7) == RotatedLog(packed, ended, 7, True)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_the_name_of_an_old_log_says_when_it_ended() -> None:
     ],
 )
 def test_files_of_others_are_no_old_logs(name: str) -> None:
-    assert OldLog.of(LIVE, Path(name), 1) is None
+    assert RotatedLog.of(LIVE, Path(name), 1) is None
 
 
-def old(age: timedelta, size: int = 1) -> OldLog:
-    return OldLog(Path(str(age)), NOW - age, size, True)
+def old(age: timedelta, size: int = 1) -> RotatedLog:
+    return RotatedLog(Path(str(age)), NOW - age, size, True)
 
 
 @pytest.mark.parametrize(
@@ -102,20 +102,20 @@ def test_old_logs_are_kept_by_age_and_by_their_sum(
     ages_and_sizes: list[tuple[int, int]], live_size: int, removed: list[int]
 ) -> None:
     logs = [old(age * DAY, size) for age, size in ages_and_sizes]
-    found = surplus(logs, live_size, NOW, LoggingSettings(keep_days=3, keep_size=1000))
+    found = expired_logs(logs, live_size, NOW, LoggingSettings(keep_days=3, keep_size=1000))
     assert found == [log for age in removed for log in logs if log.ended_at == NOW - age * DAY]
 
 
 def test_old_logs_are_kept_by_their_number() -> None:
     logs = [old(age * DAY) for age in (3, 1, 2, 4)]
-    assert surplus(logs, 1, NOW, LoggingSettings(keep_files=2)) == [old(3 * DAY), old(4 * DAY)]
+    assert expired_logs(logs, 1, NOW, LoggingSettings(keep_files=2)) == [old(3 * DAY), old(4 * DAY)]
 
 
 @pytest.mark.parametrize(("age_s", "is_due"), [(0, False), (599, False), (600, True), (-5, True)])
 def test_an_old_log_stays_readable_for_a_while(age_s: int, is_due: bool) -> None:
     """A clock that was set back must not keep it so for ever."""
-    log = OldLog(Path("x"), NOW - timedelta(seconds=age_s), 1, False)
-    assert is_to_compress(log, NOW, LoggingSettings(compress_after=600)) is is_due
+    log = RotatedLog(Path("x"), NOW - timedelta(seconds=age_s), 1, False)
+    assert is_compression_due(log, NOW, LoggingSettings(compress_after=600)) is is_due
 
 
 # --- files ---
@@ -124,12 +124,12 @@ def test_an_old_log_stays_readable_for_a_while(age_s: int, is_due: bool) -> None
 def test_a_rotation_takes_no_name_that_is_taken(tmp_path: Path) -> None:
     live = tmp_path / LIVE
     rotation = Rotation(live)
-    old_name(live, NOW).write_text("raw\n")
-    Path(f"{old_name(live, NOW + timedelta(milliseconds=1))}.gz").write_text("packed\n")
+    rotated_name(live, NOW).write_text("raw\n")
+    Path(f"{rotated_name(live, NOW + timedelta(milliseconds=1))}.gz").write_text("packed\n")
     live.write_text("new\n")
     assert rotation.rotate_if_due(ROTATE_ALWAYS, NOW)
-    assert old_name(live, NOW).read_text() == "raw\n"
-    assert old_name(live, NOW + timedelta(milliseconds=2)).read_text() == "new\n"
+    assert rotated_name(live, NOW).read_text() == "raw\n"
+    assert rotated_name(live, NOW + timedelta(milliseconds=2)).read_text() == "new\n"
     assert not rotation.rotate_if_due(ROTATE_ALWAYS, NOW)
 
 
@@ -137,10 +137,10 @@ def test_the_log_is_rotated_at_midnight_utc(tmp_path: Path) -> None:
     now = NOW.replace(hour=23, minute=59)
     log = make_log(tmp_path, clock=lambda: now)
     log.logger("a").info("yesterday")
-    log.tend()
+    log.maintain()
     assert len(list(tmp_path.iterdir())) == 1
     now += timedelta(minutes=1)
-    log.tend()
+    log.maintain()
     log.logger("a").info("today")
     wait_until(lambda: [path.suffix for path in tmp_path.glob("dlpool.log.*")] == [".gz"])
     assert {record["message"] for record in records_of(tmp_path)} == {"yesterday", "today"}
@@ -149,7 +149,7 @@ def test_the_log_is_rotated_at_midnight_utc(tmp_path: Path) -> None:
 
 
 def test_a_compressed_log_has_the_bytes_and_the_mode_of_the_old_one(tmp_path: Path) -> None:
-    path = old_name(tmp_path / LIVE, NOW)
+    path = rotated_name(tmp_path / LIVE, NOW)
     data = os.urandom(3 * 1024 * 1024)
     path.write_bytes(data)
     path.chmod(0o600)
@@ -161,7 +161,7 @@ def test_a_compressed_log_has_the_bytes_and_the_mode_of_the_old_one(tmp_path: Pa
 
 
 def test_a_compression_that_is_no_longer_wanted_leaves_the_old_log(tmp_path: Path) -> None:
-    path = old_name(tmp_path / LIVE, NOW)
+    path = rotated_name(tmp_path / LIVE, NOW)
     path.write_bytes(b"a\n")
     compress(path, lambda: False)
     assert [(entry, entry.read_bytes()) for entry in tmp_path.iterdir()] == [(path, b"a\n")]
@@ -169,15 +169,15 @@ def test_a_compression_that_is_no_longer_wanted_leaves_the_old_log(tmp_path: Pat
 
 def test_old_logs_are_removed_and_files_of_others_stay(tmp_path: Path) -> None:
     live, settings = tmp_path / LIVE, LoggingSettings(keep_days=3)
-    kept, past, packed = (old_name(live, NOW - days * DAY) for days in (2, 4, 5))
+    kept, past, packed = (rotated_name(live, NOW - days * DAY) for days in (2, 4, 5))
     foreign = [tmp_path / "dlpool.log.1", tmp_path / "dlpool.log.2.gz", live]
     for path in [kept, past, Path(f"{packed}.gz"), *foreign]:
         path.write_bytes(b"line\n")
     rotation = Rotation(live)
-    assert not rotation.is_tidy(settings, NOW)
-    rotation.tidy(settings, NOW)
+    assert not rotation.is_cleaned_up(settings, NOW)
+    rotation.clean_up(settings, NOW)
     assert set(tmp_path.iterdir()) == {Path(f"{kept}.gz"), *foreign}
-    assert rotation.is_tidy(settings, NOW)
+    assert rotation.is_cleaned_up(settings, NOW)
 
 
 def test_an_old_log_that_is_still_written_is_not_removed(tmp_path: Path) -> None:
@@ -186,21 +186,21 @@ def test_an_old_log_that_is_still_written_is_not_removed(tmp_path: Path) -> None
     rotation = Rotation(log.path)
     assert rotation.rotate_if_due(ROTATE_ALWAYS, NOW - 9 * DAY)
     settings = LoggingSettings(keep_days=3)
-    rotation.tidy(settings, NOW)
+    rotation.clean_up(settings, NOW)
     assert [record["message"] for record in records_of(tmp_path)] == ["held"]
-    log.tend_writer()
-    rotation.tidy(settings, NOW)
+    log.follow_rename()
+    rotation.clean_up(settings, NOW)
     assert list(tmp_path.iterdir()) == [log.path]
 
 
 def test_what_cannot_be_tidied_is_said_once_and_the_rest_is_done(tmp_path: Path) -> None:
     log = make_log(tmp_path, LoggingSettings(keep_days=3), clock=lambda: NOW)
-    stuck, past = old_name(log.path, NOW - DAY), old_name(log.path, NOW - 9 * DAY)
+    stuck, past = rotated_name(log.path, NOW - DAY), rotated_name(log.path, NOW - 9 * DAY)
     Path(f"{stuck}.gz.tmp").mkdir()
     past.write_bytes(b"line\n")
-    log.tend()
+    log.maintain()
     wait_until(lambda: log.path.stat().st_size > 0)
-    log.tend()
+    log.maintain()
     log.close()
     record = json.loads(log.path.read_bytes())
     assert record["message"] == "log_not_tended"
@@ -237,15 +237,15 @@ def test_a_crash_at_any_step_of_a_compression_loses_and_doubles_no_line(tmp_path
     for number in range(1, 10):
         folder = tmp_path / str(number)
         folder.mkdir()
-        rotation, path = Rotation(folder / LIVE), old_name(folder / LIVE, NOW)
+        rotation, path = Rotation(folder / LIVE), rotated_name(folder / LIVE, NOW)
         path.write_bytes(data)
 
         def work(rotation: Rotation = rotation, number: int = number) -> None:
             die_at(name, when, number)
-            rotation.tidy(AT_ONCE, NOW)
+            rotation.clean_up(AT_ONCE, NOW)
 
         status = in_child(work)
-        rotation.tidy(AT_ONCE, NOW)
+        rotation.clean_up(AT_ONCE, NOW)
         assert list(folder.iterdir()) == [Path(f"{path}.gz")]
         assert b"\n".join(lines_of(folder)) + b"\n" == data
         if status == 0:

@@ -11,7 +11,7 @@ import pytest
 
 from dlpool.transfer import partfile
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.mark import NAME, has_mark, mark_of, read_mark
+from dlpool.transfer.mark import MARK_NAME, has_mark, published_mark, read_mark
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, Fetcher, sha256
 from tests.origin import File, Origin
@@ -83,16 +83,16 @@ def test_an_id_that_is_used_again_brings_the_bytes_of_its_own_url(recorded: str,
 @pytest.mark.parametrize("other", [name for name in OTHERS if "claim" in name])
 def test_a_job_without_a_claim_of_its_own_has_no_mark(other: str, job: Job, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(OLD)
-    mark = mark_of(job)
+    mark = published_mark(job)
     assert mark is not None and len(mark) < 400
-    os.setxattr(tmp_path / "f", NAME, mark.encode())
+    os.setxattr(tmp_path / "f", MARK_NAME, mark.encode())
     assert has_mark(tmp_path / "f", job) and not has_mark(tmp_path / "f", replace(job, **OTHERS[other]))
 
 
 @pytest.mark.parametrize("mark", [b"", b"j", b"j c1", b"\xff\xfe", b"j c1 " + b"0" * 64 + b" -"])
 def test_what_another_program_wrote_is_no_mark(mark: bytes, job: Job, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(OLD)
-    os.setxattr(tmp_path / "f", NAME, mark)
+    os.setxattr(tmp_path / "f", MARK_NAME, mark)
     assert not has_mark(tmp_path / "f", job)
     assert not has_mark(tmp_path / "f", replace(job, id=None))
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.transitions import Oldest, Transitions
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.transitions import OldestWaiting, Transitions
 from dlpool.observe.metrics import Metrics
-from dlpool.service.monitor.surveying import DiskSurvey, OldestInIntake, room_of
-from dlpool.service.wire.tally import RANGE_BOUNDS_S, Counted, Tally, ranges_of, retries_of
+from dlpool.service.monitor.surveying import DiskSurvey, IntakeAge, size_and_free
+from dlpool.service.wire.tally import RANGE_BOUNDS_S, CounterDeltas, WorkerCounters, ranges_of, retries_of
 from tests.conftest import free_port, make_data, wait_for_port, wait_until
 from tests.desk import InTurn, answer
 from tests.fleet import Client
@@ -256,79 +256,79 @@ def asked(port: int, expression: str) -> float | None:
 
 
 def test_a_tally_is_added_up_once_whatever_the_order_of_heartbeats() -> None:
-    tally, counted = Tally(), Counted()
+    tally, counted = WorkerCounters(), CounterDeltas()
     tally.add("received", 100)
-    first = tally.counts()
+    first = tally.snapshot()
     tally.add("received", 50)
-    tally.retry("timeout")
-    second = tally.counts()
-    assert counted.new(second) == {"received": 150, "retry.timeout": 1}
-    assert counted.new(first) == {}
-    assert counted.new(second) == {}
-    tally.retry("timeout")
-    new = counted.new(tally.counts())
+    tally.count_retry("timeout")
+    second = tally.snapshot()
+    assert counted.update(second) == {"received": 150, "retry.timeout": 1}
+    assert counted.update(first) == {}
+    assert counted.update(second) == {}
+    tally.count_retry("timeout")
+    new = counted.update(tally.snapshot())
     assert retries_of(new) == {"timeout": 1}
 
 
 def test_ranges_are_counted_by_their_bounds() -> None:
-    tally = Tally()
+    tally = WorkerCounters()
     for seconds in (0.001, RANGE_BOUNDS_S[0], RANGE_BOUNDS_S[0] + 0.001, 1e9):
-        tally.range_fetched(seconds)
-    assert ranges_of(tally.counts()) == [2, 1, *[0] * (len(RANGE_BOUNDS_S) - 2), 1]
+        tally.count_range(seconds)
+    assert ranges_of(tally.snapshot()) == [2, 1, *[0] * (len(RANGE_BOUNDS_S) - 2), 1]
 
 
 def test_the_age_of_the_intake_is_that_of_what_has_been_seen_at_its_old_end() -> None:
-    intake = OldestInIntake()
+    intake = IntakeAge()
     seen = [
-        (0.0, Oldest(0, "", 0.0), 0.0),  # empty
-        (1.0, Oldest(2, "a", 0.0), 0.0),
-        (5.0, Oldest(3, "a", 0.0), 4.0),  # only pushes
-        (6.0, Oldest(2, "b", 0.0), 0.0),  # a was taken
-        (9.0, Oldest(2, "b", 0.0), 3.0),
-        (10.0, Oldest(1, "b", 0.0), 0.0),  # an equal one was taken
-        (12.0, Oldest(0, "", 0.0), 0.0),
+        (0.0, OldestWaiting(0, "", 0.0), 0.0),  # empty
+        (1.0, OldestWaiting(2, "a", 0.0), 0.0),
+        (5.0, OldestWaiting(3, "a", 0.0), 4.0),  # only pushes
+        (6.0, OldestWaiting(2, "b", 0.0), 0.0),  # a was taken
+        (9.0, OldestWaiting(2, "b", 0.0), 3.0),
+        (10.0, OldestWaiting(1, "b", 0.0), 0.0),  # an equal one was taken
+        (12.0, OldestWaiting(0, "", 0.0), 0.0),
     ]
-    assert [intake.look(oldest, now, is_fifo=True) for now, oldest, _ in seen] == [age for _, _, age in seen]
+    assert [intake.sample(oldest, now, is_fifo=True) for now, oldest, _ in seen] == [age for _, _, age in seen]
 
 
 def test_taking_the_newest_leaves_the_oldest_its_age() -> None:
-    intake = OldestInIntake()
-    intake.look(Oldest(3, "a", 0.0), 0.0, is_fifo=False)
-    assert intake.look(Oldest(1, "a", 0.0), 7.0, is_fifo=False) == 7.0
+    intake = IntakeAge()
+    intake.sample(OldestWaiting(3, "a", 0.0), 0.0, is_fifo=False)
+    assert intake.sample(OldestWaiting(1, "a", 0.0), 7.0, is_fifo=False) == 7.0
 
 
 def test_redis_knows_what_waits_longest(redis_server: RedisServer) -> None:
     client: Any = redis_server.client()
-    keys = Keys()
+    keys = QueueKeys()
     queue = Transitions(client, keys)
-    assert queue.oldest() == Oldest(0, "", 0.0)
+    assert queue.oldest_waiting() == OldestWaiting(0, "", 0.0)
     for name in ("old", "new"):
-        queue.push([(PushedJob.parse(compose(f"http://h/{name}", f"/{name}")), name)])
+        queue.push([(PushedJob.parse(compose_job(f"http://h/{name}", f"/{name}")), name)])
     client.hincrby(keys.job("old"), "created", -90_000)
-    assert 90.0 <= queue.oldest().ready_s < 120.0
+    assert 90.0 <= queue.oldest_waiting().ready_age_s < 120.0
     client.hset(keys.job("old"), "due", int(client.hget(keys.job("new"), "created")) - 40_000)
-    assert 40.0 <= queue.oldest().ready_s < 70.0
+    assert 40.0 <= queue.oldest_waiting().ready_age_s < 70.0
     client.lpush(keys.intake, "a" * 2000 + "1", "b")
-    first = queue.oldest()
+    first = queue.oldest_waiting()
     client.lset(keys.intake, -1, "a" * 2000 + "2")
-    assert first.length == 2
-    assert first.mark != queue.oldest().mark != ""
+    assert first.backlog == 2
+    assert first.fingerprint != queue.oldest_waiting().fingerprint != ""
 
 
 def test_outcomes_on_disk_are_counted_without_those_that_are_being_written(tmp_path: Path) -> None:
     for name in ("a.1.json", "b.1.json", "c.1.tmp", "d.1.damaged"):
         (tmp_path / name).touch()
     metrics = Metrics(RANGE_BOUNDS_S)
-    DiskSurvey(lambda: [str(tmp_path)], tmp_path, metrics).look()
+    DiskSurvey(lambda: [str(tmp_path)], tmp_path, metrics).sample()
     text = metrics.exposition("text/plain")[0].decode()
     assert samples(text, "dlpool_spooled_outcomes") == [2]
-    assert samples(text, "dlpool_disk_size_bytes", folder=str(tmp_path)) == [room_of(tmp_path)[0]]
+    assert samples(text, "dlpool_disk_size_bytes", folder=str(tmp_path)) == [size_and_free(tmp_path)[0]]
 
 
 def test_a_folder_that_is_not_there_yet_has_the_room_of_its_parent(tmp_path: Path) -> None:
-    size, free = room_of(tmp_path / "a" / "b")
+    size, free = size_and_free(tmp_path / "a" / "b")
     found = os.statvfs(tmp_path)
     assert size == found.f_blocks * found.f_frsize
     assert 0 < free <= size
     (tmp_path / "file").touch()
-    assert all(math.isnan(value) for value in room_of(tmp_path / "file" / "below"))
+    assert all(math.isnan(value) for value in size_and_free(tmp_path / "file" / "below"))

@@ -17,16 +17,16 @@ import pytest
 from dlpool.config import MetricsSettings, PathSettings, Settings
 from dlpool.disk import Space
 from dlpool.errors import QueueAway
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.transitions import Finish, Oldest, Ticket
-from dlpool.observe.health import Check, Health
-from dlpool.observe.listener import Request
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.transitions import FinishRequest, OldestWaiting, JobLease
+from dlpool.observe.health import HealthCheck, Health
+from dlpool.observe.listener import ProbeRequest
 from dlpool.observe.metrics import MIB, Metrics
 from dlpool.service.monitor import surveying
-from dlpool.service.monitor.meter import Meter, Speed
-from dlpool.service.monitor.monitoring import Monitor, Seen, held_state, routes, worker_state
-from dlpool.service.monitor.surveying import DiskSurvey, OldestInIntake, QueueSurvey, Surveyor, room_of
-from dlpool.service.queue.link import Link
+from dlpool.service.monitor.meter import MetricsCollector, ByteRate
+from dlpool.service.monitor.monitoring import Monitor, NodeStatus, in_flight_state, http_routes, worker_state
+from dlpool.service.monitor.surveying import DiskSurvey, IntakeAge, QueueSurvey, SurveyThread, size_and_free
+from dlpool.service.queue.link import RedisState
 from dlpool.service.wire.frames import EndedFrame
 from dlpool.service.wire.tally import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from tests.bench import Bench
@@ -48,8 +48,8 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def meter(metrics: Metrics) -> Meter:
-    return Meter(metrics)
+def meter(metrics: Metrics) -> MetricsCollector:
+    return MetricsCollector(metrics)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def meter(metrics: Metrics) -> Meter:
     ],
 )
 def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
-    outcome: str, reply: str, counter: str, labels: dict[str, str], meter: Meter, metrics: Metrics
+    outcome: str, reply: str, counter: str, labels: dict[str, str], meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.ended(Finish(Ticket("a", 1), outcome, note={"label": "why"}), reply)
+    meter.count_result(FinishRequest(JobLease("a", 1), outcome, note={"label": "why"}), reply)
     assert value(metrics, counter, **labels) == 1
     counted = [
         sample
@@ -78,9 +78,9 @@ def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
     assert len(counted) == 1
 
 
-def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: Meter, metrics: Metrics) -> None:
-    meter.ended(Finish(Ticket("a", 1), "success"), "OK")
-    meter.lost()
+def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: MetricsCollector, metrics: Metrics) -> None:
+    meter.count_result(FinishRequest(JobLease("a", 1), "success"), "OK")
+    meter.count_lost()
     assert value(metrics, "jobs_total", outcome="success", label="") == 1
     assert value(metrics, "requeued_jobs_total", outcome="lost", label="") == 1
 
@@ -96,20 +96,20 @@ def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: Meter
     ],
 )
 def test_the_speed_of_a_job_counts_from_a_mebibyte_on(
-    result: dict[str, Any], count: int, total: float, meter: Meter, metrics: Metrics
+    result: dict[str, Any], count: int, total: float, meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.ran(EndedFrame("a.1", "succeeded", None, result), 3.0)
+    meter.observe_run(EndedFrame("a.1", "succeeded", None, result), 3.0)
     assert value(metrics, "job_seconds_sum", ending="succeeded") == 3.0
     assert value(metrics, "job_seconds_count", ending="succeeded") == 1
     assert value(metrics, "job_speed_bytes_per_second_count") == count
     assert value(metrics, "job_speed_bytes_per_second_sum") == total
 
 
-def test_what_workers_count_is_added_up(meter: Meter, metrics: Metrics) -> None:
-    meter.counted({RECEIVED: 100, LOG_DROPPED: 2, "retry.timeout": 3, "retry.stall": 1})
-    meter.counted({RECEIVED: 50, RANGE_SECONDS: 4.5, "range.0": 2, f"range.{len(RANGE_BOUNDS_S)}": 1})
-    meter.counted({})
-    assert meter.received == value(metrics, "received_bytes_total") == 150
+def test_what_workers_count_is_added_up(meter: MetricsCollector, metrics: Metrics) -> None:
+    meter.add_worker_counters({RECEIVED: 100, LOG_DROPPED: 2, "retry.timeout": 3, "retry.stall": 1})
+    meter.add_worker_counters({RECEIVED: 50, RANGE_SECONDS: 4.5, "range.0": 2, f"range.{len(RANGE_BOUNDS_S)}": 1})
+    meter.add_worker_counters({})
+    assert meter.received_bytes == value(metrics, "received_bytes_total") == 150
     assert value(metrics, "log_dropped_records_total") == 2
     assert value(metrics, "range_retries_total", reason="timeout") == 3
     assert value(metrics, "range_retries_total", reason="stall") == 1
@@ -118,32 +118,32 @@ def test_what_workers_count_is_added_up(meter: Meter, metrics: Metrics) -> None:
     assert value(metrics, "range_seconds_bucket", le=str(RANGE_BOUNDS_S[0])) == 2
 
 
-def test_what_the_log_of_the_supervisor_lost_is_counted_once(meter: Meter, metrics: Metrics) -> None:
+def test_what_the_log_of_the_supervisor_lost_is_counted_once(meter: MetricsCollector, metrics: Metrics) -> None:
     for total, counted in ((0, 0), (3, 3), (3, 3), (5, 5), (9, 9)):
-        meter.log_dropped(total)
+        meter.set_log_dropped(total)
         assert value(metrics, "log_dropped_records_total") == counted
 
 
 def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
     clock = Clock()
-    speed = Speed(clock)
-    assert speed.now(1000) == 0
-    assert speed.now(2000) == 0, "no time has passed"
+    speed = ByteRate(clock)
+    assert speed.update(1000) == 0
+    assert speed.update(2000) == 0, "no time has passed"
     shown = []
     for total in (2000, 3000, 3000):
         clock.now += 4
-        shown.append(speed.now(total))
+        shown.append(speed.update(total))
     assert shown == [250, 250, 83], "of 12 s, as nothing is known of the tenth"
     clock.now += 6
-    assert speed.now(4300) == 130
+    assert speed.update(4300) == 130
 
 
 def test_the_speed_after_a_pause_is_that_since_the_last_time_it_was_asked_for() -> None:
     clock = Clock()
-    speed = Speed(clock)
+    speed = ByteRate(clock)
     for pause_s, total, expected in ((0, 0, 0), (10, 1000, 100), (20, 3000, 100), (40, 3000, 0), (10, 4000, 100)):
         clock.now += pause_s
-        assert speed.now(total) == expected
+        assert speed.update(total) == expected
 
 
 def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
@@ -151,17 +151,17 @@ def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("dlpool.service.monitor.meter.time", clock)
-    meter = Meter(metrics)
-    assert meter.speed() == 0
-    meter.counted({RECEIVED: 500})
+    meter = MetricsCollector(metrics)
+    assert meter.receive_rate() == 0
+    meter.add_worker_counters({RECEIVED: 500})
     clock.now += 5
-    assert meter.speed() == 100
+    assert meter.receive_rate() == 100
 
 
 # --- once a second ---
 
 
-SEEN = Seen(is_draining=False, fault_s=None, low=(), slots=4, limited_hosts=0)
+SEEN = NodeStatus(is_draining=False, fault_s=None, low=(), slots=4, limited_hosts=0)
 
 
 class Watched:
@@ -172,11 +172,11 @@ class Watched:
         settings = replace(self.bench.settings, metrics=MetricsSettings(listen=""))
         self.lines = Lines()
         link_log: Any = self.lines
-        self.link = Link(link_log, lambda: None, lambda _kind: None)
+        self.link = RedisState(link_log, lambda: None, lambda _kind: None)
         self.link.registered.set()
         self.log = SimpleNamespace(dropped=0, logger=lambda _name: self.lines)
         log: Any = self.log
-        transitions: Any = SimpleNamespace(client=None, keys=Keys())
+        transitions: Any = SimpleNamespace(client=None, keys=QueueKeys())
         self.monitor = Monitor(
             settings,
             "n1",
@@ -192,8 +192,8 @@ class Watched:
 
     def look(self, **seen: Any) -> dict[str, str]:
         """The problems that there are now, by check."""
-        self.monitor.look(replace(SEEN, **seen))
-        return {check.name: check.problem for check in self.monitor.health.ready() if check.problem}
+        self.monitor.sample(replace(SEEN, **seen))
+        return {check.name: check.problem for check in self.monitor.health.readiness() if check.problem}
 
     def value(self, name: str, **labels: str) -> float | None:
         return value(self.bench.metrics, name, **labels)
@@ -214,7 +214,7 @@ def test_a_node_that_takes_jobs_is_ready(watched: Watched) -> None:
         "node_fault": 0,
         "low_on_space": 0,
     }
-    names = [check.name for check in watched.monitor.health.ready()]
+    names = [check.name for check in watched.monitor.health.readiness()]
     assert names == ["loop", "redis", "workers", "disk", "space", "accepting"]
 
 
@@ -238,7 +238,7 @@ def test_a_node_without_redis_or_its_place_there_is_not_ready(watched: Watched) 
     watched.link.registered.clear()
     assert watched.look() == {"redis": "this node is not registered there"}
     assert (watched.value("ready"), watched.value("redis_up")) == (0, 0)
-    watched.link.lost(QueueAway("it is away"))
+    watched.link.report_failure(QueueAway("it is away"))
     assert watched.look() == {"redis": "it is away"}
     watched.link.registered.set()
     watched.look()
@@ -263,7 +263,7 @@ def test_workers_jobs_and_connections_are_counted_by_state(watched: Watched) -> 
     ending.progress = {"connections": 100}
     bench.ledger.mark_ending(ending)
     for size, handle in enumerate(bench.pool.workers.values(), 1):
-        handle.resident = size * 10
+        handle.resident_bytes = size * 10
     watched.log.dropped = 7
     watched.look(slots=9, limited_hosts=2)
     assert {state: watched.value("workers", state=state) for state in ("starting", "idle", "busy", "ending")} == {
@@ -307,7 +307,7 @@ def test_the_state_of_a_worker(fields: dict[str, Any], state: str) -> None:
 )
 def test_the_state_of_a_job(is_ending: bool, worker: int | None, state: str) -> None:
     held: Any = SimpleNamespace(is_ending=is_ending, worker=worker)
-    assert held_state(held) == state
+    assert in_flight_state(held) == state
 
 
 def test_reloaded_settings_change_the_address_and_the_folders(watched: Watched) -> None:
@@ -336,8 +336,8 @@ def test_the_threads_are_named_and_end_with_the_service(watched: Watched) -> Non
 # --- what is answered ---
 
 
-def request_of(*options: str) -> Request:
-    return Request(frozenset(options), "text/plain")
+def request_of(*options: str) -> ProbeRequest:
+    return ProbeRequest(frozenset(options), "text/plain")
 
 
 @pytest.mark.parametrize(
@@ -352,13 +352,13 @@ def request_of(*options: str) -> Request:
 )
 def test_probes(path: str, options: tuple[str, ...], problem: str, status: int, body: str, metrics: Metrics) -> None:
     health = Health(Clock())
-    health.beat([Check("x", problem)])
-    reply = routes(metrics, health, "n1")[path](request_of(*options))
+    health.update([HealthCheck("x", problem)])
+    reply = http_routes(metrics, health, "n1")[path](request_of(*options))
     assert (reply.status, reply.body.decode()) == (status, body)
 
 
 def test_the_version_and_the_metrics_are_told(metrics: Metrics) -> None:
-    answers = routes(metrics, Health(), "n1")
+    answers = http_routes(metrics, Health(), "n1")
     reply = answers["/version"](request_of())
     assert json.loads(reply.body)["node"] == "n1" and reply.body.endswith(b"\n")
     assert b"dlpool_ready 0.0\n" in answers["/metrics"](request_of()).body
@@ -392,7 +392,7 @@ def test_a_survey_looks_while_it_is_wanted(wanted: tuple[bool, ...], looks: int,
     def look() -> None:
         looked[0] += 1
 
-    Surveyor(look, lambda: next(asked), stopping, log).serve()
+    SurveyThread(look, lambda: next(asked), stopping, log).serve()
     assert (looked[0], len(lines.kept)) == (looks, warnings)
     assert stopping.waits == [surveying.SURVEY_S] * len(wanted)
 
@@ -405,7 +405,7 @@ def test_a_survey_that_fails_is_told_and_goes_on() -> None:
     def fail() -> None:
         raise ValueError("odd")
 
-    Surveyor(fail, lambda: True, stopping, log).serve()
+    SurveyThread(fail, lambda: True, stopping, log).serve()
     assert [(line.level, line.event, str(line.fields["error"])) for line in lines.kept] == [
         ("warning", "survey_failed", "odd")
     ] * 2
@@ -422,10 +422,10 @@ def test_a_survey_that_fails_is_told_and_goes_on() -> None:
 def test_the_age_of_the_oldest_job_begins_when_it_is_first_seen(
     is_fifo: bool, looks: list[tuple[str, int, float, float]]
 ) -> None:
-    oldest = OldestInIntake()
+    oldest = IntakeAge()
     for mark, length, now, age in looks:
         seen: Any = SimpleNamespace(mark=mark, length=length, ready_s=0.0)
-        assert oldest.look(seen, now, is_fifo=is_fifo) == age
+        assert oldest.sample(seen, now, is_fifo=is_fifo) == age
 
 
 class Queue:
@@ -435,15 +435,15 @@ class Queue:
         self.failures: list[str] = []
         self.lines = Lines()
         log: Any = self.lines
-        self.link = Link(log, lambda: None, self.failures.append)
+        self.link = RedisState(log, lambda: None, self.failures.append)
         self.clock = Clock()
         self.error: Exception | None = None
-        self.oldest = Oldest(1, "m", 8.0)
-        transitions: Any = SimpleNamespace(client=None, keys=Keys(), oldest=self._oldest)
+        self.oldest = OldestWaiting(1, "m", 8.0)
+        transitions: Any = SimpleNamespace(client=None, keys=QueueKeys(), oldest=self._oldest)
         self.survey = QueueSurvey(transitions, metrics, self.link, lambda: "fifo", self.clock)
         self.survey._views = SimpleNamespace(stats=self._stats)  # type: ignore[assignment]
 
-    def _oldest(self) -> Oldest:
+    def _oldest(self) -> OldestWaiting:
         if self.error is not None:
             raise self.error
         return self.oldest
@@ -467,9 +467,9 @@ class Queue:
 
 def test_the_figures_of_the_queue_are_shown(metrics: Metrics) -> None:
     queue = Queue(metrics)
-    queue.survey.look()
+    queue.survey.sample()
     queue.clock.now += 5
-    queue.survey.look()
+    queue.survey.sample()
     states = ("intake", "reserved", "ready_high", "ready_low", "delayed", "parked", "paused", "running")
     assert [value(metrics, "queue_jobs", state=state) for state in states] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert value(metrics, "queue_oldest_seconds", list="intake") == 5
@@ -482,13 +482,13 @@ def test_the_figures_of_the_queue_are_shown(metrics: Metrics) -> None:
 @pytest.mark.parametrize("is_known", [False, True])
 def test_the_figures_of_a_queue_that_is_away_are_forgotten(is_known: bool, metrics: Metrics) -> None:
     queue = Queue(metrics)
-    queue.survey.look()
+    queue.survey.sample()
     if is_known:
-        queue.link.lost(QueueAway("away"))
+        queue.link.report_failure(QueueAway("away"))
         queue.failures.clear()
     else:
         queue.error = QueueAway("away")
-    queue.survey.look()
+    queue.survey.sample()
     assert value(metrics, "queue_jobs", state="intake") is None
     assert math.isnan(value(metrics, "queue_halted") or 0.0)
     assert queue.failures == ([] if is_known else ["away"])
@@ -506,7 +506,7 @@ def test_the_room_of_a_folder(
     answer: Callable[[], Space | None], room: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surveying, "space_of", lambda _folder: answer())
-    assert room_of(Path("/x")) == pytest.approx(room, nan_ok=True)
+    assert size_and_free(Path("/x")) == pytest.approx(room, nan_ok=True)
 
 
 def test_a_folder_that_cannot_be_asked_has_no_figures_and_a_missing_one_its_parents(
@@ -523,7 +523,7 @@ def test_a_folder_that_cannot_be_asked_has_no_figures_and_a_missing_one_its_pare
         return Space(10, 5)
 
     monkeypatch.setattr(surveying, "space_of", space_of)
-    DiskSurvey(lambda: ["/a/missing", "/broken"], tmp_path / "none", metrics).look()
+    DiskSurvey(lambda: ["/a/missing", "/broken"], tmp_path / "none", metrics).sample()
     assert asked == ["/a/missing", "/a", "/broken"]
     assert value(metrics, "disk_size_bytes", folder="/a/missing") == 10
     assert value(metrics, "disk_free_bytes", folder="/a/missing") == 5
@@ -535,4 +535,4 @@ def test_a_survey_that_is_stopped_before_it_began_looks_at_nothing() -> None:
     stopping = threading.Event()
     stopping.set()
     log: Any = Lines()
-    Surveyor(lambda: pytest.fail("looked"), lambda: True, stopping, log).serve()
+    SurveyThread(lambda: pytest.fail("looked"), lambda: True, stopping, log).serve()

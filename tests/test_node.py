@@ -173,10 +173,10 @@ def test_ids_of_earlier_starts_stay_until_they_are_forgotten(open_node: Open, st
     node = open_node()
     third = node.new_sid()
     assert node.earlier_sids() == [first, second]
-    node.forget([first, "unknown"])
+    node.forget_sids([first, "unknown"])
     assert node.earlier_sids() == [second]
     assert on_disk(state_dir) == [second, third]
-    node.forget([second, third])
+    node.forget_sids([second, third])
     assert open_node().earlier_sids() == []
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.keys import Keys, node_of
-from dlpool.jobs.nodes import Nodes
+from dlpool.jobs.keys import QueueKeys, node_of
+from dlpool.jobs.nodes import NodeAdmin
 from dlpool.jobs.replies import NoSuchNode, NotPossible
-from dlpool.jobs.steering import Steering
+from dlpool.jobs.steering import QueueAdmin
 from dlpool.jobs.transitions import Transitions
 from tests.conftest import wait_until
 from tests.fleet import fleet
@@ -25,20 +25,20 @@ class Bench:
 
     def __init__(self, server: RedisServer) -> None:
         self.client: Any = server.client()
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.transitions = Transitions(self.client, self.keys)
-        self.nodes = Nodes(self.client, self.keys)
-        self.steering = Steering(self.client, self.keys)
+        self.nodes = NodeAdmin(self.client, self.keys)
+        self.steering = QueueAdmin(self.client, self.keys)
 
     def beat(self, sid: str, **info: Any) -> None:
-        self.transitions.beat(sid, [], lease_s=30, info={"node": node_of(sid), "lease": 30, "host": "h1", **info})
+        self.transitions.heartbeat(sid, [], lease_s=30, info={"node": node_of(sid), "lease": 30, "host": "h1", **info})
 
     def fall_silent(self, sid: str, seconds: float) -> None:
         """Its registration passed so long ago."""
         self.client.zadd(self.keys.supervisors, {sid: (self.client.time()[0] - seconds) * 1000})
 
     def listed(self) -> list[tuple[str, str]]:
-        return [(row["node"], row["state"]) for row in self.nodes.all()]
+        return [(row["node"], row["state"]) for row in self.nodes.list_nodes()]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_while_the_queue_is_paused_who_has_nothing_to_do_is_halted(bench: Bench)
 def test_a_node_that_fell_silent_is_lost_for_a_day(bench: Bench) -> None:
     bench.beat("a-00000000", workers_info=[{"pid": 1}])
     bench.fall_silent("a-00000000", 100)
-    (row,) = bench.nodes.all()
+    (row,) = bench.nodes.list_nodes()
     assert (row["node"], row["state"], row["host"]) == ("a", "lost", "h1")
     assert row["seen_at"].endswith("Z") and "workers_info" not in row, "what was true then may not be any more"
     bench.fall_silent("a-00000000", 86_401)
@@ -113,7 +113,7 @@ def test_of_a_node_that_nobody_knows_nothing_is_done(bench: Bench) -> None:
     for verb in (bench.nodes.drain, bench.nodes.resume, bench.nodes.forget):
         with pytest.raises(NoSuchNode, match="no node 'x' is known"):
             verb("x")
-    assert bench.steering.drained() == set()
+    assert bench.steering.drained_nodes() == set()
 
 
 def test_a_killed_supervisor_is_lost_and_one_that_ended_is_not(redis_server: RedisServer, tmp_path: Path) -> None:

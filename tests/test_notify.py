@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.service.node.notify import ServiceManager
+from dlpool.service.node.notify import SystemdNotifier
 
 OTHER = str(os.getpid() + 1)
 
@@ -50,16 +50,16 @@ def heard(sock: socket.socket) -> list[str]:
     ],
 )
 def test_each_message_is_one_datagram(
-    tell: Callable[[ServiceManager], None], said: str, manager: tuple[socket.socket, str]
+    tell: Callable[[SystemdNotifier], None], said: str, manager: tuple[socket.socket, str]
 ) -> None:
     sock, name = manager
-    tell(ServiceManager({"NOTIFY_SOCKET": name}))
+    tell(SystemdNotifier({"NOTIFY_SOCKET": name}))
     assert heard(sock) == [said]
 
 
 def test_a_status_is_told_when_it_changes(manager: tuple[socket.socket, str]) -> None:
     sock, name = manager
-    one = ServiceManager({"NOTIFY_SOCKET": name})
+    one = SystemdNotifier({"NOTIFY_SOCKET": name})
     for text in ("", "a", "a", "b", "a", ""):
         one.status(text)
     assert heard(sock) == ["STATUS=a", "STATUS=b", "STATUS=a", "STATUS="]
@@ -72,14 +72,14 @@ def test_the_environment_of_the_process_is_used(
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     monkeypatch.setenv("WATCHDOG_USEC", "8000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    one = ServiceManager()
+    one = SystemdNotifier()
     one.ready()
     assert heard(sock) == ["READY=1"] and one.watchdog_s == 4.0
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/notify", "@dlpool-nobody-listens-here", "x" * 300])
 def test_nobody_who_listens_is_no_failure(address: str) -> None:
-    one = ServiceManager({"NOTIFY_SOCKET": address} if address else {})
+    one = SystemdNotifier({"NOTIFY_SOCKET": address} if address else {})
     for _ in range(2):
         one.ready()
         one.watchdog()
@@ -87,7 +87,7 @@ def test_nobody_who_listens_is_no_failure(address: str) -> None:
 
 def test_a_manager_that_does_not_read_is_not_waited_for(manager: tuple[socket.socket, str]) -> None:
     sock, name = manager
-    one = ServiceManager({"NOTIFY_SOCKET": name})
+    one = SystemdNotifier({"NOTIFY_SOCKET": name})
     for _ in range(5000):  # more than its queue holds: a send that blocks would hang here
         one.watchdog()
     assert 0 < len(heard(sock)) < 5000
@@ -95,7 +95,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(manager: tuple[socket.so
 
 def test_no_socket_is_made_where_there_is_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlpool.service.node.notify.socket.socket", lambda *_: pytest.fail("a socket was made"))
-    ServiceManager({}).ready()
+    SystemdNotifier({}).ready()
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_no_socket_is_made_where_there_is_no_manager(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_signs_of_life_come_twice_in_the_time_that_is_allowed(given: dict[str, str], seconds: float | None) -> None:
-    assert ServiceManager(given).watchdog_s == seconds
+    assert SystemdNotifier(given).watchdog_s == seconds

@@ -16,7 +16,7 @@ import pytest
 from dlpool import disk, errors
 from dlpool.transfer.job import Job
 from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.place import Place
+from dlpool.transfer.place import FileOutput
 from tests import disk_command
 from tests.conftest import Fetcher, make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault, build
@@ -78,10 +78,10 @@ def test_without_a_free_descriptor_the_file_system_is_asked_by_a_sync(
     monkeypatch.setattr(os, "fdatasync", lambda _: fail(reported))
     try:
         if reported is None:
-            part.check_close()
+            part.report_delayed_errors()
         else:
             with pytest.raises(errors.LocalFault, match="quota" if reported == errno.EDQUOT else "input/output"):
-                part.check_close()
+                part.report_delayed_errors()
     finally:
         part.close()
 
@@ -150,9 +150,9 @@ def test_exfat_over_fuse_takes_downloads(if_exists: str, serve: Serve, fetch: Fe
 def test_two_names_that_are_one_file_conflict(tmp_path: Path) -> None:
     """On a file system that does not tell upper from lower case."""
 
-    def place(name: str, if_exists: str = "overwrite") -> Place:
+    def place(name: str, if_exists: str = "overwrite") -> FileOutput:
         job = Job(f"http://h/{name}", folder / name)
-        return Place(job, job.target, if_exists=if_exists, resume=True, sync=False, notify=lambda *_a, **_k: None)
+        return FileOutput(job, job.target, if_exists=if_exists, resume=True, sync=False, notify=lambda *_a, **_k: None)
 
     with exfat(tmp_path / "disk", 16 << 20) as folder:
         first = place("A.bin")

@@ -16,35 +16,35 @@ from hypothesis import strategies as st
 
 from dlpool.config import LimitSettings, Settings
 from dlpool.errors import UsageError
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import BadJob, PushedJob, checked
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
-from dlpool.service.crew import Crew
-from dlpool.service.hosts import Hosts, authority_of
-from dlpool.service.ledger import Ledger
-from dlpool.service.verdict import Judge
-from dlpool.transfer.urls import without_user
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import BadJob, PushedJob, parse_valid_job
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
+from dlpool.service.crew import JobDispatcher
+from dlpool.service.hosts import HostLimits, authority_of
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.verdict import DispositionPolicy
+from dlpool.transfer.urls import split_credentials
 from tests.desk import desk_of, running
 
 UNREADABLE = ("http://user:p@ss[word@example.org/x", "http://u:p@[bad/x", "http://user\u2100:pw@host/x")
-JUDGE = Judge(Keys(), Settings().supervisor, time.time, random.random)
-HOSTS = Hosts(Settings(limits=LimitSettings(max_per_host=1), hosts={"h:1": LimitSettings()}), time.monotonic)
+JUDGE = DispositionPolicy(QueueKeys(), Settings().supervisor, time.time, random.random)
+HOSTS = HostLimits(Settings(limits=LimitSettings(max_per_host=1), hosts={"h:1": LimitSettings()}), time.monotonic)
 
 
 def raw_job(url: str) -> bytes:
     return json.dumps({"url": url, "save_path": "x"}).encode()
 
 
-def claimed(raw: bytes) -> Claimed:
-    return Claimed(Ticket("j", 1), raw, len(raw), 1, 0, 0, 0, "normal")
+def claimed(raw: bytes) -> ClaimedJob:
+    return ClaimedJob(JobLease("j", 1), raw, len(raw), 1, 0, 0, 0, "normal")
 
 
 @pytest.mark.parametrize("url", UNREADABLE)
 def test_a_url_that_cannot_be_read_is_refused_wherever_it_is_given(url: str) -> None:
     with pytest.raises(UsageError):
-        without_user(url)
+        split_credentials(url)
     with pytest.raises(UsageError, match="cannot be read as a URL"):
-        checked(raw_job(url))
+        parse_valid_job(raw_job(url))
     with pytest.raises(BadJob) as caught:
         PushedJob.parse(raw_job(url))
     assert caught.value.url == url
@@ -54,7 +54,7 @@ def test_a_url_that_cannot_be_read_is_refused_wherever_it_is_given(url: str) -> 
 def test_pushed_nevertheless_its_job_fails_with_its_record(url: str) -> None:
     job, ending = JUDGE.admit(claimed(raw_job(url)))
     assert job is None and ending is not None and ending.record is not None
-    assert (ending.outcome, ending.note["label"], ending.record.field) == ("failed", "bad_job", url)
+    assert (ending.disposition, ending.note["label"], ending.record.field) == ("failed", "bad_job", url)
 
 
 TEXTS = st.text() | st.builds("{}://{}/{}".format, st.sampled_from(["http", "HTTPS", "ftp"]), st.text(), st.text())
@@ -106,40 +106,40 @@ class Doorman:
 
 
 @pytest.fixture
-def ended() -> list[Finish]:
+def ended() -> list[FinishRequest]:
     return []
 
 
-def crew(at: str, ended: list[Finish], judge: Any = JUDGE) -> tuple[Crew, Ledger]:
+def crew(at: str, ended: list[FinishRequest], judge: Any = JUDGE) -> tuple[JobDispatcher, InFlightTable]:
     """A crew of which something breaks; what it wants recorded goes into ``ended``."""
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None, info=lambda *_, **__: None)
     recorder: Any = SimpleNamespace(end=ended.append)
     doorman: Any = Doorman(at)
     none: Any = None
-    ledger = Ledger()
-    return Crew(ledger, none, recorder, judge, none, quiet, none, doorman, none, none), ledger
+    ledger = InFlightTable()
+    return JobDispatcher(ledger, none, recorder, judge, none, quiet, none, doorman, none, none), ledger
 
 
-def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[Finish]) -> None:
+def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[FinishRequest]) -> None:
     one, ledger = crew("door", ended)
-    one.take_in(claimed(raw_job("http://h/x")), 0.0)
+    one.accept(claimed(raw_job("http://h/x")), 0.0)
     (ending,) = ended
-    assert (ending.outcome, ending.note["label"]) == ("failed", "internal")
+    assert (ending.disposition, ending.note["label"]) == ("failed", "internal")
     assert ending.record is not None and ending.record.field == "http://h/x"
     assert all(held.is_ending for held in ledger.all())
 
 
-def test_a_defect_while_a_job_is_judged_fails_it_too(ended: list[Finish]) -> None:
-    def broken(_claimed: Claimed) -> Iterator[None]:
+def test_a_defect_while_a_job_is_judged_fails_it_too(ended: list[FinishRequest]) -> None:
+    def broken(_claimed: ClaimedJob) -> Iterator[None]:
         raise ZeroDivisionError
 
-    judge: Any = SimpleNamespace(admit=broken, broken=JUDGE.broken)
-    crew("", ended, judge)[0].take_in(claimed(raw_job("http://h/x")), 0.0)
-    assert [one.outcome for one in ended] == ["failed"]
+    judge: Any = SimpleNamespace(admit=broken, broken=JUDGE.for_internal_error)
+    crew("", ended, judge)[0].accept(claimed(raw_job("http://h/x")), 0.0)
+    assert [one.disposition for one in ended] == ["failed"]
 
 
-def test_a_defect_while_a_job_leaves_does_not_change_how_it_ends(ended: list[Finish]) -> None:
+def test_a_defect_while_a_job_leaves_does_not_change_how_it_ends(ended: list[FinishRequest]) -> None:
     one, _ = crew("leaving", ended)
-    one.take_in(claimed(b"not a job"), 0.0)
+    one.accept(claimed(b"not a job"), 0.0)
     (ending,) = ended
-    assert (ending.outcome, ending.note["label"], ending.record) == ("failed", "malformed", None)
+    assert (ending.disposition, ending.note["label"], ending.record) == ("failed", "malformed", None)

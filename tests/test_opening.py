@@ -15,16 +15,16 @@ from dlpool import errors
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.transfer import opening as openings
 from dlpool.transfer.answer import Answer
-from dlpool.transfer.board import Board, Snapshot
+from dlpool.transfer.board import ChunkScheduler, ChunkSnapshot
 from dlpool.transfer.chunks import Chunk
-from dlpool.transfer.client import Client
-from dlpool.transfer.context import Context
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.context import TransferContext
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.opening import Next, Opened, Opening, resume_step
-from dlpool.transfer.place import Place
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.opening import ResumeStep, ProbeResult, Probe, resume_step
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.source import Source
 from tests.conftest import make_data, wait_until
 from tests.fakes import Events
@@ -50,18 +50,18 @@ class Opener:
     checksum: Checksum | None = None
     is_single: bool = False
     is_folder: bool = False
-    earlier: Resource | None = None
+    earlier: RemoteResource | None = None
     events: Events = field(default_factory=Events)
 
     def __post_init__(self) -> None:
         self.origin = Origin(self._answer)
-        self.client = Client(
+        self.client = HttpClient(
             NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any"),
             4,
-            HostGate(time.monotonic),
-            NetworkWatch(time.monotonic),
+            HostHolds(time.monotonic),
+            NetworkMonitor(time.monotonic),
         )
-        self.place: Place | None = None
+        self.place: FileOutput | None = None
         self.names: list[str] = []
 
     def __enter__(self) -> Opener:
@@ -83,47 +83,47 @@ class Opener:
         """Each request: HEAD, ``all``, or the range, with "if" after it for one with If-Range."""
         return [_said(request) for request in self.origin.requests]
 
-    def opening(self) -> Opening:
+    def opening(self) -> Probe:
         """The opening of a download of the URL."""
         job = Job(self.url, self.folder / self.name, checksum=self.checksum)
         known: dict[str, Any] = {"min_split_size": FIRST, "sync": False, "connections": 2} | self.settings
-        self.context = Context(
+        self.context = TransferContext(
             job=job,
             settings=replace(TransferSettings(), **known),
             client=self.client,
             source=Source(self.client, job.url, {}),
-            board=Board(time.monotonic),
+            scheduler=ChunkScheduler(time.monotonic),
             rate=cast(Any, None),
             notify=self.events,
-            permit=lambda: None,
-            earlier=self.earlier,
+            authorize_publish=lambda: None,
+            previous_resource=self.earlier,
         )
         if not self.is_folder:
             self.choose_place(self.name)
-        return Opening(self.context, self.place, self.choose_place, is_single=self.is_single)
+        return Probe(self.context, self.place, self.choose_place, is_single=self.is_single)
 
-    def choose_place(self, name: str) -> Place:
+    def choose_place(self, name: str) -> FileOutput:
         self.names.append(name)
         job = self.context.job
-        self.place = Place(job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events)
+        self.place = FileOutput(job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events)
         return self.place
 
-    def open(self, opening: Opening | None = None) -> Opened:
+    def open(self, opening: Probe | None = None) -> ProbeResult:
         """Run the opening once."""
         opening = opening or self.opening()
-        with self.context.exchange(Figures(0, 0.0)) as exchange:
+        with self.context.new_exchange(ExchangeStats(0, 0.0)) as exchange:
             opened = opening.run(exchange)
             self.body = _body(opened, exchange)
             opened.reply.close()
         return opened
 
-    def begun(self, resource: Resource, *, url_path: str | None = None, chunks: list[Chunk] | None = None) -> None:
+    def begun(self, resource: RemoteResource, *, url_path: str | None = None, chunks: list[Chunk] | None = None) -> None:
         """Leave a download of which 2,000 bytes are on disk."""
         job = Job(f"{self.origin.url}{url_path or self.url_path}", self.folder / self.name, checksum=self.checksum)
-        place = Place(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self.events)
-        place.begin_state(resource)
-        place.part.own_writer().write(0, memoryview(DATA[:2000]))
-        place.checkpoint(Snapshot(chunks or [Chunk(0, SIZE, 2000, 2000)], 2000))
+        place = FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self.events)
+        place.enable_checkpoints(resource)
+        place.part.locked_writer().write(0, memoryview(DATA[:2000]))
+        place.checkpoint(ChunkSnapshot(chunks or [Chunk(0, SIZE, 2000, 2000)], 2000))
         place.close()
         self.events.clear()
 
@@ -139,7 +139,7 @@ def _said(request: Request) -> str:
     return f"{text} if" if "if-range" in request.headers else text
 
 
-def _body(opened: Opened, exchange: Exchange) -> bytes:
+def _body(opened: ProbeResult, exchange: Exchange) -> bytes:
     view, data = memoryview(bytearray(64 * 1024)), bytearray()
     while opened.answer.length is None or len(data) < opened.answer.length:
         size = opened.reply.read(view)
@@ -198,8 +198,8 @@ def head(size: int | None, etag: str | None = '"v1"', **extra: str) -> Handler:
 
 # --- what an answer means for saved bytes ---
 
-SAVED = Resource(size=100, etag='"v"', content_type="a/b", host="h")
-UNTAGGED = Resource(size=100, content_type="a/b", host="h")
+SAVED = RemoteResource(size=100, etag='"v"', content_type="a/b", host="h")
+UNTAGGED = RemoteResource(size=100, content_type="a/b", host="h")
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -209,11 +209,11 @@ UNTAGGED = Resource(size=100, content_type="a/b", host="h")
     [(SAVED, SAVED, None), (SAVED, replace(SAVED, etag='"w"'), True), (UNTAGGED, UNTAGGED, True)],
 )
 def test_proven_bytes_are_used_if_a_range_was_sent(
-    saved: Resource, now: Resource, is_proven: bool | None, is_partial: bool, is_whole: bool
+    saved: RemoteResource, now: RemoteResource, is_proven: bool | None, is_partial: bool, is_whole: bool
 ) -> None:
     answer = Answer(now, 0, 100, is_partial=is_partial)
-    whole = Next.ANEW_WITH_THIS if is_whole else Next.PLAIN_RANGE
-    assert resume_step(saved, answer, is_whole=is_whole, is_proven=is_proven) is (Next.USE if is_partial else whole)
+    whole = ResumeStep.RESTART_WITH_BODY if is_whole else ResumeStep.PLAIN_RANGE
+    assert resume_step(saved, answer, is_complete=is_whole, is_proven=is_proven) is (ResumeStep.USE if is_partial else whole)
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -222,20 +222,20 @@ def test_proven_bytes_are_used_if_a_range_was_sent(
     [(SAVED, replace(SAVED, etag='"w"'), None), (SAVED, SAVED, False), (SAVED, replace(SAVED, size=99), None)],
 )
 def test_bytes_of_another_version_are_forgotten(
-    saved: Resource, now: Resource, is_proven: bool | None, is_whole: bool
+    saved: RemoteResource, now: RemoteResource, is_proven: bool | None, is_whole: bool
 ) -> None:
-    step = resume_step(saved, Answer(now, 0, 100, is_partial=True), is_whole=is_whole, is_proven=is_proven)
-    assert step is (Next.ANEW_WITH_THIS if is_whole else Next.ANEW)
+    step = resume_step(saved, Answer(now, 0, 100, is_partial=True), is_complete=is_whole, is_proven=is_proven)
+    assert step is (ResumeStep.RESTART_WITH_BODY if is_whole else ResumeStep.RESTART)
 
 
 @pytest.mark.parametrize("has_other_query", [True, False])
 def test_an_answer_that_lacks_the_validator_tells_only_of_another_query(has_other_query: bool) -> None:
     answer = Answer(UNTAGGED, 0, 100, is_partial=True)
     if has_other_query:
-        assert resume_step(SAVED, answer, is_whole=False, has_other_query=True) is Next.ANEW
+        assert resume_step(SAVED, answer, is_complete=False, has_other_query=True) is ResumeStep.RESTART
     else:
         with pytest.raises(errors.BadAnswer, match="lacks the validator"):
-            resume_step(SAVED, answer, is_whole=False)
+            resume_step(SAVED, answer, is_complete=False)
 
 
 @pytest.mark.parametrize("allows_change", [True, False])
@@ -245,10 +245,10 @@ def test_what_may_not_replace_saved_bytes_does_so_only_if_that_is_allowed(
 ) -> None:
     answer = Answer(replace(SAVED, etag='"w"', **change), 0, 100, is_partial=True)
     if allows_change:
-        assert resume_step(SAVED, answer, is_whole=False, allows_change=True) is Next.ANEW
+        assert resume_step(SAVED, answer, is_complete=False, allows_change=True) is ResumeStep.RESTART
     else:
         with pytest.raises(errors.UnexpectedContent):
-            resume_step(SAVED, answer, is_whole=False, allows_change=False)
+            resume_step(SAVED, answer, is_complete=False, allows_change=False)
 
 
 # --- a new file ---
@@ -311,7 +311,7 @@ def test_a_new_file_is_planned_by_its_first_answers(
     assert DATA.startswith(opener.body)
     assert len(opener.body) == (SIZE if not has_ranges else opened.answer.length)
     assert opened.plan.place is opener.place
-    assert not opened.plan.place.leaves_state, "nothing has been committed yet"
+    assert not opened.plan.place.has_state, "nothing has been committed yet"
 
 
 def test_a_part_without_a_byte_and_a_total_may_be_of_a_file_of_one_byte(opener: Opener) -> None:
@@ -449,7 +449,7 @@ def test_an_answer_that_contradicts_itself_also_without_a_range_is_final(opener:
 
 # --- after a round that was begun again ---
 
-EARLIER = Resource(size=SIZE, etag='"v1"', content_type="a/b")
+EARLIER = RemoteResource(size=SIZE, etag='"v1"', content_type="a/b")
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ EARLIER = Resource(size=SIZE, etag='"v1"', content_type="a/b")
     ],
 )
 def test_less_than_there_was_of_the_same_version_is_a_contradiction(
-    earlier: Resource, now: Handler, asked: list[str], opener: Opener
+    earlier: RemoteResource, now: Handler, asked: list[str], opener: Opener
 ) -> None:
     opener.script, opener.earlier = [now], earlier
     if len(asked) == 1:
@@ -557,7 +557,7 @@ def test_without_a_coding_nothing_is_said(opener: Opener) -> None:
 
 # --- a file that was begun ---
 
-TAGGED = Resource(size=SIZE, etag='"v1"', last_modified=LAST_MODIFIED, date="Wed, 02 Oct 2024 10:00:00 GMT")
+TAGGED = RemoteResource(size=SIZE, etag='"v1"', last_modified=LAST_MODIFIED, date="Wed, 02 Oct 2024 10:00:00 GMT")
 DATED = replace(TAGGED, etag=None)
 OTHER = File(make_data(SIZE, seed=2), etag='"w"')
 RESTARTED = "download_restarted"
@@ -587,7 +587,7 @@ def refuses_if_range(file: File) -> Handler:
     ],
 )
 def test_a_file_that_was_begun_is_continued_or_begun_again(
-    saved: Resource, script: Script, asked: list[str], resumed: int, opener: Opener
+    saved: RemoteResource, script: Script, asked: list[str], resumed: int, opener: Opener
 ) -> None:
     opener.begun(saved)
     opener.script = script
@@ -644,7 +644,7 @@ def test_an_answer_without_the_validator_is_an_error_and_costs_nothing(opener: O
 
 @pytest.mark.parametrize("allow_change", [True, False])
 def test_bytes_without_a_validator_are_not_thrown_away_for_a_page(allow_change: bool, opener: Opener) -> None:
-    opener.begun(Resource(size=SIZE, content_type="a/b"))
+    opener.begun(RemoteResource(size=SIZE, content_type="a/b"))
     opener.script, opener.settings = [says(200, PAGE, b"<p>")], {"allow_change": allow_change}
     if allow_change:
         assert opener.open().plan.place.part.length == 0
@@ -656,16 +656,16 @@ def test_bytes_without_a_validator_are_not_thrown_away_for_a_page(allow_change: 
 
 
 def test_bytes_without_a_validator_are_replaced_by_a_file(opener: Opener) -> None:
-    opener.begun(Resource(size=SIZE))
+    opener.begun(RemoteResource(size=SIZE))
     opener.script = [FILE]
     opened = opener.open()
-    assert (opener.asked, opened.plan.resumed_from, opened.plan.place.predecessor) == (["0-999"], 0, None)
+    assert (opener.asked, opened.plan.resumed_from, opened.plan.place.unverifiable) == (["0-999"], 0, None)
     assert opened.plan.place.part.length == 0
 
 
 # --- what proves saved bytes ---
 
-NAMELESS = Resource(size=SIZE)
+NAMELESS = RemoteResource(size=SIZE)
 SERVES_NAMELESS = File(DATA, etag=None, last_modified=None)
 SERVES_DATED = replace(FILE, etag=None)
 DIGEST = replace(DATED, digest=("sha256", "0" * 64))
@@ -689,7 +689,7 @@ SAMPLES = ["0-1999"]
     ],
 )
 def test_saved_bytes_are_proven_by_a_validator_a_checksum_or_samples(
-    saved: Resource,
+    saved: RemoteResource,
     serves: Handler,
     checksum: Checksum | None,
     verify: bool,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.leftovers import discard_unfinished
+from dlpool.transfer.leftovers import remove_part_files
 from tests.conftest import Fetcher, sha256
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file
 from tests.origin import Connection, File, Handler, Request
@@ -208,9 +208,9 @@ def test_only_the_query_that_fetched_it_removes_what_is_unfinished(
 ) -> None:
     origin = serve(signed(File(DATA), "a", most=1))
     interrupt(fetch, f"{origin.url}/f?sig=a", tmp_path / "f")
-    discard_unfinished(tmp_path / "f", f"{origin.url}/f?sig=b")
+    remove_part_files(tmp_path / "f", f"{origin.url}/f?sig=b")
     assert (tmp_path / "f.part").exists()
-    discard_unfinished(tmp_path / "f", f"{origin.url}/f?sig=a")
+    remove_part_files(tmp_path / "f", f"{origin.url}/f?sig=a")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,25 +7,25 @@ import threading
 import pytest
 
 from dlpool.errors import NoSuchJob, QueueAway, UsageError
-from dlpool.web.outage import LONG_S, TRIES_S, Outage
+from dlpool.web.outage import LONG_S, TRIES_S, CircuitBreaker
 from tests.fakes import Clock
 
 
 @pytest.fixture
-def outage(clock: Clock) -> Outage:
-    return Outage(clock)
+def outage(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker(clock)
 
 
-def fail(outage: Outage, clock: Clock, took_s: float) -> None:
-    with pytest.raises(QueueAway, match="no answer"), outage.ask():
+def fail(outage: CircuitBreaker, clock: Clock, took_s: float) -> None:
+    with pytest.raises(QueueAway, match="no answer"), outage.guard():
         clock.now += took_s
         raise QueueAway("no answer")
 
 
-def is_asked(outage: Outage, error: Exception | None = None) -> bool:
+def is_asked(outage: CircuitBreaker, error: Exception | None = None) -> bool:
     asked = False
     try:
-        with outage.ask():
+        with outage.guard():
             asked = True
             if error is not None:
                 raise error
@@ -34,7 +34,7 @@ def is_asked(outage: Outage, error: Exception | None = None) -> bool:
     return asked
 
 
-def test_after_one_has_waited_the_others_are_told_at_once(outage: Outage, clock: Clock) -> None:
+def test_after_one_has_waited_the_others_are_told_at_once(outage: CircuitBreaker, clock: Clock) -> None:
     fail(outage, clock, LONG_S)
     assert not is_asked(outage)
     clock.now += TRIES_S
@@ -42,18 +42,18 @@ def test_after_one_has_waited_the_others_are_told_at_once(outage: Outage, clock:
     assert is_asked(outage)
 
 
-def test_who_is_refused_at_once_keeps_nobody_from_asking(outage: Outage, clock: Clock) -> None:
+def test_who_is_refused_at_once_keeps_nobody_from_asking(outage: CircuitBreaker, clock: Clock) -> None:
     fail(outage, clock, 0.1)
     assert is_asked(outage)
 
 
-def test_one_tries_at_a_time(outage: Outage, clock: Clock) -> None:
+def test_one_tries_at_a_time(outage: CircuitBreaker, clock: Clock) -> None:
     fail(outage, clock, LONG_S)
     clock.now += TRIES_S
     entered, leave = threading.Event(), threading.Event()
 
     def try_it() -> None:
-        with outage.ask():
+        with outage.guard():
             entered.set()
             leave.wait(10)
 
@@ -66,7 +66,7 @@ def test_one_tries_at_a_time(outage: Outage, clock: Clock) -> None:
     assert is_asked(outage)
 
 
-def test_a_try_that_waits_in_vain_is_followed_by_another(outage: Outage, clock: Clock) -> None:
+def test_a_try_that_waits_in_vain_is_followed_by_another(outage: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
         fail(outage, clock, LONG_S)
         assert not is_asked(outage)
@@ -74,7 +74,7 @@ def test_a_try_that_waits_in_vain_is_followed_by_another(outage: Outage, clock: 
     assert is_asked(outage)
 
 
-def test_an_error_of_who_asks_says_nothing_of_redis_and_an_unknown_job_does(outage: Outage, clock: Clock) -> None:
+def test_an_error_of_who_asks_says_nothing_of_redis_and_an_unknown_job_does(outage: CircuitBreaker, clock: Clock) -> None:
     fail(outage, clock, LONG_S)
     clock.now += TRIES_S
     assert is_asked(outage, UsageError("bad"))

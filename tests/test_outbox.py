@@ -15,12 +15,12 @@ from dlpool.errors import QueueAway
 from dlpool.jobs import outbox
 from dlpool.jobs.clock import QueueTime
 from dlpool.jobs.connection import translated
-from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
-from dlpool.jobs.outbox import AT_ONCE, LATE_S, Delivery, Outbox, entry_of
-from dlpool.jobs.records import Record
+from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
+from dlpool.jobs.outbox import AT_ONCE, LATE_S, Delivery, Outbox, encode_entry
+from dlpool.jobs.records import ClientRecord
 from tests.redis_server import RedisServer
 
-KEYS = Keys()
+KEYS = QueueKeys()
 NOW_MS = 1_800_000_000_000
 
 
@@ -44,9 +44,9 @@ class Nodes:
     def forget(self) -> None:
         self.forgotten += 1
 
-    def put(self, ticket: str, record: Record, age_s: float = 0.0) -> None:
+    def put(self, ticket: str, record: ClientRecord, age_s: float = 0.0) -> None:
         """Put a record into the outbox, ``age_s`` seconds ago."""
-        self.own.hset(KEYS.outbox, ticket, b"%d %b" % (NOW_MS - age_s * 1000, entry_of(record)))
+        self.own.hset(KEYS.outbox, ticket, b"%d %b" % (NOW_MS - age_s * 1000, encode_entry(record)))
 
     def waiting(self) -> list[str]:
         return sorted(ticket.decode() for ticket in self.own.hkeys(KEYS.outbox))
@@ -62,12 +62,12 @@ def nodes(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return Nodes(redis_server)
 
 
-def string(key: str, at: str = "2026-01-01T00:00:00Z") -> Record:
-    return Record(key, json.dumps({"url": "u", "finished_at": at}).encode())
+def string(key: str, at: str = "2026-01-01T00:00:00Z") -> ClientRecord:
+    return ClientRecord(key, json.dumps({"url": "u", "finished_at": at}).encode())
 
 
-def field(key: str, at: str = "2026-01-01T00:00:00Z") -> Record:
-    return Record(key, json.dumps({"failed_at": at, "task_data": "\n"}).encode(), "http://h")
+def field(key: str, at: str = "2026-01-01T00:00:00Z") -> ClientRecord:
+    return ClientRecord(key, json.dumps({"failed_at": at, "task_data": "\n"}).encode(), "http://h")
 
 
 def test_records_are_delivered_to_their_nodes(nodes: Nodes) -> None:
@@ -126,7 +126,7 @@ SEEN = {
 @pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("record", [string("a"), field("a")], ids=["string", "field"])
 @pytest.mark.parametrize("is_late", [True, False])
-def test_a_late_record_replaces_only_an_older_one(nodes: Nodes, record: Record, seen: str, is_late: bool) -> None:
+def test_a_late_record_replaces_only_an_older_one(nodes: Nodes, record: ClientRecord, seen: str, is_late: bool) -> None:
     text, is_replaced = SEEN[seen]
     node = nodes.nodes["a"]
     node.set("a", text) if record.field is None else node.hset("a", record.field, text)
@@ -174,7 +174,7 @@ def test_a_record_that_a_node_never_takes_is_named_and_dropped(nodes: Nodes) -> 
 def test_a_record_keeps_its_bytes_and_many_are_replayed_in_turns(nodes: Nodes) -> None:
     value = b'{"failed_at":"2026-01-01T00:00:00Z", "x": "\n \xc3\xbc"}'
     for number in range(AT_ONCE + 3):
-        nodes.put(f"{number}", Record("c", value, f"http://h/ {number}"), 100)
+        nodes.put(f"{number}", ClientRecord("c", value, f"http://h/ {number}"), 100)
     assert [nodes.outbox.replay().written for _ in range(3)] == [AT_ONCE, 3, 0]
     found = nodes.nodes["c"].hgetall("c")
     assert len(found) == AT_ONCE + 3 and set(found.values()) == {value}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from tests.conftest import free_port, make_data, wait_until
 from tests.origin import File, Origin
 from tests.processes import ROOT
@@ -144,7 +144,7 @@ def test_jobs_are_pushed_whatever_becomes_of_the_output(name: str, redis_server:
     )
     check_quiet(ended)
     assert ended.returncode == 0
-    assert redis_server.client().llen(Keys().ready("normal")) == 1200
+    assert redis_server.client().llen(QueueKeys().ready("normal")) == 1200
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import pytest
 
 import dlpool
 from dlpool.config import SECTIONS, PathSettings, Settings
-from dlpool.config.layers import effective
-from dlpool.config.owned import TARGETS, Owned, check_owned, owned
+from dlpool.config.layers import load_effective
+from dlpool.config.owned import TARGETS, OwnedPath, check_owned_paths, owned_paths
 from dlpool.errors import ConfigurationError, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.kinds import COMMAND, PATH
-from dlpool.service.reload import reloaded
+from dlpool.service.reload import reload_settings
 from dlpool.service.wire.frames import ConfigFrame, config_frame, decode, encode
 from tests.disks import exfat, needs_root
 from tests.processes import ROOT, Ended, finish, run, start
@@ -55,7 +55,7 @@ def settings_of(tmp_path: Path, **given: dict[str, object]) -> Settings:
 def refusal(settings: Settings) -> list[str]:
     """What the start says of them, a line for each pair; empty if it has nothing to say."""
     try:
-        check_owned(settings)
+        check_owned_paths(settings)
     except ConfigurationError as error:
         assert error.exit_code == 78
         return str(error).splitlines()
@@ -160,7 +160,7 @@ def test_the_files_of_the_settings_are_kept_apart(place: str, tmp_path: Path) ->
     (ini.parent / "conf.d").mkdir(exist_ok=True)
     with (ini.parent / "conf.d" / "50.ini").open("w") as file:
         file.write(f"[paths]\ndownload_dir = {roots.get(place, folder)}\nstate_dir = /s\nlog_dir = /l\n")
-    settings = effective(str(ini), environment={}).settings
+    settings = load_effective(str(ini), environment={}).settings
     said = refusal(settings)
     assert said and all("the settings" in line and str(ini.parent) in line for line in said)
 
@@ -175,7 +175,7 @@ def test_each_allowed_root_is_looked_at(value: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["CREDENTIALS_DIRECTORY", "NETRC", "HOME"])
 def test_secrets_that_the_environment_names_are_owned(name: str, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, network={"netrc": True})
-    found = [one.path for one in owned(settings, {name: str(tmp_path / "secret")})]
+    found = [one.path for one in owned_paths(settings, {name: str(tmp_path / "secret")})]
     assert [path for path in found if path.startswith(str(tmp_path / "secret"))]
 
 
@@ -295,7 +295,7 @@ def test_the_check_of_the_settings_tells_it_with_its_line(tmp_path: Path) -> Non
 def test_a_reload_is_refused_whose_root_holds_what_waits_for_a_restart(tmp_path: Path) -> None:
     present = settings_of(tmp_path)
     moved = settings_of(tmp_path, paths={"download_dir": f"{tmp_path}/state_dir", "state_dir": f"{tmp_path}/new"})
-    new, problems = reloaded(present, lambda: moved)
+    new, problems = reload_settings(present, lambda: moved)
     assert new is None
     assert [line for line in problems if f"[paths] state_dir = {tmp_path}/state_dir" in line]
 
@@ -353,7 +353,7 @@ def test_a_job_does_not_write_to_what_dlpool_owns(path: str, shop: Settings) -> 
 def test_nor_after_a_reload_has_told_the_workers(path: str, shop: Settings) -> None:
     frame = decode(encode(config_frame(shop)))
     assert isinstance(frame, ConfigFrame)
-    rules = Confinement(PathSettings(**frame.paths), [Owned(**one) for one in frame.owned])
+    rules = Confinement(PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned])
     with pytest.raises(PolicyRefused, match="keeps for itself"):
         rules.target(path)
 
@@ -366,7 +366,7 @@ def test_a_job_may_write_beside_it(path: str, shop: Settings, tmp_path: Path) ->
 @pytest.mark.parametrize("path", [path for path in OWN if not path.endswith("/")])
 def test_nor_does_a_file_that_the_server_names(path: str, shop: Settings, tmp_path: Path) -> None:
     with pytest.raises(PolicyRefused, match="keeps for itself"):
-        Confinement.of(shop).check_named(tmp_path / path)
+        Confinement.of(shop).check_resolved_name(tmp_path / path)
 
 
 @pytest.mark.parametrize("leads_to", ["etc/conf.d", "state_dir", "upload_dir", "merged_dir", "log_dir"])

@@ -17,12 +17,12 @@ import pytest
 import requests
 
 from dlpool.disk import publish_exclusive
-from dlpool.scan.quarantine import Finding, Quarantine
-from dlpool.scan.suspect import OWNER, Suspect
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import GrowWish, UploadStore, publishing
-from dlpool.web.store.ownership import FOLDER, NO, UNOWNED, YES, Owners, Ownership, parse
-from dlpool.web.store.syncing import UNSYNCED
+from dlpool.scan.quarantine import ScanFinding, Quarantine
+from dlpool.scan.suspect import OWNER_ATTRIBUTE, ScannedFile
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import TusUploadRequest, DiskBackend, publishing
+from dlpool.web.store.ownership import FOLDER, NO, UNOWNED, YES, OwnershipStore, FileOwnership, parse
+from dlpool.web.store.syncing import NO_SYNC
 from tests.uploads import merge, refused, send, store_in
 from tests.web import WebServer
 
@@ -44,16 +44,16 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def publish(store: UploadStore, name: str, owner: str | None, data: bytes = b"abc", **fields: Any) -> None:
+def publish(store: DiskBackend, name: str, owner: str | None, data: bytes = b"abc", **fields: Any) -> None:
     send(store, 0, data, file_id=name, owner=owner)
     merge(store, 1, name, file_id=name, owner=owner, **fields)
 
 
-def can_read(store: UploadStore, path: str, reader: str | None) -> bool:
+def can_read(store: DiskBackend, path: str, reader: str | None) -> bool:
     try:
         os.close(store.open_merged(path, reader))
-    except Refusal as refusal:
-        with pytest.raises(Refusal) as other:
+    except UploadError as refusal:
+        with pytest.raises(UploadError) as other:
             store.open_merged(f"{path[:-1]}~", reader)
         unknown = other.value.text.replace(f"{path[:-1]}~", path)
         assert (refusal.status, refusal.code, refusal.text) == (404, "not_found", unknown)
@@ -61,7 +61,7 @@ def can_read(store: UploadStore, path: str, reader: str | None) -> bool:
     return True
 
 
-def readers(store: UploadStore, path: str) -> list[str | None]:
+def readers(store: DiskBackend, path: str) -> list[str | None]:
     return [one for one in (ANN, BOB, ADMIN) if can_read(store, path, one)]
 
 
@@ -93,8 +93,8 @@ def test_a_file_is_read_by_its_owner_and_who_knows_the_secret(
 
 def test_an_upload_of_tus_has_its_owner_too(kind: str, tmp_path: Path) -> None:
     store = store_in(tmp_path)
-    store.growing.create(GrowWish(ANN, 0, "hers"))
-    store.growing.create(GrowWish(ANN, 0, "shared", is_shared=True))
+    store.tus.create(TusUploadRequest(ANN, 0, "hers"))
+    store.tus.create(TusUploadRequest(ANN, 0, "shared", is_shared=True))
     assert readers(store, "hers") == [ANN, ADMIN] and readers(store, "shared") == [ANN, BOB, ADMIN]
 
 
@@ -123,17 +123,17 @@ def test_a_name_that_another_one_got_keeps_that_ones_owner(
     """Both want the name, with the same size and at the same time; the one that comes later gets a suffix."""
     store = store_in(tmp_path, merge_conflict="suffix")
     send(store, 0, b"bob", file_id="bobs", owner=BOB)
-    has = publishing.Place.has
+    has = publishing.MergeOutput.has
     asked: list[str] = []
 
-    def first(place: publishing.Place, name: str) -> bool:
+    def first(place: publishing.MergeOutput, name: str) -> bool:
         if name == "one" and not asked:
             asked.append(name)  # bob has seen that the name is free; ann gets it before he does
             publish(store, "one", ANN)
             return False
         return has(place, name)
 
-    monkeypatch.setattr(publishing.Place, "has", first)
+    monkeypatch.setattr(publishing.MergeOutput, "has", first)
     merge(store, 1, "one", file_id="bobs", owner=BOB)
     assert asked and (tmp_path / "merged" / "one").read_bytes() == b"abc"
     assert readers(store, "one") == [ANN, ADMIN] and readers(store, "one-1") == [BOB, ADMIN]
@@ -155,11 +155,11 @@ def test_who_is_killed_leaves_no_file_without_its_owner(
     send(store, 0, b"abc", file_id="one", owner=ANN)
     with monkeypatch.context() as patched:
         patched.setattr(publishing, "publish_exclusive", killed)
-        patched.setattr(publishing.Place, "clean_up", lambda _: None)
+        patched.setattr(publishing.MergeOutput, "clean_up", lambda _: None)
         with pytest.raises(Killed):
             merge(store, 1, "one", file_id="one", owner=ANN)
     assert readers(store, "one") == ([] if is_before else [ANN, ADMIN])
-    with suppress(Refusal):
+    with suppress(UploadError):
         merge(store, 1, "one", file_id="one", owner=ANN)
     assert readers(store, "one") == [ANN, ADMIN]
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_noted_is_not_published(tmp_path: Path, monkeypatch: pyte
     send(store, 0, b"abc", file_id="one", owner=ANN)
     monkeypatch.setattr(os, "setxattr", full)
     (tmp_path / "upload" / FOLDER).write_text("no folder")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UploadError) as caught:
         merge(store, 1, "one", file_id="one", owner=ANN)
     assert caught.value.status >= 500 and not (tmp_path / "merged" / "one").exists()
     (tmp_path / "upload" / FOLDER).unlink()
@@ -185,7 +185,7 @@ def test_notes_of_files_that_are_gone_are_removed(kind: str, tmp_path: Path) -> 
     for name in ("stays", "goes"):
         publish(store, name, ANN, name.encode())
     (tmp_path / "merged" / "goes").unlink()
-    owners = Owners(tmp_path / "upload", UNSYNCED)
+    owners = OwnershipStore(tmp_path / "upload", NO_SYNC)
     assert owners.sweep(str(tmp_path / "merged"), time.time() - 3600) == 0
     assert owners.sweep(str(tmp_path / "merged"), time.time() + 60) == (1 if kind == "file" else 0)
     assert readers(store, "stays") == [ANN, ADMIN]
@@ -213,7 +213,7 @@ def test_a_damaged_note_lets_nobody_read(note: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("owner", [ANN, "é" * 255, "\U0001f600" * 255, 'a"b\\c', None])
 def test_a_note_says_again_what_it_was_told(owner: str | None) -> None:
     for is_shared in (True, False):
-        assert parse(Ownership(owner, is_shared).as_bytes()) == Ownership(owner, is_shared)
+        assert parse(FileOwnership(owner, is_shared).as_bytes()) == FileOwnership(owner, is_shared)
 
 
 def test_an_error_of_the_disk_is_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_an_error_of_the_disk_is_no_permission(tmp_path: Path, monkeypatch: pyte
     store = store_in(tmp_path, shared_files=UNOWNED)
     publish(store, "one", ANN)
     monkeypatch.setattr(os, "getxattr", broken)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UploadError) as caught:
         store.open_merged("one", BOB)
     assert caught.value.status >= 500
 
@@ -240,13 +240,13 @@ def test_a_file_that_is_released_from_quarantine_has_its_owner_again(tmp_path: P
     publish(store, "one", ANN)
     path, quarantine = tmp_path / "merged" / "one", Quarantine(tmp_path / "q", 1 << 20)
     try:
-        os.getxattr(path, OWNER)
+        os.getxattr(path, OWNER_ATTRIBUTE)
     except OSError:
         pytest.skip("no extended attributes here")
     descriptor = os.open(path, os.O_RDWR)
     try:
-        found = Finding("Some.Virus", "upload", "one", str(path), ANN, None)
-        item = quarantine.add(Suspect(descriptor, path, 3), found)
+        found = ScanFinding("Some.Virus", "upload", "one", str(path), ANN, None)
+        item = quarantine.add(ScannedFile(descriptor, path, 3), found)
     finally:
         os.close(descriptor)
     assert readers(store, "one") == []

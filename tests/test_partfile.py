@@ -14,8 +14,8 @@ import pytest
 
 from dlpool import disk, errors, filelock
 from dlpool.disk import Space
-from dlpool.syscalls import LEAST_FALLOC
-from dlpool.transfer.partfile import PartFile, Writer
+from dlpool.syscalls import MIN_FALLOC_BYTES
+from dlpool.transfer.partfile import PartFile, PartWriter
 from dlpool.transfer.partopen import MARK
 from dlpool.transfer.room import SPACE_RESERVE
 from tests.fakes import Events
@@ -61,7 +61,7 @@ def open_descriptors() -> int:
 @pytest.mark.parametrize("size", [0, 1, 100])
 def test_it_says_what_it_held_when_it_was_locked(size: int, tmp_path: Path) -> None:
     first = PartFile(tmp_path / "f", sync=False)
-    first.own_writer().write(0, memoryview(b"x" * size))
+    first.locked_writer().write(0, memoryview(b"x" * size))
     assert (first.is_new, first.was_empty, first.length) == (True, True, size)
     first.close()
     second = PartFile(tmp_path / "f", sync=False)
@@ -74,8 +74,8 @@ def test_it_says_what_it_held_when_it_was_locked(size: int, tmp_path: Path) -> N
 
 
 def test_emptied_it_has_no_byte_left(part: PartFile) -> None:
-    part.own_writer().write(0, memoryview(b"abc"))
-    part.empty()
+    part.locked_writer().write(0, memoryview(b"abc"))
+    part.truncate()
     assert part.length == 0
 
 
@@ -108,14 +108,14 @@ def test_only_its_own_name_is_removed(is_replaced: bool, part: PartFile) -> None
 def test_what_became_of_the_name_is_said(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     opened = PartFile(folder / "f", sync=False)
-    opened.check_named()
+    opened.check_ownership()
     opened.path.unlink()
     if kind == "folder":
         folder.rmdir()
     elif kind == "replaced":
         opened.path.write_bytes(b"another's")
     said = "the folder .*out was removed" if kind == "folder" else "another program removed or replaced .*f.part"
-    for step in (opened.check_named, opened.begin_anew, lambda: opened.publish(overwrite=True)):
+    for step in (opened.check_ownership, opened.restart, lambda: opened.publish(overwrite=True)):
         with pytest.raises(errors.LocalFault, match=said):
             step()
     opened.close()
@@ -124,10 +124,10 @@ def test_what_became_of_the_name_is_said(kind: str, tmp_path: Path) -> None:
 
 def test_a_lock_file_that_another_download_took_is_said(no_flock: None, tmp_path: Path) -> None:
     opened = PartFile(tmp_path / "f", sync=False)
-    opened.check_named()
+    opened.check_ownership()
     (tmp_path / "f.part.lock").unlink()
     with pytest.raises(errors.LocalFault, match="another download has taken over its lock file"):
-        opened.check_named()
+        opened.check_ownership()
     opened.close()
 
 
@@ -137,17 +137,17 @@ def test_a_lock_file_that_another_download_took_is_said(no_flock: None, tmp_path
 def test_begun_again_it_is_another_empty_file_of_the_same_name(part: PartFile) -> None:
     part.preallocate(2 * MIB, "falloc")
     late, inode, before = part.writer(), part.inode, open_descriptors()
-    part.begin_anew()
+    part.restart()
     late.write(0, memoryview(b"late"))
     late.close()
     assert part.inode == part.path.stat().st_ino != inode
-    assert (part.length, part.has_blocks, part.is_new) == (0, False, True)
+    assert (part.length, part.is_preallocated, part.is_new) == (0, False, True)
     assert open_descriptors() == before - 1, "that of the late writer"
 
 
 def test_what_a_late_writer_meets_is_no_fault_of_the_new_file(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
     late = part.writer()
-    part.begin_anew()
+    part.restart()
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", failing(errno.EIO))
         with pytest.raises(errors.DiskFailed):
@@ -158,9 +158,9 @@ def test_what_a_late_writer_meets_is_no_fault_of_the_new_file(part: PartFile, mo
 def test_begun_again_it_keeps_its_lock_file(no_flock: None, tmp_path: Path) -> None:
     opened = PartFile(tmp_path / "f", sync=False)
     lock = (tmp_path / "f.part.lock").read_bytes()
-    opened.begin_anew()
+    opened.restart()
     assert (tmp_path / "f.part.lock").read_bytes() == lock
-    opened.check_named()
+    opened.check_ownership()
     opened.close()
     assert os.listdir(tmp_path) == ["f.part"]
 
@@ -176,7 +176,7 @@ def test_only_a_file_passes_on_its_permissions(kind: str, part: PartFile) -> Non
     elif kind == "folder":
         part.target.mkdir(mode=0o700)
     mode = part.path.stat().st_mode
-    part.keep_permissions()
+    part.copy_permissions()
     assert part.path.stat().st_mode == mode
 
 
@@ -184,7 +184,7 @@ def test_only_a_file_passes_on_its_permissions(kind: str, part: PartFile) -> Non
 def test_the_owner_may_use_the_file_until_it_is_published(wanted: int, part: PartFile) -> None:
     part.target.write_bytes(b"old")
     part.target.chmod(wanted)
-    part.keep_permissions()
+    part.copy_permissions()
     assert part.path.stat().st_mode & 0o7777 == wanted | 0o600
     part.publish(overwrite=True)
     assert part.target.stat().st_mode & 0o7777 == wanted
@@ -194,7 +194,7 @@ def test_a_mode_that_is_right_is_not_set(part: PartFile, monkeypatch: pytest.Mon
     part.target.touch()
     part.target.chmod(part.path.stat().st_mode & 0o777)
     monkeypatch.setattr(os, "fchmod", failing(errno.EIO))
-    part.keep_permissions()
+    part.copy_permissions()
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_a_mode_that_cannot_be_set_matters_where_others_would_have_more_rights(
     monkeypatch.setattr(os, "fchmod", failing(number))
     if is_refused:
         with pytest.raises(errors.LocalFault, match="cannot set the permissions"):
-            part.keep_permissions()
+            part.copy_permissions()
     else:
-        part.keep_permissions()
+        part.copy_permissions()
 
 
 def test_an_access_control_list_is_passed_on(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_an_access_control_list_is_passed_on(part: PartFile, monkeypatch: pytest
     part.target.touch()
     monkeypatch.setattr(os, "getxattr", lambda path, asked: b"acl" if (path, asked) == (part.target, name) else b"")
     monkeypatch.setattr(os, "setxattr", lambda _, asked, value: given.append((asked, value)))
-    part.keep_permissions()
+    part.copy_permissions()
     assert given == [(name, b"acl")]
 
 
@@ -240,14 +240,14 @@ def test_only_root_gives_files_away(user: int, owner: int, part: PartFile, monke
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(os, "stat", lambda *_, **__: theirs)
     monkeypatch.setattr(os, "fchown", lambda _, uid, gid: given.append((uid, gid)))
-    part.keep_permissions()
+    part.copy_permissions()
     assert given == [(owner, 2345)]
 
 
 def test_a_file_of_the_same_owner_is_not_given_away(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
     part.target.touch()
     monkeypatch.setattr(os, "fchown", failing(errno.EIO))
-    part.keep_permissions()
+    part.copy_permissions()
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_what_a_file_system_cannot_keep_is_left_out(
     monkeypatch.setattr(os, call, failing(number))
 
     def step() -> None:
-        part.keep_permissions() if call == "fchown" else part.set_modified(1e9)
+        part.copy_permissions() if call == "fchown" else part.set_modified(1e9)
 
     if is_raised:
         with pytest.raises(errors.LocalFault):
@@ -290,14 +290,14 @@ def test_the_time_is_that_of_the_remote_file(part: PartFile) -> None:
         ("falloc", 2 * MIB, 2 * MIB, True),
         ("falloc", 1, 1, True),
         ("falloc", 0, 0, False),
-        ("auto", LEAST_FALLOC, 0, False),
+        ("auto", MIN_FALLOC_BYTES, 0, False),
     ],
 )
 def test_a_file_gets_its_length_as_asked(how: str, size: int, length: int, has_blocks: bool, part: PartFile) -> None:
-    assert not part.has_blocks
+    assert not part.is_preallocated
     part.preallocate(size, how)
     status = part.path.stat()
-    assert (status.st_size, part.has_blocks) == (length, has_blocks)
+    assert (status.st_size, part.is_preallocated) == (length, has_blocks)
     assert (status.st_blocks * 512 >= length > 0) == has_blocks
 
 
@@ -324,8 +324,8 @@ ENOUGH = 10 * MIB + SPACE_RESERVE
         (10 * MIB, 4 * MIB, ENOUGH - 4 * MIB - 1, ENOUGH, errors.NoRoom),
         (10 * MIB, 10 * MIB, 0, ENOUGH, None),
         (10 * MIB, 12 * MIB, 0, 1, None),
-        (LEAST_FALLOC, 0, 0, 100 * MIB, errors.NoRoom),
-        (LEAST_FALLOC - 1, 0, 0, 0, None),
+        (MIN_FALLOC_BYTES, 0, 0, 100 * MIB, errors.NoRoom),
+        (MIN_FALLOC_BYTES - 1, 0, 0, 0, None),
     ],
 )
 def test_a_file_is_begun_if_what_is_missing_and_a_reserve_are_free(
@@ -338,7 +338,7 @@ def test_a_file_is_begun_if_what_is_missing_and_a_reserve_are_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if allocated:
-        os.posix_fallocate(part.own_writer()._descriptor, 0, allocated)
+        os.posix_fallocate(part.locked_writer()._descriptor, 0, allocated)
         assert part.path.stat().st_blocks * 512 == allocated
     monkeypatch.setattr(disk, "known_space", lambda _: Space(usable, free))
     if expected is None:
@@ -367,13 +367,13 @@ def test_written_bytes_are_forced_to_disk_if_that_is_asked(
     opened = PartFile(tmp_path / "f", sync=sync)
     monkeypatch.setattr(os, "fdatasync", synced.append)
     opened.sync_data()
-    assert synced == [opened.own_writer()._descriptor] * sync
+    assert synced == [opened.locked_writer()._descriptor] * sync
     opened.close()
 
 
 def test_asking_for_delayed_errors_leaves_no_descriptor(part: PartFile) -> None:
     before = open_descriptors()
-    part.check_close()
+    part.report_delayed_errors()
     assert open_descriptors() == before
 
 
@@ -381,7 +381,7 @@ def test_asking_for_delayed_errors_leaves_no_descriptor(part: PartFile) -> None:
 def test_a_delayed_error_is_told(call: str, part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed, match=r"cannot close .*f\.part"):
         patch.setattr(os, call, failing(errno.EIO))
-        part.check_close()
+        part.report_delayed_errors()
 
 
 def test_all_writers_are_closed_and_the_first_error_is_told(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +422,7 @@ def test_without_proc_a_writer_has_the_file_by_its_name_or_shares_the_descriptor
     name: str, part: PartFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors()
-    own = part.own_writer()
+    own = part.locked_writer()
     own.write(0, memoryview(b"0123456789"))
     monkeypatch.setattr(os, "open", failing(errno.ENOENT, when=is_below_proc, real=os.open))
     if name in ("removed", "another's"):
@@ -457,7 +457,7 @@ def test_without_proc_a_writer_has_the_file_by_its_name_or_shares_the_descriptor
 )
 def test_bytes_go_where_they_belong(steps: list[tuple[int, bytes]], part: PartFile) -> None:
     expected = bytearray(20)
-    part.own_writer().write(0, memoryview(bytes(20)))
+    part.locked_writer().write(0, memoryview(bytes(20)))
     writer = part.writer()
     for position, data in steps:
         writer.write(position, memoryview(data))
@@ -493,20 +493,20 @@ def test_an_empty_write_after_the_end_is_no_error(part: PartFile) -> None:
 
 
 def test_a_writer_on_the_owners_descriptor_leaves_it_open(part: PartFile) -> None:
-    part.own_writer().close()
-    part.own_writer().write(0, memoryview(b"abc"))
+    part.locked_writer().close()
+    part.locked_writer().write(0, memoryview(b"abc"))
     assert part.length == 3
 
 
 def test_a_writer_closes_once_and_repeats_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
     monkeypatch.setattr(os, "close", closed.append)
-    writer = Writer(0, Path("f.part"))
+    writer = PartWriter(0, Path("f.part"))
     writer.close()
     writer.close()
     assert closed == [0]
     monkeypatch.setattr(os, "close", failing(errno.EIO))
-    writer = Writer(0, Path("f.part"))
+    writer = PartWriter(0, Path("f.part"))
     for _ in range(2):
         with pytest.raises(errors.DiskFailed, match=r"cannot write f\.part"):
             writer.close()

@@ -81,8 +81,8 @@ def test_a_part_file_is_created_locked_and_known_as_ours(
         assert files(target.parent) == sorted(["f.part", *lock, *marks])
         with pytest.raises(errors.Locked, match=r"another download is writing to .*/f"):
             PartFile(target, sync=False)
-        part.begin_anew()
-        part.check_named()
+        part.restart()
+        part.check_ownership()
         assert (part.is_new, part.is_marked, part.has_lock_file) == (True, "marks" not in what, not has_flock)
         with pytest.raises(errors.Locked):
             PartFile(target, sync=False)
@@ -150,7 +150,7 @@ def test_what_is_no_regular_file_is_refused(kind: str, leaves_no_descriptor: Non
 def left(folder: Path, content: bytes = b"ours") -> Path:
     """Leave a part file of ours."""
     part = PartFile(folder / "f", sync=False)
-    part.own_writer().write(0, memoryview(content))
+    part.locked_writer().write(0, memoryview(content))
     part.close()
     return folder / "f.part"
 
@@ -272,7 +272,7 @@ def test_a_part_file_that_was_replaced_before_the_lock_is_opened_again(
     monkeypatch.setattr(partopen, "FileLock", lock)
     part = PartFile(tmp_path / "f", sync=False)
     assert part.path.read_bytes() == b"new"
-    part.check_named()
+    part.check_ownership()
     part.close()
     assert files(tmp_path) == ["f.part", "next"]
 
@@ -288,7 +288,7 @@ def test_a_file_that_is_created_meanwhile_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "f.part"
-    real_reserve, real_mark = StateFile.reserve, partopen._mark
+    real_reserve, real_mark = StateFile.write_placeholder, partopen._mark
 
     def create() -> None:
         if not path.exists():
@@ -333,7 +333,7 @@ def test_a_link_that_was_made_and_reported_as_failed_is_made(
 
     monkeypatch.setattr(os, "link", link)
     part = PartFile(tmp_path / "f", sync=False)
-    part.check_named()
+    part.check_ownership()
     assert (part.is_new, part.is_marked, files(tmp_path)) == (True, True, ["f.part"])
     part.close()
 
@@ -366,7 +366,7 @@ def test_a_restart_that_loses_its_name_to_another_download_is_locked_out(
 
     with monkeypatch.context() as patch, pytest.raises(errors.Locked, match="another download is writing to"):
         patch.setattr(disk, "remove", remove)
-        part.begin_anew()
+        part.restart()
     part.close()
     assert (tmp_path / "f.part").read_bytes() == b"another's"
 
@@ -381,7 +381,7 @@ def test_a_restart_that_fails_keeps_the_lock_file_that_is_held(
     part = PartFile(tmp_path / "f", sync=False)
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
         patch.setattr(partopen, "_mark", failing(errno.EIO))
-        part.begin_anew()
+        part.restart()
     assert "f.part.lock" in files(tmp_path)
     part.close()
     assert "f.part.lock" not in files(tmp_path)

@@ -14,19 +14,19 @@ import pytest
 from dlpool import disk, errors
 from dlpool.transfer import names
 from dlpool.transfer import place as places
-from dlpool.transfer.board import Snapshot
+from dlpool.transfer.board import ChunkSnapshot
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.mark import has_mark, set_mark
 from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.partopen import MARK
-from dlpool.transfer.place import AlreadyThere, Place
-from dlpool.transfer.remote import Resource
-from dlpool.transfer.state import Publishing, SavedState, StateFile
+from dlpool.transfer.place import TargetPresent, FileOutput
+from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.state import PublishRecord, SavedState, StateFile
 
 URL = "http://h/f"
-RESOURCE = Resource(size=100, etag='"v"')
-NO_VALIDATOR = Resource(size=100)
+RESOURCE = RemoteResource(size=100, etag='"v"')
+NO_VALIDATOR = RemoteResource(size=100)
 SHA256 = Checksum("sha256", "0" * 64)
 
 
@@ -41,27 +41,27 @@ class Made:
         self.folder = folder
         self.events: list[tuple[str, dict[str, object]]] = []
 
-    def __call__(self, name: str = "f", *, url: str = URL, **options: Any) -> Place:
+    def __call__(self, name: str = "f", *, url: str = URL, **options: Any) -> FileOutput:
         claim = CLAIM if options.get("id") else None
         asked = {key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
         job = Job(url, self.folder / name, claim=claim, **asked)
         given: dict[str, Any] = {"if_exists": "overwrite", "resume": True, "sync": False} | options
-        return Place(job, job.target, notify=self._note, **given)
+        return FileOutput(job, job.target, notify=self._note, **given)
 
     def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
         """Leave a download of 100 bytes that was stopped after 40."""
         resource = options.pop("resource", RESOURCE)
         place = self(name, **options)
-        place.begin_state(resource)
+        place.enable_checkpoints(resource)
         if length:
-            place.part.own_writer().write(0, memoryview(b"x" * length))
-        place.checkpoint(Snapshot(chunks or [Chunk(0, 100, 40, 40)], 40))
+            place.part.locked_writer().write(0, memoryview(b"x" * length))
+        place.checkpoint(ChunkSnapshot(chunks or [Chunk(0, 100, 40, 40)], 40))
         place.close()
 
-    def published(self, record: Publishing, name: str = "f", url: str = URL) -> None:
+    def published(self, record: PublishRecord, name: str = "f", url: str = URL) -> None:
         """Leave the state of a download that was killed while it was published."""
-        state = SavedState.published(Job(url, self.folder / name), RESOURCE, record, "2026-01-01T00:00:00Z")
-        StateFile.of(self.folder / name, sync=False).commit(state)
+        state = SavedState.for_published(Job(url, self.folder / name), RESOURCE, record, "2026-01-01T00:00:00Z")
+        StateFile.for_target(self.folder / name, sync=False).commit(state)
 
     @property
     def files(self) -> list[str]:
@@ -102,7 +102,7 @@ def open_descriptors() -> int:
 
 def test_a_new_download_has_nothing(made: Made) -> None:
     place = made()
-    found = (place.saved, place.predecessor, place.has_other_query, place.is_broken, place.leaves_state)
+    found = (place.saved, place.unverifiable, place.has_other_query, place.has_failed, place.has_state)
     assert found == (None, None, False, False, False)
     assert made.events == []
     place.close()
@@ -116,9 +116,9 @@ def test_an_earlier_run_of_the_same_resource_is_continued(url: str, has_other_qu
     made.begun()
     place = made(url=url)
     assert place.saved is not None
-    assert [tuple(span) for span in place.saved.missing] == [(40, 100)]
+    assert [tuple(span) for span in place.saved.missing_spans] == [(40, 100)]
     assert (place.has_other_query, place.part.length, made.events) == (has_other_query, 40, [])
-    assert place.leaves_state
+    assert place.has_state
     place.close()
     assert made.files == ["f.part", "f.part.meta"]
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Mad
     elif kind == "no state":
         state.unlink()
     place = made(resume=kind != "no resume")
-    assert (place.saved, place.part.length, place.leaves_state) == (None, 0, False)
+    assert (place.saved, place.part.length, place.has_state) == (None, 0, False)
     target = str(made.folder / "f")
     said = [] if reason is None else [("state_unusable", {"reason": reason, "path": target})]
     assert made.events == said
@@ -183,17 +183,17 @@ def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Mad
     ],
 )
 def test_bytes_that_nothing_can_prove_are_kept_until_there_is_an_answer(
-    resource: Resource, checksum: Checksum | None, is_used: bool, made: Made
+    resource: RemoteResource, checksum: Checksum | None, is_used: bool, made: Made
 ) -> None:
     made.begun(resource=resource, checksum=checksum)
     place = made(checksum=checksum)
     assert (place.saved is not None) is is_used
-    assert (place.predecessor is None) is is_used
+    assert (place.unverifiable is None) is is_used
     assert place.part.length == 40
-    place.forget_predecessor()
+    place.drop_unverifiable()
     assert place.part.length == (40 if is_used else 0)
-    assert place.predecessor is None
-    assert place.leaves_state is is_used
+    assert place.unverifiable is None
+    assert place.has_state is is_used
     place.close()
     assert made.files == (["f.part", "f.part.meta"] if is_used else [])
 
@@ -208,8 +208,8 @@ def test_a_predecessor_stays_on_disk_if_there_is_no_answer(made: Made) -> None:
 @pytest.mark.parametrize("is_complete", [True, False])
 def test_a_part_file_that_was_about_to_be_published_is_the_one_that_is_recorded(is_complete: bool, made: Made) -> None:
     part = PartFile(made.folder / "f", sync=False)
-    part.own_writer().write(0, memoryview(b"x" * 100))
-    made.published(Publishing(part.inode + (not is_complete), 100))
+    part.locked_writer().write(0, memoryview(b"x" * 100))
+    made.published(PublishRecord(part.inode + (not is_complete), 100))
     part.close()
     place = made()
     assert (place.saved is not None) is is_complete
@@ -221,8 +221,8 @@ def test_a_part_file_that_was_about_to_be_published_is_the_one_that_is_recorded(
 @pytest.mark.parametrize("length", [99, 100])
 def test_a_part_file_that_was_about_to_be_published_has_the_recorded_size(length: int, made: Made) -> None:
     part = PartFile(made.folder / "f", sync=False)
-    part.own_writer().write(0, memoryview(b"x" * length))
-    made.published(Publishing(part.inode, 100))
+    part.locked_writer().write(0, memoryview(b"x" * length))
+    made.published(PublishRecord(part.inode, 100))
     part.close()
     place = made()
     assert (place.saved is not None) is (length == 100)
@@ -290,9 +290,9 @@ def test_without_a_mark_a_placeholder_says_whose_the_part_file_is(
     place = made()
     assert not place.part.is_marked
     assert made.files == ["f.part", "f.part.meta"]
-    place.begin_state(RESOURCE)
-    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
-    place.begin_anew("changed") if step == "begin_anew" else place.discard()
+    place.enable_checkpoints(RESOURCE)
+    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
+    place.restart("changed") if step == "begin_anew" else place.discard()
     assert b"placeholder" in (made.folder / "f.part.meta").read_bytes()
     place.close()
     assert made.files == []
@@ -316,7 +316,7 @@ def test_what_is_another_downloads_by_now_is_not_discarded(made: Made) -> None:
     (made.folder / "f.part").write_bytes(b"another's")
     place.discard()
     with pytest.raises(errors.LocalFault):
-        place.begin_anew("changed")
+        place.restart("changed")
     assert made.files == ["f.part", "f.part.meta"]
     place.close()
     assert made.files == ["f.part", "f.part.meta"]
@@ -342,8 +342,8 @@ def test_begun_again_nothing_is_left_of_before(if_exists: str, made: Made) -> No
     (made.folder / "f").touch()
     (made.folder / "f").chmod(0o600)
     inode = place.part.inode
-    place.begin_anew("the remote file has changed")
-    assert (place.saved, place.predecessor, place.part.length, place.leaves_state) == (None, None, 0, False)
+    place.restart("the remote file has changed")
+    assert (place.saved, place.unverifiable, place.part.length, place.has_state) == (None, None, 0, False)
     assert place.part.inode != inode
     has_mode = (made.folder / "f.part").stat().st_mode & 0o777 == 0o600
     assert has_mode is (if_exists == "overwrite")
@@ -356,20 +356,20 @@ def test_begun_again_nothing_is_left_of_before(if_exists: str, made: Made) -> No
 def test_begun_again_the_predecessor_is_forgotten(made: Made) -> None:
     made.begun(resource=NO_VALIDATOR)
     place = made()
-    place.begin_anew("changed")
-    assert place.predecessor is None
+    place.restart("changed")
+    assert place.unverifiable is None
     place.close()
 
 
 def test_after_a_restart_the_state_is_of_the_new_version(made: Made) -> None:
     made.begun()
     place = made()
-    place.begin_state(RESOURCE)
-    place.checkpoint(Snapshot([Chunk(0, 100, 40, 40)], 40))
-    place.begin_anew("changed")
-    place.begin_state(Resource(size=50, etag='"w"'))
-    place.part.own_writer().write(0, memoryview(b"y" * 10))
-    place.checkpoint(Snapshot([Chunk(0, 50, 10, 10)], 10))
+    place.enable_checkpoints(RESOURCE)
+    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
+    place.restart("changed")
+    place.enable_checkpoints(RemoteResource(size=50, etag='"w"'))
+    place.part.locked_writer().write(0, memoryview(b"y" * 10))
+    place.checkpoint(ChunkSnapshot([Chunk(0, 50, 10, 10)], 10))
     place.close()
     again = made()
     assert again.saved is not None
@@ -383,14 +383,14 @@ def test_after_a_restart_the_state_is_of_the_new_version(made: Made) -> None:
 def test_a_checkpoint_says_what_is_on_disk(made: Made) -> None:
     made.begun()
     place = made(url=f"{URL}?sign=2")
-    place.begin_state(RESOURCE)
-    place.part.own_writer().write(40, memoryview(b"y" * 20))
+    place.enable_checkpoints(RESOURCE)
+    place.part.locked_writer().write(40, memoryview(b"y" * 20))
     for position in (50, 60):
-        place.checkpoint(Snapshot([Chunk(0, 100, position, position)], position), errors.ShortBody("it was cut"))
+        place.checkpoint(ChunkSnapshot([Chunk(0, 100, position, position)], position), errors.ShortBody("it was cut"))
     place.close()
     again = made(url=f"{URL}?sign=2")
     assert again.saved is not None
-    assert [tuple(span) for span in again.saved.missing] == [(60, 100)]
+    assert [tuple(span) for span in again.saved.missing_spans] == [(60, 100)]
     assert (again.saved.attempts, again.saved.last_error) == (2, "short_body: it was cut")
     assert not again.has_other_query, "the last one that was used"
     again.close()
@@ -404,7 +404,7 @@ def test_a_checkpoint_says_what_is_on_disk(made: Made) -> None:
 def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     place = made(sync=True)
-    place.begin_state(RESOURCE)
+    place.enable_checkpoints(RESOURCE)
     monkeypatch.setattr(os, "fdatasync", lambda _: order.append("data"))
     real = disk.atomic_write
 
@@ -413,7 +413,7 @@ def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Made, monkeypat
         real(*arguments, **options)
 
     monkeypatch.setattr(disk, "atomic_write", write)
-    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
+    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
     assert order == ["data", "state, sync True"]
     place.close()
 
@@ -423,10 +423,10 @@ def test_after_a_failed_sync_or_commit_the_output_is_broken(
     step: str, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = made(sync=True)
-    place.begin_state(RESOURCE)
-    place.checkpoint(Snapshot([Chunk(0, 100, 0, 0)], 0))
-    assert not place.is_broken
-    snapshot = Snapshot([Chunk(0, 100, 0, 0)], 0)
+    place.enable_checkpoints(RESOURCE)
+    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
+    assert not place.has_failed
+    snapshot = ChunkSnapshot([Chunk(0, 100, 0, 0)], 0)
     steps: dict[str, Callable[[], None]] = {
         "checkpoint": lambda: place.checkpoint(snapshot),
         "prepare": lambda: place.prepare(RESOURCE, remote_time=False),
@@ -435,7 +435,7 @@ def test_after_a_failed_sync_or_commit_the_output_is_broken(
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
         patch.setattr(os, "fdatasync" if step != "publish" else "fsync", failing())
         steps[step]()
-    assert place.is_broken
+    assert place.has_failed
     place.close()
 
 
@@ -452,7 +452,7 @@ def test_before_it_is_published_a_file_is_complete_on_disk(
     for name in ("close_writers", "keep_permissions", "sync_data", "check_close"):
         monkeypatch.setattr(place.part, name, lambda name=name: order.append(name))
     monkeypatch.setattr(place.part, "set_modified", order.append)
-    place.prepare(Resource(size=1, last_modified=modified), remote_time=remote_time)
+    place.prepare(RemoteResource(size=1, last_modified=modified), remote_time=remote_time)
     permissions = ["keep_permissions"] if if_exists == "overwrite" else []
     time = [1727776800.0] if remote_time and modified else []
     assert order == ["close_writers", *permissions, *time, "sync_data", "check_close"]
@@ -463,15 +463,15 @@ class Killed(BaseException):
     """The end of a process."""
 
 
-DONE = Snapshot([Chunk(0, 100, 100, 100)], 100)
+DONE = ChunkSnapshot([Chunk(0, 100, 100, 100)], 100)
 
 
-def complete(made: Made, *, has_state: bool, **options: Any) -> Place:
+def complete(made: Made, *, has_state: bool, **options: Any) -> FileOutput:
     place = made(**options)
-    place.begin_state(RESOURCE)
-    place.part.own_writer().write(0, memoryview(b"x" * 100))
+    place.enable_checkpoints(RESOURCE)
+    place.part.locked_writer().write(0, memoryview(b"x" * 100))
     if has_state:
-        place.checkpoint(Snapshot([Chunk(0, 100, 40, 40)], 40))
+        place.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
     return place
 
 
@@ -487,10 +487,10 @@ def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
         monkeypatch.setattr(place.part, "mark", lambda _: False)
     with pytest.raises(Killed):
         place.publish(RESOURCE, DONE)
-    saved = StateFile.of(made.folder / "f", sync=False).load()
+    saved = StateFile.for_target(made.folder / "f", sync=False).load()
     is_in_state = has_state or (job is not None and not can_mark)
     claim = (7, CLAIM) if job else (None, None)
-    expected = Publishing(place.part.inode, 100, job, *claim) if is_in_state else None
+    expected = PublishRecord(place.part.inode, 100, job, *claim) if is_in_state else None
     assert (saved.publishing if saved else None) == expected
     assert has_mark(made.folder / "f.part", OF_QUEUE) is (job is not None and can_mark and not has_state)
     place.part.close()
@@ -512,7 +512,7 @@ def test_a_state_stays_after_publishing_only_for_the_job_of_a_queue(
     place.publish(RESOURCE, DONE)
     place.close()
     assert made.files == ["f", "f.part.meta"] if job and has_state else ["f"]
-    assert place.leaves_state is bool(job and has_state)
+    assert place.has_state is bool(job and has_state)
     assert has_mark(made.folder / "f", OF_QUEUE) is (job is not None and not has_state)
 
 
@@ -553,7 +553,7 @@ def test_a_placeholder_goes_when_the_file_is_published(made: Made, monkeypatch: 
     ("if_exists", "files", "raised"),
     [
         ("overwrite", ["f"], None),
-        ("skip", ["f"], AlreadyThere),
+        ("skip", ["f"], TargetPresent),
         ("fail", ["f", "f.part", "f.part.meta"], errors.TargetExists),
         ("rename", ["f", "f.1"], None),
     ],
@@ -586,9 +586,9 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
         (made.folder / "f").write_bytes(b"mine")
         (made.folder / "f").chmod(0o600)
     if exists and if_exists in ("skip", "fail"):
-        with pytest.raises(AlreadyThere if if_exists == "skip" else errors.TargetExists) as caught:
+        with pytest.raises(TargetPresent if if_exists == "skip" else errors.TargetExists) as caught:
             made(if_exists=if_exists)
-        if isinstance(caught.value, AlreadyThere):
+        if isinstance(caught.value, TargetPresent):
             assert (caught.value.path, caught.value.is_published) == (made.folder / "f", False)
             assert str(caught.value) == str(made.folder / "f")
         assert made.files == ["f"]
@@ -705,7 +705,7 @@ def killed_after_publishing(made: Made, name: str, content: bytes = b"x" * 100, 
     (made.folder / name).write_bytes(content)
     status = (made.folder / name).stat()
     url = record.pop("url", URL)
-    made.published(replace(Publishing(status.st_ino, status.st_size), **record), url=url)
+    made.published(replace(PublishRecord(status.st_ino, status.st_size), **record), url=url)
 
 
 @pytest.mark.parametrize("if_exists", ["overwrite", "skip", "fail", "rename"])
@@ -717,7 +717,7 @@ def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, 
         (made.folder / "f").write_bytes(b"mine")
     killed_after_publishing(made, name)
     os.link(made.folder / name, made.folder / "f.part")  # as where it was published by a link
-    with pytest.raises(AlreadyThere) as caught:
+    with pytest.raises(TargetPresent) as caught:
         made(if_exists=if_exists)
     assert (caught.value.path, caught.value.is_published) == (made.folder / name, True)
     assert made.files == sorted({"f", name})
@@ -744,12 +744,12 @@ def test_only_what_the_record_names_was_published(
 ) -> None:
     killed_after_publishing(made, "f", **changes)
     if is_found:
-        with pytest.raises(AlreadyThere) as caught:
+        with pytest.raises(TargetPresent) as caught:
             made(if_exists="skip", id=job)
         assert caught.value.is_published
         assert made.files == (["f", "f.part.meta"] if job else ["f"]), "the state of a queue's job stays"
         return
-    with pytest.raises(AlreadyThere) as caught:
+    with pytest.raises(TargetPresent) as caught:
         made(if_exists="skip", id=job)
     assert not caught.value.is_published
     assert made.files == ["f", "f.part.meta"]
@@ -758,7 +758,7 @@ def test_only_what_the_record_names_was_published(
 def test_another_file_that_has_the_name_of_the_part_file_stays(made: Made) -> None:
     killed_after_publishing(made, "f")
     (made.folder / "f.part").write_bytes(b"precious")
-    with pytest.raises(AlreadyThere):
+    with pytest.raises(TargetPresent):
         made()
     assert made.files == ["f", "f.part"]
 
@@ -768,7 +768,7 @@ def test_the_name_of_a_killed_run_is_made_durable(sync: bool, made: Made, monkey
     killed_after_publishing(made, "f")
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
-    with pytest.raises(AlreadyThere):
+    with pytest.raises(TargetPresent):
         made(sync=sync)
     assert (made.folder.stat().st_ino in synced) is sync
 
@@ -782,7 +782,7 @@ def test_a_file_with_the_mark_of_the_job_was_published_for_it(
     with open(made.folder / "f", "wb") as file:
         assert set_mark(file.fileno(), OF_QUEUE)
     if is_found:
-        with pytest.raises(AlreadyThere) as caught:
+        with pytest.raises(TargetPresent) as caught:
             made(id=job, resume=resume)
         assert caught.value.is_published
     else:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.config import NetworkSettings
-from dlpool.config.web import networks
+from dlpool.config.web import parse_networks
 from dlpool.errors import PolicyRefused
-from dlpool.transfer.policy import check_address, headers_for, origin
-from dlpool.transfer.urls import check_literal
+from dlpool.transfer.policy import check_address, headers_for_origin, origin
+from dlpool.transfer.urls import check_proxied_host
 
 METADATA = [
     "169.254.169.254",
@@ -178,7 +178,7 @@ def test_an_address_within_an_ipv6_one_is_judged_alike(address: ipaddress.IPv4Ad
 
 def is_refused(address: str, policy: str, allow: str = "") -> bool:
     try:
-        check_address(address, policy, networks(allow))
+        check_address(address, policy, parse_networks(allow))
     except PolicyRefused:
         return True
     return False
@@ -267,10 +267,10 @@ PROXIED = [
 def test_behind_a_proxy_the_address_in_a_url_counts(url: str) -> None:
     settings = NetworkSettings(network="public-only")
     with pytest.raises(PolicyRefused):
-        check_literal(url, settings)
-    check_literal(url, replace(settings, network="any"))
-    check_literal(url, replace(settings, network_allow="127.0.0.0/8, 10.0.0.0/8, fec0::/10, 0.0.0.0"))
-    check_literal("http://example.org/", settings)
+        check_proxied_host(url, settings)
+    check_proxied_host(url, replace(settings, network="any"))
+    check_proxied_host(url, replace(settings, network_allow="127.0.0.0/8, 10.0.0.0/8, fec0::/10, 0.0.0.0"))
+    check_proxied_host("http://example.org/", settings)
 
 
 # --- origins and headers ---
@@ -314,12 +314,12 @@ HEADERS = {
 
 
 def test_all_headers_go_to_the_origin_they_were_meant_for() -> None:
-    assert headers_for("http://host:80/other", "http://host/file", HEADERS) == HEADERS
+    assert headers_for_origin("http://host:80/other", "http://host/file", HEADERS) == HEADERS
 
 
 @pytest.mark.parametrize("url", ["http://other/file", "https://host/file", "http://host:8080/file"])
 def test_only_harmless_headers_go_to_another_origin(url: str) -> None:
-    sent = headers_for(url, "http://host/file", HEADERS)
+    sent = headers_for_origin(url, "http://host/file", HEADERS)
     assert set(sent) == {"ACCEPT", "User-Agent", "accept-language", "Cache-Control", "Pragma"}
     assert "secret" not in sent.values()
 

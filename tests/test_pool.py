@@ -13,10 +13,10 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import InternalError
-from dlpool.service.dealing import HEALTHY_S, RESPAWN_MAX_S, Respawn, Seat, Waiting, deal, slots_of
-from dlpool.service.handle import MAX_STACKS, Handle, forget_old_stacks
-from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkersFail
-from dlpool.service.wire.channel import Channel
+from dlpool.service.dealing import HEALTHY_S, RESPAWN_MAX_S, RespawnBackoff, WorkerSlots, WaitingJob, assign, slots_of
+from dlpool.service.handle import MAX_STACKS, WorkerHandle, remove_old_stacks
+from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkerStartFailed
+from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import (
     CancelFrame,
     EndedFrame,
@@ -76,20 +76,20 @@ class Pooled(Bench):
             seconds -= FROZEN_S
             self.pool._look_for_hung(self.clock.now)
         self.clock.now += seconds
-        self.pool.tend(suspects, lambda handle, how: self.died.append((handle.pid, how)))
+        self.pool.reconcile(suspects, lambda handle, how: self.died.append((handle.pid, how)))
 
-    def up(self) -> list[Handle]:
+    def up(self) -> list[WorkerHandle]:
         """The workers that were started say hello."""
         for handle in self.pool.workers.values():
             if not handle.is_ready:
-                self.pool.came_up(handle)
-            handle.heard = self.clock.now
+                self.pool.mark_ready(handle)
+            handle.last_heard_at = self.clock.now
         return list(self.pool.workers.values())
 
-    def end(self, handle: Handle, code: int = -9) -> None:
+    def end(self, handle: WorkerHandle, code: int = -9) -> None:
         """The process of a worker ends."""
         handle.process.exitcode = code  # type: ignore[misc]
-        handle.note_end()
+        handle.mark_exited()
 
 
 @pytest.fixture
@@ -129,11 +129,11 @@ def test_a_worker_is_a_daemon_that_knows_its_parent_and_its_slots(bench: Pooled)
     assert one.daemon and one.target is worker_module.main
     assert one.arguments[1] == os.getpid() and one.arguments[2]["slots"] == 2
     handle = bench.pool.workers[one.pid]
-    assert not handle.is_alone and not handle.is_ready and bench.pool.capacity() == 0
+    assert not handle.is_quarantine and not handle.is_ready and bench.pool.capacity() == 0
     keys = {key.fd: key.data for key in bench.selector.get_map().values()}
     assert keys[handle.channel.fileno()] is handle
     keys[one.sentinel]()
-    assert handle.has_ended
+    assert handle.has_exited
 
 
 def test_each_worker_is_told_its_cpu_by_those_of_the_others(bench: Pooled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_capacity_counts_ordinary_workers_that_are_up_and_stay(bench: Pooled) ->
     workers = [bench.worker(2) for _ in range(5)]
     workers[1].handle.is_ready = False
     workers[2].handle.is_retiring = True
-    workers[3].handle.killed_for = "x"
+    workers[3].handle.kill_reason = "x"
     bench.worker(1, is_alone=True)
     assert bench.pool.capacity() == 4
 
@@ -204,7 +204,7 @@ def test_a_worker_that_was_retired_and_ends_is_no_failure(bench: Pooled) -> None
     for handle in list(bench.pool.workers.values())[:2]:
         bench.end(handle, 0)
     bench.tend()
-    assert bench.pool._respawn == Respawn()
+    assert bench.pool._respawn == RespawnBackoff()
     assert [(line.level, line.fields["running"]) for line in bench.lines.named("worker_ended")] == [("info", 0)] * 2
     assert bench.value("dlpool_worker_exits_total", how="ended") == 2
 
@@ -228,7 +228,7 @@ def test_a_service_whose_workers_never_come_up_fails(bench: Pooled, has_come_up:
         bench.end(handle, 3)
         stacks_file(bench.folder, handle.pid).write_text("the cause\nmore\n")
         if number == 2 and not has_come_up:
-            with pytest.raises(WorkersFail, match=r"exit code 3: the cause$"):
+            with pytest.raises(WorkerStartFailed, match=r"exit code 3: the cause$"):
                 bench.tend(1.0)
             return
         bench.tend(1.0)
@@ -249,18 +249,18 @@ def test_a_start_that_is_refused_is_tried_again(
     else:
         bench.pool.workers.clear()
         Spawned.refused = OSError(11, "Resource temporarily unavailable")
-    pairs: list[tuple[Channel, socket.socket]] = []
-    pair = Channel.pair
+    pairs: list[tuple[FrameChannel, socket.socket]] = []
+    pair = FrameChannel.pair
 
-    def noted() -> tuple[Channel, socket.socket]:
+    def noted() -> tuple[FrameChannel, socket.socket]:
         pairs.append(pair())
         return pairs[-1]
 
-    monkeypatch.setattr(Channel, "pair", noted)
+    monkeypatch.setattr(FrameChannel, "pair", noted)
     for number in range(5):
         bench.lines.kept.clear()
         if number == 2 and not has_come_up:
-            with pytest.raises(WorkersFail, match="Resource temporarily unavailable"):
+            with pytest.raises(WorkerStartFailed, match="Resource temporarily unavailable"):
                 bench.tend(RESPAWN_MAX_S)
             return
         bench.tend(RESPAWN_MAX_S)
@@ -278,7 +278,7 @@ def test_a_refused_start_beside_a_worker_that_is_yet_to_come_up_is_no_end(bench:
     for _ in range(5):
         bench.tend(RESPAWN_MAX_S / 2)
         for handle in bench.pool.workers.values():
-            handle.heard = bench.clock.now
+            handle.last_heard_at = bench.clock.now
     assert len(bench.pool.workers) == 1
 
 
@@ -287,7 +287,7 @@ def test_a_refused_start_beside_a_worker_that_is_yet_to_come_up_is_no_end(bench:
 
 def test_suspect_jobs_get_workers_of_their_own_while_there_are_some(bench: Pooled) -> None:
     bench.tend(suspects=5)
-    alone = [handle for handle in bench.pool.workers.values() if handle.is_alone]
+    alone = [handle for handle in bench.pool.workers.values() if handle.is_quarantine]
     assert [handle.slots for handle in alone] == [1, 1] and len(bench.pool.workers) == 4
     bench.tend(suspects=5)
     assert len(bench.pool.workers) == 4
@@ -307,7 +307,7 @@ def test_a_worker_for_suspects_takes_no_ordinary_workers_place(bench: Pooled) ->
     bench.worker(2, is_alone=True)
     bench.worker(1, is_alone=True)
     bench.tend(suspects=2)
-    assert sorted((handle.slots, handle.is_alone) for handle in bench.pool.workers.values()) == [
+    assert sorted((handle.slots, handle.is_quarantine) for handle in bench.pool.workers.values()) == [
         (1, False),
         (1, True),
         (2, False),
@@ -332,8 +332,8 @@ def test_a_worker_with_another_number_of_slots_does_not_count(bench: Pooled) -> 
     ],
 )
 def test_jobs_are_dealt_to_the_freest_and_suspects_alone(waiting: str, seats: Any, expected: Any) -> None:
-    jobs = [Waiting(name, name.isupper()) for name in waiting]
-    assert deal(jobs, [Seat(*seat) for seat in seats]) == expected
+    jobs = [WaitingJob(name, name.isupper()) for name in waiting]
+    assert assign(jobs, [WorkerSlots(*seat) for seat in seats]) == expected
 
 
 @pytest.mark.parametrize(
@@ -344,12 +344,12 @@ def test_slots_are_dealt_evenly(slots: int, workers: int, expected: list[int]) -
 
 
 def test_the_wait_for_the_next_start_doubles_to_a_bound_and_ends_with_a_worker_that_lived() -> None:
-    respawn, waits = Respawn(), []
+    respawn, waits = RespawnBackoff(), []
     for _ in range(10):
         respawn = respawn.after_death(HEALTHY_S - 0.1, 100.0)
         waits.append(round(respawn.not_before - 100.0, 3))
     assert waits == [0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0] and respawn.failures == 10
-    assert respawn.after_death(HEALTHY_S, 100.0) == Respawn()
+    assert respawn.after_death(HEALTHY_S, 100.0) == RespawnBackoff()
 
 
 # --- what they are told ---
@@ -362,14 +362,14 @@ def test_workers_are_pinged_and_shown_once_a_second(bench: Pooled) -> None:
         bench.tend(seconds)
         heard.append([len([frame for frame in one.heard() if frame == PingFrame()]) for one in workers])
     assert heard == [[1, 1], [0, 0], [1, 1], [0, 0], [1, 1]]
-    assert [one["pid"] for one in bench.pool.shown] == [one.handle.pid for one in workers]
-    assert bench.pool.shown[0] == {"pid": workers[0].handle.pid, "busy": 0, "slots": 2, "memory": 0, "state": "ready"}
+    assert [one["pid"] for one in bench.pool.summaries] == [one.handle.pid for one in workers]
+    assert bench.pool.summaries[0] == {"pid": workers[0].handle.pid, "busy": 0, "slots": 2, "memory": 0, "state": "ready"}
 
 
 def test_not_more_workers_are_shown_than_fit(make: Callable[..., Pooled]) -> None:
     bench = make(workers=MAX_SHOWN + 1, max_concurrent_downloads=MAX_SHOWN + 1)
     bench.tend()
-    assert len(bench.pool.shown) == MAX_SHOWN
+    assert len(bench.pool.summaries) == MAX_SHOWN
 
 
 def test_frames_wait_in_order_for_a_worker_that_does_not_read(bench: Pooled) -> None:
@@ -415,10 +415,10 @@ def test_a_worker_is_replaced_after_its_share_of_jobs(
 ) -> None:
     bench = make(max_jobs_per_worker=limit)
     worker = bench.worker(2)
-    assert bench.pool.seats() == [Seat(worker.handle.pid, min(2, limit or 2), 0, False)]
+    assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, min(2, limit or 2), 0, False)]
     for number in range(taken):
         assert not worker.handle.is_retiring, number
-        bench.pool.note_taken(worker.handle)
+        bench.pool.count_assigned(worker.handle)
     assert worker.handle.is_retiring == (limit is not None)
     assert worker.heard() == ([RetireFrame()] if limit is not None else [])
     reasons = [line.fields["reason"] for line in bench.lines.named("worker_retired")]
@@ -428,19 +428,19 @@ def test_a_worker_is_replaced_after_its_share_of_jobs(
 def test_a_seat_has_no_more_places_than_jobs_that_a_worker_may_yet_take(make: Callable[..., Pooled]) -> None:
     bench = make(max_jobs_per_worker=4)
     worker = bench.worker(3)
-    worker.handle.taken = 2
+    worker.handle.assigned_count = 2
     worker.handle.jobs = {"a", "b"}
-    assert bench.pool.seats() == [Seat(worker.handle.pid, 1, 2, False)]
+    assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 1, 2, False)]
     worker.handle.finishing = {"a", "b"}
-    assert bench.pool.seats() == [Seat(worker.handle.pid, 2, 2, False)]
+    assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 2, 2, False)]
 
 
 @pytest.mark.parametrize("field", ["is_ready", "is_retiring", "killed_for"])
 def test_a_worker_that_does_not_stay_has_no_free_slots(bench: Pooled, field: str) -> None:
     worker = bench.worker()
-    assert worker.handle.is_staying and worker.handle.free_slots == 2
+    assert worker.handle.is_accepting and worker.handle.free_slots == 2
     setattr(worker.handle, field, {"is_ready": False, "is_retiring": True, "killed_for": "x"}[field])
-    assert not worker.handle.is_staying and worker.handle.free_slots == 0
+    assert not worker.handle.is_accepting and worker.handle.free_slots == 0
 
 
 # --- their share of the rate ---
@@ -465,7 +465,7 @@ def test_the_nodes_rate_follows_the_jobs_once_a_second(make: Callable[..., Poole
     assert rates() == [950, 50]
     bench.tend(1.0)
     assert rates() == [-1, -1], "said once"
-    other.handle.taken += 1  # it came and went within the second
+    other.handle.assigned_count += 1  # it came and went within the second
     bench.tend(1.0)
     assert rates() == [500, 500]
     bench.tend(1.0)
@@ -487,9 +487,9 @@ def test_what_a_worker_has_or_had_in_the_last_second_is_its_demand(
     bench: Pooled, jobs: int, taken: int, demand: int
 ) -> None:
     handle = bench.worker(2).handle
-    handle.taken = 5
+    handle.assigned_count = 5
     handle.demand()
-    handle.jobs, handle.taken = {str(number) for number in range(jobs)}, 5 + taken
+    handle.jobs, handle.assigned_count = {str(number) for number in range(jobs)}, 5 + taken
     assert handle.demand() == demand and handle.demand() == jobs
 
 
@@ -503,7 +503,7 @@ def test_a_silent_worker_dumps_its_stacks_and_is_killed_a_second_later(bench: Po
     bench.tend(LIMIT_S)
     assert bench.signals == [] and bench.lines.named("worker_hung") == []
     for handle in bench.pool.workers.values():
-        handle.heard += 0 if handle.pid == pid else 100
+        handle.last_heard_at += 0 if handle.pid == pid else 100
     bench.tend(0.56)
     assert bench.signals == [(pid, signal.SIGABRT), (pid, signal.SIGCONT)]
     (line,) = bench.lines.named("worker_hung")
@@ -512,7 +512,7 @@ def test_a_silent_worker_dumps_its_stacks_and_is_killed_a_second_later(bench: Po
     assert len(bench.signals) == 2
     bench.tend(0.2)
     assert bench.signals[2:] == [(pid, signal.SIGKILL)]
-    assert worker.handle.killed_for == f"it was silent for {LIMIT_S:g} s"
+    assert worker.handle.kill_reason == f"it was silent for {LIMIT_S:g} s"
     bench.end(worker.handle)
     bench.tend()
     assert bench.died == [(pid, f"it was silent for {LIMIT_S:g} s (killed by SIGKILL)")]
@@ -524,17 +524,17 @@ def test_a_frame_is_a_sign_of_life(bench: Pooled) -> None:
     bench.clock.now += LIMIT_S
     worker.say(StatusFrame({}, {}))
     list(worker.handle.frames())
-    assert worker.handle.heard == bench.clock.now
+    assert worker.handle.last_heard_at == bench.clock.now
 
 
 @pytest.mark.parametrize(("seconds", "is_hung"), [(FROZEN_S, True), (FROZEN_S + 0.5, False)])
 def test_a_supervisor_that_was_stopped_itself_blames_nobody(bench: Pooled, seconds: float, is_hung: bool) -> None:
     worker = bench.worker()
-    worker.handle.heard = bench.clock.now - LIMIT_S
+    worker.handle.last_heard_at = bench.clock.now - LIMIT_S
     bench.clock.now += seconds
     bench.tend()
     assert (bench.signals != []) == is_hung
-    assert worker.handle.heard == bench.clock.now - (0 if not is_hung else LIMIT_S + seconds)
+    assert worker.handle.last_heard_at == bench.clock.now - (0 if not is_hung else LIMIT_S + seconds)
 
 
 # --- memory ---
@@ -558,17 +558,17 @@ def test_a_worker_that_grows_is_retired_and_one_that_grows_more_is_killed(
 ) -> None:
     bench = make(**{"worker_memory_soft": 5 * MIB, "worker_memory_hard": 9 * MIB, **settings})
     worker = bench.worker()
-    worker.handle.taken = taken
-    monkeypatch.setattr(Handle, "memory", lambda handle: size if handle is worker.handle else 0)
+    worker.handle.assigned_count = taken
+    monkeypatch.setattr(WorkerHandle, "memory", lambda handle: size if handle is worker.handle else 0)
     bench.tend(MEMORY_S)
-    assert worker.handle.resident == size
+    assert worker.handle.resident_bytes == size
     bench.tend(MEMORY_S)
     assert bench.pool.over_memory == (1 if what == "retired" else 1 if what else 0)
     assert worker.handle.is_retiring == (what == "retired")
     assert bench.signals == ([(worker.handle.pid, signal.SIGKILL)] if what == "killed" else [])
     if what == "killed":
-        assert worker.handle.killed_for == f"it used {size} bytes of memory, more than worker_memory_hard"
-        assert worker.handle.resident == 0, "it is gone"
+        assert worker.handle.kill_reason == f"it used {size} bytes of memory, more than worker_memory_hard"
+        assert worker.handle.resident_bytes == 0, "it is gone"
     if what == "retired":
         (line,) = bench.lines.named("worker_retired")
         assert line.fields["reason"] == f"it used {size} bytes of memory, more than worker_memory_soft"
@@ -579,11 +579,11 @@ def test_workers_are_weighed_now_and_then(bench: Pooled, monkeypatch: pytest.Mon
     worker = bench.worker()
     weighed: list[int] = []
 
-    def memory(handle: Handle) -> int:
+    def memory(handle: WorkerHandle) -> int:
         weighed.append(handle.pid)
         return 1
 
-    monkeypatch.setattr(Handle, "memory", memory)
+    monkeypatch.setattr(WorkerHandle, "memory", memory)
     counts = []
     for seconds in (0.0, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2):
         bench.tend(seconds)
@@ -593,9 +593,9 @@ def test_workers_are_weighed_now_and_then(bench: Pooled, monkeypatch: pytest.Mon
 
 def test_the_memory_of_a_process_is_its_resident_one_and_of_none_nothing(bench: Pooled) -> None:
     handle = bench.worker().handle
-    assert handle.memory() == 0
+    assert handle.measure_memory() == 0
     handle.pid = os.getpid()
-    assert handle.memory() > MIB
+    assert handle.measure_memory() > MIB
 
 
 # --- what they received ---
@@ -604,7 +604,7 @@ def test_the_memory_of_a_process_is_its_resident_one_and_of_none_nothing(bench: 
 def test_received_bytes_are_those_of_the_last_report(bench: Pooled) -> None:
     one, other = bench.worker(), bench.worker()
     one.say(StatusFrame({}, {"received": 5}), StatusFrame({}, {"received": 7}))
-    bench.crew.hear(one.handle)
+    bench.crew.read_frames(one.handle)
     assert bench.pool.received() == {one.handle.pid: 7, other.handle.pid: 0}
 
 
@@ -641,7 +641,7 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
     assert all(said[0] == EndedFrame("a.1", "released") for _, said in words)
     assert bench.signals == [(workers[2].handle.pid, signal.SIGKILL)]
     assert bench.pool.workers == {} and list(bench.selector.get_map()) == []
-    assert workers[2].handle.killed_for == "it did not end"
+    assert workers[2].handle.kill_reason == "it did not end"
 
 
 @pytest.mark.parametrize(
@@ -658,8 +658,8 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
 def test_how_a_worker_ended(bench: Pooled, code: int | None, killed_for: str | None, how: str) -> None:
     handle = bench.worker().handle
     handle.process.exitcode = code  # type: ignore[misc]
-    handle.killed_for = killed_for
-    assert handle.how_it_ended() == how
+    handle.kill_reason = killed_for
+    assert handle.describe_exit() == how
 
 
 @pytest.mark.parametrize(
@@ -667,7 +667,7 @@ def test_how_a_worker_ended(bench: Pooled, code: int | None, killed_for: str | N
 )
 def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, killed_for: str | None, event: str) -> None:
     handle = bench.worker().handle
-    handle.killed_for = killed_for
+    handle.kill_reason = killed_for
     handle.jobs.add("a.1")
     bench.end(handle, code)
     bench.tend()
@@ -687,7 +687,7 @@ def test_the_stacks_of_a_dead_worker_go_into_the_log_and_its_file_goes(bench: Po
     assert line.fields["stacks"].startswith("first\nxx") and len(line.fields["stacks"]) == MAX_STACKS
     assert line.fields["how"] == "killed by SIGKILL" + ("" if is_ready else ": first")
     assert not path.exists()
-    assert handle.stacks(bench.folder) == ""
+    assert handle.take_stacks(bench.folder) == ""
     assert None in handle.process.joined  # type: ignore[attr-defined]
 
 
@@ -695,14 +695,14 @@ def test_a_first_reason_to_kill_a_worker_stays(bench: Pooled) -> None:
     handle = bench.worker().handle
     handle.kill("one")
     handle.kill("two")
-    assert handle.killed_for == "one"
+    assert handle.kill_reason == "one"
 
 
 def test_stacks_of_earlier_workers_are_removed(tmp_path: Path) -> None:
     for name in ("stacks-1", "stacks-2", "other"):
         (tmp_path / name).touch()
     (tmp_path / "stacks-0").mkdir()
-    forget_old_stacks(tmp_path)
+    remove_old_stacks(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "stacks-0"]
 
 
@@ -727,7 +727,7 @@ def test_a_worker_that_says_hello_is_up(bench: Pooled) -> None:
     handle = next(iter(bench.pool.workers.values()))
     channel = Spawned.made[0].sock
     channel.setblocking(True)
-    assert Channel(channel).send(HelloFrame(1))
-    bench.crew.hear(handle)
+    assert FrameChannel(channel).send(HelloFrame(1))
+    bench.crew.read_frames(handle)
     assert handle.is_ready and bench.pool.capacity() == 2
     assert bench.lines.kept[-1] == ("info", "worker_started", {"worker_pid": handle.pid, "slots": 2})

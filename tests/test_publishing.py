@@ -13,8 +13,8 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.job import Job
-from dlpool.transfer.place import Place
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.remote import RemoteResource
 from tests.conftest import Fetcher, make_data
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT, run
@@ -104,21 +104,21 @@ def test_renamed_names_near_the_limit_stay_within_it(serve: Serve, fetch: Fetche
 
 
 def test_no_state_is_committed_beside_the_part_file_of_another(tmp_path: Path) -> None:
-    from dlpool.transfer.board import Snapshot
+    from dlpool.transfer.board import ChunkSnapshot
     from dlpool.transfer.chunks import Chunk
 
     job = Job("http://h/f", tmp_path / "f")
 
-    def place() -> Place:
-        return Place(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
+    def place() -> FileOutput:
+        return FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
 
     first = place()
-    first.begin_state(Resource(size=100, etag='"v"'))
+    first.enable_checkpoints(RemoteResource(size=100, etag='"v"'))
     (tmp_path / "f.part").unlink()
     second = place()
     second.part.preallocate(100, "truncate")
     with pytest.raises(errors.LocalFault, match="another program removed or replaced"):
-        first.checkpoint(Snapshot([Chunk(0, 100, 100, 100)], 100))
+        first.checkpoint(ChunkSnapshot([Chunk(0, 100, 100, 100)], 100))
     assert not (tmp_path / "f.part.meta").exists()
     first.close()
     assert (tmp_path / "f.part").exists()

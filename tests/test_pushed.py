@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlpool.errors import UsageError
-from dlpool.jobs.keys import PRIORITIES, Keys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob, compose, moment, priority_name
+from dlpool.jobs.keys import PRIORITIES, QueueKeys
+from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob, compose_job, parse_time, parse_priority
 from dlpool.jobs.records import failure_record, rfc3339, success_record
 from dlpool.transfer.job import Checksum
 
@@ -267,13 +267,13 @@ def test_whatever_json_comes_nothing_else_is_raised() -> None:
     [("high", "high"), ("normal", "normal"), ("low", "low"), (-1, "high"), (0, "normal"), (1, "low"), (10**40, "low")],
 )
 def test_a_priority_is_a_name_or_a_number(value: object, name: str) -> None:
-    assert priority_name(value) == name
+    assert parse_priority(value) == name
 
 
 @pytest.mark.parametrize("value", ["HIGH", "", "0", 0.0, None, True, False, [], {}])
 def test_no_other_priority_is_known(value: object) -> None:
     with pytest.raises(UsageError):
-        priority_name(value)
+        parse_priority(value)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_no_other_priority_is_known(value: object) -> None:
     ],
 )
 def test_a_moment_is_rfc_3339_or_epoch_seconds(value: object, seconds: float) -> None:
-    assert moment(value) == seconds
+    assert parse_time(value) == seconds
 
 
 @pytest.mark.parametrize(
@@ -326,14 +326,14 @@ def test_a_moment_is_rfc_3339_or_epoch_seconds(value: object, seconds: float) ->
 )
 def test_nothing_else_is_a_moment(value: object) -> None:
     with pytest.raises(UsageError, match="not_before is neither"):
-        moment(value)
+        parse_time(value)
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 30), timezones=st.timezones()))
 def test_every_moment_survives_its_text(at: datetime) -> None:
     whole = at.astimezone(timezone.utc).replace(microsecond=0)
-    assert moment(whole.isoformat()) == whole.timestamp()
-    assert moment(rfc3339(whole.timestamp())) == whole.timestamp()
+    assert parse_time(whole.isoformat()) == whole.timestamp()
+    assert parse_time(rfc3339(whole.timestamp())) == whole.timestamp()
 
 
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
@@ -348,22 +348,22 @@ def test_only_the_same_url_and_path_share_a_digest(url: str, path: str, other_ur
 
 @given(TEXTS, TEXTS, st.sampled_from(PRIORITIES), st.booleans())
 def test_a_composed_job_is_read_as_it_was_meant(url: str, path: str, priority: str, dedupe: bool) -> None:
-    job = PushedJob.parse(compose(url, path, priority=priority, dedupe=dedupe, user_id=None))
+    job = PushedJob.parse(compose_job(url, path, priority=priority, dedupe=dedupe, user_id=None))
     assert (job.url, job.save_path, job.priority, job.dedupe, job.user_id) == (url, path, priority, dedupe, None)
 
 
 def test_a_composed_job_without_own_fields_is_as_old_clients_push_it() -> None:
-    assert compose("http://h/ü", "/x", id=None) == '{"url": "http://h/ü", "save_path": "/x"}'.encode()
+    assert compose_job("http://h/ü", "/x", id=None) == '{"url": "http://h/ü", "save_path": "/x"}'.encode()
 
 
 def test_a_path_that_is_not_text_does_not_become_another_one() -> None:
     with pytest.raises(Malformed, match="not UTF-8"):
-        PushedJob.parse(compose(URL, "/data/\udcff"))
+        PushedJob.parse(compose_job(URL, "/data/\udcff"))
 
 
 def test_a_lone_surrogate_cannot_be_composed() -> None:
     with pytest.raises(UsageError, match="not Unicode"):
-        compose(URL, "/data/\ud800")
+        compose_job(URL, "/data/\ud800")
 
 
 # --- records ------------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_a_lone_surrogate_cannot_be_composed() -> None:
 )
 def test_the_record_of_a_success_is_what_clients_know(group: str | None, key: str) -> None:
     job = PushedJob(b"", "http://h/ü?a=b:c", '/data/"ü"')
-    record = success_record(Keys(group), job, 2**40, 3, AT)
+    record = success_record(QueueKeys(group), job, 2**40, 3, AT)
     assert (record.key, record.field) == (key, None)
     assert (
         record.value
@@ -394,7 +394,7 @@ def test_the_record_of_a_success_is_what_clients_know(group: str | None, key: st
 )
 def test_the_record_of_a_failure_is_what_clients_know(group: str | None, key: str) -> None:
     raw = b'{"url":"http://h",  "save_path":"x","n":1.00,"n":2}'
-    record = failure_record(Keys(group), "http://h", raw, 'no "such" file: \ud800\n', AT)
+    record = failure_record(QueueKeys(group), "http://h", raw, 'no "such" file: \ud800\n', AT)
     assert (record.key, record.field) == (key, "http://h")
     assert record.value == (
         b'{"task_data":{"url":"http://h",  "save_path":"x","n":1.00,"n":2},'
@@ -406,7 +406,7 @@ def test_the_record_of_a_failure_is_what_clients_know(group: str | None, key: st
     ("group", "intake"), [(None, "go_download_urls"), ("eu", "eu:go_download_urls")], ids=["no group", "a group"]
 )
 def test_the_intake_is_the_list_that_clients_know(group: str | None, intake: str) -> None:
-    assert Keys(group).intake == intake
+    assert QueueKeys(group).intake == intake
 
 
 @given(TEXTS, TEXTS, st.text(), JSON.filter(lambda value: "NaN" not in json.dumps(value)), st.booleans())
@@ -419,7 +419,7 @@ def test_a_failure_holds_the_pushed_text_byte_by_byte(
         job = PushedJob.parse(raw)
     except Malformed:
         return
-    record = failure_record(Keys(), job.url, raw, message, AT)
+    record = failure_record(QueueKeys(), job.url, raw, message, AT)
     assert record.value.startswith(b'{"task_data":' + raw + b',"error_message":')
     assert json.loads(record.value)["error_message"] == message
     assert json.loads(record.value)["task_data"] == json.loads(raw)
@@ -427,7 +427,7 @@ def test_a_failure_holds_the_pushed_text_byte_by_byte(
 
 @given(TEXTS, TEXTS, st.integers(0, 2**62), st.floats(0, 1e9))
 def test_a_success_is_json_of_the_same_values(url: str, path: str, size: int, seconds: float) -> None:
-    value = json.loads(success_record(Keys(), PushedJob(b"", url, path), size, seconds, AT).value)
+    value = json.loads(success_record(QueueKeys(), PushedJob(b"", url, path), size, seconds, AT).value)
     assert value == {
         "url": url,
         "save_path": path,

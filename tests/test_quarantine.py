@@ -19,13 +19,13 @@ import pytest
 import dlpool.scan.quarantine
 from dlpool.cli.main import main
 from dlpool.errors import Infected, NotFound, TargetExists
-from dlpool.scan.quarantine import ENTRY, STALE_S, Finding, Item, Quarantine
-from dlpool.scan.suspect import Suspect
+from dlpool.scan.quarantine import ENTRY_BYTES, STALE_S, ScanFinding, QuarantinedFile, Quarantine
+from dlpool.scan.suspect import ScannedFile
 from tests.clamd import guard
 from tests.fakes import Events
 
 DATA = b"an infected file" * 1000
-FINDING = Finding("Some.Virus", "download", "http://h/f", "", "alice", "job-1")
+FINDING = ScanFinding("Some.Virus", "download", "http://h/f", "", "alice", "job-1")
 
 
 @pytest.fixture(params=["same", "other"])
@@ -44,12 +44,12 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def put(folder: Path, quarantine: Quarantine, data: bytes = DATA, name: str = "file.part") -> Item:
+def put(folder: Path, quarantine: Quarantine, data: bytes = DATA, name: str = "file.part") -> QuarantinedFile:
     (folder / name).write_bytes(data)
     descriptor = os.open(folder / name, os.O_RDWR)
     try:
-        found = Finding("Some.Virus", "download", "http://h/f", str(folder / "file"), "alice", "job-1")
-        return quarantine.add(Suspect(descriptor, folder / name, len(data)), found)
+        found = ScanFinding("Some.Virus", "download", "http://h/f", str(folder / "file"), "alice", "job-1")
+        return quarantine.add(ScannedFile(descriptor, folder / name, len(data)), found)
     finally:
         os.close(descriptor)
 
@@ -77,7 +77,7 @@ def test_a_name_that_means_another_file_by_now_is_left_alone(tmp_path: Path) -> 
     descriptor = os.open(tmp_path / "file.part", os.O_RDWR)
     (tmp_path / "file.part").rename(tmp_path / "moved")
     (tmp_path / "file.part").write_bytes(b"of somebody else")
-    item = Quarantine(tmp_path / "q", 1 << 30).add(Suspect(descriptor, tmp_path / "file.part", len(DATA)), FINDING)
+    item = Quarantine(tmp_path / "q", 1 << 30).add(ScannedFile(descriptor, tmp_path / "file.part", len(DATA)), FINDING)
     os.close(descriptor)
     assert (tmp_path / "q" / item.id).read_bytes() == DATA
     assert (tmp_path / "file.part").read_bytes() == b"of somebody else"
@@ -177,13 +177,13 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
 
 
 def test_the_oldest_make_room(tmp_path: Path) -> None:
-    room = 3 * (len(DATA) + ENTRY)
+    room = 3 * (len(DATA) + ENTRY_BYTES)
     quarantine = Quarantine(tmp_path / "q", room)
     items = [put(tmp_path, quarantine) for _ in range(6)]
     assert [item.id for item in quarantine.items()] == [item.id for item in items[3:]]
     small = [put(tmp_path, quarantine, b"tiny") for _ in range(20)]
     assert [item.id for item in quarantine.items()] == [item.id for item in small[-len(quarantine.items()) :]]
-    assert len(names(quarantine.folder)) * ENTRY / 2 <= room
+    assert len(names(quarantine.folder)) * ENTRY_BYTES / 2 <= room
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"at": 1}', b"\xff" * 100, b'{"at":"a","sha256":"b"}'])
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_kept_is_removed(broken: Callable[[Path], dict[str
     own = guard(tmp_path, command="sh -c 'exit 1'", **broken(tmp_path))
     try:
         with pytest.raises(Infected, match="removed, as it could not be moved to quarantine") as caught:
-            own.check(Suspect(descriptor, tmp_path / "file.part", len(DATA)), FINDING, tell=told)
+            own.check(ScannedFile(descriptor, tmp_path / "file.part", len(DATA)), FINDING, report=told)
     finally:
         os.close(descriptor)
     assert caught.value.quarantine is None and not (tmp_path / "file.part").exists()

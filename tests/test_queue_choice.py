@@ -11,7 +11,7 @@ from dlpool.config import RedisSettings
 from dlpool.errors import QueueRefused
 from dlpool.jobs.connection import AUTO, EMBEDDED
 from dlpool.service.node import queueserver
-from dlpool.service.node.queueserver import QueueServer
+from dlpool.service.node.queueserver import RedisServer
 from tests.fakes import Lines
 
 ADDRESS = "127.0.0.1:6379"
@@ -64,9 +64,9 @@ class World:
         self.started.append(Private("" if self.is_taken else listen))
         return self.started[-1]
 
-    def server(self, url: str, **settings: Any) -> QueueServer:
+    def server(self, url: str, **settings: Any) -> RedisServer:
         log: Any = self.lines
-        return QueueServer(RedisSettings(url=url, embedded_listen=ADDRESS, **settings), self.folder, log)
+        return RedisServer(RedisSettings(url=url, embedded_listen=ADDRESS, **settings), self.folder, log)
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_a_server_that_is_named_is_used_and_nothing_is_started(world: World) -> None:
     server = world.server("redis://host:7/2", password="secret")
-    server.tend()
+    server.restart_if_exited()
     server.stop()
     assert world.started == [] and world.asked == [] and world.lines.kept == []
-    assert server.settings.url == "redis://host:7/2" and "secret" not in server.shown
-    assert server.for_clients == server.shown
+    assert server.settings.url == "redis://host:7/2" and "secret" not in server.display_url
+    assert server.client_url == server.display_url
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_auto_finds(is_held: bool, is_redis: bool, is_found: bool, world: W
     assert world.closed == len(world.asked) == (not is_held)
     assert world.lines.kept == []
     if not is_found:
-        assert server.for_clients == f"redis://{ADDRESS}"
+        assert server.client_url == f"redis://{ADDRESS}"
 
 
 def test_a_found_server_that_refuses_is_named(world: World) -> None:
@@ -120,10 +120,10 @@ def test_jobs_in_a_private_server_that_is_not_used_are_told_of(is_redis: bool, w
 
 def test_a_private_server_that_ended_is_started_again_and_ended_once(world: World) -> None:
     server = world.server(EMBEDDED)
-    server.tend()
+    server.restart_if_exited()
     assert len(world.started) == 1 and world.lines.kept == []
     world.started[0].lives = False
-    server.tend()
+    server.restart_if_exited()
     assert len(world.started) == 2
     assert world.lines.kept == [("error", "embedded_redis_ended", {"error": "it is started again"})]
     server.stop()
@@ -136,4 +136,4 @@ def test_a_private_server_without_its_address_is_told_of(world: World) -> None:
     ((level, event, fields),) = world.lines.kept
     assert (level, event) == ("warning", "embedded_redis_hidden")
     assert fields["reason"].startswith(f"{ADDRESS} is taken") and "unix:///s" in fields["reason"]
-    assert server.for_clients == server.shown != f"redis://{ADDRESS}"
+    assert server.client_url == server.display_url != f"redis://{ADDRESS}"

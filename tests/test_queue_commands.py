@@ -23,9 +23,9 @@ from dlpool.cli.main import main
 from dlpool.cli.push import blocks_of_lines
 from dlpool.cli.queue_options import queue_settings
 from dlpool.jobs import listing
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.transitions import Finish, Transitions
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests.conftest import free_port
 from tests.processes import ROOT, Ended, finish, run, start
 from tests.redis_server import RedisServer
@@ -61,19 +61,19 @@ def short() -> Iterator[Path]:
 
 
 def raw_of(server: RedisServer, job_id: str, group: str | None = None) -> PushedJob:
-    raw: Any = server.client().hget(Keys(group).job(job_id), "raw")
+    raw: Any = server.client().hget(QueueKeys(group).job(job_id), "raw")
     return PushedJob.parse(raw)
 
 
 def queue_job(server: RedisServer, job_id: str, path: str = "a", url: str = URL, **own: Any) -> None:
     """What ``dlpool push`` does, without its process."""
-    job = PushedJob.parse(compose(url, path, **own))
-    assert Transitions(server.client(), Keys()).push([(job, job_id)]) == ["OK"]
+    job = PushedJob.parse(compose_job(url, path, **own))
+    assert Transitions(server.client(), QueueKeys()).push([(job, job_id)]) == ["OK"]
 
 
 def ready(server: RedisServer, priority: str = "normal", group: str | None = None) -> list[str]:
     """Ids in the order in which they will be taken."""
-    members: Any = server.client().lrange(Keys(group).ready(priority), 0, -1)
+    members: Any = server.client().lrange(QueueKeys(group).ready(priority), 0, -1)
     return [member.decode() for member in reversed(members)]
 
 
@@ -203,7 +203,7 @@ def test_every_option_reaches_the_job(call: Dlpool, redis_server: RedisServer) -
     assert (job.save_path, job.priority, job.not_before) == ("../a b", "high", 4070908800.0)
     assert (str(job.checksum), job.headers) == ("md5:" + "a" * 32, {"X-One": "1", "X-Two": "2"})
     assert (job.if_exists, job.dedupe, job.limit_rate) == ("skip", True, 2 * 1024 * 1024)
-    assert redis_server.client().zrange(Keys().delayed, 0, -1) == [b"my.job"]
+    assert redis_server.client().zrange(QueueKeys().delayed, 0, -1) == [b"my.job"]
 
 
 def test_an_id_that_is_known_is_pushed_once(call: Dlpool, redis_server: RedisServer) -> None:
@@ -387,8 +387,8 @@ def test_a_reader_of_the_ids_that_goes_away_changes_nothing_for_the_jobs(redis_s
 
 def test_jobs_prints_the_same_table_whenever_it_is_redirected(dlpool: Dlpool, redis_server: RedisServer) -> None:
     queue_job(redis_server, "one", url="https://me:hunter2@example.org/a?token=hunter2", headers={"X-Key": "hunter2"})
-    redis_server.client().lpush("go_download_urls", compose("http://h/raw", "b\tc\x1b[2J"), b"rubbish")
-    redis_server.client().hset(Keys().job("one"), "created", 0)
+    redis_server.client().lpush("go_download_urls", compose_job("http://h/raw", "b\tc\x1b[2J"), b"rubbish")
+    redis_server.client().hset(QueueKeys().job("one"), "created", 0)
     environment = {**os.environ, "COLUMNS": "20", "FORCE_COLOR": "1"}
     ended = dlpool("jobs", env=environment)
     assert ended.code == 0
@@ -414,12 +414,12 @@ def test_jobs_lists_a_state_up_to_a_limit(call: Dlpool, redis_server: RedisServe
 
 def test_a_running_job_is_shown_with_owner_and_progress(call: Dlpool, redis_server: RedisServer) -> None:
     queue_job(redis_server, "one", headers={"X-Key": "hunter2"})
-    transitions = Transitions(redis_server.client(), Keys())
+    transitions = Transitions(redis_server.client(), QueueKeys())
     info = {"host": "here", "pid": 7, "version": "1.0", "slots": 4, "busy": 1}
-    transitions.beat("s1", [], lease_s=300, info=info)
+    transitions.heartbeat("s1", [], lease_s=300, info=info)
     claim = transitions.claim("s1", [], 1, lease_s=300, order="fifo")
     assert claim is not None
-    transitions.beat("s1", [(claim.jobs[0].ticket, '{"done": 1048576, "size": 2097152}')], lease_s=300)
+    transitions.heartbeat("s1", [(claim.jobs[0].lease, '{"done": 1048576, "size": 2097152}')], lease_s=300)
     row = call("jobs", "--state", "running").out.splitlines()[1].split("\t")
     assert row[:4] == ["one", "running", "50% of 2.0M", "1"]
     assert row[5] == "s1"
@@ -442,8 +442,8 @@ def test_a_job_hides_the_urls_secrets_from_people_and_headers_from_all(call: Dlp
 
 
 def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_server: RedisServer) -> None:
-    transitions = Transitions(redis_server.client(), Keys())
-    transitions.beat("s1", [], lease_s=300, info={})
+    transitions = Transitions(redis_server.client(), QueueKeys())
+    transitions.heartbeat("s1", [], lease_s=300, info={})
     notes: dict[str, dict[str, Any]] = {
         "success": {"path": "/data/a", "size": 5},
         "failed": {"label": "not_found", "message": "404 Not Found"},
@@ -452,7 +452,7 @@ def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_s
         queue_job(redis_server, outcome)
         claim = transitions.claim("s1", [], 1, lease_s=300, order="fifo")
         assert claim is not None
-        transitions.finish("s1", [Finish(claim.jobs[0].ticket, outcome, note=note)])
+        transitions.finish("s1", [FinishRequest(claim.jobs[0].lease, outcome, note=note)])
     rows = [line.split("\t") for line in call("jobs").out.splitlines()[1:]]
     assert [(row[0], row[1], row[8]) for row in rows] == [
         ("failed", "failed", "404 Not Found"),
@@ -505,7 +505,7 @@ def test_a_terminal_gets_a_table_without_control_characters(command: list[str], 
 
 @pytest.mark.parametrize("command", [["jobs", "--json", "--limit", "10000"], ["jobs", "--limit", "10000"]])
 def test_a_reader_that_wants_only_the_head_gets_no_traceback(command: list[str], redis_server: RedisServer) -> None:
-    redis_server.client().lpush("go_download_urls", *[compose(f"http://h/{n}", "p") for n in range(3000)])
+    redis_server.client().lpush("go_download_urls", *[compose_job(f"http://h/{n}", "p") for n in range(3000)])
     process = start(*command, "--redis-url", redis_server.url)
     assert process.stdout is not None
     assert process.stdout.readline()

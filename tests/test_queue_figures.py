@@ -9,14 +9,14 @@ import pytest
 
 from dlpool.errors import UsageError
 from dlpool.jobs import listing
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.events import Events, EventWriter
-from dlpool.jobs.failures import Failures
-from dlpool.jobs.history import History
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.events import EventReader, EventWriter
+from dlpool.jobs.failures import FailureRecords
+from dlpool.jobs.history import QueueHistory
 from dlpool.jobs.hostslots import HostLimit, HostSlots
-from dlpool.jobs.pushed import compose
-from dlpool.jobs.steering import LOOK_TTL_MS, Steering
-from dlpool.jobs.transitions import Finish, Transitions
+from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.steering import LOOK_TTL_MS, QueueAdmin
+from dlpool.jobs.transitions import FinishRequest, Transitions
 from dlpool.jobs.views import DAY_S
 from tests.redis_server import RedisServer
 from tests.test_listing import ended, read
@@ -57,7 +57,7 @@ def test_jobs_of_one_moment_are_read_page_by_page_in_however_many_looks(
 @pytest.mark.parametrize("limit", LIMITS)
 def test_parked_jobs_come_before_those_that_are_delayed(queue: Queue, limit: int) -> None:
     for number in range(4):
-        ended(queue, f"p{number}", queue.keys.parked, "delayed", 10**13 + number)
+        ended(queue, f"p{number}", queue.keys.throttled, "delayed", 10**13 + number)
         ended(queue, f"d{number}", queue.keys.delayed, "delayed", 10**12 + number)
     pages = read(queue, "delayed", limit)
     assert [name for page in pages for name in page] == ["p0", "p1", "p2", "p3", "d0", "d1", "d2", "d3"]
@@ -68,13 +68,13 @@ def test_parked_jobs_come_before_those_that_are_delayed(queue: Queue, limit: int
 def test_what_waits_is_read_in_its_order_over_all_lists(queue: Queue, limit: int) -> None:
     """Also of supervisors' inboxes; places that jobs have left are passed over."""
     for sid in ("s1", "s2"):
-        queue.transitions.beat(sid, [], lease_s=LEASE_S + (sid == "s2"), info=INFO)
-        queue.client.lpush(queue.keys.inbox(sid), *(compose(f"http://{sid}/{number}", "p") for number in range(2)))
+        queue.transitions.heartbeat(sid, [], lease_s=LEASE_S + (sid == "s2"), info=INFO)
+        queue.client.lpush(queue.keys.inbox(sid), *(compose_job(f"http://{sid}/{number}", "p") for number in range(2)))
     for priority in ("low", "normal", "high"):
         for number in range(3):
             queue.push(f"{priority}{number}", priority=priority)
-        Controls(queue.client, queue.keys).control("cancel", f"{priority}1")
-    queue.client.lpush(queue.keys.intake, compose("http://raw/0", "p"), compose("http://raw/1", "p"))
+        JobAdmin(queue.client, queue.keys).execute("cancel", f"{priority}1")
+    queue.client.lpush(queue.keys.intake, compose_job("http://raw/0", "p"), compose_job("http://raw/1", "p"))
     wanted = [
         "http://s2/0",
         "http://s2/1",
@@ -187,7 +187,7 @@ def test_supervisors_that_fell_silent_are_told_with_when_they_were_heard_of(queu
 
 def test_failure_records_are_counted_only_on_demand(queue: Queue) -> None:
     queue.client.hset(queue.keys.failed, mapping={"a": "1", "b": "2"})
-    assert (queue.views.stats().failure_records, queue.views.stats(is_whole=False).failure_records) == (2, 0)
+    assert (queue.views.stats().failure_records, queue.views.stats(with_failure_records=False).failure_records) == (2, 0)
 
 
 # --- failure records ---
@@ -210,7 +210,7 @@ def test_a_record_stands_by_its_own_time_not_by_one_in_its_message(queue: Queue)
             "f": record("2026-01-01T00:00:02.5Z"),
         },
     )
-    failures = Failures(queue.client, queue.keys)
+    failures = FailureRecords(queue.client, queue.keys)
     found, after = failures.page(10)
     urls = [one.url.decode() for one in found]
     assert (urls[:4], sorted(urls[4:]), after) == (["d", "f", "b", "a"], ["c", "e"], None)
@@ -226,11 +226,11 @@ def test_a_record_stands_by_its_own_time_not_by_one_in_its_message(queue: Queue)
 
 
 def test_failure_records_are_found_removed_and_tried_again(queue: Queue) -> None:
-    failures = Failures(queue.client, queue.keys)
+    failures = FailureRecords(queue.client, queue.keys)
     queue.client.hset(queue.keys.failed, mapping={"a": record("x"), "b": "no record"})
     one, other = failures.get("a"), failures.get("b")
     assert one is not None and other is not None and failures.get("none") is None
-    assert failures.named(one.id) == one and failures.named("0" * 32) is None
+    assert failures.by_id(one.id) == one and failures.by_id("0" * 32) is None
     assert sorted(each.url for each in failures.all()) == [b"a", b"b"]
     assert failures.retry(other) == "EMPTY"
     assert (failures.retry(one), failures.retry(one)) == ("OK", "GONE")
@@ -245,7 +245,7 @@ def test_failure_records_are_found_removed_and_tried_again(queue: Queue) -> None
 
 
 def test_a_queue_wakes_those_that_wait_with_one_token(queue: Queue) -> None:
-    steering = Steering(queue.client, queue.keys)
+    steering = QueueAdmin(queue.client, queue.keys)
     steering.pause()
     assert not queue.client.exists(queue.keys.wake)
     for _ in range(3):
@@ -260,16 +260,16 @@ def test_forgetting_counts_what_was_forgotten(queue: Queue) -> None:
     for name in ("a", "b", "c"):
         queue.end(name, "failed")
     queue.client.zadd(queue.keys.dead, {"unknown": 1})
-    assert Steering(queue.client, queue.keys).forget(queue.keys.dead) == 3
+    assert QueueAdmin(queue.client, queue.keys).forget_ended(queue.keys.dead) == 3
     assert (queue.ids("failed"), queue.client.exists(queue.keys.dead)) == ([], 0)
 
 
 def test_a_look_asks_each_supervisor_and_is_forgotten_soon(queue: Queue) -> None:
     for sid in ("s1", "s2"):
-        queue.transitions.beat(sid, [], lease_s=LEASE_S, info=INFO)
-    steering, views = Steering(queue.client, queue.keys), queue.views.stats().supervisors
+        queue.transitions.heartbeat(sid, [], lease_s=LEASE_S, info=INFO)
+    steering, views = QueueAdmin(queue.client, queue.keys), queue.views.stats().supervisors
     for _ in range(102):
-        steering.look(views)
+        steering.request_status(views)
     for sid in ("s1", "s2"):
         mail = queue.keys.mail(sid)
         assert (queue.client.llen(mail), queue.client.lindex(mail, -1)) == (100, b"look")
@@ -282,10 +282,10 @@ def test_a_look_asks_each_supervisor_and_is_forgotten_soon(queue: Queue) -> None
 def test_a_host_without_limits_has_slots_for_all(queue: Queue) -> None:
     slots = HostSlots(queue.transitions)
     for name in "abc":
-        place = slots.take(HostLimit("h"), name, lease_s=30, is_paid=False)
+        place = slots.acquire(HostLimit("h"), name, lease_s=30, is_start_reserved=False)
         assert (place.wait_s, place.problem) == (0, None)
     apart = HostLimit("i", rate=2.0)
-    waits = [slots.take(apart, name, lease_s=30, is_paid=False).wait_s for name in "abc"]
+    waits = [slots.acquire(apart, name, lease_s=30, is_start_reserved=False).wait_s for name in "abc"]
     assert waits[0] == 0 and waits[1] is not None and 0 < waits[1] <= 0.5
     assert waits[2] is not None and 0.5 < waits[2] <= 1.0
 
@@ -293,8 +293,8 @@ def test_a_host_without_limits_has_slots_for_all(queue: Queue) -> None:
 def test_each_call_that_was_answered_tells_how_long_it_took(queue: Queue) -> None:
     told: list[tuple[str, float]] = []
     transitions = Transitions(queue.client, queue.keys, lambda name, seconds: told.append((name, seconds)))
-    transitions.hold("h", 1.0)
-    transitions.oldest()
+    transitions.hold_host("h", 1.0)
+    transitions.oldest_waiting()
     assert [name for name, _ in told] == ["hold", "oldest"]
     assert all(0 <= seconds < 60 for _, seconds in told)
 
@@ -303,7 +303,7 @@ def test_events_are_read_from_any_place(queue: Queue) -> None:
     EventWriter(queue.client, queue.keys).add(
         [{"event": "e", "upload_id": f"{number}", "n": "x"} for number in range(3)]
     )
-    events = Events(queue.client, queue.keys)
+    events = EventReader(queue.client, queue.keys)
     found = events.last(10)
     assert [one.upload_id for one in found] == ["0", "1", "2"]
     assert [one.upload_id for one in events.last(2)] == ["1", "2"]
@@ -318,7 +318,7 @@ def test_events_are_read_from_any_place(queue: Queue) -> None:
 
 def test_samples_are_those_of_the_clock(queue: Queue) -> None:
     queue.client.hset(queue.keys.clock, mapping={"ahead": "5000", "seen": "0"})
-    history = History(queue.client, queue.keys)
+    history = QueueHistory(queue.client, queue.keys)
     for number in range(4):
         queue.client.xadd(
             queue.keys.history, {"waiting": number, "running": "1.9", "rate": "-3"}, id=f"{10_000 + number}-0"
@@ -333,7 +333,7 @@ def test_parked_jobs_of_hosts_are_counted_by_host(queue: Queue) -> None:
         queue.push(f"j{number}", priority="high")
         (claimed,) = queue.claim()
         host = "a" if number < 2 else "b"
-        queue.transitions.finish("s1", [Finish(claimed.ticket, "park", host=host, delay_s=60)])
+        queue.transitions.finish("s1", [FinishRequest(claimed.lease, "park", host=host, delay_s=60)])
     stats: Any = queue.views.stats()
     assert (stats.parked, list(stats.waiting_hosts.items())) == (3, [("a", 2), ("b", 1)])
     queue.client.zadd(queue.keys.holds, {"past": now_ms(queue) - 60_000, "held": now_ms(queue) + 90_000})

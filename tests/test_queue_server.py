@@ -17,7 +17,7 @@ import psutil
 import pytest
 import redis
 
-from dlpool.cli.supervisor import Herald
+from dlpool.cli.supervisor import StartPrinter
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway
 from dlpool.jobs.connection import AUTO, connect, translated
@@ -200,9 +200,9 @@ def test_of_two_supervisors_the_second_has_its_socket_only(folder: Path, port: i
 def test_what_clients_must_know_of_the_private_redis_is_said_at_the_start(
     event: str, is_quiet: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    herald = Herald(is_quiet=is_quiet)
+    herald = StartPrinter(is_quiet=is_quiet)
     for _ in range(2):
-        herald.hear(event, {"reason": "the reason"})
+        herald.handle_event(event, {"reason": "the reason"})
     assert capsys.readouterr().err == ("" if is_quiet else "dlpool-supervisor: warning: the reason\n")
 
 

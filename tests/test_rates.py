@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlpool.config import TransferSettings
 from dlpool.service.dealing import shares_of
 from dlpool.service.wire.frames import JobFrame
-from dlpool.service.worker.run import wished
+from dlpool.service.worker.run import settings_for_job
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.origin import File
@@ -120,5 +120,5 @@ def test_of_the_services_limit_and_the_jobs_the_lower_one_holds(
     ours: int | None, jobs: int | None, expected: int | None
 ) -> None:
     frame = JobFrame("a.1", "a", 1, 0.0, 1, "http://h/", "f", "t", limit_rate=jobs)
-    settings = wished(TransferSettings(limit_rate=ours, if_exists="skip"), frame)
+    settings = settings_for_job(TransferSettings(limit_rate=ours, if_exists="skip"), frame)
     assert (settings.limit_rate, settings.if_exists) == (expected, "skip")

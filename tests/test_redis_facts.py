@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.jobs.connection import connect
-from dlpool.jobs.facts import check_server, replica_of, unfit, warnings
+from dlpool.jobs.facts import check_server, master_of_replica, incompatibility, warnings
 from tests import processes
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -36,13 +36,13 @@ def events_of(server: RedisServer, folder: Path, **settings: Any) -> list[str]:
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.14", "6.1.241", "2.8"])
 def test_a_server_before_6_2_is_refused_in_one_sentence(version: str) -> None:
-    reason = unfit({"redis_version": version}, is_cluster=False)
+    reason = incompatibility({"redis_version": version}, is_cluster=False)
     assert reason == f"Redis {version} is too old: dlpool needs 6.2 or newer, or Valkey"
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.2.1", "10.0", "", "unstable"])
 def test_a_newer_server_or_one_that_does_not_say_is_taken(version: str) -> None:
-    assert unfit({"redis_version": version}, is_cluster=False) == ""
+    assert incompatibility({"redis_version": version}, is_cluster=False) == ""
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_newer_server_or_one_that_does_not_say_is_taken(version: str) -> None:
     ],
 )
 def test_a_read_only_replica_is_known_by_what_it_says(info: dict[str, Any], master: str) -> None:
-    assert replica_of(info) == master
+    assert master_of_replica(info) == master
 
 
 # --- what may cost jobs -------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 
 from dlpool.errors import QueueAway
 from dlpool.jobs import transitions
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.pushed import PushedJob, compose_job
 from dlpool.jobs.records import failure_record
-from dlpool.jobs.transitions import Ticket, Transitions
+from dlpool.jobs.transitions import JobLease, Transitions
 from tests.redis_server import RedisServer
 from tests.test_transitions import Queue
 
@@ -42,14 +42,14 @@ def small(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Small:
         monkeypatch.setattr(transitions, "_source", bounded)
         queue = Queue(redis_server.client())
         queue.does = Transitions(queue.client, queue.keys)
-        queue.controls = Controls(queue.client, queue.keys)
+        queue.controls = JobAdmin(queue.client, queue.keys)
         return queue
 
     return make
 
 
 def large(name: str, size: int) -> PushedJob:
-    text = compose(f"http://host/{name}", "/data/f").decode()[:-1] + ', "more": "'
+    text = compose_job(f"http://host/{name}", "/data/f").decode()[:-1] + ', "more": "'
     return PushedJob.parse((text + "x" * (size - len(text) - 2) + '"}').encode())
 
 
@@ -57,14 +57,14 @@ def push(queue: Queue, *names: str, size: int) -> list[str]:
     return queue.does.push([(large(name, size), name) for name in names])
 
 
-def end(queue: Queue, outcome: str, *known: Ticket, url: str = "") -> str:
+def end(queue: Queue, outcome: str, *known: JobLease, url: str = "") -> str:
     """Claim the next job, and end it."""
     [claimed] = queue.claim(1, known=known)
     record = None
     if url:
         record = failure_record(queue.keys, url, claimed.raw, "why", 0.0)
-    assert queue.finish(claimed.ticket, outcome, record=record) == "OK"
-    return claimed.ticket.id
+    assert queue.finish(claimed.lease, outcome, record=record) == "OK"
+    return claimed.lease.job_id
 
 
 def waiting(queue: Queue) -> int:
@@ -99,11 +99,11 @@ def test_retries_and_followers_are_counted_once(small: Small) -> None:
     assert queue.push("a", dedupe=True) == ["OK"]
     assert queue.does.push([(PushedJob.parse(queue.client.hget(queue.keys.job("a"), "raw")), "b")]) == ["FOLLOWS"]
     [claimed] = queue.claim(1)
-    queue.finish(claimed.ticket, "retry", delay_s=0.001)
+    queue.finish(claimed.lease, "retry", delay_s=0.001)
     queue.pass_delays()
     end(queue, "failed")
     assert waiting(queue) == 0
-    assert queue.controls.control("retry", "a") == "OK"
+    assert queue.controls.execute("retry", "a") == "OK"
     end(queue, "failed")
     assert waiting(queue) == 0
 
@@ -127,12 +127,12 @@ def test_a_job_that_runs_again_is_not_forgotten_for_its_earlier_end(small: Small
     queue = small(LARGE_BYTES=10 * KIB)
     push(queue, "again", size=8 * KIB)
     end(queue, "failed")
-    assert queue.controls.control("retry", "again") == "OK"
+    assert queue.controls.execute("retry", "again") == "OK"
     [claimed] = queue.claim(1)
     push(queue, "other", size=8 * KIB)
-    end(queue, "failed", claimed.ticket)
+    end(queue, "failed", claimed.lease)
     assert queue.state("again") == "running"
-    assert queue.finish(claimed.ticket, "success") == "OK"
+    assert queue.finish(claimed.lease, "success") == "OK"
     assert queue.state("again") == "succeeded"
 
 
@@ -191,7 +191,7 @@ def test_a_cancelled_job_has_its_record_within_the_bounds(small: Small) -> None:
     queue = small(FAILURES_KEPT=1, FAILURES_BYTES=10**9, FAILURES_MS=10**12)
     queue.push("a", "b")
     for name in ("a", "b"):
-        assert queue.controls.control("cancel", name, message="why", at=1.0) == "OK"
+        assert queue.controls.execute("cancel", name, message="why", at=1.0) == "OK"
     assert failures(queue) == ["http://host/b"]
 
 

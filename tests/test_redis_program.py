@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dlpool.errors import QueueAway, QueueError
-from dlpool.jobs.embedded import folder
+from dlpool.jobs.embedded import embedded_dir
 from dlpool.service.node import redisserver
 from dlpool.service.node.locks import POLL_S, lock_within, open_lock
-from dlpool.service.node.redisserver import EmbeddedRedis, arguments, holds_data, is_free, is_held
+from dlpool.service.node.redisserver import EmbeddedRedis, server_arguments, has_data, is_address_free, is_server_running
 from tests.fakes import Clock
 
 LISTEN = "127.0.0.1:7000"
@@ -30,7 +30,7 @@ def server_of(log: Path, *, start: int = 0, code: int | None = None) -> Embedded
 
 @pytest.mark.parametrize(("listen", "host", "port"), [("", "127.0.0.1", "0"), ("[::1]:7", "::1", "7")])
 def test_its_settings_are_on_its_command_line(listen: str, host: str, port: str) -> None:
-    given = arguments(Path("/data"), Path("/s"), Path("/log"), listen)
+    given = server_arguments(Path("/data"), Path("/s"), Path("/log"), listen)
     settings = dict(zip(given[:26:2], given[1:26:2], strict=True))
     assert settings == {
         "--port": port,
@@ -56,26 +56,26 @@ def test_an_address_at_which_a_program_listens_is_not_free(family: int, host: st
         one.bind((host, 0))
         one.listen()
         address = f"[{host}]:{one.getsockname()[1]}" if ":" in host else f"{host}:{one.getsockname()[1]}"
-        assert not is_free(address)
-    assert is_free(address)
+        assert not is_address_free(address)
+    assert is_address_free(address)
 
 
 # --- its folder ---
 
 
 def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
-    assert not is_held(tmp_path)
-    folder(tmp_path).mkdir(parents=True)
-    lock = open_lock(folder(tmp_path) / redisserver.LOCK)
+    assert not is_server_running(tmp_path)
+    embedded_dir(tmp_path).mkdir(parents=True)
+    lock = open_lock(embedded_dir(tmp_path) / redisserver.LOCK)
     before = len(os.listdir("/proc/self/fd"))
     try:
-        assert not is_held(tmp_path)
+        assert not is_server_running(tmp_path)
         assert lock_within(lock, 0)
-        assert is_held(tmp_path)
+        assert is_server_running(tmp_path)
         assert len(os.listdir("/proc/self/fd")) == before
     finally:
         os.close(lock)
-    assert not is_held(tmp_path)
+    assert not is_server_running(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
 )
 def test_whether_there_are_jobs_in_it(sizes: dict[str, int], expected: bool, tmp_path: Path) -> None:
     for name, size in sizes.items():
-        path = folder(tmp_path) / name
+        path = embedded_dir(tmp_path) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
-    assert holds_data(tmp_path) == expected
+    assert has_data(tmp_path) == expected
 
 
 # --- a start ---
@@ -177,7 +177,7 @@ def test_a_start_without_its_address_only_where_another_program_took_it(
     class Fake(EmbeddedRedis):
         @classmethod
         def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:
-            assert lock >= 0 and program == "/program" and is_held(state_dir), "under the lock"
+            assert lock >= 0 and program == "/program" and is_server_running(state_dir), "under the lock"
             seen.append(listen)
             process: Any = SimpleNamespace(pid=1, poll=lambda: None)
             return cls(process, "unix:///s", listen, state_dir, 0)
@@ -198,4 +198,4 @@ def test_a_start_without_its_address_only_where_another_program_took_it(
     else:
         assert Fake.start(tmp_path, 1.0, listen).listen == starts[-1]
     assert seen == starts and ended == (starts[:1] if error is not None else [])
-    assert list(asked) == [] and not is_held(tmp_path)
+    assert list(asked) == [] and not is_server_running(tmp_path)

@@ -15,44 +15,44 @@ import pytest
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.connection import BLOCK_S
-from dlpool.jobs.facts import Warned
+from dlpool.jobs.facts import ServerWarning
 from dlpool.jobs.history import SAMPLE_S
-from dlpool.jobs.hostslots import HostLimit, Place
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.hostslots import HostLimit, SlotReply
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.outbox import Delivery
-from dlpool.jobs.records import Record
-from dlpool.jobs.transitions import Beat, Claim, Finish, Recovery, Ticket
-from dlpool.service.ledger import Held, Ledger
+from dlpool.jobs.records import ClientRecord
+from dlpool.jobs.transitions import HeartbeatResult, ClaimResult, FinishRequest, RecoveryResult, JobLease
+from dlpool.service.ledger import InFlightJob, InFlightTable
 from dlpool.service.queue import claiming as fetching
 from dlpool.service.queue import heartbeat as beating
 from dlpool.service.queue import link as link_module
 from dlpool.service.queue import recording
-from dlpool.service.queue.claiming import Fetcher
-from dlpool.service.queue.heartbeat import Beater
-from dlpool.service.queue.link import Backoff, Link, Pace
+from dlpool.service.queue.claiming import JobClaimer
+from dlpool.service.queue.heartbeat import Heartbeat
+from dlpool.service.queue.link import Backoff, RedisState, CallSpacing
 from dlpool.service.queue.messages import (
-    Asked,
-    Claims,
-    Hold,
-    Lost,
-    Placed,
-    Recorded,
-    Stands,
-    Swept,
-    TakenBack,
-    Waiting,
-    Wish,
+    StopRequested,
+    JobsClaimed,
+    HostHeld,
+    LeaseLost,
+    HostSlotDecided,
+    ResultRecorded,
+    FenceChecked,
+    StaleFilesFound,
+    JobsTakenBack,
+    WaitingHosts,
+    HostSlotRequest,
 )
-from dlpool.service.queue.recording import AT_ONCE, Recorder, finished
+from dlpool.service.queue.recording import AT_ONCE, ResultRecorder, finish_jobs
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import AT_ONCE as SWEPT_AT_ONCE
-from dlpool.service.queue.sweeping import Sweeper
-from dlpool.service.trail import Trail
-from dlpool.service.wire.frames import Ended
+from dlpool.service.queue.sweeping import StaleFileSweeper
+from dlpool.service.trail import CleanupJournal
+from dlpool.service.wire.frames import CleanupEntry
 from tests.bench import job_of
 from tests.fakes import Clock, Lines
 
-RECORD = Record("key", b"value", "field")
+RECORD = ClientRecord("key", b"value", "field")
 LEASE_S, GRACE_S = 30.0, 15.0
 
 
@@ -65,7 +65,7 @@ class Redis:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.answers: dict[str, Any] = {}
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.outbox: Any = None
         self.client = self
         self.connection_pool = SimpleNamespace(connection_kwargs={})
@@ -100,28 +100,28 @@ class Desk:
         self.changes: list[str | None] = []
         self.failed: list[str] = []
         log: Any = self.lines
-        self.link = Link(log, lambda: self.changes.append(self.link.error), self.failed.append)
+        self.link = RedisState(log, lambda: self.changes.append(self.link.error), self.failed.append)
         self.signs: list[float] = []
-        patch.setattr(self.link.pulse, "sign", lambda: self.signs.append(self.clock.now))
-        self.ledger = Ledger()
+        patch.setattr(self.link.liveness, "sign", lambda: self.signs.append(self.clock.now))
+        self.ledger = InFlightTable()
         self.ledger.set_capacity(3)
-        self.spool, self.trail = Spool(folder), Trail(folder)
+        self.spool, self.trail = Spool(folder), CleanupJournal(folder)
         self.posted: list[Any] = []
         self.slots: list[tuple[Any, ...]] = []
         self.log = log
 
-    def fetcher(self, order: str = "fifo") -> Fetcher:
+    def fetcher(self, order: str = "fifo") -> JobClaimer:
         given: Any = self.redis
         blocking: Any = self.blocking
-        return Fetcher(given, blocking, "s", self.ledger, self.link, LEASE_S, lambda: order, self.posted.append, 20)
+        return JobClaimer(given, blocking, "s", self.ledger, self.link, LEASE_S, lambda: order, self.posted.append, 20)
 
-    def recorder(self) -> Recorder:
+    def recorder(self) -> ResultRecorder:
         given: Any = self.redis
-        made = Recorder(given, "s", LEASE_S, self.spool, self.link, self.log, self.posted.append)
+        made = ResultRecorder(given, "s", LEASE_S, self.spool, self.link, self.log, self.posted.append)
         made._slots = Slots(self.slots)  # type: ignore[assignment]
         return made
 
-    def beater(self, *, grace_s: float = GRACE_S, earlier: tuple[str, ...] = ()) -> Beater:
+    def beater(self, *, grace_s: float = GRACE_S, earlier: tuple[str, ...] = ()) -> Heartbeat:
         given: Any = self.redis
         blocking: Any = self.blocking
         self.fetched: list[str] = []
@@ -130,7 +130,7 @@ class Desk:
         )
         self.swept: list[float] = []
         sweeper: Any = SimpleNamespace(sweep=lambda: self.swept.append(self.clock.now))
-        made = Beater(
+        made = Heartbeat(
             given,
             blocking,
             "s",
@@ -150,15 +150,15 @@ class Desk:
         made._slots = Slots(self.slots)  # type: ignore[assignment]
         made._history = SimpleNamespace(sample=lambda: self.redis.sample_())  # type: ignore[assignment]
         self.redis.answers |= {
-            "beat": Beat(0, ()),
-            "recover": Recovery(0, ()),
+            "beat": HeartbeatResult(0, ()),
+            "recover": RecoveryResult(0, ()),
             "take_back": (),
             "sample_": True,
         }
         return made
 
-    def hold(self, name: str = "a", **fields: Any) -> Held:
-        held = Held(job_of(name), 0.0)
+    def hold(self, name: str = "a", **fields: Any) -> InFlightJob:
+        held = InFlightJob(job_of(name), 0.0)
         for field, value in fields.items():
             setattr(held, field, value)
         assert self.ledger.add(held)
@@ -171,9 +171,9 @@ class Slots:
     def __init__(self, calls: list[tuple[Any, ...]]) -> None:
         self.calls = calls
 
-    def take(self, limit: HostLimit, job_id: str, *, lease_s: float, is_paid: bool) -> Place:
+    def take(self, limit: HostLimit, job_id: str, *, lease_s: float, is_paid: bool) -> SlotReply:
         self.calls.append(("take", limit.host, job_id, lease_s, is_paid))
-        return Place(0)
+        return SlotReply(0)
 
     def free(self, host: str, job_id: str) -> None:
         self.calls.append(("free", host, job_id))
@@ -197,24 +197,24 @@ def away() -> QueueAway:
 def test_an_absence_is_told_once_and_so_is_its_end(desk: Desk) -> None:
     link = desk.link
     assert link.error is None and not link.registered.is_set()
-    link.beat()
+    link.report_heartbeat()
     assert link.registered.is_set() and desk.lines.kept == [] and desk.changes == []
     for error in (QueueAway("one"), QueueRefused("two"), QueueError("three")):
-        link.lost(error)
+        link.report_failure(error)
         assert not link.registered.is_set() and link.error == str(error)
     assert desk.failed == ["away", "refused", "other"] and desk.changes == ["one"]
     assert [(line.level, line.event, str(line.fields["error"])) for line in desk.lines.kept] == [
         ("warning", "redis_away", "one")
     ]
-    link.beat()
+    link.report_heartbeat()
     assert link.error is None and link.registered.is_set() and desk.changes == ["one", None]
     assert desk.lines.kept[1:] == [("info", "redis_back", {})]
 
 
 def test_a_thread_signs_when_it_goes_round(desk: Desk) -> None:
-    assert desk.link.goes_on() and len(desk.signs) == 1
+    assert desk.link.keep_running() and len(desk.signs) == 1
     desk.link.stopping.set()
-    assert not desk.link.goes_on() and len(desk.signs) == 2
+    assert not desk.link.keep_running() and len(desk.signs) == 2
 
 
 def test_waits_between_tries_double_to_a_bound_and_begin_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_waits_between_tries_double_to_a_bound_and_begin_again(desk: Desk, monke
 
 
 def test_calls_are_kept_apart_and_the_first_is_not_late(desk: Desk) -> None:
-    pace, times = Pace(2.0), []
+    pace, times = CallSpacing(2.0), []
     for seconds in (0.0, 0.5, 2.0, 1.5):
         desk.clock.now += seconds
         pace.wait()
@@ -240,8 +240,8 @@ def test_calls_are_kept_apart_and_the_first_is_not_late(desk: Desk) -> None:
 # --- fetching ---
 
 
-def claim(desk: Desk, *jobs: Any, due_s: float | None = None, **fields: Any) -> Claim:
-    made = Claim(jobs, due_s, **fields)
+def claim(desk: Desk, *jobs: Any, due_s: float | None = None, **fields: Any) -> ClaimResult:
+    made = ClaimResult(jobs, due_s, **fields)
     desk.redis.answers["claim"] = [made]
     return made
 
@@ -255,20 +255,20 @@ def test_jobs_are_claimed_for_the_room_that_there_is_and_handed_over(
     claim(desk, job_of("b"))
     fetcher._turn()
     assert desk.redis.called("claim") == [
-        ("s", [Ticket("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("most_parked", 20), ("parts", None))
+        ("s", [JobLease("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("most_parked", 20), ("parts", None))
     ]
-    assert desk.posted == [Claims((job_of("b"),), 7.0 + LEASE_S)]
+    assert desk.posted == [JobsClaimed((job_of("b"),), 7.0 + LEASE_S)]
     assert not fetcher._handed_over.is_set() and not fetcher._has_strays.is_set()
-    fetcher.handed_over()
+    fetcher.resume()
     assert fetcher._handed_over.is_set()
     claim(desk, job_of("c"))
     fetcher._turn()
     assert desk.redis.called("claim")[1][1] is None, "only new ones"
-    fetcher.reconcile()
+    fetcher.request_reconcile()
     fetcher.stop()
     claim(desk, job_of("c"))
     fetcher._turn()
-    assert desk.redis.called("claim")[2][1:3] == ([Ticket("a", 1)], 0), "stopped: only what is ours"
+    assert desk.redis.called("claim")[2][1:3] == ([JobLease("a", 1)], 0), "stopped: only what is ours"
     assert desk.blocking.calls == []
 
 
@@ -277,7 +277,7 @@ def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("dlpool.service.queue.claiming.time.monotonic", lambda: now[0])
-    desk.ledger.host_part = 0.5
+    desk.ledger.host_share = 0.5
     fetcher = desk.fetcher()
     parts = []
     for at, is_alone in ((100.0, False), (100.1, True), (100.2, False), (101.0, False), (101.2, False)):
@@ -290,7 +290,7 @@ def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none
 
 def test_a_supervisor_that_redis_does_not_know_registers_first(desk: Desk) -> None:
     fetcher = desk.fetcher()
-    desk.link.beat()
+    desk.link.report_heartbeat()
     desk.redis.answers["claim"] = [None]
     fetcher._turn()
     assert fetcher._has_strays.is_set() and not desk.link.registered.is_set() and desk.posted == []
@@ -333,10 +333,10 @@ def test_a_queue_that_gives_no_jobs_is_not_waited_for_in_its_list(desk: Desk, wh
 
 def test_a_look_ends_the_wait(desk: Desk) -> None:
     fetcher = desk.fetcher()
-    fetcher.look()
+    fetcher.wake()
     assert desk.redis.calls == [] and fetcher._looked.is_set()
     fetcher._waiting_id = 5
-    fetcher.look()
+    fetcher.wake()
     assert desk.redis.called("client_unblock") == [(5,)]
 
 
@@ -376,7 +376,7 @@ def turns(desk: Desk, *steps: Any) -> Callable[..., Any]:
 
 def test_the_fetch_thread_asks_for_everything_after_an_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     fetcher = desk.fetcher()
-    desk.link.beat()
+    desk.link.report_heartbeat()
     waits: list[str] = []
 
     def wait() -> None:
@@ -397,14 +397,14 @@ def test_the_fetch_thread_finds_out_who_waits_when_it_is_asked_and_there_is_no_r
 ) -> None:
     monkeypatch.setattr(fetching, "PAUSE_S", 0.001)
     fetcher = desk.fetcher()
-    desk.link.beat()
+    desk.link.report_heartbeat()
     desk.ledger.set_capacity(0)
     desk.redis.answers["waiting"] = [{"h": 2}]
     fetcher._has_strays.clear()
-    fetcher.ask_who_waits()
-    monkeypatch.setattr(desk.ledger.has_room, "wait", turns(desk, False, False, False))
+    fetcher.request_waiting_hosts()
+    monkeypatch.setattr(desk.ledger.has_free_slot, "wait", turns(desk, False, False, False))
     fetcher.serve()
-    assert desk.posted == [Waiting({"h": 2})] and desk.redis.called("claim") == []
+    assert desk.posted == [WaitingHosts({"h": 2})] and desk.redis.called("claim") == []
     assert desk.redis.called("waiting") == [("s", ("order", "fifo"))], "asked once, told once"
 
 
@@ -428,7 +428,7 @@ def test_the_fetch_thread_claims_only_when_that_can_help(
     fetcher._has_strays = event("strays", missing == "strays")
     desk.link.registered = event("registered", missing != "registered")
     fetcher._handed_over = event("handed_over", missing != "handed_over")
-    desk.ledger.has_room = event("room", missing != "room")
+    desk.ledger.has_free_slot = event("room", missing != "room")
     monkeypatch.setattr(fetcher, "_turn", turns(desk, None))
     fetcher.serve()
     if missing == "strays":
@@ -441,8 +441,8 @@ def test_the_fetch_thread_claims_only_when_that_can_help(
 # --- recording ---
 
 
-def end(name: str = "a", outcome: str = "success", **fields: Any) -> Finish:
-    return Finish(Ticket(name, 1), outcome, **fields)
+def end(name: str = "a", outcome: str = "success", **fields: Any) -> FinishRequest:
+    return FinishRequest(JobLease(name, 1), outcome, **fields)
 
 
 def spooled(desk: Desk) -> list[str]:
@@ -451,34 +451,34 @@ def spooled(desk: Desk) -> list[str]:
 
 def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     recorder = desk.recorder()
-    desk.redis.answers |= {"beat": Beat(0, ("OK", "LOST", "cancel")), "finish": lambda _sid, ends: ["OK"] * len(ends)}
-    wish = Wish(Ticket("w", 1), HostLimit("host", 1), is_paid=True)
+    desk.redis.answers |= {"beat": HeartbeatResult(0, ("OK", "LOST", "cancel")), "finish": lambda _sid, ends: ["OK"] * len(ends)}
+    wish = HostSlotRequest(JobLease("w", 1), HostLimit("host", 1), has_start_token=True)
     ends = [end("a", host="host"), end("b", "park", host="host"), end("c")]
-    recorder.end(ends[0])
-    recorder.ask(Ticket("x", 1))
-    recorder.end(ends[1])
-    recorder.wish(wish)
-    recorder.ask(Ticket("y", 1))
-    recorder.hold(Hold("host", 9.0))
-    recorder.ask(Ticket("z", 1))
-    recorder.end(ends[2])
-    desk.spool.keep("s", ends[0])
+    recorder.record(ends[0])
+    recorder.check_fence(JobLease("x", 1))
+    recorder.record(ends[1])
+    recorder.request_host_slot(wish)
+    recorder.check_fence(JobLease("y", 1))
+    recorder.hold_host(HostHeld("host", 9.0))
+    recorder.check_fence(JobLease("z", 1))
+    recorder.record(ends[2])
+    desk.spool.store("s", ends[0])
     pending = recorder._take(wait=True)
     recorder._tell(pending)
     assert pending == [] and len(desk.signs) == 1
     assert desk.slots == [("take", "host", "w", LEASE_S, True), ("free", "host", "a")]
-    tickets = [(Ticket(name, 1), "") for name in "xyz"]
+    tickets = [(JobLease(name, 1), "") for name in "xyz"]
     assert desk.redis.calls == [
         ("hold", "host", 9.0),
         ("beat", "s", tickets, ("lease_s", LEASE_S)),
         ("finish", "s", ends),
     ]
     assert desk.posted == [
-        Placed("w.1", Place(0)),
-        Stands("x.1", True),
-        Stands("y.1", False),
-        Stands("z.1", True),
-        *(Recorded(one, "OK") for one in ends),
+        HostSlotDecided("w.1", SlotReply(0)),
+        FenceChecked("x.1", True),
+        FenceChecked("y.1", False),
+        FenceChecked("z.1", True),
+        *(ResultRecorded(one, "OK") for one in ends),
     ]
     assert spooled(desk) == []
 
@@ -498,7 +498,7 @@ def test_nothing_to_ask_asks_nothing(desk: Desk) -> None:
     desk.redis.answers["finish"] = [["DUP"]]
     recorder._tell([end()])
     assert desk.redis.names() == ["finish"]
-    recorder._tell([Hold("h", 1.0)])
+    recorder._tell([HostHeld("h", 1.0)])
     assert desk.redis.names() == ["finish", "hold"]
 
 
@@ -508,8 +508,8 @@ def test_a_taker_waits_for_the_first_only(desk: Desk, monkeypatch: pytest.Monkey
     monkeypatch.setattr(recording, "LOOK_S", 0.001)
     assert recorder._take(wait=True) == [] == recorder._take(wait=False) and paced == []
     for name in "abc":
-        recorder.end(end(name))
-    assert [one.ticket.id for one in recorder._take(wait=True) if isinstance(one, Finish)] == ["a", "b", "c"]
+        recorder.record(end(name))
+    assert [one.lease.job_id for one in recorder._take(wait=True) if isinstance(one, FinishRequest)] == ["a", "b", "c"]
     assert paced == [1]
 
 
@@ -518,33 +518,33 @@ def test_ends_that_cannot_be_told_are_spooled_and_told_later(desk: Desk, monkeyp
     waits: list[str] = []
     recorder._backoff = SimpleNamespace(wait=lambda: waits.append("wait"), reset=lambda: waits.append("reset"))  # type: ignore[assignment]
     monkeypatch.setattr(recording, "LOOK_S", 0.001)
-    recorder.end(end("a"))
-    recorder.end(end("b", "retry"))
-    recorder.ask(Ticket("x", 1))
+    recorder.record(end("a"))
+    recorder.record(end("b", "retry"))
+    recorder.check_fence(JobLease("x", 1))
     kept: list[list[str]] = []
 
-    def beat(*_: Any, **__: Any) -> Beat:
+    def beat(*_: Any, **__: Any) -> HeartbeatResult:
         kept.append(spooled(desk))
         if len(kept) == 1:
             raise QueueAway("one")
         if len(kept) == 2:
             raise QueueRefused("two")
         desk.link.stopping.set()
-        return Beat(0, ("OK",))
+        return HeartbeatResult(0, ("OK",))
 
     desk.redis.answers |= {"beat": beat, "finish": lambda _sid, ends: ["OK"] * len(ends)}
     recorder.serve()
     assert kept == [[], ["a.1.json"], ["a.1.json"]] and spooled(desk) == []
     assert waits == ["wait", "wait", "reset"] and desk.failed == ["away", "refused"]
-    assert desk.posted == [Stands("x.1", True), Recorded(end("a"), "OK"), Recorded(end("b", "retry"), "OK")]
+    assert desk.posted == [FenceChecked("x.1", True), ResultRecorded(end("a"), "OK"), ResultRecorded(end("b", "retry"), "OK")]
 
 
 def test_what_is_in_line_at_the_end_is_spooled(desk: Desk) -> None:
     recorder = desk.recorder()
     desk.link.stopping.set()
-    recorder.end(end("a"))
-    recorder.ask(Ticket("x", 1))
-    recorder.end(end("b"))
+    recorder.record(end("a"))
+    recorder.check_fence(JobLease("x", 1))
+    recorder.record(end("b"))
     recorder.serve()
     assert spooled(desk) == ["a.1.json", "b.1.json"] and desk.redis.calls == []
     assert len(desk.signs) == 3
@@ -566,7 +566,7 @@ def test_an_end_waits_while_redis_is_away(desk: Desk, error: QueueError, calls: 
     given: Any = desk.redis
     desk.redis.answers["finish"] = [error] if calls == 1 else [QueueError("type"), error]
     with pytest.raises(type(error)):
-        finished(given, "s", [end()], desk.log)
+        finish_jobs(given, "s", [end()], desk.log)
     assert len(desk.redis.calls) == calls and desk.lines.kept == []
 
 
@@ -574,7 +574,7 @@ def test_a_record_that_redis_does_not_take_ends_its_job_without_it_and_no_other(
     given: Any = desk.redis
     one, two = end("a", record=RECORD, note={"x": 1}, trace_id="t"), end("b", record=RECORD)
     desk.redis.answers["finish"] = [QueueError("type"), QueueError("type"), ["OK"], ["DUP"]]
-    assert finished(given, "s", [one, two], desk.log) == ["OK", "DUP"]
+    assert finish_jobs(given, "s", [one, two], desk.log) == ["OK", "DUP"]
     without = replace(one, record=None, note={"x": 1, "record_refused": "type"})
     assert [call[1] for call in desk.redis.called("finish")] == [[one, two], [one], [without], [two]]
     ((level, event, fields),) = desk.lines.kept
@@ -592,7 +592,7 @@ def test_records_in_the_outbox_are_delivered_and_refused_ones_logged(desk: Desk)
 
     desk.redis.outbox = SimpleNamespace(deliver=deliver)
     desk.redis.answers["finish"] = [["OK", "OK"]]
-    assert finished(given, "s", [end("a.b", record=RECORD), end("c")], desk.log) == ["OK", "OK"]
+    assert finish_jobs(given, "s", [end("a.b", record=RECORD), end("c")], desk.log) == ["OK", "OK"]
     assert delivered == [["a.b.1"]]
     assert desk.lines.kept == [("error", "record_refused", {"job_id": "a.b", "error": "type"})]
 
@@ -603,19 +603,19 @@ def test_records_in_the_outbox_are_delivered_and_refused_ones_logged(desk: Desk)
 def test_a_spooled_end_comes_back_whole_and_is_forgotten_once(desk: Desk, tmp_path: Path) -> None:
     one, two = end("a", record=RECORD, note={"x": 1}, trace_id="t"), end("b", "cancelled")
     for ending in (one, two, one, end("c", "retry")):
-        desk.spool.keep("s", ending)
+        desk.spool.store("s", ending)
     assert len(desk.spool) == 2 and spooled(desk) == ["a.1.json", "b.1.json"]
     again = Spool(tmp_path)
-    assert list(again.kept()) == [("s", one), ("s", two)]
-    again.forget(Ticket("a", 1))
-    again.forget(Ticket("a", 1))
-    again.forget(Ticket("z", 1))
+    assert list(again.stored()) == [("s", one), ("s", two)]
+    again.remove(JobLease("a", 1))
+    again.remove(JobLease("a", 1))
+    again.remove(JobLease("z", 1))
     assert spooled(desk) == ["b.1.json"]
-    again.keep("s", one)
+    again.store("s", one)
     assert len(again) == 2
-    desk.spool.keep("s", one)
+    desk.spool.store("s", one)
     (desk.spool.folder / "a.1.json").unlink()
-    desk.spool.keep("s", one)
+    desk.spool.store("s", one)
     assert spooled(desk) == ["b.1.json"], "it was kept before"
 
 
@@ -626,7 +626,7 @@ def test_a_damaged_end_is_set_aside(desk: Desk, tmp_path: Path, text: str) -> No
     (desk.spool.folder / "a.1.json").write_text(text)
     (desk.spool.folder / "b.tmp").touch()
     again = Spool(tmp_path)
-    assert list(again.kept()) == [] and spooled(desk) == ["a.1.damaged"] and len(again) == 0
+    assert list(again.stored()) == [] and spooled(desk) == ["a.1.damaged"] and len(again) == 0
     assert desk.spool.folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -638,28 +638,28 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
     for number in range(7):
         desk.hold(str(number))
     held = desk.ledger.all()
-    held[0].progress, held[0].host = {"done": 1}, "host"
+    held[0].progress, held[0].slot_host = {"done": 1}, "host"
     held[1].is_lost = True
-    held[2].is_ending, held[2].host = True, "host"
-    held[3].is_at_door, held[3].host = True, "host"
-    desk.redis.answers["beat"] = Beat(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
+    held[2].is_ending, held[2].slot_host = True, "host"
+    held[3].is_at_door, held[3].slot_host = True, "host"
+    desk.redis.answers["beat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
     beater._beat()
-    named = [(Ticket(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]
+    named = [(JobLease(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]
     assert desk.redis.called("beat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
     assert desk.slots == [("keep", [("host", "0")], LEASE_S)]
-    assert desk.posted == [Hold("h", 9.0), Lost("3.1"), Asked("4.1", "cancel"), Asked("5.1", "pause")]
+    assert desk.posted == [HostHeld("h", 9.0), LeaseLost("3.1"), StopRequested("4.1", "cancel"), StopRequested("5.1", "pause")]
     assert desk.link.registered.is_set() and desk.fetched == []
 
 
 @pytest.mark.parametrize(("strays", "is_news"), [(0, False), (1, True), (2, True)])
 def test_jobs_that_redis_holds_for_us_are_asked_for(desk: Desk, strays: int, is_news: bool) -> None:
     beater = desk.beater()
-    desk.redis.answers["beat"] = Beat(strays, ())
+    desk.redis.answers["beat"] = HeartbeatResult(strays, ())
     beater._beat()
     assert desk.fetched == (["reconcile"] if is_news else [])
 
 
-def due(desk: Desk, beater: Beater, until_s: float, step_s: float = 1.0) -> dict[str, list[float]]:
+def due(desk: Desk, beater: Heartbeat, until_s: float, step_s: float = 1.0) -> dict[str, list[float]]:
     """When each kind of work was done in that many seconds of turns."""
     began = desk.clock.now
     done: dict[str, list[float]] = {}
@@ -694,14 +694,14 @@ def test_a_short_grace_is_looked_after_more_often(desk: Desk) -> None:
 @pytest.mark.parametrize(("left_s", "wait_s"), [(10.0, BLOCK_S), (0.5, min(BLOCK_S, 0.5)), (0.01, 0.05), (-1.0, 0.05)])
 def test_mail_is_waited_for_until_the_next_beat(desk: Desk, left_s: float, wait_s: float) -> None:
     beater = desk.beater()
-    desk.link.beat()
+    desk.link.report_heartbeat()
     beater._turn()
     beater._beat_at = desk.clock.now + max(left_s, 0.001)
     if left_s < 0:
 
-        def recover(*_: Any, **__: Any) -> Recovery:
+        def recover(*_: Any, **__: Any) -> RecoveryResult:
             desk.clock.now += 5
-            return Recovery(0, ())
+            return RecoveryResult(0, ())
 
         desk.redis.answers["recover"] = recover
         beater._recover_at = 0.0
@@ -732,7 +732,7 @@ def test_mail_is_read_and_means_a_beat_and_a_look(desk: Desk) -> None:
 
 
 def test_the_wait_for_mail_is_ended_by_mail_that_does_not_stay(desk: Desk) -> None:
-    desk.beater().look()
+    desk.beater().wake()
     mail = desk.redis.keys.mail("s")
     assert desk.redis.calls[-2:] == [("rpush", mail, "look"), ("pexpire", mail, beating.MAIL_TTL_MS)]
 
@@ -753,16 +753,16 @@ def test_figures_for_charts_are_worth_no_trouble(desk: Desk, answer: Any, next_s
 @pytest.mark.parametrize(
     ("recovery", "expected"),
     [
-        (Recovery(0, ()), []),
-        (Recovery(2, ()), [("leases_passed", {"jobs": 2})]),
-        (Recovery(0, ("a",)), [("jobs_recovered", {"jobs": 1, "job_ids": ["a"]})]),
+        (RecoveryResult(0, ()), []),
+        (RecoveryResult(2, ()), [("leases_passed", {"jobs": 2})]),
+        (RecoveryResult(0, ("a",)), [("jobs_recovered", {"jobs": 1, "job_ids": ["a"]})]),
         (
-            Recovery(0, tuple("abcdefghijklmnopqrstu")),
+            RecoveryResult(0, tuple("abcdefghijklmnopqrstu")),
             [("jobs_recovered", {"jobs": 21, "job_ids": list("abcdefghijklmnopqrst")})],
         ),
     ],
 )
-def test_jobs_of_supervisors_that_are_gone_are_given_back(desk: Desk, recovery: Recovery, expected: Any) -> None:
+def test_jobs_of_supervisors_that_are_gone_are_given_back(desk: Desk, recovery: RecoveryResult, expected: Any) -> None:
     beater = desk.beater()
     desk.redis.answers["recover"] = recovery
     beater._recover()
@@ -790,16 +790,16 @@ def test_what_was_left_in_an_outbox_is_shown(desk: Desk) -> None:
 def test_a_start_records_what_an_earlier_one_spooled_and_gives_its_jobs_back(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beating, "check_server", lambda _: (Warned("odd", "why"),))
+    monkeypatch.setattr(beating, "check_server", lambda _: (ServerWarning("odd", "why"),))
     one = end("a", trace_id="t")
-    desk.spool.keep("old", one)
+    desk.spool.store("old", one)
     beater = desk.beater(earlier=("old",))
     desk.redis.answers |= {"finish": [["OK"]], "take_back": ("b", "c")}
     beater._begin()
     assert spooled(desk) == [] and len(desk.signs) == 1
     assert desk.redis.called("finish") == [("old", [one])]
     assert desk.redis.called("take_back") == [("s", ("old",), ("order", "fifo"))]
-    assert desk.posted == [Recorded(one, "OK"), TakenBack(("old",))]
+    assert desk.posted == [ResultRecorded(one, "OK"), JobsTakenBack(("old",))]
     assert desk.lines.kept == [
         ("warning", "odd", {"reason": "why"}),
         ("info", "spooled_outcome_recorded", {"job_id": "a", "trace_id": "t", "result": "success", "reply": "OK"}),
@@ -848,7 +848,7 @@ def test_a_supervisor_is_back_before_others_take_its_jobs(desk: Desk, grace_s: f
 # --- sweeping ---
 
 
-def sweeper(desk: Desk, states: dict[str, str]) -> Sweeper:
+def sweeper(desk: Desk, states: dict[str, str]) -> StaleFileSweeper:
     asked: list[str] = []
 
     def pipeline(*, transaction: bool) -> Any:
@@ -861,7 +861,7 @@ def sweeper(desk: Desk, states: dict[str, str]) -> Sweeper:
 
     desk.redis.answers["pipeline"] = pipeline
     given: Any = desk.redis
-    return Sweeper(given, desk.trail, desk.ledger, desk.posted.append)
+    return StaleFileSweeper(given, desk.trail, desk.ledger, desk.posted.append)
 
 
 def _state(states: dict[str, str], key: str) -> bytes | None:
@@ -872,18 +872,18 @@ def _state(states: dict[str, str], key: str) -> bytes | None:
 def test_jobs_that_ended_elsewhere_are_swept_and_open_or_held_ones_are_not(desk: Desk) -> None:
     states = dict(zip("abcdef", ["queued", "delayed", "running", "paused", "succeeded", "failed"], strict=True))
     for name in (*states, "gone", "held"):
-        desk.trail.begin(Ended(name, "u", name, None, True, 1))
+        desk.trail.add(CleanupEntry(name, "u", name, None, True, 1))
     desk.hold("held")
     sweeper(desk, states).sweep()
     (swept,) = desk.posted
-    assert isinstance(swept, Swept) and [one.job_id for one in swept.leftovers] == ["e", "f", "gone"]
+    assert isinstance(swept, StaleFilesFound) and [one.job_id for one in swept.jobs] == ["e", "f", "gone"]
 
 
 def test_nothing_to_sweep_asks_nothing(desk: Desk) -> None:
     one = sweeper(desk, {})
     one.sweep()
     assert desk.redis.calls == [] and desk.posted == []
-    desk.trail.begin(Ended("a", "u", "a", None, True, 1))
+    desk.trail.add(CleanupEntry("a", "u", "a", None, True, 1))
     sweeper(desk, {"a": "running"}).sweep()
     assert desk.posted == []
 
@@ -891,7 +891,7 @@ def test_nothing_to_sweep_asks_nothing(desk: Desk) -> None:
 def test_a_sweep_goes_through_all_in_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlpool.service.queue.sweeping.AT_ONCE", 2)
     for name in "abc":
-        desk.trail.begin(Ended(name, "u", name, None, True, 1))
+        desk.trail.add(CleanupEntry(name, "u", name, None, True, 1))
     one = sweeper(desk, {})
     for _ in range(4):
         one.sweep()

@@ -9,7 +9,7 @@ import pytest
 
 from dlpool.config import SECTIONS, HookSettings, LimitSettings, LoggingSettings, Settings
 from dlpool.errors import ConfigurationError
-from dlpool.service.reload import reloaded
+from dlpool.service.reload import reload_settings
 
 DECLARED = [(section, declared) for section, kind in SECTIONS.items() for declared in fields(kind)]
 VALUE = "true"  # also a program that is there
@@ -19,7 +19,7 @@ VALUE = "true"  # also a program that is there
 def test_each_setting_takes_effect_now_or_is_said_to_wait(section: str, declared: Field[Any]) -> None:
     present = Settings()
     wanted = replace(present, **{section: replace(getattr(present, section), **{declared.name: VALUE})})
-    settings, said = reloaded(present, lambda: wanted)
+    settings, said = reload_settings(present, lambda: wanted)
     if declared.metadata["reload"]:
         assert (settings, said) == (wanted, [])
     else:
@@ -34,13 +34,13 @@ def test_what_waits_keeps_nothing_else_from_taking_effect() -> None:
         limits=LimitSettings(3),
         hosts={"h": LimitSettings(1)},
     )
-    settings, said = reloaded(present, lambda: wanted)
+    settings, said = reload_settings(present, lambda: wanted)
     assert settings == replace(wanted, supervisor=replace(present.supervisor, max_attempts=9))
     assert said == [f"[supervisor] {name} takes effect at the next start" for name in ("node_id", "lease")]
 
 
 def test_settings_that_stay_are_nothing_to_tell_of() -> None:
-    assert reloaded(Settings(), Settings) == (Settings(), [])
+    assert reload_settings(Settings(), Settings) == (Settings(), [])
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_settings_that_stay_are_nothing_to_tell_of() -> None:
     ],
 )
 def test_a_program_that_is_not_there_refuses_all(wanted: Settings, said: list[str]) -> None:
-    assert reloaded(Settings(), lambda: replace(wanted, limits=LimitSettings(3))) == (None, said)
+    assert reload_settings(Settings(), lambda: replace(wanted, limits=LimitSettings(3))) == (None, said)
 
 
 def test_a_file_that_cannot_be_used_refuses_all() -> None:
     def load() -> Settings:
         raise ConfigurationError("one thing\nand another")
 
-    assert reloaded(Settings(), load) == (None, ["one thing", "and another"])
+    assert reload_settings(Settings(), load) == (None, ["one thing", "and another"])

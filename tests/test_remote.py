@@ -7,14 +7,14 @@ from datetime import datetime, timezone
 
 import pytest
 
-from dlpool.transfer.remote import Resource, Sameness
+from dlpool.transfer.remote import RemoteResource, ValidatorMatch
 
 MODIFIED = "Mon, 06 May 2024 07:08:09 GMT"
 LATER = "Mon, 06 May 2024 07:08:10 GMT"
 SETTLED = "Mon, 06 May 2024 07:09:09 GMT"  # MODIFIED and 60 s
 UNSETTLED = "Mon, 06 May 2024 07:09:08 GMT"
 NOW = datetime(2024, 5, 6, 7, 9, 8, tzinfo=timezone.utc)
-SAME, CHANGED, UNKNOWN = Sameness.SAME, Sameness.CHANGED, Sameness.UNKNOWN
+SAME, CHANGED, UNKNOWN = ValidatorMatch.SAME, ValidatorMatch.CHANGED, ValidatorMatch.UNKNOWN
 
 
 # --- reading an answer ---
@@ -31,7 +31,7 @@ def test_all_that_a_download_needs_is_read_from_the_headers() -> None:
         "Repr-Digest": "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:",
         "Accept-Ranges": " None ",
     }
-    expected = Resource(
+    expected = RemoteResource(
         size=17,
         etag='"abc"',
         last_modified=MODIFIED,
@@ -42,21 +42,21 @@ def test_all_that_a_download_needs_is_read_from_the_headers() -> None:
         digest=("sha256", "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"),
         refuses_ranges=True,
     )
-    assert Resource.from_headers(headers, 17) == expected
+    assert RemoteResource.from_headers(headers, 17) == expected
 
 
 def test_what_is_not_said_is_not_known() -> None:
-    assert Resource.from_headers({}, None) == Resource()
+    assert RemoteResource.from_headers({}, None) == RemoteResource()
 
 
 @pytest.mark.parametrize("value", ["bytes", "", "items", "none, bytes"])
 def test_only_none_refuses_ranges(value: str) -> None:
-    assert not Resource.from_headers({"Accept-Ranges": value}, 1).refuses_ranges
+    assert not RemoteResource.from_headers({"Accept-Ranges": value}, 1).refuses_ranges
 
 
 @pytest.mark.parametrize("value", ["", "identity", " Identity "])
 def test_identity_is_no_encoding(value: str) -> None:
-    assert Resource.from_headers({"Content-Encoding": value}, 1).content_encoding is None
+    assert RemoteResource.from_headers({"Content-Encoding": value}, 1).content_encoding is None
 
 
 # --- validators ---
@@ -65,51 +65,51 @@ def test_identity_is_no_encoding(value: str) -> None:
 @pytest.mark.parametrize(
     ("resource", "expected"),
     [
-        (Resource(etag='"abc"'), '"abc"'),
-        (Resource(etag='"abc"', last_modified=MODIFIED, date=LATER), '"abc"'),
-        (Resource(etag='W/"abc"'), None),
-        (Resource(etag='W/"abc"', last_modified=MODIFIED, date=LATER), None),
-        (Resource(etag="abc", last_modified=MODIFIED, date=LATER), None),
-        (Resource(last_modified=MODIFIED, date=LATER), MODIFIED),
-        (Resource(last_modified=MODIFIED, date=MODIFIED), None),
-        (Resource(last_modified=LATER, date=MODIFIED), None),
-        (Resource(last_modified=MODIFIED), None),
-        (Resource(last_modified="yesterday", date=LATER), None),
-        (Resource(last_modified=MODIFIED, date="today"), None),
-        (Resource(size=17), None),
+        (RemoteResource(etag='"abc"'), '"abc"'),
+        (RemoteResource(etag='"abc"', last_modified=MODIFIED, date=LATER), '"abc"'),
+        (RemoteResource(etag='W/"abc"'), None),
+        (RemoteResource(etag='W/"abc"', last_modified=MODIFIED, date=LATER), None),
+        (RemoteResource(etag="abc", last_modified=MODIFIED, date=LATER), None),
+        (RemoteResource(last_modified=MODIFIED, date=LATER), MODIFIED),
+        (RemoteResource(last_modified=MODIFIED, date=MODIFIED), None),
+        (RemoteResource(last_modified=LATER, date=MODIFIED), None),
+        (RemoteResource(last_modified=MODIFIED), None),
+        (RemoteResource(last_modified="yesterday", date=LATER), None),
+        (RemoteResource(last_modified=MODIFIED, date="today"), None),
+        (RemoteResource(size=17), None),
     ],
 )
-def test_if_range_holds_a_strong_validator_or_is_not_sent(resource: Resource, expected: str | None) -> None:
+def test_if_range_holds_a_strong_validator_or_is_not_sent(resource: RemoteResource, expected: str | None) -> None:
     assert resource.if_range == expected
 
 
 @pytest.mark.parametrize(
     ("resource", "expected"),
     [
-        (Resource(etag='"abc"'), True),
-        (Resource(last_modified=MODIFIED, date=SETTLED), True),
-        (Resource(etag='W/"abc"', last_modified=MODIFIED, date=SETTLED), True),
-        (Resource(last_modified="Monday, 06-May-24 07:08:09 GMT", date=SETTLED), True),
-        (Resource(last_modified="Mon May  6 07:08:09 2024", date=SETTLED), True),
-        (Resource(last_modified=MODIFIED), False),
-        (Resource(last_modified=MODIFIED, date="today"), False),
-        (Resource(last_modified=MODIFIED, date=""), False),
-        (Resource(last_modified=MODIFIED, date=UNSETTLED), False),
-        (Resource(last_modified=MODIFIED, date=MODIFIED), False),
-        (Resource(last_modified=LATER, date=MODIFIED), False),
-        (Resource(last_modified=MODIFIED, date=SETTLED, seen_at=NOW), False),
-        (Resource(last_modified="Thu, 01 Jan 1970 00:00:00 GMT", date=SETTLED), False),
-        (Resource(last_modified="Tue, 01 Jan 1980 00:00:00 GMT", date=SETTLED), False),
-        (Resource(last_modified=f"{MODIFIED}, {MODIFIED}", date=SETTLED), False),
-        (Resource(last_modified="Mon, 06 May 2024 07:08:09", date=SETTLED), False),
-        (Resource(last_modified="2024-05-06T07:08:09Z", date=SETTLED), False),
-        *[(Resource(last_modified=text, date=SETTLED), False) for text in ("", "0", "-1", "GMT", "yesterday", "None")],
-        (Resource(etag='W/"abc"'), False),
-        (Resource(etag="abc"), False),
-        (Resource(size=17), False),
+        (RemoteResource(etag='"abc"'), True),
+        (RemoteResource(last_modified=MODIFIED, date=SETTLED), True),
+        (RemoteResource(etag='W/"abc"', last_modified=MODIFIED, date=SETTLED), True),
+        (RemoteResource(last_modified="Monday, 06-May-24 07:08:09 GMT", date=SETTLED), True),
+        (RemoteResource(last_modified="Mon May  6 07:08:09 2024", date=SETTLED), True),
+        (RemoteResource(last_modified=MODIFIED), False),
+        (RemoteResource(last_modified=MODIFIED, date="today"), False),
+        (RemoteResource(last_modified=MODIFIED, date=""), False),
+        (RemoteResource(last_modified=MODIFIED, date=UNSETTLED), False),
+        (RemoteResource(last_modified=MODIFIED, date=MODIFIED), False),
+        (RemoteResource(last_modified=LATER, date=MODIFIED), False),
+        (RemoteResource(last_modified=MODIFIED, date=SETTLED, seen_at=NOW), False),
+        (RemoteResource(last_modified="Thu, 01 Jan 1970 00:00:00 GMT", date=SETTLED), False),
+        (RemoteResource(last_modified="Tue, 01 Jan 1980 00:00:00 GMT", date=SETTLED), False),
+        (RemoteResource(last_modified=f"{MODIFIED}, {MODIFIED}", date=SETTLED), False),
+        (RemoteResource(last_modified="Mon, 06 May 2024 07:08:09", date=SETTLED), False),
+        (RemoteResource(last_modified="2024-05-06T07:08:09Z", date=SETTLED), False),
+        *[(RemoteResource(last_modified=text, date=SETTLED), False) for text in ("", "0", "-1", "GMT", "yesterday", "None")],
+        (RemoteResource(etag='W/"abc"'), False),
+        (RemoteResource(etag="abc"), False),
+        (RemoteResource(size=17), False),
     ],
 )
-def test_a_strong_etag_or_a_settled_date_tells_versions_apart(resource: Resource, expected: bool) -> None:
+def test_a_strong_etag_or_a_settled_date_tells_versions_apart(resource: RemoteResource, expected: bool) -> None:
     assert resource.has_validator is expected
 
 
@@ -120,66 +120,66 @@ def test_a_strong_etag_or_a_settled_date_tells_versions_apart(resource: Resource
     ("known", "other", "verdict"),
     [
         # a strong entity tag decides alone
-        (Resource(5, '"a"'), Resource(5, '"a"'), SAME),
-        (Resource(5, '"a"', MODIFIED), Resource(5, '"a"', LATER), SAME),
-        (Resource(5, '"a"'), Resource(None, '"a"'), SAME),
-        (Resource(None, '"a"'), Resource(5, '"a"'), SAME),
-        (Resource(5, '"a"', MODIFIED), Resource(5, '"b"', MODIFIED), CHANGED),
-        (Resource(5, '"a"'), Resource(6, '"a"'), CHANGED),
+        (RemoteResource(5, '"a"'), RemoteResource(5, '"a"'), SAME),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, '"a"', LATER), SAME),
+        (RemoteResource(5, '"a"'), RemoteResource(None, '"a"'), SAME),
+        (RemoteResource(None, '"a"'), RemoteResource(5, '"a"'), SAME),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, '"b"', MODIFIED), CHANGED),
+        (RemoteResource(5, '"a"'), RemoteResource(6, '"a"'), CHANGED),
         # one that vanished proves nothing, whatever else is said
-        (Resource(5, '"a"'), Resource(5), UNKNOWN),
-        (Resource(5, '"a"', MODIFIED), Resource(5, None, MODIFIED), UNKNOWN),
-        (Resource(5, '"a"', MODIFIED), Resource(6, None, LATER), UNKNOWN),
-        (Resource(5, '"a"'), Resource(5, 'W/"a"'), UNKNOWN),
+        (RemoteResource(5, '"a"'), RemoteResource(5), UNKNOWN),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, None, MODIFIED), UNKNOWN),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(6, None, LATER), UNKNOWN),
+        (RemoteResource(5, '"a"'), RemoteResource(5, 'W/"a"'), UNKNOWN),
         # else the modification date with the size
-        (Resource(5, None, MODIFIED), Resource(5, None, MODIFIED), SAME),
-        (Resource(5, None, MODIFIED), Resource(None, None, MODIFIED), SAME),
-        (Resource(5, None, MODIFIED), Resource(5, None, LATER), CHANGED),
-        (Resource(5, None, MODIFIED), Resource(6, None, MODIFIED), CHANGED),
-        (Resource(5, None, MODIFIED), Resource(5), UNKNOWN),
-        (Resource(5, None, MODIFIED), Resource(6), UNKNOWN),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(5, None, MODIFIED), SAME),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(None, None, MODIFIED), SAME),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(5, None, LATER), CHANGED),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(6, None, MODIFIED), CHANGED),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(5), UNKNOWN),
+        (RemoteResource(5, None, MODIFIED), RemoteResource(6), UNKNOWN),
         # another weak tag is another version, whatever the date says
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"b"', MODIFIED), CHANGED),
-        (Resource(5, 'W/"a"', MODIFIED, SETTLED), Resource(5, 'W/"b"', MODIFIED, SETTLED), CHANGED),
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, '"b"', MODIFIED), CHANGED),
-        (Resource(5, '"a"', MODIFIED), Resource(5, 'W/"b"', MODIFIED), CHANGED),
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"', LATER), CHANGED),
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"', MODIFIED), SAME),
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, None, MODIFIED), SAME),
-        (Resource(5, 'W/"a"', MODIFIED), Resource(5, 'W/"a"'), UNKNOWN),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, 'W/"b"', MODIFIED), CHANGED),
+        (RemoteResource(5, 'W/"a"', MODIFIED, SETTLED), RemoteResource(5, 'W/"b"', MODIFIED, SETTLED), CHANGED),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, '"b"', MODIFIED), CHANGED),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, 'W/"b"', MODIFIED), CHANGED),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, 'W/"a"', LATER), CHANGED),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, 'W/"a"', MODIFIED), SAME),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, None, MODIFIED), SAME),
+        (RemoteResource(5, 'W/"a"', MODIFIED), RemoteResource(5, 'W/"a"'), UNKNOWN),
         # a weak tag that vanished, and nothing else to compare
-        (Resource(5, 'W/"a"'), Resource(5), UNKNOWN),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5), UNKNOWN),
         # a date that is none contradicts, but its absence says nothing
-        (Resource(5, None, "0"), Resource(5, None, "1"), CHANGED),
-        (Resource(5, None, "0"), Resource(5, None, MODIFIED), CHANGED),
-        (Resource(5, None, "0"), Resource(5), SAME),
-        (Resource(5, None, MODIFIED, MODIFIED), Resource(5), UNKNOWN),
+        (RemoteResource(5, None, "0"), RemoteResource(5, None, "1"), CHANGED),
+        (RemoteResource(5, None, "0"), RemoteResource(5, None, MODIFIED), CHANGED),
+        (RemoteResource(5, None, "0"), RemoteResource(5), SAME),
+        (RemoteResource(5, None, MODIFIED, MODIFIED), RemoteResource(5), UNKNOWN),
         # a digest of the same algorithm
-        (Resource(5, digest=("md5", "1")), Resource(5, digest=("md5", "1")), SAME),
-        (Resource(5, digest=("md5", "1")), Resource(5, digest=("md5", "2")), CHANGED),
-        (Resource(5, digest=("md5", "1")), Resource(6, digest=("md5", "1")), CHANGED),
-        (Resource(5, digest=("md5", "1")), Resource(5, digest=("sha256", "2")), SAME),
-        (Resource(5, '"a"', digest=("md5", "1")), Resource(5, digest=("md5", "1")), SAME),
-        (Resource(5, '"a"', digest=("md5", "1")), Resource(5, '"b"', digest=("md5", "1")), CHANGED),
-        (Resource(5, None, MODIFIED, digest=("md5", "1")), Resource(5, None, LATER, digest=("md5", "1")), CHANGED),
+        (RemoteResource(5, digest=("md5", "1")), RemoteResource(5, digest=("md5", "1")), SAME),
+        (RemoteResource(5, digest=("md5", "1")), RemoteResource(5, digest=("md5", "2")), CHANGED),
+        (RemoteResource(5, digest=("md5", "1")), RemoteResource(6, digest=("md5", "1")), CHANGED),
+        (RemoteResource(5, digest=("md5", "1")), RemoteResource(5, digest=("sha256", "2")), SAME),
+        (RemoteResource(5, '"a"', digest=("md5", "1")), RemoteResource(5, digest=("md5", "1")), SAME),
+        (RemoteResource(5, '"a"', digest=("md5", "1")), RemoteResource(5, '"b"', digest=("md5", "1")), CHANGED),
+        (RemoteResource(5, None, MODIFIED, digest=("md5", "1")), RemoteResource(5, None, LATER, digest=("md5", "1")), CHANGED),
         # else a weak tag with the size
-        (Resource(5, 'W/"a"'), Resource(5, 'W/"a"'), SAME),
-        (Resource(5, 'W/"a"'), Resource(5, 'W/"b"'), CHANGED),
-        (Resource(5, 'W/"a"'), Resource(6, 'W/"a"'), CHANGED),
-        (Resource(5, 'W/"a"'), Resource(5, '"a"'), SAME),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5, 'W/"a"'), SAME),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5, 'W/"b"'), CHANGED),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(6, 'W/"a"'), CHANGED),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5, '"a"'), SAME),
         # else the size
-        (Resource(5), Resource(5), SAME),
-        (Resource(5), Resource(None), SAME),
-        (Resource(5), Resource(6), CHANGED),
+        (RemoteResource(5), RemoteResource(5), SAME),
+        (RemoteResource(5), RemoteResource(None), SAME),
+        (RemoteResource(5), RemoteResource(6), CHANGED),
         # without a validator, another kind of content is not the file
-        (Resource(5, content_type="a/b"), Resource(5, content_type="text/html"), UNKNOWN),
-        (Resource(5, content_type="a/b"), Resource(6, content_type="text/html"), UNKNOWN),
-        (Resource(5, content_type="a/b"), Resource(5), SAME),
-        (Resource(5, '"a"', content_type="a/b"), Resource(5, '"a"', content_type="text/html"), SAME),
+        (RemoteResource(5, content_type="a/b"), RemoteResource(5, content_type="text/html"), UNKNOWN),
+        (RemoteResource(5, content_type="a/b"), RemoteResource(6, content_type="text/html"), UNKNOWN),
+        (RemoteResource(5, content_type="a/b"), RemoteResource(5), SAME),
+        (RemoteResource(5, '"a"', content_type="a/b"), RemoteResource(5, '"a"', content_type="text/html"), SAME),
     ],
 )
 def test_only_a_new_validator_of_the_same_kind_proves_a_change(
-    known: Resource, other: Resource, verdict: Sameness
+    known: RemoteResource, other: RemoteResource, verdict: ValidatorMatch
 ) -> None:
     assert known.compare(other) is verdict
 
@@ -191,23 +191,23 @@ def test_only_a_new_validator_of_the_same_kind_proves_a_change(
     ("known", "other", "verdict"),
     [
         # a 206 to If-Range need not repeat what it was asked by (RFC 9110 section 15.3.7)
-        (Resource(5, '"a"', MODIFIED), Resource(5), SAME),
-        (Resource(5, '"a"', MODIFIED), Resource(5, None, MODIFIED), SAME),
-        (Resource(5, '"a"'), Resource(None), SAME),
-        (Resource(5, '"a"'), Resource(5, 'W/"a"'), SAME),
-        (Resource(5, None, MODIFIED, LATER), Resource(5), SAME),
-        (Resource(5, None, MODIFIED, LATER, content_type="a/b"), Resource(5, content_type="c/d"), SAME),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5), SAME),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, None, MODIFIED), SAME),
+        (RemoteResource(5, '"a"'), RemoteResource(None), SAME),
+        (RemoteResource(5, '"a"'), RemoteResource(5, 'W/"a"'), SAME),
+        (RemoteResource(5, None, MODIFIED, LATER), RemoteResource(5), SAME),
+        (RemoteResource(5, None, MODIFIED, LATER, content_type="a/b"), RemoteResource(5, content_type="c/d"), SAME),
         # but what it says must not be another
-        (Resource(5, '"a"', MODIFIED), Resource(5, '"b"'), CHANGED),
-        (Resource(5, '"a"', MODIFIED), Resource(5, 'W/"b"'), CHANGED),
-        (Resource(5, '"a"', MODIFIED), Resource(5, None, LATER), CHANGED),
-        (Resource(5, '"a"', MODIFIED), Resource(6), CHANGED),
-        (Resource(5, None, MODIFIED, LATER), Resource(5, None, LATER), CHANGED),
-        (Resource(5, None, MODIFIED, LATER), Resource(6), CHANGED),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, '"b"'), CHANGED),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, 'W/"b"'), CHANGED),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(5, None, LATER), CHANGED),
+        (RemoteResource(5, '"a"', MODIFIED), RemoteResource(6), CHANGED),
+        (RemoteResource(5, None, MODIFIED, LATER), RemoteResource(5, None, LATER), CHANGED),
+        (RemoteResource(5, None, MODIFIED, LATER), RemoteResource(6), CHANGED),
     ],
 )
 def test_a_confirmed_answer_is_the_same_unless_it_says_otherwise(
-    known: Resource, other: Resource, verdict: Sameness
+    known: RemoteResource, other: RemoteResource, verdict: ValidatorMatch
 ) -> None:
     assert known.compare(other, is_confirmed=True) is verdict
 
@@ -230,8 +230,8 @@ DATES: dict[str, tuple[str | None, str | None]] = {
 @pytest.mark.parametrize("etag", ETAGS)
 def test_only_a_strong_etag_or_a_settled_date_with_the_size_proves(etag: str, dates: str, size: int | None) -> None:
     modified, date = DATES[dates]
-    known = Resource(5, ETAGS[etag], modified, date)
-    other = Resource(size, ETAGS[etag], modified, SETTLED)
+    known = RemoteResource(5, ETAGS[etag], modified, date)
+    other = RemoteResource(size, ETAGS[etag], modified, SETTLED)
     is_proven = etag == "strong" or (dates == "settled" and size is not None)
     assert known.compare(other) is SAME
     assert known.proves_same(other) is is_proven
@@ -242,7 +242,7 @@ def test_only_a_strong_etag_or_a_settled_date_with_the_size_proves(etag: str, da
 @pytest.mark.parametrize("etag", ETAGS)
 def test_nothing_proves_that_another_version_is_the_same(etag: str, dates: str, changed: str) -> None:
     modified, date = DATES[dates]
-    known = Resource(5, ETAGS[etag], modified, date)
+    known = RemoteResource(5, ETAGS[etag], modified, date)
     other = {
         "etag": replace(known, etag=(known.etag or '""').replace("a", "b")),
         "date": replace(known, last_modified="Tue, 07 May 2024 07:08:09 GMT"),
@@ -256,30 +256,30 @@ def test_nothing_proves_that_another_version_is_the_same(etag: str, dates: str, 
 
 
 def test_a_digest_of_the_file_proves() -> None:
-    known = Resource(5, digest=("sha256", "1"))
-    assert known.proves_same(Resource(5, digest=("sha256", "1")))
-    assert not known.proves_same(Resource(5, digest=("sha256", "2")))
-    assert not known.proves_same(Resource(5, digest=("md5", "1")))
-    assert not known.proves_same(Resource(5))
+    known = RemoteResource(5, digest=("sha256", "1"))
+    assert known.proves_same(RemoteResource(5, digest=("sha256", "1")))
+    assert not known.proves_same(RemoteResource(5, digest=("sha256", "2")))
+    assert not known.proves_same(RemoteResource(5, digest=("md5", "1")))
+    assert not known.proves_same(RemoteResource(5))
 
 
 @pytest.mark.parametrize(
     ("answer", "known", "expected"),
     [
-        (Resource(), Resource(5, '"a"', MODIFIED, SETTLED), Resource(5, '"a"', MODIFIED, SETTLED)),
-        (Resource(5, 'W/"a"'), Resource(5, '"a"'), Resource(5, '"a"')),
-        (Resource(5, '"a"'), Resource(5, 'W/"a"'), Resource(5, '"a"')),
-        (Resource(5, 'W/"a"'), Resource(5), Resource(5, 'W/"a"')),
-        (Resource(5, None, None, LATER), Resource(5, None, MODIFIED, SETTLED), Resource(5, None, MODIFIED, SETTLED)),
-        (Resource(5, None, MODIFIED, LATER), Resource(5, None, MODIFIED, None), Resource(5, None, MODIFIED, LATER)),
+        (RemoteResource(), RemoteResource(5, '"a"', MODIFIED, SETTLED), RemoteResource(5, '"a"', MODIFIED, SETTLED)),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5, '"a"'), RemoteResource(5, '"a"')),
+        (RemoteResource(5, '"a"'), RemoteResource(5, 'W/"a"'), RemoteResource(5, '"a"')),
+        (RemoteResource(5, 'W/"a"'), RemoteResource(5), RemoteResource(5, 'W/"a"')),
+        (RemoteResource(5, None, None, LATER), RemoteResource(5, None, MODIFIED, SETTLED), RemoteResource(5, None, MODIFIED, SETTLED)),
+        (RemoteResource(5, None, MODIFIED, LATER), RemoteResource(5, None, MODIFIED, None), RemoteResource(5, None, MODIFIED, LATER)),
         (
-            Resource(5, date=LATER, host="b"),
-            Resource(5, content_type="a/b", digest=("md5", "1"), host="a"),
-            Resource(5, content_type="a/b", digest=("md5", "1"), host="b"),
+            RemoteResource(5, date=LATER, host="b"),
+            RemoteResource(5, content_type="a/b", digest=("md5", "1"), host="a"),
+            RemoteResource(5, content_type="a/b", digest=("md5", "1"), host="b"),
         ),
     ],
 )
 def test_an_answer_of_the_same_version_is_completed_by_what_is_known(
-    answer: Resource, known: Resource, expected: Resource
+    answer: RemoteResource, known: RemoteResource, expected: RemoteResource
 ) -> None:
     assert answer.completed_by(known) == expected

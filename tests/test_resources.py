@@ -273,8 +273,8 @@ def test_the_service_works_without_proc(
 
 def test_room_is_what_the_limit_leaves() -> None:
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert threads.has_room(1)
-    assert not threads.has_room(soft + 1)
+    assert threads.has_free_descriptors(1)
+    assert not threads.has_free_descriptors(soft + 1)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
@@ -284,7 +284,7 @@ def test_a_thread_that_cannot_start_has_one_error(error: Exception, monkeypatch:
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     with pytest.raises(NoThread, match="cannot start a thread"):
-        threads.start(int, "none")
+        threads.start_thread(int, "none")
 
 
 @pytest.mark.parametrize(

@@ -288,14 +288,14 @@ def test_a_connection_is_kept_if_the_body_was_read_to_its_end(body: bytes, read:
     left = read
     while left and (count := response.readinto1(memoryview(buffer)[:left])):
         left -= count
-    response.leave()
-    response.leave()
+    response.release()
+    response.release()
     assert connection.ends == [end]
     assert response.isclosed()
 
 
 def test_an_answer_without_a_connection_can_be_left() -> None:
-    begun(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").leave()
+    begun(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").release()
 
 
 @pytest.mark.parametrize("count", [1, MAX_INFORMATIONAL - 1])

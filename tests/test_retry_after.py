@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dlpool.errors import RetryRange, WaitTooLong
-from dlpool.transfer.answer import error_for_status, waiting_s
-from dlpool.transfer.limits import HostGate
+from dlpool.transfer.answer import error_for_status, requested_wait_s
+from dlpool.transfer.limits import HostHolds
 from tests.conftest import Fetcher
 from tests.handlers import DATA, Serve, check_file
 from tests.origin import Connection, File, Request
@@ -62,7 +62,7 @@ def test_a_wait_is_read_against_the_date_of_the_answer(
 ) -> None:
     given = {"Retry-After": retry_after, "Date": date}
     headers = {name: value for name, value in given.items() if value is not None}
-    assert waiting_s(headers, NOW) == seconds
+    assert requested_wait_s(headers, NOW) == seconds
     error = error_for_status(status, headers, NOW)
     assert isinstance(error, RetryRange)
     assert error.retry_after_s == seconds
@@ -84,7 +84,7 @@ def test_a_server_whose_clock_differs_is_waited_for_as_long_as_it_asked(
 
     origin = serve(handle)
     client, told = fetch.client(), []
-    client.gate = HostGate(time.monotonic, lambda host, seconds: told.append((host, seconds)))
+    client.host_holds = HostHolds(time.monotonic, lambda host, seconds: told.append((host, seconds)))
     fetch(f"{origin.url}/f", tmp_path / "f", connections=1, max_retry_after=5.0, client=client)
     check_file(tmp_path / "f")
     assert told == [(origin.url.partition("//")[2], 1.0)]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dlpool.disk import Space
 from dlpool.errors import Cancelled, DlpoolError, NoRoom, PolicyRefused, TooLarge
-from dlpool.service.node.disks import STREAM_LIMIT, NodeSpace
+from dlpool.service.node.disks import STREAM_LIMIT, NodeSpaceRules
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.job import Job
-from dlpool.transfer.room import LEAST_AHEAD, MOST_AHEAD, SPACE_RESERVE, Ahead, SpaceRules
+from dlpool.transfer.room import MIN_AHEAD, MAX_AHEAD, SPACE_RESERVE, WriteBudget, SpaceRules
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, Fetcher, make_data, wait_until
 from tests.disks import needs_root, tmpfs
@@ -48,8 +48,8 @@ class FakeDisk:
         return self.can_reserve
 
 
-def write(ahead: Ahead, disk: FakeDisk, chunk: Chunk, size: int) -> None:
-    ahead.make_room(disk, chunk, size)
+def write(ahead: WriteBudget, disk: FakeDisk, chunk: Chunk, size: int) -> None:
+    ahead.spend(disk, chunk, size)
     chunk.position += size
     if disk.free is not None:
         disk.free -= size
@@ -90,8 +90,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_file_is_judged_by_what_stays_free_and_what_others_take(
     min_free: int | None, taken: int, size: int, error: type[DlpoolError] | None, disk: Path
 ) -> None:
-    rules = NodeSpace(min_free)
-    rules.learn(min_free, {os.stat(disk).st_dev: taken, 0: 10**15})
+    rules = NodeSpaceRules(min_free)
+    rules.update(min_free, {os.stat(disk).st_dev: taken, 0: 10**15})
     with (disk / "empty").open("wb") as file:
         if error is None:
             rules.check(file.fileno(), disk, size)
@@ -104,7 +104,7 @@ def test_a_file_is_judged_by_what_stays_free_and_what_others_take(
 @needs_root
 def test_bytes_that_are_there_already_need_no_room(disk: Path) -> None:
     with (disk / "ballast").open("rb") as file:
-        NodeSpace(0).check(file.fileno(), disk, 15 * MIB)
+        NodeSpaceRules(0).check(file.fileno(), disk, 15 * MIB)
 
 
 # --- while bytes arrive ---
@@ -114,10 +114,10 @@ def test_bytes_that_are_there_already_need_no_room(disk: Path) -> None:
 def test_no_more_is_reserved_than_once_again_what_has_arrived(sizes: list[int], left: int) -> None:
     chunk = Chunk(0, sum(sizes) + left, 0, 0)
     disk = FakeDisk(LARGE)
-    ahead = Ahead(NodeSpace(0), reserves=True)
+    ahead = WriteBudget(NodeSpaceRules(0), reserves=True)
     for size in sizes:
         write(ahead, disk, chunk, size)
-        assert ahead.reserved_to - chunk.position <= min(chunk.position, MOST_AHEAD)
+        assert ahead.reserved_to - chunk.position <= min(chunk.position, MAX_AHEAD)
         assert ahead.reserved_to <= chunk.end
 
 
@@ -126,16 +126,16 @@ def test_no_more_is_reserved_than_once_again_what_has_arrived(sizes: list[int], 
     [
         (SpaceRules(), None, True, 0, True),
         (SpaceRules(), None, False, 0, False),
-        (NodeSpace(0), LARGE, True, 22, True),
-        (NodeSpace(0), LARGE, False, 22, False),
-        (NodeSpace(0), None, True, 22, True),
+        (NodeSpaceRules(0), LARGE, True, 22, True),
+        (NodeSpaceRules(0), LARGE, False, 22, False),
+        (NodeSpaceRules(0), None, True, 22, True),
     ],
 )
 def test_a_large_file_asks_the_disk_a_few_times(
     rules: SpaceRules, free: int | None, reserves: bool, looks: int, reserved: bool
 ) -> None:
     chunk, disk = Chunk(0, 1024 * MIB, 0, 0), FakeDisk(free)
-    ahead = Ahead(rules, reserves=reserves)
+    ahead = WriteBudget(rules, reserves=reserves)
     for _ in range(4096):
         write(ahead, disk, chunk, MIB // 4)
     assert disk.looks <= looks and (disk.looks > 0) == (looks > 0)
@@ -144,15 +144,15 @@ def test_a_large_file_asks_the_disk_a_few_times(
 
 def test_a_small_file_does_not_ask_the_disk() -> None:
     disk = FakeDisk(0)
-    ahead = Ahead(NodeSpace(0), reserves=True)
+    ahead = WriteBudget(NodeSpaceRules(0), reserves=True)
     for _ in range(16):
-        ahead.make_room(disk, Chunk(0, MIB, 0, 0), BLOCK)
+        ahead.spend(disk, Chunk(0, MIB, 0, 0), BLOCK)
     assert (disk.looks, disk.reserved) == (0, [])
 
 
 def test_where_blocks_cannot_be_reserved_that_is_tried_once() -> None:
     chunk, disk = Chunk(0, 64 * MIB, 0, 0), FakeDisk(LARGE, can_reserve=False)
-    ahead = Ahead(NodeSpace(0), reserves=True)
+    ahead = WriteBudget(NodeSpaceRules(0), reserves=True)
     for _ in range(256):
         write(ahead, disk, chunk, MIB // 4)
     assert len(disk.reserved) == 1 and ahead.reserved_to == 0
@@ -173,18 +173,18 @@ def test_a_download_stops_before_it_takes_what_stays_free(
     size: int, free: int, end: int, error: type[DlpoolError], block: int
 ) -> None:
     chunk, disk = Chunk(0, end, 0, 0), FakeDisk(free, size)
-    ahead, kept = Ahead(NodeSpace(2 * MIB), reserves=False), 2 * MIB
+    ahead, kept = WriteBudget(NodeSpaceRules(2 * MIB), reserves=False), 2 * MIB
     with pytest.raises(error) as raised:
         for _ in range(LARGE):
             write(ahead, disk, chunk, block)
     assert type(raised.value) is error and disk.free is not None
-    least_left = kept + SPACE_RESERVE - LEAST_AHEAD - block if free > 4 * MIB else free - MIB - block
+    least_left = kept + SPACE_RESERVE - MIN_AHEAD - block if free > 4 * MIB else free - MIB - block
     assert least_left <= disk.free <= max(free - MIB, kept + SPACE_RESERVE + block)
 
 
 def test_a_disk_that_has_room_again_lets_the_download_continue() -> None:
     chunk, disk = Chunk(0, 64 * MIB, 0, 0), FakeDisk(0, 640 * MIB)
-    ahead = Ahead(NodeSpace(0), reserves=False)
+    ahead = WriteBudget(NodeSpaceRules(0), reserves=False)
     with pytest.raises(NoRoom):
         for _ in range(100):
             write(ahead, disk, chunk, BLOCK)
@@ -195,7 +195,7 @@ def test_a_disk_that_has_room_again_lets_the_download_continue() -> None:
 # --- a real download ---
 
 
-class Rules(NodeSpace):
+class Rules(NodeSpaceRules):
     """Rules of a node with a low limit for bodies of unknown length."""
 
     stream_limit = MIB
@@ -242,7 +242,7 @@ def test_a_body_of_unknown_length_stops_at_a_default(
         with pytest.raises(PolicyRefused, match="max_file_size"):
             transfer.run()
         assert os.listdir(tmp_path) == []
-    assert NodeSpace(0).stream_limit == STREAM_LIMIT == 10 * 1024**3
+    assert NodeSpaceRules(0).stream_limit == STREAM_LIMIT == 10 * 1024**3
 
 
 def run(transfer: Transfer, ends: list[object]) -> None:
@@ -268,7 +268,7 @@ def test_a_server_that_promises_much_and_sends_little_takes_little(
     with tmpfs(tmp_path / "disk", "64m") as disk, Origin(handle) as origin:
         job = Job(f"{origin.url}/f", disk / "f")
         client = fetch.client(read_timeout=60.0, low_speed_limit=0)
-        transfer = Transfer(job, replace(FAST, preallocate=preallocate), client, space=NodeSpace(0))
+        transfer = Transfer(job, replace(FAST, preallocate=preallocate), client, space=NodeSpaceRules(0))
         ends: list[object] = []
         thread = threading.Thread(target=run, args=[transfer, ends])
         thread.start()
@@ -276,7 +276,7 @@ def test_a_server_that_promises_much_and_sends_little_takes_little(
         status = os.statvfs(disk)
         taken = (status.f_blocks - status.f_bfree) * status.f_frsize
         assert sent - LAST_READ < taken <= 2 * sent + BLOCK
-        assert taken + transfer.progress().missing <= 2 * sent + BLOCK
+        assert taken + transfer.progress().unreserved_bytes <= 2 * sent + BLOCK
         transfer.cancel()
         gate.set()
         thread.join(30)

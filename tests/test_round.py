@@ -14,12 +14,12 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.config import TransferSettings
-from dlpool.transfer.board import Snapshot
-from dlpool.transfer.place import Place
-from dlpool.transfer.round import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, Committed, Round
+from dlpool.transfer.board import ChunkSnapshot
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.round import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, Checkpoint, TransferAttempt
 from dlpool.transfer.state import StateFile
 from dlpool.transfer.transfer import Transfer
-from dlpool.transfer.watch import Watch
+from dlpool.transfer.watch import SpeedMonitor
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.origin import Connection, File, Origin, Request
 
@@ -49,7 +49,7 @@ DATA = make_data(SIZE)
 def test_a_checkpoint_is_due_after_time_bytes_or_ended_chunks(
     written: int, ended: int, age_s: float, is_due: bool
 ) -> None:
-    committed = Committed(at=50.0, written=1000, ended_chunks=3)
+    committed = Checkpoint(at=50.0, written=1000, ended_chunks=3)
     assert committed.is_next_due(written, ended, 50.0 + age_s) is is_due
 
 
@@ -64,18 +64,18 @@ class Turning:
         self.board = SimpleNamespace(
             written=lambda: self.bytes,
             ended_chunks=0,
-            snapshot=lambda: Snapshot([], self.bytes),
+            snapshot=lambda: ChunkSnapshot([], self.bytes),
             stop=lambda error: setattr(self, "stopped", error),
         )
         self.stopped: Exception | None = None
         context = SimpleNamespace(
             clock=lambda: self.now, board=self.board, settings=TransferSettings(), client=None, source=None
         )
-        self.round = Round(cast(Any, context), None, cast(Any, None), deadline=None, is_single=False, delay_s=0.0)
+        self.round = TransferAttempt(cast(Any, context), None, cast(Any, None), deadline=None, is_single=False, delay_s=0.0)
         place = SimpleNamespace(checkpoint=self._commit)
         self.plan = cast(Any, SimpleNamespace(place=place, has_ranges=True))
 
-    def _commit(self, snapshot: Snapshot, error: Exception | None) -> None:
+    def _commit(self, snapshot: ChunkSnapshot, error: Exception | None) -> None:
         self.commits.append(snapshot.written)
         if self.fault is not None:
             raise self.fault
@@ -211,10 +211,10 @@ def test_the_state_says_what_ended_it(serve: Serve, fetch: Fetcher, tmp_path: Pa
     transfer = fetch.transfer(f"{serve(File(DATA)).url}/f", tmp_path / "f")
     with pytest.raises(errors.LostJob):
         ending(transfer, "permit", failing_with(errors.LostJob("another has it"))).run()
-    saved = StateFile.of(tmp_path / "f", sync=False).load()
+    saved = StateFile.for_target(tmp_path / "f", sync=False).load()
     assert saved is not None
     assert saved.last_error == "lost: another has it"
-    assert saved.missing == []
+    assert saved.missing_spans == []
 
 
 def test_a_run_that_brings_nothing_leaves_the_state_as_it_was(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
@@ -276,13 +276,13 @@ def test_a_stop_during_the_permission_ends_it_and_one_during_the_publishing_does
     early = fetch.transfer(url, tmp_path / "f")
     with pytest.raises(errors.Cancelled):
         ending(early, "permit", early.cancel).run()
-    late, real = fetch.transfer(url, tmp_path / "f"), Place.publish
+    late, real = fetch.transfer(url, tmp_path / "f"), FileOutput.publish
 
-    def publish(place: Place, *arguments: Any) -> None:
+    def publish(place: FileOutput, *arguments: Any) -> None:
         late.cancel()
         real(place, *arguments)
 
-    monkeypatch.setattr(Place, "publish", publish)
+    monkeypatch.setattr(FileOutput, "publish", publish)
     assert late.run().size == SIZE
     assert (tmp_path / "f").read_bytes() == DATA
 
@@ -298,17 +298,17 @@ def test_the_phases_follow_each_other(
         file(request, connection)
 
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", connections=1)
-    real_notify, real_publish = transfer._notify, Place.publish
+    real_notify, real_publish = transfer._notify, FileOutput.publish
 
     def notify(event: str, /, **fields: object) -> None:
         seen.append(transfer.progress().phase)
         real_notify(event, **fields)
 
-    def publish(place: Place, *arguments: Any) -> None:
+    def publish(place: FileOutput, *arguments: Any) -> None:
         seen.append(transfer.progress().phase)
         real_publish(place, *arguments)
 
-    monkeypatch.setattr(Place, "publish", publish)
+    monkeypatch.setattr(FileOutput, "publish", publish)
     transfer._notify = notify
     transfer.run()
     assert list(dict.fromkeys(seen)) == ["connecting", "downloading", "verifying", "publishing"]
@@ -320,7 +320,7 @@ def test_a_defect_of_the_speed_monitor_ends_the_download(
     def look(*_: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(SpeedMonitor, "look", look)
 
     def silent(_: Request, connection: Connection) -> None:
         connection.wait_for_client_to_go(30.0)
@@ -341,23 +341,23 @@ def test_nobody_writes_after_the_end(
     serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that is in flight when the download is stopped is waited for before its state is committed."""
-    from dlpool.transfer.partfile import Writer
+    from dlpool.transfer.partfile import PartWriter
 
     order: list[str] = []
-    began, real_write, real_checkpoint = threading.Event(), Writer.write, Place.checkpoint
+    began, real_write, real_checkpoint = threading.Event(), PartWriter.write, FileOutput.checkpoint
 
-    def write(writer: Writer, position: int, data: memoryview) -> None:
+    def write(writer: PartWriter, position: int, data: memoryview) -> None:
         began.set()
         wait_until(lambda: transfer._board.error is not None)
         real_write(writer, position, data)
         order.append("written")
 
-    def checkpoint(place: Place, *arguments: Any) -> None:
+    def checkpoint(place: FileOutput, *arguments: Any) -> None:
         order.append("committed")
         real_checkpoint(place, *arguments)
 
-    monkeypatch.setattr(Writer, "write", write)
-    monkeypatch.setattr(Place, "checkpoint", checkpoint)
+    monkeypatch.setattr(PartWriter, "write", write)
+    monkeypatch.setattr(FileOutput, "checkpoint", checkpoint)
     transfer = fetch.transfer(f"{serve(File(DATA)).url}/f", tmp_path / "f", connections=3)
 
     def cancel() -> None:

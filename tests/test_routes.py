@@ -26,7 +26,7 @@ from dlpool.jobs.routes import (
     Host,
     RoutedConnection,
     SentinelRoute,
-    shown,
+    format_hosts,
 )
 from tests.redis_server import RedisServer
 
@@ -68,7 +68,7 @@ class Said(Dialer):
 def test_a_key_is_on_the_node_that_has_its_slot(rows: list[Any], owner: Host | None) -> None:
     dialer = Said({A: rows})
     route = ClusterRoute([A], "key", dialer)
-    for find in (route.find, lambda: route.client_of("key")):
+    for find in (route.find, lambda: route.client_for("key")):
         if owner is None:
             with pytest.raises(errors.ClusterDownError, match=f"no node has slot {SLOT}$"):
                 find()
@@ -80,17 +80,17 @@ def test_a_key_is_on_the_node_that_has_its_slot(rows: list[Any], owner: Host | N
 def test_a_map_is_asked_for_once_until_it_proves_wrong() -> None:
     dialer = Said({A: [[0, 16383, [b"b", 2]]]})
     route = ClusterRoute([A], "key", dialer)
-    assert [route.client_of(key) for key in ("key", "other", "third")] == [B, B, B]
+    assert [route.client_for(key) for key in ("key", "other", "third")] == [B, B, B]
     assert len(dialer.asked) == 1
-    route.forget()
+    route.invalidate()
     dialer.answers = {A: [[0, 16383, [b"c", 3]]]}
-    assert (route.client_of("key"), len(dialer.asked)) == (C, 2)
+    assert (route.client_for("key"), len(dialer.asked)) == (C, 2)
     assert (route.find(), route.find(), len(dialer.asked)) == (C, C, 4), "a new connection asks each time"
     dialer.answers = {A: [[0, 0, [b"c", 3]]]}
     with pytest.raises(errors.ClusterDownError):
         route.find()
     dialer.answers = {A: [[0, 16383, [b"b", 2]]]}
-    assert route.client_of("key") == B, "a map without the slot is not kept"
+    assert route.client_for("key") == B, "a map without the slot is not kept"
 
 
 def test_all_nodes_that_were_ever_named_last_are_asked() -> None:
@@ -126,7 +126,7 @@ def test_the_master_is_where_the_sentinels_say() -> None:
 
 
 def test_hosts_are_shown_for_messages() -> None:
-    assert shown([A, D]) == "a:1,[::1]:4"
+    assert format_hosts([A, D]) == "a:1,[::1]:4"
 
 
 # --- asking ---

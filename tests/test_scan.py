@@ -18,12 +18,12 @@ from dlpool.config import ScanSettings
 from dlpool.errors import Cancelled, Infected, NotScanned, ScannerAway
 from dlpool.kinds import split_clamd
 from dlpool.scan.clamd import ClamdScanner
-from dlpool.scan.command import CommandScanner, judged
-from dlpool.scan.deadline import Deadline
+from dlpool.scan.command import CommandScanner, result_of
+from dlpool.scan.deadline import ScanDeadline
 from dlpool.scan.guard import open_guard
-from dlpool.scan.quarantine import Finding, Quarantine
-from dlpool.scan.suspect import Suspect
-from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, UNAVAILABLE, Verdict, read_answer
+from dlpool.scan.quarantine import ScanFinding, Quarantine
+from dlpool.scan.suspect import ScannedFile
+from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, UNAVAILABLE, ScanResult, read_answer
 from tests.clamd import CUSTOM, EICAR, FILE_MAX, MIB, STREAM_MAX, Talk, clamd, guard, played
 
 SMALL = b"some bytes"
@@ -38,17 +38,17 @@ def scanners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, st
 
 
 @contextmanager
-def suspect(folder: Path, data: bytes, name: str = "file.part") -> Iterator[Suspect]:
+def suspect(folder: Path, data: bytes, name: str = "file.part") -> Iterator[ScannedFile]:
     (folder / name).write_bytes(data)
     descriptor = os.open(folder / name, os.O_RDWR)
     try:
-        yield Suspect(descriptor, folder / name, len(data))
+        yield ScannedFile(descriptor, folder / name, len(data))
     finally:
         os.close(descriptor)
 
 
-def finding(target: str = "/nowhere/file") -> Finding:
-    return Finding("", "download", "http://h/f", target, "alice", "job-1")
+def finding(target: str = "/nowhere/file") -> ScanFinding:
+    return ScanFinding("", "download", "http://h/f", target, "alice", "job-1")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_clamd_finds_what_its_database_has(
     scanners: tuple[str, str], transport: int, data: bytes, outcome: str, signature: str | None, tmp_path: Path
 ) -> None:
     with suspect(tmp_path, data) as file:
-        verdict = ClamdScanner(scanners[transport]).scan(file, Deadline(LONG_S))
+        verdict = ClamdScanner(scanners[transport]).scan(file, ScanDeadline(LONG_S))
     assert verdict.outcome == outcome
     if signature is not None:
         assert verdict.detail.startswith(signature)
@@ -115,7 +115,7 @@ def test_an_answer_is_clean_in_one_form_only(answer: bytes, outcome: str, tmp_pa
         talk.say(answer)
 
     with suspect(tmp_path, SMALL) as file, played(play, tmp_path) as address:
-        verdict = ClamdScanner(address).scan(file, Deadline(LONG_S))
+        verdict = ClamdScanner(address).scan(file, ScanDeadline(LONG_S))
     assert taken == [SMALL]
     assert verdict.outcome == outcome
     assert len(verdict.detail) <= 300 and verdict.detail.isprintable()
@@ -128,7 +128,7 @@ def test_before_the_end_of_the_file_no_answer_is_clean(answer: bytes, outcome: s
         talk.say(answer)
 
     with suspect(tmp_path, LARGE) as file, played(play, tmp_path) as address:
-        verdict = ClamdScanner(address).scan(file, Deadline(LONG_S))
+        verdict = ClamdScanner(address).scan(file, ScanDeadline(LONG_S))
     assert verdict.outcome == (UNAVAILABLE if outcome == CLEAN else outcome)
 
 
@@ -165,7 +165,7 @@ def die_within_the_answer(talk: Talk) -> None:
 )
 def test_a_scanner_that_dies_has_given_no_answer(play: Callable[[Talk], None], tmp_path: Path) -> None:
     with suspect(tmp_path, LARGE) as file, played(play, tmp_path) as address:
-        assert ClamdScanner(address).scan(file, Deadline(LONG_S)).outcome == UNAVAILABLE
+        assert ClamdScanner(address).scan(file, ScanDeadline(LONG_S)).outcome == UNAVAILABLE
 
 
 def say_nothing(talk: Talk) -> None:
@@ -182,15 +182,15 @@ def drip_an_answer(talk: Talk) -> None:
 @pytest.mark.parametrize("play", [say_nothing, drip_an_answer])
 def test_a_scanner_that_is_too_slow_has_given_no_answer(play: Callable[[Talk], None], tmp_path: Path) -> None:
     with suspect(tmp_path, SMALL) as file, played(play, tmp_path) as address:
-        assert ClamdScanner(address).scan(file, Deadline(0.3)).outcome == UNAVAILABLE
+        assert ClamdScanner(address).scan(file, ScanDeadline(0.3)).outcome == UNAVAILABLE
 
 
 def test_a_scanner_that_reads_nothing_is_not_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, suspect(tmp_path, LARGE) as file:
         listener.bind(str(tmp_path / "s"))
         listener.listen(1)
-        verdict = ClamdScanner(f"unix:{tmp_path}/s").scan(file, Deadline(0.3))
-    assert verdict == Verdict(UNAVAILABLE, "it did not answer within 0.3 s")
+        verdict = ClamdScanner(f"unix:{tmp_path}/s").scan(file, ScanDeadline(0.3))
+    assert verdict == ScanResult(UNAVAILABLE, "it did not answer within 0.3 s")
 
 
 def test_a_scanner_with_a_full_queue_is_not_waited_for(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_scanner_with_a_full_queue_is_not_waited_for(tmp_path: Path) -> None:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(str(tmp_path / "s"))
-            assert ClamdScanner(f"unix:{tmp_path}/s").scan(file, Deadline(0.3)).outcome == UNAVAILABLE
+            assert ClamdScanner(f"unix:{tmp_path}/s").scan(file, ScanDeadline(0.3)).outcome == UNAVAILABLE
 
 
 def gone(folder: Path) -> str:
@@ -234,7 +234,7 @@ def too_long_a_path(_folder: Path) -> str:
 @pytest.mark.parametrize("place", [gone, no_socket, nobody_listens, closed_port, unknown_host, too_long_a_path])
 def test_a_scanner_that_is_not_there_is_away(place: Callable[[Path], str], tmp_path: Path) -> None:
     with suspect(tmp_path, SMALL) as file:
-        verdict = ClamdScanner(place(tmp_path)).scan(file, Deadline(LONG_S))
+        verdict = ClamdScanner(place(tmp_path)).scan(file, ScanDeadline(LONG_S))
     assert verdict.outcome == UNAVAILABLE and verdict.detail
 
 
@@ -244,7 +244,7 @@ def test_the_caller_can_end_a_scan(tmp_path: Path) -> None:
 
     for scanner in (ClamdScanner, lambda _: CommandScanner("sh -c 'sleep 1000'")):
         with suspect(tmp_path, SMALL) as file, played(say_nothing, tmp_path) as address, pytest.raises(Cancelled):
-            scanner(address).scan(file, Deadline(LONG_S, end))
+            scanner(address).scan(file, ScanDeadline(LONG_S, end))
 
 
 @pytest.mark.parametrize(
@@ -267,40 +267,40 @@ SHELL = "sh -c '{}' scan"
 @pytest.mark.parametrize(
     "script, expected",
     [
-        ("exit 0", Verdict(CLEAN)),
-        ("echo scanned; exit 0", Verdict(CLEAN)),
-        ('echo "$1: Some.Virus FOUND"; echo summary; exit 1', Verdict(INFECTED, "Some.Virus")),
-        ("exit 1", Verdict(INFECTED, "unnamed")),
-        ("echo Bad.File; exit 1", Verdict(INFECTED, "Bad.File")),
-        ("yes | head -c 1000000; exit 0", Verdict(CLEAN)),
-        ("echo no database >&2; exit 2", Verdict(UNAVAILABLE, "it ended with exit code 2: no database")),
-        ("exit 126", Verdict(UNAVAILABLE, "it ended with exit code 126")),
-        ("kill -9 $$", Verdict(UNAVAILABLE, "it ended with signal 9")),
-        ('grep -q some "$1" && exit 0; exit 3', Verdict(CLEAN)),
-        ('[ -z "$DLPOOL_SECRET" ] && exit 0; exit 3', Verdict(CLEAN)),
-        ("sleep 1000", Verdict(UNAVAILABLE, "it did not end within 1 s")),
-        ("exec >/dev/null 2>&1; sleep 1000", Verdict(UNAVAILABLE, "it did not end within 1 s")),
+        ("exit 0", ScanResult(CLEAN)),
+        ("echo scanned; exit 0", ScanResult(CLEAN)),
+        ('echo "$1: Some.Virus FOUND"; echo summary; exit 1', ScanResult(INFECTED, "Some.Virus")),
+        ("exit 1", ScanResult(INFECTED, "unnamed")),
+        ("echo Bad.File; exit 1", ScanResult(INFECTED, "Bad.File")),
+        ("yes | head -c 1000000; exit 0", ScanResult(CLEAN)),
+        ("echo no database >&2; exit 2", ScanResult(UNAVAILABLE, "it ended with exit code 2: no database")),
+        ("exit 126", ScanResult(UNAVAILABLE, "it ended with exit code 126")),
+        ("kill -9 $$", ScanResult(UNAVAILABLE, "it ended with signal 9")),
+        ('grep -q some "$1" && exit 0; exit 3', ScanResult(CLEAN)),
+        ('[ -z "$DLPOOL_SECRET" ] && exit 0; exit 3', ScanResult(CLEAN)),
+        ("sleep 1000", ScanResult(UNAVAILABLE, "it did not end within 1 s")),
+        ("exec >/dev/null 2>&1; sleep 1000", ScanResult(UNAVAILABLE, "it did not end within 1 s")),
     ],
 )
 def test_a_command_is_judged_by_its_exit_code(
-    script: str, expected: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, expected: ScanResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLPOOL_SECRET", "x")
     with suspect(tmp_path, SMALL) as file:
         timeout_s = 1 if "sleep" in script else LONG_S
-        assert CommandScanner(SHELL.format(script)).scan(file, Deadline(timeout_s)) == expected
+        assert CommandScanner(SHELL.format(script)).scan(file, ScanDeadline(timeout_s)) == expected
 
 
 @pytest.mark.parametrize("command", ["/no/such/program", "/etc/passwd", "/"])
 def test_a_command_that_cannot_be_started_is_away(command: str, tmp_path: Path) -> None:
     with suspect(tmp_path, SMALL) as file:
-        assert CommandScanner(command).scan(file, Deadline(LONG_S)).outcome == UNAVAILABLE
+        assert CommandScanner(command).scan(file, ScanDeadline(LONG_S)).outcome == UNAVAILABLE
 
 
 @settings(max_examples=30)
 @given(st.integers(-64, 255), st.text(max_size=100))
 def test_only_exit_code_0_is_clean(code: int, said: str) -> None:
-    verdict = judged(code, said)
+    verdict = result_of(code, said)
     assert (verdict.outcome == CLEAN) == (code == 0)
     assert verdict.detail.isprintable()
 
@@ -326,8 +326,8 @@ def test_a_file_that_was_not_checked_is_refused_or_passes_as_the_setting_says(
 
     with suspect(tmp_path, SMALL) as file:
         with pytest.raises(error, match="was not checked for malware"):
-            guard(tmp_path, **own).check(file, finding(), tell=tell)
-        guard(tmp_path, **own, on_unavailable="pass").check(file, finding(), tell=tell)
+            guard(tmp_path, **own).check(file, finding(), report=tell)
+        guard(tmp_path, **own, on_unavailable="pass").check(file, finding(), report=tell)
         assert file.is_named()
     assert told == ["refused", "passed"]
     assert not (tmp_path / "quarantine").exists()

@@ -18,15 +18,15 @@ from dlpool.cli.main import main
 from dlpool.config import TransferSettings
 from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import Cancelled, DlpoolError, Infected, NotScanned, ScannerAway
-from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.pushed import PushedJob, compose_job
 from dlpool.scan.guard import Guard
-from dlpool.scan.quarantine import Item, Quarantine
+from dlpool.scan.quarantine import QuarantinedFile, Quarantine
 from dlpool.service.wire.frames import JobFrame
-from dlpool.service.worker.run import wished
+from dlpool.service.worker.run import settings_for_job
 from dlpool.transfer.job import Job
 from dlpool.transfer.transfer import Transfer
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, Screening, UploadEvent, UploadStore, executables
-from dlpool.web.store.executables import executable_kinds
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, UploadScanner, UploadEvent, DiskBackend, executables
+from dlpool.web.store.executables import executable_types
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
 from tests.conftest import FAST, Fetcher, make_data, wait_until
 from tests.desk import desk_of, running
@@ -57,7 +57,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield unix
 
 
-def kept(folder: Path) -> list[Item]:
+def kept(folder: Path) -> list[QuarantinedFile]:
     return Quarantine(folder / "quarantine", 1 << 40).items()
 
 
@@ -201,10 +201,10 @@ def test_a_download_that_was_killed_in_its_scan_is_scanned_again(
 @pytest.mark.parametrize("usual", [False, True])
 def test_a_job_can_ask_for_a_scan_and_not_forbid_one(usual: bool, wanted: bool) -> None:
     frame = JobFrame("a.1", "a", 1, 0.0, 1, "http://h/", "f", "t", scan=wanted)
-    assert wished(TransferSettings(scan=usual), frame).scan == (usual or wanted)
-    job = PushedJob.parse(compose("http://h/", "f", scan=wanted))
+    assert settings_for_job(TransferSettings(scan=usual), frame).scan == (usual or wanted)
+    job = PushedJob.parse(compose_job("http://h/", "f", scan=wanted))
     assert job.scan == wanted
-    assert (job.digest == PushedJob.parse(compose("http://h/", "f")).digest) == (not wanted)
+    assert (job.digest == PushedJob.parse(compose_job("http://h/", "f")).digest) == (not wanted)
 
 
 def test_the_engine_reads_the_section(address: str, serve: Serve, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_engine_reads_the_section(address: str, serve: Serve, tmp_path: Path
         assert engine.download(serve(File(CLEAN)).url, tmp_path, "a").result(60) == tmp_path / "a"
         with pytest.raises(Infected):
             engine.download(serve(File(BAD)).url, tmp_path, "b").result(60)
-        assert engine.learn_target(Job(f"{serve(File(BAD)).url}/name", tmp_path, is_folder=True)) == tmp_path / "name"
+        assert engine.look_up_target(Job(f"{serve(File(BAD)).url}/name", tmp_path, is_folder=True)) == tmp_path / "name"
     assert (tmp_path / "a").read_bytes() == CLEAN and not (tmp_path / "b").exists()
     assert len(kept(tmp_path)) == 1
 
@@ -268,29 +268,29 @@ def test_a_service_scans_the_jobs_that_want_it(service: Any) -> None:
 # --- uploads ---
 
 
-def screening(folder: Path, told: Events | None = None, **settings: object) -> Screening:
-    return Screening(guard(folder, **settings), Events() if told is None else told)
+def screening(folder: Path, told: Events | None = None, **settings: object) -> UploadScanner:
+    return UploadScanner(guard(folder, **settings), Events() if told is None else told)
 
 
-def by_chunks(store: UploadStore, data: bytes) -> None:
+def by_chunks(store: DiskBackend, data: bytes) -> None:
     send_all(store, [data[:1000], data[1000:]] if len(data) > 1000 else [data], owner="alice")
     merge(store, 2 if len(data) > 1000 else 1, owner="alice")
 
 
-def by_tus(store: UploadStore, data: bytes) -> None:
+def by_tus(store: DiskBackend, data: bytes) -> None:
     file_id = grown(store, data, "")
-    store.growing.finish(file_id, "alice")
+    store.tus.finish(file_id, "alice")
 
 
-def by_parts(store: UploadStore, data: bytes) -> None:
+def by_parts(store: DiskBackend, data: bytes) -> None:
     parts = [grown(store, part, PARTIAL) for part in (data[:10], data[10:])]
-    wish = GrowWish("alice", len(data), "file.bin", concat=FINAL)
-    store.concatenation.make(wish, parts)
+    wish = TusUploadRequest("alice", len(data), "file.bin", concat=FINAL)
+    store.concatenator.concatenate(wish, parts)
 
 
-def grown(store: UploadStore, data: bytes, concat: str) -> str:
-    file_id = store.growing.create(GrowWish("alice", len(data), "" if concat else "file.bin", concat=concat))
-    with store.growing.append(file_id, "alice", 0, size=len(data)) as appending:
+def grown(store: DiskBackend, data: bytes, concat: str) -> str:
+    file_id = store.tus.create(TusUploadRequest("alice", len(data), "" if concat else "file.bin", concat=concat))
+    with store.tus.append(file_id, "alice", 0, size=len(data)) as appending:
         appending.write(data)
         appending.commit()
     return file_id
@@ -299,7 +299,7 @@ def grown(store: UploadStore, data: bytes, concat: str) -> str:
 @pytest.mark.parametrize("way", [by_chunks, by_tus, by_parts])
 @pytest.mark.parametrize("data", [EICAR, BAD], ids=["eicar", "large"])
 def test_an_infected_upload_gets_no_name(
-    data: bytes, way: Callable[[UploadStore, bytes], None], address: str, tmp_path: Path
+    data: bytes, way: Callable[[DiskBackend, bytes], None], address: str, tmp_path: Path
 ) -> None:
     told = Events()
     store = store_in(tmp_path, screening(tmp_path, told, clamd=address))
@@ -315,7 +315,7 @@ def test_an_infected_upload_gets_no_name(
 
 
 @pytest.mark.parametrize("way", [by_chunks, by_tus, by_parts])
-def test_a_clean_upload_is_published(way: Callable[[UploadStore, bytes], None], address: str, tmp_path: Path) -> None:
+def test_a_clean_upload_is_published(way: Callable[[DiskBackend, bytes], None], address: str, tmp_path: Path) -> None:
     told = Events()
     way(store_in(tmp_path, screening(tmp_path, told, clamd=address)), CLEAN)
     assert (tmp_path / "merged" / "file.bin").read_bytes() == CLEAN
@@ -325,7 +325,7 @@ def test_a_clean_upload_is_published(way: Callable[[UploadStore, bytes], None], 
 def test_an_infected_upload_has_failed_and_fills_no_disk(address: str, tmp_path: Path) -> None:
     heard: list[UploadEvent] = []
     plain = store_in(tmp_path)
-    store = UploadStore(plain.settings, heard.append, screening=screening(tmp_path, clamd=address))
+    store = DiskBackend(plain.settings, heard.append, screening=screening(tmp_path, clamd=address))
     for _ in range(2):
         send_all(store, [EICAR[:20], EICAR[20:]])
         with refused(422, "infected"):
@@ -333,9 +333,9 @@ def test_an_infected_upload_has_failed_and_fills_no_disk(address: str, tmp_path:
         assert (state(store), uploaded(store), leftovers(store)) == ("failed", [], [])
         with refused(400, "chunks_missing"):
             merge(store, 2)
-    failed = [event for event in heard if event.name == "upload_failed" and event.note["label"] == "infected"]
-    assert [event.note["quarantine"] for event in failed] == [item.id for item in kept(tmp_path)]
-    assert failed[0].note["signature"] == "Eicar-Test-Signature.UNOFFICIAL"
+    failed = [event for event in heard if event.name == "upload_failed" and event.details["label"] == "infected"]
+    assert [event.details["quarantine"] for event in failed] == [item.id for item in kept(tmp_path)]
+    assert failed[0].details["signature"] == "Eicar-Test-Signature.UNOFFICIAL"
     send_all(store, [b"clean ", b"now"])
     assert merge(store, 2).md5 == md5(b"clean now")
 
@@ -432,7 +432,7 @@ def test_programs_are_refused(settings: str, head: bytes, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("head", HARMLESS.values(), ids=HARMLESS)
 def test_other_files_are_no_programs(head: bytes, tmp_path: Path) -> None:
-    assert executable_kinds(head) == set()
+    assert executable_types(head) == set()
     store = store_in(tmp_path, allowed_content_types="!executable")
     send(store, 0, head)
     assert merge(store, 1).size == len(head)
@@ -498,4 +498,4 @@ def test_all_errors_of_scans_are_told_apart() -> None:
 def test_a_header_at_the_very_end_of_the_first_bytes_is_compared(tail: bytes, is_windows: bool) -> None:
     """One that reaches beyond them is taken for a PE header."""
     head = b"MZ" + bytes(58) + (64).to_bytes(4, "little") + tail
-    assert executable_kinds(head) == {executables.PE if is_windows else executables.DOS}
+    assert executable_types(head) == {executables.PE if is_windows else executables.DOS}

@@ -24,18 +24,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dlpool.config import Settings, WebSettings
-from dlpool.config.door import check_door
+from dlpool.config.door import check_web_access
 from dlpool.config.keysfile import parse_keys, read_keys
-from dlpool.config.owned import owned
+from dlpool.config.owned import owned_paths
 from dlpool.config.scopes import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPLOAD
 from dlpool.errors import ConfigurationError
 from dlpool.web.app import make_app
-from dlpool.web.auth import Keys
-from dlpool.web.gate import needed_scopes
+from dlpool.web.auth import Authenticator
+from dlpool.web.gate import required_scopes
 from dlpool.web.keyring import KeyRing
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
 from dlpool.web.tokens import MAX_TOKEN
 from tests.conftest import wait_until
 from tests.fakes import Lines
@@ -69,7 +69,7 @@ def settings_of(folder: Path, **web: Any) -> Settings:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> falcon.App[Any, Any]:
-    return make_app(WebParts(settings_of(tmp_path_factory.mktemp("app"))))
+    return make_app(WebServices(settings_of(tmp_path_factory.mktemp("app"))))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_every_route_declares_the_scope_of_each_method(app: falcon.App[Any, Any]
 
 
 def test_a_method_without_a_declared_scope_needs_admin() -> None:
-    assert needed_scopes(object(), "GET") == (ADMIN,)
+    assert required_scopes(object(), "GET") == (ADMIN,)
 
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -217,7 +217,7 @@ def test_a_refusal_for_want_of_a_scope_comes_before_the_body_is_read(client: fal
 
 
 def caller(text: str, **web: Any) -> Any:
-    return Keys(WebSettings(**{"jwt_key": KEY, **web})).caller(f"Bearer {text}", None)
+    return Authenticator(WebSettings(**{"jwt_key": KEY, **web})).authenticate(f"Bearer {text}", None)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_scopes_are_those_of_the_claim_that_are_known(claims: dict[str, Any], wa
 
 @pytest.mark.parametrize("odd", [7, None, True, {"read": 1}, ["read", 7], [["read"]]])
 def test_a_scope_claim_of_another_type_is_no_token(odd: Any) -> None:
-    with pytest.raises(Refusal, match="scopes are neither"):
+    with pytest.raises(UploadError, match="scopes are neither"):
         caller(token(scope=odd))
 
 
@@ -252,7 +252,7 @@ def test_claims_and_defaults_are_settings() -> None:
     assert (found.scopes, found.owner, found.actor) == (frozenset({UPLOAD}), "acme", "token alice")
     assert caller(token(**tenant), **web).scopes == {READ}
     assert caller(token(), jwt_default_scopes="").scopes == frozenset()
-    with pytest.raises(Refusal, match="owner claim is no name"):
+    with pytest.raises(UploadError, match="owner claim is no name"):
         caller(token(), **web)
 
 
@@ -289,7 +289,7 @@ def test_aud_and_iss_are_checked_where_they_are_configured(
     if is_good:
         assert caller(text, **web).owner == "alice"
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UploadError) as caught:
         caller(text, **web)
     assert caught.value.status == 401 and 'error="invalid_token"' in caught.value.headers["WWW-Authenticate"]
 
@@ -411,7 +411,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
             signed(b'{"alg":"%s"}' % algorithm.encode(), b'{"sub":"m","exp":%d}' % SOON, text.encode()),
         ]
         for one in forged:
-            with pytest.raises(Refusal, match="the token is not good"):
+            with pytest.raises(UploadError, match="the token is not good"):
                 caller(one, **web)
 
 
@@ -426,7 +426,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
 )
 def test_a_key_that_does_not_fit_the_algorithms_is_refused(algorithms: str, make: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"which .S... need"):
-        Keys(WebSettings(jwt_key=pem(make()), jwt_algorithms=algorithms))
+        Authenticator(WebSettings(jwt_key=pem(make()), jwt_algorithms=algorithms))
 
 
 # --- named keys ---
@@ -454,9 +454,9 @@ def test_named_keys_have_their_own_scopes_and_owners(tmp_path: Path) -> None:
         line("new", "secret two", "upload", owner="backup"),
         plain,
     )
-    keys = Keys(WebSettings(keys_file=str(path), secret_key=SECRET))
+    keys = Authenticator(WebSettings(keys_file=str(path), secret_key=SECRET))
     found = {
-        secret: keys.caller(None, secret)
+        secret: keys.authenticate(None, secret)
         for secret in ("secret of reader", "secret of root", "secret one", "secret two", "p" * 16, SECRET)
     }
     assert [(one.actor, one.owner, sorted(one.scopes)) for one in found.values()] == [
@@ -468,11 +468,11 @@ def test_named_keys_have_their_own_scopes_and_owners(tmp_path: Path) -> None:
         ("secret", None, ["admin"]),
     ]
     for wrong in ("", "secret thre", "secret one ", "\u00fc", hashlib.sha256(b"secret one").hexdigest()):
-        with pytest.raises(Refusal) as caught:
-            keys.caller(None, wrong)
+        with pytest.raises(UploadError) as caught:
+            keys.authenticate(None, wrong)
         assert caught.value.status == 401
-    with pytest.raises(Refusal, match="a key is needed: X-Secret-Key"):
-        keys.caller(f"Bearer {token()}", None)
+    with pytest.raises(UploadError, match="a key is needed: X-Secret-Key"):
+        keys.authenticate(f"Bearer {token()}", None)
 
 
 GOOD = line("a", "secret of a")
@@ -507,12 +507,12 @@ def test_a_line_that_is_no_key_keeps_it_from_starting_and_is_not_quoted(text: st
     path = tmp_path / "keys"
     rewrite(path, text)
     with pytest.raises(ConfigurationError) as caught:
-        check_door(WebSettings(keys_file=str(path)))
+        check_web_access(WebSettings(keys_file=str(path)))
     number = 3 + text.count("\n")
     assert str(caught.value).startswith(f"[web] keys_file = {path}:{number}: ") and said in str(caught.value)
     assert "hush" not in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigurationError):
-        Keys(WebSettings(keys_file=str(path)))
+        Authenticator(WebSettings(keys_file=str(path)))
 
 
 def test_a_file_of_keys_is_kept_from_others(tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_a_file_of_keys_is_kept_from_others(tmp_path: Path) -> None:
 
 def test_the_file_of_keys_is_what_dlpool_owns(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, keys_file=str(tmp_path / "keys"))
-    assert str(tmp_path / "keys") in [one.path for one in owned(settings)]
+    assert str(tmp_path / "keys") in [one.path for one in owned_paths(settings)]
     assert parse_keys("").keys == ()
 
 
@@ -588,7 +588,7 @@ def test_the_upload_client_needs_the_scope_upload_alone(tmp_path: Path) -> None:
 def test_an_attempt_without_the_scope_is_audited_with_the_name_of_the_key(tmp_path: Path) -> None:
     rewrite(tmp_path / "keys", line("reader", "the secret of reader"))
     settings = settings_of(tmp_path, keys_file=str(tmp_path / "keys"))
-    parts, lines = WebParts(settings), Lines()
+    parts, lines = WebServices(settings), Lines()
     parts.audit._log = lines  # type: ignore[assignment]
     client = falcon.testing.TestClient(make_app(parts))
     said = client.simulate_post(f"{BASE}/queue/pause", headers={"X-Secret-Key": "the secret of reader"})
@@ -657,7 +657,7 @@ def test_a_request_knows_its_actor_and_what_it_may(tmp_path: Path) -> None:
         ),
         ({"auth": "off"}, [({"Host": "localhost"}, ["anonymous", list(SCOPES)])]),
     ):
-        app = make_app(WebParts(settings_of(tmp_path, **web)))
+        app = make_app(WebServices(settings_of(tmp_path, **web)))
         app.add_route("/echo", Echo())
         app.add_route("/open", Open())
         client = falcon.testing.TestClient(app)

@@ -11,18 +11,18 @@ import pytest
 
 from dlpool.config import HookSettings, LoggingSettings, ScanSettings, Settings
 from dlpool.errors import ConfigurationError, UsageError
-from dlpool.jobs.failures import Failure
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.transitions import Claimed, Ticket
-from dlpool.observe.values import plain, text
+from dlpool.jobs.failures import FailureRecord
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.transitions import ClaimedJob, JobLease
+from dlpool.observe.values import to_json, safe_text
 from dlpool.redaction import is_secret, split_user_info, without_password, without_secrets
 from dlpool.service.hooks.archiving import check_archive_command
-from dlpool.service.hooks.hooks import Call, Hooks, check_hooks
-from dlpool.service.ledger import Held, leftover
+from dlpool.service.hooks.hooks import HookCall, HookRunner, check_hooks
+from dlpool.service.ledger import InFlightJob, cleanup_entry
 from dlpool.service.service import shown_settings
-from dlpool.service.trail import Trail
+from dlpool.service.trail import CleanupJournal
 from dlpool.transfer.state import url_digest
-from dlpool.transfer.urls import shown_url, without_user
+from dlpool.transfer.urls import display_url, split_credentials
 
 SECRET = "s3cr3t"
 FIELDS = [
@@ -80,7 +80,7 @@ def test_the_value_of_a_secret_field_is_in_no_text(field: str, form: str) -> Non
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_value_of_a_secret_field_is_in_no_record(field: str) -> None:
     assert is_secret(field)
-    assert SECRET not in json.dumps(plain({"headers": {field: SECRET}, "raw": [(field, SECRET)]}))
+    assert SECRET not in json.dumps(to_json({"headers": {field: SECRET}, "raw": [(field, SECRET)]}))
 
 
 @pytest.mark.parametrize(
@@ -129,18 +129,18 @@ KEPT = [
 @pytest.mark.parametrize(("url", "shown"), URLS)
 def test_a_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
     url = url.format(SECRET)
-    assert shown_url(url) == shown
+    assert display_url(url) == shown
     assert without_secrets(f"cannot get {url} now") == f"cannot get {shown} now"
-    assert SECRET not in text(repr(UsageError(url)))
+    assert SECRET not in safe_text(repr(UsageError(url)))
     try:
-        without_user(url)
+        split_credentials(url)
     except UsageError as error:
         assert SECRET not in str(error)
 
 
 @pytest.mark.parametrize("url", KEPT)
 def test_a_url_without_secrets_is_shown_as_it_is(url: str) -> None:
-    assert shown_url(url) == url
+    assert display_url(url) == url
     assert without_secrets(url) == url
 
 
@@ -198,8 +198,8 @@ def test_of_a_command_only_its_program_is_told() -> None:
 def test_the_line_of_a_hook_has_no_arguments_of_it(program: str) -> None:
     lines: list[dict[str, Any]] = []
     log: Any = type("Lines", (), {name: lambda _, event, **more: lines.append(more) for name in ("warning", "debug")})()
-    hooks = Hooks(HookSettings(), "n", log)
-    hooks._run(Call(f"{program} {SECRET}", "j", "t", "success", b""))
+    hooks = HookRunner(HookSettings(), "n", log)
+    hooks._run(HookCall(f"{program} {SECRET}", "j", "t", "success", b""))
     assert [line["command"] for line in lines] == [program]
     assert SECRET not in json.dumps(lines)
 
@@ -210,27 +210,27 @@ URL = f"https://user:{SECRET}@host/a?sig={SECRET}"
 
 
 def test_the_journal_holds_no_url(tmp_path: Path) -> None:
-    raw = compose(URL, "a", headers={"Cookie": SECRET})
-    held = Held(Claimed(Ticket("j", 1), raw, len(raw), 1, 0, 0, 0, "normal"), 0.0, trace_id="t")
-    ended = leftover(held, PushedJob.parse(raw), None, has_failed=True)
-    trail = Trail(tmp_path)
-    trail.begin(ended)
+    raw = compose_job(URL, "a", headers={"Cookie": SECRET})
+    held = InFlightJob(ClaimedJob(JobLease("j", 1), raw, len(raw), 1, 0, 0, 0, "normal"), 0.0, trace_id="t")
+    ended = cleanup_entry(held, PushedJob.parse(raw), None, has_failed=True)
+    trail = CleanupJournal(tmp_path)
+    trail.add(ended)
     assert SECRET.encode() not in (tmp_path / "trail").read_bytes()
-    assert Trail(tmp_path).jobs() == {"j": ended}
+    assert CleanupJournal(tmp_path).entries() == {"j": ended}
     assert ended.url_sha256 == url_digest(URL)
 
 
 def test_a_journal_of_an_earlier_version_is_read_and_loses_its_urls(tmp_path: Path) -> None:
     (tmp_path / "trail").write_text(json.dumps(["j", URL, "a", None, True, 3, "t"]) + "\n")
-    trail = Trail(tmp_path)
-    assert trail.jobs()["j"].url_sha256 == url_digest(URL)
+    trail = CleanupJournal(tmp_path)
+    assert trail.entries()["j"].url_sha256 == url_digest(URL)
     assert SECRET.encode() not in (tmp_path / "trail").read_bytes()
 
 
 def test_a_failure_record_is_shown_without_the_values_of_headers() -> None:
-    raw = compose("https://host/a", "a", headers={"X-Anything": SECRET})
+    raw = compose_job("https://host/a", "a", headers={"X-Anything": SECRET})
     value = b'{"task_data":' + raw + b',"error_message":"e","failed_at":"2024-01-01T00:00:00Z"}'
-    found = Failure.parse(b"https://host/a", value)
+    found = FailureRecord.parse(b"https://host/a", value)
     assert found.raw == raw
     assert SECRET not in json.dumps(found.as_json())
     assert found.as_json()["job"]["dlpool"]["headers"] == {"X-Anything": "[redacted]"}

@@ -14,9 +14,9 @@ import pytest
 from dlpool import errors
 from dlpool.transfer import connection
 from dlpool.transfer.connection import TargetedHeaders, pool_classes
-from dlpool.transfer.exchange import Body, Exchange, Figures
+from dlpool.transfer.exchange import OutgoingBody, Exchange, ExchangeStats
 from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import ANY, NetworkPolicy
+from dlpool.transfer.policy import ANY_NETWORK, NetworkPolicy
 from tests.fakes import Clock
 
 TIMEOUT_S = 30.0  # of the connection
@@ -28,12 +28,12 @@ INTERIM = b"HTTP/1.1 103 Early\r\n\r\n"
 
 @pytest.fixture
 def exchange(clock: Clock) -> Exchange:
-    return Exchange(clock, lambda _seconds: None, Figures(5, 1.0))
+    return Exchange(clock, lambda _seconds: None, ExchangeStats(5, 1.0))
 
 
 def unconnected(port: int = 80) -> Any:
     closer = IdleCloser(TIMEOUT_S)
-    pool = pool_classes(ANY, closer)["http"]("127.0.0.1", port, timeout=TIMEOUT_S)
+    pool = pool_classes(ANY_NETWORK, closer)["http"]("127.0.0.1", port, timeout=TIMEOUT_S)
     made: Any = pool._get_conn()
     made.timeout = TIMEOUT_S
     return made
@@ -63,7 +63,7 @@ def fill(sock: socket.socket) -> None:
 
 
 def put(one: Any, *blocks: bytes, **fields: str) -> None:
-    body = Body(blocks, sum(map(len, blocks)), BODY_S)
+    body = OutgoingBody(blocks, sum(map(len, blocks)), BODY_S)
     one.request("PUT", "/other", headers=TargetedHeaders("/%2f?x", fields), body=body)
 
 
@@ -121,20 +121,20 @@ def test_the_server_answers_to_a_body_from_its_end_on(
 
     def blocks() -> Iterator[bytes]:
         for block in (b"abc", b"defg"):
-            seen.append((exchange.asked_at, one.is_cut))
+            seen.append((exchange.sent_at, one.is_cut))
             clock.now += 10.0
             yield block
 
-    exchange.asked_at = 1.0
-    body = Body(blocks(), 7, BODY_S)
+    exchange.sent_at = 1.0
+    body = OutgoingBody(blocks(), 7, BODY_S)
     if is_inside:
         with exchange:
             one._send_body(body)
-        assert (seen, exchange.asked_at) == ([(None, True)] * 2, 120.0)
-        assert exchange.figures() == Figures(12, 1.0)
+        assert (seen, exchange.sent_at) == ([(None, True)] * 2, 120.0)
+        assert exchange.stats() == ExchangeStats(12, 1.0)
     else:
         one._send_body(body)
-        assert (seen, exchange.asked_at) == ([(1.0, True)] * 2, 1.0)
+        assert (seen, exchange.sent_at) == ([(1.0, True)] * 2, 1.0)
     assert one.is_cut is False
 
 
@@ -150,7 +150,7 @@ def test_only_what_a_socket_takes_is_counted_and_the_rest_follows(one: Any, cloc
     one._may_send = lambda _timeout_s: True
     assert one._send_block(memoryview(b"abcdefgh"), BODY_S, exchange) is True
     assert sent == [b"abcdefgh", b"defgh", b"gh"]
-    assert exchange.figures() == Figures(13, 7.0)
+    assert exchange.stats() == ExchangeStats(13, 7.0)
     assert one._send_block(memoryview(b""), BODY_S, None) is True
 
 
@@ -169,11 +169,11 @@ def test_an_answer_before_its_end_ends_a_body(
 
     if is_inside:
         with exchange:
-            one._send_body(Body(blocks(), 12, BODY_S))
-        assert exchange.figures().received == 5 + 3
+            one._send_body(OutgoingBody(blocks(), 12, BODY_S))
+        assert exchange.stats().received == 5 + 3
         assert exchange.reading_since is None
     else:
-        one._send_body(Body(blocks(), 12, BODY_S))
+        one._send_body(OutgoingBody(blocks(), 12, BODY_S))
     assert (taken, one.is_cut, theirs.recv(100)) == ([0, 1], True, b"abc")
 
 
@@ -183,7 +183,7 @@ def test_a_body_that_fails_leaves_its_request_cut(one: Any) -> None:
         raise errors.Cancelled("cancelled")
 
     with pytest.raises(errors.Cancelled):
-        one._send_body(Body(blocks(), 12, BODY_S))
+        one._send_body(OutgoingBody(blocks(), 12, BODY_S))
     assert one.is_cut is True
 
 
@@ -254,7 +254,7 @@ def test_over_tls_nothing_is_taken_for_an_answer_while_more_can_be_sent(
     monkeypatch.setattr(connection, "ssl", SimpleNamespace(SSLSocket=kind))
     one._listens = is_tls
     theirs.send(FINAL)
-    one._send_body(Body([b"abc"], 3, BODY_S))
+    one._send_body(OutgoingBody([b"abc"], 3, BODY_S))
     assert one.is_cut is not is_tls
     assert one._listens is not is_tls
 
@@ -303,7 +303,7 @@ def test_a_connection_is_ended_by_the_exchange_that_makes_it(port: int, exchange
         one.connect()
         assert one.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
         assert (exchange._breaker, one._breaker._holders) == (one._breaker, 2)
-        exchange.abort(errors.Cancelled("cancelled"))
+        exchange.cancel(errors.Cancelled("cancelled"))
         assert one.sock.recv(1) == b""
         exchange.detach()
     breaker = one._breaker
@@ -337,7 +337,7 @@ def test_each_address_that_is_tried_has_its_own_breaker(pair: tuple[socket.socke
 @pytest.mark.parametrize(
     ("timeout", "limit"), [(3.0, 3.0), (4, 4), (None, None), (object(), None)], ids=["float", "int", "none", "other"]
 )
-@pytest.mark.parametrize(("proxy", "policy"), [(None, PUBLIC), ("http://proxy.test", ANY)])
+@pytest.mark.parametrize(("proxy", "policy"), [(None, PUBLIC), ("http://proxy.test", ANY_NETWORK)])
 def test_a_proxy_is_reached_whatever_the_policy_for_origins(
     timeout: Any, limit: float | None, proxy: str | None, policy: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

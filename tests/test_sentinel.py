@@ -14,7 +14,7 @@ from redis.retry import Retry
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway, QueueRefused
 from dlpool.jobs.connection import connect, translated
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import Transitions
 from tests import processes
 from tests.conftest import free_port
@@ -98,19 +98,19 @@ def test_a_master_that_was_replaced_and_does_not_know_it_is_left_at_its_first_an
     """Its replica was promoted, so that it has too few to write to; a Sentinel tells it ten seconds later, if ever."""
     with Replicated(tmp_path) as redis:
         client = connect(replace(RedisSettings(), url=redis.url), tmp_path)
-        transitions = Transitions(client, Keys())
+        transitions = Transitions(client, QueueKeys())
         first, second = redis.servers
         first.client().config_set("min-replicas-to-write", 2)
         redis.sentinel.execute_command("SENTINEL", "FAILOVER", NAME)
         with pytest.raises(QueueAway, match="NOREPLICAS"):
-            transitions.hold("h", 1.0)
+            transitions.hold_host("h", 1.0)
         wait_until(lambda: redis.master() is second)
         wait_until(lambda: second.client().info("replication")["role"] == "master")
         assert first.client().info("replication")["role"] == "master"
         with suppress(QueueAway):
-            transitions.hold("h", 1.0)  # by the connection from before
-        transitions.hold("h", 1.0)
-        assert second.client().exists(Keys().holds)
+            transitions.hold_host("h", 1.0)  # by the connection from before
+        transitions.hold_host("h", 1.0)
+        assert second.client().exists(QueueKeys().holds)
 
 
 def test_a_service_that_no_sentinel_knows_is_away(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 from dlpool.config import PathSettings, Settings
 from dlpool.errors import InternalError
 from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
-from dlpool.service.cleaning import portions
+from dlpool.service.cleaning import split_into_frames
 from dlpool.service.node.node import Node
 from dlpool.service.service import serve
-from dlpool.service.wire.frames import CleanFrame, Ended, JobFrame, encode
+from dlpool.service.wire.frames import CleanFrame, CleanupEntry, JobFrame, encode
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import DATA, NOT_FOUND, Desk, Gate, InTurn, answer, desk_of, running
 from tests.fleet import Client, Supervisor
@@ -438,7 +438,7 @@ def test_the_largest_job_of_any_script_fits_the_way_to_its_worker(letter: str) -
     ticket = f"{'i' * 64}.{2**63}"
     texts = (asked.url, asked.save_path, asked.trace_id or "", asked.user_id)
     encode(JobFrame(ticket, "i" * 64, 2**63, 1.0, 1, *texts, dict(asked.headers), f"sha512:{'0' * 128}", "overwrite"))
-    (portion,) = portions([Ended("i" * 64, asked.url, asked.save_path, "/é" * 1365, has_failed=True)])
+    (portion,) = split_into_frames([CleanupEntry("i" * 64, asked.url, asked.save_path, "/é" * 1365, has_failed=True)])
     encode(CleanFrame([list(one) for one in portion]))
 
 

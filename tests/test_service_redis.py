@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.jobs.transitions import Finish, Ticket
+from dlpool.jobs.transitions import FinishRequest, JobLease
 from dlpool.service.queue.spool import Spool
 from tests.conftest import free_port
 from tests.fleet import Client, Supervisor, fleet
@@ -145,11 +145,11 @@ def test_outcomes_on_disk_outlive_the_supervisor_and_are_recorded_once(server: R
 
 def test_an_outcome_that_a_kill_cut_off_is_not_kept_for_good(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    spool.keep("node-00000000", Finish(Ticket("job-a", 1), "failed"))
+    spool.store("node-00000000", FinishRequest(JobLease("job-a", 1), "failed"))
     (spool.folder / "job-b.2.tmp").write_text('{"half of')
     again = Spool(tmp_path)
     assert [path.name for path in again.folder.iterdir()] == ["job-a.1.json"]
-    assert [ending.ticket.id for _, ending in again.kept()] == ["job-a"]
+    assert [ending.lease.job_id for _, ending in again.stored()] == ["job-a"]
 
 
 def test_a_file_that_is_published_while_redis_is_away_is_recorded_by_the_next_start(

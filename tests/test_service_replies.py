@@ -11,7 +11,7 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway
 from dlpool.jobs.connection import connect
-from dlpool.jobs.pushed import PushedJob, compose
+from dlpool.jobs.pushed import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from tests import processes
 from tests.fleet import Client, Supervisor, fleet
@@ -123,7 +123,7 @@ def test_a_push_whose_reply_was_lost_is_one_job_when_it_is_repeated(
     client = Client(redis_server.client())
     queue = Transitions(connect(RedisSettings(url=proxy.url), tmp_path), client.keys)
     with Origin(File(DATA)) as origin, Supervisor(tmp_path, redis_server.url, {"transfer": SINGLE}):
-        job = PushedJob.parse(compose(f"{origin.url}/a", "a.bin"))
+        job = PushedJob.parse(compose_job(f"{origin.url}/a", "a.bin"))
         proxy.swallow_next(call_of(client, "push"))
         with pytest.raises(QueueAway):
             queue.push([(job, "job-a")])

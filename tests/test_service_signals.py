@@ -115,7 +115,7 @@ def test_jobs_that_may_not_finish_go_back_to_the_front_with_their_bytes(how: str
         assert redis.hmget(keys.job("big"), "state", "attempts") == [b"queued", b"0"]
         assert desk.client.leftovers() == [keys.ready("normal").encode()]
         saved = SavedState.from_json(meta.read_bytes())
-        kept = saved.size - sum(span.end - span.start for span in saved.missing)
+        kept = saved.size - sum(span.end - span.start for span in saved.missing_spans)
         assert kept > 0
         slow.pause_s = 0.0
         desk.service.start()

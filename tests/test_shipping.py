@@ -19,7 +19,7 @@ from dlpool.cli.setup import files
 from dlpool.kinds import LOGGERS
 from dlpool.observe.chain import MAX_LINE
 from dlpool.observe.log import LOG_NAME
-from dlpool.observe.rotation import old_name
+from dlpool.observe.rotation import rotated_name
 from dlpool.web.parts import LOG_FOLDER
 from tests.log_docs import EVENTS, FIELDS
 from tests.processes import ROOT
@@ -63,7 +63,7 @@ def is_shipped(name: str, shipper: str) -> bool:
 @pytest.mark.parametrize("of", LIVE)
 @pytest.mark.parametrize("shipper", ["filebeat", "rsyslog"])
 def test_shippers_read_live_and_rotated_logs_and_nothing_else(shipper: str, of: str) -> None:
-    live, old = LIVE[of], old_name(LIVE[of], NOW)
+    live, old = LIVE[of], rotated_name(LIVE[of], NOW)
     wanted = {
         live: True,
         old: True,

@@ -12,8 +12,8 @@ import pytest
 
 from dlpool.config import LoggingSettings, SupervisorSettings
 from dlpool.observe.log import Log
-from dlpool.service.hostjobs import STEP_S, WHILE_S, HostJobs
-from dlpool.service.slots import START, TEMPO, Slots, is_refusal
+from dlpool.service.hostjobs import STEP_S, WHILE_S, HostConcurrency
+from dlpool.service.slots import START, TEMPO, SlotLimit, is_refusal
 from dlpool.service.wire.frames import EndedFrame
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import desk_of, running
@@ -28,7 +28,7 @@ class Node:
 
     def __init__(self, log: Log, **settings: Any) -> None:
         self.now = 100.0
-        self.slots = Slots(SupervisorSettings(**settings), log.logger("supervisor"), lambda: self.now)
+        self.slots = SlotLimit(SupervisorSettings(**settings), log.logger("supervisor"), lambda: self.now)
         self.received = {1: 0, 2: 0}
         self.over_memory = 0
 
@@ -37,7 +37,7 @@ class Node:
         for _ in range(int(seconds)):
             self.now += 1
             self.received[1] += throughput(self.slots.level)
-            self.slots.look(self.received, self.slots.level, over_memory=self.over_memory)
+            self.slots.sample(self.received, self.slots.level, over_memory=self.over_memory)
         return self.slots.level
 
 
@@ -80,16 +80,16 @@ class Crowd:
 
     def __init__(self, log: Log, *, is_auto: bool = True) -> None:
         self.now = 100.0
-        self.jobs = HostJobs(16, is_auto=is_auto, log=log.logger("supervisor"), clock=lambda: self.now)
+        self.jobs = HostConcurrency(16, is_auto=is_auto, log=log.logger("supervisor"), clock=lambda: self.now)
 
     def level(self, host: str) -> int:
         """How many jobs at once it may have."""
         counts = [iter((busy,)) for busy in range(16)]
-        return next((busy for busy, one in enumerate(counts) if not self.jobs.has_room(host, one.__next__)), 16)
+        return next((busy for busy, one in enumerate(counts) if not self.jobs.has_free_slot(host, one.__next__)), 16)
 
     def refuse(self, host: str, times: int, *, busy: int) -> None:
         for _ in range(times):
-            self.jobs.refused(host, lambda: busy)
+            self.jobs.record_refusal(host, lambda: busy)
 
 
 def test_one_job_that_is_turned_away_is_no_sign_a_quarter_of_a_hosts_jobs_is(log: Log) -> None:
@@ -103,7 +103,7 @@ def test_one_job_that_is_turned_away_is_no_sign_a_quarter_of_a_hosts_jobs_is(log
     assert (crowd.level("sick"), crowd.level("well")) == (4, 16)
     crowd.refuse("sick", 4, busy=4)
     assert crowd.level("sick") == 4, "what was begun before says nothing new"
-    crowd.jobs.tend()
+    crowd.jobs.forget_idle()
     assert crowd.jobs.limited == 1
 
 
@@ -113,11 +113,11 @@ def test_a_host_that_was_sick_gets_one_job_more_at_a_time(log: Log) -> None:
     assert crowd.level("h") == 1, "never none"
     for more in range(2, 16):
         crowd.now += STEP_S
-        crowd.jobs.tend()
+        crowd.jobs.forget_idle()
         assert crowd.level("h") == more
     crowd.now += STEP_S
     assert crowd.level("h") == 16
-    crowd.jobs.tend()
+    crowd.jobs.forget_idle()
     assert crowd.jobs.limited == 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from tests.conftest import make_data, wait_until
 from tests.fleet import Client, Supervisor
 from tests.handlers import Drip
@@ -171,8 +171,8 @@ def queue(redis_server: RedisServer) -> Queue:
     return Queue(redis_server.client())
 
 
-def yields(queue: Queue, claimed: Claimed, delay_s: float = 60.0) -> None:
-    ending = Finish(claimed.ticket, "yield", note={"label": "slow"}, delay_s=delay_s)
+def yields(queue: Queue, claimed: ClaimedJob, delay_s: float = 60.0) -> None:
+    ending = FinishRequest(claimed.lease, "yield", note={"label": "slow"}, delay_s=delay_s)
     assert queue.does.finish("a", [ending, ending]) == ["OK", "DUP"]
 
 
@@ -196,7 +196,7 @@ def test_a_job_that_yields_goes_behind_all_that_waits_and_its_run_does_not_count
         others = queue.names(3)
         assert sorted(others) == [f"i{count}", f"l{count}", f"n{count}"] and "yielded" not in queue.job("x")
         for one in queue.claim(0, known=[]):
-            queue.finish(one.ticket, "success")
+            queue.finish(one.lease, "success")
     event = next(fields for _, fields in queue.client.xrevrange(queue.keys.events) if b"yield" in fields.values())
     assert (event[b"event"], event[b"outcome"], event[b"note"]) == (b"job_requeued", b"yield", b'{"label":"slow"}')
 
@@ -219,29 +219,29 @@ def test_operators_have_their_way_with_a_job_that_yielded(queue: Queue, verb: st
     queue.push("x", "n")
     (claimed,) = queue.claim()
     yields(queue, claimed)
-    queue.controls.control(verb, "x")
+    queue.controls.execute(verb, "x")
     states = {"retry": "queued", "promote": "queued", "pause": "paused", "cancel": "cancelled"}
     assert queue.state("x") == states[verb]
     if verb == "retry":
         assert queue.ready() == ["n", "x"], "in its own list, not behind"
     if verb == "pause":
-        queue.controls.control("resume", "x")
+        queue.controls.execute("resume", "x")
         queue.pass_delays()
         assert "x" in queue.ids(2, known=[])
 
 
 def test_what_waits_is_told_by_host(queue: Queue) -> None:
-    assert queue.does.waiting("a", order="fifo") == {}
+    assert queue.does.waiting_hosts("a", order="fifo") == {}
     queue.push("x", "y", priority="high")
     queue.push("z")
     queue.drop_in(b'{"url": "https://U@Other:80/1", "save_path": "o"}', b"no job")
-    assert queue.does.waiting("a", order="fifo") == {"host": 3, "other:80": 1, "": 1}
+    assert queue.does.waiting_hosts("a", order="fifo") == {"host": 3, "other:80": 1, "": 1}
     queue.client.lpush(queue.keys.ready("normal"), "gone")
-    queue.controls.control("pause", "z")
+    queue.controls.execute("pause", "z")
     (_claimed,) = queue.claim()
-    assert queue.does.waiting("a", order="lifo") == {"host": 1, "other:80": 1, "": 1}, "none that cannot be taken"
+    assert queue.does.waiting_hosts("a", order="lifo") == {"host": 1, "other:80": 1, "": 1}, "none that cannot be taken"
     queue.drop_in(*(queue_job(f"q{number}") for number in range(600)))
-    assert sum(queue.does.waiting("a", order="fifo", most=100).values()) == 201
+    assert sum(queue.does.waiting_hosts("a", order="fifo", most=100).values()) == 201
 
 
 @pytest.mark.parametrize("how", ["halted", "drained"])
@@ -252,4 +252,4 @@ def test_nothing_waits_for_who_may_take_nothing(queue: Queue, how: str) -> None:
         queue.client.set(f"{prefix}halted", 1)
     else:
         queue.client.sadd(f"{prefix}drained", "node")
-    assert queue.does.waiting("node-00000001", order="fifo") == {}
+    assert queue.does.waiting_hosts("node-00000001", order="fifo") == {}

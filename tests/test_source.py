@@ -15,11 +15,11 @@ import requests
 from dlpool import errors
 from dlpool.config import NetworkSettings
 from dlpool.transfer import source as sources
-from dlpool.transfer.answer import Span
-from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, is_expiry
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, may_be_expired
 from tests.fakes import Clock
 from tests.origin import Connection, Origin, Request
 
@@ -59,7 +59,7 @@ class Body:
 
 def reply(*pieces: Any, length: int | None = None, enough: int = 10) -> tuple[Reply, Exchange, Body]:
     clock = Clock()
-    exchange = Exchange(clock, lambda _: None, Figures(1000, 5.0))
+    exchange = Exchange(clock, lambda _: None, ExchangeStats(1000, 5.0))
     body = Body(clock, list(pieces), length)
     return Reply(cast(Any, body), "http://h/f", exchange, enough), exchange, body
 
@@ -144,7 +144,7 @@ def test_a_body_that_ends_before_its_length_is_short(length: int | None, is_shor
 
 def test_a_verdict_comes_before_what_was_read() -> None:
     answer, exchange, _ = reply(b"ab")
-    exchange.abort(errors.TooSlow("slow"))
+    exchange.cancel(errors.TooSlow("slow"))
     with pytest.raises(errors.TooSlow):
         reads(answer, 1)
     assert exchange.received == 1002
@@ -168,7 +168,7 @@ class Network:
     def __init__(self, result: Any) -> None:
         self.result = result
         self.clock = Clock()
-        self.gate = HostGate(self.clock)
+        self.gate = HostHolds(self.clock)
         self.watched: list[tuple[str, str]] = []
         self.watch = SimpleNamespace(
             failed=lambda host: self.watched.append(("failed", host)),
@@ -199,7 +199,7 @@ class Network:
         return Source(cast(Any, self), "http://h:81/f", {})
 
     def exchange(self) -> Exchange:
-        return Exchange(self.clock, self.pause, Figures(0, 0.0))
+        return Exchange(self.clock, self.pause, ExchangeStats(0, 0.0))
 
 
 OWN = errors.ConnectionBroken("no route", is_own_network=True)
@@ -229,7 +229,7 @@ def test_a_request_that_fails_raises_one_of_our_errors(
 def test_the_verdict_that_ended_a_request_is_what_it_raises(error: Exception) -> None:
     network = Network(error)
     exchange = network.exchange()
-    exchange.abort(verdict := errors.TooSlow("slow"))
+    exchange.cancel(verdict := errors.TooSlow("slow"))
     with pytest.raises(errors.TooSlow) as caught:
         network.source().get(exchange, None)
     assert caught.value is verdict
@@ -242,7 +242,7 @@ def test_an_answered_request_is_timed_and_known_to_the_watch() -> None:
     network.clock.now = 7.0
     exchange.answered_at = 3.0
     network.source().get(exchange, None)
-    assert (exchange.asked_at, exchange.answered_at, network.watched) == (7.0, 7.0, [("answered", "h:81")])
+    assert (exchange.sent_at, exchange.answered_at, network.watched) == (7.0, 7.0, [("answered", "h:81")])
 
 
 def test_a_request_is_timed_from_its_beginning() -> None:
@@ -251,7 +251,7 @@ def test_a_request_is_timed_from_its_beginning() -> None:
     exchange.answered_at = cast("float | None", 3.0)
     with pytest.raises(errors.ShortBody):
         network.source().get(exchange, None)
-    assert (exchange.asked_at, exchange.answered_at) == (100.0, None)
+    assert (exchange.sent_at, exchange.answered_at) == (100.0, None)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 30.0])
@@ -267,7 +267,7 @@ def test_a_wait_that_is_ended_sends_nothing() -> None:
     network = Network(None)
     network.gate.hold("h:81", 30.0)
     exchange = network.exchange()
-    exchange.abort(errors.Cancelled("stopped"))
+    exchange.cancel(errors.Cancelled("stopped"))
     with pytest.raises(errors.Cancelled):
         network.source().get(exchange, None)
     assert network.sent == []
@@ -291,12 +291,12 @@ def test_behind_a_proxy_an_address_in_the_url_is_checked(proxied: bool) -> None:
     [
         (None, None, {}),
         (None, '"v"', {}),
-        (Span(5, 10), None, {"Range": "bytes=5-9"}),
-        (Span(5, 10), '"v"', {"Range": "bytes=5-9", "If-Range": '"v"'}),
+        (ByteRange(5, 10), None, {"Range": "bytes=5-9"}),
+        (ByteRange(5, 10), '"v"', {"Range": "bytes=5-9", "If-Range": '"v"'}),
     ],
 )
 def test_a_range_is_asked_for_with_its_validator(
-    asked: Span | None, if_range: str | None, expected: dict[str, str]
+    asked: ByteRange | None, if_range: str | None, expected: dict[str, str]
 ) -> None:
     network = Network(None)
     network.source().get(network.exchange(), asked, if_range)
@@ -315,20 +315,20 @@ def test_a_range_is_asked_for_with_its_validator(
     + [(status, True) for status in (407, 409, 415, 417, 424, 426, 428, 430)],
 )
 def test_which_statuses_may_mean_that_a_signed_url_has_expired(status: int, expected: bool) -> None:
-    assert is_expiry(status) is expected
+    assert may_be_expired(status) is expected
 
 
 @pytest.fixture
-def client() -> Iterator[Client]:
+def client() -> Iterator[HttpClient]:
     settings = NetworkSettings(connect_timeout=5.0, read_timeout=10.0, network="any")
-    made = Client(settings, 4, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    made = HttpClient(settings, 4, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
     yield made
     made.close()
 
 
 def asked(source: Source, method: str = "get") -> int:
     """Send one request; returns the status."""
-    with Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange:
+    with Exchange(time.monotonic, time.sleep, ExchangeStats(0, 0.0)) as exchange:
         answer = getattr(source, method)(exchange, *([None] if method == "get" else []))
         answer.close()
         return int(answer.status)
@@ -346,7 +346,7 @@ def asked(source: Source, method: str = "get") -> int:
     ],
 )
 def test_the_place_that_a_redirect_led_to_is_asked_until_it_fails(
-    later: int, paths: list[str], status: int, client: Client
+    later: int, paths: list[str], status: int, client: HttpClient
 ) -> None:
     def handle(request: Request, connection: Connection) -> None:
         if request.path == "/f":
@@ -362,7 +362,7 @@ def test_the_place_that_a_redirect_led_to_is_asked_until_it_fails(
         assert [request.path for request in origin.requests] == paths
 
 
-def test_after_a_broken_request_the_first_url_is_asked(client: Client) -> None:
+def test_after_a_broken_request_the_first_url_is_asked(client: HttpClient) -> None:
     def handle(request: Request, connection: Connection) -> None:
         if request.path == "/f":
             connection.answer(302, {"Location": "/t"})
@@ -384,7 +384,7 @@ def test_after_a_broken_request_the_first_url_is_asked(client: Client) -> None:
 
 
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_redirects_have_a_largest_number_and_keep_the_connection(method: str, client: Client) -> None:
+def test_redirects_have_a_largest_number_and_keep_the_connection(method: str, client: HttpClient) -> None:
     def handle(request: Request, connection: Connection) -> None:
         hop = int(request.path[1:])
         if hop == last:
@@ -429,7 +429,7 @@ def test_where_a_redirect_may_lead(base: str, location: str | None, allow: bool,
             network.source()._target(answer)
 
 
-def test_what_threads_share_is_used_only_under_the_lock(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_threads_share_is_used_only_under_the_lock(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cookies, and the credentials that redirects brought."""
     unguarded: list[str] = []
 

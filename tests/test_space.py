@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.service.ledger import Held, Ledger
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.service.ledger import InFlightJob, InFlightTable
 from dlpool.service.node import space
 from dlpool.service.node.disks import GIB
-from dlpool.service.node.space import RELIEF, Room, SpaceGuard, existing
+from dlpool.service.node.space import RELIEF, FileSystemSpace, DiskGuard, nearest_folder
 from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
@@ -43,22 +43,22 @@ NEWS = {"lease": "3s"}  # a beat a second says what is free
     [(100 * GIB, None, GIB), (10 * GIB, None, GIB // 2), (100 * GIB, 5 * GIB, 5 * GIB), (GIB, 5 * GIB, 5 * GIB)],
 )
 def test_a_gigabyte_or_a_twentieth_stays_free_if_nothing_is_said(size: int, given_least: int, least: int) -> None:
-    assert Room("/", size, 0, 0).least(given_least) == least
+    assert FileSystemSpace("/", size, 0, 0).required_free(given_least) == least
 
 
 @given(st.integers(0, 2**50), st.integers(0, 2**50), st.integers(0, 2**40))
 def test_what_running_jobs_will_take_is_not_free_and_a_little_more_ends_it(
     free: int, reserved: int, least: int
 ) -> None:
-    room = Room("/", 2**50, free, reserved)
+    room = FileSystemSpace("/", 2**50, free, reserved)
     assert room.is_low(least, was_low=False) == (least > 0 and free < reserved + least)
     assert room.is_low(least, was_low=True) == (least > 0 and free - reserved < least * RELIEF)
 
 
 def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert existing(f"{tmp_path}/a/b/c") == existing(f"{tmp_path}/file") == existing(str(tmp_path)) == str(tmp_path)
-    assert existing("no\0path/a") in (".", "/")
+    assert nearest_folder(f"{tmp_path}/a/b/c") == nearest_folder(f"{tmp_path}/file") == nearest_folder(str(tmp_path)) == str(tmp_path)
+    assert nearest_folder("no\0path/a") in (".", "/")
 
 
 # --- what the guard makes of it ---
@@ -71,12 +71,12 @@ class Guarded:
         self.folder, self.free = folder, 200
         settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
         patch.setattr("dlpool.service.node.space._room", self._room)
-        self.ledger, self.lines, self.told = Ledger(), Lines(), 0
+        self.ledger, self.lines, self.told = InFlightTable(), Lines(), 0
         log: Any = self.lines
-        self.guard = SpaceGuard(settings, self.ledger, log, self._tell)
+        self.guard = DiskGuard(settings, self.ledger, log, self._tell)
 
-    def _room(self, folder: str, reserved: int) -> Room | None:
-        return None if self.free < 0 else Room(folder, 1000, self.free, reserved)
+    def _room(self, folder: str, reserved: int) -> FileSystemSpace | None:
+        return None if self.free < 0 else FileSystemSpace(folder, 1000, self.free, reserved)
 
     def _tell(self) -> None:
         self.told += 1
@@ -85,12 +85,12 @@ class Guarded:
         """Whether space is low then, and what was told and logged."""
         self.free, self.told = free, 0
         self.lines.kept.clear()
-        self.guard.look()
+        self.guard.sample()
         return self.guard.is_low, self.told, self.lines.events
 
-    def job(self, name: str, missing: int, **fields: Any) -> Held:
-        held = Held(job_of(name), 0.0, PushedJob.parse(compose("http://h/x", f"{self.folder}/{name}")))
-        held.worker, held.missing = 1, missing
+    def job(self, name: str, missing: int, **fields: Any) -> InFlightJob:
+        held = InFlightJob(job_of(name), 0.0, PushedJob.parse(compose_job("http://h/x", f"{self.folder}/{name}")))
+        held.worker_pid, held.missing_bytes = 1, missing
         for field, value in fields.items():
             setattr(held, field, value)
         self.ledger.add(held)
@@ -103,8 +103,8 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guarded:
 
 
 def test_no_job_begins_before_the_first_look(watched: Guarded) -> None:
-    assert watched.guard.is_low and watched.guard.left is None and watched.guard.low == []
-    assert watched.look(200) == (False, 1, []) and watched.guard.left == 200
+    assert watched.guard.is_low and watched.guard.free_after_jobs is None and watched.guard.low_folders == []
+    assert watched.look(200) == (False, 1, []) and watched.guard.free_after_jobs == 200
 
 
 def test_what_is_low_is_said_once_and_so_is_its_end(watched: Guarded) -> None:
@@ -114,7 +114,7 @@ def test_what_is_low_is_said_once_and_so_is_its_end(watched: Guarded) -> None:
     ((level, _, fields),) = watched.lines.kept
     folder = str(watched.folder)
     assert (level, fields) == ("warning", {"folder": folder, "free": 99, "reserved": 0, "min_free": 100})
-    assert watched.guard.low == [folder]
+    assert watched.guard.low_folders == [folder]
     assert watched.look(104) == (True, 0, [])
     assert watched.look(105) == (False, 1, ["disk_space_back"])
     assert watched.lines.kept == [("info", "disk_space_back", {"folder": folder, "free": 105})]
@@ -122,7 +122,7 @@ def test_what_is_low_is_said_once_and_so_is_its_end(watched: Guarded) -> None:
 
 def test_a_file_system_without_figures_keeps_nobody_waiting(watched: Guarded) -> None:
     watched.look(0)
-    assert watched.look(-1) == (False, 1, ["disk_space_back"]) and watched.guard.left is None
+    assert watched.look(-1) == (False, 1, ["disk_space_back"]) and watched.guard.free_after_jobs is None
 
 
 def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
@@ -132,7 +132,7 @@ def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
     watched.job("waits", 1000, worker=None)
     watched.job("none", 1000, job=None)
     watched.job("ending", 1000, is_ending=True)
-    assert watched.look(190) == (False, 0, []) and watched.guard.left == 100
+    assert watched.look(190) == (False, 0, []) and watched.guard.free_after_jobs == 100
     assert watched.look(189) == (True, 1, ["disk_space_low"])
     assert watched.lines.kept[0].fields["reserved"] == 90
 
@@ -151,39 +151,39 @@ def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
 
 
 @pytest.fixture
-def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SpaceGuard, Clock, list[bool]]:
+def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DiskGuard, Clock, list[bool]]:
     """A guard of a folder, its time, and what small writes there answer, the last one of it for good."""
     clock, answers = Clock(), [True]
     settings = Settings(paths=PathSettings(download_dir=str(tmp_path / "out")))
     monkeypatch.setattr(space, "time", clock)
     monkeypatch.setattr(space, "can_write", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
     logger: Any = Lines()
-    return SpaceGuard(settings, Ledger(), logger, lambda: None), clock, answers
+    return DiskGuard(settings, InFlightTable(), logger, lambda: None), clock, answers
 
 
-def test_a_fault_lasts_until_a_small_write_succeeds(guard: tuple[SpaceGuard, Clock, list[bool]]) -> None:
+def test_a_fault_lasts_until_a_small_write_succeeds(guard: tuple[DiskGuard, Clock, list[bool]]) -> None:
     found, clock, answers = guard
-    found.look()
+    found.sample()
     assert found.fault_s is None
-    found.doubt()
+    found.report_fault()
     answers[:] = [False, False, True]
     for left in (30.0, 10.0):
-        found.look()
+        found.sample()
         assert found.fault_s == left
         clock.now += 20.0
     for _ in range(2):
-        found.look()
+        found.sample()
         assert found.fault_s == 30.0, "the write failed: it is tried again after fault_delay"
         clock.now += 30.0
-    found.look()
+    found.sample()
     assert found.fault_s is None
 
 
-def test_a_removed_download_folder_is_made_again(guard: tuple[SpaceGuard, Clock, list[bool]], tmp_path: Path) -> None:
+def test_a_removed_download_folder_is_made_again(guard: tuple[DiskGuard, Clock, list[bool]], tmp_path: Path) -> None:
     found, clock, _ = guard
-    found.doubt()
+    found.report_fault()
     clock.now += 30.0
-    found.look()
+    found.sample()
     assert (tmp_path / "out").is_dir() and found.fault_s is None
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.answer import Span
-from dlpool.transfer.chunks import Chunk, plan
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.chunks import Chunk, plan_chunks
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.state import (
-    Publishing,
+    PublishRecord,
     SavedChunk,
     SavedState,
     StateFile,
@@ -42,7 +42,7 @@ PUBLISHING = replace(
     etag=None,
     last_error=None,
     chunks=(SavedChunk(0, 1000, 1000, True),),
-    publishing=Publishing(inode=1234567, size=1000),
+    publishing=PublishRecord(inode=1234567, size=1000),
 )
 VALIDATORS = replace(
     STATE,
@@ -76,7 +76,7 @@ def states(draw: st.DrawFn) -> SavedState:
         attempts=draw(st.integers(0, 1000)),
         last_error=draw(optional),
         chunks=tuple(chunks),
-        publishing=draw(st.none() | st.builds(Publishing, st.integers(0, 2**63), st.integers(0, 2**53))),
+        publishing=draw(st.none() | st.builds(PublishRecord, st.integers(0, 2**63), st.integers(0, 2**53))),
     )
 
 
@@ -300,23 +300,23 @@ def check_or_refuse(text: str | bytes) -> None:
 
 
 def test_what_is_missing_is_what_lies_above_each_position() -> None:
-    assert STATE.missing == [Span(512, 700), Span(700, 1000)]
-    assert PUBLISHING.missing == []
+    assert STATE.missing_spans == [ByteRange(512, 700), ByteRange(700, 1000)]
+    assert PUBLISHING.missing_spans == []
 
 
 def test_the_state_knows_the_version_of_the_remote() -> None:
-    expected = Resource(1000, '"5f3a-1"', "Mon, 06 May 2024 07:08:09 GMT")
+    expected = RemoteResource(1000, '"5f3a-1"', "Mon, 06 May 2024 07:08:09 GMT")
     assert STATE.resource == expected
 
 
 @given(states())
 @settings(deadline=None)
 def test_a_plan_from_a_state_holds_what_the_state_says(state: SavedState) -> None:
-    chunk_map = plan(state.missing, state.size, 4, 1)
+    chunk_map = plan_chunks(state.missing_spans, state.size, 4, 1)
     assert chunk_map.written() == sum(chunk.position - chunk.start for chunk in state.chunks)
     again = state.with_chunks(chunk_map.chunks, "now", None)
     check_invariants(again)
-    assert sum(end - start for start, end in again.missing) == sum(end - start for start, end in state.missing)
+    assert sum(end - start for start, end in again.missing_spans) == sum(end - start for start, end in state.missing_spans)
 
 
 def test_positions_are_saved_and_claims_are_not() -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from dlpool import disk
 from dlpool.errors import LocalFault
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.state import (
     MAX_STATE_BYTES,
-    Publishing,
+    PublishRecord,
     SavedChunk,
     SavedState,
     StateFile,
@@ -83,8 +83,8 @@ def test_a_removed_state_is_gone(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "f.part.meta.tmp").write_bytes(b"half")
     file = StateFile(tmp_path / "f.part.meta", sync=False)
-    file.remove_leftovers()
-    file.remove_leftovers()
+    file.remove_stale_temporary()
+    file.remove_stale_temporary()
     assert os.listdir(tmp_path) == []
 
 
@@ -165,7 +165,7 @@ def failing(number: int) -> Any:
 
 
 def test_a_state_file_is_named_after_its_target(tmp_path: Path) -> None:
-    assert StateFile.of(tmp_path / "f.bin", sync=False).path == tmp_path / "f.bin.part.meta"
+    assert StateFile.for_target(tmp_path / "f.bin", sync=False).path == tmp_path / "f.bin.part.meta"
 
 
 def test_fields_without_a_value_are_left_out_only_where_later_versions_added_them() -> None:
@@ -176,8 +176,8 @@ def test_fields_without_a_value_are_left_out_only_where_later_versions_added_the
 
 def test_a_record_of_publishing_has_only_what_is_known() -> None:
     for record, names in (
-        (Publishing(1, 2), {"inode", "size"}),
-        (Publishing(1, 2, "j", 0), {"inode", "size", "job", "fence"}),
+        (PublishRecord(1, 2), {"inode", "size"}),
+        (PublishRecord(1, 2, "j", 0), {"inode", "size", "job", "fence"}),
     ):
         text = replace(STATE, publishing=record).as_json()
         assert set(json.loads(text)["publishing"]) == names
@@ -187,25 +187,25 @@ def test_a_record_of_publishing_has_only_what_is_known() -> None:
 @pytest.mark.parametrize("size", [0, 1000])
 def test_the_state_of_a_published_file_is_complete(size: int) -> None:
     job = Job(URL, Path("f"), checksum=Checksum("sha256", "0" * 64))
-    resource = Resource(
+    resource = RemoteResource(
         etag='"v"',
         last_modified="Tue, 01 Oct 2024 10:00:00 GMT",
         date="Wed, 02 Oct 2024 10:00:00 GMT",
         digest=("md5", "00"),
         host="h",
     )
-    record = Publishing(7, size, "j", 3)
-    state = SavedState.published(job, resource, record, "2026-01-01T00:00:00Z")
+    record = PublishRecord(7, size, "j", 3)
+    state = SavedState.for_published(job, resource, record, "2026-01-01T00:00:00Z")
     assert SavedState.from_json(state.as_json()) == state
-    assert (state.size, state.missing, state.attempts, state.publishing) == (size, [], 1, record)
-    assert [tuple(span) for span in state.written] == [(0, size)] * bool(size)
+    assert (state.size, state.missing_spans, state.attempts, state.publishing) == (size, [], 1, record)
+    assert [tuple(span) for span in state.written_spans] == [(0, size)] * bool(size)
     assert state.resource == replace(resource, size=size)
     assert (state.digest, state.checksum, state.date) == ("md5:00", f"sha256:{'0' * 64}", resource.date)
 
 
 def test_a_state_that_is_begun_has_no_attempt_and_only_a_date_that_proves() -> None:
-    fresh = Resource(size=10, last_modified="Wed, 02 Oct 2024 10:00:00 GMT", date="Wed, 02 Oct 2024 10:00:00 GMT")
-    state = SavedState.begun(Job(URL, Path("f")), fresh, "2026-01-01T00:00:00Z")
+    fresh = RemoteResource(size=10, last_modified="Wed, 02 Oct 2024 10:00:00 GMT", date="Wed, 02 Oct 2024 10:00:00 GMT")
+    state = SavedState.initial(Job(URL, Path("f")), fresh, "2026-01-01T00:00:00Z")
     assert (state.attempts, state.chunks, state.date, state.digest, state.checksum) == (0, (), None, None, None)
     assert state.last_modified == fresh.last_modified
 
@@ -213,8 +213,8 @@ def test_a_state_that_is_begun_has_no_attempt_and_only_a_date_that_proves() -> N
 def test_only_what_was_touched_is_written() -> None:
     chunks = (SavedChunk(0, 400, 400, True), SavedChunk(400, 800, 500, False), SavedChunk(800, 1000, 800, False))
     state = replace(STATE, chunks=chunks)
-    assert [tuple(span) for span in state.written] == [(0, 400), (400, 500)]
-    assert [tuple(span) for span in state.missing] == [(500, 800), (800, 1000)]
+    assert [tuple(span) for span in state.written_spans] == [(0, 400), (400, 500)]
+    assert [tuple(span) for span in state.missing_spans] == [(500, 800), (800, 1000)]
 
 
 @pytest.mark.parametrize(
@@ -257,66 +257,66 @@ def test_a_folder_that_cannot_be_synced_is_told(
 
     monkeypatch.setattr(disk, "_told", set())
     monkeypatch.setattr(os, "fsync", fsync)
-    StateFile.of(tmp_path / "f", sync=True, notify=events).commit(STATE)
+    StateFile.for_target(tmp_path / "f", sync=True, notify=events).commit(STATE)
     assert events == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
 
 
 def test_a_placeholder_is_ours_and_no_state(tmp_path: Path) -> None:
-    file = StateFile.of(tmp_path / "f", sync=False)
-    assert (file.exists, file.holds_progress, file.is_ours()) == (False, False, False)
-    file.reserve()
-    assert (file.exists, file.holds_progress, file.is_ours(), file.load()) == (True, False, True, None)
+    file = StateFile.for_target(tmp_path / "f", sync=False)
+    assert (file.exists, file.holds_progress, file.is_recognized()) == (False, False, False)
+    file.write_placeholder()
+    assert (file.exists, file.holds_progress, file.is_recognized(), file.load()) == (True, False, True, None)
     assert file.path.read_bytes() == PLACEHOLDER
-    other = StateFile.of(tmp_path / "f", sync=False)
+    other = StateFile.for_target(tmp_path / "f", sync=False)
     assert (other.load(), other.holds_progress) == (None, False)
-    other.reserve()
-    other.unreserve()
+    other.write_placeholder()
+    other.remove_placeholder()
     assert (other.exists, os.listdir(tmp_path)) == (False, [])
-    other.unreserve()
+    other.remove_placeholder()
 
 
 def test_a_state_that_replaces_a_placeholder_is_progress_and_stays(tmp_path: Path) -> None:
-    file = StateFile.of(tmp_path / "f", sync=False)
-    file.reserve()
+    file = StateFile.for_target(tmp_path / "f", sync=False)
+    file.write_placeholder()
     file.commit(STATE)
     assert (file.holds_progress, file.load()) == (True, STATE)
-    file.reserve()
-    file.unreserve()
+    file.write_placeholder()
+    file.remove_placeholder()
     assert (file.exists, file.load()) == (True, STATE)
-    file.empty()
+    file.reset()
     assert (file.exists, file.holds_progress, file.load()) == (True, False, None)
     assert file.path.read_bytes() == PLACEHOLDER
-    file.unreserve()
+    file.remove_placeholder()
     assert os.listdir(tmp_path) == []
 
 
 def test_a_placeholder_is_not_written_again(tmp_path: Path) -> None:
-    file = StateFile.of(tmp_path / "f", sync=False)
-    file.reserve()
+    file = StateFile.for_target(tmp_path / "f", sync=False)
+    file.write_placeholder()
     before = file.path.stat().st_ino
-    file.empty()
+    file.reset()
     assert file.path.stat().st_ino == before
 
 
 def test_a_placeholder_is_never_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
-    StateFile.of(tmp_path / "f", sync=True).reserve()
+    StateFile.for_target(tmp_path / "f", sync=True).write_placeholder()
 
 
 def test_of_two_that_reserve_one_writes_and_none_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late = StateFile.of(tmp_path / "f", sync=False)
-    StateFile.of(tmp_path / "f", sync=False).commit(STATE)
-    late.reserve()
+    late = StateFile.for_target(tmp_path / "f", sync=False)
+    StateFile.for_target(tmp_path / "f", sync=False).commit(STATE)
+    late.write_placeholder()
     assert (late.exists, late.is_placeholder, os.listdir(tmp_path)) == (True, False, ["f.part.meta"])
-    late.unreserve()
+    late.remove_placeholder()
     assert late.load() == STATE
 
 
 def test_a_placeholder_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = StateFile.of(tmp_path / "f", sync=False)
+    file = StateFile.for_target(tmp_path / "f", sync=False)
     with monkeypatch.context() as patch, pytest.raises(LocalFault, match=r"cannot write .*f\.part\.meta"):
         patch.setattr(disk, "publish_exclusive", failing(errno.EIO))
-        file.reserve()
+        file.write_placeholder()
     assert (file.exists, os.listdir(tmp_path)) == (False, [])
 
 
@@ -333,26 +333,26 @@ def test_a_foreign_file_with_the_name_of_the_temporary_one_stays(kind: str, name
     else:
         os.mkfifo(foreign)
     before = foreign.lstat()
-    file = StateFile.of(tmp_path / "f", sync=False)
+    file = StateFile.for_target(tmp_path / "f", sync=False)
     if name.endswith(".new"):
-        file.reserve()
+        file.write_placeholder()
     for state in (STATE, LATER):
         file.commit(state)
     assert file.load() == LATER
     after = foreign.lstat()
     assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
     assert sorted(os.listdir(tmp_path)) == sorted([name, "f.part.meta"])
-    assert not file.has_leftovers
+    assert not file.has_stale_temporary
 
 
 @pytest.mark.parametrize(
     ("content", "is_ours"), [(b"", True), (b'{"ver', True), (b'{"version":1', True), (b"{}", False), (b"x", False)]
 )
 def test_the_beginning_of_a_state_is_a_leftover(content: bytes, is_ours: bool, tmp_path: Path) -> None:
-    file = StateFile.of(tmp_path / "f", sync=False)
-    assert file.has_leftovers is False
+    file = StateFile.for_target(tmp_path / "f", sync=False)
+    assert file.has_stale_temporary is False
     (tmp_path / "f.part.meta.tmp").write_bytes(content)
-    assert file.has_leftovers is is_ours
+    assert file.has_stale_temporary is is_ours
 
 
 @pytest.mark.parametrize(
@@ -361,24 +361,24 @@ def test_the_beginning_of_a_state_is_a_leftover(content: bytes, is_ours: bool, t
 )
 def test_a_state_is_ours_by_its_beginning(content: bytes, is_ours: bool, tmp_path: Path) -> None:
     (tmp_path / "f.part.meta").write_bytes(content)
-    assert StateFile.of(tmp_path / "f", sync=False).is_ours() is is_ours
+    assert StateFile.for_target(tmp_path / "f", sync=False).is_recognized() is is_ours
 
 
 def test_a_link_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "other").write_text(STATE.as_json())
     (tmp_path / "f.part.meta").symlink_to("other")
-    assert StateFile.of(tmp_path / "f", sync=False).is_ours() is False
+    assert StateFile.for_target(tmp_path / "f", sync=False).is_recognized() is False
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
 def test_a_file_that_cannot_be_read_now_is_neither_unusable_nor_foreign(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    StateFile.of(tmp_path / "f", sync=False).commit(STATE)
+    StateFile.for_target(tmp_path / "f", sync=False).commit(STATE)
     (tmp_path / "f.part.meta.tmp").write_bytes(b"x")
-    file = StateFile.of(tmp_path / "f", sync=False)
+    file = StateFile.for_target(tmp_path / "f", sync=False)
     monkeypatch.setattr("dlpool.transfer.state._open_itself", failing(number))
-    for step in (file.load, file.is_ours, lambda: file.has_leftovers, lambda: file.commit(LATER)):
+    for step in (file.load, file.is_recognized, lambda: file.has_stale_temporary, lambda: file.commit(LATER)):
         with pytest.raises(LocalFault):
             step()
 
@@ -386,7 +386,7 @@ def test_a_file_that_cannot_be_read_now_is_neither_unusable_nor_foreign(
 def test_the_state_of_a_published_file_is_removed_at_the_second_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, tries, real = StateFile.of(tmp_path / "f", sync=False), list[object](), disk.remove
+    file, tries, real = StateFile.for_target(tmp_path / "f", sync=False), list[object](), disk.remove
     file.remove_published()
 
     def remove(path: Path) -> None:

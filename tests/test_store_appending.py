@@ -12,34 +12,34 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, Appending, GrowWish, Superseded, UploadStore, appending, growing
-from dlpool.web.store.appending import Completed, Position, is_passing
-from dlpool.web.store.reception import Reception
-from dlpool.web.store.task import Task
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, AppendSession, TusUploadRequest, UnlockRequested, DiskBackend, appending, growing
+from dlpool.web.store.appending import AlreadyComplete, AppendPosition, is_transient
+from dlpool.web.store.reception import StagedChunk
+from dlpool.web.store.task import TaskFolder
 from tests.uploads import refused, state, store_in
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(6000)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def begin(store: UploadStore, length: int | None = None, name: str = "file", concat: str = "") -> str:
-    return store.growing.create(GrowWish(None, length, name, concat=concat))
+def begin(store: DiskBackend, length: int | None = None, name: str = "file", concat: str = "") -> str:
+    return store.tus.create(TusUploadRequest(None, length, name, concat=concat))
 
 
-def append(store: UploadStore, file_id: str, offset: int, data: bytes, length: int | None = None) -> Appending:
-    with store.growing.append(file_id, None, offset, size=len(data), length=length) as session:
+def append(store: DiskBackend, file_id: str, offset: int, data: bytes, length: int | None = None) -> AppendSession:
+    with store.tus.append(file_id, None, offset, size=len(data), length=length) as session:
         session.write(data)
         session.commit()
     return session
 
 
-def folder_of(store: UploadStore, file_id: str) -> Path:
-    with store.layout.seen(file_id, None) as task:
+def folder_of(store: DiskBackend, file_id: str) -> Path:
+    with store.layout.read_owned(file_id, None) as task:
         return task.folder
 
 
@@ -47,7 +47,7 @@ def bodies_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("patch*.tmp"))
 
 
-def sizes(store: UploadStore, file_id: str) -> list[int]:
+def sizes(store: DiskBackend, file_id: str) -> list[int]:
     return [chunk["size"] for chunk in store.task(file_id, None)["chunks"]]
 
 
@@ -74,23 +74,23 @@ def sizes(store: UploadStore, file_id: str) -> list[int]:
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_bodies_of_a_killed_writer_become_chunks(
-    store: UploadStore, left: Mapping[str, bytes], seen: int, chunks: list[int], tmp_path: Path
+    store: DiskBackend, left: Mapping[str, bytes], seen: int, chunks: list[int], tmp_path: Path
 ) -> None:
     file_id = begin(store)
     folder = folder_of(store, file_id)
     for name, data in left.items():
         (folder / name).write_bytes(data)
-    assert store.growing.peek(file_id, None).offset == seen
+    assert store.tus.state(file_id, None).offset == seen
     have = sum(chunks)
-    assert store.growing.look(file_id, None).offset == have
+    assert store.tus.recover(file_id, None).offset == have
     assert (sizes(store, file_id), bodies_in(folder)) == (chunks, [])
     session = append(store, file_id, have, b"END", length=have + 3)
-    assert session.at == Position(len(chunks) + 1, have + 3)
-    assert store.growing.finish(file_id, None) is not None
+    assert session.position == AppendPosition(len(chunks) + 1, have + 3)
+    assert store.tus.finish(file_id, None) is not None
     assert (tmp_path / "merged" / "file").read_bytes() == b"abcdef"[:have] + b"END"
 
 
-def test_a_body_that_was_left_counts_for_the_next_append(store: UploadStore) -> None:
+def test_a_body_that_was_left_counts_for_the_next_append(store: DiskBackend) -> None:
     file_id = begin(store)
     (folder_of(store, file_id) / "patch-0.tmp").write_bytes(b"abc")
     append(store, file_id, 3, b"de")
@@ -107,16 +107,16 @@ def test_a_body_that_was_left_is_dropped_where_it_is_longer_than_the_upload(
     file_id = begin(store, length)
     folder = folder_of(store, file_id)
     (folder / "patch-0.tmp").write_bytes(bytes(size))
-    assert store.growing.look(file_id, None).offset == have
+    assert store.tus.recover(file_id, None).offset == have
     assert bodies_in(folder) == []
 
 
-def test_a_body_that_was_left_is_dropped_where_the_upload_is_to_be_empty(store: UploadStore) -> None:
+def test_a_body_that_was_left_is_dropped_where_the_upload_is_to_be_empty(store: DiskBackend) -> None:
     file_id = begin(store)
     append(store, file_id, 0, b"", length=0)
-    assert store.growing.peek(file_id, None).length == 0
+    assert store.tus.state(file_id, None).length == 0
     (folder_of(store, file_id) / "patch-0.tmp").write_bytes(b"a")
-    assert store.growing.look(file_id, None).offset == 0
+    assert store.tus.recover(file_id, None).offset == 0
 
 
 def test_after_a_body_of_a_kind_that_is_not_taken_the_next_one_counts(tmp_path: Path) -> None:
@@ -125,23 +125,23 @@ def test_after_a_body_of_a_kind_that_is_not_taken_the_next_one_counts(tmp_path: 
     folder = folder_of(store, file_id)
     (folder / "patch-0-5000.tmp").write_bytes(bytes(5000))
     (folder / "patch-0.tmp").write_bytes(PNG)
-    assert store.growing.look(file_id, None).offset == len(PNG)
+    assert store.tus.recover(file_id, None).offset == len(PNG)
     assert bodies_in(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
-def test_what_is_not_a_file_is_removed_and_never_read(store: UploadStore, tmp_path: Path, kind: str) -> None:
+def test_what_is_not_a_file_is_removed_and_never_read(store: DiskBackend, tmp_path: Path, kind: str) -> None:
     file_id = begin(store)
     path = folder_of(store, file_id) / "patch-0.tmp"
     (tmp_path / "outside").write_bytes(b"secret")
     path.symlink_to(tmp_path / "outside") if kind == "link" else os.mkfifo(path)
-    assert store.growing.look(file_id, None).offset == 0
+    assert store.tus.recover(file_id, None).offset == 0
     assert not os.path.lexists(path)
     assert (tmp_path / "outside").read_bytes() == b"secret"
 
 
 def test_a_body_that_is_removed_while_it_is_taken_over_is_an_upload_that_is_gone(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = begin(store)
     (folder_of(store, file_id) / "patch-0.tmp").write_bytes(b"abc")
@@ -152,11 +152,11 @@ def test_a_body_that_is_removed_while_it_is_taken_over_is_an_upload_that_is_gone
 
     monkeypatch.setattr(appending, "_is_file", look)
     with refused(404, "no_such_task"):
-        store.growing.look(file_id, None)
+        store.tus.recover(file_id, None)
 
 
 def test_files_that_vanish_while_they_are_looked_at_are_no_failure(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = begin(store)
     listdir = os.listdir
@@ -167,24 +167,24 @@ def test_files_that_vanish_while_they_are_looked_at_are_no_failure(
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_body_that_cannot_become_a_chunk_now_stays_for_later(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, is_kept: bool
 ) -> None:
     """A full disk passes; a request that contradicts the upload does not."""
     file_id = begin(store)
     folder = folder_of(store, file_id)
-    error = OSError(errno.ENOSPC, "full") if is_kept else Refusal(400, "odd", "odd")
-    move = Reception.move
+    error = OSError(errno.ENOSPC, "full") if is_kept else UploadError(400, "odd", "odd")
+    move = StagedChunk.publish
 
     def fail_once(*_arguments: object) -> None:
-        monkeypatch.setattr(Reception, "move", move)
+        monkeypatch.setattr(StagedChunk, "move", move)
         raise error
 
-    with pytest.raises(Refusal), store.growing.append(file_id, None, 0, size=3) as session:
+    with pytest.raises(UploadError), store.tus.append(file_id, None, 0, size=3) as session:
         session.write(b"abc")
-        monkeypatch.setattr(Reception, "move", fail_once)
+        monkeypatch.setattr(StagedChunk, "move", fail_once)
         session.commit()
     assert bodies_in(folder) == (["patch-0-3.tmp"] if is_kept else [])
-    assert store.growing.look(file_id, None).offset == (3 if is_kept else 0)
+    assert store.tus.recover(file_id, None).offset == (3 if is_kept else 0)
 
 
 def fails(error: Exception) -> Any:
@@ -197,18 +197,18 @@ def fails(error: Exception) -> Any:
 @pytest.mark.parametrize(
     ("error", "passes"),
     [
-        (Refusal(499, "x", "x"), False),
-        (Refusal(500, "x", "x"), True),
-        (Refusal(507, "x", "x"), True),
+        (UploadError(499, "x", "x"), False),
+        (UploadError(500, "x", "x"), True),
+        (UploadError(507, "x", "x"), True),
         (OSError(), True),
     ],
 )
-def test_which_errors_may_pass(error: Refusal | OSError, passes: bool) -> None:
-    assert is_passing(error) is passes
+def test_which_errors_may_pass(error: UploadError | OSError, passes: bool) -> None:
+    assert is_transient(error) is passes
 
 
 def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = begin(store)
     write_all = disk.write_all
@@ -218,7 +218,7 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
         monkeypatch.setattr(disk, "write_all", write_all)
         raise OSError(errno.ENOSPC, "full")
 
-    with refused(507, "no_space"), store.growing.append(file_id, None, 0, size=None) as session:
+    with refused(507, "no_space"), store.tus.append(file_id, None, 0, size=None) as session:
         session.write(b"abc")
         monkeypatch.setattr(disk, "write_all", half)
         session.write(b"defghi")
@@ -226,48 +226,48 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
 
 
 @pytest.mark.parametrize(
-    ("error", "have"), [(Refusal(400, "cut", "cut"), 3), (Refusal(413, "long", "long"), 0), (ConnectionError(), 3)]
+    ("error", "have"), [(UploadError(400, "cut", "cut"), 3), (UploadError(413, "long", "long"), 0), (ConnectionError(), 3)]
 )
 def test_what_was_received_before_an_error_counts_unless_it_is_too_long(
-    store: UploadStore, error: Exception, have: int
+    store: DiskBackend, error: Exception, have: int
 ) -> None:
     file_id = begin(store)
-    with pytest.raises(type(error)), store.growing.append(file_id, None, 0, size=None) as session:
+    with pytest.raises(type(error)), store.tus.append(file_id, None, 0, size=None) as session:
         session.write(b"abc")
         raise error
-    assert store.growing.peek(file_id, None).offset == have
+    assert store.tus.state(file_id, None).offset == have
 
 
 # --- what happens to the upload meanwhile ---
 
 
-def test_a_session_of_a_removed_upload_hears_so(store: UploadStore) -> None:
+def test_a_session_of_a_removed_upload_hears_so(store: DiskBackend) -> None:
     for is_empty in (True, False):
         file_id = begin(store)
-        with refused(404, "no_such_task"), store.growing.append(file_id, None, 0, size=None) as session:
+        with refused(404, "no_such_task"), store.tus.append(file_id, None, 0, size=None) as session:
             if not is_empty:
                 session.write(b"abc")
             store.delete(file_id, None)
             session.commit()
         file_id = begin(store)
-        with refused(404, "no_such_task"), store.growing.append(file_id, None, 0, size=None) as session:
+        with refused(404, "no_such_task"), store.tus.append(file_id, None, 0, size=None) as session:
             store.delete(file_id, None)
             session.check()
 
 
-def test_a_session_that_is_asked_to_end_is_superseded(store: UploadStore) -> None:
+def test_a_session_that_is_asked_to_end_is_superseded(store: DiskBackend) -> None:
     file_id = begin(store)
-    with pytest.raises(Superseded), store.growing.append(file_id, None, 0, size=None) as session:
+    with pytest.raises(UnlockRequested), store.tus.append(file_id, None, 0, size=None) as session:
         session.check()
-        with store.layout.task(file_id) as task:
-            task.ask_for_end()
+        with store.layout.lock_id(file_id) as task:
+            task.request_unlock()
         session.check()
 
 
-def test_a_pause_lets_the_body_under_way_count_and_lasts(store: UploadStore) -> None:
+def test_a_pause_lets_the_body_under_way_count_and_lasts(store: DiskBackend) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"a")
-    with store.growing.append(file_id, None, 1, size=2) as session:
+    with store.tus.append(file_id, None, 1, size=2) as session:
         session.write(b"bc")
         store.pause(file_id, None)
         assert session.commit().status == "paused"
@@ -276,27 +276,27 @@ def test_a_pause_lets_the_body_under_way_count_and_lasts(store: UploadStore) -> 
         append(store, file_id, 3, b"d")
 
 
-def test_nothing_is_added_to_an_upload_that_was_completed_meanwhile(store: UploadStore) -> None:
+def test_nothing_is_added_to_an_upload_that_was_completed_meanwhile(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    with refused(409, "task_completed"), store.growing.append(file_id, None, 3, size=0) as session:
-        assert store.growing.finish(file_id, None) is not None
+    with refused(409, "task_completed"), store.tus.append(file_id, None, 3, size=0) as session:
+        assert store.tus.finish(file_id, None) is not None
         session.commit()
-    with pytest.raises(Completed) as raised:
+    with pytest.raises(AlreadyComplete) as raised:
         append(store, file_id, 3, b"")
     assert (raised.value.offset, raised.value.status, raised.value.code) == (3, 409, "wrong_offset")
-    assert (raised.value.headers, raised.value.extra) == ({"Upload-Offset": "3"}, {"offset": 3})
+    assert (raised.value.headers, raised.value.details) == ({"Upload-Offset": "3"}, {"offset": 3})
     assert "goes on at 3" in raised.value.text
 
 
 @pytest.mark.parametrize(("index", "offset"), [(0, 0), (1, 1), (2, 4)])
-def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: UploadStore, index: int, offset: int) -> None:
+def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: DiskBackend, index: int, offset: int) -> None:
     """The last one is lost, one before it is not looked for, or another one has the place."""
     file_id = begin(store)
     append(store, file_id, 0, b"a")
     append(store, file_id, 1, b"bc")
     folder = folder_of(store, file_id)
-    with pytest.raises(Refusal) as raised, store.growing.append(file_id, None, 3, size=1) as session:
+    with pytest.raises(UploadError) as raised, store.tus.append(file_id, None, 3, size=1) as session:
         session.write(b"d")
         if index == 2:
             (folder / "2.chunk").hardlink_to(folder / "0.chunk")
@@ -305,15 +305,15 @@ def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: UploadStor
             if index == 0:
                 (folder / "0.chunk").unlink()
         session.commit()
-    assert (raised.value.status, raised.value.code, raised.value.extra) == (409, "wrong_offset", {"offset": offset})
+    assert (raised.value.status, raised.value.code, raised.value.details) == (409, "wrong_offset", {"offset": offset})
     assert raised.value.headers == {"Upload-Offset": str(offset)}
-    assert store.growing.look(file_id, None).offset == offset
+    assert store.tus.recover(file_id, None).offset == offset
 
 
-def test_the_first_chunk_needs_none_before_it(store: UploadStore) -> None:
+def test_the_first_chunk_needs_none_before_it(store: DiskBackend) -> None:
     file_id = begin(store)
     folder = folder_of(store, file_id)
-    with refused(409, "wrong_offset") as refusal, store.growing.append(file_id, None, 0, size=1) as session:
+    with refused(409, "wrong_offset") as refusal, store.tus.append(file_id, None, 0, size=1) as session:
         session.write(b"d")
         other = begin(store, name="other")
         append(store, other, 0, b"xyz")
@@ -325,7 +325,7 @@ def test_the_first_chunk_needs_none_before_it(store: UploadStore) -> None:
 # --- what is refused ---
 
 
-def test_too_many_pieces_are_refused(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pieces_are_refused(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appending, "MAX_CHUNKS", 2)
     file_id = begin(store, 3)
     append(store, file_id, 0, b"a")
@@ -337,22 +337,22 @@ def test_too_many_pieces_are_refused(store: UploadStore, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("size", "data"), [(3, b""), (None, b"xyz"), (0, b"xyz")])
 def test_a_body_with_more_than_there_is_room_for_says_how_much_there_is(
-    store: UploadStore, size: int | None, data: bytes
+    store: DiskBackend, size: int | None, data: bytes
 ) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"abc")
-    with refused(413, "too_large") as refusal, store.growing.append(file_id, None, 3, size=size) as session:
+    with refused(413, "too_large") as refusal, store.tus.append(file_id, None, 3, size=size) as session:
         session.write(data)
     assert refusal.text == "the upload may have 5 bytes: no more than 2 can follow the first 3"
-    assert append(store, file_id, 3, b"de").is_whole
+    assert append(store, file_id, 3, b"de").is_complete
 
 
-def test_a_length_of_nothing_leaves_no_room(store: UploadStore) -> None:
+def test_a_length_of_nothing_leaves_no_room(store: DiskBackend) -> None:
     file_id = begin(store)
     with refused(413, "too_large") as refusal:
         append(store, file_id, 0, b"a", length=0)
     assert "may have 0 bytes" in refusal.text
-    assert store.growing.peek(file_id, None).length == -1
+    assert store.tus.state(file_id, None).length == -1
     append(store, file_id, 0, b"", length=0)
     with refused(400, "bad_length"):
         append(store, file_id, 0, b"", length=5)
@@ -373,7 +373,7 @@ def test_a_length_that_is_said_later_fits_what_is_there(
             append(store, file_id, sent, b"", length=length)
         return
     append(store, file_id, sent, b"", length=length)
-    assert store.growing.peek(file_id, None).length == length
+    assert store.tus.state(file_id, None).length == length
     append(store, file_id, sent, b"", length=length)
     for other in (length - 1, length + 1):
         with refused(400, "bad_length"):
@@ -405,14 +405,14 @@ def test_the_kind_of_content_is_checked_with_the_first_body(
     assert sizes(store, file_id) == [len(piece) for piece in pieces]
 
 
-def test_a_whole_upload_is_one_with_all_bytes_that_is_no_part(store: UploadStore) -> None:
+def test_a_whole_upload_is_one_with_all_bytes_that_is_no_part(store: DiskBackend) -> None:
     file_id = begin(store, 3)
-    assert not append(store, file_id, 0, b"ab").is_whole
-    assert append(store, file_id, 2, b"c").is_whole
-    assert not append(store, begin(store, 3, "part", PARTIAL), 0, b"abc").is_whole
+    assert not append(store, file_id, 0, b"ab").is_complete
+    assert append(store, file_id, 2, b"c").is_complete
+    assert not append(store, begin(store, 3, "part", PARTIAL), 0, b"abc").is_complete
 
 
-def test_a_final_upload_takes_no_bytes(store: UploadStore) -> None:
+def test_a_final_upload_takes_no_bytes(store: DiskBackend) -> None:
     file_id = begin(store, concat=f"{FINAL};x")
     with refused(403, "final"):
         append(store, file_id, 0, b"a")
@@ -434,38 +434,38 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[str
     return calls
 
 
-def test_who_does_not_end_when_asked_keeps_the_upload(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_end_when_asked_keeps_the_upload(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other request waits, asks once, and does not spin."""
     monkeypatch.setattr(growing, "PATIENCE_S", 0.3)
-    tries = calls_of(monkeypatch, Task, "hold_end")
-    asked = calls_of(monkeypatch, Task, "ask_for_end")
+    tries = calls_of(monkeypatch, TaskFolder, "hold_end")
+    asked = calls_of(monkeypatch, TaskFolder, "ask_for_end")
     file_id = begin(store)
-    with pytest.raises(Superseded), store.growing.append(file_id, None, 0, size=None) as session:
+    with pytest.raises(UnlockRequested), store.tus.append(file_id, None, 0, size=None) as session:
         session.write(b"abc")
         tries.clear()
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(UploadError) as raised:
             append(store, file_id, 3, b"d")
         assert (raised.value.status, raised.value.code) == (423, "locked")
         assert raised.value.headers == {"Retry-After": "1"}
         assert 2 <= len(tries) <= 40 and len(asked) == 1
-        assert store.growing.look(file_id, None).offset == 3, "what is being received is no killed writer's"
+        assert store.tus.recover(file_id, None).offset == 3, "what is being received is no killed writer's"
         session.write(b"d")
     append(store, file_id, 3, b"d")
 
 
-def test_who_ends_when_asked_lets_the_other_on(store: UploadStore) -> None:
+def test_who_ends_when_asked_lets_the_other_on(store: DiskBackend) -> None:
     file_id = begin(store)
-    ended: list[Superseded] = []
+    ended: list[UnlockRequested] = []
     ready = Event()
 
     def hold() -> None:
         try:
-            with store.growing.append(file_id, None, 0, size=None) as session:
+            with store.tus.append(file_id, None, 0, size=None) as session:
                 session.write(b"abc")
                 ready.set()
                 while True:
                     session.check()
-        except Superseded as error:
+        except UnlockRequested as error:
             ended.append(error)
 
     thread = Thread(target=hold)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.store import UploadStore, states
+from dlpool.web.store import DiskBackend, states
 from dlpool.web.store.chunkfile import TRAILER_SIZE
-from dlpool.web.store.content import kinds_of
+from dlpool.web.store.content import detect_types
 from tests.disks import needs_root, tmpfs
 from tests.uploads import ID, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -20,16 +20,16 @@ DATA = [b"the first chunk", b"the second", b"the third one"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def chunk_file(store: UploadStore, index: int) -> Path:
+def chunk_file(store: DiskBackend, index: int) -> Path:
     [found] = Path(store.settings.upload_dir).rglob(f"{index}.chunk")
     return found
 
 
-def test_chunks_in_any_order_become_the_file(store: UploadStore) -> None:
+def test_chunks_in_any_order_become_the_file(store: DiskBackend) -> None:
     for index in (2, 0, 1):
         stored = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
         assert stored.as_json() == {
@@ -57,9 +57,9 @@ def on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: UploadStore) -> None:
-    with store.begin() as reception:
-        reception.expect(90 * MIB)
+def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: DiskBackend) -> None:
+    with store.stage_chunk() as reception:
+        reception.reserve(90 * MIB)
         for size in [1, *8 * [MIB]]:
             reception.write(bytes(size))
             assert on_disk(reception.path) <= MIB + 2 * reception.size
@@ -73,10 +73,10 @@ def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: Upl
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, 3 * MIB + 5, 8 * MIB - 32, 8 * MIB, 17 * MIB + 1])
 @pytest.mark.parametrize("more", [-1, 0, 700])
-def test_what_is_expected_changes_nothing_of_what_is_stored(store: UploadStore, size: int, more: int) -> None:
+def test_what_is_expected_changes_nothing_of_what_is_stored(store: DiskBackend, size: int, more: int) -> None:
     data = os.urandom(size)
-    with store.begin() as reception:
-        reception.expect(size + more)
+    with store.stage_chunk() as reception:
+        reception.reserve(size + more)
         for begin in range(0, size, 100_000):
             reception.write(data[begin : begin + 100_000])
         store.commit_chunk(reception, file_id=ID, index=0, owner=None, md5=md5(data))
@@ -89,15 +89,15 @@ def test_what_is_expected_changes_nothing_of_what_is_stored(store: UploadStore, 
 def test_a_disk_on_which_nothing_can_be_reserved_is_full(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", "7M") as folder:
         store = store_in(folder, disk_refuse=1.0)
-        with store.begin() as reception:
-            reception.expect(30 * MIB)
+        with store.stage_chunk() as reception:
+            reception.reserve(30 * MIB)
             with refused(507, "no_space"):
                 for _ in range(6):  # which would fit
                     reception.write(bytes(MIB))
         assert leftovers(store) == []
 
 
-def test_the_first_chunk_makes_the_task(store: UploadStore) -> None:
+def test_the_first_chunk_makes_the_task(store: DiskBackend) -> None:
     assert store.status("new", None) == {
         "uploaded_chunks": [],
         "total_chunks": 0,
@@ -120,7 +120,7 @@ def test_the_first_chunk_makes_the_task(store: UploadStore) -> None:
     }
 
 
-def test_what_the_lists_say(store: UploadStore) -> None:
+def test_what_the_lists_say(store: DiskBackend) -> None:
     send_all(store, DATA, file_id="b")
     send(store, 0, DATA[0], file_id="a")
     listed = store.tasks(None)
@@ -139,7 +139,7 @@ def test_what_the_lists_say(store: UploadStore) -> None:
         store.task("c", None)
 
 
-def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: UploadStore) -> None:
+def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=1)
     for _ in range(2):
         with refused(400, "md5_mismatch") as refusal:
@@ -153,7 +153,7 @@ def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: U
     assert state(store, "another") == "not_found"
 
 
-def test_the_same_chunk_again_changes_nothing_but_its_count(store: UploadStore) -> None:
+def test_the_same_chunk_again_changes_nothing_but_its_count(store: DiskBackend) -> None:
     for _ in range(3):
         send(store, 0, DATA[0], total_chunks=1)
     [chunk] = store.task(ID, None)["chunks"]
@@ -186,7 +186,7 @@ def test_without_the_integrity_check_an_md5_is_only_recorded(tmp_path: Path) -> 
     ],
 )
 def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
-    store: UploadStore, fields: dict[str, Any], status: int, code: str
+    store: DiskBackend, fields: dict[str, Any], status: int, code: str
 ) -> None:
     send(store, 0, DATA[0], total_chunks=3, file_size=38)
     with refused(status, code):
@@ -198,7 +198,7 @@ def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
     assert leftovers(store) == []
 
 
-def test_what_comes_late_may_not_contradict_what_is_there(store: UploadStore) -> None:
+def test_what_comes_late_may_not_contradict_what_is_there(store: DiskBackend) -> None:
     send(store, 5, b"12345")
     late: list[dict[str, Any]] = [{"total_chunks": 5}, {"file_size": 4}]
     for fields in late:
@@ -212,7 +212,7 @@ def test_what_comes_late_may_not_contradict_what_is_there(store: UploadStore) ->
     assert (status["uploaded_chunks"], status["total_chunks"], status["file_size"]) == ([0, 5], 6, 4)
 
 
-def test_more_bytes_than_were_announced_are_not_stored(store: UploadStore) -> None:
+def test_more_bytes_than_were_announced_are_not_stored(store: DiskBackend) -> None:
     send(store, 0, b"123", total_chunks=3, file_size=5)
     send(store, 1, b"12")
     for index, data in ((2, b"1"), (1, b"123")):
@@ -224,7 +224,7 @@ def test_more_bytes_than_were_announced_are_not_stored(store: UploadStore) -> No
     assert merge(store, 3).size == 5
 
 
-def test_bytes_that_are_there_count_also_when_the_record_is_lost(store: UploadStore) -> None:
+def test_bytes_that_are_there_count_also_when_the_record_is_lost(store: DiskBackend) -> None:
     send(store, 0, b"123", total_chunks=2, file_size=5)
     [record] = Path(store.settings.upload_dir).rglob("record.json")
     record.unlink()
@@ -234,7 +234,7 @@ def test_bytes_that_are_there_count_also_when_the_record_is_lost(store: UploadSt
     assert merge(store, 2).size == 5
 
 
-def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: UploadStore) -> None:
+def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=2)
     send(store, 0, DATA[0], relative_path="a/b")
     send(store, 1, DATA[1], relative_path="a/b/")
@@ -254,7 +254,7 @@ def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: UploadStore) -
         merge(store, 2, relative_path="a/b")
 
 
-def test_an_id_is_never_a_path(store: UploadStore, tmp_path: Path) -> None:
+def test_an_id_is_never_a_path(store: DiskBackend, tmp_path: Path) -> None:
     ids = ["../../etc/passwd", "/etc/passwd", "a\\b", "..", ".", "a/b", "%2e%2e%2f", "über \N{SNOWMAN}", "A" * 1024]
     for file_id in ids:
         send(store, 0, file_id.encode(), file_id=file_id, total_chunks=1)
@@ -265,7 +265,7 @@ def test_an_id_is_never_a_path(store: UploadStore, tmp_path: Path) -> None:
 
 def test_too_large_chunks_are_refused_before_they_are_stored(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_chunk_size=10)
-    with refused(413, "chunk_too_large") as refusal, store.begin() as reception:
+    with refused(413, "chunk_too_large") as refusal, store.stage_chunk() as reception:
         reception.write(b"x" * 10)
         reception.write(b"x")
     assert refusal.extra == {"max_chunk_size": 10}
@@ -282,7 +282,7 @@ def test_a_file_that_grows_too_large_is_refused(tmp_path: Path) -> None:
     assert uploaded(store) == [0, 1]
 
 
-def test_paused_completed_and_merging_tasks_take_no_chunks(store: UploadStore) -> None:
+def test_paused_completed_and_merging_tasks_take_no_chunks(store: DiskBackend) -> None:
     send_all(store, DATA)
     assert store.pause(ID, None)["status"] == "paused"
     with refused(409, "task_paused"):
@@ -301,9 +301,9 @@ def test_paused_completed_and_merging_tasks_take_no_chunks(store: UploadStore) -
         store.pause(ID, None)
 
 
-def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: UploadStore) -> None:
+def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=2)
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         reception.write(DATA[1])
         store.pause(ID, None)
         with refused(409, "task_paused"):
@@ -311,7 +311,7 @@ def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: UploadSto
     assert (uploaded(store), leftovers(store)) == ([0], [])
 
 
-def test_a_task_without_an_owner_is_no_tokens(store: UploadStore) -> None:
+def test_a_task_without_an_owner_is_no_tokens(store: DiskBackend) -> None:
     send(store, 0, DATA[0], owner=None, total_chunks=1)
     with refused(404, "no_such_task"):
         store.delete(ID, "ann")
@@ -320,7 +320,7 @@ def test_a_task_without_an_owner_is_no_tokens(store: UploadStore) -> None:
     assert store.tasks(None)["total"] == 1
 
 
-def test_a_second_merge_is_the_same_merge_or_refused(store: UploadStore) -> None:
+def test_a_second_merge_is_the_same_merge_or_refused(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     first = merge(store, 1)
     assert merge(store, 1, expected_md5=first.md5.upper()) == first
@@ -331,7 +331,7 @@ def test_a_second_merge_is_the_same_merge_or_refused(store: UploadStore) -> None
         merge(store, 1, expected_md5="0" * 32)
 
 
-def test_tasks_have_an_owner(store: UploadStore) -> None:
+def test_tasks_have_an_owner(store: DiskBackend) -> None:
     send(store, 0, DATA[0], owner="ann", total_chunks=1)
     for forbidden in (
         lambda: store.task(ID, "bob"),
@@ -349,7 +349,7 @@ def test_tasks_have_an_owner(store: UploadStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "emptied", "cut to its bytes", "longer", "a folder", "a link"])
-def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: UploadStore, damage: str) -> None:
+def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: DiskBackend, damage: str) -> None:
     send_all(store, DATA)
     path = chunk_file(store, 1)
     if damage in ("removed", "a folder", "a link"):
@@ -373,7 +373,7 @@ def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: Upload
 
 
 @pytest.mark.parametrize("expected", [None, md5(b"".join(DATA))])
-def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: UploadStore, expected: str | None) -> None:
+def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: DiskBackend, expected: str | None) -> None:
     send_all(store, DATA)
     path = chunk_file(store, 2)
     path.write_bytes(b"THE" + path.read_bytes()[3:])
@@ -386,7 +386,7 @@ def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: UploadSto
     assert merge(store, 3, expected_md5=expected).md5 == md5(b"".join(DATA))
 
 
-def test_a_lost_record_loses_no_chunk(store: UploadStore) -> None:
+def test_a_lost_record_loses_no_chunk(store: DiskBackend) -> None:
     send_all(store, DATA)
     [record] = Path(store.settings.upload_dir).rglob("record.json")
     for text in ("", "{", "null", '{"status": "odd"}', '{"status": []}', '{"status": "uploading", "chunks": 5}'):
@@ -397,7 +397,7 @@ def test_a_lost_record_loses_no_chunk(store: UploadStore) -> None:
     assert merge(store, 3).md5 == md5(b"".join(DATA))
 
 
-def test_what_is_no_task_is_replaced_and_not_listed(store: UploadStore) -> None:
+def test_what_is_no_task_is_replaced_and_not_listed(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     [identity] = Path(store.settings.upload_dir).rglob("identity.json")
     for text in ("", "[]", '{"file_id": 5}', '{"file_id": "x"}'):
@@ -432,7 +432,7 @@ def test_content_and_ending_can_be_limited(tmp_path: Path) -> None:
     ],
 )
 def test_the_kind_of_content_is_told_by_its_first_bytes(head: bytes, kind: str) -> None:
-    assert kind in kinds_of(head)
+    assert kind in detect_types(head)
 
 
 @pytest.mark.parametrize("total", [0, 1, 5])
@@ -458,7 +458,7 @@ def test_states_follow_the_table() -> None:
     }
 
 
-def test_batches_have_a_result_an_id(store: UploadStore) -> None:
+def test_batches_have_a_result_an_id(store: DiskBackend) -> None:
     for file_id in ("b", "a"):
         send(store, 0, DATA[0], file_id=file_id)
     results = store.batch("pause", ["b", "a", "none", "a"], None)

@@ -15,9 +15,9 @@ import requests
 from dlpool import disk
 from dlpool.web import ops
 from dlpool.web.store import room
-from dlpool.web.store.faults import refused as translated
-from dlpool.web.store.publishing import open_place
-from dlpool.web.store.record import Publishing
+from dlpool.web.store.faults import upload_error_of as translated
+from dlpool.web.store.publishing import open_merge_output
+from dlpool.web.store.record import PendingPublish
 from tests.disks import exfat, needs_root, ramfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in
 from tests.web import WebServer
@@ -92,18 +92,18 @@ def test_a_file_system_that_does_not_answer_is_no_limit(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(os, "statvfs", fail)
-    assert room.room_of(str(tmp_path)) is None
-    room.check_room(store.settings, 2**60)
-    room.check_merge(store.settings, 2**60)
+    assert room.capacity_of(str(tmp_path)) is None
+    room.check_capacity_for_task(store.settings, 2**60)
+    room.check_capacity_for_merge(store.settings, 2**60)
     assert ops.disk_check(store.settings, [str(tmp_path)])["status"] == "healthy"
 
 
 def test_a_published_file_is_known_by_its_content_where_numbers_change(tmp_path: Path) -> None:
     """The record of a publication is compared with what has the name, after a kill."""
-    place = open_place(str(tmp_path), (), "task", make=False)
+    place = open_merge_output(str(tmp_path), (), "task", make=False)
     (tmp_path / "file").write_bytes(b"content")
     status = (tmp_path / "file").stat()
-    mine = Publishing((), "file", status.st_ino, 7, status.st_mtime_ns, md5(b"content"), 0)
+    mine = PendingPublish((), "file", status.st_ino, 7, status.st_mtime_ns, md5(b"content"), 0)
     assert place.has_published(mine)
     again = replace(mine, inode=mine.inode + 1, modified_ns=0)
     assert place.has_published(again)
@@ -122,11 +122,11 @@ def test_a_published_file_is_known_by_its_content_where_numbers_change(tmp_path:
 def test_a_merge_that_was_published_and_not_recorded_is_completed_by_the_next_request(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     send(store, 0, b"data", total_chunks=1)
-    with store.layout.task(ID) as task:
+    with store.layout.lock_id(ID) as task:
         folder, record = task.folder, task.record()
         (tmp_path / "merged").mkdir()
         (tmp_path / "merged" / "file.bin").write_bytes(b"data")
-        found = Publishing((), "file.bin", 1, 4, 1, hashlib.md5(b"data").hexdigest(), 5)
+        found = PendingPublish((), "file.bin", 1, 4, 1, hashlib.md5(b"data").hexdigest(), 5)
         task.save(record, status="merging", filename="file.bin", total_chunks=1, temporary=(), publishing=found)
     assert merge(store, 1).md5 == md5(b"data")
     assert state(store) == "completed"

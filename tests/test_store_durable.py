@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dlpool import disk
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
-from dlpool.web.store.syncing import UNSYNCED, Syncing
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend
+from dlpool.web.store.syncing import NO_SYNC, Durability
 from tests.test_store_appending import append, begin, folder_of
 from tests.uploads import ID, merge, refused, send, store_in
 
@@ -20,7 +20,7 @@ RANDOM = re.compile("[0-9a-f]{32,64}")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     store = store_in(tmp_path, enable_atomic_operations=True)
     store.sweep()
     return store
@@ -60,7 +60,7 @@ def taken(synced: list[str]) -> list[str]:
     return found
 
 
-def test_a_chunk_is_durable_and_only_the_first_ones_record(store: UploadStore, synced: list[str]) -> None:
+def test_a_chunk_is_durable_and_only_the_first_ones_record(store: DiskBackend, synced: list[str]) -> None:
     send(store, 0, b"one")
     assert taken(synced) == ["upload/tmp/*.tmp", *BEGUN, *RECORD, TASK]
     for index in (1, 0):
@@ -74,7 +74,7 @@ def test_a_chunk_is_durable_and_only_the_first_ones_record(store: UploadStore, s
     assert [name for name in taken(synced) if name != "."] == task
 
 
-def test_the_pieces_of_an_upload_are_durable(store: UploadStore, synced: list[str]) -> None:
+def test_the_pieces_of_an_upload_are_durable(store: DiskBackend, synced: list[str]) -> None:
     file_id = begin(store)
     assert taken(synced) == BEGUN
     append(store, file_id, 0, b"one")
@@ -87,17 +87,17 @@ def test_the_pieces_of_an_upload_are_durable(store: UploadStore, synced: list[st
     assert taken(synced) == RECORD
 
 
-def test_a_body_with_a_checksum_is_durable(store: UploadStore, synced: list[str]) -> None:
+def test_a_body_with_a_checksum_is_durable(store: DiskBackend, synced: list[str]) -> None:
     file_id = begin(store)
     taken(synced)
-    with store.growing.append(file_id, None, 0, size=3, is_checked=True) as session:
+    with store.tus.append(file_id, None, 0, size=3, is_checked=True) as session:
         session.write(b"one")
         assert (folder_of(store, file_id) / "patch.tmp").exists()
         session.commit()
     assert taken(synced) == ["upload/tasks/*/patch-0-3.tmp", *RECORD, TASK]
 
 
-def test_new_folders_below_merged_dir_are_durable(store: UploadStore, synced: list[str]) -> None:
+def test_new_folders_below_merged_dir_are_durable(store: DiskBackend, synced: list[str]) -> None:
     send(store, 0, b"one", total_chunks=1)
     taken(synced)
     merge(store, 1, relative_path="a/b")
@@ -111,7 +111,7 @@ def test_new_folders_below_merged_dir_are_durable(store: UploadStore, synced: li
 
 
 def test_a_published_file_that_a_killed_process_left_is_durable_before_its_chunks_go(
-    store: UploadStore, synced: list[str], monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, synced: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(store, 0, b"one", total_chunks=1)
     folder = folder_of(store, ID)
@@ -129,7 +129,7 @@ def killed() -> None:
     raise KeyboardInterrupt
 
 
-def test_what_removes_or_only_counts_is_not_synced(store: UploadStore, synced: list[str]) -> None:
+def test_what_removes_or_only_counts_is_not_synced(store: DiskBackend, synced: list[str]) -> None:
     send(store, 0, b"one", total_chunks=1)
     taken(synced)
     store.delete(ID, None)
@@ -138,7 +138,7 @@ def test_what_removes_or_only_counts_is_not_synced(store: UploadStore, synced: l
     assert taken(synced) == []
 
 
-def test_a_pause_is_durable(store: UploadStore, synced: list[str]) -> None:
+def test_a_pause_is_durable(store: DiskBackend, synced: list[str]) -> None:
     send(store, 0, b"one")
     taken(synced)
     store.pause(ID, None)
@@ -152,10 +152,10 @@ def test_without_atomic_operations_nothing_is_synced(tmp_path: Path, synced: lis
     parts = [begin(store, 3, concat=PARTIAL) for _ in range(2)]
     for part in parts:
         append(store, part, 0, b"abc")
-    store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
+    store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
     store.sweep()
     assert taken(synced) == []
-    assert not store.layout.sync and not UNSYNCED and Syncing(True)
+    assert not store.layout.sync and not NO_SYNC and Durability(True)
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
@@ -174,12 +174,12 @@ def test_an_error_that_a_close_reports_is_not_lost(
 
         patch.setattr(os, "close", fail)
         with pytest.raises(OSError, match="delayed"):
-            Syncing(is_wanted).data(kept)
+            Durability(is_wanted).sync_data(kept)
 
 
 def test_a_folder_that_cannot_be_synced_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    store = UploadStore(
+    store = DiskBackend(
         store_in(tmp_path, enable_atomic_operations=True).settings,
         on_unsynced=lambda folder, _error: told.append(str(folder)),
     )
@@ -210,13 +210,13 @@ def no_umask() -> Iterator[None]:
 def test_the_umask_alone_decides_who_may_read(tmp_path: Path, no_umask: None) -> None:
     store = store_in(tmp_path)
     file_id = begin(store)
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         reception.write(b"abc")
-        with store.growing.append(file_id, None, 0, size=None) as session:
+        with store.tus.append(file_id, None, 0, size=None) as session:
             session.write(b"abc")
             send(store, 0, b"one", total_chunks=1)
             assert_modes(tmp_path, 10)
-        with pytest.raises(ZeroDivisionError), store.growing.append(file_id, None, 0, size=1, is_checked=True):
+        with pytest.raises(ZeroDivisionError), store.tus.append(file_id, None, 0, size=1, is_checked=True):
             assert_modes(tmp_path, 10)
             raise ZeroDivisionError
     merge(store, 1, relative_path="a/b")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dlpool.disk import identity_of
-from dlpool.web.store import UploadStore, room, states
+from dlpool.web.store import DiskBackend, room, states
 from dlpool.web.store.names import open_below
-from dlpool.web.store.publishing import open_place
+from dlpool.web.store.publishing import open_merge_output
 from tests.disks import needs_root, remount, tmpfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -21,14 +21,14 @@ DAY_S = 86400
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def age(store: UploadStore, days: float, file_id: str = ID) -> None:
+def age(store: DiskBackend, days: float, file_id: str = ID) -> None:
     """Let nothing have happened to a task for so long."""
     then = time.time() - days * DAY_S
-    with store.layout.task(file_id) as task:
+    with store.layout.lock_id(file_id) as task:
         path = task.folder / "record.json"
         path.write_text(path.read_text().replace('"updated_at":', f'"updated_at":{then},"was":'))
         os.utime(task.folder, (then, then))
@@ -98,7 +98,7 @@ def test_no_new_task_begins_on_a_disk_above_the_threshold(tmp_path: Path) -> Non
         store = store_in(folder, disk_warn=0.3, disk_refuse=0.5)
         send(store, 0, b"a" * 3 * MIB, total_chunks=2)
         (folder / "ballast").write_bytes(bytes(2 * MIB))
-        assert room.level(room.room_of(str(folder)), store.settings) == room.UNHEALTHY
+        assert room.health_of(room.capacity_of(str(folder)), store.settings) == room.UNHEALTHY
         with refused(507, "disk_full"):
             store.check_chunk(file_id="new", index=0, owner=None)
         with refused(507, "disk_full"):
@@ -113,7 +113,7 @@ def test_the_levels_of_a_disk(tmp_path: Path) -> None:
         settings = store_in(folder, disk_warn=0.3, disk_refuse=0.6).settings
         levels = []
         for _ in range(3):
-            levels.append(room.level(room.room_of(str(folder / "not" / "yet")), settings))
+            levels.append(room.health_of(room.capacity_of(str(folder / "not" / "yet")), settings))
             (folder / f"{len(levels)}").write_bytes(bytes(5 * MIB // 2))
         assert levels == ["healthy", "warning", "unhealthy"]
 
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_fit_is_refused_before_its_first_chunk(tmp_path: Path
         store.check_chunk(file_id=ID, index=0, owner=None, file_size=2**61)
 
 
-def test_folders_that_vanish_are_made_again(store: UploadStore) -> None:
+def test_folders_that_vanish_are_made_again(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     for path in sorted(Path(store.settings.upload_dir).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -147,7 +147,7 @@ BAD_PATHS = ["..", "../a", "a/../b", "/a", "a//b", "a\\..\\b", "a/\0", ".", "a/.
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
-def test_file_names_that_could_lead_out(store: UploadStore, name: str, tmp_path: Path) -> None:
+def test_file_names_that_could_lead_out(store: DiskBackend, name: str, tmp_path: Path) -> None:
     send(store, 0, b"x", total_chunks=1)
     with refused(400, "bad_filename"):
         merge(store, 1, name)
@@ -156,7 +156,7 @@ def test_file_names_that_could_lead_out(store: UploadStore, name: str, tmp_path:
 
 
 @pytest.mark.parametrize("path", BAD_PATHS, ids=lambda path: repr(path[:20]))
-def test_relative_paths_that_could_lead_out(store: UploadStore, path: str, tmp_path: Path) -> None:
+def test_relative_paths_that_could_lead_out(store: DiskBackend, path: str, tmp_path: Path) -> None:
     with refused(400, "bad_path"):
         send(store, 0, b"x", relative_path=path)
     send(store, 0, b"x")
@@ -166,7 +166,7 @@ def test_relative_paths_that_could_lead_out(store: UploadStore, path: str, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a..b.txt", "with space", "..a", "über \N{SNOWMAN}.bin", "-rf", "%2e%2e", "a:b", "~"])
-def test_harmless_names_stay_as_they_are(store: UploadStore, name: str, tmp_path: Path) -> None:
+def test_harmless_names_stay_as_they_are(store: DiskBackend, name: str, tmp_path: Path) -> None:
     send(store, 0, b"x", total_chunks=1, relative_path=f"{name}/{name}/")
     assert merge(store, 1, name).size == 1
     assert files_below(tmp_path / "merged") == [f"{name}/{name}/{name}"]
@@ -175,7 +175,7 @@ def test_harmless_names_stay_as_they_are(store: UploadStore, name: str, tmp_path
     os.close(descriptor)
 
 
-def test_a_planted_link_leads_nowhere(store: UploadStore, tmp_path: Path) -> None:
+def test_a_planted_link_leads_nowhere(store: DiskBackend, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -218,7 +218,7 @@ def test_a_link_that_takes_the_place_of_a_folder_meanwhile_is_not_followed(tmp_p
 # --- merges ---
 
 
-def test_another_tasks_file_is_never_replaced(store: UploadStore, tmp_path: Path) -> None:
+def test_another_tasks_file_is_never_replaced(store: DiskBackend, tmp_path: Path) -> None:
     for file_id in ("first", "second"):
         send(store, 0, file_id.encode(), file_id=file_id, total_chunks=1)
     merge(store, 1, file_id="first")
@@ -240,7 +240,7 @@ def test_or_the_name_gets_a_suffix(tmp_path: Path) -> None:
     assert merge(store, 1, file_id="third") == results[2]
 
 
-def test_a_merge_again_answers_the_same_even_if_the_file_has_gone_on(store: UploadStore) -> None:
+def test_a_merge_again_answers_the_same_even_if_the_file_has_gone_on(store: DiskBackend) -> None:
     send_all(store, DATA)
     result = merge(store, 2)
     Path(result.path).unlink()
@@ -249,7 +249,7 @@ def test_a_merge_again_answers_the_same_even_if_the_file_has_gone_on(store: Uplo
         merge(store, 2, "another name")
 
 
-def test_merges_that_do_not_fit(store: UploadStore) -> None:
+def test_merges_that_do_not_fit(store: DiskBackend) -> None:
     with refused(404, "no_such_task"):
         merge(store, 2)
     send(store, 0, DATA[0])
@@ -261,7 +261,7 @@ def test_merges_that_do_not_fit(store: UploadStore) -> None:
     assert (state(store), uploaded(store)) == ("uploading", [0, 1])
 
 
-def test_a_whole_file_with_another_md5_is_not_published(store: UploadStore, tmp_path: Path) -> None:
+def test_a_whole_file_with_another_md5_is_not_published(store: DiskBackend, tmp_path: Path) -> None:
     send_all(store, DATA)
     with refused(400, "file_md5_mismatch") as refusal:
         merge(store, 2, expected_md5="0" * 32)
@@ -270,7 +270,7 @@ def test_a_whole_file_with_another_md5_is_not_published(store: UploadStore, tmp_
     assert merge(store, 2, expected_md5=md5(b"".join(DATA)).upper()).size == 600
 
 
-def test_an_empty_file(store: UploadStore) -> None:
+def test_an_empty_file(store: DiskBackend) -> None:
     send(store, 0, b"", total_chunks=1, file_size=0, md5=md5(b""))
     assert merge(store, 1).as_json()["md5"] == md5(b"")
 
@@ -285,7 +285,7 @@ def test_a_target_on_another_file_system(tmp_path: Path) -> None:
 
 
 def test_a_published_file_replaces_nothing(tmp_path: Path) -> None:
-    place = open_place(str(tmp_path), (), "task", make=False)
+    place = open_merge_output(str(tmp_path), (), "task", make=False)
     descriptor = place.create()
     identity = identity_of(os.fstat(descriptor))
     os.close(descriptor)
@@ -300,7 +300,7 @@ def test_a_published_file_replaces_nothing(tmp_path: Path) -> None:
 # --- what goes ---
 
 
-def test_cleanup_takes_old_tasks_in_these_states_only(store: UploadStore, tmp_path: Path) -> None:
+def test_cleanup_takes_old_tasks_in_these_states_only(store: DiskBackend, tmp_path: Path) -> None:
     for file_id in ("old paused", "new paused", "old uploading", "old completed"):
         send(store, 0, b"x", file_id=file_id, total_chunks=1)
     merge(store, 1, file_id="old completed")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, Appending, GrowWish, Superseded, UploadStore
-from dlpool.web.store.appending import bodies
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, AppendSession, TusUploadRequest, UnlockRequested, DiskBackend
+from dlpool.web.store.appending import append_files
 from tests.disks import needs_root, tmpfs
 from tests.uploads import files_below, refused, state, store_in
 
@@ -18,37 +18,37 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def begin(store: UploadStore, length: int | None, name: str = "", concat: str = "") -> str:
-    return store.growing.create(GrowWish(None, length, name, concat=concat))
+def begin(store: DiskBackend, length: int | None, name: str = "", concat: str = "") -> str:
+    return store.tus.create(TusUploadRequest(None, length, name, concat=concat))
 
 
-def append(store: UploadStore, file_id: str, offset: int, data: bytes) -> None:
-    with store.growing.append(file_id, None, offset, size=len(data)) as appending:
+def append(store: DiskBackend, file_id: str, offset: int, data: bytes) -> None:
+    with store.tus.append(file_id, None, offset, size=len(data)) as appending:
         appending.write(data)
         appending.commit()
 
 
-def folder_of(store: UploadStore, file_id: str) -> Path:
-    with store.layout.seen(file_id, None) as task:
+def folder_of(store: DiskBackend, file_id: str) -> Path:
+    with store.layout.read_owned(file_id, None) as task:
         return task.folder
 
 
-def offset_of(store: UploadStore, file_id: str) -> int:
-    return store.growing.look(file_id, None).offset
+def offset_of(store: DiskBackend, file_id: str) -> int:
+    return store.tus.recover(file_id, None).offset
 
 
-def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: UploadStore, tmp_path: Path) -> None:
+def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: DiskBackend, tmp_path: Path) -> None:
     """Else the upload would never expire: each try is news of it."""
     file_id = begin(store, 3, "taken")
     append(store, file_id, 0, b"abc")
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "taken").touch()
     with refused(409, "file_exists"):
-        store.growing.finish(file_id, None)
+        store.tus.finish(file_id, None)
     for _ in range(2):
         os.utime(folder_of(store, file_id), (0, 0))
         store.sweep()
@@ -64,7 +64,7 @@ def test_what_was_received_outlives_a_disk_that_is_full(is_ended: bool, tmp_path
         store = store_in(disk, disk_refuse=1)
         file_id = begin(store, None)
         if is_ended:
-            with pytest.raises(ConnectionError), store.growing.append(file_id, None, 0, size=None) as appending:
+            with pytest.raises(ConnectionError), store.tus.append(file_id, None, 0, size=None) as appending:
                 appending.write(b"x" * MIB)
                 fill(disk)
                 raise ConnectionError
@@ -72,7 +72,7 @@ def test_what_was_received_outlives_a_disk_that_is_full(is_ended: bool, tmp_path
             (folder_of(store, file_id) / "patch-0.tmp").write_bytes(b"x" * MIB)
             fill(disk)
         with refused(507, "no_space"):
-            store.growing.look(file_id, None)
+            store.tus.recover(file_id, None)
         (disk / "filler").unlink()
         assert offset_of(store, file_id) == MIB
 
@@ -82,11 +82,11 @@ def fill(disk: Path) -> None:
     (disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize))
 
 
-def test_bytes_that_are_not_there_are_not_made_up(store: UploadStore) -> None:
+def test_bytes_that_are_not_there_are_not_made_up(store: DiskBackend) -> None:
     """After a power failure a file may be shorter than its name says."""
     file_id = begin(store, 5000)
     (folder_of(store, file_id) / "patch-0-5000.tmp").write_bytes(b"x" * 100)
-    assert store.growing.peek(file_id, None).offset == 100
+    assert store.tus.state(file_id, None).offset == 100
     assert offset_of(store, file_id) == 100
     assert state(store, file_id) == "uploading"
 
@@ -102,10 +102,10 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
         filler = disk / "filler"
         filler.write_bytes(bytes(6 * MIB))
         with refused(507, "no_space"):
-            store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
+            store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
         assert store.tasks(None)["total"] == 2
         filler.write_bytes(bytes(3 * MIB))
-        store.concatenation.make(GrowWish(None, None, "whole", concat=f"{FINAL};"), parts)
+        store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
         assert (disk / "merged" / "whole").stat().st_size == 4 * MIB
         assert files_below(disk / "merged") == ["whole"]
         assert store.tasks(None)["total"] == 1
@@ -113,7 +113,7 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("length", [0, 3])
-def test_a_chunk_that_was_cut_is_sent_again(store: UploadStore, index: int, length: int, tmp_path: Path) -> None:
+def test_a_chunk_that_was_cut_is_sent_again(store: DiskBackend, index: int, length: int, tmp_path: Path) -> None:
     file_id = begin(store, 15, "cut")
     append(store, file_id, 0, b"first")
     append(store, file_id, 5, b"secnd")
@@ -121,29 +121,29 @@ def test_a_chunk_that_was_cut_is_sent_again(store: UploadStore, index: int, leng
     offset = offset_of(store, file_id)
     assert offset == 5 * index
     append(store, file_id, offset, b"firstsecndthird"[offset:])
-    store.growing.finish(file_id, None)
+    store.tus.finish(file_id, None)
     assert (tmp_path / "merged" / "cut").read_bytes() == b"firstsecndthird"
 
 
-def test_a_chunk_that_was_spoilt_is_sent_again_in_however_many_pieces(store: UploadStore, tmp_path: Path) -> None:
+def test_a_chunk_that_was_spoilt_is_sent_again_in_however_many_pieces(store: DiskBackend, tmp_path: Path) -> None:
     file_id = begin(store, 15, "spoilt")
     for offset, data in ((0, b"first"), (5, b"secnd"), (10, b"third")):
         append(store, file_id, offset, data)
     with (folder_of(store, file_id) / "1.chunk").open("r+b") as file:
         file.write(b"XX")
     with refused(400, "chunks_missing"):
-        store.growing.finish(file_id, None)
+        store.tus.finish(file_id, None)
     assert offset_of(store, file_id) == 5
     append(store, file_id, 5, b"secndthird")
-    store.growing.finish(file_id, None)
+    store.tus.finish(file_id, None)
     assert (tmp_path / "merged" / "spoilt").read_bytes() == b"firstsecndthird"
 
 
-def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: UploadStore) -> None:
+def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: DiskBackend) -> None:
     file_id = begin(store, 5)
     folder = folder_of(store, file_id)
     store.delete(file_id, None)
-    assert bodies(folder) == []
+    assert append_files(folder) == []
     with refused(404, "no_such_task"):
         append(store, file_id, 0, b"x")
 
@@ -168,15 +168,15 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
 ) -> None:
     """And its lock neither: the next body is taken at once, from where the bytes that count end."""
     store = store_in(tmp_path)
-    file_id = store.growing.create(GrowWish(None, 100, "file.bin"))
+    file_id = store.tus.create(TusUploadRequest(None, 100, "file.bin"))
     if sent:
-        with store.growing.append(file_id, None, 0, size=sent) as appending:
+        with store.tus.append(file_id, None, 0, size=sent) as appending:
             appending.write(b"x" * sent)
             appending.commit()
     size = 101 if how == "too-long" else 20
     with (
-        pytest.raises((Refusal, Superseded, ZeroDivisionError)),
-        store.growing.append(
+        pytest.raises((UploadError, UnlockRequested, ZeroDivisionError)),
+        store.tus.append(
             file_id, None, sent + (how == "wrong-offset"), size=size, is_checked=is_checked
         ) as appending,
     ):
@@ -187,15 +187,15 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
         return
     names = files_below(tmp_path / "upload" / "tasks")
     assert [name for name in names if "patch" in name and not name.endswith("patch.lock")] == []
-    offset = store.growing.look(file_id, None).offset
+    offset = store.tus.recover(file_id, None).offset
     assert offset == sent + (7 if how in ("broken", "superseded") and not is_checked else 0)
-    with store.growing.append(file_id, None, offset, size=100 - offset) as appending:
+    with store.tus.append(file_id, None, offset, size=100 - offset) as appending:
         appending.write(b"y" * (100 - offset))
         appending.commit()
     assert open_below(tmp_path) == []
 
 
-def refuse(store: UploadStore, appending: Appending, how: str, file_id: str) -> None:
+def refuse(store: DiskBackend, appending: AppendSession, how: str, file_id: str) -> None:
     """Send seven bytes, then something goes wrong."""
     appending.write(b"1234567")
     if how == "longer-than-said":
@@ -203,8 +203,8 @@ def refuse(store: UploadStore, appending: Appending, how: str, file_id: str) -> 
     elif how == "broken":
         raise ZeroDivisionError
     elif how == "superseded":
-        with store.layout.task(file_id) as task:
-            task.ask_for_end()
+        with store.layout.lock_id(file_id) as task:
+            task.request_unlock()
         appending.write(b"8")
     elif how == "removed":
         store.delete(file_id, None)
@@ -219,17 +219,17 @@ def test_an_upload_of_exactly_the_largest_size_is_taken_and_one_byte_more_is_not
     store = store_in(tmp_path, max_file_size=600)
     if more and is_said:
         with refused(413, "file_too_large"):
-            store.growing.create(GrowWish(None, 601, "file.bin"))
+            store.tus.create(TusUploadRequest(None, 601, "file.bin"))
         return
-    file_id = store.growing.create(GrowWish(None, 600 if is_said else None, "file.bin"))
+    file_id = store.tus.create(TusUploadRequest(None, 600 if is_said else None, "file.bin"))
     if more:
-        with refused(413, "too_large"), store.growing.append(file_id, None, 0, size=None) as appending:
+        with refused(413, "too_large"), store.tus.append(file_id, None, 0, size=None) as appending:
             appending.write(b"a" * 601)
-        with refused(413, "too_large"), store.growing.append(file_id, None, 0, size=601):
+        with refused(413, "too_large"), store.tus.append(file_id, None, 0, size=601):
             pass
-    with store.growing.append(file_id, None, 0, size=600, length=600) as appending:
+    with store.tus.append(file_id, None, 0, size=600, length=600) as appending:
         appending.write(b"a" * 600)
         appending.commit()
-    result = store.growing.finish(file_id, None)
+    result = store.tus.finish(file_id, None)
     assert result is not None
     assert result.size == 600

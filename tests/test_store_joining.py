@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadStore
-from dlpool.web.store.chunkfile import Chunk
-from dlpool.web.store.joining import Joint
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import DiskBackend
+from dlpool.web.store.chunkfile import StoredChunk
+from dlpool.web.store.joining import ChunkAssembly
 from tests.test_store_merging import DATA, WHOLE, fails
 from tests.uploads import md5, merge, refused, send_all, store_in, uploaded
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
 @pytest.mark.parametrize("number", [0, errno.EXDEV, errno.ENOSYS, errno.EIO])
 def test_chunks_are_copied_however_the_kernel_can(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
 ) -> None:
     data = [b"a" * 300_000, b"b" * 600_000, b""]
     send_all(store, data)
@@ -41,7 +41,7 @@ def test_chunks_are_copied_however_the_kernel_can(
 
 @pytest.mark.parametrize("expected", [None, md5(WHOLE)])
 def test_without_threads_the_bytes_are_hashed_one_after_the_other(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, expected: str | None
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, expected: str | None
 ) -> None:
     send_all(store, DATA)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", fails(RuntimeError("can't start new thread")))
@@ -50,7 +50,7 @@ def test_without_threads_the_bytes_are_hashed_one_after_the_other(
 
 @pytest.mark.parametrize("when", ["hash", "copy"])
 def test_a_chunk_that_is_cut_while_it_is_read_is_missing(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, when: str
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     send_all(store, DATA)
     name = "readv" if when == "hash" else "copy_file_range"
@@ -68,15 +68,15 @@ def test_each_chunk_is_compared_with_its_own_md5_only_where_nothing_else_proves_
     store = store_in(tmp_path, enable_integrity_check=is_checked)
     send_all(store, DATA)
     compared: list[int] = []
-    is_right = Joint._is_right
+    is_right = ChunkAssembly._is_right
 
-    def note(joint: Joint, chunk: Chunk) -> bool:
+    def note(joint: ChunkAssembly, chunk: StoredChunk) -> bool:
         compared.append(chunk.index)
         return is_right(joint, chunk)
 
-    monkeypatch.setattr(Joint, "_is_right", note)
+    monkeypatch.setattr(ChunkAssembly, "_is_right", note)
     try:
         merge(store, 3, expected_md5=expected)
-    except Refusal:
+    except UploadError:
         assert is_checked and expected == "0" * 32
     assert sorted(compared) == ([0, 1, 2] if is_checked and expected != md5(WHOLE) else [])

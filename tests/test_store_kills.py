@@ -41,7 +41,7 @@ def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp
     command = [sys.executable, "-c", RECEIVE, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"\n"
-        with store.begin() as reception:
+        with store.stage_chunk() as reception:
             reception.write(b"mine")
             assert (store.sweep().removed, len(leftovers(store))) == (0, 2)
             writer.send_signal(signal.SIGKILL)

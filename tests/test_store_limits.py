@@ -14,11 +14,11 @@ import pytest
 
 from dlpool.web.store import room, states
 from dlpool.web.store.chunkfile import TRAILER_SIZE, index_of
-from dlpool.web.store.content import check_head, check_name, kinds_of
+from dlpool.web.store.content import check_content, check_extension, detect_types
 from dlpool.web.store.executables import HEAD_SIZE
-from dlpool.web.store.names import file_name, flat_name, folders
-from dlpool.web.store.record import Record
-from dlpool.web.store.room import Room, check_merge, check_room, level, room_of
+from dlpool.web.store.names import check_file_name, folder_name, split_folders
+from dlpool.web.store.record import TaskRecord
+from dlpool.web.store.room import VolumeCapacity, check_capacity_for_merge, check_capacity_for_task, health_of, capacity_of
 from tests.disks import mounted_image, needs_root
 from tests.test_store_growing import open_below
 from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
@@ -49,7 +49,7 @@ from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
     ],
 )
 def test_names_have_a_longest_length_in_bytes(kind: str, text: str, code: str) -> None:
-    check: Any = {"id": flat_name, "name": file_name, "path": folders}[kind]
+    check: Any = {"id": folder_name, "name": check_file_name, "path": split_folders}[kind]
     if code:
         with refused(400, code):
             check(text)
@@ -112,7 +112,7 @@ def test_an_index_beyond_the_last_is_refused_with_the_last_one(
     assert refusal.text == text
     visit = store.check_chunk(file_id=ID, owner=None, **{**fields, "index": fields["index"] - 1})
     assert visit is not None
-    visit.end()
+    visit.release()
     assert open_below(tmp_path) == []
 
 
@@ -158,7 +158,7 @@ def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize("pieces", [[4095, 1, 10], [4096, 1], [5000], [1, 4094, 5000], [10]])
 def test_the_first_bytes_are_kept_however_they_come(tmp_path: Path, pieces: list[int]) -> None:
     store, data = store_in(tmp_path), os.urandom(sum(pieces))
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         at = 0
         for piece in pieces:
             reception.write(data[at : at + piece])
@@ -170,9 +170,9 @@ def test_the_first_bytes_are_kept_however_they_come(tmp_path: Path, pieces: list
 @pytest.mark.parametrize(("size", "kept"), [(None, 10), (10, 10), (11, 10), (4, 4), (0, 0)])
 def test_of_a_body_that_is_taken_over_only_what_counts_is_kept(tmp_path: Path, size: int | None, kept: int) -> None:
     store = store_in(tmp_path)
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         reception.path.write_bytes(b"0123456789")
-        reception.take_over(size)
+        reception.load(size)
         assert (reception.size, reception.head) == (kept, b"0123456789"[:kept])
         reception.seal()
         assert reception.path.stat().st_size == kept + TRAILER_SIZE
@@ -183,7 +183,7 @@ def test_a_text_that_is_cut_in_a_character_is_a_text(cut: int) -> None:
     """A character has four bytes at most, so that three of them may be left of the last one."""
     head = b"plain text " + "\N{GRINNING FACE}".encode()[:3] + b"\xf0" * (cut - 3 if cut > 3 else 0)
     head = head[: len(b"plain text ") + cut]
-    assert ("text/plain" in kinds_of(head)) is (cut <= 3)
+    assert ("text/plain" in detect_types(head)) is (cut <= 3)
 
 
 @pytest.mark.parametrize(
@@ -193,18 +193,18 @@ def test_a_text_that_is_cut_in_a_character_is_a_text(cut: int) -> None:
 def test_endings_are_compared_without_case(tmp_path: Path, allowed: str, name: str, is_taken: bool) -> None:
     settings = store_in(tmp_path, allowed_extensions=allowed).settings
     if is_taken:
-        check_name(settings, name)
+        check_extension(settings, name)
     else:
         with refused(415, "extension_not_allowed"):
-            check_name(settings, name)
+            check_extension(settings, name)
 
 
 def test_without_a_list_any_content_is_taken(tmp_path: Path) -> None:
-    check_head(store_in(tmp_path).settings, b"\0")
+    check_content(store_in(tmp_path).settings, b"\0")
     gzip = store_in(tmp_path, allowed_content_types="application/x-gzip").settings
-    check_head(gzip, b"\x1f\x8b\x08" + bytes(20))
+    check_content(gzip, b"\x1f\x8b\x08" + bytes(20))
     with refused(415, "content_not_allowed"):
-        check_head(gzip, b"\0")
+        check_content(gzip, b"\0")
 
 
 # --- disks ---
@@ -218,14 +218,14 @@ def test_a_disk_is_at_a_level_from_its_threshold_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: float, found: str
 ) -> None:
     settings = store_in(tmp_path, disk_warn=0.3, disk_refuse=0.6).settings
-    full = Room("x", 100, 50, used)
-    assert (level(full, settings), level(None, settings)) == (found, "healthy")
+    full = VolumeCapacity("x", 100, 50, used)
+    assert (health_of(full, settings), health_of(None, settings)) == (found, "healthy")
     monkeypatch.setattr(room, "room_of", lambda _folder: full)
     if found == "unhealthy":
         with refused(507, "disk_full"):
-            check_room(settings, -1)
+            check_capacity_for_task(settings, -1)
     else:
-        check_room(settings, -1)
+        check_capacity_for_task(settings, -1)
 
 
 def test_the_room_of_a_disk_is_counted_as_df_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +245,12 @@ def test_the_room_of_a_disk_is_counted_as_df_does(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     folder = str(tmp_path / "not" / "yet")
-    assert room_of(folder) == Room(folder, 51_200, 10_240, 0.75, 3)
+    assert capacity_of(folder) == VolumeCapacity(folder, 51_200, 10_240, 0.75, 3)
     assert asked == [tmp_path]
     figures |= {"f_bfree": 100, "f_bavail": 0, "f_files": 0, "f_favail": 0}
-    assert room_of(folder) == Room(folder, 51_200, 0, 0.0)
+    assert capacity_of(folder) == VolumeCapacity(folder, 51_200, 0, 0.0)
     figures["f_blocks"] = 0
-    assert room_of(folder) is None
+    assert capacity_of(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_a_file_needs_room_for_its_chunks_and_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, is_one_disk: bool, fits: bool
 ) -> None:
     settings = store_in(tmp_path).settings
-    monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, free, 0.1))
+    monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.1))
     monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
-        check_room(settings, size)
+        check_capacity_for_task(settings, size)
     else:
         with refused(507, "no_space"):
-            check_room(settings, size)
+            check_capacity_for_task(settings, size)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_a_file_needs_an_inode_for_each_chunk(
 ) -> None:
     store = store_in(tmp_path)
     files = {store.settings.upload_dir: upload, store.settings.merged_dir: merged}
-    monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, 1000, 0.1, files[folder]))
+    monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, 1000, 0.1, files[folder]))
     monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         send(store, 0, b"x", total_chunks=chunks)
@@ -331,22 +331,22 @@ def test_a_merge_needs_room_for_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
 ) -> None:
     settings = store_in(tmp_path).settings
-    monkeypatch.setattr(room, "room_of", lambda folder: None if free is None else Room(folder, 1000, free, 0.1))
+    monkeypatch.setattr(room, "room_of", lambda folder: None if free is None else VolumeCapacity(folder, 1000, free, 0.1))
     if fits:
-        check_merge(settings, 100)
+        check_capacity_for_merge(settings, 100)
     else:
         with refused(507, "no_space"):
-            check_merge(settings, 100)
+            check_capacity_for_merge(settings, 100)
 
 
 def test_a_disk_without_figures_limits_nothing_and_the_other_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = store_in(tmp_path).settings
-    full = {settings.upload_dir: None, settings.merged_dir: Room("m", 100, 0, 1.0)}
+    full = {settings.upload_dir: None, settings.merged_dir: VolumeCapacity("m", 100, 0, 1.0)}
     monkeypatch.setattr(room, "room_of", lambda folder: full[folder])
     with refused(507, "disk_full"):
-        check_room(settings, -1)
+        check_capacity_for_task(settings, -1)
 
 
 # --- times ---
@@ -359,7 +359,7 @@ def test_a_task_goes_when_it_is_as_old_as_that(
 ) -> None:
     store = store_in(tmp_path, task_expiry=1000.0)
     send(store, 0, b"x")
-    with store.layout.task(ID) as task:
+    with store.layout.lock_id(ID) as task:
         folder = task.folder
     (folder / "record.json").unlink()
     if kind == "no identity":
@@ -380,4 +380,4 @@ def test_a_task_goes_when_it_is_as_old_as_that(
 
 @pytest.mark.parametrize(("known", "said", "size"), [(-1, 7, 7), (0, 7, 0), (5, 7, 5), (-1, None, -1), (-1, 0, 0)])
 def test_a_size_that_is_known_stays(known: int, said: int | None, size: int) -> None:
-    assert Record(file_size=known).learnt(None, said, None).file_size == size
+    assert TaskRecord(file_size=known).with_details(None, said, None).file_size == size

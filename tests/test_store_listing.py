@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import Counts, GrowWish, UploadStore, journal, layout, listing
-from dlpool.web.store.catalog import MAX_PAGE, Catalog, make_cursor, read_cursor
-from dlpool.web.store.journal import JournalReader, note
-from dlpool.web.store.layout import Layout
-from dlpool.web.store.locks import held, release
-from dlpool.web.store.names import flat_name, own_name
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import TaskCounts, TusUploadRequest, DiskBackend, journal, layout, listing
+from dlpool.web.store.catalog import MAX_PAGE, TaskCatalog, make_cursor, read_cursor
+from dlpool.web.store.journal import ChangeLogReader, append_change
+from dlpool.web.store.layout import StoreLayout
+from dlpool.web.store.locks import try_lock, release
+from dlpool.web.store.names import folder_name, owner_folder_name
 from dlpool.web.store.record import load_record, save_record
-from dlpool.web.store.room import STEP
+from dlpool.web.store.room import CHUNK_COUNT_STEP
 from dlpool.web.store.states import STATES
-from dlpool.web.store.summary import Look, Summary, look_at
-from dlpool.web.store.task import Task
+from dlpool.web.store.summary import TaskReading, TaskSummary, read_task
+from dlpool.web.store.task import TaskFolder
 from tests.conftest import wait_until
 from tests.listings import begin, make_tasks
 from tests.uploads import ID, md5, merge, refused, send, send_all, store_in
@@ -38,16 +38,16 @@ TICK_S = 0.12
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def ids(store: UploadStore, **options: Any) -> list[str]:
+def ids(store: DiskBackend, **options: Any) -> list[str]:
     return [task["task_id"] for task in store.tasks(None, **options)["tasks"]]
 
 
-def folder_of(store: UploadStore, file_id: str = ID, owner: str | None = None) -> Path:
-    return Path(store.settings.upload_dir) / "tasks" / own_name(file_id, owner)
+def folder_of(store: DiskBackend, file_id: str = ID, owner: str | None = None) -> Path:
+    return Path(store.settings.upload_dir) / "tasks" / owner_folder_name(file_id, owner)
 
 
 # --- what is read ---
@@ -69,7 +69,7 @@ def test_lists_read_what_has_changed_and_not_what_was_asked_for(tmp_path: Path) 
         assert swept["opened"] <= 2 * 2 * 2
 
 
-def test_threads_that_wait_share_one_scan(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     is_reading, goes_on, scans = threading.Event(), threading.Event(), []
     original = listing._stamped
@@ -83,16 +83,16 @@ def test_threads_that_wait_share_one_scan(store: UploadStore, monkeypatch: pytes
     monkeypatch.setattr(listing, "_stamped", slow)
     monkeypatch.setattr(listing, "WAITING", 100)
     with ThreadPoolExecutor(12) as pool:
-        first = pool.submit(store.listing.scanned)
+        first = pool.submit(store.listing.rescan)
         assert is_reading.wait(10)
-        others = [pool.submit(store.listing.scanned) for _ in range(11)]
+        others = [pool.submit(store.listing.rescan) for _ in range(11)]
         wait_until(lambda: store.listing._waiting == 11)
         goes_on.set()
         assert {len(one.result().summaries) for one in (first, *others)} == {1}
     assert len(scans) == 2  # those who came while the first one was under way may not have its result
 
 
-def test_few_threads_wait_for_long(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_threads_wait_for_long(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
     monkeypatch.setattr(listing, "_stamped", lambda _tasks: {} if goes_on.wait(10) else None)
     monkeypatch.setattr(listing, "SHORT_PATIENCE_S", 0.05)
@@ -102,32 +102,32 @@ def test_few_threads_wait_for_long(store: UploadStore, monkeypatch: pytest.Monke
         goes_on.set()
         failed = [one.exception() for one in asked if one.exception() is not None]
     [refusal] = failed
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, UploadError)
     assert (refusal.status, refusal.code, "Retry-After" in refusal.headers) == (503, "busy", True)
 
 
-def test_two_scans_run_at_once_in_all_processes(store: UploadStore, tmp_path: Path) -> None:
+def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Path) -> None:
     send(store, 0, b"x")
     earlier = store.listing.current()
     other = store_in(tmp_path)
-    places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
     assert None not in places
     with refused(503, "busy"):
         other.listing.current(patience_s=0.05)
-    assert store.listing.scanned(patience_s=0.05) is earlier
+    assert store.listing.rescan(patience_s=0.05) is earlier
     release(places[1] or 0)
     send(store, 0, b"x", file_id="another")
     assert ids(other) == ids(store) == [ID, "another"]
     release(places[0] or 0)
 
 
-def test_a_scan_keeps_its_place_until_it_has_ended(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     free: list[int] = []
     original = listing._stamped
 
     def probing(tasks: Path, *names: Any) -> Any:
-        places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+        places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
         free.append(sum(place is not None for place in places))
         for place in places:
             if place is not None:
@@ -135,11 +135,11 @@ def test_a_scan_keeps_its_place_until_it_has_ended(store: UploadStore, monkeypat
         return original(tasks, *names)
 
     monkeypatch.setattr(listing, "_stamped", probing)
-    assert len(store.listing.scanned().summaries) == len(store.listing.scanned().summaries) == 1
+    assert len(store.listing.rescan().summaries) == len(store.listing.rescan().summaries) == 1
     assert free == [listing.SCANS - 1] * 2
 
 
-def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
 
     def fails(_tasks: Path) -> Any:
@@ -153,7 +153,7 @@ def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: UploadStore, monke
     assert ids(store) == [ID]
 
 
-def test_a_store_that_cannot_be_written_is_listed(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_is_listed(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     reader = store_in(Path(store.settings.upload_dir).parent)
 
@@ -164,7 +164,7 @@ def test_a_store_that_cannot_be_written_is_listed(store: UploadStore, monkeypatc
     assert ids(reader) == [ID]
 
 
-def test_a_catalog_that_is_new_enough_is_not_made_again(store: UploadStore) -> None:
+def test_a_catalog_that_is_new_enough_is_not_made_again(store: DiskBackend) -> None:
     send(store, 0, b"x")
     earlier = store.listing.current()
     send(store, 0, b"x", file_id="another")
@@ -178,7 +178,7 @@ def test_a_catalog_takes_little_memory() -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        catalog = Catalog().changed({flat_name(f"{n}"): summary(f"{n}", owner="ann") for n in range(count)})
+        catalog = TaskCatalog().with_changes({folder_name(f"{n}"): summary(f"{n}", owner="ann") for n in range(count)})
         taken = (tracemalloc.get_traced_memory()[0] - before) / count
     finally:
         tracemalloc.stop()
@@ -189,23 +189,23 @@ def test_a_catalog_takes_little_memory() -> None:
 # --- a change is seen at once ---
 
 
-def begun(store: UploadStore) -> None:
-    store.growing.create(GrowWish("ann", 4, "tus.bin"))
+def begun(store: DiskBackend) -> None:
+    store.tus.create(TusUploadRequest("ann", 4, "tus.bin"))
 
 
-def appended(store: UploadStore) -> None:
+def appended(store: DiskBackend) -> None:
     [file_id] = [one for one in ids(store) if len(one) == 32]
-    with store.growing.append(file_id, "ann", 0, size=4) as session:
+    with store.tus.append(file_id, "ann", 0, size=4) as session:
         session.write(b"1234")
         session.commit()
 
 
-def mismatch(store: UploadStore) -> None:
-    with suppress(Refusal):
+def mismatch(store: DiskBackend) -> None:
+    with suppress(UploadError):
         send(store, 0, b"x", md5=md5(b"y"))
 
 
-CHANGES: list[Callable[[UploadStore], object]] = [
+CHANGES: list[Callable[[DiskBackend], object]] = [
     lambda store: send(store, 0, b"x", total_chunks=2),
     lambda store: send(store, 0, b"longer"),
     lambda store: send(store, 0, b"x", file_id="of ann", owner="ann", total_chunks=3, file_size=9),
@@ -223,7 +223,7 @@ CHANGES: list[Callable[[UploadStore], object]] = [
     lambda store: send(store, 0, b"again", file_id="of ann", owner="bob"),
     lambda store: store.delete(ID, None),
 ]
-FOREIGN: list[Callable[[UploadStore], object]] = [
+FOREIGN: list[Callable[[DiskBackend], object]] = [
     lambda store: os.unlink(folder_of(store, "of ann", "ann") / "0.chunk"),
     lambda store: os.unlink(folder_of(store, "of ann", "ann") / "record.json"),
     lambda store: os.unlink(folder_of(store, "of ann", "ann") / "identity.json"),
@@ -231,7 +231,7 @@ FOREIGN: list[Callable[[UploadStore], object]] = [
 ]
 
 
-def said(store: UploadStore) -> dict[str, Any]:
+def said(store: DiskBackend) -> dict[str, Any]:
     lists = {f"{owner}": store.tasks(owner) for owner in (None, "ann", "bob", "")}
     counts = {f"counts of {owner}": store.counts(owner) for owner in (None, "ann", "bob")}
     return {**lists, **counts, "states": store.counts_by_state()}
@@ -247,7 +247,7 @@ def no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pause_s", [0.0, TICK_S])
 def test_each_change_is_seen_at_once_by_each_process(tmp_path: Path, pause_s: float) -> None:
     writer, reader = store_in(tmp_path), store_in(tmp_path)
-    writer.layout.make()
+    writer.layout.create_folders()
     for change in CHANGES:
         change(writer)
         fresh = store_in(tmp_path)
@@ -273,15 +273,15 @@ def test_what_another_program_changes_is_seen_soon(tmp_path: Path, monkeypatch: 
 def test_counters_follow_any_order_of_changes(tmp_path: Path, seed: int) -> None:
     chosen, writer, reader = random.Random(seed), store_in(tmp_path), store_in(tmp_path)
     for _ in range(60):
-        with suppress(Refusal, OSError, ValueError):
+        with suppress(UploadError, OSError, ValueError):
             chosen.choice(CHANGES + FOREIGN)(writer)
-            reader.listing.scanned()
+            reader.listing.rescan()
         if chosen.random() < 0.3:
             assert said(reader) == said(store_in(tmp_path))
 
 
 def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = 1_000_000_000
 
@@ -290,9 +290,9 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
         return listing._STAMP.pack(status.st_ino, status.st_mtime_ns // second // 3600 * 3600 * second, 0)
 
     reads: list[str] = []
-    original = look_at
+    original = read_task
 
-    def noted(task: Task) -> Look:
+    def noted(task: TaskFolder) -> TaskReading:
         reads.append(task.folder.name)
         return original(task)
 
@@ -303,31 +303,31 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
     begun_at = time.monotonic()
     for index in range(1, 4):
         send(store, index, b"x")
-        store.layout.journal_path().unlink()
+        store.layout.change_log_path().unlink()
         assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
-    wait_until(lambda: bool(store.listing.scanned()) and time.monotonic() > begun_at + 1)
+    wait_until(lambda: bool(store.listing.rescan()) and time.monotonic() > begun_at + 1)
     reads.clear()
-    assert store.listing.scanned().counts()["uploading"].chunks == 4
+    assert store.listing.rescan().counts()["uploading"].chunks == 4
     assert reads == []
 
 
-def test_times_that_are_set_back_hide_no_change(store: UploadStore) -> None:
+def test_times_that_are_set_back_hide_no_change(store: DiskBackend) -> None:
     send(store, 0, b"x")
     folder = folder_of(store)
     before = folder.stat()
-    store.listing.scanned()
+    store.listing.rescan()
     time.sleep(TICK_S)
-    store.listing.scanned()
+    store.listing.rescan()
     (folder / "record.json").unlink()
     (folder / "0.chunk").unlink()
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert store.listing.scanned().counts()["uploading"].chunks == 0
+    assert store.listing.rescan().counts()["uploading"].chunks == 0
 
 
-def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: UploadStore) -> None:
+def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) -> None:
     send_all(store, [b"x"])
-    with store.layout.task(ID) as task:
-        hold = task.hold_merge()
+    with store.layout.lock_id(ID) as task:
+        hold = task.try_lock_merge()
         assert hold is not None
         task.save(task.record(), status="merging", temporary=())
     assert [store.tasks(None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
@@ -335,13 +335,13 @@ def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: UploadStore) 
     assert store.tasks(None, status=["merging"])["total"] == 1
     release(hold)
     assert store.tasks(None, status=["uploading"])["total"] == 1
-    assert store.counts_by_state()["merging"] == Counts()
+    assert store.counts_by_state()["merging"] == TaskCounts()
 
 
-def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "_LOCK_S", 0.05)
     send_all(store, [b"x"])
-    with store.layout.task(ID) as task:
+    with store.layout.lock_id(ID) as task:
         task.save(task.record(), status="merging", temporary=())
         assert store.tasks(None)["tasks"][0]["status"] == "merging"
     assert store.tasks(None)["tasks"][0]["status"] == "uploading"
@@ -351,23 +351,23 @@ def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: UploadStore, monk
 
 
 def test_a_reader_gets_each_note_once(tmp_path: Path) -> None:
-    path, names = tmp_path / "changed", [flat_name(f"{number}") for number in range(5000)]
-    reader, late = JournalReader(lambda: path), JournalReader(lambda: path)
-    assert reader.names() is None
-    note(path, names[0])
-    assert reader.names() is None
-    assert reader.names() == frozenset()
+    path, names = tmp_path / "changed", [folder_name(f"{number}") for number in range(5000)]
+    reader, late = ChangeLogReader(lambda: path), ChangeLogReader(lambda: path)
+    assert reader.read_changes() is None
+    append_change(path, names[0])
+    assert reader.read_changes() is None
+    assert reader.read_changes() == frozenset()
     for name in (*names, names[3]):
-        note(path, name)
-    assert late.names() is None
-    assert reader.names() == frozenset(names)
-    note(path, names[7])
-    assert reader.names() == late.names() == frozenset({names[7]})
-    assert reader.names() == late.names() == frozenset()
+        append_change(path, name)
+    assert late.read_changes() is None
+    assert reader.read_changes() == frozenset(names)
+    append_change(path, names[7])
+    assert reader.read_changes() == late.read_changes() == frozenset({names[7]})
+    assert reader.read_changes() == late.read_changes() == frozenset()
     os.truncate(path, 0)
-    assert reader.names() is None
-    note(path, names[0])
-    assert (reader.names(), reader.names()) == (None, frozenset())
+    assert reader.read_changes() is None
+    append_change(path, names[0])
+    assert (reader.read_changes(), reader.read_changes()) == (None, frozenset())
 
 
 @pytest.mark.usefixtures("no_scans")
@@ -378,7 +378,7 @@ def test_a_journal_that_is_full_begins_again(tmp_path: Path, monkeypatch: pytest
         send(writer, number, b"x")
         assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == number + 1
         with suppress(FileNotFoundError):
-            assert writer.layout.journal_path().stat().st_size < 3 * 32
+            assert writer.layout.change_log_path().stat().st_size < 3 * 32
 
 
 def appending_to_a_removed_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +439,7 @@ def test_trouble_with_the_journal_hides_no_change(
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     send(writer, 0, b"x", total_chunks=9)
     assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == 1
-    trouble(writer.layout.journal_path(), monkeypatch)
+    trouble(writer.layout.change_log_path(), monkeypatch)
     for index in (1, 2):
         send(writer, index, b"x")
         assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
@@ -474,7 +474,7 @@ def break_it(folder: Path, kind: str) -> None:
         elif kind == "a pipe":
             os.mkfifo(folder)
         else:
-            folder.symlink_to(folder.with_name(flat_name("good")))
+            folder.symlink_to(folder.with_name(folder_name("good")))
 
 
 IDENTITIES = {
@@ -497,13 +497,13 @@ BROKEN = (
 
 @pytest.mark.parametrize("is_known", [False, True])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_broken_or_foreign_hides_nothing(store: UploadStore, kind: str, is_known: bool) -> None:
+def test_what_is_broken_or_foreign_hides_nothing(store: DiskBackend, kind: str, is_known: bool) -> None:
     send(store, 0, b"x", file_id="good")
     send(store, 0, b"x")
     if is_known:
         assert ids(store) == [ID, "good"]
     break_it(folder_of(store), kind)
-    store.listing.scanned()
+    store.listing.rescan()
     for _ in range(2):
         assert ids(store) == ["good"]
         assert store.counts(None).tasks == 1
@@ -515,7 +515,7 @@ def test_what_is_broken_or_foreign_hides_nothing(store: UploadStore, kind: str, 
 @pytest.mark.parametrize(
     "text", ['{"status":"uploading","updated_at":1e300}', '{"status":"uploading","updated_at":-1e300}']
 )
-def test_a_time_beyond_the_calendar_is_empty(store: UploadStore, text: str) -> None:
+def test_a_time_beyond_the_calendar_is_empty(store: DiskBackend, text: str) -> None:
     send(store, 0, b"x")
     (folder_of(store) / "record.json").write_text(text)
     assert (store.tasks(None)["tasks"][0]["updated_at"], store.status(ID, None)["updated_at"]) == ("", "")
@@ -524,7 +524,7 @@ def test_a_time_beyond_the_calendar_is_empty(store: UploadStore, text: str) -> N
 # --- counts ---
 
 
-def test_counts_of_an_owner(store: UploadStore) -> None:
+def test_counts_of_an_owner(store: DiskBackend) -> None:
     send(store, 0, b"12345", file_id="a", owner="ann", total_chunks=2)
     send(store, 1, b"678", file_id="a", owner="ann")
     send_all(store, [b"merged"], file_id="b", owner="ann")
@@ -533,23 +533,23 @@ def test_counts_of_an_owner(store: UploadStore) -> None:
     send(store, 0, b"nobody's", file_id="d")
     owners = {"a": "ann", "b": "ann", "c": "bob", "d": None}
     entries = {one: len(os.listdir(folder_of(store, one, owner))) + 1 for one, owner in owners.items()}
-    ann = Counts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6, announced=6, unsized=1, places=2)
-    bob = Counts(1, 5, entries["c"], chunks=1, file_size=10, announced=10, places=STEP)
-    assert (store.counts("ann"), store.counts("bob"), store.counts("nobody")) == (ann, bob, Counts())
-    nobody = Counts(1, 8, entries["d"], chunks=1, unsized=1, places=STEP)
+    ann = TaskCounts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6, declared_bytes=6, unknown_sizes=1, expected_chunks=2)
+    bob = TaskCounts(1, 5, entries["c"], chunks=1, file_size=10, declared_bytes=10, expected_chunks=CHUNK_COUNT_STEP)
+    assert (store.counts("ann"), store.counts("bob"), store.counts("nobody")) == (ann, bob, TaskCounts())
+    nobody = TaskCounts(1, 8, entries["d"], chunks=1, unknown_sizes=1, expected_chunks=CHUNK_COUNT_STEP)
     assert store.listing.current().counts_of(None) == nobody
-    assert store.counts(None) == Counts.sum_of([ann, bob, nobody])
+    assert store.counts(None) == TaskCounts.sum_of([ann, bob, nobody])
     store.delete("a", "ann")
-    assert store.counts("ann") == Counts(1, 6, entries["b"], chunks=1, file_size=6, announced=6)
+    assert store.counts("ann") == TaskCounts(1, 6, entries["b"], chunks=1, file_size=6, declared_bytes=6)
 
 
 def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(store, 0, b"x")
     store.listing.current()
-    places = [held(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
-    store.layout.journal_path().unlink()
+    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    store.layout.change_log_path().unlink()
     monkeypatch.setattr(listing, "PATIENCE_S", 0.05)
     assert store.listing.current(patience_s=0.05).counts_of(None).tasks == 1
     with refused(503, "busy"):
@@ -565,13 +565,13 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
     make_tasks(tmp_path, 300, owner="ann")
     monkeypatch.setattr(listing, "SCAN_S", 1000.0)
     store = store_in(tmp_path, owner_tasks=310, owner_bytes=1 << 60, owner_files=1 << 40)
-    store.layout.make()
+    store.layout.create_folders()
     store.counts("ann")
     looks: list[str] = []
 
-    def noted(task: Task, **options: Any) -> Look:
+    def noted(task: TaskFolder, **options: Any) -> TaskReading:
         looks.append(task.folder.name)
-        return look_at(task, **options)
+        return read_task(task, **options)
 
     monkeypatch.setattr(listing, "look_at", noted)
     for number in range(10):
@@ -583,7 +583,7 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
 
 
 def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "SCAN_S", 1000.0)
     send(store, 0, b"x")
@@ -606,11 +606,11 @@ def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
 # --- the sweep ---
 
 
-def test_a_sweep_touches_only_what_is_due(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_touches_only_what_is_due(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("new", "old", "left", "lost")
     for name in names:
         send_all(store, [b"x"], file_id=name)
-    with store.layout.task("left") as task:
+    with store.layout.lock_id("left") as task:
         task.save(task.record(), status="merging", temporary=())
     (folder_of(store, "lost") / "identity.json").unlink()
     record = load_record(folder_of(store, "old"))
@@ -618,27 +618,27 @@ def test_a_sweep_touches_only_what_is_due(store: UploadStore, monkeypatch: pytes
     save_record(folder_of(store, "old"), type(record)(status="paused", updated_at=1), sync=store.layout.sync)
     os.utime(folder_of(store, "old"), (1, 1))
     tended: list[str] = []
-    original = type(store.layout).named
+    original = type(store.layout).lock_folder
 
-    def noted(layout: Layout, name: str) -> AbstractContextManager[Task]:
+    def noted(layout: StoreLayout, name: str) -> AbstractContextManager[TaskFolder]:
         tended.append(name)
         return original(layout, name)
 
     monkeypatch.setattr(type(store.layout), "named", noted)
     assert store.sweep().removed == 1
-    assert set(tended) == {flat_name(name) for name in ("old", "left", "lost")}
+    assert set(tended) == {folder_name(name) for name in ("old", "left", "lost")}
     assert ids(store) == ["left", "new"]
 
 
 # --- pages ---
 
 
-def summary(file_id: str, *, owner: str | None = None, status: str = "paused") -> Summary:
-    return Summary(file_id, owner, status, 1.0, 1.0, f"{file_id}.bin", "", 2, 9, 1, 5, 50.0, 0, 1.0, 4)
+def summary(file_id: str, *, owner: str | None = None, status: str = "paused") -> TaskSummary:
+    return TaskSummary(file_id, owner, status, 1.0, 1.0, f"{file_id}.bin", "", 2, 9, 1, 5, 50.0, 0, 1.0, 4)
 
 
-def catalog_of(*summaries: Summary) -> Catalog:
-    return Catalog().changed({own_name(one.file_id, one.owner): one for one in summaries})
+def catalog_of(*summaries: TaskSummary) -> TaskCatalog:
+    return TaskCatalog().with_changes({owner_folder_name(one.file_id, one.owner): one for one in summaries})
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 30, MAX_PAGE])
@@ -655,15 +655,15 @@ def test_pages_together_are_the_whole_list(limit: int, owner: str | None, wanted
         page = catalog.page(owner, wanted, after, limit)
         assert len(page.tasks) <= limit
         found += [one.file_id for one in page.tasks]
-        if not page.last:
+        if not page.last_key:
             break
-        after = read_cursor(make_cursor(page.last))
+        after = read_cursor(make_cursor(page.last_key))
     right = sorted(one.file_id for one in tasks if one.status in wanted and one.is_of(owner))
     assert found == right
     assert page.total == len(right)
 
 
-def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: UploadStore) -> None:
+def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: DiskBackend) -> None:
     stays = [f"{number:02}" for number in range(0, 20, 2)]
     for name in (*stays, "04a", "08a"):
         send(store, 0, b"x", file_id=name)
@@ -701,15 +701,15 @@ def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: UploadSto
         "MWE\n",
         "MWE?",
         make_cursor("x" * 1024),
-        make_cursor(f"a\0{flat_name('a')}") + "A",
-        make_cursor(f"a\0{flat_name('a')}x"),
-        make_cursor(f"\0{flat_name('a')}"),
+        make_cursor(f"a\0{folder_name('a')}") + "A",
+        make_cursor(f"a\0{folder_name('a')}x"),
+        make_cursor(f"\0{folder_name('a')}"),
         "A" * 5000,
         "ä",
-        make_cursor(f"a\0{flat_name('a')}")[:-1],
+        make_cursor(f"a\0{folder_name('a')}")[:-1],
     ],
 )
-def test_a_cursor_that_was_not_given_out_is_refused(store: UploadStore, cursor: str) -> None:
+def test_a_cursor_that_was_not_given_out_is_refused(store: DiskBackend, cursor: str) -> None:
     with refused(400, "bad_cursor"):
         store.tasks(None, cursor=cursor)
 
@@ -718,6 +718,6 @@ def test_a_cursor_that_was_not_given_out_is_refused(store: UploadStore, cursor: 
     "options",
     [{"limit": 0}, {"limit": MAX_PAGE + 1}, {"status": ["bad"]}, {"status": [""]}, {"status": ["paused", "not_found"]}],
 )
-def test_what_no_page_can_have_is_refused(store: UploadStore, options: dict[str, Any]) -> None:
+def test_what_no_page_can_have_is_refused(store: DiskBackend, options: dict[str, Any]) -> None:
     with refused(400, "bad_field"):
         store.tasks(None, **options)

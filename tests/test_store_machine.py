@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, state, store_in, uploaded
 
 TOTAL = 3
@@ -87,7 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
         whole = b"".join(self.chunks[index] for index in sorted(self.chunks))
         try:
             result = merge(self.store, TOTAL, name, expected_md5=md5(whole) if is_expected else None)
-        except Refusal as refusal:
+        except UploadError as refusal:
             assert refusal.code == self.why_not(name), refusal.text
         else:
             assert self.why_not(name) == ""
@@ -125,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
         }[verb]
         try:
             getattr(self.store, verb)(ID, None)
-        except Refusal as refusal:
+        except UploadError as refusal:
             assert self.status not in allowed, refusal.text
         else:
             assert self.status in allowed

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from dlpool.disk import Identity
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadEvent, UploadStore, merging, room, states
-from dlpool.web.store.joining import Joint
-from dlpool.web.store.publishing import Place, candidates, check_free, open_place
-from dlpool.web.store.record import Publishing
-from dlpool.web.store.room import Room
-from dlpool.web.store.syncing import Syncing
-from dlpool.web.store.task import Task
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import UploadEvent, DiskBackend, merging, room, states
+from dlpool.web.store.joining import ChunkAssembly
+from dlpool.web.store.publishing import MergeOutput, name_candidates, check_name_free, open_merge_output
+from dlpool.web.store.record import PendingPublish
+from dlpool.web.store.room import VolumeCapacity
+from dlpool.web.store.syncing import Durability
+from dlpool.web.store.task import TaskFolder
 from tests.test_store_growing import open_below
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -32,7 +32,7 @@ class Heard:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.events: list[UploadEvent] = []
-        self.store = UploadStore(store_in(folder, **settings).settings, self.events.append)
+        self.store = DiskBackend(store_in(folder, **settings).settings, self.events.append)
 
     def names(self) -> list[str]:
         found = [event.name for event in self.events]
@@ -41,12 +41,12 @@ class Heard:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def task_of(store: UploadStore, file_id: str = ID) -> Task:
-    with store.layout.task(file_id) as task:
+def task_of(store: DiskBackend, file_id: str = ID) -> TaskFolder:
+    with store.layout.lock_id(file_id) as task:
         return task
 
 
@@ -73,7 +73,7 @@ def fails(error: BaseException) -> Any:
     ],
 )
 def test_a_merge_is_of_as_many_chunks_as_there_are(
-    store: UploadStore, total: int, said: int | None, status: int, code: str, extra: Mapping[str, Any]
+    store: DiskBackend, total: int, said: int | None, status: int, code: str, extra: Mapping[str, Any]
 ) -> None:
     for index, data in enumerate(DATA):
         send(store, index, data, total_chunks=said)
@@ -86,7 +86,7 @@ def test_a_merge_is_of_as_many_chunks_as_there_are(
     assert state(store) == "uploading"
 
 
-def test_what_is_missing_is_counted(store: UploadStore) -> None:
+def test_what_is_missing_is_counted(store: DiskBackend) -> None:
     send(store, 0, b"")
     send(store, 2, b"x")
     with refused(400, "chunks_missing") as refusal:
@@ -100,7 +100,7 @@ def test_what_is_missing_is_counted(store: UploadStore) -> None:
 
 
 @pytest.mark.parametrize("file_size", [len(WHOLE) - 1, len(WHOLE), len(WHOLE) + 1])
-def test_a_file_has_the_size_that_was_announced(store: UploadStore, file_size: int) -> None:
+def test_a_file_has_the_size_that_was_announced(store: DiskBackend, file_size: int) -> None:
     for index, data in enumerate(DATA):
         send(store, index, data)
     task = task_of(store)
@@ -148,16 +148,16 @@ def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path, fields: dict[str
     send(store, 0, b"x", file_id="completed")
     merge(store, 1, file_id="completed")
     if "file_id" not in fields and "owner" not in fields:
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(UploadError) as raised:
             merge(store, fields.pop("total", 0), file_id="completed", **fields)
         assert raised.value.status in (status, 400)
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
-def test_a_merge_that_another_process_does_is_not_done_twice(store: UploadStore, is_recorded: bool) -> None:
+def test_a_merge_that_another_process_does_is_not_done_twice(store: DiskBackend, is_recorded: bool) -> None:
     send_all(store, DATA)
     task = task_of(store)
-    hold = task.hold_merge()
+    hold = task.try_lock_merge()
     assert hold is not None
     if is_recorded:
         task.save(task.record(), status=states.MERGING)
@@ -187,7 +187,7 @@ def test_the_result_of_an_earlier_merge_is_for_the_same_file(tmp_path: Path) -> 
     assert merge(unchecked, 3, expected_md5="0" * 32) == first
 
 
-def test_the_path_of_the_chunks_counts_unless_the_merge_names_one(store: UploadStore) -> None:
+def test_the_path_of_the_chunks_counts_unless_the_merge_names_one(store: DiskBackend) -> None:
     for file_id, said, wanted in (("a", None, "x"), ("b", "", ""), ("c", "y", "y")):
         send(store, 0, b"1", file_id=file_id, relative_path="x")
         result = merge(store, 1, file_id, file_id=file_id, relative_path=said)
@@ -211,7 +211,7 @@ def test_a_published_file_is_told_with_its_figures(tmp_path: Path) -> None:
         len(WHOLE),
     )
     seconds = round(result.merge_time / 1e9, 6)
-    assert event.note == {"path": "a/b/file.bin", "size": len(WHOLE), "md5": md5(WHOLE), "seconds": seconds}
+    assert event.details == {"path": "a/b/file.bin", "size": len(WHOLE), "md5": md5(WHOLE), "seconds": seconds}
     heard.events.clear()
     assert merge(heard.store, 3, owner="ann") == result
     heard.store.sweep()
@@ -238,33 +238,33 @@ def test_a_name_that_is_taken_gets_a_suffix(tmp_path: Path, taken: int) -> None:
 
 
 def test_names_with_a_suffix_are_numbered_before_their_ending() -> None:
-    assert candidates("a.tar.gz", has_suffix=False) == ["a.tar.gz"]
-    found = candidates("a.tar.gz", has_suffix=True)
+    assert name_candidates("a.tar.gz", has_suffix=False) == ["a.tar.gz"]
+    found = name_candidates("a.tar.gz", has_suffix=True)
     assert (found[:3], found[-1], len(found)) == (["a.tar.gz", "a.tar-1.gz", "a.tar-2.gz"], "a.tar-999.gz", 1000)
-    assert candidates("a", has_suffix=True)[1] == "a-1"
+    assert name_candidates("a", has_suffix=True)[1] == "a-1"
 
 
 def test_a_name_that_is_taken_while_it_is_merged_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_in(tmp_path, merge_conflict="suffix")
     send_all(store, DATA)
-    has, publish = Place.has, Place.publish
-    monkeypatch.setattr(Place, "has", lambda place, name: False if name == "file.bin" else has(place, name))
+    has, publish = MergeOutput.has, MergeOutput.publish
+    monkeypatch.setattr(MergeOutput, "has", lambda place, name: False if name == "file.bin" else has(place, name))
 
-    def taken(place: Place, name: str, identity: Identity) -> bool:
+    def taken(place: MergeOutput, name: str, identity: Identity) -> bool:
         if name == "file.bin":
             (tmp_path / "merged" / name).write_bytes(b"another")
         return publish(place, name, identity)
 
-    monkeypatch.setattr(Place, "publish", taken)
+    monkeypatch.setattr(MergeOutput, "publish", taken)
     assert Path(merge(store, 3).path).name == "file-1.bin"
     assert (tmp_path / "merged" / "file.bin").read_bytes() == b"another"
 
 
 def test_after_a_race_for_the_name_the_record_has_no_file_that_is_about_to_be_published(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     send_all(store, DATA)
-    monkeypatch.setattr(Place, "publish", lambda *_arguments: False)
+    monkeypatch.setattr(MergeOutput, "publish", lambda *_arguments: False)
     with refused(409, "file_exists"):
         merge(store, 3)
     assert task_of(store).record().publishing is None
@@ -281,13 +281,13 @@ def test_a_name_is_checked_before_bytes_are_copied(
     if not is_free:
         (tmp_path / "merged" / "file.bin").touch()
     copied: list[object] = []
-    write = Joint.write
+    write = ChunkAssembly.write
 
-    def note(joint: Joint, target: int, **options: Any) -> str:
+    def note(joint: ChunkAssembly, target: int, **options: Any) -> str:
         copied.append(joint)
         return write(joint, target, **options)
 
-    monkeypatch.setattr(Joint, "write", note)
+    monkeypatch.setattr(ChunkAssembly, "write", note)
     if is_free:
         merge(store, 3)
     else:
@@ -299,14 +299,14 @@ def test_a_name_is_checked_before_bytes_are_copied(
 
 def test_a_name_that_is_free_is_free(tmp_path: Path) -> None:
     refusing, suffixing = store_in(tmp_path).settings, store_in(tmp_path, merge_conflict="suffix").settings
-    check_free(refusing, (), "x")  # merged_dir does not exist yet
+    check_name_free(refusing, (), "x")  # merged_dir does not exist yet
     (tmp_path / "merged" / "a").mkdir(parents=True)
     (tmp_path / "merged" / "a" / "x").touch()
-    check_free(refusing, (), "x")
-    check_free(refusing, ("b",), "x")
-    check_free(suffixing, ("a",), "x")
+    check_name_free(refusing, (), "x")
+    check_name_free(refusing, ("b",), "x")
+    check_name_free(suffixing, ("a",), "x")
     with refused(409, "file_exists"):
-        check_free(refusing, ("a",), "x")
+        check_name_free(refusing, ("a",), "x")
     assert open_below(tmp_path) == []
 
 
@@ -324,13 +324,13 @@ def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
     error = OSError(errno.EIO, os.strerror(errno.EIO))
     with monkeypatch.context() as patch:
         place: dict[str, tuple[Any, str, Any]] = {
-            "create": (Place, "create", fails(error)),
-            "write": (Joint, "write", fails(error)),
-            "head": (merging, "check_head", fails(Refusal(415, "content_not_allowed", "no"))),
-            "sync": (Syncing, "data", fails(error)),
-            "publish": (Place, "publish", fails(error)),
-            "folder": (Syncing, "folder", fails(error)),
-            "save": (Task, "save", fails(error)),
+            "create": (MergeOutput, "create", fails(error)),
+            "write": (ChunkAssembly, "write", fails(error)),
+            "head": (merging, "check_head", fails(UploadError(415, "content_not_allowed", "no"))),
+            "sync": (Durability, "data", fails(error)),
+            "publish": (MergeOutput, "publish", fails(error)),
+            "folder": (Durability, "folder", fails(error)),
+            "save": (TaskFolder, "save", fails(error)),
         }
         patch.setattr(*place[where])
         with refused(415, "content_not_allowed") if where == "head" else refused(507, "storage") as refusal:
@@ -344,7 +344,7 @@ def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
         assert (task["retry_count"], task["failure"]) == (1, refusal.text)
         [event] = heard.events
         code = "content_not_allowed" if where == "head" else "storage"
-        assert (event.name, event.note) == ("upload_failed", {"label": code, "message": refusal.text})
+        assert (event.name, event.details) == ("upload_failed", {"label": code, "message": refusal.text})
     assert merge(store, 3).md5 == md5(WHOLE)
     assert store.task(ID, None)["failure"] == ""
 
@@ -364,15 +364,15 @@ def test_a_file_that_is_not_what_was_expected_fails(tmp_path: Path, is_checked: 
 
 
 def test_a_file_that_got_another_length_is_not_published(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     send_all(store, DATA)
 
-    def write(_joint: Joint, target: int, **_options: object) -> str:
+    def write(_joint: ChunkAssembly, target: int, **_options: object) -> str:
         os.write(target, WHOLE[:-1])
         return md5(WHOLE)
 
-    monkeypatch.setattr(Joint, "write", write)
+    monkeypatch.setattr(ChunkAssembly, "write", write)
     with refused(507, "storage") as refusal:
         merge(store, 3)
     assert refusal.text == f"the merged file has {len(WHOLE) - 1} bytes instead of {len(WHOLE)}: merge again"
@@ -380,11 +380,11 @@ def test_a_file_that_got_another_length_is_not_published(
 
 
 def test_a_disk_with_too_little_room_is_not_written_to(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     send_all(store, DATA)
     for free in (len(WHOLE) - 1, len(WHOLE)):
-        monkeypatch.setattr(room, "room_of", lambda folder, free=free: Room(folder, 1000, free, 0.5))
+        monkeypatch.setattr(room, "room_of", lambda folder, free=free: VolumeCapacity(folder, 1000, free, 0.5))
         if free < len(WHOLE):
             with refused(507, "no_space"):
                 merge(store, 3)
@@ -395,18 +395,18 @@ def test_a_disk_with_too_little_room_is_not_written_to(
 
 
 def test_a_task_that_is_removed_while_it_is_merged_is_not_published(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     send_all(store, DATA)
-    write = Joint.write
+    write = ChunkAssembly.write
 
-    def write_late(joint: Joint, target: int, **options: Any) -> str:
+    def write_late(joint: ChunkAssembly, target: int, **options: Any) -> str:
         found = write(joint, target, **options)
-        with store.layout.task(ID) as task:
+        with store.layout.lock_id(ID) as task:
             store.layout.trash(task)
         return found
 
-    monkeypatch.setattr(Joint, "write", write_late)
+    monkeypatch.setattr(ChunkAssembly, "write", write_late)
     with refused(404, "no_such_task"):
         merge(store, 3)
     assert (files_below(tmp_path / "merged"), state(store)) == ([], "not_found")
@@ -433,10 +433,10 @@ def test_a_place_removes_only_the_file_that_it_published(tmp_path: Path) -> None
     store = store_in(tmp_path)
     send(store, 0, b"data", total_chunks=1)
     merge(store, 1)
-    place = open_place(str(tmp_path / "merged"), (), "task", make=False)
+    place = open_merge_output(str(tmp_path / "merged"), (), "task", make=False)
     status = place.status_of("file.bin")
     assert status is not None and place.status_of("none") is None
-    mine = Publishing((), "file.bin", status.st_ino, status.st_size, status.st_mtime_ns, md5(b"data"), 0)
+    mine = PendingPublish((), "file.bin", status.st_ino, status.st_size, status.st_mtime_ns, md5(b"data"), 0)
     for other in (replace(mine, inode=mine.inode + 1), replace(mine, size=5), replace(mine, name="none")):
         place.withdraw(other)
         assert place.has("file.bin")

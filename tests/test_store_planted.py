@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadStore
-from dlpool.web.store.names import flat_name
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import DiskBackend
+from dlpool.web.store.names import folder_name
 from tests.uploads import ID, files_below, leftovers, merge, refused, send, state, store_in, uploaded
 
 FILES = ("identity.json", "record.json", "record.json.tmp", "merge.lock", "0.chunk", "1.chunk")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     """With a task of two chunks, of which one is there."""
     store = store_in(tmp_path)
     store.sweep()
@@ -33,11 +33,11 @@ def outside(tmp_path: Path) -> Path:
     return folder
 
 
-def folder_of(store: UploadStore) -> Path:
-    return Path(store.settings.upload_dir) / "tasks" / flat_name(ID)
+def folder_of(store: DiskBackend) -> Path:
+    return Path(store.settings.upload_dir) / "tasks" / folder_name(ID)
 
 
-def use_all(store: UploadStore) -> set[int]:
+def use_all(store: DiskBackend) -> set[int]:
     """Whatever a client can do; the statuses of what was refused."""
     statuses = set()
     for use in (
@@ -54,7 +54,7 @@ def use_all(store: UploadStore) -> set[int]:
     ):
         try:
             use()
-        except Refusal as refusal:
+        except UploadError as refusal:
             statuses.add(refusal.status)
     return statuses
 
@@ -62,7 +62,7 @@ def use_all(store: UploadStore) -> set[int]:
 @pytest.mark.parametrize("target", ["secret", "new"])  # what is there, and what is not yet
 @pytest.mark.parametrize("name", FILES)
 def test_a_link_in_place_of_a_file_of_a_task_is_not_followed(
-    store: UploadStore, outside: Path, name: str, target: str
+    store: DiskBackend, outside: Path, name: str, target: str
 ) -> None:
     path = folder_of(store) / name
     path.unlink(missing_ok=True)
@@ -72,14 +72,14 @@ def test_a_link_in_place_of_a_file_of_a_task_is_not_followed(
 
 
 @pytest.mark.parametrize("name", ["record.json.tmp", "1.chunk"])
-def test_a_link_where_a_file_is_to_come_gives_way(store: UploadStore, outside: Path, name: str) -> None:
+def test_a_link_where_a_file_is_to_come_gives_way(store: DiskBackend, outside: Path, name: str) -> None:
     (folder_of(store) / name).symlink_to(outside / "secret")
     send(store, 1, b"one")
     assert Path(merge(store, 2).path).read_bytes() == b"zeroone"
     assert (outside / "secret").read_bytes() == b"secret"
 
 
-def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store: UploadStore, outside: Path) -> None:
+def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store: DiskBackend, outside: Path) -> None:
     send(store, 1, b"one")
     (folder_of(store) / "merge.lock").symlink_to(outside / "secret")
     with refused(507, "symbolic_link"):
@@ -88,7 +88,7 @@ def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store
     assert (store.tasks(None)["total"], (outside / "secret").read_bytes()) == (0, b"secret")
 
 
-def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: UploadStore, outside: Path) -> None:
+def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: DiskBackend, outside: Path) -> None:
     send(store, 0, b"other", file_id="other")
     folder = folder_of(store)
     shutil.move(folder, outside / "moved")
@@ -103,7 +103,7 @@ def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: UploadSt
 
 
 @pytest.mark.parametrize("name", ["tasks", "tmp", "locks"])
-def test_a_link_in_place_of_a_folder_of_the_store_is_refused(store: UploadStore, outside: Path, name: str) -> None:
+def test_a_link_in_place_of_a_folder_of_the_store_is_refused(store: DiskBackend, outside: Path, name: str) -> None:
     folder = Path(store.settings.upload_dir) / name
     shutil.move(folder, folder.with_name("kept"))
     folder.symlink_to(outside)
@@ -115,7 +115,7 @@ def test_a_link_in_place_of_a_folder_of_the_store_is_refused(store: UploadStore,
     shutil.move(folder.with_name("kept"), folder)
 
 
-def test_a_link_among_what_is_swept_goes_and_its_target_stays(store: UploadStore, outside: Path) -> None:
+def test_a_link_among_what_is_swept_goes_and_its_target_stays(store: DiskBackend, outside: Path) -> None:
     link = Path(store.settings.upload_dir) / "tmp" / "x.trash"
     link.symlink_to(outside)
     store.sweep()
@@ -123,17 +123,17 @@ def test_a_link_among_what_is_swept_goes_and_its_target_stays(store: UploadStore
     assert files_below(outside) == ["secret"]
 
 
-def test_a_link_in_place_of_the_file_that_a_merge_makes_is_not_followed(store: UploadStore, outside: Path) -> None:
+def test_a_link_in_place_of_the_file_that_a_merge_makes_is_not_followed(store: DiskBackend, outside: Path) -> None:
     send(store, 1, b"one")
     merged = Path(store.settings.merged_dir)
     merged.mkdir()
-    (merged / f".dlpool-{flat_name(ID)[:32]}.merging").symlink_to(outside / "secret")
+    (merged / f".dlpool-{folder_name(ID)[:32]}.merging").symlink_to(outside / "secret")
     assert Path(merge(store, 2).path).read_bytes() == b"zeroone"
     assert ((outside / "secret").read_bytes(), leftovers(store)) == (b"secret", [])
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_fifo_keeps_nobody_waiting(store: UploadStore, name: str) -> None:
+def test_a_fifo_keeps_nobody_waiting(store: DiskBackend, name: str) -> None:
     send(store, 0, b"other", file_id="other")
     path = folder_of(store) / name
     path.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def test_a_fifo_keeps_nobody_waiting(store: UploadStore, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["record.json", "record.json.tmp", "1.chunk"])
-def test_a_fifo_in_place_of_what_is_made_anew_loses_nothing(store: UploadStore, name: str) -> None:
+def test_a_fifo_in_place_of_what_is_made_anew_loses_nothing(store: DiskBackend, name: str) -> None:
     path = folder_of(store) / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import states
 from tests.conftest import make_data
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
@@ -50,7 +50,7 @@ def _in_threads(work: Callable[[Path, int], str], folder: Path, first: int) -> l
 def _heard(work: Callable[[Path, int], str], folder: Path, number: int) -> str:
     try:
         return work(folder, number)
-    except Refusal as refusal:
+    except UploadError as refusal:
         return refusal.code
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import UploadStore
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import DiskBackend
 from tests.disks import needs_root, tmpfs
 from tests.uploads import ID, files_below, leftovers, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -20,16 +20,16 @@ DATA = [b"one", b"two"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path, task_expiry=1000.0)
 
 
-def folder_of(store: UploadStore, file_id: str = ID) -> Path:
-    with store.layout.seen(file_id, None) as task:
+def folder_of(store: DiskBackend, file_id: str = ID) -> Path:
+    with store.layout.read_owned(file_id, None) as task:
         return task.folder
 
 
-def grow_old(store: UploadStore, file_id: str = ID) -> None:
+def grow_old(store: DiskBackend, file_id: str = ID) -> None:
     """Let it be as if nothing had happened to the task since long ago."""
     folder = folder_of(store, file_id)
     record = folder / "record.json"
@@ -42,10 +42,10 @@ def grow_old(store: UploadStore, file_id: str = ID) -> None:
 # --- while somebody sends ---
 
 
-def test_a_task_does_not_expire_while_a_chunk_comes(store: UploadStore) -> None:
+def test_a_task_does_not_expire_while_a_chunk_comes(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
-    with store.begin() as reception:
-        reception.visit = store.check_chunk(file_id=ID, index=1, owner=None)
+    with store.stage_chunk() as reception:
+        reception.task_lock = store.check_chunk(file_id=ID, index=1, owner=None)
         grow_old(store)
         assert store.sweep().removed == 0
         assert store.cleanup(None, ("uploading",), 0) == 0
@@ -58,10 +58,10 @@ def test_a_task_does_not_expire_while_a_chunk_comes(store: UploadStore) -> None:
 
 
 @pytest.mark.parametrize("is_begun_anew", [False, True])
-def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: UploadStore, is_begun_anew: bool) -> None:
+def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: DiskBackend, is_begun_anew: bool) -> None:
     send(store, 0, DATA[0])
-    with store.begin() as reception:
-        reception.visit = store.check_chunk(file_id=ID, index=1, owner=None)
+    with store.stage_chunk() as reception:
+        reception.task_lock = store.check_chunk(file_id=ID, index=1, owner=None)
         reception.write(DATA[1])
         store.delete(ID, None)
         if is_begun_anew:
@@ -72,7 +72,7 @@ def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: Up
     assert leftovers(store) == []
 
 
-def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: UploadStore) -> None:
+def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=1)
     with refused(400, "bad_index"):
         send(store, 7, DATA[1], md5="0" * 32)
@@ -117,7 +117,7 @@ def test_of_merges_to_one_name_all_but_one_have_failed_and_say_so(tmp_path: Path
         def try_to_merge(file_id: str, name: str = f"{turn}.bin") -> str:
             try:
                 return merge(store, 1, name, file_id=file_id).md5
-            except Refusal as refusal:
+            except UploadError as refusal:
                 return refusal.code
 
         with ThreadPoolExecutor(4) as pool:
@@ -130,7 +130,7 @@ def test_of_merges_to_one_name_all_but_one_have_failed_and_say_so(tmp_path: Path
 # --- damage ---
 
 
-def damage(store: UploadStore, kind: str) -> None:
+def damage(store: DiskBackend, kind: str) -> None:
     record = folder_of(store) / "record.json"
     if kind == "a folder":
         record.unlink()
@@ -148,14 +148,14 @@ def damage(store: UploadStore, kind: str) -> None:
         '{"status":"completed","result":{"path":1}}',
     ],
 )
-def test_a_record_of_wrong_types_is_made_anew(store: UploadStore, text: str) -> None:
+def test_a_record_of_wrong_types_is_made_anew(store: DiskBackend, text: str) -> None:
     send_all(store, DATA)
     damage(store, text)
     assert (uploaded(store), state(store), store.tasks(None)["total"]) == ([0, 1], "uploading", 1)
     assert merge(store, 2).size == 6
 
 
-def test_one_task_that_cannot_be_read_hides_no_other(store: UploadStore) -> None:
+def test_one_task_that_cannot_be_read_hides_no_other(store: DiskBackend) -> None:
     for file_id in ("a", ID, "z"):
         send(store, 0, DATA[0], file_id=file_id)
     damage(store, "a folder")
@@ -170,7 +170,7 @@ def test_one_task_that_cannot_be_read_hides_no_other(store: UploadStore) -> None
 
 
 def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(store, 0, DATA[0])
     grow_old(store)
@@ -181,7 +181,7 @@ def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
     assert (swept.removed, swept.failures) == (0, ())
 
 
-def test_what_no_id_leads_to_goes_when_it_is_old(store: UploadStore) -> None:
+def test_what_no_id_leads_to_goes_when_it_is_old(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     folder = folder_of(store)
     (folder / "identity.json").write_text("")
@@ -193,7 +193,7 @@ def test_what_no_id_leads_to_goes_when_it_is_old(store: UploadStore) -> None:
     assert files_below(folder.parent) == [] and (folder.parent / "not ours").exists()
 
 
-def test_what_a_later_version_notes_is_passed_over(store: UploadStore) -> None:
+def test_what_a_later_version_notes_is_passed_over(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     for name in ("identity.json", "record.json"):
         path = folder_of(store) / name

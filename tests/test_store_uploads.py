@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, concatenating, growing, merging, room, states
-from dlpool.web.store.room import Room
-from dlpool.web.store.task import Task
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, concatenating, growing, merging, room, states
+from dlpool.web.store.room import VolumeCapacity
+from dlpool.web.store.task import TaskFolder
 from tests.test_store_appending import append, begin, bodies_in, fails, folder_of, sizes
 from tests.test_store_growing import open_below
 from tests.uploads import files_below, refused, send, state, store_in
@@ -23,14 +23,14 @@ DATA = [b"one", b"two2"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def age(store: UploadStore, file_id: str, seconds: float) -> None:
+def age(store: DiskBackend, file_id: str, seconds: float) -> None:
     """Let nothing have happened to an upload for ``seconds``."""
     then = time.time() - seconds
-    with store.layout.task(file_id) as task:
+    with store.layout.lock_id(file_id) as task:
         path = task.folder / "record.json"
         path.write_text(re.sub('"updated_at":[0-9.]+', f'"updated_at":{then}', path.read_text()))
         os.utime(task.folder, (then, then))
@@ -42,32 +42,32 @@ def age(store: UploadStore, file_id: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("wish", "status", "code"),
     [
-        (GrowWish(None, 5, "a.bin", "../x"), 400, "bad_path"),
-        (GrowWish(None, 5, "a.bin", "../x", concat=PARTIAL), 400, "bad_path"),
-        (GrowWish(None, 5, "../a.bin"), 400, "bad_filename"),
-        (GrowWish(None, 5, "../a.bin", concat=PARTIAL), 400, "bad_filename"),
-        (GrowWish(None, 5, "a.exe"), 415, "extension_not_allowed"),
-        (GrowWish(None, 5, "a.exe", concat=f"{FINAL};x"), 415, "extension_not_allowed"),
-        (GrowWish(None, 5), 415, "extension_not_allowed"),
-        (GrowWish(None, 2**62 + 1, "a.bin"), 413, "file_too_large"),
-        (GrowWish(None, 2**62, "a.bin"), 507, "no_space"),
-        (GrowWish(None, 5, "taken.bin"), 409, "file_exists"),
-        (GrowWish(None, 5, "taken.bin", concat=PARTIAL), 0, ""),
-        (GrowWish(None, 5, "a.exe", concat=PARTIAL), 0, ""),
-        (GrowWish(None, 5, concat=PARTIAL), 0, ""),
-        (GrowWish(None, None, "a.bin", "x/y"), 0, ""),
+        (TusUploadRequest(None, 5, "a.bin", "../x"), 400, "bad_path"),
+        (TusUploadRequest(None, 5, "a.bin", "../x", concat=PARTIAL), 400, "bad_path"),
+        (TusUploadRequest(None, 5, "../a.bin"), 400, "bad_filename"),
+        (TusUploadRequest(None, 5, "../a.bin", concat=PARTIAL), 400, "bad_filename"),
+        (TusUploadRequest(None, 5, "a.exe"), 415, "extension_not_allowed"),
+        (TusUploadRequest(None, 5, "a.exe", concat=f"{FINAL};x"), 415, "extension_not_allowed"),
+        (TusUploadRequest(None, 5), 415, "extension_not_allowed"),
+        (TusUploadRequest(None, 2**62 + 1, "a.bin"), 413, "file_too_large"),
+        (TusUploadRequest(None, 2**62, "a.bin"), 507, "no_space"),
+        (TusUploadRequest(None, 5, "taken.bin"), 409, "file_exists"),
+        (TusUploadRequest(None, 5, "taken.bin", concat=PARTIAL), 0, ""),
+        (TusUploadRequest(None, 5, "a.exe", concat=PARTIAL), 0, ""),
+        (TusUploadRequest(None, 5, concat=PARTIAL), 0, ""),
+        (TusUploadRequest(None, None, "a.bin", "x/y"), 0, ""),
     ],
 )
-def test_what_an_upload_can_begin_with(tmp_path: Path, wish: GrowWish, status: int, code: str) -> None:
+def test_what_an_upload_can_begin_with(tmp_path: Path, wish: TusUploadRequest, status: int, code: str) -> None:
     store = store_in(tmp_path, allowed_extensions=".bin", max_file_size=2**62)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "taken.bin").touch()
     if status:
         with refused(status, code):
-            store.growing.create(wish)
+            store.tus.create(wish)
         assert store.tasks(None)["total"] == 0
         return
-    file_id = store.growing.create(wish)
+    file_id = store.tus.create(wish)
     assert re.fullmatch("[0-9a-f]{32}", file_id)
     [task] = store.tasks(None)["tasks"]
     assert (task["filename"], task["relative_path"]) == (wish.filename or file_id, wish.relative_path)
@@ -75,7 +75,7 @@ def test_what_an_upload_can_begin_with(tmp_path: Path, wish: GrowWish, status: i
 
 @pytest.mark.parametrize(("length", "is_made"), [(0, True), (None, False), (1, False)])
 def test_an_upload_without_bytes_is_completed_at_once(
-    store: UploadStore, length: int | None, is_made: bool, tmp_path: Path
+    store: DiskBackend, length: int | None, is_made: bool, tmp_path: Path
 ) -> None:
     file_id = begin(store, length)
     assert (tmp_path / "merged" / "file").exists() is is_made
@@ -88,72 +88,72 @@ def test_an_upload_without_bytes_is_completed_at_once(
 @pytest.mark.parametrize("concat", ["", PARTIAL])
 def test_what_is_told_of_an_upload(tmp_path: Path, concat: str) -> None:
     store = store_in(tmp_path, task_expiry=1000.0)
-    file_id = store.growing.create(GrowWish(None, 5, "file", note="k dg==", concat=concat))
+    file_id = store.tus.create(TusUploadRequest(None, 5, "file", metadata="k dg==", concat=concat))
     append(store, file_id, 0, b"abc")
-    for look in (store.growing.peek, store.growing.look):
+    for look in (store.tus.state, store.tus.recover):
         growth = look(file_id, None)
-        assert (growth.offset, growth.length, growth.note, growth.concat) == (3, 5, "k dg==", concat)
-        assert growth.expires_at is not None and not growth.is_whole
+        assert (growth.offset, growth.length, growth.metadata, growth.concat) == (3, 5, "k dg==", concat)
+        assert growth.expires_at is not None and not growth.is_ready_to_merge
         assert time.time() + 900 < growth.expires_at <= time.time() + 1000
     append(store, file_id, 3, b"de")
-    assert store.growing.look(file_id, None).is_whole == (not concat)
+    assert store.tus.recover(file_id, None).is_ready_to_merge == (not concat)
     if concat:
         return
-    store.growing.finish(file_id, None)
-    growth = store.growing.look(file_id, None)
-    assert (growth.offset, growth.length, growth.expires_at, growth.is_whole) == (5, 5, None, False)
+    store.tus.finish(file_id, None)
+    growth = store.tus.recover(file_id, None)
+    assert (growth.offset, growth.length, growth.expires_at, growth.is_ready_to_merge) == (5, 5, None, False)
 
 
-def test_an_upload_of_unknown_length_is_never_whole(store: UploadStore) -> None:
+def test_an_upload_of_unknown_length_is_never_whole(store: DiskBackend) -> None:
     file_id = begin(store)
-    growth = store.growing.look(file_id, None)
-    assert (growth.offset, growth.length, growth.is_whole) == (0, -1, False)
+    growth = store.tus.recover(file_id, None)
+    assert (growth.offset, growth.length, growth.is_ready_to_merge) == (0, -1, False)
 
 
-def test_what_lies_beside_a_completed_upload_is_not_added(store: UploadStore) -> None:
+def test_what_lies_beside_a_completed_upload_is_not_added(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    store.growing.finish(file_id, None)
+    store.tus.finish(file_id, None)
     folder = folder_of(store, file_id)
     (folder / "patch-3.tmp").write_bytes(b"more")
-    for look in (store.growing.peek, store.growing.look):
+    for look in (store.tus.state, store.tus.recover):
         assert look(file_id, None).offset == 3
     assert bodies_in(folder) == ["patch-3.tmp"]
 
 
-def test_a_look_makes_no_lock_where_there_is_nothing_to_take_over(store: UploadStore) -> None:
+def test_a_look_makes_no_lock_where_there_is_nothing_to_take_over(store: DiskBackend) -> None:
     file_id = begin(store, 3)
-    store.growing.look(file_id, None)
+    store.tus.recover(file_id, None)
     assert not (folder_of(store, file_id) / "patch.lock").exists()
 
 
-def test_an_upload_that_is_being_merged_is_locked(store: UploadStore) -> None:
+def test_an_upload_that_is_being_merged_is_locked(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    with store.layout.task(file_id) as task:
+    with store.layout.lock_id(file_id) as task:
         task.save(task.record(), status=states.MERGING)
-        hold = task.hold_merge()
+        hold = task.try_lock_merge()
     assert hold is not None
     for ask in (
-        lambda: store.growing.look(file_id, None),
-        lambda: store.growing.finish(file_id, None),
+        lambda: store.tus.recover(file_id, None),
+        lambda: store.tus.finish(file_id, None),
         lambda: append(store, file_id, 3, b""),
     ):
         with refused(423, "locked"):
             ask()
-    assert store.growing.peek(file_id, None).offset == 3
+    assert store.tus.state(file_id, None).offset == 3
     os.close(hold)
-    assert store.growing.look(file_id, None).is_whole
-    assert store.growing.finish(file_id, None) is not None
+    assert store.tus.recover(file_id, None).is_ready_to_merge
+    assert store.tus.finish(file_id, None) is not None
 
 
 @pytest.mark.parametrize("owner", ["ann", "bob", None])
-def test_an_upload_is_its_owners(store: UploadStore, owner: str | None) -> None:
-    file_id = store.growing.create(GrowWish("ann", 3, "file"))
+def test_an_upload_is_its_owners(store: DiskBackend, owner: str | None) -> None:
+    file_id = store.tus.create(TusUploadRequest("ann", 3, "file"))
     asks: list[Any] = [
-        lambda: store.growing.look(file_id, owner),
-        lambda: store.growing.peek(file_id, owner),
-        lambda: store.growing.finish(file_id, owner),
+        lambda: store.tus.recover(file_id, owner),
+        lambda: store.tus.state(file_id, owner),
+        lambda: store.tus.finish(file_id, owner),
     ]
     for ask in asks:
         if owner == "bob":
@@ -162,13 +162,13 @@ def test_an_upload_is_its_owners(store: UploadStore, owner: str | None) -> None:
         else:
             ask()
     if owner == "bob":
-        with refused(404, "no_such_task"), store.growing.append(file_id, owner, 0, size=1):
+        with refused(404, "no_such_task"), store.tus.append(file_id, owner, 0, size=1):
             pass
 
 
-def test_a_task_of_chunks_is_no_upload_that_grows(store: UploadStore) -> None:
+def test_a_task_of_chunks_is_no_upload_that_grows(store: DiskBackend) -> None:
     send(store, 0, b"x", file_id="chunks")
-    for ask in (store.growing.look, store.growing.peek, store.growing.finish):
+    for ask in (store.tus.recover, store.tus.state, store.tus.finish):
         with refused(409, "other_protocol"):
             ask("chunks", None)
 
@@ -180,36 +180,36 @@ def test_an_upload_expires_unless_it_is_completed_or_received(tmp_path: Path) ->
     store = store_in(tmp_path, task_expiry=1000.0)
     old, fresh, done = (begin(store, 3, name) for name in ("old", "fresh", "done"))
     append(store, done, 0, b"abc")
-    store.growing.finish(done, None)
+    store.tus.finish(done, None)
     for file_id, seconds in ((old, 1001), (fresh, 990), (done, 2000)):
         age(store, file_id, seconds)
-    for look in (store.growing.look, store.growing.peek):
+    for look in (store.tus.recover, store.tus.state):
         with refused(410, "expired"):
             look(old, None)
     with refused(410, "expired"):
         append(store, old, 0, b"a")
-    assert store.growing.look(fresh, None).offset == 0
-    assert store.growing.look(done, None).offset == 3
-    with store.growing.append(fresh, None, 0, size=3) as session:
+    assert store.tus.recover(fresh, None).offset == 0
+    assert store.tus.recover(done, None).offset == 3
+    with store.tus.append(fresh, None, 0, size=3) as session:
         age(store, fresh, 1001)
-        assert store.growing.look(fresh, None).offset == 0
+        assert store.tus.recover(fresh, None).offset == 0
         session.write(b"abc")
         session.commit()
 
 
 @pytest.mark.parametrize(("late_s", "is_expired"), [(0.0, False), (1.0, True)])
 def test_an_upload_expires_after_its_time(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, late_s: float, is_expired: bool
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, late_s: float, is_expired: bool
 ) -> None:
     file_id = begin(store)
-    expires_at = store.growing.peek(file_id, None).expires_at
+    expires_at = store.tus.state(file_id, None).expires_at
     assert expires_at is not None
     monkeypatch.setattr(time, "time", lambda: expires_at + late_s)
     if is_expired:
         with refused(410, "expired"):
-            store.growing.peek(file_id, None)
+            store.tus.state(file_id, None)
     else:
-        assert store.growing.peek(file_id, None).offset == 0
+        assert store.tus.state(file_id, None).offset == 0
 
 
 # --- publishing ---
@@ -219,97 +219,97 @@ def test_an_upload_expires_after_its_time(
     ("idle_s", "is_made"), [(growing.IDLE_S - 1, False), (growing.IDLE_S, True), (growing.IDLE_S + 1, True)]
 )
 def test_a_sweep_publishes_a_whole_upload_that_nobody_has_asked_for_in_a_while(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, idle_s: float, is_made: bool, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, idle_s: float, is_made: bool, tmp_path: Path
 ) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
     now = time.time()
     os.utime(folder_of(store, file_id), (now, int(now)))
     monkeypatch.setattr(time, "time", lambda: int(now) + idle_s)
-    store.growing.tend(file_id)
+    store.tus.recover_idle(file_id)
     assert (tmp_path / "merged" / "file").exists() is is_made
 
 
 @pytest.mark.parametrize("concat", ["", PARTIAL])
 def test_a_sweep_takes_over_what_was_left_and_publishes_nothing_that_is_not_whole(
-    store: UploadStore, concat: str, tmp_path: Path
+    store: DiskBackend, concat: str, tmp_path: Path
 ) -> None:
     file_id = begin(store, 3, concat=concat)
     folder = folder_of(store, file_id)
     for data in (b"ab", b"c"):
         (folder / f"patch-{sum(sizes(store, file_id))}.tmp").write_bytes(data)
         os.utime(folder, (0, 0))
-        store.growing.tend(file_id)
+        store.tus.recover_idle(file_id)
         assert bodies_in(folder) == []
     assert (tmp_path / "merged" / "file").exists() is not bool(concat)
 
 
-def test_a_paused_upload_is_left_alone_by_sweeps(store: UploadStore) -> None:
+def test_a_paused_upload_is_left_alone_by_sweeps(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
     store.pause(file_id, None)
     os.utime(folder_of(store, file_id), (0, 0))
-    store.growing.tend(file_id)
-    assert (store.growing.finish(file_id, None), state(store, file_id)) == (None, "paused")
-    assert not store.growing.look(file_id, None).is_whole
+    store.tus.recover_idle(file_id)
+    assert (store.tus.finish(file_id, None), state(store, file_id)) == (None, "paused")
+    assert not store.tus.recover(file_id, None).is_ready_to_merge
 
 
 @pytest.mark.parametrize("sent", [0, 2])
-def test_an_upload_that_is_not_whole_is_not_finished(store: UploadStore, sent: int) -> None:
+def test_an_upload_that_is_not_whole_is_not_finished(store: DiskBackend, sent: int) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"ab"[:sent])
-    assert store.growing.finish(file_id, None) is None
-    assert store.growing.finish(begin(store, 3, "part", PARTIAL), None) is None
+    assert store.tus.finish(file_id, None) is None
+    assert store.tus.finish(begin(store, 3, "part", PARTIAL), None) is None
 
 
 @pytest.mark.parametrize(("pieces", "chunks"), [([], 1), ([b"abc"], 1), ([b"a", b"b", b"c"], 3)])
 def test_the_file_of_an_upload_has_all_its_pieces(
-    store: UploadStore, pieces: list[bytes], chunks: int, tmp_path: Path
+    store: DiskBackend, pieces: list[bytes], chunks: int, tmp_path: Path
 ) -> None:
     file_id, offset = begin(store), 0
     for piece in pieces:
         append(store, file_id, offset, piece)
         offset += len(piece)
     append(store, file_id, offset, b"", length=offset)
-    result = store.growing.finish(file_id, None)
+    result = store.tus.finish(file_id, None)
     assert result is not None and result.size == offset
     assert (tmp_path / "merged" / "file").read_bytes() == b"".join(pieces)
     assert len(sizes(store, file_id)) == chunks
-    assert store.growing.finish(file_id, None) is None
+    assert store.tus.finish(file_id, None) is None
 
 
 def test_a_merge_by_another_request_at_the_same_time_is_waited_for(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
     monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.MERGING)))
     with refused(423, "locked"):
-        store.growing.finish(file_id, None)
+        store.tus.finish(file_id, None)
     monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.PAUSED)))
     with refused(409, "task_paused"):
-        store.growing.finish(file_id, None)
+        store.tus.finish(file_id, None)
 
 
 # --- joining ---
 
 
-def parts_of(store: UploadStore, *data: bytes, owner: str | None = None) -> list[str]:
+def parts_of(store: DiskBackend, *data: bytes, owner: str | None = None) -> list[str]:
     found = []
     for one in data:
-        found.append(store.growing.create(GrowWish(owner, len(one), concat=PARTIAL)))
-        with store.growing.append(found[-1], owner, 0, size=len(one)) as session:
+        found.append(store.tus.create(TusUploadRequest(owner, len(one), concat=PARTIAL)))
+        with store.tus.append(found[-1], owner, 0, size=len(one)) as session:
             for at in range(len(one)):
                 session.write(one[at : at + 1])
             session.commit()
     return found
 
 
-def join(store: UploadStore, parts: list[str], owner: str | None = None, name: str = "whole") -> str:
-    return store.concatenation.make(GrowWish(owner, None, name, concat=f"{FINAL};"), parts)
+def join(store: DiskBackend, parts: list[str], owner: str | None = None, name: str = "whole") -> str:
+    return store.concatenator.concatenate(TusUploadRequest(owner, None, name, concat=f"{FINAL};"), parts)
 
 
-def test_parts_become_one_file_and_go(store: UploadStore, tmp_path: Path) -> None:
+def test_parts_become_one_file_and_go(store: DiskBackend, tmp_path: Path) -> None:
     parts = parts_of(store, *DATA)
     (longer,) = parts_of(store, b"")
     append(store, longer, 0, b"", length=0)
@@ -321,7 +321,7 @@ def test_parts_become_one_file_and_go(store: UploadStore, tmp_path: Path) -> Non
     assert not list((tmp_path / "upload").rglob("*.chunk"))
 
 
-def test_a_part_of_several_pieces_is_joined_with_all_of_them(store: UploadStore, tmp_path: Path) -> None:
+def test_a_part_of_several_pieces_is_joined_with_all_of_them(store: DiskBackend, tmp_path: Path) -> None:
     part = begin(store, 6, "part", PARTIAL)
     append(store, part, 0, b"abc")
     append(store, part, 3, b"def")
@@ -366,41 +366,41 @@ def test_what_cannot_be_joined_is_not_even_begun(
 ) -> None:
     """Nobody hears of it; but where another process has it already it is removed again."""
     events: list[str] = []
-    store = UploadStore(
+    store = DiskBackend(
         store_in(tmp_path, max_file_size=6 if kind == "long" else 1000).settings,
         lambda event: events.append(event.name),
     )
     parts = parts_of(store, *DATA)
     if kind == "full":
-        monkeypatch.setattr(room, "room_of", lambda folder: Room(folder, 1000, 6, 0.5))
+        monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, 6, 0.5))
     if kind == "held":
-        monkeypatch.setattr(Task, "hold_end", lambda _task: None)
+        monkeypatch.setattr(TaskFolder, "hold_end", lambda _task: None)
     events.clear()
-    with pytest.raises(Refusal) as raised:
+    with pytest.raises(UploadError) as raised:
         join(store, parts)
     assert raised.value.status == status
     assert events == (["upload_started", "upload_deleted"] if kind == "held" else [])
 
 
-def test_joining_keeps_nothing_open(store: UploadStore, tmp_path: Path) -> None:
+def test_joining_keeps_nothing_open(store: DiskBackend, tmp_path: Path) -> None:
     join(store, parts_of(store, *DATA))
     assert open_below(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", ["lost", "shorter"])
 def test_a_part_that_goes_while_it_is_joined_is_said(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, kind: str
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     parts = parts_of(store, *DATA)
-    begun = store.growing.begun
+    begun = store.tus.creating
 
-    def begin_late(_growing: object, wish: GrowWish, of: list[str]) -> object:
+    def begin_late(_growing: object, wish: TusUploadRequest, of: list[str]) -> object:
         (folder_of(store, parts[1]) / "0.chunk").unlink()
         return begun(wish, of)
 
-    monkeypatch.setattr(type(store.growing), "begun", begin_late)
+    monkeypatch.setattr(type(store.tus), "begun", begin_late)
     if kind == "shorter":
-        monkeypatch.setattr(concatenating.Concatenation, "_fill", lambda *_arguments: None)
+        monkeypatch.setattr(concatenating.DiskConcatenator, "_fill", lambda *_arguments: None)
     with refused(409, "part_gone"):
         join(store, parts)
     assert store.tasks(None)["total"] == 2
@@ -408,7 +408,7 @@ def test_a_part_that_goes_while_it_is_joined_is_said(
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EPERM, 0), (errno.EMLINK, 0), (errno.EIO, 507)])
 def test_without_hard_links_chunks_are_copied(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, number: int, status: int, tmp_path: Path
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, number: int, status: int, tmp_path: Path
 ) -> None:
     parts = parts_of(store, *DATA)
     monkeypatch.setattr(os, "link", fails(OSError(number, os.strerror(number))))
@@ -433,7 +433,7 @@ def test_without_hard_links_chunks_are_copied(
     ],
 )
 def test_only_final_uploads_that_a_killed_process_left_are_removed(
-    store: UploadStore, kind: str, is_removed: bool, tmp_path: Path
+    store: DiskBackend, kind: str, is_removed: bool, tmp_path: Path
 ) -> None:
     holds = []
     if kind == "chunks":
@@ -443,15 +443,15 @@ def test_only_final_uploads_that_a_killed_process_left_are_removed(
         file_id = join(store, parts_of(store, *DATA))
     else:
         file_id = "none" if kind == "none" else begin(store, concat=PARTIAL if kind == "part" else f"{FINAL};x")
-    with store.layout.task(file_id) as task:
+    with store.layout.lock_id(file_id) as task:
         if kind == "held":
-            holds.append(task.hold_end())
+            holds.append(task.try_lock_append())
         elif kind == "merging":
-            holds.append(task.hold_merge())
+            holds.append(task.try_lock_merge())
             record = task.folder / "record.json"
             record.write_text(record.read_text().replace('"pending"', '"merging"'))
     before = store.tasks(None)["total"]
-    assert store.concatenation.end_dead(file_id) == is_removed
+    assert store.concatenator.recover(file_id) == is_removed
     assert store.tasks(None)["total"] == before - is_removed
     for hold in filter(None, holds):
         os.close(hold)

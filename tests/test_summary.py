@@ -13,13 +13,13 @@ import falcon.testing
 import pytest
 
 from dlpool.config import Settings
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
-from dlpool.observe.summary import PERIOD_S, Summary
-from dlpool.service.crew import MALFORMED, Crew
-from dlpool.service.ledger import Ledger
-from dlpool.service.queue.messages import Recorded
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
+from dlpool.observe.summary import PERIOD_S, LogLimiter
+from dlpool.service.crew import MALFORMED, JobDispatcher
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
-from dlpool.web.parts import REFUSALS, WebParts
+from dlpool.web.parts import REFUSALS, WebServices
 from tests.fakes import Lines
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
@@ -27,44 +27,44 @@ from tests.test_verdict import judge
 
 def test_the_first_events_of_each_key_are_written_and_the_others_counted() -> None:
     now = [0.0]
-    summary = Summary(2, lambda: now[0])
-    assert [summary.admits("a") for _ in range(5)] == [True, True, False, False, False]
-    assert summary.admits("b")
-    assert summary.ended() == []
+    summary = LogLimiter(2, lambda: now[0])
+    assert [summary.allow("a") for _ in range(5)] == [True, True, False, False, False]
+    assert summary.allow("b")
+    assert summary.pop_counts() == []
     now[0] += PERIOD_S
-    assert summary.ended() == [("a", 3)]
-    assert summary.ended() == []
-    assert [summary.admits("a") for _ in range(3)] == [True, True, False]
-    assert summary.ended(now=True) == [("a", 1)]
-    assert summary.ended(now=True) == []
+    assert summary.pop_counts() == [("a", 3)]
+    assert summary.pop_counts() == []
+    assert [summary.allow("a") for _ in range(3)] == [True, True, False]
+    assert summary.pop_counts(now=True) == [("a", 1)]
+    assert summary.pop_counts(now=True) == []
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> WebParts:
+def parts(tmp_path: Path) -> WebServices:
     settings = Settings()
     web = replace(settings.web, secret_key="k" * 32, request_rate=None)
     paths = replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
     upload = replace(settings.upload, upload_dir=str(tmp_path / "up"), merged_dir=str(tmp_path / "merged"))
-    made = WebParts(replace(settings, web=web, paths=paths, upload=upload))
+    made = WebServices(replace(settings, web=web, paths=paths, upload=upload))
     made.log = Lines()  # type: ignore[assignment]
     return made
 
 
-def test_requests_that_cannot_be_read_have_one_line_a_minute_and_are_counted(parts: WebParts) -> None:
+def test_requests_that_cannot_be_read_have_one_line_a_minute_and_are_counted(parts: WebServices) -> None:
     for number in range(500):
-        parts.refused(400, "bad_request", f"192.0.2.{number % 250}", "InvalidHeader")
-        parts.refused(408, "too_slow", "192.0.2.1", "TooSlow")
+        parts.count_rejected(400, "bad_request", f"192.0.2.{number % 250}", "InvalidHeader")
+        parts.count_rejected(408, "too_slow", "192.0.2.1", "TooSlow")
     lines: Any = parts.log
     assert Counter(lines.events) == {"request_unreadable": 2}
-    parts.summarise(now=True)
+    parts.log_summaries(now=True)
     assert [line.fields for line in lines.named("requests_refused")] == [
         {"status": 400, "label": "bad_request", "count": 499},
         {"status": 408, "label": "too_slow", "count": 499},
     ]
-    assert parts.figures.total()["error bad_request"] == 500
+    assert parts.counters.totals()["error bad_request"] == 500
 
 
-def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clients_all(parts: WebParts) -> None:
+def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clients_all(parts: WebServices) -> None:
     client = falcon.testing.TestClient(make_app(parts))
     for _ in range(REFUSALS + 30):
         assert client.simulate_get("/tasks").status_code == 401
@@ -74,10 +74,10 @@ def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clien
     for _ in range(REFUSALS + 5):
         assert client.simulate_get("/nowhere", headers={"X-Secret-Key": "k" * 32}).status_code == 404
     assert Counter(lines.events)["request_served"] == 2 * REFUSALS + 5
-    parts.summarise(now=True)
+    parts.log_summaries(now=True)
     [told] = [line.fields for line in lines.named("requests_refused")]
     assert told == {"status": 401, "label": "unauthorized", "count": REFUSALS + 60}
-    assert parts.figures.total()["error unauthorized"] == 2 * (REFUSALS + 30)
+    assert parts.counters.totals()["error unauthorized"] == 2 * (REFUSALS + 30)
 
 
 @pytest.mark.parametrize(
@@ -93,31 +93,31 @@ def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clien
     ],
 )
 def test_what_needs_no_key_does_not_fill_the_log(
-    method: str, path: str, headers: dict[str, str], status: int, parts: WebParts
+    method: str, path: str, headers: dict[str, str], status: int, parts: WebServices
 ) -> None:
     client = falcon.testing.TestClient(make_app(parts))
     for _ in range(REFUSALS + 30):
         assert client.simulate_request(method, path, headers=headers).status_code == status
     lines: Any = parts.log
     assert Counter(lines.events)["request_served"] == REFUSALS
-    parts.summarise(now=True)
+    parts.log_summaries(now=True)
     [told] = [line.fields for line in lines.named("requests_refused")]
     assert (told["status"], told["count"]) == (status, 30)
 
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
-    lines, ended, ledger = Lines(), list[Finish](), Ledger()
+    lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
     anything: Any = SimpleNamespace(ended=lambda *_: None)
     recorder: Any = SimpleNamespace(end=ended.append)
     log: Any = lines
     none: Any = None
-    crew = Crew(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)
+    crew = JobDispatcher(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)
     for number in range(MALFORMED + 80):
-        crew.take_in(Claimed(Ticket(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
+        crew.accept(ClaimedJob(JobLease(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
     for ending in ended:
-        crew.recorded(Recorded(ending, "OK"))
+        crew.handle_recorded(ResultRecorded(ending, "OK"))
     assert Counter(lines.events) == {"job_malformed": MALFORMED}
-    assert crew._malformed.ended(now=True) == [("malformed", 80)]
+    assert crew._malformed.pop_counts(now=True) == [("malformed", 80)]
 
 
 def _doorman() -> Any:

@@ -14,9 +14,9 @@ import pytest
 from dlpool.config import LoggingSettings, PathSettings, Settings
 from dlpool.errors import ConfigurationError
 from dlpool.service import supervisor as supervisor_module
-from dlpool.service.ledger import Ledger
-from dlpool.service.monitor.monitoring import Seen
-from dlpool.service.queue.messages import Asked, Changed, Claims, Hold, Lost, Placed, Recorded, Stands, Swept, TakenBack
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.monitor.monitoring import NodeStatus
+from dlpool.service.queue.messages import StopRequested, StateChanged, JobsClaimed, HostHeld, LeaseLost, HostSlotDecided, ResultRecorded, FenceChecked, StaleFilesFound, JobsTakenBack
 from dlpool.service.supervisor import CANCEL_S, COMPARE_S, FLUSH_S, MORE_S, TEND_S, TURN_S, Supervisor
 from dlpool.service.wire.frames import ConfigFrame, SpaceFrame
 from tests.bench import Worker, job_of
@@ -113,7 +113,7 @@ class Room(Pooled):
     def turn(self, seconds: float = 0.0) -> None:
         self.clock.now += seconds
         for handle in self.pool.workers.values():
-            handle.heard = self.clock.now
+            handle.last_heard_at = self.clock.now
         self.pool._looked = self.clock.now
         self.supervisor._turn()
 
@@ -163,7 +163,7 @@ def test_reloaded_settings_reach_every_part(room: Room) -> None:
     assert supervisor._archiver.settings == supervisor._settings.logging
     (frame,) = worker.heard()
     assert isinstance(frame, ConfigFrame) and frame.transfer["retries"] == 9
-    given: Any = room.pool.given
+    given: Any = room.pool.worker_settings
     assert given["transfer"].retries == 9
     assert {"transfer", "network", "paths", "logging"} <= set(given)
 
@@ -199,7 +199,7 @@ def test_a_drain_takes_no_more_jobs_and_gives_back_what_waits(room: Room, number
     room.held("a")
     room.supervisor._obey(number)
     assert room.supervisor._drain_until == room.clock.now + 30.0
-    assert room.ledger.room() == 0 and room.last().outcome == "release"
+    assert room.ledger.free_slots() == 0 and room.last().disposition == "release"
     assert room.called("fetcher.stop") == [()] and room.called("manager.stopping") == [(MORE_S,)]
     assert room.lines.named("drain_started") == [("info", "drain_started", {"running": 1, "seconds": 30.0})]
     room.clock.now += 10
@@ -229,10 +229,10 @@ def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
     room.supervisor._note(signal.SIGUSR2, None)
     assert room.called("ring") == [(), ()] and room.lines.kept == []
     room.supervisor._compared = room.clock.now
-    room.crew.has_news = False
+    room.crew.needs_reconcile = False
     room.turn()
     assert [line.fields["signal"] for line in room.lines.named("signal_received")] == ["SIGUSR1", "SIGUSR2"]
-    assert room.supervisor._compared == room.clock.now and not room.crew.has_news
+    assert room.supervisor._compared == room.clock.now and not room.crew.needs_reconcile
 
 
 # --- a turn ---
@@ -241,30 +241,30 @@ def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
 def test_a_turn_hears_workers_and_obeys_messages(room: Room) -> None:
     worker = room.up_worker()
     heard: list[Any] = []
-    room.crew.hear = heard.append  # type: ignore[assignment,method-assign]
+    room.crew.read_frames = heard.append  # type: ignore[assignment,method-assign]
     noted: list[int] = []
     room.ready = [None, worker.handle, lambda: noted.append(1)]
-    room.messages = [Claims((job_of("a"), job_of("b")), 5.0), Hold("h", 9.0)]
+    room.messages = [JobsClaimed((job_of("a"), job_of("b")), 5.0), HostHeld("h", 9.0)]
     room.turn()
     assert heard == [worker.handle] and noted == [1]
     assert room.called("select") == [(TURN_S,)] and room.called("fetcher.handed_over") == [()]
     assert worker.handle.jobs == {"a.1", "b.1"} and room.told.holds == []
-    assert room.hosts.held_s("http://h/x") == 9.0
+    assert room.hosts.hold_remaining_s("http://h/x") == 9.0
     assert room.called("cleaner.clean") == [()]
 
 
 def test_each_message_has_its_taker(room: Room) -> None:
     crew = room.crew
     taken: list[Any] = []
-    crew.stands = lambda ticket, *, is_ours: taken.append((ticket, is_ours))  # type: ignore[method-assign]
-    crew.lose = taken.append  # type: ignore[assignment,method-assign]
-    crew.stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
-    messages = (Stands("a.1", True), Lost("b.1"), Asked("c.1", "cancel"), TakenBack(("old",)), Swept(()), Changed())
+    crew.handle_fence_check = lambda ticket, *, is_ours: taken.append((ticket, is_ours))  # type: ignore[method-assign]
+    crew.fence_off = taken.append  # type: ignore[assignment,method-assign]
+    crew.request_stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
+    messages = (FenceChecked("a.1", True), LeaseLost("b.1"), StopRequested("c.1", "cancel"), JobsTakenBack(("old",)), StaleFilesFound(()), StateChanged())
     for message in messages:
         room.supervisor._take(message)
     assert taken == [("a.1", True), "b.1", ("c.1", "cancel")]
     assert room.calls == [("node.forget", ("old",)), ("cleaner.leave", ()), ("parts.check_threads",)]
-    assert {Recorded, Placed} <= set(room.supervisor._takers)
+    assert {ResultRecorded, HostSlotDecided} <= set(room.supervisor._takers)
 
 
 def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room: Room) -> None:
@@ -273,7 +273,7 @@ def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room:
     room.clock.now = 0.0
     supervisor._compare = lambda: compared.append(room.clock.now)  # type: ignore[method-assign]
     supervisor._compared = room.clock.now
-    room.crew.has_news = False
+    room.crew.needs_reconcile = False
     room.turn(COMPARE_S / 2)
     assert compared == []
     room.turn(COMPARE_S / 2)
@@ -281,27 +281,27 @@ def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room:
     supervisor._compared = room.clock.now
     room.turn()
     assert len(compared) == 1
-    room.crew.has_news = True
+    room.crew.needs_reconcile = True
     room.turn()
     assert len(compared) == 2
 
 
 def test_the_end_of_a_process_is_news(room: Room) -> None:
     room.supervisor._compare = lambda: None  # type: ignore[method-assign]
-    room.crew.has_news = False
+    room.crew.needs_reconcile = False
     room.ready = [lambda: None]
     room.turn()
-    assert room.crew.has_news
+    assert room.crew.needs_reconcile
 
 
 def test_a_comparison_sets_the_capacity_and_says_when_the_service_is_ready(room: Room) -> None:
     room.turn()
-    assert room.ledger.room() == 0 and room.called("manager.ready") == []
+    assert room.ledger.free_slots() == 0 and room.called("manager.ready") == []
     assert room.called("manager.need_time") == [(MORE_S,)]
     room.up()
     room.is_registered = False
     room.turn(2 * COMPARE_S)
-    assert room.ledger.room() == 2 and room.called("manager.ready") == []
+    assert room.ledger.free_slots() == 2 and room.called("manager.ready") == []
     room.is_registered = True
     for _ in range(2):
         room.turn(TEND_S)
@@ -366,7 +366,7 @@ def test_who_watches_sees_how_things_are(room: Room, is_draining: bool) -> None:
     room.space.fault_s = 7.0 if is_draining else None
     room.supervisor._drain_until = 9.0 if is_draining else None
     room.supervisor._show()
-    assert room.called("monitor.look") == [(Seen(is_draining, 7.0 if is_draining else None, ["/x"], 1, 3),)]
+    assert room.called("monitor.look") == [(NodeStatus(is_draining, 7.0 if is_draining else None, ["/x"], 1, 3),)]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_a_drain_cancels_what_runs_when_its_time_is_over_once(room: Room) -> Non
         room.turn(0.1)
     cancelled = [frame for frame in worker.heard() if type(frame).__name__ == "CancelFrame"]
     assert len(cancelled) == 1
-    assert [one.ticket.id for one in room.told.ended] == ["b"], "what was claimed meanwhile is given back"
+    assert [one.lease.job_id for one in room.told.ended] == ["b"], "what was claimed meanwhile is given back"
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_the_end_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean
     names = ["cleaner.clean", "pool.stop", "cleaner.clean_here", "archiver.stop", "hooks.stop", "parts.stop"]
     assert room.names() == names + (["node.forget"] if is_clean else [])
     assert room.called("cleaner.clean") == [(("now", True),)] and room.called("parts.stop") == [(not is_held,)]
-    assert room.called("pool.stop") == [(room.crew.bury,)]
+    assert room.called("pool.stop") == [(room.crew.reap,)]
     assert room.called("node.forget") == ([(["s"],)] if is_clean else [])
     assert room.lines.kept == [("info", "service_ended", {"left": int(is_held)})]
 
@@ -471,4 +471,4 @@ def test_a_run_goes_round_until_it_is_drained_and_ends_in_order(room: Room, is_b
 def test_a_new_supervisor_has_done_nothing_yet(room: Room) -> None:
     supervisor = room.supervisor
     assert (supervisor._is_ready, supervisor._has_cancelled, supervisor._drain_until) == (False, False, None)
-    assert isinstance(room.ledger, Ledger) and isinstance(room.clock, Clock) and isinstance(room.lines, Lines)
+    assert isinstance(room.ledger, InFlightTable) and isinstance(room.clock, Clock) and isinstance(room.lines, Lines)

@@ -14,20 +14,20 @@ from dlpool import errors
 from dlpool.transfer.job import Job
 from dlpool.transfer.mark import has_mark, set_mark
 from dlpool.transfer.names import MAX_NAME_BYTES
-from dlpool.transfer.target import resolved
+from dlpool.transfer.target import resolve_target
 
 
 def test_a_free_name_and_a_file_are_targets(tmp_path: Path) -> None:
-    assert resolved(tmp_path / "f") == (tmp_path / "f", False)
+    assert resolve_target(tmp_path / "f") == (tmp_path / "f", False)
     (tmp_path / "f").touch()
-    assert resolved(tmp_path / "f") == (tmp_path / "f", True)
+    assert resolve_target(tmp_path / "f") == (tmp_path / "f", True)
 
 
 def test_a_link_is_followed_to_its_file(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     (tmp_path / "link").symlink_to("f")
     (tmp_path / "again").symlink_to("link")
-    assert resolved(tmp_path / "again") == (tmp_path / "f", True)
+    assert resolve_target(tmp_path / "again") == (tmp_path / "f", True)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_is_no_file_is_no_target(kind: str, said: str, tmp_path: Path) -> N
         (tmp_path / "folder").mkdir()
         target.symlink_to("folder")
     with pytest.raises(errors.LocalFault, match=said):
-        resolved(target)
+        resolve_target(target)
 
 
 @pytest.mark.parametrize("suffix", [".part", ".part.meta", ".part.lock"])
@@ -63,16 +63,16 @@ def test_names_that_dlpool_keeps_are_no_targets(is_link: bool, suffix: str, tmp_
         target = tmp_path / "link"
         target.symlink_to(kept.name)
     with pytest.raises(errors.PolicyRefused, match="which dlpool keeps for unfinished files"):
-        resolved(target)
+        resolve_target(target)
 
 
 @pytest.mark.parametrize("letter", ["x", "\u00e9"])
 def test_a_name_has_a_largest_length_in_bytes(letter: str, tmp_path: Path) -> None:
     longest = (letter * MAX_NAME_BYTES).encode()[:MAX_NAME_BYTES].decode(errors="ignore").ljust(1)
     longest += "x" * (MAX_NAME_BYTES - len(longest.encode()))
-    assert resolved(tmp_path / longest) == (tmp_path / longest, False)
+    assert resolve_target(tmp_path / longest) == (tmp_path / longest, False)
     with pytest.raises(errors.LocalFault, match=f"longer than {MAX_NAME_BYTES} bytes"):
-        resolved(tmp_path / f"{longest}x")
+        resolve_target(tmp_path / f"{longest}x")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
@@ -84,7 +84,7 @@ def test_a_target_that_cannot_be_looked_at_is_an_error(
 
     monkeypatch.setattr(os, "lstat", fail)
     with pytest.raises(errors.LocalFault, match="cannot use the path"):
-        resolved(tmp_path / "f")
+        resolve_target(tmp_path / "f")
 
 
 # --- the mark ---

@@ -14,14 +14,14 @@ import pytest
 
 from dlpool import DownloadQueue, DownloadStats, DownloadTask
 from dlpool.errors import Cancelled, ShortBody, TimedOut
-from dlpool.service.wire.tally import Tally
-from dlpool.transfer.answer import Span
-from dlpool.transfer.board import Board
-from dlpool.transfer.chunks import Chunk, ChunkMap, plan
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.hostshares import HostShares
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
-from dlpool.transfer.retry import Attempt
+from dlpool.service.wire.tally import WorkerCounters
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.chunks import Chunk, ChunkMap, plan_chunks
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.hostshares import HostConnections
+from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit
+from dlpool.transfer.retry import RangeAttempt
 from tests.interleaving import Operation, violations
 
 MIB = 1024 * 1024
@@ -81,52 +81,52 @@ def in_stats(stats: DownloadStats) -> object:
     return stats.completed, stats.failed, sorted(stats.errors), stats.get_completed_bytes(), stats.get_total_bytes()
 
 
-def a_board() -> Board:
+def a_board() -> ChunkScheduler:
     """The chunk of "ann", of which nothing is written, and a free one."""
-    board = Board(noon)
-    board.start(plan([Span(0, 2 * MIB)], 2 * MIB, 2, MIB // 16), "ann")
+    board = ChunkScheduler(noon)
+    board.load_plan(plan_chunks([ByteRange(0, 2 * MIB)], 2 * MIB, 2, MIB // 16), "ann")
     return board
 
 
-def a_complete_board() -> Board:
+def a_complete_board() -> ChunkScheduler:
     """Two chunks that have been written, and whose owners do not know it yet."""
     board = a_board()
     taken("bob")(board)
     for chunk in board._map.chunks:
-        board.advance(chunk, board.claim(chunk, MIB))
+        board.commit_write(chunk, board.begin_write(chunk, MIB))
     return board
 
 
-def a_served_board() -> Board:
+def a_served_board() -> ChunkScheduler:
     """The connections of "ann" and "bob" have been receiving bodies for longer than is remembered."""
     times = [0.0, 0.0]
-    board = Board(lambda: times.pop() if times else 100.0)
+    board = ChunkScheduler(lambda: times.pop() if times else 100.0)
     board.begin_body("ann")
     board.begin_body("bob")
     return board
 
 
-def a_board_with_a_body() -> Board:
-    board = Board(noon)
+def a_board_with_a_body() -> ChunkScheduler:
+    board = ChunkScheduler(noon)
     board.begin_body("ann")
     return board
 
 
-def a_board_with_a_gap() -> Board:
+def a_board_with_a_gap() -> ChunkScheduler:
     """The first chunk is written, which its owner does not know yet, so is the next; of the others a part is."""
-    board = Board(noon)
+    board = ChunkScheduler(noon)
     chunks = [Chunk(0, 10, 10, 10), Chunk(10, 20, 20, 20), Chunk(20, 30, 25, 25), Chunk(30, 40, 31, 31)]
-    board.start(ChunkMap(chunks), "nobody")
+    board.load_plan(ChunkMap(chunks), "nobody")
     chunks[0].owner, chunks[2].owner, chunks[3].owner = "ann", "bob", "cid"
     chunks[2].rate = 1.0
     return board
 
 
-def write(board: Board) -> object:
+def write(board: ChunkScheduler) -> object:
     """Write the rest of the first chunk."""
     chunk = board._map.chunks[0]
-    allowed = board.claim(chunk, MIB)
-    board.advance(chunk, allowed)
+    allowed = board.begin_write(chunk, MIB)
+    board.commit_write(chunk, allowed)
     return allowed
 
 
@@ -136,56 +136,56 @@ def let_go(index: int) -> Operation:
 
 
 def taken(owner: str) -> Operation:
-    def take(board: Board) -> object:
-        chunk = board.take(owner)
+    def take(board: ChunkScheduler) -> object:
+        chunk = board.take_chunk(owner)
         return (chunk.start, chunk.end) if chunk is not None else None
 
     return take
 
 
-def in_board(board: Board) -> object:
+def in_board(board: ChunkScheduler) -> object:
     chunks = [(chunk.start, chunk.position, chunk.end, chunk.owner) for chunk in board._map.chunks]
-    return chunks, board.retries, board.ended_chunks, str(board.error), board._writing
+    return chunks, board.retries, board.finished_chunks, str(board.error), board._writing
 
 
 def stopped(reason: str) -> Operation:
-    def stop(board: Board) -> object:
+    def stop(board: ChunkScheduler) -> object:
         board.stop(Cancelled(reason))
         return str(board.error)
 
     return stop
 
 
-def told(board: Board) -> object:
+def told(board: ChunkScheduler) -> object:
     snapshot = board.snapshot()
     return snapshot.written == sum(chunk.position - chunk.start for chunk in snapshot.chunks)
 
 
-def failed(board: Board) -> object:
-    return board.count_failure(board._map.chunks[0], ShortBody("short"), Attempt(0, 0.0)).attempts
+def failed(board: ChunkScheduler) -> object:
+    return board.count_failure(board._map.chunks[0], ShortBody("short"), RangeAttempt(0, 0.0)).attempts
 
 
-def a_watch() -> NetworkWatch:
-    watch = NetworkWatch(noon)
+def a_watch() -> NetworkMonitor:
+    watch = NetworkMonitor(noon)
     watch.failed("a")
     watch.failed("b")
     return watch
 
 
 def an_exchange() -> Exchange:
-    return Exchange(noon, lambda _seconds: None, Figures(0, 0.0))
+    return Exchange(noon, lambda _seconds: None, ExchangeStats(0, 0.0))
 
 
 def aborted(reason: str) -> Operation:
     def abort(exchange: Exchange) -> object:
-        exchange.abort(TimedOut(reason))
-        return str(exchange.verdict)
+        exchange.cancel(TimedOut(reason))
+        return str(exchange.cancel_error)
 
     return abort
 
 
 def reported(host: str, received: int) -> Operation:
-    def report(shares: HostShares) -> object:
+    def report(shares: HostConnections) -> object:
         share = shares.join(host, 4, limit=8)
         share.report(received, 1)
         return share.wanted > 0
@@ -193,7 +193,7 @@ def reported(host: str, received: int) -> Operation:
     return report
 
 
-def in_shares(shares: HostShares) -> object:
+def in_shares(shares: HostConnections) -> object:
     return sorted((name, host.received, len(host.members)) for name, host in shares._hosts.items())
 
 
@@ -285,7 +285,7 @@ CASES = {
         lambda limit: limit._level,
     ),
     "HostGate: hold and hold": Case(
-        lambda: HostGate(noon),
+        lambda: HostHolds(noon),
         lambda gate: gate.hold("a", 10.0),
         lambda gate: gate.hold("b", 20.0),
         lambda gate: (gate.wait_s("a"), gate.wait_s("b")),
@@ -296,16 +296,16 @@ CASES = {
     "NetworkWatch: look and answer": Case(
         a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.answered("c"), lambda watch: watch._failed
     ),
-    "HostShares: two downloads": Case(lambda: HostShares(noon), reported("a", 10), reported("a", 20), in_shares),
-    "HostShares: two hosts": Case(lambda: HostShares(noon), reported("a", 10), reported("b", 20), in_shares),
+    "HostShares: two downloads": Case(lambda: HostConnections(noon), reported("a", 10), reported("a", 20), in_shares),
+    "HostShares: two hosts": Case(lambda: HostConnections(noon), reported("a", 10), reported("b", 20), in_shares),
     "Exchange: abort and abort": Case(
         an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.verdict)
     ),
     "Tally: add and add": Case(
-        Tally, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.counts()
+        WorkerCounters, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.counts()
     ),
     "Tally: add and look": Case(
-        Tally, lambda tally: tally.range_fetched(1.0), lambda tally: len(tally.counts()) in (0, 2), Tally.counts
+        WorkerCounters, lambda tally: tally.range_fetched(1.0), lambda tally: len(tally.counts()) in (0, 2), WorkerCounters.snapshot
     ),
 }
 

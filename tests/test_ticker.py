@@ -11,7 +11,7 @@ import pytest
 from dlpool import threads
 from dlpool.errors import NoThread
 from dlpool.transfer import ticker as tickers
-from dlpool.transfer.ticker import IDLE_TICKS, Ticker
+from dlpool.transfer.ticker import IDLE_TICKS, TimerThread
 from tests.conftest import wait_until
 
 
@@ -23,7 +23,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
-    ticker, calls = Ticker(), {"one": 0, "other": 0}
+    ticker, calls = TimerThread(), {"one": 0, "other": 0}
 
     def counting(name: str) -> Callable[[], None]:
         def call() -> None:
@@ -46,7 +46,7 @@ def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
 
 
 def test_the_thread_ends_without_callbacks_and_comes_back() -> None:
-    ticker, called = Ticker(), threading.Event()
+    ticker, called = TimerThread(), threading.Event()
     for _ in range(2):
         called.clear()
         with ticker.calling(called.set):
@@ -65,7 +65,7 @@ def test_an_idle_thread_stays_for_some_ticks(monkeypatch: pytest.MonkeyPatch) ->
             return False
 
     monkeypatch.setattr(threading, "Event", Pause)
-    ticker = Ticker()
+    ticker = TimerThread()
     ticker._run()
     assert len(ticks) == 5 + IDLE_TICKS + 1, "counted from the last callback"
 
@@ -75,19 +75,19 @@ def test_without_a_thread_it_is_said_that_nothing_is_called(monkeypatch: pytest.
         raise NoThread("no thread")
 
     monkeypatch.setattr(threads, "start", refuse)
-    with Ticker().calling(lambda: None) as is_called:
+    with TimerThread().calling(lambda: None) as is_called:
         assert is_called is False
 
 
 def test_a_block_that_fails_ends_its_calls() -> None:
-    ticker = Ticker()
+    ticker = TimerThread()
     with pytest.raises(ValueError, match="failed"), ticker.calling(lambda: None):
         raise ValueError("failed")
     assert ticker._callbacks == {}
 
 
 def test_the_callbacks_change_and_are_read_only_under_the_lock() -> None:
-    ticker, called = Ticker(), threading.Event()
+    ticker, called = TimerThread(), threading.Event()
 
     class Guarded(dict[object, Any]):
         def __setitem__(self, key: object, value: Any) -> None:

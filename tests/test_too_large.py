@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dlpool.errors import DlpoolError, NodeFault, NoRoom, NoSpace, TooLarge
-from dlpool.jobs.controls import Controls
-from dlpool.service.wire.endings import ending_of
+from dlpool.jobs.controls import JobAdmin
+from dlpool.service.wire.endings import attempt_result_of
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.disks import mounted_image, needs_root, ramfs, tmpfs
@@ -174,7 +174,7 @@ def test_what_a_server_announces_keeps_no_other_job_waiting(
         assert sorted(name for name in desk.asked() if "large" in name) == sorted(f"large{job_id}" for job_id in ids)
     gate.set()
     for job_id in ids:
-        Controls(desk.client.redis, desk.client.keys).control("cancel", job_id)
+        JobAdmin(desk.client.redis, desk.client.keys).execute("cancel", job_id)
 
 
 def test_a_file_system_that_tells_no_size_has_room(tmp_path: Path) -> None:
@@ -222,4 +222,4 @@ def test_what_the_file_system_keeps_for_root_does_not_count(tmp_path: Path) -> N
     [(TooLarge("x"), "failed"), (NoRoom("x"), "no_room"), (NoSpace("x"), "node_fault"), (NodeFault("x"), "node_fault")],
 )
 def test_how_a_job_ends_by_its_error(error: DlpoolError, ending: str) -> None:
-    assert ending_of(error) == ending
+    assert attempt_result_of(error) == ending

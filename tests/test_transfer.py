@@ -12,7 +12,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer import transfer as transfers
-from dlpool.transfer.board import Board
+from dlpool.transfer.board import ChunkScheduler
 from dlpool.transfer.job import Progress
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import Fetcher, make_data, sha256
@@ -28,7 +28,7 @@ def test_before_it_begins_it_is_connecting(fetch: Fetcher, tmp_path: Path) -> No
     transfer = fetch.transfer("http://127.0.0.1:1/f", tmp_path / "f")
     assert transfer.progress() == Progress(tmp_path / "f", 0, None, 0, "connecting", 0)
     assert transfer.received == 0
-    assert transfer.leaves_state, "it is not known yet"
+    assert transfer.may_leave_state, "it is not known yet"
 
 
 @pytest.mark.parametrize(("preallocate", "is_reserved"), [("none", False), ("truncate", False), ("falloc", True)])
@@ -46,23 +46,23 @@ def test_progress_tells_bytes_and_what_they_will_yet_take_of_the_disk(
 
     written = threading.Event()
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", preallocate=preallocate)
-    real = Board.advance
+    real = ChunkScheduler.commit_write
 
-    def advance(board: Board, *arguments: Any, **options: Any) -> Any:
+    def advance(board: ChunkScheduler, *arguments: Any, **options: Any) -> Any:
         result = real(board, *arguments, **options)
         if board.written() >= half:
             written.set()
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Board, "advance", advance)
+        patch.setattr(ChunkScheduler, "advance", advance)
         outcome = transfer.run()
     assert seen[0] == Progress(tmp_path / "f", 0, None, 1, "connecting", 0)
-    assert seen[1] == Progress(tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half, is_kept=False)
+    assert seen[1] == Progress(tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half, is_resumable=False)
     ended = transfer.progress()
-    assert (ended.done, ended.size, ended.connections, ended.missing) == (SIZE, SIZE, 0, 0)
+    assert (ended.done, ended.size, ended.connections, ended.unreserved_bytes) == (SIZE, SIZE, 0, 0)
     assert (transfer.received, outcome.received) == (SIZE, SIZE)
-    assert not transfer.leaves_state
+    assert not transfer.may_leave_state
 
 
 def test_a_file_of_unknown_size_is_told_as_such(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_file_of_unknown_size_is_told_as_such(serve: Serve, fetch: Fetcher, tm
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f")
     transfer.run()
     told = transfer.progress()
-    assert (told.done, told.size, told.missing) == (SIZE, None, 0)
+    assert (told.done, told.size, told.unreserved_bytes) == (SIZE, None, 0)
 
 
 def test_in_a_folder_progress_tells_the_name_once_it_is_known(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_stream_that_breaks_off_is_counted_and_waited_for(
         connection.answer(200, body=DATA)
 
     pauses: list[float] = []
-    monkeypatch.setattr(Board, "pause", lambda _, seconds: pauses.append(seconds))
+    monkeypatch.setattr(ChunkScheduler, "pause", lambda _, seconds: pauses.append(seconds))
     monkeypatch.setattr("random.random", lambda: 0.5)
     url = f"{serve(handle).url}/f"
     outcome = fetch(url, tmp_path / "f", retry_delay=2.0, retry_max_delay=100.0)
@@ -193,7 +193,7 @@ def test_what_other_threads_see_changes_only_under_the_lock(serve: Serve, fetch:
                 unguarded.append(name)
             super().__setattr__(name, value)
 
-    class Tally(transfers.Tally):
+    class Tally(transfers.TransferCounters):
         def __getattribute__(self, name: str) -> object:
             if name == "received" and not self.__dict__["transfer"]._lock.locked():
                 unguarded.append(name)

@@ -10,13 +10,13 @@ import pytest
 import redis
 
 from dlpool.errors import QueueError
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.keys import PRIORITIES, Keys
-from dlpool.jobs.nodes import strike_off
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
-from dlpool.jobs.records import Record, failure_record, success_record
-from dlpool.jobs.steering import Steering
-from dlpool.jobs.transitions import Beat, Claimed, Finish, Ticket, Transitions
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.keys import PRIORITIES, QueueKeys
+from dlpool.jobs.nodes import deregister
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose_job
+from dlpool.jobs.records import ClientRecord, failure_record, success_record
+from dlpool.jobs.steering import QueueAdmin
+from dlpool.jobs.transitions import HeartbeatResult, ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.redis_server import RedisServer
 
 LEASE_S = 30.0
@@ -26,7 +26,7 @@ DAY_MS = 86_400_000
 
 
 def job(name: str, **own: Any) -> PushedJob:
-    return PushedJob.parse(compose(f"http://host/{name}", f"/data/{name}", **own))
+    return PushedJob.parse(compose_job(f"http://host/{name}", f"/data/{name}", **own))
 
 
 class Queue:
@@ -34,14 +34,14 @@ class Queue:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client
-        self.keys = Keys()
+        self.keys = QueueKeys()
         self.does = Transitions(client, self.keys)
-        self.controls = Controls(client, self.keys)
+        self.controls = JobAdmin(client, self.keys)
         self.register(A)
 
     def register(self, *sids: str) -> None:
         for sid in sids:
-            self.does.beat(sid, [], lease_s=LEASE_S, info={"sid": sid})
+            self.does.heartbeat(sid, [], lease_s=LEASE_S, info={"sid": sid})
 
     def push(self, *names: str, **own: Any) -> list[str]:
         return self.does.push([(job(name, **own), name) for name in names])
@@ -50,33 +50,33 @@ class Queue:
         """Push as clients do."""
         self.client.lpush(self.keys.intake, *raws)
 
-    def claim(self, slots: int = 1, sid: str = A, known: Sequence[Ticket] = (), order: str = "fifo") -> list[Claimed]:
+    def claim(self, slots: int = 1, sid: str = A, known: Sequence[JobLease] = (), order: str = "fifo") -> list[ClaimedJob]:
         claim = self.does.claim(sid, known, slots, lease_s=LEASE_S, order=order)
         assert claim is not None
         return list(claim.jobs)
 
-    def claim_one(self, sid: str = A, known: Sequence[Ticket] = ()) -> Ticket:
+    def claim_one(self, sid: str = A, known: Sequence[JobLease] = ()) -> JobLease:
         (claimed,) = self.claim(1, sid, known)
-        return claimed.ticket
+        return claimed.lease
 
     def names(self, slots: int, **options: Any) -> list[str]:
         """What is claimed, by the last part of the URL."""
         return [json.loads(one.raw)["url"].rpartition("/")[2] for one in self.claim(slots, **options)]
 
     def ids(self, slots: int, **options: Any) -> list[str]:
-        return [one.ticket.id for one in self.claim(slots, **options)]
+        return [one.lease.job_id for one in self.claim(slots, **options)]
 
-    def beat(self, *tickets: Ticket, sid: str = A) -> Beat:
-        return self.does.beat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
+    def beat(self, *tickets: JobLease, sid: str = A) -> HeartbeatResult:
+        return self.does.heartbeat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
 
-    def finish(self, ticket: Ticket, outcome: str, sid: str = A, **options: Any) -> str:
-        return self.does.finish(sid, [Finish(ticket, outcome, **options)])[0]
+    def finish(self, ticket: JobLease, outcome: str, sid: str = A, **options: Any) -> str:
+        return self.does.finish(sid, [FinishRequest(ticket, outcome, **options)])[0]
 
     def recover(self, sid: str = B) -> tuple[int, tuple[str, ...]]:
         """Look, as one whose turn it is."""
         self.client.delete(f"{self.keys.prefix}recoverer")
         recovery = self.does.recover(sid, grace_s=GRACE_S, order="fifo")
-        return recovery.suspects, recovery.given_back
+        return recovery.expired, recovery.requeued
 
     def pass_leases(self) -> None:
         """Let every lease pass."""
@@ -101,7 +101,7 @@ class Queue:
         return [one.decode() for one in reversed(self.client.lrange(self.keys.ready(priority), 0, -1))]
 
     def own(self, sid: str = A) -> set[str]:
-        return {one.decode() for one in self.client.smembers(self.keys.own(sid))}
+        return {one.decode() for one in self.client.smembers(self.keys.held_by(sid))}
 
     def zset(self, key: str) -> set[str]:
         return {one.decode() for one in self.client.zrange(key, 0, -1)}
@@ -191,7 +191,7 @@ def test_a_push_without_dedupe_follows_nobody(queue: Queue) -> None:
 
 
 def test_the_same_url_to_another_path_follows_nobody(queue: Queue) -> None:
-    other = PushedJob.parse(compose("http://host/x", "/elsewhere", dedupe=True))
+    other = PushedJob.parse(compose_job("http://host/x", "/elsewhere", dedupe=True))
     assert queue.does.push([(job("x", dedupe=True), "1"), (other, "2")]) == ["OK", "OK"]
 
 
@@ -233,20 +233,20 @@ def test_a_claimed_job_is_running_under_a_lease(queue: Queue) -> None:
     queue.drop_in(job("1").raw)
     before = queue.now_ms()
     (claimed,) = queue.claim()
-    found = queue.job(claimed.ticket.id)
-    assert (found["state"], found["owner"], found["fence"]) == ("running", A, str(claimed.ticket.fence))
-    assert queue.own() == {claimed.ticket.id}
-    expiry = queue.client.zscore(queue.keys.leases, claimed.ticket.id)
+    found = queue.job(claimed.lease.job_id)
+    assert (found["state"], found["owner"], found["fence"]) == ("running", A, str(claimed.lease.fence))
+    assert queue.own() == {claimed.lease.job_id}
+    expiry = queue.client.zscore(queue.keys.leases, claimed.lease.job_id)
     assert before + 30_000 <= expiry <= queue.now_ms() + 30_000
     raw = job("1").raw
     made = int(found["created"])
-    assert claimed == Claimed(claimed.ticket, raw, len(raw), 1, 0, 0, made, "normal", claim=found["claim"])
+    assert claimed == ClaimedJob(claimed.lease, raw, len(raw), 1, 0, 0, made, "normal", claim_id=found["claim"])
     assert [event[b"owner"] for event in queue.events("job_started")] == [A.encode()]
 
 
 @pytest.mark.parametrize("is_pushed", [True, False])
 def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pushed: bool, queue: Queue) -> None:
-    def claimed() -> Claimed:
+    def claimed() -> ClaimedJob:
         return next(one for one in queue.claim())
 
     def put_in() -> None:
@@ -256,17 +256,17 @@ def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pu
             queue.drop_in(job("x", id="x").raw)
 
     put_in()
-    kept = [claimed().claim, claimed().claim]  # the second one is handed over, as the reply of the first was lost
+    kept = [claimed().claim_id, claimed().claim_id]  # the second one is handed over, as the reply of the first was lost
     for outcome in ("release", "crash", "failed"):
         one = claimed()
-        kept.append(one.claim)
-        queue.finish(one.ticket, outcome)
+        kept.append(one.claim_id)
+        queue.finish(one.lease, outcome)
     assert set(kept) == {queue.job("x")["claim"]} and len(kept[0]) == 32
-    queue.controls.control("retry", "x")
-    others = [claimed().claim]
-    queue.client.delete(queue.keys.job("x"), queue.keys.own(A))
+    queue.controls.execute("retry", "x")
+    others = [claimed().claim_id]
+    queue.client.delete(queue.keys.job("x"), queue.keys.held_by(A))
     put_in()
-    others.append(claimed().claim)
+    others.append(claimed().claim_id)
     assert len({kept[0], *others}) == 3 and all(len(other) == 32 for other in others)
 
 
@@ -274,13 +274,13 @@ def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pu
 def test_no_two_jobs_of_one_call_have_the_same_claim_id(most: int, queue: Queue) -> None:
     queue.push("1", "2", "3")
     queue.drop_in(*(job(str(number), id=str(number)).raw for number in (4, 5, 6)), job("7").raw)
-    claims = [one.claim for _ in range(7) for one in queue.claim(most, known=queue_tickets(queue))]
+    claims = [one.claim_id for _ in range(7) for one in queue.claim(most, known=queue_tickets(queue))]
     assert len(set(claims)) == len(claims) == 7 and all(len(claim) == 32 for claim in claims)
 
 
-def queue_tickets(queue: Queue) -> list[Ticket]:
+def queue_tickets(queue: Queue) -> list[JobLease]:
     """What the supervisor holds."""
-    return [Ticket(job_id, int(queue.job(job_id)["fence"])) for job_id in queue.own()]
+    return [JobLease(job_id, int(queue.job(job_id)["fence"])) for job_id in queue.own()]
 
 
 def test_the_inbox_comes_first(queue: Queue) -> None:
@@ -413,7 +413,7 @@ def test_a_job_that_is_too_long_is_cut(queue: Queue) -> None:
     (claimed,) = queue.claim()
     assert (claimed.raw, claimed.size) == (raw[:4096], len(raw))
     assert claimed.size > MAX_JOB_BYTES
-    assert claimed.ticket.id != "x"
+    assert claimed.lease.job_id != "x"
 
 
 def test_a_claim_whose_reply_was_lost_returns_the_same_jobs(queue: Queue) -> None:
@@ -435,12 +435,12 @@ def test_a_job_that_is_ours_under_another_fence_is_handed_over(queue: Queue) -> 
     old = queue.claim_one()
     queue.finish(old, "release")
     new = queue.claim_one()
-    assert [one.ticket for one in queue.claim(0, known=[old])] == [new]
+    assert [one.lease for one in queue.claim(0, known=[old])] == [new]
 
 
 def test_a_job_of_ours_that_is_forgotten_is_not_handed_over(queue: Queue) -> None:
     queue.push("1")
-    queue.client.delete(queue.keys.job(queue.claim_one().id))
+    queue.client.delete(queue.keys.job(queue.claim_one().job_id))
     assert queue.claim() == []
     assert queue.own() == set()
 
@@ -449,10 +449,10 @@ def test_a_job_that_another_runs_is_not_handed_over(queue: Queue) -> None:
     queue.register(B)
     queue.push("1")
     ticket = queue.claim_one(B)
-    queue.client.sadd(queue.keys.own(A), "1")
+    queue.client.sadd(queue.keys.held_by(A), "1")
     assert queue.claim() == []
     assert (queue.own(A), queue.own(B)) == (set(), {"1"})
-    assert queue.beat(ticket, sid=B).verdicts == ("OK",)
+    assert queue.beat(ticket, sid=B).replies == ("OK",)
 
 
 def test_ids_that_are_cancelled_or_forgotten_are_passed_over(queue: Queue) -> None:
@@ -487,14 +487,14 @@ def test_fences_only_grow(queue: Queue) -> None:
 
 
 def test_a_beat_registers_and_shows_the_supervisor(queue: Queue) -> None:
-    queue.does.beat(B, [], lease_s=LEASE_S, info={"host": "h"})
+    queue.does.heartbeat(B, [], lease_s=LEASE_S, info={"host": "h"})
     assert queue.zset(queue.keys.supervisors) == {A, B}
     assert json.loads(queue.client.get(queue.keys.supervisor(B))) == {"host": "h"}
     assert DAY_MS < queue.client.pttl(queue.keys.supervisor(B)) <= DAY_MS + 30_000
 
 
 def test_a_beat_without_info_registers_nobody(queue: Queue) -> None:
-    queue.does.beat(B, [], lease_s=LEASE_S)
+    queue.does.heartbeat(B, [], lease_s=LEASE_S)
     assert queue.zset(queue.keys.supervisors) == {A}
 
 
@@ -502,7 +502,7 @@ def test_a_beat_renews_leases_and_notes_progress(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
     queue.pass_leases()
-    queue.does.beat(A, [(ticket, '{"done":1}')], lease_s=LEASE_S, info={})
+    queue.does.heartbeat(A, [(ticket, '{"done":1}')], lease_s=LEASE_S, info={})
     assert queue.client.zscore(queue.keys.leases, "1") > queue.now_ms()
     assert queue.job("1")["progress"] == '{"done":1}'
 
@@ -510,8 +510,8 @@ def test_a_beat_renews_leases_and_notes_progress(queue: Queue) -> None:
 def test_a_beat_makes_an_evicted_lease_anew(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.client.delete(queue.keys.leases, queue.keys.own(A))
-    assert queue.beat(ticket) == Beat(0, ("OK",))
+    queue.client.delete(queue.keys.leases, queue.keys.held_by(A))
+    assert queue.beat(ticket) == HeartbeatResult(0, ("OK",))
     assert (queue.zset(queue.keys.leases), queue.own()) == ({"1"}, {"1"})
 
 
@@ -520,7 +520,7 @@ def test_a_beat_for_what_is_not_ours_any_more_is_lost(queue: Queue, outcome: str
     queue.push("1")
     ticket = queue.claim_one()
     queue.finish(ticket, outcome)
-    assert queue.beat(ticket).verdicts == ("LOST",)
+    assert queue.beat(ticket).replies == ("LOST",)
     assert (queue.zset(queue.keys.leases), queue.own()) == (set(), set())
 
 
@@ -529,26 +529,26 @@ def test_a_beat_with_the_fence_of_an_earlier_claim_is_lost(queue: Queue) -> None
     old = queue.claim_one()
     queue.finish(old, "release")
     new = queue.claim_one()
-    assert queue.beat(old, new).verdicts == ("LOST", "OK")
+    assert queue.beat(old, new).replies == ("LOST", "OK")
 
 
 def test_a_beat_for_a_job_that_is_forgotten_is_lost(queue: Queue) -> None:
-    assert queue.beat(Ticket("none", 1)).verdicts == ("LOST",)
+    assert queue.beat(JobLease("none", 1)).replies == ("LOST",)
     assert queue.state("none") is None
 
 
 def test_a_beat_answers_for_each_job_in_turn(queue: Queue) -> None:
     queue.push(*"123")
-    one, two, three = (claimed.ticket for claimed in queue.claim(3))
+    one, two, three = (claimed.lease for claimed in queue.claim(3))
     queue.client.hset(queue.keys.job("1"), "flag", "cancel")
     queue.finish(two, "success")
-    assert queue.beat(one, two, three).verdicts == ("cancel", "LOST", "OK")
+    assert queue.beat(one, two, three).replies == ("cancel", "LOST", "OK")
 
 
 def test_a_beat_names_how_many_jobs_are_ours_unknown_to_us(queue: Queue) -> None:
     queue.push(*"123")
     one, *_ = queue.claim(3)
-    assert queue.beat(one.ticket).strays == 2
+    assert queue.beat(one.lease).orphans == 2
 
 
 def test_a_beat_clears_suspicion(queue: Queue) -> None:
@@ -556,7 +556,7 @@ def test_a_beat_clears_suspicion(queue: Queue) -> None:
     ticket = queue.claim_one()
     queue.pass_leases()
     assert queue.recover() == (1, ())
-    assert queue.beat(ticket).verdicts == ("OK",)
+    assert queue.beat(ticket).replies == ("OK",)
     queue.pass_leases()
     assert queue.recover() == (1, ())
 
@@ -564,12 +564,12 @@ def test_a_beat_clears_suspicion(queue: Queue) -> None:
 # --- finish -------------------------------------------------------------------------------------------------------
 
 
-def success(name: str) -> Record:
-    return success_record(Keys(), job(name), 10, 1.0, 0)
+def success(name: str) -> ClientRecord:
+    return success_record(QueueKeys(), job(name), 10, 1.0, 0)
 
 
-def failure(name: str) -> Record:
-    return failure_record(Keys(), job(name).url, job(name).raw, "it broke", 0)
+def failure(name: str) -> ClientRecord:
+    return failure_record(QueueKeys(), job(name).url, job(name).raw, "it broke", 0)
 
 
 def test_a_success_leaves_its_record_and_is_done(queue: Queue) -> None:
@@ -597,7 +597,7 @@ def test_a_job_without_a_record_ends_unseen_by_clients(queue: Queue) -> None:
     assert queue.finish(ticket, "failed") == "OK"
     assert not queue.client.exists("go_download_failed_tasks")
     assert queue.client.llen(queue.keys.intake) == 0
-    assert queue.zset(queue.keys.dead) == {ticket.id}
+    assert queue.zset(queue.keys.dead) == {ticket.job_id}
 
 
 def test_a_retry_waits_for_its_delay(queue: Queue) -> None:
@@ -608,7 +608,7 @@ def test_a_retry_waits_for_its_delay(queue: Queue) -> None:
     assert before + 60_000 <= queue.client.zscore(queue.keys.delayed, "1") <= queue.now_ms() + 60_000
     queue.pass_delays()
     (again,) = queue.claim()
-    assert (again.ticket.id, again.attempts) == ("1", 2)
+    assert (again.lease.job_id, again.attempts) == ("1", 2)
     assert not queue.client.exists("go_download_failed_tasks")
 
 
@@ -657,7 +657,7 @@ def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
     queue.register(B)
     queue.push("1")
     old = queue.claim_one()
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
     queue.claim_one(B)
     before = queue.job("1")
     assert queue.finish(old, outcome, record=success("1"), digest="d") == "FENCED"
@@ -668,24 +668,24 @@ def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
 def test_a_fence_is_old_as_soon_as_the_job_is_given_back(queue: Queue) -> None:
     queue.push("1")
     old = queue.claim_one()
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
     assert queue.finish(old, "success", record=success("1")) == "FENCED"
     assert (queue.state("1"), queue.ready()) == ("queued", ["1"])
 
 
 def test_a_job_that_is_forgotten_is_gone(queue: Queue) -> None:
-    assert queue.finish(Ticket("none", 1), "success", record=success("1")) == "GONE"
+    assert queue.finish(JobLease("none", 1), "success", record=success("1")) == "GONE"
     assert not queue.client.exists("success:http://host/1")
 
 
 def test_many_endings_are_answered_in_turn(queue: Queue) -> None:
     queue.push(*"12")
-    one, two = (claimed.ticket for claimed in queue.claim(2))
+    one, two = (claimed.lease for claimed in queue.claim(2))
     endings = [
-        Finish(one, "success"),
-        Finish(Ticket("none", 1), "success"),
-        Finish(two, "crash"),
-        Finish(one, "success"),
+        FinishRequest(one, "success"),
+        FinishRequest(JobLease("none", 1), "success"),
+        FinishRequest(two, "crash"),
+        FinishRequest(one, "success"),
     ]
     assert queue.does.finish(A, endings) == ["OK", "GONE", "OK", "DUP"]
 
@@ -698,7 +698,7 @@ def test_a_record_that_cannot_be_written_leaves_the_job_running(queue: Queue) ->
     with pytest.raises(QueueError, match="go_download_failed_tasks is not a hash"):
         queue.finish(ticket, "failed", record=failure("1"))
     assert queue.job("1") == before
-    assert queue.beat(ticket).verdicts == ("OK",)
+    assert queue.beat(ticket).replies == ("OK",)
     queue.client.delete("go_download_failed_tasks")
     assert queue.finish(ticket, "failed", record=failure("1")) == "OK"
 
@@ -730,7 +730,7 @@ def test_a_follower_that_was_ended_otherwise_stays_so(queue: Queue) -> None:
 
 def test_a_running_job_may_lead_and_another_follow_it(queue: Queue) -> None:
     queue.drop_in(job("x", id="1").raw, job("x", id="2").raw)
-    one, two = (claimed.ticket for claimed in queue.claim(2))
+    one, two = (claimed.lease for claimed in queue.claim(2))
     assert queue.finish(one, "follow", digest="d") == "LEADS"
     assert queue.finish(two, "follow", digest="d") == "FOLLOWS"
     assert (queue.own(), queue.zset(queue.keys.leases)) == ({"1"}, {"1"})
@@ -748,7 +748,7 @@ def test_to_lead_is_repeated_without_effect(queue: Queue) -> None:
 
 def test_to_follow_is_repeated_without_effect(queue: Queue) -> None:
     queue.push(*"12")
-    one, two = (claimed.ticket for claimed in queue.claim(2))
+    one, two = (claimed.lease for claimed in queue.claim(2))
     queue.finish(one, "follow", digest="d")
     assert [queue.finish(two, "follow", digest="d") for _ in range(2)] == ["FOLLOWS", "DUP"]
     assert queue.followers("1") == [b"2"]
@@ -758,7 +758,7 @@ def test_a_leader_has_a_thousand_followers_and_then_another_leads(queue: Queue) 
     same = job("x", dedupe=True)
     replies = queue.does.push([(same, f"{number}") for number in range(1003)])
     assert replies == ["OK", *["FOLLOWS"] * 1000, "OK", "FOLLOWS"]
-    first, second = (claimed.ticket for claimed in queue.claim(2))
+    first, second = (claimed.lease for claimed in queue.claim(2))
     queue.finish(first, "success")
     assert queue.client.zcard(queue.keys.done) == 1001
     assert queue.state("1002") == "queued"
@@ -783,20 +783,20 @@ def test_the_sets_of_ended_jobs_are_bounded(queue: Queue, outcome: str, name: st
 def test_an_end_is_forgotten_wherever_it_is_remembered(queue: Queue, verb: str) -> None:
     """Earlier versions had cancelled jobs among the dead."""
     queue.push("1")
-    assert queue.controls.control("cancel", "1", message="cancelled", at=0.0) == "OK"
+    assert queue.controls.execute("cancel", "1", message="cancelled", at=0.0) == "OK"
     queue.client.zrem(queue.keys.cancelled, "1")
     queue.client.zadd(queue.keys.dead, {"1": 1})
-    assert queue.controls.control(verb, "1") == "OK"
+    assert queue.controls.execute(verb, "1") == "OK"
     assert (queue.zset(queue.keys.dead), queue.zset(queue.keys.cancelled)) == (set(), set())
 
 
 def test_what_runs_again_is_not_purged(queue: Queue) -> None:
     queue.push("1", "2")
-    for ticket in [claimed.ticket for claimed in queue.claim(2)]:
+    for ticket in [claimed.lease for claimed in queue.claim(2)]:
         queue.finish(ticket, "failed")
-    assert queue.controls.control("retry", "1") == "OK"
+    assert queue.controls.execute("retry", "1") == "OK"
     queue.client.zadd(queue.keys.dead, {"1": 1})  # as a purge has read it before
-    assert Steering(queue.client, queue.keys).forget(queue.keys.dead) == 1
+    assert QueueAdmin(queue.client, queue.keys).forget_ended(queue.keys.dead) == 1
     assert (queue.state("1"), queue.state("2"), queue.zset(queue.keys.dead)) == ("queued", None, set())
 
 
@@ -805,13 +805,13 @@ def test_who_beats_meanwhile_is_not_struck_off(queue: Queue) -> None:
     queue.register(B)
     queue.push("1")
     ticket = queue.claim_one(B)
-    assert strike_off(queue.does, [B], grace_s=0) is False
+    assert deregister(queue.does, [B], grace_s=0) is False
     assert queue.state("1") == "running"
     queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 1000})
-    assert strike_off(queue.does, [B], grace_s=5) is False
+    assert deregister(queue.does, [B], grace_s=5) is False
     assert queue.beat(ticket, sid=B) and queue.state("1") == "running"
     queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 6000})
-    assert strike_off(queue.does, [B], grace_s=5) is True
+    assert deregister(queue.does, [B], grace_s=5) is True
     assert queue.state("1") == "queued"
 
 
@@ -837,9 +837,9 @@ def test_a_lease_that_passed_is_suspect_and_taken_after_its_grace(queue: Queue) 
     assert (queue.state("1"), queue.ready(), queue.own()) == ("queued", ["1", "2"], set())
     queue.register(B)
     (taken,) = queue.claim(sid=B)
-    assert (taken.ticket.id, taken.takeovers, taken.crashes, taken.attempts) == ("1", 1, 0, 2)
-    assert taken.ticket.fence > old.fence
-    assert queue.beat(old).verdicts == ("LOST",)
+    assert (taken.lease.job_id, taken.takeovers, taken.crashes, taken.attempts) == ("1", 1, 0, 2)
+    assert taken.lease.fence > old.fence
+    assert queue.beat(old).replies == ("LOST",)
 
 
 def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
@@ -850,7 +850,7 @@ def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
     queue.pass_leases()
     queue.client.set(f"{queue.keys.prefix}looked", queue.now_ms() - 60_000)  # Redis was away
     assert queue.recover() == (1, ())
-    assert queue.beat(ticket).verdicts == ("OK",)
+    assert queue.beat(ticket).replies == ("OK",)
 
 
 def test_who_does_not_come_back_after_a_silence_loses_its_jobs(queue: Queue) -> None:
@@ -868,9 +868,9 @@ def test_one_supervisor_at_a_time_looks(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
     queue.pass_leases()
-    assert queue.does.recover(B, grace_s=GRACE_S, order="fifo").suspects == 1
+    assert queue.does.recover(B, grace_s=GRACE_S, order="fifo").expired == 1
     queue.pass_leases()
-    assert queue.does.recover(C, grace_s=GRACE_S, order="fifo").given_back == ()
+    assert queue.does.recover(C, grace_s=GRACE_S, order="fifo").requeued == ()
     assert 0 < queue.client.pttl(f"{queue.keys.prefix}recoverer") <= 4000
 
 
@@ -916,7 +916,7 @@ def test_an_inbox_goes_back_to_where_it_came_from(
     for _ in range(3):
         queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), *end)
     if is_known:
-        queue.does.take_back(B, [A], order=order)
+        queue.does.requeue_jobs_of(B, [A], order=order)
     else:
         queue.pass_leases()
         queue.does.recover(B, grace_s=GRACE_S, order=order)
@@ -936,25 +936,25 @@ def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -
     queue.claim(2, A)
     queue.claim(1, B)
     kept = queue.claim_one(C)
-    assert sorted(queue.does.take_back(C, [A, B], order="fifo")) == ["1", "2", "3"]
+    assert sorted(queue.does.requeue_jobs_of(C, [A, B], order="fifo")) == ["1", "2", "3"]
     assert queue.zset(queue.keys.supervisors) == {C}
-    assert queue.zset(queue.keys.leases) == {kept.id}
-    assert not queue.client.exists(queue.keys.supervisor(A), queue.keys.mail(A), queue.keys.own(A))
+    assert queue.zset(queue.keys.leases) == {kept.job_id}
+    assert not queue.client.exists(queue.keys.supervisor(A), queue.keys.mail(A), queue.keys.held_by(A))
     assert sorted(queue.ready()) == ["1", "2", "3"]
 
 
 def test_take_back_is_repeated_without_effect(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    assert queue.does.take_back(B, [A], order="fifo") == ["1"]
-    assert queue.does.take_back(B, [A], order="fifo") == []
+    assert queue.does.requeue_jobs_of(B, [A], order="fifo") == ["1"]
+    assert queue.does.requeue_jobs_of(B, [A], order="fifo") == []
     assert queue.job("1")["takeovers"] == "1"
 
 
 def test_take_back_of_nobody_takes_nothing(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    assert queue.does.take_back(B, [], order="fifo") == []
+    assert queue.does.requeue_jobs_of(B, [], order="fifo") == []
     assert queue.state("1") == "running"
 
 
@@ -964,10 +964,10 @@ def test_take_back_leaves_nothing_however_much_there_is(queue: Queue) -> None:
     claimed = queue.ids(400)
     for _ in range(500):
         queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), "RIGHT", "LEFT")
-    queue.client.sadd(queue.keys.own(A), *(f"stale{number}" for number in range(500)))
-    assert sorted(queue.does.take_back(B, [A], order="fifo")) == sorted(claimed)
+    queue.client.sadd(queue.keys.held_by(A), *(f"stale{number}" for number in range(500)))
+    assert sorted(queue.does.requeue_jobs_of(B, [A], order="fifo")) == sorted(claimed)
     assert queue.client.lrange(queue.keys.intake, 0, -1) == before
-    assert not queue.client.exists(queue.keys.inbox(A), queue.keys.own(A))
+    assert not queue.client.exists(queue.keys.inbox(A), queue.keys.held_by(A))
 
 
 # --- all of them --------------------------------------------------------------------------------------------------
@@ -980,11 +980,11 @@ def test_scripts_that_the_server_forgot_are_loaded_again(queue: Queue) -> None:
     forget()
     assert queue.push(*"12") == ["OK", "OK"]
     forget()
-    one, two = (claimed.ticket for claimed in queue.claim(2))
+    one, two = (claimed.lease for claimed in queue.claim(2))
     forget()
-    assert queue.beat(one, two).verdicts == ("OK", "OK")
+    assert queue.beat(one, two).replies == ("OK", "OK")
     forget()
-    assert queue.does.finish(A, [Finish(one, "success"), Finish(two, "failed")]) == ["OK", "OK"]
+    assert queue.does.finish(A, [FinishRequest(one, "success"), FinishRequest(two, "failed")]) == ["OK", "OK"]
     forget()
     assert queue.recover() == (0, ())
 
@@ -995,7 +995,7 @@ def test_what_happens_is_counted_by_the_day(queue: Queue) -> None:
         queue.finish(queue.claim_one(), outcome, delay_s=60)
     queue.push("6")
     queue.claim_one()
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
     assert queue.counted() == {
         "pushed": 6,
         "succeeded": 1,
@@ -1014,7 +1014,7 @@ def test_what_happens_is_told(queue: Queue) -> None:
     queue.push("1")
     queue.finish(queue.claim_one(), "retry")
     queue.claim_one()
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
     queue.register(A)
     queue.finish(queue.claim_one(), "failed", note={"error": "x"})
     told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
@@ -1057,7 +1057,7 @@ def test_the_stream_of_events_is_capped(queue: Queue) -> None:
 
 
 def test_groups_do_not_meet(queue: Queue) -> None:
-    other = Transitions(queue.client, Keys("eu"))
+    other = Transitions(queue.client, QueueKeys("eu"))
     other.push([(job("1"), "1")])
     assert queue.claim() == []
     assert queue.push("1") == ["OK"]
@@ -1075,7 +1075,7 @@ def flag(queue: Queue, job_id: str) -> str | None:
 
 
 def test_an_unknown_job_is_none(queue: Queue) -> None:
-    assert queue.controls.control("cancel", "none") == "NONE"
+    assert queue.controls.execute("cancel", "none") == "NONE"
 
 
 @pytest.mark.parametrize("before", ["queued", "delayed", "paused"])
@@ -1084,9 +1084,9 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
     if before == "delayed":
         queue.finish(queue.claim_one(), "retry", delay_s=60)
     elif before == "paused":
-        assert queue.controls.control("pause", "1") == "OK"
+        assert queue.controls.execute("pause", "1") == "OK"
     assert queue.state("1") == before
-    assert queue.controls.control("cancel", "1", message="the job was cancelled", at=0) == "OK"
+    assert queue.controls.execute("cancel", "1", message="the job was cancelled", at=0) == "OK"
     record = json.loads(queue.client.hget(queue.keys.failed, "http://host/1"))
     assert (record["error_message"], record["task_data"]) == ("the job was cancelled", json.loads(job("1").raw))
     assert (queue.state("1"), queue.zset(queue.keys.cancelled), queue.zset(queue.keys.dead)) == (
@@ -1096,16 +1096,16 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
     )
     assert queue.zset(queue.keys.delayed) == queue.zset(queue.keys.paused) == set()
     assert queue.ids(1) == []
-    assert queue.controls.control("cancel", "1") == "cancelled"
+    assert queue.controls.execute("cancel", "1") == "cancelled"
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb: str, queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    assert queue.controls.control(verb, "1") == "ASKED"
+    assert queue.controls.execute(verb, "1") == "ASKED"
     assert queue.client.lrange(queue.keys.mail(A), 0, -1) == [f"{verb} 1".encode()]
-    assert queue.beat(ticket).verdicts == (verb,)
+    assert queue.beat(ticket).replies == (verb,)
     assert queue.finish(ticket, {"cancel": "cancelled"}.get(verb, verb)) == "OK"
     assert (queue.state("1"), flag(queue, "1")) == ({"cancel": "cancelled", "pause": "paused"}[verb], None)
 
@@ -1113,19 +1113,19 @@ def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb:
 def test_a_paused_job_has_its_attempt_back_and_goes_on_when_it_is_resumed(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.controls.control("pause", "1")
+    queue.controls.execute("pause", "1")
     queue.finish(ticket, "pause")
     assert (queue.job("1")["attempts"], queue.ids(1), queue.own()) == ("0", [], set())
-    assert queue.controls.control("resume", "1") == "OK"
+    assert queue.controls.execute("resume", "1") == "OK"
     assert queue.ids(1) == ["1"]
 
 
 def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.controls.control("pause", "1")
-    assert queue.controls.control("resume", "1") == "OK"
-    assert queue.beat(ticket).verdicts == ("OK",)
+    queue.controls.execute("pause", "1")
+    assert queue.controls.execute("resume", "1") == "OK"
+    assert queue.beat(ticket).replies == ("OK",)
     queue.finish(ticket, "pause")  # it had heard
     assert queue.state("1") == "queued"
 
@@ -1133,7 +1133,7 @@ def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> Non
 def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
-    queue.controls.control("pause", "1")
+    queue.controls.execute("pause", "1")
     queue.finish(ticket, "retry", delay_s=60)
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("paused", set())
 
@@ -1141,19 +1141,19 @@ def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> N
 def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    queue.controls.control("cancel", "1")
-    assert queue.controls.control("pause", "1") == "ASKED"
+    queue.controls.execute("cancel", "1")
+    assert queue.controls.execute("pause", "1") == "ASKED"
     assert flag(queue, "1") == "cancel"
     queue.register(B)
-    queue.does.take_back(B, [A], order="fifo")
+    queue.does.requeue_jobs_of(B, [A], order="fifo")
     (claimed,) = queue.claim(1, B)
     assert claimed.flag == "cancel"
 
 
 def test_a_resumed_job_keeps_its_time(queue: Queue) -> None:
     queue.push("1", not_before=4_000_000_000)
-    queue.controls.control("pause", "1")
-    assert queue.controls.control("resume", "1") == "OK"
+    queue.controls.execute("pause", "1")
+    assert queue.controls.execute("resume", "1") == "OK"
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("delayed", {"1"})
 
 
@@ -1161,53 +1161,53 @@ def test_a_failed_job_is_retried_from_the_beginning_and_its_record_goes(queue: Q
     queue.push("1")
     record = failure_record(queue.keys, "http://host/1", job("1").raw, "it broke", 0)
     queue.finish(queue.claim_one(), "failed", record=record, note={"label": "x"})
-    assert queue.controls.control("retry", "1") == "OK"
+    assert queue.controls.execute("retry", "1") == "OK"
     known = queue.job("1")
     assert (known["state"], known["attempts"], "ended" in known, "note" in known) == ("queued", "0", False, False)
     assert queue.client.hlen(queue.keys.failed) == 0
     assert queue.client.ttl(queue.keys.job("1")) == -1
     assert queue.zset(queue.keys.dead) == set()
     assert queue.ids(1) == ["1"]
-    assert queue.controls.control("retry", "1") == "running"
+    assert queue.controls.execute("retry", "1") == "running"
 
 
 def test_a_retry_leaves_the_record_of_another_job_with_that_url(queue: Queue) -> None:
     queue.push("1")
     queue.finish(queue.claim_one(), "failed", note={})
     queue.client.hset(queue.keys.failed, "http://host/1", '{"task_data":{"url":"http://host/1","save_path":"other"}}')
-    assert queue.controls.control("retry", "1") == "OK"
+    assert queue.controls.execute("retry", "1") == "OK"
     assert queue.client.hlen(queue.keys.failed) == 1
 
 
 def test_a_promoted_job_is_the_next_and_keeps_its_priority(queue: Queue) -> None:
     queue.push("high", priority="high")
     queue.push("1", "2", "3")
-    assert queue.controls.control("promote", "3") == "OK"
+    assert queue.controls.execute("promote", "3") == "OK"
     assert queue.ids(4) == ["3", "high", "1", "2"]
     assert queue.job("3")["priority"] == "normal"
-    assert queue.controls.control("promote", "3") == "running"
+    assert queue.controls.execute("promote", "3") == "running"
 
 
 def test_another_priority_moves_a_job_also_downwards(queue: Queue) -> None:
     queue.push("1", "2", priority="high")
     queue.push("3")
-    assert queue.controls.control("priority", "1", priority="low") == "OK"
+    assert queue.controls.execute("priority", "1", priority="low") == "OK"
     assert queue.ids(3) == ["2", "3", "1"]
 
 
 def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
     queue.push("1")
     for verb in ("pause", "resume", "promote", "pause", "resume"):
-        assert queue.controls.control(verb, "1") == "OK"
+        assert queue.controls.execute(verb, "1") == "OK"
     assert queue.ids(5) == ["1"]
     assert queue.ready("normal") == []
-    assert queue.ids(5, known=[Ticket("1", 1)]) == []
+    assert queue.ids(5, known=[JobLease("1", 1)]) == []
 
 
 def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Queue) -> None:
     for job_id in ("1", "2"):
         assert queue.does.push([(job("same", dedupe=True), job_id)])[0] == ("OK" if job_id == "1" else "FOLLOWS")
-    assert queue.controls.control("cancel", "1") == "OK"
+    assert queue.controls.execute("cancel", "1") == "OK"
     assert queue.ids(2) == ["2"]
     assert queue.followers("1") == []
 
@@ -1215,8 +1215,8 @@ def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Que
 def test_a_follower_is_cancelled_alone_and_not_promoted(queue: Queue) -> None:
     for job_id in ("1", "2"):
         queue.does.push([(job("same", dedupe=True), job_id)])
-    assert queue.controls.control("promote", "2") == "following"
-    assert queue.controls.control("cancel", "2") == "OK"
+    assert queue.controls.execute("promote", "2") == "following"
+    assert queue.controls.execute("cancel", "2") == "OK"
     assert queue.finish(queue.claim_one(), "success") == "OK"
     assert (queue.state("1"), queue.state("2")) == ("succeeded", "cancelled")
 
@@ -1227,7 +1227,7 @@ def test_a_paused_queue_gives_no_new_jobs(queue: Queue) -> None:
     queue.client.set(queue.keys.halted, 1)
     claim = queue.does.claim(A, [], 5, lease_s=LEASE_S, order="fifo")
     assert claim is not None
-    assert ([one.ticket for one in claim.jobs], claim.is_paused) == ([ticket], True)
+    assert ([one.lease for one in claim.jobs], claim.is_paused) == ([ticket], True)
     queue.client.delete(queue.keys.halted)
     assert queue.ids(5, known=[ticket]) == ["2"]
 
@@ -1250,28 +1250,28 @@ def test_a_drained_node_gets_no_new_jobs_and_others_do(queue: Queue) -> None:
 
 def test_what_is_paused_already_is_said_to_be(queue: Queue) -> None:
     queue.push("1")
-    assert [queue.controls.control("pause", "1") for _ in range(2)] == ["OK", "paused"]
+    assert [queue.controls.execute("pause", "1") for _ in range(2)] == ["OK", "paused"]
 
 
 @pytest.mark.parametrize(("outcome", "key"), [("success", "done"), ("failed", "dead"), ("cancelled", "cancelled")])
 def test_an_ended_job_is_removed_and_its_record_stays(outcome: str, key: str, queue: Queue) -> None:
     queue.push("1")
-    assert queue.controls.control("remove", "1") == "queued"
+    assert queue.controls.execute("remove", "1") == "queued"
     ticket = queue.claim_one()
-    assert queue.controls.control("remove", "1") == "running"
+    assert queue.controls.execute("remove", "1") == "running"
     record = success("1") if outcome == "success" else failure("1")
     queue.finish(ticket, outcome, record=record)
     assert queue.zset(getattr(queue.keys, key)) == {"1"}
-    assert queue.controls.control("remove", "1") == "OK"
+    assert queue.controls.execute("remove", "1") == "OK"
     assert (queue.state("1"), queue.zset(getattr(queue.keys, key))) == (None, set())
     assert queue.client.exists(queue.keys.success("http://host/1"), queue.keys.failed) == 1
-    assert queue.controls.control("remove", "1") == "NONE"
+    assert queue.controls.execute("remove", "1") == "NONE"
 
 
 def test_of_many_silent_supervisors_the_last_hundred_are_remembered_and_all_that_hold_something(queue: Queue) -> None:
     now = queue.now_ms()
     queue.client.zadd(queue.keys.supervisors, {f"gone-{number:03d}": now - 10_000 + number for number in range(150)})
-    queue.client.sadd(queue.keys.own("gone-000"), "x")
+    queue.client.sadd(queue.keys.held_by("gone-000"), "x")
     queue.client.hset(queue.keys.job("x"), mapping={"owner": "gone-000", "state": "running"})
     queue.register(B)
     queue.does.recover(B, grace_s=GRACE_S, order="fifo")

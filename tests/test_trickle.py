@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.board import MAX_CRUMBS, MAX_REPLACED, Board
+from dlpool.transfer.board import MAX_CRUMBS, MAX_REPLACED, ChunkScheduler
 from dlpool.transfer.chunks import Chunk, ChunkMap
-from dlpool.transfer.retry import Attempt
+from dlpool.transfer.retry import RangeAttempt
 from tests.conftest import Fetcher, make_data
 from tests.handlers import DATA, Drip, Serve, check_file
 from tests.origin import Connection, File, Handler, Request
@@ -139,14 +139,14 @@ def test_one_good_connection_excuses_those_that_are_refused(serve: Serve, fetch:
 def test_an_attempt_is_progress_from_the_minimum_speed_on(
     brought: int, waited_s: float, least_rate: int, expected: bool
 ) -> None:
-    assert Attempt(brought, waited_s).is_progress(least_rate) is expected
+    assert RangeAttempt(brought, waited_s).is_progress(least_rate) is expected
 
 
-def board(*others: Chunk, least_rate: int = 1000) -> tuple[Board, Chunk]:
+def board(*others: Chunk, least_rate: int = 1000) -> tuple[ChunkScheduler, Chunk]:
     """A board at time 100 with a free chunk of "me", and the chunks of others."""
-    made = Board(lambda: 100.0, least_rate)
+    made = ChunkScheduler(lambda: 100.0, least_rate)
     chunk = Chunk(0, 10_000, 0, 0)
-    made.start(ChunkMap([chunk, *others]), "me")
+    made.load_plan(ChunkMap([chunk, *others]), "me")
     return made, chunk
 
 
@@ -161,35 +161,35 @@ def board(*others: Chunk, least_rate: int = 1000) -> tuple[Board, Chunk]:
 )
 def test_attempts_without_progress_are_counted_in_a_row(attempts: list[tuple[int, float]], counted: int) -> None:
     made, chunk = board()
-    failures = [made.count_failure(chunk, errors.ShortBody("short"), Attempt(*attempt)) for attempt in attempts]
+    failures = [made.count_failure(chunk, errors.ShortBody("short"), RangeAttempt(*attempt)) for attempt in attempts]
     assert failures[-1].attempts == counted
     row = attempts[len(attempts) - counted :] if counted else []
-    assert failures[-1].trickled == sum(brought for brought, _ in row)
+    assert failures[-1].slow_bytes == sum(brought for brought, _ in row)
 
 
 @pytest.mark.parametrize(
     ("other", "is_excused"),
     [
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=10_000), True, id="brings bytes"),
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=10_000, rate=999.0), False, id="trickles"),
-        pytest.param(Chunk(10_000, 20_000, 10_999, 10_999, "other", taken=10_000), False, id="brought too little yet"),
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken=15_000), False, id="brought nothing itself"),
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, taken=10_000), False, id="has no owner"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=10_000), True, id="brings bytes"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=10_000, rate=999.0), False, id="trickles"),
+        pytest.param(Chunk(10_000, 20_000, 10_999, 10_999, "other", taken_position=10_000), False, id="brought too little yet"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=15_000), False, id="brought nothing itself"),
+        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, taken_position=10_000), False, id="has no owner"),
     ],
 )
 def test_only_a_connection_that_makes_progress_excuses_another(other: Chunk, is_excused: bool) -> None:
     made, chunk = board(other)
-    made.claim(other, 100)
-    made.advance(other, 100)  # bytes came just now
-    other.position = other.claimed = other.position - 100
-    failure = made.count_failure(chunk, errors.ServerBusy("503"), Attempt(0, 0.0))
+    made.begin_write(other, 100)
+    made.commit_write(other, 100)  # bytes came just now
+    other.position = other.write_end = other.position - 100
+    failure = made.count_failure(chunk, errors.ServerBusy("503"), RangeAttempt(0, 0.0))
     assert failure.attempts == (0 if is_excused else 1)
 
 
 def test_a_comparison_excuses_an_attempt_only_for_a_time() -> None:
     made, chunk = board()
     error = errors.TooSlow("slower than its siblings", is_comparison=True)
-    chunk.replaced = MAX_REPLACED
-    assert made.count_failure(chunk, error, Attempt(0, 1.0)).attempts == 0
-    chunk.replaced = MAX_REPLACED + 1
-    assert made.count_failure(chunk, error, Attempt(0, 1.0)).attempts == 1
+    chunk.replacements = MAX_REPLACED
+    assert made.count_failure(chunk, error, RangeAttempt(0, 1.0)).attempts == 0
+    chunk.replacements = MAX_REPLACED + 1
+    assert made.count_failure(chunk, error, RangeAttempt(0, 1.0)).attempts == 1

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, concatenating
-from dlpool.web.store.claims import claimed
-from dlpool.web.store.cleaning import Cleaner
-from dlpool.web.store.growing import GrowingUploads
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, concatenating
+from dlpool.web.store.claims import with_claim
+from dlpool.web.store.cleaning import TaskRemover
+from dlpool.web.store.growing import DiskTusUploads
 from dlpool.web.store.merging import Merger
-from dlpool.web.store.room import Room
+from dlpool.web.store.room import VolumeCapacity
 from tests.test_store_appending import fails
 from tests.test_tus import ask, begin, patch
 from tests.test_web_access import KEY, token
@@ -32,38 +32,38 @@ SENT = [b"one", b"two2"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> UploadStore:
+def store(tmp_path: Path) -> DiskBackend:
     return store_in(tmp_path)
 
 
-def part(store: UploadStore, *pieces: bytes, owner: str | None = None) -> str:
+def part(store: DiskBackend, *pieces: bytes, owner: str | None = None) -> str:
     """A part that is whole, sent in so many pieces."""
-    file_id = store.growing.create(GrowWish(owner, sum(map(len, pieces)), concat=PARTIAL))
+    file_id = store.tus.create(TusUploadRequest(owner, sum(map(len, pieces)), concat=PARTIAL))
     offset = 0
     for piece in pieces:
-        with store.growing.append(file_id, owner, offset, size=len(piece)) as appending:
+        with store.tus.append(file_id, owner, offset, size=len(piece)) as appending:
             appending.write(piece)
             appending.commit()
         offset += len(piece)
     return file_id
 
 
-def join(store: UploadStore, parts: list[str], owner: str | None = None, name: str = "whole") -> str:
-    return store.concatenation.make(GrowWish(owner, None, name, concat=f"{FINAL};"), parts)
+def join(store: DiskBackend, parts: list[str], owner: str | None = None, name: str = "whole") -> str:
+    return store.concatenator.concatenate(TusUploadRequest(owner, None, name, concat=f"{FINAL};"), parts)
 
 
-def ids(store: UploadStore) -> list[str]:
+def ids(store: DiskBackend) -> list[str]:
     return [task["task_id"] for task in store.tasks(None)["tasks"]]
 
 
-def published(store: UploadStore) -> dict[str, bytes]:
+def published(store: DiskBackend) -> dict[str, bytes]:
     folder = Path(store.settings.merged_dir)
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
 
 # --- what is refused, before anything is made ---
 
-Parts = Callable[[UploadStore], list[str]]
+Parts = Callable[[DiskBackend], list[str]]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_nothing_is_made_of_parts_that_are_refused(
 ) -> None:
     monkeypatch.setattr(concatenating, "MAX_CHUNKS", 3)
     told: list[str] = []
-    store = UploadStore(store_in(tmp_path, max_file_size=10).settings, lambda event: told.append(event.name))
+    store = DiskBackend(store_in(tmp_path, max_file_size=10).settings, lambda event: told.append(event.name))
     wanted = parts(store)
     before = sorted(files_below(tmp_path))
     told.clear()
@@ -98,22 +98,22 @@ def test_nothing_is_made_of_parts_that_are_refused(
     assert (sorted(files_below(tmp_path)), told) == (before, [])
 
 
-def test_a_foreign_part_cannot_be_told_from_an_unknown_one(store: UploadStore) -> None:
+def test_a_foreign_part_cannot_be_told_from_an_unknown_one(store: DiskBackend) -> None:
     own, foreign, unknown = part(store, b"1", owner="bob"), part(store, b"2", owner="ann"), "0" * 32
     chunked = "a task of chunks"
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         reception.write(b"x")
         store.commit_chunk(reception, file_id=chunked, index=0, owner="ann")
     answers = set()
     for other in (foreign, unknown, chunked):
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(UploadError) as raised:
             join(store, [own, other], "bob")
         said = {**raised.value.as_json(), "status": raised.value.status, "headers": str(raised.value.headers)}
         answers.add(str(said).replace(other, "ID"))
     assert len(answers) == 1
 
 
-def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: UploadStore) -> None:
+def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: DiskBackend) -> None:
     parts = [part(store, b"1", owner="ann"), part(store, b"2", owner="ann"), part(store, b"3", owner="bob")]
     with refused(400, "bad_part"):
         join(store, parts)
@@ -125,11 +125,11 @@ def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: UploadS
 
 @pytest.mark.parametrize(("free", "status"), [(13, 507), (14, 0)])
 def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, free: int, status: int
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, free: int, status: int
 ) -> None:
     parts = [part(store, data) for data in SENT]
     monkeypatch.setattr(os, "link", fails(OSError(errno.EPERM, "no links")))
-    monkeypatch.setattr("dlpool.web.store.room.room_of", lambda folder: Room(folder, 1000, free, 0.5))
+    monkeypatch.setattr("dlpool.web.store.room.room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5))
     if status:
         with refused(507, "no_space"):
             join(store, parts)
@@ -161,7 +161,7 @@ def stopped(
 
 
 def test_a_part_in_work_is_refused_to_another_final_upload_and_then_is_gone(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = [part(store, data) for data in SENT]
     other = part(store, b"other")
@@ -171,9 +171,9 @@ def test_a_part_in_work_is_refused_to_another_final_upload_and_then_is_gone(
         for wanted in ([parts[0]], [other, parts[1]]):
             with refused(409, "part_taken"):
                 join(store, wanted, name="second")
-        assert store.growing.look(parts[0], None).offset == len(SENT[0])  # still there
+        assert store.tus.recover(parts[0], None).offset == len(SENT[0])  # still there
         store.sweep()
-        assert store.concatenation.end_dead(parts[0]) == 0
+        assert store.concatenator.recover(parts[0]) == 0
         go_on.set()
         assert store.task(first.result(), None)["status"] == "completed"
     for wanted in ([parts[0]], [other, parts[1]]):
@@ -181,17 +181,17 @@ def test_a_part_in_work_is_refused_to_another_final_upload_and_then_is_gone(
             join(store, wanted, name="second")
     for gone in parts:
         with refused(404, "no_such_task"):
-            store.growing.look(gone, None)
+            store.tus.recover(gone, None)
     assert published(store) == {"whole": b"onetwo2"}
     assert join(store, [other], name="second")
 
 
 def test_parts_of_a_final_upload_that_fails_can_be_joined_again(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = [part(store, data) for data in SENT]
     with monkeypatch.context() as context:
-        context.setattr(Merger, "merge", fails(Refusal(507, "no_space", "the disk is full")))
+        context.setattr(Merger, "merge", fails(UploadError(507, "no_space", "the disk is full")))
         with refused(507, "no_space"):
             join(store, parts)
     assert sorted(ids(store)) == sorted(parts)
@@ -200,13 +200,13 @@ def test_parts_of_a_final_upload_that_fails_can_be_joined_again(
 
 
 def test_parts_whose_file_is_there_are_consumed_though_an_error_came_after_it(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, merge = [part(store, data) for data in SENT], Merger.merge
 
     def fail_late(merger: Merger, wish: object) -> None:
         merge(merger, wish)  # type: ignore[arg-type]  # of whatever kind it is
-        raise Refusal(507, "storage", "the answer is lost")
+        raise UploadError(507, "storage", "the answer is lost")
 
     monkeypatch.setattr(Merger, "merge", fail_late)
     file_id = join(store, parts)
@@ -215,19 +215,19 @@ def test_parts_whose_file_is_there_are_consumed_though_an_error_came_after_it(
 
 @pytest.mark.parametrize("way", ["sweep", "delete", "cleanup"])
 def test_a_part_that_could_not_be_removed_never_comes_back(
-    store: UploadStore, monkeypatch: pytest.MonkeyPatch, way: str
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Its final upload is not forgotten before it."""
     parts = [part(store, data) for data in SENT]
     with monkeypatch.context() as context:
-        context.setattr(Cleaner, "_removed", fails(OSError(errno.EIO, "the disk")))
+        context.setattr(TaskRemover, "_removed", fails(OSError(errno.EIO, "the disk")))
         file_id = join(store, parts)
     assert len(ids(store)) == 3
     for gone in parts:
         with refused(404, "no_such_task"):
-            store.growing.look(gone, None)
+            store.tus.recover(gone, None)
         with refused(404, "no_such_task"):
-            store.growing.peek(gone, None)
+            store.tus.state(gone, None)
     if way == "delete":
         store.delete(file_id, None)
     elif way == "cleanup":
@@ -239,18 +239,18 @@ def test_a_part_that_could_not_be_removed_never_comes_back(
         join(store, parts, name="second")
 
 
-def test_a_claim_of_a_final_upload_that_is_gone_holds_nobody_up(store: UploadStore) -> None:
+def test_a_claim_of_a_final_upload_that_is_gone_holds_nobody_up(store: DiskBackend) -> None:
     file_id = part(store, b"one")
-    with store.layout.task(file_id) as task:
-        task.save(claimed(task.record(), "0" * 32))
-    assert store.growing.look(file_id, None).offset == 3
+    with store.layout.lock_id(file_id) as task:
+        task.save(with_claim(task.record(), "0" * 32))
+    assert store.tus.recover(file_id, None).offset == 3
     join(store, [file_id])
     assert published(store) == {"whole": b"one"}
 
 
-@pytest.mark.parametrize(("owner", "method"), [(GrowingUploads, "finish"), (Cleaner, "consume")])
+@pytest.mark.parametrize(("owner", "method"), [(DiskTusUploads, "finish"), (TaskRemover, "consume")])
 def test_who_wants_a_part_ends_what_a_killed_process_began_with_it(
-    store: UploadStore, owner: type, method: str
+    store: DiskBackend, owner: type, method: str
 ) -> None:
     parts = [part(store, data) for data in SENT]
     child = os.fork()
@@ -294,7 +294,7 @@ def test_of_many_processes_that_join_the_same_parts_one_does(tmp_path: Path) -> 
 
 
 def _joining(
-    store: UploadStore, parts: list[str], index: int, together: tuple[int, int], results: tuple[int, int]
+    store: DiskBackend, parts: list[str], index: int, together: tuple[int, int], results: tuple[int, int]
 ) -> int:
     child = os.fork()
     if child:
@@ -306,7 +306,7 @@ def _joining(
         said = "done"
         try:
             join(store, parts, name=f"file{index}")
-        except Refusal as refusal:
+        except UploadError as refusal:
             said = refusal.code
         os.write(results[1], f"{said}\n".encode())
         code = 0

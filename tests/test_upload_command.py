@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from dlpool.config import TransferSettings
-from dlpool.upload.server import Server
-from dlpool.upload.upload import Upload
-from dlpool.upload.values import Wish
+from dlpool.upload.server import UploadApiClient
+from dlpool.upload.upload import FileUpload
+from dlpool.upload.values import FileUploadRequest
 from tests.conftest import Fetcher, make_data, wait_until
 from tests.origin import Connection
 from tests.processes import ROOT, Ended, finish, run, start
@@ -179,14 +179,14 @@ def test_what_is_done_never_becomes_less(origin: UploadOrigin, file: Path, fetch
 
     origin.fault = lose
     connections = fetch.client(network="any")
-    server = Server(connections, origin.api, {})
+    server = UploadApiClient(connections, origin.api, {})
     settings = TransferSettings(retry_delay=0.2, retry_max_delay=0.2)
-    upload = Upload(Wish(file, connections=1, chunk_size=CHUNK), server, connections, settings)
+    upload = FileUpload(FileUploadRequest(file, connections=1, chunk_size=CHUNK), server, connections, settings)
     running = threading.Thread(target=upload.run)
     running.start()
     done = []
     while running.is_alive():
-        done.append(upload.moment().done)
+        done.append(upload.progress().done)
         running.join(0.005)
     assert origin.merged["model.bin"] == DATA
     assert done == sorted(done)

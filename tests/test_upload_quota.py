@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore, growing, room
-from dlpool.web.store.layout import Layout
-from dlpool.web.store.room import FILES_OF_TASK
-from dlpool.web.store.task import Visit
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, growing, room
+from dlpool.web.store.layout import StoreLayout
+from dlpool.web.store.room import FILES_PER_TASK
+from dlpool.web.store.task import SharedTaskLock
 from tests.test_tus import ask
 from tests.test_tus_final import part
 from tests.test_web_access import KEY, bearer, token
@@ -25,26 +25,26 @@ from tests.web import WebServer
 MOST = 1000
 
 
-def by_chunk(store: UploadStore, size: int | None, owner: str | None, number: int) -> None:
+def by_chunk(store: DiskBackend, size: int | None, owner: str | None, number: int) -> None:
     send(store, 0, b"x", file_id=f"{owner} {number}", owner=owner, total_chunks=2, file_size=size)
 
 
-def by_foresight(store: UploadStore, size: int | None, owner: str | None, number: int) -> None:
+def by_foresight(store: DiskBackend, size: int | None, owner: str | None, number: int) -> None:
     """A chunk is refused before its bytes come; where it is not, it is sent."""
     visit = store.check_chunk(file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
     assert visit is None
     by_chunk(store, size, owner, number)
 
 
-def by_tus(store: UploadStore, size: int | None, owner: str | None, _number: int) -> None:
-    store.growing.create(GrowWish(owner, size))
+def by_tus(store: DiskBackend, size: int | None, owner: str | None, _number: int) -> None:
+    store.tus.create(TusUploadRequest(owner, size))
 
 
-def by_part(store: UploadStore, size: int | None, owner: str | None, _number: int) -> None:
-    store.growing.create(GrowWish(owner, size, concat=PARTIAL))
+def by_part(store: DiskBackend, size: int | None, owner: str | None, _number: int) -> None:
+    store.tus.create(TusUploadRequest(owner, size, concat=PARTIAL))
 
 
-Way = Callable[[UploadStore, "int | None", "str | None", int], None]
+Way = Callable[[DiskBackend, "int | None", "str | None", int], None]
 WAYS = [by_chunk, by_foresight, by_tus, by_part]
 
 
@@ -94,10 +94,10 @@ def test_an_owner_has_so_many_bytes_and_what_is_announced_counts(
 
 def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_bytes=MOST, max_file_size=MOST)
-    file_id = store.growing.create(GrowWish("ann", None))
+    file_id = store.tus.create(TusUploadRequest("ann", None))
     with refused(507, "over_quota"):
         by_tus(store, 1, "ann", 0)
-    with store.growing.append(file_id, "ann", 0, size=3, length=400) as appending:
+    with store.tus.append(file_id, "ann", 0, size=3, length=400) as appending:
         appending.write(b"abc")
         appending.commit()
     by_tus(store, 600, "ann", 0)
@@ -123,7 +123,7 @@ def test_chunks_of_a_task_that_is_there_are_not_asked_for_room(tmp_path: Path) -
     store = store_in(tmp_path, owner_tasks=1, owner_bytes=1)
     visit = store.check_chunk(file_id="a file", index=1, owner="ann", total_chunks=2)
     assert visit is not None
-    visit.end()
+    visit.release()
     send(store, 1, b"x", owner="ann", total_chunks=2)
     assert merge(store, 2, owner="ann").size == 2
 
@@ -133,15 +133,15 @@ def test_a_task_that_is_removed_before_its_chunk_has_come_is_not_begun_without_a
 ) -> None:
     store = store_in(tmp_path, owner_tasks=1)
     by_chunk(store, 5, "ann", 0)
-    task_of = Layout.task_of
+    task_of = StoreLayout.lock_owned
 
-    def task_after_removal(layout: Layout, file_id: str, owner: str | None) -> object:
-        monkeypatch.setattr(Layout, "task_of", task_of)
+    def task_after_removal(layout: StoreLayout, file_id: str, owner: str | None) -> object:
+        monkeypatch.setattr(StoreLayout, "task_of", task_of)
         store.delete("ann 0", None)
         by_chunk(store, 5, "ann", 1)
         return task_of(layout, file_id, owner)
 
-    monkeypatch.setattr(Layout, "task_of", task_after_removal)
+    monkeypatch.setattr(StoreLayout, "task_of", task_after_removal)
     with refused(404, "no_such_task"):
         by_chunk(store, 5, "ann", 0)
     assert [entry["task_id"] for entry in store.tasks(None)["tasks"]] == ["ann 1"]
@@ -154,7 +154,7 @@ def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | N
     for size in (0, 1):
         with refused(507, "over_quota"):
             by_part(store, size, owner, 0)
-    file_id = store.concatenation.make(GrowWish(owner, None, "whole", concat=f"{FINAL};"), parts)
+    file_id = store.concatenator.concatenate(TusUploadRequest(owner, None, "whole", concat=f"{FINAL};"), parts)
     with refused(507, "over_quota") as refusal:
         by_tus(store, 1, owner, 0)
     assert (refusal.extra["quota"], refusal.extra["used"]) == ("owner_bytes", 1000)
@@ -177,8 +177,8 @@ def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path
         by_chunk(store, 5, "ann", 2)
 
 
-FILES = FILES_OF_TASK
-STEPS = room.STEP
+FILES = FILES_PER_TASK
+STEPS = room.CHUNK_COUNT_STEP
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_many_chunks_are_announced_where_files_are_limited(
                     ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
                 continue
             visit = ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
-            if isinstance(visit, Visit):
-                visit.end()
+            if isinstance(visit, SharedTaskLock):
+                visit.release()
         if store.tasks("ann")["total"]:
             store.delete(file_id, "ann")
 
@@ -251,15 +251,15 @@ def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: p
     for module in (room, growing):
         monkeypatch.setattr(module, "STEP", 3)
     store = store_in(tmp_path, owner_files=FILES + 6)
-    file_id = store.growing.create(GrowWish("ann", 100))
+    file_id = store.tus.create(TusUploadRequest("ann", 100))
     for offset in range(6):
-        with store.growing.append(file_id, "ann", offset, size=1) as appending:
+        with store.tus.append(file_id, "ann", offset, size=1) as appending:
             appending.write(b"x")
             appending.commit()
-    with refused(507, "over_quota") as refusal, store.growing.append(file_id, "ann", 6, size=1):
+    with refused(507, "over_quota") as refusal, store.tus.append(file_id, "ann", 6, size=1):
         pass
     assert refusal.extra == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
-    assert store.growing.look(file_id, "ann").offset == 6
+    assert store.tus.recover(file_id, "ann").offset == 6
 
 
 def test_a_completed_upload_has_no_chunks_any_more(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_processes_that_begin_at_once_keep_to_the_limit(tmp_path: Path, is_kille
         for _ in range(2):
             child = os.fork()
             if child == 0:
-                Layout.create = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]  # the child's alone
+                StoreLayout.create_task = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]  # the child's alone
                 by_tus(store, 5, "ann", 0)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     begin, end = os.pipe()
@@ -294,7 +294,7 @@ def test_processes_that_begin_at_once_keep_to_the_limit(tmp_path: Path, is_kille
     assert store.tasks("ann")["total"] == MAY
 
 
-def _beginning(store: UploadStore, number: int, together: tuple[int, int]) -> int:
+def _beginning(store: DiskBackend, number: int, together: tuple[int, int]) -> int:
     child = os.fork()
     if child:
         return child
@@ -305,7 +305,7 @@ def _beginning(store: UploadStore, number: int, together: tuple[int, int]) -> in
         try:
             (by_chunk, by_tus)[number % 2](store, 5, "ann", number)
             code = 0
-        except Refusal as refusal:
+        except UploadError as refusal:
             code = 3 if refusal.code == "over_quota" else 1
     finally:
         os._exit(code)

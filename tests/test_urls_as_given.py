@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.errors import PolicyRefused, UsageError
-from dlpool.transfer.urls import joined, without_user
+from dlpool.transfer.urls import resolve_location, split_credentials
 from tests.conftest import Authority, Fetcher
 from tests.handlers import Serve
 from tests.origin import Connection, File, Request
@@ -212,12 +212,12 @@ BASE = "http://a/b/c/d;p?q"
     ],
 )
 def test_a_relative_location_is_resolved(location: str, url: str) -> None:
-    assert joined(BASE, location) == url
+    assert resolve_location(BASE, location) == url
 
 
 def test_dot_segments_of_the_base_stay_unless_a_location_goes_above_them() -> None:
-    assert joined("http://a/x/./y/../z/f", "g") == "http://a/x/./y/../z/g"
-    assert joined("http://a/x/../f", "../g") == "http://a/g"
+    assert resolve_location("http://a/x/./y/../z/f", "g") == "http://a/x/./y/../z/g"
+    assert resolve_location("http://a/x/../f", "../g") == "http://a/g"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_dot_segments_of_the_base_stay_unless_a_location_goes_above_them() -> No
     ],
 )
 def test_user_info_leaves_the_url(url: str, sent: str, user: tuple[str, str] | None) -> None:
-    assert without_user(url) == (sent, user)
+    assert split_credentials(url) == (sent, user)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_user_info_leaves_the_url(url: str, sent: str, user: tuple[str, str] | N
 )
 def test_what_names_no_http_host_is_refused(url: str) -> None:
     with pytest.raises(UsageError):
-        without_user(url)
+        split_credentials(url)
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=30))
 def test_any_path_becomes_one_that_a_request_line_can_have(text: str) -> None:
-    sent, user = without_user(f"http://h/{text}")
+    sent, user = split_credentials(f"http://h/{text}")
     assert user is None
     assert all("!" <= character <= "~" for character in sent)
-    assert without_user(sent) == (sent, None)
+    assert split_credentials(sent) == (sent, None)
     assert urlsplit(sent).netloc == "h"

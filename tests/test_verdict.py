@@ -25,12 +25,12 @@ from dlpool.errors import (
     RetryRange,
     TooLarge,
 )
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose_job
 from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.transitions import Claimed, Ticket
-from dlpool.service.verdict import Judge
-from dlpool.service.wire.endings import ending_of
+from dlpool.jobs.transitions import ClaimedJob, JobLease
+from dlpool.service.verdict import DispositionPolicy
+from dlpool.service.wire.endings import attempt_result_of
 from dlpool.service.wire.frames import EndedFrame
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
@@ -41,14 +41,14 @@ NOW = 1_800_000_000.0
 URL = "http://host/file"
 
 
-def judge(*, chance: float = 1.0, **settings: Any) -> Judge:
-    return Judge(Keys(), replace(SupervisorSettings(), **settings), lambda: NOW, lambda: chance)
+def judge(*, chance: float = 1.0, **settings: Any) -> DispositionPolicy:
+    return DispositionPolicy(QueueKeys(), replace(SupervisorSettings(), **settings), lambda: NOW, lambda: chance)
 
 
-def claimed(raw: bytes | None = None, **fields: Any) -> Claimed:
-    raw = compose(URL, "/data/file") if raw is None else raw
+def claimed(raw: bytes | None = None, **fields: Any) -> ClaimedJob:
+    raw = compose_job(URL, "/data/file") if raw is None else raw
     usual: dict[str, Any] = {"attempts": 1, "crashes": 0, "takeovers": 0, "created_ms": 0, "priority": "normal"}
-    return Claimed(Ticket("a", 7), raw, len(raw), **(usual | fields))
+    return ClaimedJob(JobLease("a", 7), raw, len(raw), **(usual | fields))
 
 
 def said(ending: str, **fields: Any) -> EndedFrame:
@@ -78,7 +78,7 @@ def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, tak
     if not is_poison:
         assert instead is None
         return
-    assert instead is not None and instead.outcome == "failed" and instead.note["label"] == "poison"
+    assert instead is not None and instead.disposition == "failed" and instead.note["label"] == "poison"
     assert instead.record is not None and instead.record.field == URL
     message = json.loads(instead.record.value)["error_message"]
     assert message == f"the job was aboard {takeovers} supervisors and 0 workers when they died"
@@ -87,7 +87,7 @@ def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, tak
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
 def test_what_the_machine_lacks_fails_no_job(number: int) -> None:
     """Another job would meet the same here, and this one may succeed later."""
-    assert ending_of(local_fault("open f.part", OSError(number, os.strerror(number)))) == "node_fault"
+    assert attempt_result_of(local_fault("open f.part", OSError(number, os.strerror(number)))) == "node_fault"
 
 
 @pytest.mark.parametrize(("crashes", "is_poison"), [(0, False), (2, False), (3, True), (4, True)])
@@ -98,8 +98,8 @@ def test_a_job_that_killed_too_many_workers_is_not_admitted_again(crashes: int, 
 
 @pytest.mark.parametrize(("crashes", "outcome"), [(0, "crash"), (1, "crash"), (2, "failed"), (3, "failed")])
 def test_the_third_death_of_a_worker_condemns_what_was_aboard(crashes: int, outcome: str) -> None:
-    ending = judge(max_crashes=3).died(claimed(crashes=crashes), URL, "killed by SIGSEGV")
-    assert ending.outcome == outcome
+    ending = judge(max_crashes=3).for_worker_death(claimed(crashes=crashes), URL, "killed by SIGSEGV")
+    assert ending.disposition == outcome
     assert ending.note["label"] == ("poison" if outcome == "failed" else "worker_died")
 
 
@@ -108,7 +108,7 @@ def test_the_third_death_of_a_worker_condemns_what_was_aboard(crashes: int, outc
     [(3, 0, False), (3, 1, False), (3, 2, True), (3, 3, True), (1, 0, False), (2, 1, True)],
 )
 def test_who_would_be_condemned_by_one_more_death_runs_alone(most: int, crashes: int, is_alone: bool) -> None:
-    assert judge(max_crashes=most).must_run_alone(claimed(crashes=crashes)) == is_alone
+    assert judge(max_crashes=most).is_quarantined(claimed(crashes=crashes)) == is_alone
 
 
 def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
@@ -117,7 +117,7 @@ def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
     client = Client(redis_server.client())
     with Origin(File(b"x")) as origin, Supervisor(tmp_path, redis_server.url, {"supervisor": {"max_takeovers": 2}}):
         for job_id, takeovers in (("fit", 2), ("poison", 3)):
-            raw = compose(f"{origin.url}/{job_id}", job_id)
+            raw = compose_job(f"{origin.url}/{job_id}", job_id)
             fields = {
                 "raw": raw,
                 "size": len(raw),
@@ -152,9 +152,9 @@ def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
     ],
 )
 def test_a_job_is_retried_as_often_as_it_or_the_settings_say(attempts: int, own: int | None, outcome: str) -> None:
-    job = PushedJob.parse(compose(URL, "/f", **({} if own is None else {"max_attempts": own})))
-    ending = judge(max_attempts=5).ended(claimed(attempts=attempts), job, said("retry"))
-    assert ending is not None and ending.outcome == outcome
+    job = PushedJob.parse(compose_job(URL, "/f", **({} if own is None else {"max_attempts": own})))
+    ending = judge(max_attempts=5).for_attempt(claimed(attempts=attempts), job, said("retry"))
+    assert ending is not None and ending.disposition == outcome
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_se
     attempts: int, chance: float, asked_s: float | None, delay_s: float
 ) -> None:
     judged = judge(chance=chance, job_retry_delay=5.0, job_retry_max_delay=900.0, max_attempts=100)
-    job = PushedJob.parse(compose(URL, "/f"))
-    ending = judged.ended(claimed(attempts=attempts), job, said("retry", retry_after_s=asked_s))
+    job = PushedJob.parse(compose_job(URL, "/f"))
+    ending = judged.for_attempt(claimed(attempts=attempts), job, said("retry", retry_after_s=asked_s))
     assert ending is not None and ending.delay_s == pytest.approx(delay_s)
 
 
@@ -186,9 +186,9 @@ def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_se
 def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job_asks_for(
     attempts: int, own: int | None, delay_s: float
 ) -> None:
-    job = PushedJob.parse(compose(URL, "/f", **({} if own is None else {"max_attempts": own})))
-    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).ended(claimed(attempts=attempts), job, said("no_room"))
-    assert ending is not None and (ending.outcome, ending.delay_s) == ("retry" if delay_s else "failed", delay_s)
+    job = PushedJob.parse(compose_job(URL, "/f", **({} if own is None else {"max_attempts": own})))
+    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).for_attempt(claimed(attempts=attempts), job, said("no_room"))
+    assert ending is not None and (ending.disposition, ending.delay_s) == ("retry" if delay_s else "failed", delay_s)
     assert delay_s or (ending.record is not None and ending.record.field == URL)
 
 
@@ -209,17 +209,17 @@ def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job
     ],
 )
 def test_what_an_ending_leads_to(ending: str, verb: str | None, outcome: str, delay_s: float) -> None:
-    job = PushedJob.parse(compose(URL, "/f"))
-    leads = judge(fault_delay=30.0, locked_delay=7.0).ended(claimed(), job, said(ending), verb)
-    assert leads is not None and (leads.outcome, leads.delay_s) == (outcome, delay_s)
+    job = PushedJob.parse(compose_job(URL, "/f"))
+    leads = judge(fault_delay=30.0, locked_delay=7.0).for_attempt(claimed(), job, said(ending), verb)
+    assert leads is not None and (leads.disposition, leads.delay_s) == (outcome, delay_s)
 
 
 def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_cancelled() -> None:
-    job = PushedJob.parse(compose(URL, "/f"))
-    assert judge().ended(claimed(), job, said("lost"), "cancel") is None
+    job = PushedJob.parse(compose_job(URL, "/f"))
+    assert judge().for_attempt(claimed(), job, said("lost"), "cancel") is None
     done = EndedFrame("a.7", "succeeded", "/f", {"size": 1, "seconds": 0.1})
-    ending = judge().ended(claimed(), job, done, "cancel")
-    assert ending is not None and ending.outcome == "success"
+    ending = judge().for_attempt(claimed(), job, done, "cancel")
+    assert ending is not None and ending.disposition == "success"
 
 
 # --- what is admitted ---
@@ -228,7 +228,7 @@ def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_c
 @pytest.mark.parametrize(("more", "outcome"), [(0, None), (1, "failed")])
 def test_a_job_may_be_as_long_as_the_limit_and_no_longer(more: int, outcome: str | None) -> None:
     job, instead = judge().admit(replace(claimed(), size=MAX_JOB_BYTES + more))
-    assert (job is None) == (outcome is not None) and (instead and instead.outcome) == outcome
+    assert (job is None) == (outcome is not None) and (instead and instead.disposition) == outcome
     if instead is not None:
         assert instead.note["label"] == "malformed" and f"{MAX_JOB_BYTES + 1} bytes long" in instead.note["message"]
 
@@ -253,14 +253,14 @@ def test_a_job_may_be_as_long_as_the_limit_and_no_longer(more: int, outcome: str
 def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
     own: dict[str, Any], claim: dict[str, Any], expected: tuple[str, float, str, str] | None
 ) -> None:
-    job, instead = judge().admit(claimed(compose(URL, "/data/file", **own), **claim))
+    job, instead = judge().admit(claimed(compose_job(URL, "/data/file", **own), **claim))
     assert job is not None and job.url == URL
     if expected is None:
         assert instead is None
         return
     assert instead is not None
     digest = job.digest if expected[3] else ""
-    assert (instead.outcome, instead.delay_s, instead.priority, instead.digest) == (*expected[:3], digest)
+    assert (instead.disposition, instead.delay_s, instead.priority, instead.digest) == (*expected[:3], digest)
 
 
 # --- what is said of it ---
@@ -282,53 +282,53 @@ def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
     ],
 )
 def test_how_a_job_ends_that_ended_with_an_error(error: DlpoolError, ending: str) -> None:
-    assert ending_of(error) == ending
+    assert attempt_result_of(error) == ending
 
 
 def test_the_figures_of_a_success_are_noted() -> None:
-    job = PushedJob.parse(compose(URL, "/f"))
+    job = PushedJob.parse(compose_job(URL, "/f"))
     figures = {"size": 7, "seconds": 0.5, "received": 5, "resumed_from": 2, "retries": 1}
-    ending = judge().ended(claimed(), job, EndedFrame("a.7", "succeeded", "/f", {**figures, "other": 1}))
+    ending = judge().for_attempt(claimed(), job, EndedFrame("a.7", "succeeded", "/f", {**figures, "other": 1}))
     assert ending is not None and ending.note == {"path": "/f", **figures} and ending.record is not None
 
 
 @pytest.mark.parametrize(
     ("raw", "url"),
     [
-        (compose(URL, "/f"), URL),
+        (compose_job(URL, "/f"), URL),
         (json.dumps({"url": URL, "save_path": "x", "dlpool": {"max_attempts": 0}}).encode(), URL),
         (b"nonsense", None),
     ],
 )
 def test_a_job_at_which_we_broke_fails_with_its_record_if_it_has_a_url(raw: bytes, url: str | None) -> None:
-    ending = judge().broken(claimed(raw), InternalError("odd"))
-    assert ending.outcome == "failed" and ending.note == {"label": InternalError.label, "message": "odd"}
+    ending = judge().for_internal_error(claimed(raw), InternalError("odd"))
+    assert ending.disposition == "failed" and ending.note == {"label": InternalError.label, "message": "odd"}
     assert (ending.record and ending.record.field) == url
 
 
 @pytest.mark.parametrize(("ending", "outcome"), [("retry", "retry"), ("locked", "release"), ("failed", "failed")])
 def test_why_a_run_ended_is_noted(ending: str, outcome: str) -> None:
-    job = PushedJob.parse(compose(URL, "/f"))
-    leads = judge().ended(claimed(), job, said(ending))
-    assert leads is not None and (leads.outcome, leads.note) == (outcome, {"label": "why", "message": "because"})
+    job = PushedJob.parse(compose_job(URL, "/f"))
+    leads = judge().for_attempt(claimed(), job, said(ending))
+    assert leads is not None and (leads.disposition, leads.note) == (outcome, {"label": "why", "message": "because"})
 
 
 def test_what_an_operator_stops_is_noted_and_only_a_cancelled_job_has_a_record() -> None:
-    paused, cancelled = judge().stopped(claimed(), URL, "pause"), judge().stopped(claimed(), URL, "cancel")
+    paused, cancelled = judge().for_stop_request(claimed(), URL, "pause"), judge().for_stop_request(claimed(), URL, "cancel")
     assert (paused.record, paused.note) == (None, {"label": "paused", "message": "the job was paused"})
     assert cancelled.record is not None and cancelled.record.field == URL
     assert cancelled.note == {"label": "cancelled", "message": CANCELLED}
 
 
 def test_the_deaths_of_workers_are_told() -> None:
-    condemned = judge(max_crashes=3).died(claimed(crashes=2), URL, "killed by SIGSEGV")
+    condemned = judge(max_crashes=3).for_worker_death(claimed(crashes=2), URL, "killed by SIGSEGV")
     assert condemned.note["message"] == "the job was aboard 3 workers when they died: killed by SIGSEGV"
-    again = judge(max_crashes=3).died(claimed(crashes=1), URL, "killed by SIGSEGV")
+    again = judge(max_crashes=3).for_worker_death(claimed(crashes=1), URL, "killed by SIGSEGV")
     assert again.note["message"] == "killed by SIGSEGV"
 
 
 def test_the_doubling_of_delays_ends() -> None:
     judged = judge(job_retry_delay=1.0, job_retry_max_delay=1e12, max_attempts=10_000)
-    job = PushedJob.parse(compose(URL, "/f"))
-    delays = [judged.ended(claimed(attempts=attempts), job, said("retry")) for attempts in (30, 31, 32, 5000)]
+    job = PushedJob.parse(compose_job(URL, "/f"))
+    delays = [judged.for_attempt(claimed(attempts=attempts), job, said("retry")) for attempts in (30, 31, 32, 5000)]
     assert [ending.delay_s for ending in delays if ending is not None] == [2.0**29, 2.0**30, 2.0**30, 2.0**30]

@@ -14,11 +14,11 @@ from dlpool.errors import NoSuchJob, QueueError
 from dlpool.jobs import views
 from dlpool.jobs.connection import connect
 from dlpool.jobs.jobview import JobView
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import PushedJob, compose
-from dlpool.jobs.records import Record, rfc3339
-from dlpool.jobs.transitions import Claimed, Finish, Transitions
-from dlpool.jobs.views import Views
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.records import ClientRecord, rfc3339
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, Transitions
+from dlpool.jobs.views import QueueViews
 from tests.redis_server import RedisServer
 
 LEASE_S = 300.0
@@ -30,16 +30,16 @@ class Queue:
 
     def __init__(self, server: RedisServer, group: str | None = None) -> None:
         self.client: Any = server.client()
-        self.keys = Keys(group)
+        self.keys = QueueKeys(group)
         self.transitions = Transitions(self.client, self.keys)
-        self.views = Views(self.client, self.keys)
+        self.views = QueueViews(self.client, self.keys)
 
     def push(self, job_id: str, **own: Any) -> None:
-        job = PushedJob.parse(compose(f"http://h/{job_id}", f"to/{job_id}", **own))
+        job = PushedJob.parse(compose_job(f"http://h/{job_id}", f"to/{job_id}", **own))
         assert self.transitions.push([(job, job_id)]) == ["OK"]
 
-    def claim(self, slots: int = 1, sid: str = "s1") -> Sequence[Claimed]:
-        self.transitions.beat(sid, [], lease_s=LEASE_S, info=INFO)
+    def claim(self, slots: int = 1, sid: str = "s1") -> Sequence[ClaimedJob]:
+        self.transitions.heartbeat(sid, [], lease_s=LEASE_S, info=INFO)
         claim = self.transitions.claim(sid, [], slots, lease_s=LEASE_S, order="fifo")
         assert claim is not None
         return claim.jobs
@@ -47,7 +47,7 @@ class Queue:
     def end(self, job_id: str, outcome: str = "success", **options: Any) -> None:
         self.push(job_id, priority="high")
         (claimed,) = self.claim()
-        assert self.transitions.finish("s1", [Finish(claimed.ticket, outcome, **options)]) == ["OK"]
+        assert self.transitions.finish("s1", [FinishRequest(claimed.lease, outcome, **options)]) == ["OK"]
 
     def ids(self, state: str | None = None, limit: int = 50) -> list[str | None]:
         return [view.id for view in self.views.jobs(state, limit)]
@@ -87,14 +87,14 @@ def test_each_state_lists_its_jobs(queue: Queue) -> None:
 def test_queued_jobs_stand_in_the_order_in_which_they_are_taken(queue: Queue) -> None:
     for job_id, priority in (("low", 1), ("first", 0), ("second", 0), ("high", -1)):
         queue.push(job_id, priority=priority)
-    queue.client.lpush(queue.keys.intake, compose("http://h/raw1", "p"), compose("http://h/raw2", "p"))
+    queue.client.lpush(queue.keys.intake, compose_job("http://h/raw1", "p"), compose_job("http://h/raw2", "p"))
     shown = [view.id or view.url for view in queue.views.jobs("queued")]
     assert shown == ["high", "first", "second", "http://h/raw1", "http://h/raw2", "low"]
 
 
 def test_jobs_that_a_supervisor_has_reserved_are_queued(queue: Queue) -> None:
-    queue.transitions.beat("s1", [], lease_s=LEASE_S, info=INFO)
-    queue.client.lpush(queue.keys.inbox("s1"), compose("http://h/reserved", "p"))
+    queue.transitions.heartbeat("s1", [], lease_s=LEASE_S, info=INFO)
+    queue.client.lpush(queue.keys.inbox("s1"), compose_job("http://h/reserved", "p"))
     (view,) = queue.views.jobs("queued")
     assert (view.id, view.url) == (None, "http://h/reserved")
     assert queue.views.stats().reserved == 1
@@ -148,9 +148,9 @@ def test_groups_do_not_see_each_other(redis_server: RedisServer) -> None:
 def test_a_running_job_tells_owner_attempts_and_progress(queue: Queue) -> None:
     queue.push("a", headers={"X-Key": "hunter2"}, checksum="md5:" + "0" * 32, user_id="u", trace_id="t", max_attempts=3)
     (claimed,) = queue.claim()
-    queue.transitions.beat("s1", [(claimed.ticket, '{"done": 5, "size": 10}')], lease_s=LEASE_S)
+    queue.transitions.heartbeat("s1", [(claimed.lease, '{"done": 5, "size": 10}')], lease_s=LEASE_S)
     view = queue.views.job("a")
-    assert (view.state, view.owner, view.attempts, view.fence) == ("running", "s1", 1, claimed.ticket.fence)
+    assert (view.state, view.owner, view.attempts, view.fence) == ("running", "s1", 1, claimed.lease.fence)
     assert view.progress == {"done": 5, "size": 10}
     told = view.as_json()
     assert (told["headers"], told["user_id"], told["trace_id"], told["max_attempts"]) == (["X-Key"], "u", "t", 3)
@@ -159,14 +159,14 @@ def test_a_running_job_tells_owner_attempts_and_progress(queue: Queue) -> None:
 
 
 def test_an_ended_job_tells_its_note(queue: Queue) -> None:
-    queue.end("a", "failed", note={"message": "gone"}, record=Record(queue.keys.failed, b"{}", "http://h/a"))
+    queue.end("a", "failed", note={"message": "gone"}, record=ClientRecord(queue.keys.failed, b"{}", "http://h/a"))
     view = queue.views.job("a")
     assert (view.state, view.note, view.owner) == ("failed", {"message": "gone"}, None)
     assert view.ended_at is not None
 
 
 def test_a_job_that_follows_another_names_it(queue: Queue) -> None:
-    job = PushedJob.parse(compose("http://h/f", "f", dedupe=True))
+    job = PushedJob.parse(compose_job("http://h/f", "f", dedupe=True))
     assert queue.transitions.push([(job, "first"), (job, "second")]) == ["OK", "FOLLOWS"]
     assert queue.views.job("second").leader == "first"
 
@@ -193,7 +193,7 @@ def test_a_job_that_cannot_be_run_says_why(raw: bytes, url: str | None, problem:
     view = JobView.from_raw(raw)
     assert (view.url, view.size, view.id) == (url, None, None)
     assert problem in (view.problem or "")
-    assert view.as_json().keys() == JobView.from_raw(compose("http://h/", "p")).as_json().keys()
+    assert view.as_json().keys() == JobView.from_raw(compose_job("http://h/", "p")).as_json().keys()
 
 
 def test_broken_fields_have_their_defaults() -> None:
@@ -229,7 +229,7 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
     for job_id, own in (("h", {"priority": -1}), ("n", {}), ("l", {"priority": 1}), ("d", {"not_before": 2**39})):
         queue.push(job_id, **own)
     stats = queue.views.stats()
-    assert stats.figures() == {
+    assert stats.counts() == {
         "waiting": 5,
         "backlog": 2,
         "reserved": 0,
@@ -253,16 +253,16 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
 def test_hosts_that_are_waited_for_are_counted(queue: Queue) -> None:
     for job_id, host, own in (("a", "h1", {"is_for_slot": True}), ("b", "h1", {}), ("c", "h2", {})):
         queue.end(job_id, "park", host=host, delay_s=60, **own)
-    queue.transitions.hold("h2:81", 30.0)
+    queue.transitions.hold_host("h2:81", 30.0)
     stats = queue.views.stats()
-    assert (stats.parked, stats.waiting_hosts) == (3, {"h1": 2, "h2": 1})
+    assert (stats.throttled, stats.waiting_hosts) == (3, {"h1": 2, "h2": 1})
     assert 28 < stats.held_hosts["h2:81"] <= 31
     assert sorted(filter(None, queue.ids("delayed"))) == ["a", "b", "c"]
     assert stats.as_json()["waiting_hosts"] == {"h1": 2, "h2": 1}
 
 
 def test_supervisors_that_live_are_named_and_others_are_not(queue: Queue) -> None:
-    queue.transitions.beat("s1", [], lease_s=LEASE_S, info=INFO)
+    queue.transitions.heartbeat("s1", [], lease_s=LEASE_S, info=INFO)
     queue.client.zadd(queue.keys.supervisors, {"dead": 1000, "evicted": 10**13})
     supervisors = queue.views.stats().supervisors
     assert {one.sid: one.info for one in supervisors} == {"s1": INFO, "evicted": {}}
@@ -286,7 +286,7 @@ def test_a_key_of_another_type_is_a_sentence(queue: Queue) -> None:
 
 
 def test_a_redis_that_is_away_is_a_sentence() -> None:
-    views = Views(connect(RedisSettings(url="unix:///nowhere/redis.sock"), Path()), Keys())
+    views = QueueViews(connect(RedisSettings(url="unix:///nowhere/redis.sock"), Path()), QueueKeys())
     for look in (views.stats, views.jobs, lambda: views.job("a")):
         with pytest.raises(QueueError, match="cannot be reached"):
             look()
@@ -329,4 +329,4 @@ def test_hosts_are_counted_of_a_bounded_number_of_parked_jobs(
     for host in ("a", "b", "c", "d", "e", "f"):
         queue.end(host, "park", host=host, delay_s=60)
     stats = queue.views.stats()
-    assert (stats.parked, len(stats.waiting_hosts)) == (6, most)
+    assert (stats.throttled, len(stats.waiting_hosts)) == (6, most)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import RetryRange, TimedOut, TooSlow
-from dlpool.transfer.chunks import LEAST_TAIL, Chunk
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.chunks import MIN_TAIL_BYTES, Chunk
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 from dlpool.transfer.watch import (
     ANSWER_FACTOR,
     LEAST_GAIN_S,
@@ -24,28 +24,28 @@ from dlpool.transfer.watch import (
     SLOWER,
     STALLED_RATE,
     STALLED_S,
-    Gauge,
-    Watch,
+    SpeedSamples,
+    SpeedMonitor,
     below_minimum,
-    far_behind,
-    holds_up,
-    outwaited,
-    overdue,
-    patience_s,
+    slower_than_siblings,
+    delays_completion,
+    answer_timed_out,
+    header_timed_out,
+    comparison_delay_s,
 )
 
 MIB = 1024 * 1024
 
 
-def gauge(*samples: tuple[int, float]) -> Gauge:
+def gauge(*samples: tuple[int, float]) -> SpeedSamples:
     """A gauge that has seen these (bytes, seconds)."""
-    made = Gauge()
+    made = SpeedSamples()
     for received, waited_s in samples:
-        made.add(Figures(received, waited_s))
+        made.add(ExchangeStats(received, waited_s))
     return made
 
 
-def steady(rate: float, seconds: float) -> Gauge:
+def steady(rate: float, seconds: float) -> SpeedSamples:
     """A gauge of a connection that brought ``rate`` for so long, looked at four times a second."""
     return gauge(*[(int(rate * step / 4), step / 4) for step in range(int(seconds * 4) + 1)])
 
@@ -54,7 +54,7 @@ def steady(rate: float, seconds: float) -> Gauge:
 
 
 def test_a_gauge_without_samples_knows_nothing() -> None:
-    assert (Gauge().rate, Gauge().waited_s) == (0.0, 0.0)
+    assert (SpeedSamples().rate, SpeedSamples().waited_s) == (0.0, 0.0)
 
 
 def test_a_single_sample_is_no_speed() -> None:
@@ -86,14 +86,14 @@ def test_the_wait_is_counted_from_the_first_sample() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, MIB), st.floats(0, 3)), min_size=1, max_size=30))
 def test_a_gauge_is_short_and_never_negative(steps: list[tuple[int, float]]) -> None:
-    made, received, waited_s = Gauge(), 0, 0.0
+    made, received, waited_s = SpeedSamples(), 0, 0.0
     for size, seconds in steps:
         received, waited_s = received + size, waited_s + seconds
-        made.add(Figures(received, waited_s))
+        made.add(ExchangeStats(received, waited_s))
         assert made.rate >= 0.0
         assert made.waited_s >= 0.0
         assert len(made.samples) <= 2 or waited_s - made.samples[1].waited_s < RATE_WINDOW_S
-        assert made.samples[-1] == Figures(received, waited_s)
+        assert made.samples[-1] == ExchangeStats(received, waited_s)
 
 
 # --- the minimum speed ---
@@ -129,9 +129,9 @@ def test_each_span_of_time_is_judged_by_itself() -> None:
     """A fast beginning does not excuse a stall."""
     made = gauge((0, 0.0), (10**9, 30.0))
     assert below_minimum(made, 1000, 30.0) is None
-    made.add(Figures(10**9, 59.0))
+    made.add(ExchangeStats(10**9, 59.0))
     assert below_minimum(made, 1000, 30.0) is None
-    made.add(Figures(10**9, 60.0))
+    made.add(ExchangeStats(10**9, 60.0))
     assert isinstance(below_minimum(made, 1000, 30.0), TooSlow)
 
 
@@ -140,7 +140,7 @@ def test_each_span_of_time_is_judged_by_itself() -> None:
 
 def test_a_connection_far_behind_its_fastest_sibling_is_ended() -> None:
     siblings = [steady(10_000.0, 5.0), steady(1e6, 5.0)]
-    error = far_behind(steady(1e6 / SLOWER - 1000, 5.0), siblings, MIB, LEAST_WAIT_S)
+    error = slower_than_siblings(steady(1e6 / SLOWER - 1000, 5.0), siblings, MIB, LEAST_WAIT_S)
     assert isinstance(error, TooSlow)
 
 
@@ -150,23 +150,23 @@ def test_a_connection_far_behind_its_fastest_sibling_is_ended() -> None:
         pytest.param(steady(1e6 / SLOWER, 5.0), [steady(1e6, 5.0)], MIB, id="not so far behind"),
         pytest.param(steady(1e6, 5.0), [steady(1e6, 5.0)], 100 * MIB, id="as fast"),
         pytest.param(steady(10.0, 5.0), [], MIB, id="alone"),
-        pytest.param(steady(10.0, 5.0), [Gauge()], MIB, id="siblings of unknown speed"),
+        pytest.param(steady(10.0, 5.0), [SpeedSamples()], MIB, id="siblings of unknown speed"),
         pytest.param(steady(10.0, LEAST_WAIT_S - 0.25), [steady(1e6, 5.0)], MIB, id="too young"),
         pytest.param(steady(1000.0, 5.0), [steady(1e6, 5.0)], int(1000 * LEAST_GAIN_S) - 1, id="nearly done"),
     ],
 )
-def test_a_connection_is_left_alone(own: Gauge, siblings: list[Gauge], remaining: int) -> None:
-    assert far_behind(own, siblings, remaining, LEAST_WAIT_S) is None
+def test_a_connection_is_left_alone(own: SpeedSamples, siblings: list[SpeedSamples], remaining: int) -> None:
+    assert slower_than_siblings(own, siblings, remaining, LEAST_WAIT_S) is None
 
 
 def test_a_connection_that_brings_nothing_is_ended_however_little_is_left() -> None:
-    assert isinstance(far_behind(steady(0.0, 5.0), [steady(1e6, 5.0)], 1, LEAST_WAIT_S), TooSlow)
+    assert isinstance(slower_than_siblings(steady(0.0, 5.0), [steady(1e6, 5.0)], 1, LEAST_WAIT_S), TooSlow)
 
 
 def test_patience_delays_the_comparison() -> None:
     slow, siblings = gauge((0, 0.0), (10, 5.0)), [steady(1e6, 5.0)]
-    assert far_behind(slow, siblings, MIB, 5.0) is not None
-    assert far_behind(slow, siblings, MIB, 5.1) is None
+    assert slower_than_siblings(slow, siblings, MIB, 5.0) is not None
+    assert slower_than_siblings(slow, siblings, MIB, 5.1) is None
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_patience_delays_the_comparison() -> None:
     [(0, LEAST_WAIT_S), (1, 2 * LEAST_WAIT_S), (3, 8 * LEAST_WAIT_S), (6, MAX_PATIENCE_S), (10**6, MAX_PATIENCE_S)],
 )
 def test_patience_grows_each_time_that_a_new_connection_was_no_better(replaced: int, expected: float) -> None:
-    assert patience_s(replaced) == expected
+    assert comparison_delay_s(replaced) == expected
 
 
 def test_only_what_a_comparison_ended_says_so() -> None:
-    compared = [far_behind(steady(10.0, 5.0), [steady(1e6, 5.0)], MIB, 1.0), outwaited(100.0, 1.0, 1.0)]
-    absolute = [below_minimum(gauge((0, 0.0), (0, 30.0)), 1000, 30.0), overdue(100.0, 10.0, 30.0)]
+    compared = [slower_than_siblings(steady(10.0, 5.0), [steady(1e6, 5.0)], MIB, 1.0), answer_timed_out(100.0, 1.0, 1.0)]
+    absolute = [below_minimum(gauge((0, 0.0), (0, 30.0)), 1000, 30.0), header_timed_out(100.0, 10.0, 30.0)]
     errors = [error for error in compared + absolute if isinstance(error, RetryRange)]
     assert [error.is_comparison for error in errors] == [True, True, False, False]
 
@@ -189,7 +189,7 @@ def test_only_what_a_comparison_ended_says_so() -> None:
 
 @pytest.mark.parametrize(("asked_s", "expected"), [(0.0, None), (39.9, None), (40.0, TimedOut), (1000.0, TimedOut)])
 def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[RetryRange] | None) -> None:
-    error = overdue(asked_s, connect_timeout_s=10.0, read_timeout_s=30.0)
+    error = header_timed_out(asked_s, connect_timeout_s=10.0, read_timeout_s=30.0)
     assert (type(error) if error else None) is expected
 
 
@@ -206,13 +206,13 @@ def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[R
 def test_an_answer_far_later_than_usual_is_not_waited_for(
     asked_s: float, usual_s: float, expected: type[RetryRange] | None
 ) -> None:
-    error = outwaited(asked_s, usual_s, LEAST_WAIT_S)
+    error = answer_timed_out(asked_s, usual_s, LEAST_WAIT_S)
     assert (type(error) if error else None) is expected
 
 
 def test_patience_delays_the_end_of_a_request() -> None:
-    assert outwaited(5.0, 0.0, patience=5.0) is not None
-    assert outwaited(4.9, 0.0, patience=5.0) is None
+    assert answer_timed_out(5.0, 0.0, patience=5.0) is not None
+    assert answer_timed_out(4.9, 0.0, patience=5.0) is None
 
 
 # --- at the end of a file ---
@@ -221,8 +221,8 @@ def test_patience_delays_the_end_of_a_request() -> None:
 @pytest.mark.parametrize(
     ("rate", "waited_s", "remaining", "is_ended"),
     [
-        (100.0, 5.0, 2 * LEAST_TAIL - 1, True),
-        (100.0, 5.0, 2 * LEAST_TAIL, False),
+        (100.0, 5.0, 2 * MIN_TAIL_BYTES - 1, True),
+        (100.0, 5.0, 2 * MIN_TAIL_BYTES, False),
         (100.0, 5.0, int(100 * LEAST_GAIN_S) + 1, True),
         (100.0, 5.0, int(100 * LEAST_GAIN_S), False),
         (0.0, 5.0, 1, True),
@@ -234,7 +234,7 @@ def test_patience_delays_the_end_of_a_request() -> None:
 def test_a_connection_that_keeps_idle_ones_waiting_for_its_last_bytes_is_ended(
     rate: float, waited_s: float, remaining: int, is_ended: bool
 ) -> None:
-    error = holds_up(steady(rate, waited_s), remaining, LEAST_WAIT_S)
+    error = delays_completion(steady(rate, waited_s), remaining, LEAST_WAIT_S)
     assert (type(error) if error else None) is (TooSlow if is_ended else None)
     assert not isinstance(error, TooSlow) or error.is_comparison
 
@@ -264,7 +264,7 @@ def test_the_window_ends_exactly_at_its_length() -> None:
 def test_a_connection_without_a_byte_has_a_rate_once_it_counts_as_stalled(
     samples: list[tuple[int, float]], expected: float
 ) -> None:
-    assert gauge(*samples).proven_rate == pytest.approx(expected)
+    assert gauge(*samples).effective_rate == pytest.approx(expected)
 
 
 def test_the_minimum_counts_from_the_first_sample() -> None:
@@ -286,13 +286,13 @@ def test_the_minimum_counts_from_the_first_sample() -> None:
 def test_siblings_prove_something_and_a_rest_is_worth_it_from_exact_limits(
     young_s: float, remaining: int, is_ended: bool
 ) -> None:
-    error = far_behind(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, LEAST_WAIT_S)
+    error = slower_than_siblings(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, LEAST_WAIT_S)
     assert (error is not None) is is_ended
 
 
 def test_less_than_a_byte_a_second_is_a_rate_as_well() -> None:
-    assert far_behind(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, LEAST_WAIT_S) is None
-    assert far_behind(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, LEAST_WAIT_S) is not None
+    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, LEAST_WAIT_S) is None
+    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, LEAST_WAIT_S) is not None
 
 
 # --- the watch ---
@@ -304,11 +304,11 @@ class Connection:
 
     exchange: Exchange | None = None
     chunk: Chunk | None = None
-    sample: Figures = field(default_factory=lambda: Figures(0, 0.0))
+    sample: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
     usual_s: float | None = None
     is_dismissed: bool = False
 
-    def figures(self) -> Figures:
+    def figures(self) -> ExchangeStats:
         return self.sample
 
     def answer_s(self) -> float | None:
@@ -323,7 +323,7 @@ class Watched:
         self.is_idle = False
         settings = replace(NetworkSettings(), **network)
         parts = {"client": SimpleNamespace(settings=settings), "board": self, "clock": lambda: self.now}
-        self.watch = Watch(cast(Any, SimpleNamespace(**parts)))
+        self.watch = SpeedMonitor(cast(Any, SimpleNamespace(**parts)))
         self.rates: dict[int, float] = {}
 
     @property
@@ -335,16 +335,16 @@ class Watched:
 
     def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.5) -> Connection:
         """A connection with a chunk; ``asked_s`` before the present time, answered after ``answer_s``."""
-        exchange = Exchange(lambda: self.now, lambda _: None, Figures(0, 0.0))
+        exchange = Exchange(lambda: self.now, lambda _: None, ExchangeStats(0, 0.0))
         if asked_s is not None:
-            exchange.asked_at = self.now - asked_s
-            exchange.answered_at = None if answer_s is None else exchange.asked_at + answer_s
+            exchange.sent_at = self.now - asked_s
+            exchange.answered_at = None if answer_s is None else exchange.sent_at + answer_s
         return Connection(exchange, Chunk(start, start + MIB, start, start))
 
     def look(self, *connections: Connection) -> list[bool]:
         """Look at the connections once; returns which of them are ended by now."""
-        self.watch.look(cast(Any, connections))
-        return [one.exchange is not None and one.exchange.verdict is not None for one in connections]
+        self.watch.check(cast(Any, connections))
+        return [one.exchange is not None and one.exchange.cancel_error is not None for one in connections]
 
 
 def test_the_scheduler_is_told_the_speed_of_each_connection() -> None:
@@ -352,7 +352,7 @@ def test_the_scheduler_is_told_the_speed_of_each_connection() -> None:
     one, other, idle = watched.connection(0), watched.connection(MIB), Connection(chunk=Chunk(9, 10, 9, 9))
     starting = Connection(watched.connection().exchange)
     for seconds in (0.0, 1.0):
-        one.sample, other.sample = Figures(int(500 * seconds), seconds), Figures(int(100 * seconds), seconds)
+        one.sample, other.sample = ExchangeStats(int(500 * seconds), seconds), ExchangeStats(int(100 * seconds), seconds)
         assert watched.look(one, other, idle, starting) == [False] * 4
     assert watched.rates == {0: 500.0, MIB: 100.0}
 
@@ -361,21 +361,21 @@ def test_a_connection_that_is_ended_is_measured_from_its_next_request_on() -> No
     watched = Watched(low_speed_limit=1000, low_speed_time=30.0)
     slow = watched.connection()
     assert watched.look(slow) == [False]
-    slow.sample = Figures(0, 30.0)
+    slow.sample = ExchangeStats(0, 30.0)
     assert watched.look(slow) == [True]
     assert slow.chunk is not None
-    assert slow.chunk.replaced == 1
+    assert slow.chunk.replacements == 1
     assert slow.exchange is not None
     with pytest.raises(TooSlow, match="less than low_speed_limit"):
         slow.exchange.check()
     slow.exchange = watched.connection().exchange
-    slow.sample = Figures(0, 59.0)
+    slow.sample = ExchangeStats(0, 59.0)
     assert watched.look(slow) == [False]
-    slow.sample = Figures(0, 88.9)
+    slow.sample = ExchangeStats(0, 88.9)
     assert watched.look(slow) == [False]
-    slow.sample = Figures(0, 89.0)
+    slow.sample = ExchangeStats(0, 89.0)
     assert watched.look(slow) == [True]
-    assert slow.chunk.replaced == 2
+    assert slow.chunk.replacements == 2
 
 
 def test_a_connection_that_has_gone_is_forgotten() -> None:
@@ -383,7 +383,7 @@ def test_a_connection_that_has_gone_is_forgotten() -> None:
     slow = watched.connection()
     watched.look(slow)
     watched.look()
-    slow.sample = Figures(0, 40.0)
+    slow.sample = ExchangeStats(0, 40.0)
     assert watched.look(slow) == [False], "its time begins again"
 
 
@@ -423,12 +423,12 @@ def test_a_connection_far_behind_its_siblings_is_replaced(change: str, is_ended:
     if change == "no chunk":
         slow.chunk = None
     elif change == "request not sent":
-        slow.exchange.asked_at = None
+        slow.exchange.sent_at = None
     elif change == "replaced before":
-        slow.chunk.replaced = 3
+        slow.chunk.replacements = 3
     connections = [slow] if change == "no sibling" else [slow, fast]
     for step in range(5):
-        slow.sample, fast.sample = Figures(step, step / 4), Figures(step * 250_000, step / 4)
+        slow.sample, fast.sample = ExchangeStats(step, step / 4), ExchangeStats(step * 250_000, step / 4)
         if change == "sibling waits" and step == 4:
             fast.exchange = None
         ended = watched.look(*connections)
@@ -440,7 +440,7 @@ def test_a_sibling_that_is_new_is_not_compared_with() -> None:
     watched = Watched(low_speed_limit=0)
     slow = watched.connection(0)
     for step in range(9):
-        slow.sample = Figures(step, step / 4)
+        slow.sample = ExchangeStats(step, step / 4)
         watched.look(slow)
     busy = watched.connection(MIB)
     assert watched.look(slow, busy) == [False, False]
@@ -453,7 +453,7 @@ def test_a_connection_with_few_bytes_left_is_replaced_if_others_are_idle(is_idle
     slow = watched.connection()
     slow.chunk = Chunk(0, 2000, 0, 0)
     for step in range(9):
-        slow.sample = Figures(step, step / 4)
+        slow.sample = ExchangeStats(step, step / 4)
         ended = watched.look(slow)
         if any(ended):
             break
@@ -466,10 +466,10 @@ def test_one_that_is_too_slow_by_itself_says_so_although_others_are_idle() -> No
     slow, fast = watched.connection(0), watched.connection(MIB)
     slow.chunk = Chunk(0, 2000, 0, 0)
     for step in range(5):
-        slow.sample, fast.sample = Figures(step, step / 4), Figures(step * 250_000, step / 4)
+        slow.sample, fast.sample = ExchangeStats(step, step / 4), ExchangeStats(step * 250_000, step / 4)
         watched.look(slow, fast)
     assert slow.exchange is not None
-    assert "its siblings up to" in str(slow.exchange.verdict)
+    assert "its siblings up to" in str(slow.exchange.cancel_error)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlpool.service.node.notify import ServiceManager
-from dlpool.service.node.watchdog import Pulse, Watchdog
+from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.node.watchdog import ThreadLiveness, Watchdog
 from tests.conftest import wait_until
 from tests.fakes import Clock, Lines
 from tests.fleet import Client, Supervisor
@@ -27,7 +27,7 @@ WATCHDOG_S = 2.0
 class Member:
     """A thread that signs when it is told to, as its own."""
 
-    def __init__(self, name: str, pulse: Pulse) -> None:
+    def __init__(self, name: str, pulse: ThreadLiveness) -> None:
         self._pulse = pulse
         self._turns: list[threading.Event] = []
         self._wanted = threading.Condition()
@@ -55,7 +55,7 @@ class Member:
             with self._wanted:
                 self._wanted.wait_for(lambda: self._turns)
                 done = self._turns.pop()
-            self._pulse.sign()
+            self._pulse.mark_alive()
             done.set()
 
 
@@ -65,13 +65,13 @@ class Team:
     def __init__(self, address: str) -> None:
         self.clock = Clock()
         self.manager = Manager(address)
-        pulse = Pulse(self.clock)
+        pulse = ThreadLiveness(self.clock)
         self.one, self.other = Member("one", pulse), Member("other", pulse)
         self.lines = Lines()
         logger: Any = self.lines
         environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(round(WATCHDOG_S * 1_000_000))}
         threads = [self.one.thread, self.other.thread]
-        self.service_manager = ServiceManager(environment)
+        self.service_manager = SystemdNotifier(environment)
         self.watchdog = Watchdog(self.service_manager, pulse, threads, logger, self.clock)
 
     def pings(self) -> int:
@@ -83,7 +83,7 @@ class Team:
 
     def later(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.watchdog.tend()
+        self.watchdog.check()
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_thread_that_hangs_is_not_made_up_for_by_another(team: Team) -> None:
     before = team.pings()
     for _ in range(10):
         team.other.sign()
-        team.watchdog.tend()
+        team.watchdog.check()
         team.later(WATCHDOG_S / 2)
     assert team.pings() == before + 1  # while it was not silent for longer than the limit
     [line] = team.lines.kept
@@ -138,13 +138,13 @@ def test_a_pause_of_the_whole_process_is_no_hung_thread(team: Team) -> None:
 
 def test_without_a_manager_that_watches_a_hung_thread_is_logged_all_the_same(tmp_path: Path) -> None:
     clock, lines = Clock(), Lines()
-    pulse = Pulse(clock)
+    pulse = ThreadLiveness(clock)
     member = Member("one", pulse)
     logger: Any = lines
-    watchdog = Watchdog(ServiceManager({}), pulse, [member.thread], logger, clock)
+    watchdog = Watchdog(SystemdNotifier({}), pulse, [member.thread], logger, clock)
     for _ in range(3):
         clock.now += 50.0
-        watchdog.tend()
+        watchdog.check()
     member.end()
     assert lines.events == ["thread_hung"]
 

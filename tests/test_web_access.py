@@ -23,8 +23,8 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from dlpool.config.web import networks
-from dlpool.web.gate import Gate
+from dlpool.config.web import parse_networks
+from dlpool.web.gate import AccessMiddleware
 from tests.conftest import free_port, wait_until
 from tests.processes import ROOT, run
 from tests.web import RawClient, WebServer
@@ -363,7 +363,7 @@ def test_an_unknown_address_is_behind_the_gate(server: WebServer) -> None:
 
 def test_a_mapped_address_is_the_one_of_ipv4() -> None:
     for address, is_among in (("::ffff:192.0.2.7", True), ("192.0.2.7", True), ("::ffff:192.0.3.7", False)):
-        assert Gate._is_among(address, networks("192.0.2.0/24")) is is_among
+        assert AccessMiddleware._is_among(address, parse_networks("192.0.2.0/24")) is is_among
 
 
 def test_the_system_tells_no_secret(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import requests
 
 from dlpool.config import LoggingSettings, UploadSettings
 from dlpool.observe.log import Log
-from dlpool.web.diskwatch import LOOK_S, DiskWatch, next_health
+from dlpool.web.diskwatch import LOOK_S, DiskMonitor, next_health
 from dlpool.web.ops import folder_check
 from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
 from tests.conftest import wait_until
@@ -74,8 +74,8 @@ class Watched:
         self.settings = UploadSettings(upload_dir=str(disk / "u"), merged_dir=str(disk / "m"))
         self.turns = itertools.cycle([self.watch(), self.watch()])
 
-    def watch(self) -> DiskWatch:
-        return DiskWatch(self.settings, self.folder / "state", self.log.logger("web"), lambda: self.now)
+    def watch(self) -> DiskMonitor:
+        return DiskMonitor(self.settings, self.folder / "state", self.log.logger("web"), lambda: self.now)
 
     def use(self, mebibytes: float) -> None:
         """Have that much of it in use, and let both look."""
@@ -83,7 +83,7 @@ class Watched:
             file.write(b"x" * round(mebibytes * MIB))
         for _ in range(2):
             self.now += LOOK_S
-            next(self.turns).look()
+            next(self.turns).check()
 
     def told(self) -> list[tuple[str, str]]:
         found = re.findall(r'"message":"(upload_disk_\w+)".*?"dlpool\.health":"(\w+)"', self.log.path.read_text())
@@ -112,7 +112,7 @@ def test_a_restart_tells_nothing_again_and_a_lost_or_broken_memory_once_more(tmp
         for content, count in ((None, 1), (b"", 2), (b"[1]", 3), (b'{"upload_dir": "odd"}', 4)):
             if content is not None:
                 (tmp_path / "state" / "disks.json").write_bytes(content)
-            watched.watch().look()
+            watched.watch().check()
             assert watched.told() == [("upload_disk_low", WARNING)] * count
 
 
@@ -141,7 +141,7 @@ def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: p
     watch = watched.watch()
     for _ in range(50):
         watched.now += LOOK_S / 10
-        watch.look()
+        watch.check()
     assert 2 <= len(looks) <= 2 * 6
 
 
@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_once_and_that_it_is_back(tmp
             remount(disk, mode)
             for _ in range(2):
                 watched.now += LOOK_S
-                next(watched.turns).look()
+                next(watched.turns).check()
         found = re.findall(r'"message":"(upload_folder_\w+)".*?"dlpool\.folder":"(\S+?)"', watched.log.path.read_text())
         both = [str(disk / "u"), str(disk / "m")]
         assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_back") for one in both]

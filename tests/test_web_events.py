@@ -17,13 +17,13 @@ import requests
 from dlpool.cli.main import main
 from dlpool.config import LoggingSettings
 from dlpool.errors import QueueAway
-from dlpool.jobs.events import KEPT, Events, EventWriter
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.events import KEPT, EventReader, EventWriter
+from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Log
 from dlpool.web import announcing
-from dlpool.web.announcing import MOST, Announcer, fields_of
-from dlpool.web.figures import Figures
-from dlpool.web.store import UploadEvent, UploadStore, events, merging
+from dlpool.web.announcing import MOST, UploadEventPublisher, event_fields
+from dlpool.web.figures import SharedCounters
+from dlpool.web.store import UploadEvent, DiskBackend, events, merging
 from tests.conftest import free_port, wait_until
 from tests.processes import ROOT
 from tests.redis_server import RedisServer
@@ -45,7 +45,7 @@ class Site:
     def events(self, upload_id: str) -> list[dict[str, Any]]:
         """What the stream says of an upload."""
         with self.redis.client() as client:
-            found = [one.as_json() for one in Events(client, Keys()).last(1000)]
+            found = [one.as_json() for one in EventReader(client, QueueKeys()).last(1000)]
         return [one for one in found if one.get("upload_id") == upload_id]
 
     def wait_for(self, upload_id: str, *names: str) -> list[dict[str, Any]]:
@@ -178,10 +178,10 @@ def test_the_stream_is_capped_as_the_transitions_cap_it(redis_server: RedisServe
     kept = re.search(r"EVENTS_KEPT = (\d+)", (ROOT / "dlpool" / "jobs" / "lua" / "shared.lua").read_text())
     assert kept is not None and int(kept[1]) == KEPT
     with redis_server.client() as client:
-        writer = EventWriter(client, Keys())
+        writer = EventWriter(client, QueueKeys())
         for _ in range(13):
             writer.add([{"event": "upload_started", "upload_id": "x"}] * 1000)
-        assert KEPT <= client.xlen(Keys().events) < 12_000
+        assert KEPT <= client.xlen(QueueKeys().events) < 12_000
 
 
 # --- Redis is away ---
@@ -249,9 +249,9 @@ def event(number: int = 0) -> UploadEvent:
     return UploadEvent("upload_started", f"u{number}", "chunked", None, "", -1)
 
 
-def announcer(writer: Any, folder: Path, log: Log) -> tuple[Announcer, Figures]:
-    figures = Figures(folder / "figures")
-    return Announcer(writer, figures, log.logger("web")), figures
+def announcer(writer: Any, folder: Path, log: Log) -> tuple[UploadEventPublisher, SharedCounters]:
+    figures = SharedCounters(folder / "figures")
+    return UploadEventPublisher(writer, figures, log.logger("web")), figures
 
 
 def test_events_keep_their_order_over_several_round_trips(tmp_path: Path, log: Log) -> None:
@@ -261,7 +261,7 @@ def test_events_keep_their_order_over_several_round_trips(tmp_path: Path, log: L
         told_to(event(number))
     told_to.close()
     assert [one["upload_id"] for one in writer.entries] == [f"u{number}" for number in range(MOST)]
-    assert figures.total()["events told"] == MOST
+    assert figures.totals()["events told"] == MOST
 
 
 @pytest.mark.parametrize("error", [QueueAway("away"), RuntimeError("a defect")])
@@ -273,7 +273,7 @@ def test_a_failure_is_logged_once_and_each_lost_event_counted(
     told_to, figures = announcer(writer, tmp_path, log)
     for number in range(5):
         told_to(event(number))
-        wait_until(lambda number=number: figures.total().get("events lost") == number + 1)  # type: ignore[misc]
+        wait_until(lambda number=number: figures.totals().get("events lost") == number + 1)  # type: ignore[misc]
     assert log.path.read_text().count('"message":"upload_events_lost"') == 1
     writer.error = None
     told_to(event(9))
@@ -288,7 +288,7 @@ def test_more_than_can_wait_are_lost_at_once_and_counted(
     monkeypatch.setattr(told_to, "_start", lambda: None)  # nothing is taken out
     for number in range(MOST + 7):
         told_to(event(number))
-    assert figures.total()["events lost"] == 7
+    assert figures.totals()["events lost"] == 7
 
 
 def test_without_a_thread_the_upload_goes_on(tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_without_a_thread_the_upload_goes_on(tmp_path: Path, log: Log, monkeypat
     told_to, figures = announcer(Writer(), tmp_path, log)
     monkeypatch.setattr("threading.Thread.start", no_thread)
     told_to(event())
-    assert figures.total()["events lost"] == 1
+    assert figures.totals()["events lost"] == 1
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_without_a_thread_the_upload_goes_on(tmp_path: Path, log: Log, monkeypat
 def test_the_fields_of_an_entry_are_texts_and_what_is_unknown_is_left_out(
     told_of: UploadEvent, fields: dict[str, str]
 ) -> None:
-    assert fields_of(told_of, None) == fields
-    assert fields_of(told_of, TRACE) == {**fields, "trace_id": TRACE}
+    assert event_fields(told_of, None) == fields
+    assert event_fields(told_of, TRACE) == {**fields, "trace_id": TRACE}
 
 
 def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
@@ -331,7 +331,7 @@ def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
 ) -> None:
     """The file has its name, and the record does not say so yet: the next process completes it, and tells."""
     heard: list[UploadEvent] = []
-    store = UploadStore(store_in(tmp_path).settings, heard.append)
+    store = DiskBackend(store_in(tmp_path).settings, heard.append)
     send(store, 0, b"abcdef")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(merging, "complete", interrupted)
@@ -340,7 +340,7 @@ def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
     store.sweep()
     merge(store, 1)
     assert [one.name for one in heard] == [events.STARTED, events.COMPLETED]
-    assert heard[1].note["path"] == "file.bin"
+    assert heard[1].details["path"] == "file.bin"
 
 
 def interrupted(*_: object, **__: object) -> None:
@@ -353,5 +353,5 @@ def test_the_document_names_all_events_and_fields() -> None:
     assert len(names) == 7
     for name in names:
         assert f"`{name}`" in page
-    for name in fields_of(UploadEvent("e", "i", "p", "o", "f", 1, {"a": 1}), TRACE):
+    for name in event_fields(UploadEvent("e", "i", "p", "o", "f", 1, {"a": 1}), TRACE):
         assert f"`{name}`" in page

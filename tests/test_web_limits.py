@@ -16,8 +16,8 @@ import pytest
 import requests
 
 from dlpool.config import WebSettings
-from dlpool.web.admission import Admission
-from dlpool.web.refusal import Refusal
+from dlpool.web.admission import ClientLimits
+from dlpool.web.refusal import UploadError
 from tests.conftest import wait_until
 from tests.web import RawClient, WebServer
 
@@ -30,11 +30,11 @@ def post(server: WebServer, path: str, **options: Any) -> tuple[int, dict[str, A
 
 
 def test_however_many_merges_are_asked_for_there_are_places_for_others(tmp_path: Path) -> None:
-    admission = Admission(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
+    admission = ClientLimits(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
     merging = []
 
     def merge(number: int) -> None:
-        with admission.merge(str(number)):
+        with admission.merge_slot(str(number)):
             merging.append(number)
             ended.wait(20)
 
@@ -43,42 +43,42 @@ def test_however_many_merges_are_asked_for_there_are_places_for_others(tmp_path:
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: refusal_of(admission.merge("more", patience_s=0)) == (503, "busy"))
+        wait_until(lambda: refusal_of(admission.merge_slot("more", patience_s=0)) == (503, "busy"))
         with ExitStack() as stack:
             for _ in range(3):
-                stack.enter_context(admission.place("client"))
-            assert refusal_of(admission.place("client")) == (503, "busy")
+                stack.enter_context(admission.body_slot("client"))
+            assert refusal_of(admission.body_slot("client")) == (503, "busy")
     finally:
         ended.set()
         for thread in threads:
             thread.join()
     assert sorted(merging) == [0, 1, 2]
-    assert refusal_of(admission.merge("more")) is None
+    assert refusal_of(admission.merge_slot("more")) is None
 
 
 def test_one_file_takes_one_turn_however_often_it_is_asked_for(tmp_path: Path) -> None:
-    admission = Admission(tmp_path, WebSettings())
-    with admission.merge("a"):
+    admission = ClientLimits(tmp_path, WebSettings())
+    with admission.merge_slot("a"):
         for _ in range(50):
-            assert refusal_of(admission.merge("a", patience_s=0)) == (409, "task_merging")
+            assert refusal_of(admission.merge_slot("a", patience_s=0)) == (409, "task_merging")
         with ExitStack() as stack:
             for number in range(len(os.sched_getaffinity(0)) - 1):
-                stack.enter_context(admission.merge(f"b{number}", patience_s=0))
-            assert refusal_of(admission.merge("c", patience_s=0)) == (503, "busy")
-    assert refusal_of(admission.merge("a", patience_s=0)) is None
+                stack.enter_context(admission.merge_slot(f"b{number}", patience_s=0))
+            assert refusal_of(admission.merge_slot("c", patience_s=0)) == (503, "busy")
+    assert refusal_of(admission.merge_slot("a", patience_s=0)) is None
 
 
 def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None:
-    admission = Admission(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
+    admission = ClientLimits(tmp_path, replace(WebSettings(), threads=8, client_uploads=100))
     with ExitStack() as stack:
         for _ in range(3):
-            admission.enter("client", stack)
-        with pytest.raises(Refusal, match="too much is going on"), ExitStack() as further:
-            admission.enter("another", further)
+            admission.enter_send("client", stack)
+        with pytest.raises(UploadError, match="too much is going on"), ExitStack() as further:
+            admission.enter_send("another", further)
         for _ in range(3):
-            stack.enter_context(admission.place("client"))
+            stack.enter_context(admission.body_slot("client"))
     with ExitStack() as stack:
-        admission.enter("another", stack)
+        admission.enter_send("another", stack)
 
 
 def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None:
@@ -86,7 +86,7 @@ def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None
     try:
         with wanted:
             return None
-    except Refusal as refusal:
+    except UploadError as refusal:
         return refusal.status, refusal.code
 
 

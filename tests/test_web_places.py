@@ -17,7 +17,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from dlpool.web.places import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, Place, Places
+from dlpool.web.places import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, BodySlot, BodySlots
 from tests.conftest import make_data, wait_until
 from tests.web import RawClient, WebServer
 
@@ -43,19 +43,19 @@ class Bench:
 
     def __init__(self, most: int, waiting: int = 4) -> None:
         self.clock = Clock()
-        self.places = Places(most, waiting, self.clock)
-        self.got: dict[Place, float] = {}
-        self.rates: dict[Place, float] = {}
-        self.answers: list[Place | None] = []
+        self.places = BodySlots(most, waiting, self.clock)
+        self.got: dict[BodySlot, float] = {}
+        self.rates: dict[BodySlot, float] = {}
+        self.answers: list[BodySlot | None] = []
 
-    def begin(self, client: str, rate: float) -> Place:
-        place = self.places.acquire(client, patience_s=0)
+    def begin(self, client: str, rate: float) -> BodySlot:
+        place = self.places.acquire(client, timeout_s=0)
         assert place is not None
         self.got[place], self.rates[place] = 0.0, rate
-        place.receiving(lambda: int(self.got[place]), self.clock.now)
+        place.start_receiving(lambda: int(self.got[place]), self.clock.now)
         return place
 
-    def end(self, place: Place) -> None:
+    def end(self, place: BodySlot) -> None:
         del self.got[place], self.rates[place]
         self.places.release(place)
 
@@ -63,7 +63,7 @@ class Bench:
         self.clock.now += seconds
         for place, rate in self.rates.items():
             self.got[place] += rate * seconds
-        self.places.look()
+        self.places.revoke_slow()
 
     @contextmanager
     def waiting(self, *clients: str) -> Iterator[None]:
@@ -81,10 +81,10 @@ class Bench:
                 assert not thread.is_alive()
 
     def _wait(self, client: str) -> None:
-        self.answers.append(self.places.acquire(client, patience_s=60))
+        self.answers.append(self.places.acquire(client, timeout_s=60))
 
     def asked(self) -> list[str]:
-        return sorted(place.client for place in self.got if place.must_yield)
+        return sorted(place.client for place in self.got if place.is_revoked)
 
 
 def test_while_nobody_waits_nobody_yields() -> None:
@@ -93,7 +93,7 @@ def test_while_nobody_waits_nobody_yields() -> None:
         bench.begin(f"c{number}", 10)
     bench.run(60)
     assert bench.asked() == []
-    assert bench.places.acquire("late", patience_s=0) is None
+    assert bench.places.acquire("late", timeout_s=0) is None
     assert bench.asked() == []
 
 
@@ -126,7 +126,7 @@ def test_who_yields(rates: list[int], waiting: int, after_s: float, expected: li
 def test_a_body_that_is_here_yields_to_nobody() -> None:
     bench = Bench(4)
     for number in range(4):
-        bench.begin(f"c{number}", 10).done(bench.clock.now)
+        bench.begin(f"c{number}", 10).finish_receiving(bench.clock.now)
     with bench.waiting("w"):
         bench.run(60)
         assert bench.asked() == []
@@ -158,7 +158,7 @@ def test_who_yielded_before_yields_sooner_and_waits_behind_others() -> None:
     places = [bench.begin(f"c{number}", 10) for number in range(4)]
     with bench.waiting("w"):
         bench.run(PROBATION_S)
-        [asked] = [place for place in places if place.must_yield]
+        [asked] = [place for place in places if place.is_revoked]
         bench.end(asked)
         wait_until(lambda: bool(bench.answers))
     [given] = bench.answers
@@ -185,7 +185,7 @@ def test_a_client_is_slow_no_longer_when_a_body_of_it_came_fast(rate: float, is_
     with bench.waiting("w"):
         bench.run(PROBATION_S)
         assert bench.places._is_slow("c")
-        last.done(bench.clock.now)
+        last.finish_receiving(bench.clock.now)
         bench.end(last)
         assert bench.places._is_slow("c") is is_slow
 
@@ -214,12 +214,12 @@ def test_while_others_want_a_place_who_yielded_has_some_of_a_quarter() -> None:
     with bench.waiting("w"):
         assert [bench.places.acquire("x") for _ in range(5)] == [None] * 5
         bench.run(PROBATION_S)
-        asked = [place for place in places if place.must_yield]
+        asked = [place for place in places if place.is_revoked]
         assert len(asked) == 6
         for place in asked:
             bench.end(place)
         wait_until(lambda: len(bench.answers) == 1)
-        assert bench.places.acquire("drips", patience_s=0) is None
+        assert bench.places.acquire("drips", timeout_s=0) is None
         for client in ("x", "y"):
             bench.begin(client, MIB)
         bench.clock.now += MISSED_S + 0.1
@@ -236,10 +236,10 @@ def test_a_free_place_goes_to_the_client_that_has_the_fewest() -> None:
 
 
 def test_nothing_is_lost_by_many_threads() -> None:
-    places, most = Places(3, 5), []
+    places, most = BodySlots(3, 5), []
 
     def work(number: int) -> bool:
-        place = places.acquire(f"c{number % 4}", patience_s=5)
+        place = places.acquire(f"c{number % 4}", timeout_s=5)
         if place is None:
             return False
         most.append(len(places._held))

@@ -10,8 +10,8 @@ import pytest
 from falcon.testing import create_req
 
 from dlpool.config import WebSettings
-from dlpool.web.gate import Gate
-from dlpool.web.refusal import Refusal
+from dlpool.web.gate import AccessMiddleware
+from dlpool.web.refusal import UploadError
 
 ADMITTED: list[str] = []
 
@@ -24,7 +24,7 @@ class Scraped:
 
 def keys() -> Any:
     def caller(*_: object) -> None:
-        raise Refusal(401, "unauthorized", "no token")
+        raise UploadError(401, "unauthorized", "no token")
 
     return SimpleNamespace(is_required=True, caller=caller)
 
@@ -35,11 +35,11 @@ def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, boo
     parts: Any = SimpleNamespace(
         settings=SimpleNamespace(web=web), keys=keys(), admission=SimpleNamespace(count=ADMITTED.append)
     )
-    gate, req = Gate(parts), create_req(headers={"Host": "localhost", **headers}, remote_addr=peer, path="/metrics")
+    gate, req = AccessMiddleware(parts), create_req(headers={"Host": "localhost", **headers}, remote_addr=peer, path="/metrics")
     gate.process_request(req, falcon.Response())
     try:
         gate.process_resource(req, falcon.Response(), Scraped(), {})
-    except Refusal:
+    except UploadError:
         return req.context.address, False
     return req.context.address, True
 

@@ -23,13 +23,13 @@ from dlpool.web.capacity import (
     BASE_FILES,
     FILES_A_THREAD,
     HELPERS,
-    Capacity,
+    ServerCapacity,
     by_files,
     by_threads,
-    fitted,
+    fit_to_limits,
 )
-from dlpool.web.lingering import Lingering
-from dlpool.web.worker import _Pool
+from dlpool.web.lingering import LingeringCloser
+from dlpool.web.worker import _ElasticPool
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs
 from tests.processes import ROOT, Ended, finish
@@ -101,9 +101,9 @@ def test_too_few_files_are_one_sentence_that_says_what_to_raise(limit: int) -> N
 
 def test_all_parts_get_the_number_of_threads_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "spare_threads", lambda _wanted: 2 * (OWN + 10))
-    settings, found = fitted(replace(Settings(), web=WebSettings(processes=4, threads=32)))
+    settings, found = fit_to_limits(replace(Settings(), web=WebSettings(processes=4, threads=32)))
     assert settings.web.threads == found.threads < 32
-    assert found == Capacity(2, 10, found.notes)
+    assert found == ServerCapacity(2, 10, found.notes)
     assert len(found.notes) == 1
 
 
@@ -275,7 +275,7 @@ def test_a_merge_without_threads_is_right(
 
 
 def test_a_pool_that_may_not_grow_does_all_work_with_the_threads_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    with _Pool(max_workers=8) as pool:
+    with _ElasticPool(max_workers=8) as pool:
         first = pool.submit(os.getpid)
         assert first.result(20) == os.getpid()
         monkeypatch.setattr("threading.Thread.start", refuse)
@@ -286,7 +286,7 @@ def test_a_pool_that_may_not_grow_does_all_work_with_the_threads_it_has(monkeypa
 
 def test_a_pool_that_may_not_have_one_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threading.Thread.start", refuse)
-    with _Pool(max_workers=8) as pool, pytest.raises(RuntimeError):
+    with _ElasticPool(max_workers=8) as pool, pytest.raises(RuntimeError):
         pool.submit(os.getpid)
 
 
@@ -295,7 +295,7 @@ def test_without_a_thread_a_connection_is_closed_at_once(monkeypatch: pytest.Mon
 
     ours, theirs = socket.socketpair()
     monkeypatch.setattr("threading.Thread.start", refuse)
-    Lingering().close(ours)
+    LingeringCloser().close(ours)
     theirs.settimeout(20)
     assert theirs.recv(1) == b""
     assert ours.fileno() == -1

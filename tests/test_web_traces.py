@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.tracecontext import trace_id_of
-from dlpool.web.gate import Gate
+from dlpool.web.gate import AccessMiddleware
 from tests.conftest import wait_until
 from tests.redis_server import RedisServer
 from tests.web import WebServer, multipart
@@ -101,7 +101,7 @@ class Api:
     def trace_of(self, job_id: str) -> str | None:
         """What the queue has."""
         with self.redis.client() as client:
-            job = json.loads(client.hget(Keys().job(job_id), "raw") or b"")
+            job = json.loads(client.hget(QueueKeys().job(job_id), "raw") or b"")
         trace_id: str | None = job.get("dlpool", {}).get("trace_id")
         return trace_id
 
@@ -198,7 +198,7 @@ def test_a_defect_that_shows_in_a_request_has_its_trace(tmp_path: Path, monkeypa
     def broken(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Gate, "process_resource", broken)
+    monkeypatch.setattr(AccessMiddleware, "process_resource", broken)
     paths = PathSettings(state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
     upload = UploadSettings(upload_dir=str(tmp_path / "u"), merged_dir=str(tmp_path / "m"))
     client = TestClient(create_app(Settings(paths=paths, upload=upload)))

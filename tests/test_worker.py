@@ -29,13 +29,13 @@ from dlpool.errors import (
 )
 from dlpool.jobs.confine import Confinement
 from dlpool.service.node import diskfaults
-from dlpool.service.node.disks import NodeSpace
-from dlpool.service.wire.channel import Channel
+from dlpool.service.node.disks import NodeSpaceRules
+from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
-    Ended,
+    CleanupEntry,
     EndedFrame,
     FinishingFrame,
     Frame,
@@ -51,13 +51,13 @@ from dlpool.service.wire.frames import (
     config_frame,
     lease_clock,
 )
-from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, Tally
+from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, WorkerCounters
 from dlpool.service.worker import process as worker_module
 from dlpool.service.worker import run as run_module
 from dlpool.service.worker.affinity import Affinity
-from dlpool.service.worker.process import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, Worker, WorkerSettings
-from dlpool.service.worker.run import MAX_STACK, SMALL, JobRun, RunContext, clean, wished
-from dlpool.transfer.job import Outcome, Progress
+from dlpool.service.worker.process import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, WorkerProcess, WorkerSettings
+from dlpool.service.worker.run import MAX_STACK, SMALL, JobRun, JobRunContext, remove_stale_files, settings_for_job
+from dlpool.transfer.job import TransferResult, Progress
 from dlpool.transfer.room import SPACE_RESERVE
 from dlpool.transfer.state import url_digest
 from tests.bench import received
@@ -82,11 +82,11 @@ class Bench:
         self.paths = PathSettings(
             download_dir=str(folder / "data"), state_dir=str(folder / "state"), log_dir=str(folder / "log")
         )
-        self.channel, theirs = Channel.pair()
+        self.channel, theirs = FrameChannel.pair()
         self.settings = WorkerSettings(
             "n", folder, folder / "log", slots, FAST, PATIENT, self.paths, LoggingSettings(**logging), OtelSettings()
         )
-        self.worker = Worker(theirs, self.settings, Affinity(None))
+        self.worker = WorkerProcess(theirs, self.settings, Affinity(None))
         self.lines = Lines()
         self.worker._logger = self.lines  # type: ignore[assignment]
 
@@ -142,7 +142,7 @@ class Run:
         return {"done": self.received}
 
     def run(self) -> EndedFrame:
-        return EndedFrame(self.frame.ticket, "succeeded")
+        return EndedFrame(self.frame.lease_id, "succeeded")
 
 
 # --- what it does when it is told ---
@@ -168,8 +168,8 @@ def test_a_worker_runs_a_job_says_how_it_ended_and_ends_when_it_is_retired(
         bench.worker.serve()
         thread.join()
     (ended,) = heard
-    assert isinstance(ended, EndedFrame) and (ended.ticket, ended.ending, ended.label) == ("a.1", "succeeded", "")
-    assert ended.result["size"] == 3
+    assert isinstance(ended, EndedFrame) and (ended.lease_id, ended.attempt_result, ended.label) == ("a.1", "succeeded", "")
+    assert ended.statistics["size"] == 3
     assert (tmp_path / "data" / "a").read_bytes() == b"abc"
     assert bench.worker._runs == {}
     last = bench.heard()[-1]
@@ -288,7 +288,7 @@ def test_a_run_hears_what_its_worker_is_told(bench: Bench, frame: Frame) -> None
     bench.worker._obey(frame)
     said = [one if isinstance(one, str) else (type(one), str(one)) for one in run.said]
     if isinstance(frame, PublishFrame):
-        assert said == (["publish"] if frame.ticket == "a.1" else [])
+        assert said == (["publish"] if frame.lease_id == "a.1" else [])
     elif isinstance(frame, LostFrame):
         assert said == [(LostJob, "the job is another supervisor's by now")]
     else:
@@ -299,9 +299,9 @@ def test_a_worker_learns_its_rate_and_which_hosts_to_spare(bench: Bench) -> None
     bench.worker._obey(RateFrame(500))
     assert bench.worker._rate.rate == 500
     bench.worker._obey(HoldFrame("host", 50.0))
-    assert bench.worker._client.gate.wait_s("host") > 40
+    assert bench.worker._client.host_holds.wait_s("host") > 40
     assert bench.heard() == [], "what it heard is not said again"
-    bench.worker._client.gate.hold("other", 9.0)
+    bench.worker._client.host_holds.hold("other", 9.0)
     assert bench.heard() == [HoldFrame("other", 9.0)]
     bench.worker._obey(RetireFrame())
     assert bench.worker._is_retiring
@@ -328,7 +328,7 @@ def test_new_settings_are_those_of_jobs_to_come(bench: Bench, tmp_path: Path) ->
     network = replace(PATIENT, read_timeout=3.0)
     bench.worker._obey(config_frame(replace(settings, network=network)))
     assert bench.worker._client is not before and bench.worker._client.settings == network
-    assert bench.worker._client.rate is before.rate
+    assert bench.worker._client.rate_limit is before.rate_limit
 
 
 # --- what it says ---
@@ -349,7 +349,7 @@ def test_a_run_leaves_its_slot_with_its_outcome_and_its_bytes(bench: Bench, monk
     with pytest.raises(Over):
         bench.worker._slot()
     assert bench.heard() == [EndedFrame("a.1", "succeeded")] and bench.worker._runs == {}
-    assert bench.worker._tally.counts() == {RECEIVED: 7} and bench.lines.kept == []
+    assert bench.worker._tally.snapshot() == {RECEIVED: 7} and bench.lines.kept == []
 
 
 def test_an_outcome_that_nobody_hears_is_logged(bench: Bench) -> None:
@@ -387,8 +387,8 @@ def test_a_heartbeat_tells_of_all_jobs_and_counts_in_frames_that_fit(bench: Benc
         assert isinstance(frame, StatusFrame) and len(frame.jobs) <= STATUS_JOBS
         assert frame.counters == {RECEIVED: 5 + 2 * number, LOG_DROPPED: 3}
         told |= frame.jobs
-        missing |= frame.missing
-        whole += frame.whole
+        missing |= frame.missing_bytes
+        whole += frame.unresumable
     assert told == {f"{index}.1": {"done": 2} for index in range(number)}
     assert missing == {f"{index}.1": 1 for index in range(number) if index % 2}
     assert whole == [f"{index}.1" for index in range(0, number, 3)]
@@ -418,7 +418,7 @@ def test_progress_is_logged_now_and_then_and_the_log_is_tended(tmp_path: Path, m
 # --- what ended jobs left ---
 
 
-def left(bench: Bench, name: str, **fields: Any) -> Ended:
+def left(bench: Bench, name: str, **fields: Any) -> CleanupEntry:
     given: dict[str, Any] = {
         "url_sha256": url_digest("http://h/x"),
         "save_path": name,
@@ -426,7 +426,7 @@ def left(bench: Bench, name: str, **fields: Any) -> Ended:
         "has_failed": True,
         **fields,
     }
-    return Ended(name, **given)
+    return CleanupEntry(name, **given)
 
 
 def test_what_is_to_be_removed_is_removed_by_a_thread_which_says_so(
@@ -434,7 +434,7 @@ def test_what_is_to_be_removed_is_removed_by_a_thread_which_says_so(
 ) -> None:
     cleaned: list[str] = []
 
-    def clean_(ended: Ended, _paths: Confinement) -> None:
+    def clean_(ended: CleanupEntry, _paths: Confinement) -> None:
         cleaned.append(ended.job_id)
         if ended.job_id in errors:
             raise errors[ended.job_id]
@@ -456,8 +456,8 @@ def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
     monkeypatch.setattr(run_module, "forget_published", lambda *a: calls.append(("forget", *a)))
     monkeypatch.setattr(run_module, "discard_digest", lambda *a: calls.append(("discard", *a)))
     paths, data = Confinement(bench.paths), Path(bench.paths.download_dir)
-    clean(left(bench, "a"), paths)
-    clean(left(bench, "b", path="/x/b", has_failed=False), paths)
+    remove_stale_files(left(bench, "a"), paths)
+    remove_stale_files(left(bench, "b", path="/x/b", has_failed=False), paths)
     assert calls == [
         ("forget", data / "a", "a"),
         ("discard", data / "a", url_digest("http://h/x")),
@@ -512,7 +512,7 @@ class Transfer:
 
     def __init__(self, *given: Any) -> None:
         self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard, self.space = given
-        self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8, is_kept=False)
+        self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8, is_resumable=False)
         self.received = 5
         self.errors: list[DlpoolError] = []
         self.cancel = self.errors.append
@@ -520,15 +520,15 @@ class Transfer:
     def progress(self) -> Progress:
         return self.now
 
-    def run(self) -> Outcome:
-        result: Outcome = Play.does(self)
+    def run(self) -> TransferResult:
+        result: TransferResult = Play.does(self)
         return result
 
 
 class Play:
     """What the transfers of a test do."""
 
-    does: Callable[[Transfer], Outcome]
+    does: Callable[[Transfer], TransferResult]
 
 
 class Affine:
@@ -542,7 +542,7 @@ class Stage:
 
     def __init__(self, folder: Path, frame: JobFrame | None = None, traces: Any = None) -> None:
         self.sent: list[Frame] = []
-        self.lines, self.affinity, self.tally = Lines(), Affine(), Tally()
+        self.lines, self.affinity, self.tally = Lines(), Affine(), WorkerCounters()
         self.bound: dict[str, object] = {}
         (folder / "data").mkdir(exist_ok=True)
         self.paths = Confinement(PathSettings(download_dir=str(folder / "data")))
@@ -550,8 +550,8 @@ class Stage:
         log.bind = self.bind
         affinity: Any = self.affinity
         client: Any = None
-        context = RunContext(
-            FAST, self.paths, client, log, self.sent.append, affinity, self.tally, NodeSpace(0), traces
+        context = JobRunContext(
+            FAST, self.paths, client, log, self.sent.append, affinity, self.tally, NodeSpaceRules(0), traces
         )
         self.run = JobRun(frame or job(), context)
 
@@ -570,8 +570,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path)
 
 
-def success(transfer: Transfer) -> Outcome:
-    return Outcome(transfer.job.target, 9)
+def success(transfer: Transfer) -> TransferResult:
+    return TransferResult(transfer.job.target, 9)
 
 
 def test_a_run_that_succeeds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,8 +580,8 @@ def test_a_run_that_succeeds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
     stage.run._began = clock.now - 1.23456
     ended = stage.play(success)
     path = stage.paths.roots[0] + "/a"
-    assert (ended.ticket, ended.ending, ended.path, ended.leaves_state) == ("a.1", "succeeded", path, False)
-    assert (ended.result["size"], ended.result["seconds"], ended.result["path"]) == (9, 1.235, path)
+    assert (ended.lease_id, ended.attempt_result, ended.path, ended.needs_cleanup) == ("a.1", "succeeded", path, False)
+    assert (ended.statistics["size"], ended.statistics["seconds"], ended.statistics["path"]) == (9, 1.235, path)
     assert stage.affinity.said == ["settle"] and stage.lines.kept == []
     transfer = stage.run._transfer
     assert isinstance(transfer, Transfer) and transfer.job.id == "a" and transfer.job.fence == 1
@@ -607,7 +607,7 @@ def test_a_run_has_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     traces = SimpleNamespace(begin=begin)
     stage = Stage(tmp_path, job(user_id="u"), traces)
 
-    def does(transfer: Transfer) -> Outcome:
+    def does(transfer: Transfer) -> TransferResult:
         for event in ("range_fetched", "range_retry", "job_started"):
             transfer.notify(event, seconds=1.0, label="l", size=1)
         return success(transfer)
@@ -616,12 +616,12 @@ def test_a_run_has_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     begun, fetched, retried, end = calls
     assert begun[0] == "t" * 32 and begun[2:] == ("http://h/x", "a", "u", 1)
     assert fetched == retried == {"seconds": 1.0, "label": "l", "size": 1}
-    assert end == ("succeeded", ended.path, ended.result, "", "")
+    assert end == ("succeeded", ended.path, ended.statistics, "", "")
 
 
 @pytest.mark.parametrize("kind", ["known", "defect", "wait", "unknown path"])
 def test_a_run_that_fails_says_why_with_the_stack_of_the_cause(stage: Stage, kind: str) -> None:
-    def does(transfer: Transfer) -> Outcome:
+    def does(transfer: Transfer) -> TransferResult:
         if kind == "defect":
             raise ZeroDivisionError("x")
         if kind == "wait":
@@ -634,11 +634,11 @@ def test_a_run_that_fails_says_why_with_the_stack_of_the_cause(stage: Stage, kin
     if kind == "unknown path":
         stage.run.frame = replace(stage.run.frame, save_path="../../x")
         ended = stage.play(does)
-        assert (ended.ending, ended.path, ended.label) == ("failed", None, "policy")
+        assert (ended.attempt_result, ended.path, ended.label) == ("failed", None, "policy")
         return
     ended = stage.play(does)
-    assert ended.path == stage.paths.roots[0] + "/a" and ended.leaves_state
-    assert (ended.ending, ended.label) == {
+    assert ended.path == stage.paths.roots[0] + "/a" and ended.needs_cleanup
+    assert (ended.attempt_result, ended.label) == {
         "known": ("failed", ChecksumMismatch.label),
         "defect": ("retry", "internal"),
         "wait": ("retry", "network"),
@@ -655,12 +655,12 @@ def test_a_run_is_cancelled_before_it_has_begun(stage: Stage) -> None:
     stage.run.cancel(Cancelled("one"))
     stage.run.cancel(Cancelled("two"))
     ended = stage.play(success)
-    assert (ended.ending, ended.message, ended.path) == ("released", "one", None)
+    assert (ended.attempt_result, ended.message, ended.path) == ("released", "one", None)
     assert stage.run._transfer is None
 
 
 def test_a_run_is_cancelled_while_it_runs(stage: Stage) -> None:
-    def does(transfer: Transfer) -> Outcome:
+    def does(transfer: Transfer) -> TransferResult:
         stage.run.cancel(Cancelled("one"))
         raise transfer.errors[0]
 
@@ -681,13 +681,13 @@ def test_a_run_publishes_within_its_lease_and_asks_later(stage: Stage, is_asked:
 
     stage.run._context = replace(stage.run._context, send=send)
 
-    def does(transfer: Transfer) -> Outcome:
+    def does(transfer: Transfer) -> TransferResult:
         transfer.permit()
         return success(transfer)
 
     ended = stage.play(does)
     assert stage.sent == ([VerifiedFrame("a.1")] if is_asked else [])
-    assert ended.ending == ("lost" if is_asked and answer == "cancel" else "succeeded")
+    assert ended.attempt_result == ("lost" if is_asked and answer == "cancel" else "succeeded")
 
 
 def test_a_lease_that_ends_now_has_ended(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -700,10 +700,10 @@ def test_a_lease_that_ends_now_has_ended(stage: Stage, monkeypatch: pytest.Monke
 def test_a_run_tells_where_it_is(stage: Stage) -> None:
     run = stage.run
     assert run.progress() == {"done": 0, "size": None, "phase": "connecting"}
-    assert (run.missing, run.received, run.is_whole) == (0, 0, False)
+    assert (run.missing_bytes, run.received_bytes, run.is_unresumable) == (0, 0, False)
     stage.play(success)
     assert run.progress() == {"done": 1, "size": 9, "phase": "downloading", "connections": 2}
-    assert (run.missing, run.received, run.is_whole) == (8, 5, True)
+    assert (run.missing_bytes, run.received_bytes, run.is_unresumable) == (8, 5, True)
     run.log_progress()
     assert stage.lines.kept == [("info", "download_progress", run.progress())]
 
@@ -730,7 +730,7 @@ def test_what_happens_in_a_download_is_counted_and_logged(
     stage.run._notify(event, **fields)
     assert stage.sent == ([FinishingFrame("a.1")] if sent else [])
     assert stage.affinity.said == (["spread"] if spread else [])
-    assert stage.tally.counts() == counts
+    assert stage.tally.snapshot() == counts
     assert stage.lines.kept == ([] if level is None else [(level, event, fields)])
 
 
@@ -755,7 +755,7 @@ def test_the_table_of_runs_is_used_under_its_lock(
     bench.worker._waiting.put(run)
     bench.worker._cleaner.start()
     run.cancel = lambda _: bench.worker._runs.clear()
-    operations: dict[str, Callable[[Worker], object]] = {
+    operations: dict[str, Callable[[WorkerProcess], object]] = {
         "begin": lambda worker: worker._begin(job("b")),
         "slot": lambda worker: worker._slot(),
         "status": lambda worker: worker._tell_status(),
@@ -772,9 +772,9 @@ def test_the_table_of_runs_is_used_under_its_lock(
 )
 def test_of_two_rates_the_lower_one_holds(own: int | None, job_own: int | None, expected: int | None) -> None:
     transfer = replace(FAST, limit_rate=own, if_exists="fail")
-    assert wished(transfer, job(limit_rate=job_own)).limit_rate == expected
-    assert wished(transfer, job(limit_rate=job_own)).if_exists == "fail"
-    assert wished(transfer, job(limit_rate=job_own, if_exists="skip")).if_exists == "skip"
+    assert settings_for_job(transfer, job(limit_rate=job_own)).limit_rate == expected
+    assert settings_for_job(transfer, job(limit_rate=job_own)).if_exists == "fail"
+    assert settings_for_job(transfer, job(limit_rate=job_own, if_exists="skip")).if_exists == "skip"
 
 
 @pytest.mark.parametrize("done", [SPACE_RESERVE, 0])
@@ -784,14 +784,14 @@ def test_a_stream_that_filled_the_disk_is_removed_and_no_fault_of_the_node(
     discarded: list[Any] = []
     monkeypatch.setattr(diskfaults, "discard_unfinished", lambda *given: discarded.append(given))
     answers = iter([False, True])
-    monkeypatch.setattr(diskfaults.RunOnDisk, "is_node_writable", property(lambda _: next(answers)))
+    monkeypatch.setattr(diskfaults.EndedRun, "is_node_writable", property(lambda _: next(answers)))
 
-    def does(transfer: Transfer) -> Outcome:
+    def does(transfer: Transfer) -> TransferResult:
         transfer.now = Progress(transfer.job.target, done, None, 1, "downloading")
         raise NoSpace("full")
 
     ended = stage.play(does)
-    assert ended.ending == ("no_room" if done else "node_fault")
+    assert ended.attempt_result == ("no_room" if done else "node_fault")
     path = Path(stage.paths.roots[0]) / "a"
     assert discarded == ([(path, "http://h/x")] if done else [])
 

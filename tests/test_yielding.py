@@ -13,39 +13,39 @@ from hypothesis import strategies as st
 
 from dlpool.config import Settings
 from dlpool.jobs.pushed import PushedJob
-from dlpool.jobs.transitions import Finish
+from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import Metrics
-from dlpool.service.ledger import Held, Ledger
-from dlpool.service.monitor.meter import RECENT, RECENT_S, Meter
+from dlpool.service.ledger import InFlightJob, InFlightTable
+from dlpool.service.monitor.meter import RECENT, RECENT_S, MetricsCollector
 from dlpool.service.wire.frames import CancelFrame, EndedFrame, StatusFrame
-from dlpool.service.yielder import MOST_SLOW, NEWS_S, SLOW_S, Yielder
+from dlpool.service.yielder import MOST_SLOW, NEWS_S, SLOW_S, YieldController
 from dlpool.service.yielding import (
     FAR_BELOW,
     HOST_SHARE,
     SHARE_S,
     SLOW,
-    Rules,
-    Running,
-    Yield,
-    chosen,
-    is_fair,
+    YieldRules,
+    RunningTransfer,
+    YieldDecision,
+    choose_yields,
+    is_fast_enough,
     may_yield,
-    slice_s,
+    min_runtime_s,
 )
 from tests.bench import URL, Bench, Worker, job_of
 from tests.fakes import Clock
 
-RULES = Rules(after_s=20, least=8000, part=3)
+RULES = YieldRules(after_s=20, least=8000, part=3)
 OTHERS = {"w": 9}
 
 
-def transfers(text: str, **fields: Any) -> list[Running]:
+def transfers(text: str, **fields: Any) -> list[RunningTransfer]:
     """``a:1500 b:90k*`` are one of host a at 1500 bytes/s and a young one of b at 90,000; their tickets are numbers."""
     made = []
     for number, one in enumerate(text.split()):
         host, _, rate = one.rstrip("*").partition(":")
         rate_of = float(rate.rstrip("k")) * (1000 if rate.endswith("k") else 1)
-        made.append(Running(str(number), host, rate_of, 1.0 if one.endswith("*") else 25.0, **fields))
+        made.append(RunningTransfer(str(number), host, rate_of, 1.0 if one.endswith("*") else 25.0, **fields))
     return made
 
 
@@ -77,15 +77,15 @@ CHOICES: dict[str, tuple[str, dict[str, int], str]] = {
 }
 
 
-def told(choice: list[Yield]) -> str:
+def told(choice: list[YieldDecision]) -> str:
     letters = {HOST_SHARE: "h", FAR_BELOW: "f", SLOW: "s"}
-    return " ".join(letters[one.reason] + one.ticket for one in choice)
+    return " ".join(letters[one.reason] + one.lease_id for one in choice)
 
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_slow_transfers_yield_while_others_wait(case: str) -> None:
     running, waiting, expected = CHOICES[case]
-    assert told(chosen(transfers(running), waiting, RULES)) == expected
+    assert told(choose_yields(transfers(running), waiting, RULES)) == expected
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_slow_transfers_yield_while_others_wait(case: str) -> None:
     ],
 )
 def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) -> None:
-    one = replace(Running("0", "a", 1500.0, 25.0), **fields)
-    assert told(chosen([one], OTHERS, RULES)) == expected
+    one = replace(RunningTransfer("0", "a", 1500.0, 25.0), **fields)
+    assert told(choose_yields([one], OTHERS, RULES)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) ->
     ],
 )
 def test_a_fast_transfer_yields_the_part_of_others_unless(fields: dict[str, Any], expected: str) -> None:
-    one = replace(Running("0", "a", 900_000.0, 6.0), **fields)
-    rest = [Running(str(number), "a", 1_000_000.0, 6.0) for number in range(1, 4)]
-    found = chosen([one, *rest], {"w": 1}, RULES)
+    one = replace(RunningTransfer("0", "a", 900_000.0, 6.0), **fields)
+    rest = [RunningTransfer(str(number), "a", 1_000_000.0, 6.0) for number in range(1, 4)]
+    found = choose_yields([one, *rest], {"w": 1}, RULES)
     assert told(found) == (expected or "h1")
 
 
@@ -145,19 +145,19 @@ def test_a_fast_transfer_yields_the_part_of_others_unless(fields: dict[str, Any]
 def test_slow_hosts_together_have_a_part(running: str, expected: str) -> None:
     rules = replace(RULES, slow={"s", "t"}, slow_part=1)
     young = [replace(one, age_s=2.0 if one.host in rules.slow else 25.0) for one in transfers(running)]
-    assert told(chosen(young, OTHERS, rules)) == expected
-    assert chosen([replace(one, age_s=1.9) for one in young], OTHERS, rules) == []
+    assert told(choose_yields(young, OTHERS, rules)) == expected
+    assert choose_yields([replace(one, age_s=1.9) for one in young], OTHERS, rules) == []
 
 
 def test_what_ended_lately_says_what_is_usual() -> None:
     slow = transfers("a:20k a:20k a:20k")
-    assert chosen(slow, OTHERS, RULES) == []
-    assert told(chosen(slow, OTHERS, RULES, recent=[900_000.0] * 4)) == "f0 f1 f2"
+    assert choose_yields(slow, OTHERS, RULES) == []
+    assert told(choose_yields(slow, OTHERS, RULES, recent=[900_000.0] * 4)) == "f0 f1 f2"
 
 
 def test_those_that_were_told_before_count() -> None:
     slow = transfers("a:1500 a:1400 a:1600")
-    assert [len(chosen(slow, {"w": 2}, RULES, pending=count)) for count in range(4)] == [2, 1, 0, 0]
+    assert [len(choose_yields(slow, {"w": 2}, RULES, pending=count)) for count in range(4)] == [2, 1, 0, 0]
 
 
 def test_whether_any_may_yield_is_known_without_those_that_wait() -> None:
@@ -171,7 +171,7 @@ RATES = st.one_of(st.just(0.0), st.floats(0, 1e9), st.sampled_from([1500.0, 8000
 HOSTS = st.sampled_from("abcd")
 RUNNING = st.lists(
     st.builds(
-        Running,
+        RunningTransfer,
         ticket=st.uuids().map(str),
         host=HOSTS,
         rate=RATES,
@@ -183,28 +183,28 @@ RUNNING = st.lists(
         is_moving=st.booleans(),
     ),
     max_size=12,
-    unique_by=lambda one: one.ticket,
+    unique_by=lambda one: one.lease_id,
 )
 WAITING = st.dictionaries(HOSTS, st.integers(0, 20))
-SOME_RULES = st.builds(Rules, after_s=st.floats(0.1, 1000), least=st.floats(0, 1e5), part=st.integers(1, 12))
+SOME_RULES = st.builds(YieldRules, after_s=st.floats(0.1, 1000), least=st.floats(0, 1e5), part=st.integers(1, 12))
 
 
 @settings(max_examples=300, deadline=None)
 @given(RUNNING, WAITING, SOME_RULES, st.lists(RATES, max_size=5), st.integers(0, 5))
 def test_the_choice_is_bounded_and_does_not_depend_on_order(
-    running: list[Running], waiting: dict[str, int], rules: Rules, recent: list[float], pending: int
+    running: list[RunningTransfer], waiting: dict[str, int], rules: YieldRules, recent: list[float], pending: int
 ) -> None:
-    found = chosen(running, waiting, rules, recent=recent, pending=pending)
-    assert found == chosen(running[::-1], waiting, rules, recent=recent[::-1], pending=pending)
-    assert len(found) == len({one.ticket for one in found}) <= max(0, sum(waiting.values()) - pending)
-    of = {one.ticket: one for one in running}
+    found = choose_yields(running, waiting, rules, recent=recent, pending=pending)
+    assert found == choose_yields(running[::-1], waiting, rules, recent=recent[::-1], pending=pending)
+    assert len(found) == len({one.lease_id for one in found}) <= max(0, sum(waiting.values()) - pending)
+    of = {one.lease_id: one for one in running}
     counts = Counter(one.host for one in running)
-    for one in (of[found_one.ticket] for found_one in found):
-        assert one.age_s >= slice_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.left != 0
+    for one in (of[found_one.lease_id] for found_one in found):
+        assert one.age_s >= min_runtime_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.remaining != 0
     for reason in (FAR_BELOW, SLOW):
-        for one in (of[found_one.ticket] for found_one in found if found_one.reason == reason):
-            assert one.age_s >= slice_s(rules.after_s, one.yields)
-    over = Counter(of[one.ticket].host for one in found if one.reason == HOST_SHARE)
+        for one in (of[found_one.lease_id] for found_one in found if found_one.reason == reason):
+            assert one.age_s >= min_runtime_s(rules.after_s, one.yields)
+    over = Counter(of[one.lease_id].host for one in found if one.reason == HOST_SHARE)
     assert all(counts[host] - left >= rules.part for host, left in over.items()), "its part stays"
     assert not found or may_yield(running, rules, recent=recent)
 
@@ -212,23 +212,23 @@ def test_the_choice_is_bounded_and_does_not_depend_on_order(
 @settings(max_examples=300, deadline=None)
 @given(RUNNING, WAITING, SOME_RULES)
 def test_the_fastest_stays_unless_its_host_has_more_than_its_part(
-    running: list[Running], waiting: dict[str, int], rules: Rules
+    running: list[RunningTransfer], waiting: dict[str, int], rules: YieldRules
 ) -> None:
-    found = {one.ticket: one.reason for one in chosen(running, waiting, rules)}
+    found = {one.lease_id: one.reason for one in choose_yields(running, waiting, rules)}
     for one in running:
         if one.rate >= max(rules.least, *(other.rate for other in running)):
-            assert found.get(one.ticket) in (None, HOST_SHARE)
+            assert found.get(one.lease_id) in (None, HOST_SHARE)
 
 
 @pytest.mark.parametrize("needed_s", [1, 25, 70, 3600, 86_400])
 def test_a_job_that_begins_anew_each_time_ends_after_few_runs(needed_s: int) -> None:
     """It yields as soon as it may, however many wait, and keeps nothing."""
     yields, spent_s = 0, 0.0
-    one = Running("0", "a", 1500.0, 0.0, left=1500 * needed_s, is_kept=False)
-    while slice_s(RULES.after_s, yields) < needed_s:
-        age_s = slice_s(RULES.after_s, yields)
+    one = RunningTransfer("0", "a", 1500.0, 0.0, remaining=1500 * needed_s, is_resumable=False)
+    while min_runtime_s(RULES.after_s, yields) < needed_s:
+        age_s = min_runtime_s(RULES.after_s, yields)
         left = int(1500 * (needed_s - age_s))
-        if not chosen([replace(one, age_s=age_s, yields=yields, left=left)], {"w": 10**6}, RULES):
+        if not choose_yields([replace(one, age_s=age_s, yields=yields, left=left)], {"w": 10**6}, RULES):
             break
         spent_s += age_s
         yields += 1
@@ -245,11 +245,11 @@ class Desk:
         given = Settings()
         supervisor = {"host_share": 1.0, "yield_after": 20.0, **supervisor}
         self.settings = replace(given, supervisor=replace(given.supervisor, **supervisor))
-        self.clock, self.ledger, self.meter = Clock(1000.0), Ledger(0.75), Meter(Metrics((1.0,)))
+        self.clock, self.ledger, self.meter = Clock(1000.0), InFlightTable(0.75), MetricsCollector(Metrics((1.0,)))
         self.ledger.set_capacity(capacity)
         self.asked = 0
         self.told: list[tuple[str, str]] = []
-        self.yielder = Yielder(self.settings, self.ledger, self.meter, self._tell, self._ask, self.clock)
+        self.yielder = YieldController(self.settings, self.ledger, self.meter, self._tell, self._ask, self.clock)
 
     def _ask(self) -> None:
         self.asked += 1
@@ -257,15 +257,15 @@ class Desk:
     def _tell(self, ticket: str, reason: str) -> None:
         held = self.ledger.get(ticket)
         assert held is not None
-        held.yielding = reason
+        held.yield_reason = reason
         self.told.append((ticket, reason))
 
-    def run(self, *names: str, host: str = "h", **fields: Any) -> list[Held]:
+    def run(self, *names: str, host: str = "h", **fields: Any) -> list[InFlightJob]:
         made = []
         for name in names:
             claimed = job_of(name, **fields)
             job = PushedJob.parse(claimed.raw)
-            held = Held(claimed, 0.0, job, authority=host, worker=7, dealt_at=self.clock.now)
+            held = InFlightJob(claimed, 0.0, job, authority=host, worker_pid=7, assigned_at=self.clock.now)
             assert self.ledger.add(held)
             made.append(held)
         return made
@@ -279,7 +279,7 @@ class Desk:
                 assert held is not None
                 done = held.progress.get("done", 0) + rate
                 held.progress = {"done": done, "size": 10**9, "phase": "downloading", "connections": 1}
-            self.yielder.tend()
+            self.yielder.tick()
 
 
 def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used_once() -> None:
@@ -290,15 +290,15 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
     assert (desk.asked, desk.told) == (0, [])
     desk.pass_time(2, rates)
     assert (desk.asked, desk.told) == (2, []), "nobody is known to wait"
-    desk.yielder.heard({"w": 1})
+    desk.yielder.handle_waiting({"w": 1})
     assert desk.told == [("a.1", "slow")], "at once"
     desk.pass_time(5, rates)
     assert len(desk.told) == 1
-    desk.yielder.heard({"w": 1})
+    desk.yielder.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "that one was told, and has not gone yet"
     desk.ledger.mark_ending(one)
-    desk.yielder.heard({"w": 1})
+    desk.yielder.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "there is room"
 
@@ -334,7 +334,7 @@ def test_settings_limits_and_slots_decide(
     desk = Desk(capacity, **supervisor)
     desk.run("a", "b", **job)
     desk.pass_time(29, {"a": 1400, "b": 1500})
-    desk.yielder.heard({"w": 9})
+    desk.yielder.handle_waiting({"w": 9})
     desk.pass_time(1, {"a": 1400, "b": 1500})
     assert [ticket for ticket, _ in desk.told] == expected
 
@@ -344,7 +344,7 @@ def test_a_host_with_more_than_its_part_gives_back_what_is_too_much() -> None:
     desk.run("a", "b", "c", "d")
     desk.yielder.apply(replace(desk.settings, supervisor=replace(desk.settings.supervisor, host_share=0.5)))
     desk.pass_time(6, {"a": 10**6, "b": 10**6, "c": 2 * 10**6, "d": 3 * 10**6})
-    desk.yielder.heard({"w": 9})
+    desk.yielder.handle_waiting({"w": 9})
     desk.pass_time(1, dict.fromkeys("abcd", 10**6))
     assert desk.told == [("a.1", "host_share"), ("b.1", "host_share")]
 
@@ -356,23 +356,23 @@ def test_a_host_counts_as_slow_for_a_while_after_a_transfer_of_it_had_to_yield()
     rates = {"a": 1500, "b": 10**6}
     desk.pass_time(25, rates)
     assert list(desk.ledger.slow_hosts) == []
-    desk.yielder.heard({"w": 1})
+    desk.yielder.handle_waiting({"w": 1})
     assert desk.told == [("a.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow"]
-    desk.ledger.drop("a.1")
+    desk.ledger.remove("a.1")
     desk.run("c", host="slower")
     desk.pass_time(25, {"b": 10**6, "c": 1500})
-    desk.yielder.heard({"slow": 9})
+    desk.yielder.handle_waiting({"slow": 9})
     assert len(desk.told) == 1, "none yields to jobs of hosts that are slow themselves"
-    desk.yielder.heard({"slow": 9, "w": 1})
+    desk.yielder.handle_waiting({"slow": 9, "w": 1})
     assert desk.told[1:] == [("c.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow", "slower"]
-    desk.ledger.drop("c.1")
+    desk.ledger.remove("c.1")
     desk.run("d", host="slower")
     desk.pass_time(5, {"d": 10**6})
     assert list(desk.ledger.slow_hosts) == ["slow", "slower"], "a burst says nothing"
     desk.pass_time(1, {"d": 10**6})
     assert list(desk.ledger.slow_hosts) == ["slow"], "it is no longer"
     desk.clock.now += SLOW_S
-    desk.yielder.tend()
+    desk.yielder.tick()
     assert list(desk.ledger.slow_hosts) == []
 
 
@@ -387,17 +387,17 @@ def test_no_more_slow_hosts_are_remembered_than_a_claim_can_name() -> None:
 
 @pytest.mark.parametrize(("rate", "is_so"), [(7999, False), (8000, True), (89_000, True)])
 def test_a_fair_transfer_is_not_far_below_others(rate: float, is_so: bool) -> None:
-    one = Running("0", "a", rate, 25.0)
-    assert is_fair(one, [one], RULES) == is_so
-    assert not is_fair(one, [one], RULES, [900_000.0] * 3)
+    one = RunningTransfer("0", "a", rate, 25.0)
+    assert is_fast_enough(one, [one], RULES) == is_so
+    assert not is_fast_enough(one, [one], RULES, [900_000.0] * 3)
 
 
 def test_a_job_that_waits_for_our_disk_or_an_operator_stays() -> None:
     desk = Desk(3)
     one, other, _ = desk.run("a", "b", "c")
     desk.pass_time(30, {"c": 1500})
-    one.progress, other.verb = {"done": 5, "size": 9, "phase": "verifying"}, "pause"
-    desk.yielder.heard({"w": 9})
+    one.progress, other.requested_action = {"done": 5, "size": 9, "phase": "verifying"}, "pause"
+    desk.yielder.handle_waiting({"w": 9})
     desk.pass_time(1, {"c": 1500})
     assert desk.told == [("c.1", "slow")]
 
@@ -406,7 +406,7 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
     desk = Desk(1)
     desk.run("a")
     desk.pass_time(25, {})
-    desk.yielder.heard({"w": 9})
+    desk.yielder.handle_waiting({"w": 9})
     desk.pass_time(1, {})
     assert desk.told == [("a.1", "slow")]
 
@@ -414,15 +414,15 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
 def test_the_speeds_of_the_last_downloads_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("dlpool.service.monitor.meter.time.monotonic", lambda: now[0])
-    meter = Meter(Metrics((1.0,)))
+    meter = MetricsCollector(Metrics((1.0,)))
     for received in (1000, 65536, 131072):
-        meter.ran(EndedFrame("a.1", "succeeded", result={"received": received, "seconds": 2.0}), 2.0)
-    assert meter.recent() == [32768, 65536]
+        meter.observe_run(EndedFrame("a.1", "succeeded", statistics={"received": received, "seconds": 2.0}), 2.0)
+    assert meter.recent_speeds() == [32768, 65536]
     for _ in range(RECENT):
-        meter.ran(EndedFrame("a.1", "succeeded", result={"received": 200_000, "seconds": 2.0}), 2.0)
-    assert meter.recent() == [100_000] * RECENT
+        meter.observe_run(EndedFrame("a.1", "succeeded", statistics={"received": 200_000, "seconds": 2.0}), 2.0)
+    assert meter.recent_speeds() == [100_000] * RECENT
     now[0] += RECENT_S
-    assert meter.recent() == []
+    assert meter.recent_speeds() == []
 
 
 # --- on its way through the dispatcher ---
@@ -433,11 +433,11 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def yielding(bench: Bench, **fields: Any) -> tuple[Held, Worker]:
+def yielding(bench: Bench, **fields: Any) -> tuple[InFlightJob, Worker]:
     worker = bench.worker()
     held = bench.held("a", worker, **fields)
-    bench.crew.give_way("a.1", "slow")
-    bench.crew.give_way("a.1", "far_below")
+    bench.crew.yield_slot("a.1", "slow")
+    bench.crew.yield_slot("a.1", "far_below")
     assert worker.heard() == [CancelFrame("a.1", "jobs of others wait for its slot")], "it is told once"
     return held, worker
 
@@ -460,8 +460,8 @@ def test_a_job_that_was_told_to_yield_ends_as_it_ends(bench: Bench, case: str) -
     _, worker = yielding(bench)
     frame, outcome, label = ENDINGS[case]
     worker.say(frame)
-    bench.crew.hear(worker.handle)
-    assert (bench.last().outcome, bench.last().note.get("label", "")) == (outcome, label)
+    bench.crew.read_frames(worker.handle)
+    assert (bench.last().disposition, bench.last().note.get("label", "")) == (outcome, label)
 
 
 @pytest.mark.parametrize(("yields", "delay_s"), [(0, 5), (1, 10), (3, 40), (20, 900), (10**6, 900)])
@@ -469,38 +469,38 @@ def test_a_job_that_yields_waits_longer_each_time(bench: Bench, yields: int, del
     held, worker = yielding(bench)
     held.claimed = replace(held.claimed, yields=yields)
     worker.say(EndedFrame("a.1", "released", label="cancelled", message="m"))
-    bench.crew.hear(worker.handle)
-    assert bench.last() == Finish(
-        held.ticket, "yield", note={"label": "slow", "message": "m"}, delay_s=delay_s, trace_id=held.trace_id
+    bench.crew.read_frames(worker.handle)
+    assert bench.last() == FinishRequest(
+        held.lease, "yield", note={"label": "slow", "message": "m"}, delay_s=delay_s, trace_id=held.trace_id
     )
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_an_operator_goes_before_those_that_wait(bench: Bench, verb: str) -> None:
     _, worker = yielding(bench)
-    bench.crew.stop("a.1", verb)
+    bench.crew.request_stop("a.1", verb)
     worker.say(EndedFrame("a.1", "released", label="cancelled", message="m"))
-    bench.crew.hear(worker.handle)
-    assert bench.last().outcome == {"pause": "pause", "cancel": "cancelled"}[verb]
+    bench.crew.read_frames(worker.handle)
+    assert bench.last().disposition == {"pause": "pause", "cancel": "cancelled"}[verb]
 
 
 def test_nobody_is_told_to_yield_who_has_no_slot(bench: Bench) -> None:
     held = bench.held("a")
-    bench.crew.give_way("a.1", "slow")
-    bench.crew.give_way("nobody.1", "slow")
-    assert held.yielding is None and bench.told.ended == []
+    bench.crew.yield_slot("a.1", "slow")
+    bench.crew.yield_slot("nobody.1", "slow")
+    assert held.yield_reason is None and bench.told.ended == []
 
 
 def test_the_death_of_its_worker_counts_although_it_was_told_to_yield(bench: Bench) -> None:
     _, worker = yielding(bench)
-    bench.crew.bury(worker.handle, "killed")
-    assert bench.last().outcome == "crash"
+    bench.crew.reap(worker.handle, "killed")
+    assert bench.last().disposition == "crash"
 
 
 def test_a_worker_says_which_jobs_would_begin_anew(bench: Bench) -> None:
     worker = bench.worker()
     one, other = bench.held("a", worker), bench.held("b", worker, url=URL)
     progress = {"done": 1, "size": 2, "phase": "downloading", "connections": 1}
-    worker.say(StatusFrame({"a.1": progress, "b.1": progress}, {}, whole=["b.1"]))
-    bench.crew.hear(worker.handle)
-    assert (one.is_kept, other.is_kept) == (True, False)
+    worker.say(StatusFrame({"a.1": progress, "b.1": progress}, {}, unresumable=["b.1"]))
+    bench.crew.read_frames(worker.handle)
+    assert (one.is_resumable, other.is_resumable) == (True, False)

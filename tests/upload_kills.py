@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any
 
 import dlpool.web.store
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, PARTIAL, GrowWish, UploadStore
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 
 STORE = str(Path(dlpool.web.store.__file__).parent)
@@ -60,12 +60,12 @@ def _trace(count: int) -> None:
     sys.settrace(trace)
 
 
-def sweep_is_clean(store: UploadStore) -> None:
+def sweep_is_clean(store: DiskBackend) -> None:
     store.sweep()
     assert leftovers(store) == []
 
 
-def chunk_is_whole(store: UploadStore) -> None:
+def chunk_is_whole(store: DiskBackend) -> None:
     """A chunk was sent in place of an earlier one."""
     [first, *_] = store.task(ID, None)["chunks"]
     assert first["md5"] in (md5(OLD[0]), md5(NEW))
@@ -75,7 +75,7 @@ def chunk_is_whole(store: UploadStore) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
-def first_is_whole(store: UploadStore) -> None:
+def first_is_whole(store: DiskBackend) -> None:
     """The first chunk of a task was sent."""
     assert uploaded(store) in ([], [0])
     assert state(store) == ("uploading" if uploaded(store) else state(store))
@@ -85,7 +85,7 @@ def first_is_whole(store: UploadStore) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
-def merge_is_repeatable(store: UploadStore) -> None:
+def merge_is_repeatable(store: DiskBackend) -> None:
     """A task was merged."""
     assert state(store) in ("uploading", "completed")
     assert uploaded(store) == [0, 1]
@@ -98,7 +98,7 @@ def merge_is_repeatable(store: UploadStore) -> None:
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
 
 
-def merge_is_swept(store: UploadStore) -> None:
+def merge_is_swept(store: DiskBackend) -> None:
     """A task was merged, and a sweep comes before anybody asks for it again."""
     sweep_is_clean(store)
     is_published = files_below(Path(store.settings.merged_dir)) == ["a/file.bin"]
@@ -109,12 +109,12 @@ def merge_is_swept(store: UploadStore) -> None:
 _turn = itertools.cycle((merge_is_repeatable, merge_is_swept))
 
 
-def merge_holds(store: UploadStore) -> None:
+def merge_holds(store: DiskBackend) -> None:
     """The one and the other in turns."""
     next(_turn)(store)
 
 
-def task_is_there_or_not(store: UploadStore) -> None:
+def task_is_there_or_not(store: DiskBackend) -> None:
     """A task was deleted."""
     assert uploaded(store) in ([0, 1], [])
     assert store.tasks(None)["total"] == (1 if uploaded(store) else 0)
@@ -123,7 +123,7 @@ def task_is_there_or_not(store: UploadStore) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
-def bad_merge_is_over(store: UploadStore) -> None:
+def bad_merge_is_over(store: DiskBackend) -> None:
     """A merge found that a chunk was changed."""
     assert state(store) in ("uploading", "failed")
     assert 1 in uploaded(store)
@@ -133,62 +133,62 @@ def bad_merge_is_over(store: UploadStore) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
-def append_goes_on(store: UploadStore) -> None:
+def append_goes_on(store: DiskBackend) -> None:
     """An upload got its first bytes, its second ones, and was merged."""
     [file_id] = [task["task_id"] for task in store.tasks(None)["tasks"]]
     store.sweep()
-    growth = store.growing.look(file_id, None)
+    growth = store.tus.recover(file_id, None)
     data = b"".join(OLD)
     assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
     assert growth.length == len(data)
-    assert growth.is_whole == (growth.offset == len(data) and state(store, file_id) != "completed")
+    assert growth.is_ready_to_merge == (growth.offset == len(data) and state(store, file_id) != "completed")
     if growth.offset < len(data):
-        with store.growing.append(file_id, None, growth.offset, size=None) as appending:
+        with store.tus.append(file_id, None, growth.offset, size=None) as appending:
             appending.write(data[growth.offset :])
             appending.commit()
-        assert (appending.at.offset, appending.is_whole) == (len(data), True)
-    if store.growing.look(file_id, None).is_whole:
-        store.growing.finish(file_id, None)
+        assert (appending.position.offset, appending.is_complete) == (len(data), True)
+    if store.tus.recover(file_id, None).is_ready_to_merge:
+        store.tus.finish(file_id, None)
     store.sweep()
     assert files_below(Path(store.settings.merged_dir)) == ["file.bin"]
     assert (Path(store.settings.merged_dir) / "file.bin").read_bytes() == data
     assert [name for name in files_below(Path(store.settings.upload_dir)) if "patch-" in name or ".chunk" in name] == []
 
 
-def _create(store: UploadStore) -> None:
-    store.growing.create(GrowWish(None, sum(map(len, OLD)), "file.bin"))
+def _create(store: DiskBackend) -> None:
+    store.tus.create(TusUploadRequest(None, sum(map(len, OLD)), "file.bin"))
 
 
-def _append(store: UploadStore) -> None:
+def _append(store: DiskBackend) -> None:
     [task] = store.tasks(None)["tasks"]
     file_id, offset = task["task_id"], 0
     for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
-        with store.growing.append(file_id, None, offset, size=None) as appending:
+        with store.tus.append(file_id, None, offset, size=None) as appending:
             for piece in pieces:
                 appending.write(piece)
             appending.commit()
-        offset = appending.at.offset
-        store.growing.finish(file_id, None)
+        offset = appending.position.offset
+        store.tus.finish(file_id, None)
 
 
-def _make_parts(store: UploadStore) -> None:
+def _make_parts(store: DiskBackend) -> None:
     for data in OLD:
-        file_id = store.growing.create(GrowWish(None, len(data), concat=PARTIAL))
+        file_id = store.tus.create(TusUploadRequest(None, len(data), concat=PARTIAL))
         (Path(store.settings.upload_dir) / f"{OLD.index(data)}.part").write_text(file_id)
-        with store.growing.append(file_id, None, 0, size=len(data)) as appending:
+        with store.tus.append(file_id, None, 0, size=len(data)) as appending:
             appending.write(data)
             appending.commit()
 
 
-def _parts(store: UploadStore) -> list[str]:
+def _parts(store: DiskBackend) -> list[str]:
     return [(Path(store.settings.upload_dir) / f"{index}.part").read_text() for index in range(len(OLD))]
 
 
-def _join(store: UploadStore, name: str = "file.bin") -> None:
-    store.concatenation.make(GrowWish(None, None, name, concat=f"{FINAL};"), _parts(store))
+def _join(store: DiskBackend, name: str = "file.bin") -> None:
+    store.concatenator.concatenate(TusUploadRequest(None, None, name, concat=f"{FINAL};"), _parts(store))
 
 
-def join_is_swept(store: UploadStore) -> None:
+def join_is_swept(store: DiskBackend) -> None:
     """Two parts were made one file: the next start has it without the parts, or the parts without it."""
     sweep_is_clean(store)
     tasks = store.tasks(None)["tasks"]
@@ -198,17 +198,17 @@ def join_is_swept(store: UploadStore) -> None:
     join_is_asked_again(store)
 
 
-def join_is_asked_again(store: UploadStore) -> None:
+def join_is_asked_again(store: DiskBackend) -> None:
     """A second final upload wants the same parts: it gets them if the first one has not, whatever was cleaned."""
     try:
         _join(store, "again.bin")
-    except Refusal as refusal:
+    except UploadError as refusal:
         assert (refusal.status, refusal.code) == (404, "no_such_task"), refusal.text
         name = "file.bin"
     else:
         name = "again.bin"
     for part in _parts(store):
-        assert refusal_of(lambda part=part: store.growing.look(part, None)) == "no_such_task"  # type: ignore[misc]
+        assert refusal_of(lambda part=part: store.tus.recover(part, None)) == "no_such_task"  # type: ignore[misc]
     sweep_is_clean(store)
     assert files_below(Path(store.settings.merged_dir)) == [name]
     assert (Path(store.settings.merged_dir) / name).read_bytes() == b"".join(OLD)
@@ -216,7 +216,7 @@ def join_is_asked_again(store: UploadStore) -> None:
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
 
 
-def join_is_forgotten(store: UploadStore) -> None:
+def join_is_forgotten(store: DiskBackend) -> None:
     """Every task is deleted: no part comes back that is in a file."""
     for task in store.tasks(None)["tasks"]:
         if task["task_id"] not in _parts(store):
@@ -229,12 +229,12 @@ def join_is_forgotten(store: UploadStore) -> None:
 def refusal_of(step: Callable[[], object]) -> str:
     try:
         step()
-    except Refusal as refusal:
+    except UploadError as refusal:
         return refusal.code
     return ""
 
 
-def join_holds(store: UploadStore) -> None:
+def join_holds(store: DiskBackend) -> None:
     """The next one to come is a start, a client, or one who deletes: each finds the disk as it was left."""
     folder = Path(store.settings.upload_dir).parent
     for check in (join_is_swept, join_is_asked_again, join_is_forgotten):
@@ -244,13 +244,13 @@ def join_holds(store: UploadStore) -> None:
         shutil.rmtree(copy)
 
 
-def _damage(store: UploadStore) -> None:
+def _damage(store: DiskBackend) -> None:
     send_all(store, OLD)
     [path] = Path(store.settings.upload_dir).rglob("0.chunk")
     path.write_bytes(b"X" + path.read_bytes()[1:])
 
 
-Step = Callable[[UploadStore], object]
+Step = Callable[[DiskBackend], object]
 SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "chunk": (lambda store: send_all(store, OLD), lambda store: send(store, 0, NEW), chunk_is_whole),
     "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
@@ -262,10 +262,10 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
 }
 
 
-def _ignoring_refusals(step: Step, store: UploadStore) -> None:
+def _ignoring_refusals(step: Step, store: DiskBackend) -> None:
     try:
         step(store)
-    except Refusal as refusal:
+    except UploadError as refusal:
         assert refusal.status == 400, refusal.text
 
 

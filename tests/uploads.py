@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dlpool.config import UploadSettings
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import ChunkResult, MergeResult, Screening, UploadStore
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import ChunkResult, MergeResult, UploadScanner, DiskBackend
 
 ID = "a file"
 
@@ -20,30 +20,30 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def store_in(folder: Path, screening: Screening | None = None, **settings: Any) -> UploadStore:
+def store_in(folder: Path, screening: UploadScanner | None = None, **settings: Any) -> DiskBackend:
     """A store over ``upload`` and ``merged`` in a folder, without waiting for the disk."""
     options = {"enable_atomic_operations": False, **settings}
     folders = {"upload_dir": str(folder / "upload"), "merged_dir": str(folder / "merged")}
     own = replace(UploadSettings(), **{**folders, **options})
-    return UploadStore(own, screening=screening or Screening())
+    return DiskBackend(own, screening=screening or UploadScanner())
 
 
 def send(
-    store: UploadStore, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None, **fields: Any
+    store: DiskBackend, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None, **fields: Any
 ) -> ChunkResult:
     """Send one chunk."""
-    with store.begin() as reception:
+    with store.stage_chunk() as reception:
         reception.write(data)
         return store.commit_chunk(reception, file_id=file_id, index=index, owner=owner, **fields)
 
 
-def send_all(store: UploadStore, chunks: list[bytes], **fields: Any) -> None:
+def send_all(store: DiskBackend, chunks: list[bytes], **fields: Any) -> None:
     for index, data in enumerate(chunks):
         send(store, index, data, md5=md5(data), total_chunks=len(chunks), **fields)
 
 
 def merge(
-    store: UploadStore,
+    store: DiskBackend,
     total: int,
     name: str = "file.bin",
     *,
@@ -54,12 +54,12 @@ def merge(
     return store.merge(file_id=file_id, filename=name, total_chunks=total, owner=owner, **fields)
 
 
-def uploaded(store: UploadStore, file_id: str = ID) -> list[int]:
+def uploaded(store: DiskBackend, file_id: str = ID) -> list[int]:
     found: list[int] = store.status(file_id, None)["uploaded_chunks"]
     return found
 
 
-def state(store: UploadStore, file_id: str = ID) -> str:
+def state(store: DiskBackend, file_id: str = ID) -> str:
     return str(store.status(file_id, None)["status"])
 
 
@@ -67,7 +67,7 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
-def leftovers(store: UploadStore) -> list[str]:
+def leftovers(store: DiskBackend) -> list[str]:
     """Temporary files of any kind."""
     upload, merged = Path(store.settings.upload_dir), Path(store.settings.merged_dir)
     return files_below(upload / "tmp") + [name for name in files_below(merged) if ".dlpool-" in name]
@@ -78,7 +78,7 @@ class refused:
 
     def __init__(self, status: int, code: str) -> None:
         self._wanted = (status, code)
-        self._raises = pytest.raises(Refusal)
+        self._raises = pytest.raises(UploadError)
         self.extra: dict[str, Any] = {}
         self.text = ""
 
@@ -91,5 +91,5 @@ class refused:
         refusal = self._info.value
         assert (refusal.status, refusal.code) == self._wanted, refusal.text
         assert refusal.text and not refusal.text.endswith(".")
-        self.extra, self.text = refusal.extra, refusal.text
+        self.extra, self.text = refusal.details, refusal.text
         return was_raised

@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import NoReturn
 
 from dlpool.cli.console import show_lines
-from dlpool.cli.queue_options import opened
+from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_row, show_table
 from dlpool.errors import UsageError
-from dlpool.jobs.pushed import moment
-from dlpool.jobs.trail import AuditEvent, AuditTrail, Wanted
+from dlpool.jobs.pushed import parse_time
+from dlpool.jobs.trail import AuditEvent, AuditReader, AuditFilter
 from dlpool.kinds import parse_duration
 
 COLUMNS = ("TIME", "ACTION", "RESULT", "OBJECT", "ACTOR", "ADDRESS")
@@ -27,10 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
-    wanted = Wanted(arguments.actor, arguments.action, arguments.object, since)
-    with opened(arguments) as queue:
-        trail = AuditTrail(queue.client, queue.keys)
-        position = trail.newest() if arguments.follow else ""
+    wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
+    with open_queue(arguments) as queue:
+        trail = AuditReader(queue.client, queue.keys)
+        position = trail.newest_id() if arguments.follow else ""
         found = trail.last(arguments.limit, wanted)
         if not arguments.follow:
             _show(found, arguments)
@@ -45,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
 def since_of(text: str, now: float) -> float:
     """Return seconds since 1970, for RFC 3339, such seconds, or a duration before ``now``. Raises UsageError."""
     with suppress(UsageError):
-        return moment(text)
+        return parse_time(text)
     with suppress(ValueError):
         return now - parse_duration(text)
     raise UsageError(f"--since {text[:80]!r} is neither RFC 3339, nor seconds since 1970, nor a duration such as 2h")
 
 
 def _follow(
-    trail: AuditTrail, found: list[AuditEvent], position: str, wanted: Wanted, arguments: argparse.Namespace
+    trail: AuditReader, found: list[AuditEvent], position: str, wanted: AuditFilter, arguments: argparse.Namespace
 ) -> NoReturn:
     """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
     position = max(position, found[-1].id if found else position, key=_place)
@@ -60,7 +60,7 @@ def _follow(
         _show_more(found, arguments)
         page = trail.wait_after(position)
         position = page[-1].id if page else position
-        found = [event for event in page if wanted.fits(event)]
+        found = [event for event in page if wanted.matches(event)]
 
 
 def _place(event_id: str) -> tuple[int, int]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.errors import DlpoolError
-from dlpool.jobs.audit import DONE, LOCAL, Author, Change, fields_of, logged
+from dlpool.jobs.audit import DONE, LOCAL, AuditActor, AuditChange, event_fields, log_fields
 
 if TYPE_CHECKING:
     import redis
 
-    from dlpool.jobs.keys import Keys
+    from dlpool.jobs.keys import QueueKeys
 
 BATCH = 100  # events a round trip
 INTERRUPTED = "interrupted"  # the result of a command that ended by a signal or a defect
@@ -75,16 +75,16 @@ def action_of(arguments: argparse.Namespace) -> str:
     return ACTIONS[command] if command in ACTIONS else ACTIONS[f"{command} {arguments.action}"]
 
 
-def author() -> Author:
+def author() -> AuditActor:
     """Return who runs this process: the name of the effective user, the host, and who is behind sudo."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
     behind = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
-    return Author(f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""), LOCAL)
+    return AuditActor(f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""), LOCAL)
 
 
-class Recorder:
+class AuditRecorder:
     """Writes the audit events of one command: to the stream of the queue, and to the service's log if it is here.
 
     Never raises: what was changed is changed. Lost events are told on standard error. Not thread-safe.
@@ -95,18 +95,18 @@ class Recorder:
         self.settings = settings
         self._is_quiet = is_quiet
         self._author = author()
-        self._waiting: list[Change] = []
+        self._waiting: list[AuditChange] = []
         self._last: str | None = None
         self._lost = 0
         self._client: redis.Redis | None = None
-        self._keys: Keys | None = None
+        self._keys: QueueKeys | None = None
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, settings: Settings) -> Recorder:
+    def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
         """Return the one of the command with these arguments. Raises KeyError for a command without an action."""
         return cls(action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False))
 
-    def attach(self, client: redis.Redis, keys: Keys) -> None:
+    def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
         """Write to the stream of this queue."""
         self._client, self._keys = client, keys
 
@@ -115,7 +115,7 @@ class Recorder:
         if not self.action:
             return
         self._last = result
-        self._waiting.append(Change(self.action, name, result, count=count))
+        self._waiting.append(AuditChange(self.action, name, result, count=count))
         if len(self._waiting) >= BATCH:
             self._flush()
 
@@ -150,11 +150,11 @@ class Recorder:
 
         try:
             writer = AuditWriter(self._client, self._keys, self.settings.redis.audit_events)
-            writer.add([fields_of(change, self._author) for change in changes])
+            writer.add([event_fields(change, self._author) for change in changes])
         except DlpoolError:
             self._lost += len(changes)
 
-    def _log(self, changes: list[Change]) -> None:
+    def _log(self, changes: list[AuditChange]) -> None:
         """Write to the log of the service, where it has one: a command makes none."""
         folder = Path(self.settings.paths.log_dir)
         if not os.access(folder / "dlpool.log", os.W_OK):
@@ -173,21 +173,21 @@ class Recorder:
             )
             logger = log.logger("audit")
             for change in changes:
-                logger.info("audit", **logged(change, self._author))
+                logger.info("audit", **log_fields(change, self._author))
             log.close()
 
 
 @contextmanager
-def recorded(arguments: argparse.Namespace, settings: Settings) -> Iterator[Recorder]:
+def open_audit(arguments: argparse.Namespace, settings: Settings) -> Iterator[AuditRecorder]:
     """The recorder of a command that needs no Redis: where none can be reached the log alone has its events."""
     from dlpool.jobs.connection import connect
-    from dlpool.jobs.keys import Keys
+    from dlpool.jobs.keys import QueueKeys
 
-    recorder = Recorder(action_of(arguments), settings, is_quiet=True)
+    recorder = AuditRecorder(action_of(arguments), settings, is_quiet=True)
     with ExitStack() as stack:
         with suppress(DlpoolError):
             client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-cli")
             stack.callback(client.close)
-            recorder.attach(client, Keys(settings.redis.group))
+            recorder.attach(client, QueueKeys(settings.redis.group))
         with recorder.recording():
             yield recorder

@@ -10,21 +10,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from dlpool.cli.console import drawn_on
+from dlpool.cli.console import stream_for_rich
 from dlpool.cli.progress import eta_s, percent, time_text
 from dlpool.cli.tables import clean, size_text
-from dlpool.engine.batch import View
+from dlpool.engine.batch import BatchProgress
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
 
 MAX_LINES = 20  # files shown at once
 
 
-class Bars:
+class BarDisplay:
     """A Display. Refreshed only by ``update``, so that one thread draws."""
 
     def __init__(self) -> None:
-        self._console = Console(file=drawn_on(sys.stderr))
+        self._console = Console(file=stream_for_rich(sys.stderr))
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -39,7 +39,7 @@ class Bars:
         self._total: TaskID | None = None
         self._bars.start()
 
-    def update(self, view: View) -> None:
+    def update(self, view: BatchProgress) -> None:
         now = time.monotonic()
         for number in self._tasks.keys() - view.active.keys():
             self._bars.remove_task(self._tasks.pop(number))
@@ -51,7 +51,7 @@ class Bars:
             self._draw_total(view, speed)
         self._bars.refresh()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -75,9 +75,9 @@ class Bars:
         )
         return speed
 
-    def _draw_total(self, view: View, speed: float) -> None:
+    def _draw_total(self, view: BatchProgress, speed: float) -> None:
         if self._total is None:
             self._total = self._bars.add_task("total", total=None, figures="")
-        done = view.ended_bytes + sum(progress.done for progress in view.active.values())
+        done = view.completed_bytes + sum(progress.done for progress in view.active.values())
         figures = f"{view.done} done, {view.failed} failed, {size_text(done)} {size_text(speed):>7}/s"
         self._bars.update(self._total, completed=view.done, total=None, figures=figures)

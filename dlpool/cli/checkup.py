@@ -12,26 +12,26 @@ from pathlib import Path
 
 import redis
 
-from dlpool.cli.findings import FAILED, OK, WARNING, Finding, files_needed, judged_clock, judged_files, judged_latency
+from dlpool.cli.findings import FAILED, OK, WARNING, DoctorFinding, files_needed, clock_finding, open_files_finding, latency_finding
 from dlpool.config import Settings
 from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
-from dlpool.jobs.embedded import folder as embedded_folder
-from dlpool.jobs.facts import Said, ask_server, replica_of, warnings
-from dlpool.service.node.redisserver import find_server
+from dlpool.jobs.embedded import embedded_dir as embedded_folder
+from dlpool.jobs.facts import ServerInfo, read_server_info, master_of_replica, warnings
+from dlpool.service.node.redisserver import find_redis_program
 
 PINGS = 20
 _CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}
 
 
-def check_redis(settings: Settings) -> Iterator[Finding]:
+def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
     """Whether the queue's server is there and fit, how fast it answers, and its clock. Raises ConfigurationError."""
     state_dir = Path(settings.paths.state_dir).absolute()
     is_auto = settings.redis.url == AUTO
     if settings.redis.url == EMBEDDED:
-        find_server()
+        find_redis_program()
         if not os.path.lexists(embedded_folder(state_dir)):
-            yield Finding("redis", OK, "embedded: the supervisor starts it, and has not yet")
+            yield DoctorFinding("redis", OK, "embedded: the supervisor starts it, and has not yet")
             return
     client = connect(settings.redis, state_dir, name="dlpool-cli")
     try:
@@ -39,17 +39,17 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     except QueueError as error:
         is_ours = settings.redis.url == EMBEDDED or (is_auto and isinstance(error, QueueAway))
         if is_auto and is_ours and not os.path.lexists(embedded_folder(state_dir)):
-            find_server()
+            find_redis_program()
             where = auto_address(settings.redis)
-            yield Finding("redis", OK, f"auto: none answers at {where}; the supervisor will start a private one")
+            yield DoctorFinding("redis", OK, f"auto: none answers at {where}; the supervisor will start a private one")
             return
         advice = "start dlpool-supervisor, which starts it" if is_ours else "see [redis], the server and the network"
-        yield Finding("redis", WARNING if is_ours else FAILED, str(error), advice)
+        yield DoctorFinding("redis", WARNING if is_ours else FAILED, str(error), advice)
     finally:
         client.close()
 
 
-def check_folders(settings: Settings) -> Iterator[Finding]:
+def check_folders(settings: Settings) -> Iterator[DoctorFinding]:
     """Whether the service can write where it must."""
     paths = settings.paths
     roots = [(f"allowed_roots {root}", root) for root in (paths.allowed_roots or "").split(":") if root]
@@ -58,19 +58,19 @@ def check_folders(settings: Settings) -> Iterator[Finding]:
         yield _folder(name.partition(" ")[0], Path(folder).absolute())
 
 
-def check_limits(settings: Settings) -> Iterator[Finding]:
+def check_limits(settings: Settings) -> Iterator[DoctorFinding]:
     """Whether a worker may open as many files as it may need."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield judged_files(files_needed(settings, os.cpu_count() or 1), None if hard == resource.RLIM_INFINITY else hard)
+    yield open_files_finding(files_needed(settings, os.cpu_count() or 1), None if hard == resource.RLIM_INFINITY else hard)
 
 
-def _server(client: redis.Redis) -> Iterator[Finding]:
-    said = ask_server(client)
-    if master := replica_of(said.info or {}):
+def _server(client: redis.Redis) -> Iterator[DoctorFinding]:
+    said = read_server_info(client)
+    if master := master_of_replica(said.info or {}):
         found = f"version {_version(said)}, a read-only replica of {master}"
-        yield Finding("redis", FAILED, found, "name its master in [redis], or its Sentinels: redis+sentinel://")
+        yield DoctorFinding("redis", FAILED, found, "name its master in [redis], or its Sentinels: redis+sentinel://")
     else:
-        yield Finding("redis", OK, f"version {_version(said)}")
+        yield DoctorFinding("redis", OK, f"version {_version(said)}")
     yield from _risks(said)
     waits = []
     with translated(client):
@@ -81,46 +81,46 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
         asked = time.time()
         seconds, microseconds = client.time()
         ours = (asked + time.time()) / 2
-    yield judged_latency(statistics.median(waits))
-    yield judged_clock("redis clock", seconds + microseconds / 1e6 - ours)
+    yield latency_finding(statistics.median(waits))
+    yield clock_finding("redis clock", seconds + microseconds / 1e6 - ours)
 
 
-def _version(said: Said) -> str:
+def _version(said: ServerInfo) -> str:
     if said.info is None:
         return "not told"
     valkey = said.info.get("valkey_version")
     return f"Valkey {valkey}" if valkey else str(said.info.get("redis_version", "not told"))
 
 
-def _risks(said: Said) -> Iterator[Finding]:
+def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
     """Eviction and persistence."""
     found = {} if said.info is None else {one.event: one.reason for one in warnings(said.info, said.save)}
     is_told = {"redis_may_evict": said.info is not None, "redis_not_persistent": said.save is not None}
     for event, check in _CONSEQUENCE.items():
         if event in found:
             reason, _, advice = found[event].rpartition("; ")
-            yield Finding(check, WARNING, reason, advice)
+            yield DoctorFinding(check, WARNING, reason, advice)
         else:
-            yield Finding(check, OK, "jobs are kept" if is_told[event] else "the server does not tell this user")
+            yield DoctorFinding(check, OK, "jobs are kept" if is_told[event] else "the server does not tell this user")
 
 
-def _folder(name: str, folder: Path) -> Finding:
+def _folder(name: str, folder: Path) -> DoctorFinding:
     there = nearest(folder)
     try:
         owner, is_folder = there.stat().st_uid, there.is_dir()
     except OSError as error:
-        return Finding(name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]")
+        return DoctorFinding(name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]")
     if not is_folder:
-        return Finding(name, FAILED, f"{there} is no folder", f"move it away, or set another {name} in [paths]")
+        return DoctorFinding(name, FAILED, f"{there} is no folder", f"move it away, or set another {name} in [paths]")
     if not os.access(there, os.W_OK | os.X_OK):
         advice = f"make it writable for {_user(os.geteuid())}, who runs this, or mount it writable"
-        return Finding(name, FAILED, f"{there} cannot be written to; it is {_user(owner)}'s", advice)
+        return DoctorFinding(name, FAILED, f"{there} cannot be written to; it is {_user(owner)}'s", advice)
     if there != folder:
-        return Finding(name, OK, f"{folder} is not there yet, and can be made")
+        return DoctorFinding(name, OK, f"{folder} is not there yet, and can be made")
     if owner != os.geteuid():
         advice = f"if the service runs as {_user(owner)}: run doctor as that user, or it tells another's rights"
-        return Finding(name, WARNING, f"{folder} is {_user(owner)}'s, this runs as {_user(os.geteuid())}", advice)
-    return Finding(name, OK, f"{folder}, writable, {_user(owner)}'s")
+        return DoctorFinding(name, WARNING, f"{folder} is {_user(owner)}'s, this runs as {_user(os.geteuid())}", advice)
+    return DoctorFinding(name, OK, f"{folder}, writable, {_user(owner)}'s")
 
 
 def nearest(folder: Path) -> Path:

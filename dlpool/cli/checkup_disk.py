@@ -13,16 +13,16 @@ from pathlib import Path
 
 from dlpool import disk
 from dlpool.cli.checkup import nearest
-from dlpool.cli.findings import FAILED, OK, WARNING, Finding
+from dlpool.cli.findings import FAILED, OK, WARNING, DoctorFinding
 from dlpool.cli.tables import size_text
 from dlpool.config import Settings
 from dlpool.errors import LocalFault, Locked
-from dlpool.service.node.space import Room
-from dlpool.syscalls import LEAST_FALLOC, rename_noreplace
+from dlpool.service.node.space import FileSystemSpace
+from dlpool.syscalls import MIN_FALLOC_BYTES, rename_noreplace
 from dlpool.transfer.partfile import PartFile
 
 
-def check_file_system(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
+def check_file_system(settings: Settings, folder: Path | None = None) -> Iterator[DoctorFinding]:
     """Test the operations of a download on the file system of ``folder``, by default of ``download_dir``."""
     advice = "free space there, or set another download_dir in [paths]" if folder is None else "see the path given"
     folder = nearest((folder or Path(settings.paths.download_dir)).absolute())
@@ -37,75 +37,75 @@ def check_file_system(settings: Settings, folder: Path | None = None) -> Iterato
             yield _exclusive_names(Path(scratch.name))
             yield _letter_case(Path(scratch.name))
     except LocalFault as error:
-        yield Finding("file system", FAILED, str(error), advice)
+        yield DoctorFinding("file system", FAILED, str(error), advice)
 
 
-def _space(folder: Path, min_free: int | None) -> Finding:
+def _space(folder: Path, min_free: int | None) -> DoctorFinding:
     space = disk.space_of(folder)
     if space is None:
-        return Finding("free space", OK, f"the file system of {folder} does not tell it: no limit is applied")
-    room = Room(str(folder), space.size, space.free, 0)
+        return DoctorFinding("free space", OK, f"the file system of {folder} does not tell it: no limit is applied")
+    room = FileSystemSpace(str(folder), space.size, space.free, 0)
     found = f"{size_text(room.free)} of {size_text(room.size)} free on that of {room.folder}"
     if not room.is_low(min_free, was_low=False):
-        return Finding("free space", OK, found)
+        return DoctorFinding("free space", OK, found)
     advice = "no job begins: free space, or lower min_free in [supervisor]"
-    return Finding("free space", FAILED, f"{found}; {size_text(room.least(min_free))} must stay free", advice)
+    return DoctorFinding("free space", FAILED, f"{found}; {size_text(room.required_free(min_free))} must stay free", advice)
 
 
-def _download_like(target: Path, preallocate: str) -> Iterator[Finding]:
+def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
     """Perform the steps of a download with a test file. Raises LocalFault."""
     part = PartFile(target, sync=True)
     try:
         yield _lock(part, target)
         yield _mark(part)
-        part.preallocate(LEAST_FALLOC, preallocate)
-        has_blocks = part.has_blocks or (preallocate == "auto" and part.own_writer().reserve(0, LEAST_FALLOC))
+        part.preallocate(MIN_FALLOC_BYTES, preallocate)
+        has_blocks = part.is_preallocated or (preallocate == "auto" and part.locked_writer().reserve(0, MIN_FALLOC_BYTES))
         yield _preallocation(preallocate, has_blocks=has_blocks)
         began = time.monotonic()
-        part.own_writer().write(0, memoryview(bytes(LEAST_FALLOC)))
+        part.locked_writer().write(0, memoryview(bytes(MIN_FALLOC_BYTES)))
         part.sync_data()
-        yield Finding("sync", OK, f"{size_text(LEAST_FALLOC)} on disk in {(time.monotonic() - began) * 1000:.0f} ms")
+        yield DoctorFinding("sync", OK, f"{size_text(MIN_FALLOC_BYTES)} on disk in {(time.monotonic() - began) * 1000:.0f} ms")
         part.publish(overwrite=True)
-        yield Finding("rename", OK, "in one step")
+        yield DoctorFinding("rename", OK, "in one step")
     finally:
         part.close()
 
 
-def _lock(part: PartFile, target: Path) -> Finding:
+def _lock(part: PartFile, target: Path) -> DoctorFinding:
     """Check that a second lock of a locked file is refused."""
     try:
         PartFile(target, sync=False).close()
     except Locked:
         if part.has_lock_file:
             advice = "nothing here; on several hosts a target whose host has died is free again after a minute"
-            return Finding("lock", WARNING, "flock(2) does not lock here: lock files are used instead", advice)
-        return Finding("lock", OK, "flock(2) keeps a second writer out")
-    return Finding("lock", FAILED, "a second writer is let in", "put the folder on a file system that can be locked")
+            return DoctorFinding("lock", WARNING, "flock(2) does not lock here: lock files are used instead", advice)
+        return DoctorFinding("lock", OK, "flock(2) keeps a second writer out")
+    return DoctorFinding("lock", FAILED, "a second writer is let in", "put the folder on a file system that can be locked")
 
 
-def _mark(part: PartFile) -> Finding:
+def _mark(part: PartFile) -> DoctorFinding:
     if part.is_marked:
-        return Finding("marks", OK, "part files of dlpool are known by an extended attribute")
-    return Finding("marks", OK, "no extended attributes: part files of dlpool are known by the state file beside them")
+        return DoctorFinding("marks", OK, "part files of dlpool are known by an extended attribute")
+    return DoctorFinding("marks", OK, "no extended attributes: part files of dlpool are known by the state file beside them")
 
 
-def _preallocation(how: str, *, has_blocks: bool) -> Finding:
+def _preallocation(how: str, *, has_blocks: bool) -> DoctorFinding:
     if has_blocks:
-        return Finding("preallocation", OK, "blocks are reserved")
+        return DoctorFinding("preallocation", OK, "blocks are reserved")
     if how in ("truncate", "none"):
-        return Finding("preallocation", OK, f"not wanted: preallocate = {how}")
+        return DoctorFinding("preallocation", OK, f"not wanted: preallocate = {how}")
     advice = "nothing is lost by it, but a full disk shows only in mid-download"
-    return Finding("preallocation", WARNING, "the file system cannot reserve blocks", advice)
+    return DoctorFinding("preallocation", WARNING, "the file system cannot reserve blocks", advice)
 
 
-def _folder_sync(folder: Path) -> Finding:
+def _folder_sync(folder: Path) -> DoctorFinding:
     if disk.sync_folder(folder):
-        return Finding("folder sync", OK, "names are made durable")
+        return DoctorFinding("folder sync", OK, "names are made durable")
     advice = "after a power failure a published file may be under the name of its part file: fetch it again"
-    return Finding("folder sync", WARNING, "the file system cannot sync folders", advice)
+    return DoctorFinding("folder sync", WARNING, "the file system cannot sync folders", advice)
 
 
-def _exclusive_names(folder: Path) -> Finding:
+def _exclusive_names(folder: Path) -> DoctorFinding:
     """Check how a file is renamed without replacing another, which ``if_exists`` and uploads need."""
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")
@@ -116,15 +116,15 @@ def _exclusive_names(folder: Path) -> Finding:
             if error.errno not in disk.CANNOT_RENAME_NOREPLACE | disk.CANNOT_LINK:
                 raise
             continue
-        return Finding("exclusive names", OK, f"by {how}: no existing file can be replaced")
+        return DoctorFinding("exclusive names", OK, f"by {how}: no existing file can be replaced")
     advice = "do not let other programs write the same names"
     found = "neither renameat2(2) with RENAME_NOREPLACE nor hard links: only dlpool's processes wait for each other"
-    return Finding("exclusive names", WARNING, found, advice)
+    return DoctorFinding("exclusive names", WARNING, found, advice)
 
 
-def _letter_case(folder: Path) -> Finding:
+def _letter_case(folder: Path) -> DoctorFinding:
     (folder / "letter-case").write_bytes(b"")
     if not disk.exists(folder / "LETTER-CASE"):
-        return Finding("letter case", OK, "names that differ in case are different files")
+        return DoctorFinding("letter case", OK, "names that differ in case are different files")
     advice = "two targets of a list that differ in case only are a collision, which is refused"
-    return Finding("letter case", WARNING, "names that differ in case are one file", advice)
+    return DoctorFinding("letter case", WARNING, "names that differ in case are one file", advice)

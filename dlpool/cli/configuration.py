@@ -11,30 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.cli.conversion import convert
-from dlpool.cli.options import settings_told, tell
-from dlpool.cli.supervisor import service_given
+from dlpool.cli.options import load_settings, print_warnings
+from dlpool.cli.supervisor import sourced_service_options
 from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings
-from dlpool.config.door import check_door
-from dlpool.config.layers import HOST, Effective, examined, text_of
-from dlpool.config.owned import check_owned
-from dlpool.config.problems import Problem, concerned, in_order
+from dlpool.config.door import check_web_access
+from dlpool.config.layers import HOST, EffectiveSettings, examine, written_text
+from dlpool.config.owned import check_owned_paths
+from dlpool.config.problems import ConfigProblem, concerned, sort_problems
 from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.tracing import check_traces
 from dlpool.redaction import without_secrets
 from dlpool.service.hooks.archiving import check_archive_command
 from dlpool.service.hooks.hooks import check_hooks
-from dlpool.transfer.client import Client
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 
 HIDDEN = "..."
 
 
 @dataclass(frozen=True)
-class Row:
+class ConfigurationRow:
     """A setting that holds. ``text`` as it is written, ``value`` as it is used; a secret is hidden in both."""
 
     section: str
@@ -57,30 +57,30 @@ def run(arguments: argparse.Namespace) -> int:
     return _check(arguments) if arguments.action == "check" else _show(arguments)
 
 
-def rows(found: Effective) -> Iterator[Row]:
+def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
     """All settings, those of hosts as far as they are given, without secrets."""
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
-            yield _row(found, section, declared.name, text_of(found.given, section, declared.name))
-    for (section, name), given in found.given.items():
+            yield _row(found, section, declared.name, written_text(found.values, section, declared.name))
+    for (section, name), given in found.values.items():
         if section.startswith(HOST):
             yield _row(found, section, name, given.text)
 
 
-def problems_of(found: Effective) -> list[Problem]:
+def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
     """What the service and dlpool-web would refuse at their start: files, programs, URLs, doors without a key.
 
     Nothing is changed.
     """
     settings, problems = found.settings, []
     checks: list[tuple[str, Callable[[], object]]] = [
-        ("network", Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check),
+        ("network", HttpClient(settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)).check),
         ("hooks", lambda: check_hooks(settings.hooks)),
         ("logging", lambda: check_archive_command(settings.logging)),
         ("otel", lambda: check_traces(settings.otel)),
-        ("paths", lambda: check_owned(settings)),
+        ("paths", lambda: check_owned_paths(settings)),
         ("redis", lambda: connect(settings.redis, Path(settings.paths.state_dir).absolute()).close()),
-        ("web", lambda: check_door(settings.web)),
+        ("web", lambda: check_web_access(settings.web)),
     ]
     for section, check in checks:
         try:
@@ -90,19 +90,19 @@ def problems_of(found: Effective) -> list[Problem]:
     return problems
 
 
-def _placed(found: Effective, section: str, sentence: str) -> Problem:
+def _placed(found: EffectiveSettings, section: str, sentence: str) -> ConfigProblem:
     """With the place of the setting that it begins with."""
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)
     name = text.partition(" ")[0].rstrip(":")
-    given = found.given.get((section, name))
+    given = found.values.get((section, name))
     if given is None:
-        return Problem(sentence, settings=((section, name),))
-    return Problem(f"{given.origin}: {sentence}", given.origin, ((section, name),))
+        return ConfigProblem(sentence, settings=((section, name),))
+    return ConfigProblem(f"{given.origin}: {sentence}", given.origin, ((section, name),))
 
 
-def _row(found: Effective, section: str, name: str, text: str) -> Row:
-    given = found.given.get((section, name))
+def _row(found: EffectiveSettings, section: str, name: str, text: str) -> ConfigurationRow:
+    given = found.values.get((section, name))
     origin = "default" if given is None else given.origin
     if section.startswith(HOST):
         value = getattr(found.settings.hosts[section.removeprefix(HOST)], name)
@@ -110,24 +110,24 @@ def _row(found: Effective, section: str, name: str, text: str) -> Row:
         value = getattr(getattr(found.settings, section), name)
     declared = next(one for one in fields(SECTIONS.get(section, LimitSettings)) if one.name == name)
     if declared.metadata["is_secret"] and value is not None:
-        return Row(section, name, HIDDEN, HIDDEN, origin)
+        return ConfigurationRow(section, name, HIDDEN, HIDDEN, origin)
     clean = shown_server if (section, name) == ("redis", "url") else without_secrets
-    return Row(section, name, clean(text), clean(value) if isinstance(value, str) else value, origin)
+    return ConfigurationRow(section, name, clean(text), clean(value) if isinstance(value, str) else value, origin)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    found, wrong = examined(arguments.config, service_given(arguments), of_service=True)
+    found, wrong = examine(arguments.config, sourced_service_options(arguments), for_service=True)
     known = concerned(wrong)
-    wrong += [one for one in problems_of(found) if not one.concerns(known)]
-    problems = [problem.text for problem in in_order(wrong, found.files)]
-    with telling_result():
+    wrong += [one for one in find_problems(found) if not one.concerns(known)]
+    problems = [problem.text for problem in sort_problems(wrong, found.files)]
+    with reporting_result():
         _show_check(problems, found, arguments)
     return ConfigurationError.exit_code if problems else 0
 
 
-def _show_check(problems: list[str], found: Effective, arguments: argparse.Namespace) -> None:
+def _show_check(problems: list[str], found: EffectiveSettings, arguments: argparse.Namespace) -> None:
     if not arguments.quiet and not arguments.json:
-        tell(found.notes)
+        print_warnings(found.notes)
     if arguments.json:
         report = {"is_usable": not problems, "files": found.files, "problems": problems}
         report |= {"warnings": found.notes} if found.notes else {}
@@ -139,7 +139,7 @@ def _show_check(problems: list[str], found: Effective, arguments: argparse.Names
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = settings_told(arguments.config, service_given(arguments), is_quiet=arguments.quiet, of_service=True)
+    found = load_settings(arguments.config, sourced_service_options(arguments), is_quiet=arguments.quiet, of_service=True)
     shown = list(rows(found))
     if arguments.json:
         show_lines(jsontext.dumps(row.as_json()).decode() for row in shown)

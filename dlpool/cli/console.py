@@ -19,7 +19,7 @@ from typing import IO, Any, TextIO, cast
 from dlpool.disk import FAULTS, local_fault
 from dlpool.errors import DlpoolError, InternalError, LocalFault, OutOfFiles
 from dlpool.threads import is_out_of_descriptors
-from dlpool.usertext import escaped
+from dlpool.usertext import escape_unsafe
 
 INTERRUPTED = 130
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -74,7 +74,7 @@ class _CleanText(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write the text, with control characters and marks of direction escaped."""
-        return super().write(escaped(text, keeps="\n\t"))
+        return super().write(escape_unsafe(text, keeps="\n\t"))
 
 
 class _Drawn:
@@ -91,7 +91,7 @@ class _Drawn:
         return getattr(self._stream, name)
 
 
-def drawn_on(stream: TextIO) -> IO[str]:
+def stream_for_rich(stream: TextIO) -> IO[str]:
     """Return a standard stream for rich, whose control characters must reach the terminal; its texts are ``clean``."""
     return cast("IO[str]", _Drawn(stream)) if isinstance(stream, _CleanText) else stream
 
@@ -105,7 +105,7 @@ class OutputLost(LocalFault):
         return cls(f"cannot write to standard output: {error.strerror}")
 
 
-def program(name: str, run: Callable[[], int]) -> int:
+def run_program(name: str, run: Callable[[], int]) -> int:
     """Run a program and return its exit code; print an error as one sentence on standard error, ``NAME: ...``.
 
     Called once, at the start of the process, before any file is opened.
@@ -142,7 +142,7 @@ def show_lines(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def telling_result() -> Iterator[None]:
+def reporting_result() -> Iterator[None]:
     """Print, in this block, the result of a command that has finished: output errors do not change the exit code.
 
     An output error is reported as one sentence on standard error.

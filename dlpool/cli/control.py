@@ -10,21 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from dlpool.cli.auditing import Recorder
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.auditing import AuditRecorder
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.cli.jobs import show_stats
-from dlpool.cli.queue_options import opened
+from dlpool.cli.queue_options import open_queue
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_table, size_text
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.audit import DONE, UNCHANGED
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.failures import Failure, Failures, record_id
-from dlpool.jobs.nodes import Nodes
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.failures import FailureRecord, FailureRecords, record_id
+from dlpool.jobs.nodes import NodeAdmin
 from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.replies import problem_of
-from dlpool.jobs.steering import Steering
-from dlpool.transfer.urls import shown_url
+from dlpool.jobs.replies import error_of_reply
+from dlpool.jobs.steering import QueueAdmin
+from dlpool.transfer.urls import display_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
 NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at", "seen_at")
@@ -36,11 +36,11 @@ def steer(arguments: argparse.Namespace) -> int:
 
     Raises QueueError, NoSuchJob, NotPossible.
     """
-    with opened(arguments) as queue:
-        controls = Controls(queue.client, queue.keys)
+    with open_queue(arguments) as queue:
+        controls = JobAdmin(queue.client, queue.keys)
 
         def reply_of(job_id: str) -> str:
-            return controls.control(arguments.verb, job_id, priority=arguments.level, message=CANCELLED, at=time.time())
+            return controls.execute(arguments.verb, job_id, priority=arguments.level, message=CANCELLED, at=time.time())
 
         replies = (_noted(queue.audit, arguments.verb, job_id, reply_of(job_id)) for job_id in arguments.ids)
         return _told(arguments, arguments.verb, replies, len(arguments.ids))
@@ -52,11 +52,11 @@ def failed(arguments: argparse.Namespace) -> int:
         return _list_failed(arguments)
     if bool(arguments.urls) == arguments.all:
         raise UsageError(f"failed {arguments.action} needs URLs, or --all")
-    with opened(arguments) as queue:
-        failures = Failures(queue.client, queue.keys)
+    with open_queue(arguments) as queue:
+        failures = FailureRecords(queue.client, queue.keys)
         act = failures.retry if arguments.action == "retry" else failures.remove
         replies = (
-            (shown_url(url), _noted(queue.audit, arguments.action, _id(url, one), act(one) if one else "GONE")[1])
+            (display_url(url), _noted(queue.audit, arguments.action, _id(url, one), act(one) if one else "GONE")[1])
             for url, one in _chosen(failures, arguments.urls)
         )
         return _told(arguments, arguments.action, replies, len(arguments.urls) or 2)
@@ -64,11 +64,11 @@ def failed(arguments: argparse.Namespace) -> int:
 
 def purge(arguments: argparse.Namespace) -> int:
     """Forget ended jobs. Raises QueueError."""
-    with opened(arguments) as queue:
+    with open_queue(arguments) as queue:
         keys = [queue.keys.done] if arguments.done else [queue.keys.dead, queue.keys.cancelled]
-        count = sum(Steering(queue.client, queue.keys).forget(key) for key in keys)
+        count = sum(QueueAdmin(queue.client, queue.keys).forget_ended(key) for key in keys)
         queue.audit.note("done" if arguments.done else "dead", DONE if count else UNCHANGED, count)
-    with telling_result():
+    with reporting_result():
         if arguments.json:
             show_lines([json.dumps({"forgotten": count})])
         elif not arguments.quiet:
@@ -80,14 +80,14 @@ def queue(arguments: argparse.Namespace) -> int:
     """Pause or resume the queue, or show it in figures. Raises QueueError."""
     if arguments.action == "stats":
         return show_stats(arguments)
-    with opened(arguments) as found:
-        steering = Steering(found.client, found.keys)
+    with open_queue(arguments) as found:
+        steering = QueueAdmin(found.client, found.keys)
         is_paused = arguments.action == "pause"
         was_paused = is_paused and not steering.pause()
         if not is_paused:
             steering.resume()
         found.audit.note("", UNCHANGED if was_paused else DONE)
-    with telling_result():
+    with reporting_result():
         if arguments.json:
             show_lines([json.dumps({"is_paused": is_paused})])
         elif not arguments.quiet:
@@ -100,13 +100,13 @@ def nodes(arguments: argparse.Namespace) -> int:
     """List nodes, or drain or forget one. Raises UsageError, QueueError, NoSuchNode, NotPossible."""
     if (arguments.node is None) != (arguments.action == "list"):
         raise UsageError("nodes list needs no NODE" if arguments.node else f"nodes {arguments.action} needs a NODE")
-    with opened(arguments) as found:
-        there = Nodes(found.client, found.keys)
+    with open_queue(arguments) as found:
+        there = NodeAdmin(found.client, found.keys)
         if arguments.action != "list":
             {"drain": there.drain, "resume": there.resume, "forget": there.forget}[arguments.action](arguments.node)
             found.audit.note(arguments.node)
-        rows = there.all()
-    with nullcontext() if arguments.action == "list" else telling_result():
+        rows = there.list_nodes()
+    with nullcontext() if arguments.action == "list" else reporting_result():
         _show_nodes(rows, arguments)
     return 0
 
@@ -139,19 +139,19 @@ def _worker_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[object]]:
 def _list_failed(arguments: argparse.Namespace) -> int:
     if arguments.urls or arguments.all:
         raise UsageError("failed list takes neither URLs nor --all")
-    with opened(arguments) as found:
-        failures, _ = Failures(found.client, found.keys).page(arguments.limit)
+    with open_queue(arguments) as found:
+        failures, _ = FailureRecords(found.client, found.keys).page(arguments.limit)
     if arguments.json:
         show_lines(json.dumps(one.as_json()) for one in failures)
         return 0
     show_table(
         ("FAILED", "URL", "MESSAGE"),
-        [(one.failed_at, shown_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures],
+        [(one.failed_at, display_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures],
     )
     return 0
 
 
-def _chosen(failures: Failures, urls: Iterable[str]) -> Iterator[tuple[str, Failure | None]]:
+def _chosen(failures: FailureRecords, urls: Iterable[str]) -> Iterator[tuple[str, FailureRecord | None]]:
     """The records of the URLs; of none: all there are now."""
     if urls:
         yield from ((url, failures.get(url)) for url in urls)
@@ -159,13 +159,13 @@ def _chosen(failures: Failures, urls: Iterable[str]) -> Iterator[tuple[str, Fail
         yield from ((one.url.decode("utf-8", "replace"), one) for one in list(failures.all()))
 
 
-def _id(url: str, one: Failure | None) -> str:
+def _id(url: str, one: FailureRecord | None) -> str:
     return one.id if one else record_id(url.encode("utf-8", "surrogateescape"))
 
 
-def _noted(audit: Recorder, verb: str, name: str, reply: str) -> tuple[str, str]:
+def _noted(audit: AuditRecorder, verb: str, name: str, reply: str) -> tuple[str, str]:
     """Note what became of one job or record, and return its name and the reply."""
-    problem = problem_of(verb, name, reply)
+    problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
 
@@ -174,9 +174,9 @@ def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str,
     """Say how each went. One that went wrong alone is an error; of several, the others are done (exit 14)."""
     problems: list[DlpoolError] = []
     for name, reply in replies:
-        if problem := problem_of(verb, name, reply):
+        if problem := error_of_reply(verb, name, reply):
             problems.append(problem)
-        with telling_result():
+        with reporting_result():
             if arguments.json:
                 show_lines([json.dumps({"id": name, "result": reply})])
             elif not (problem or arguments.quiet):

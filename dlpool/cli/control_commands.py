@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from dlpool.cli.queue_commands import add_command, add_shared, limit
+from dlpool.cli.queue_commands import add_command, add_queue_options_and_output, parse_limit
 
 VERBS = {
     "cancel": ("cancel jobs", "End jobs for good, with a failure record. A running one stops within two seconds."),
@@ -62,16 +62,16 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--done", action="store_true", help="those that have succeeded")
     which.add_argument("--dead", action="store_true", help="those that have failed or were cancelled")
-    add_shared(parser, "print one JSON object")
+    add_queue_options_and_output(parser, "print one JSON object")
     parser = add_command(commands, "queue", "pause or resume the queue", _QUEUE, exit_codes, _late("control", "queue"))
     parser.add_argument("action", metavar="pause|resume|stats", choices=("pause", "resume", "stats"))
-    add_shared(parser, "print one JSON object")
+    add_queue_options_and_output(parser, "print one JSON object")
     _add_nodes(commands, exit_codes)
     parser = add_command(commands, "top", "watch the queue", _TOP, exit_codes, _late("top", "run"))
     parser.add_argument(
-        "--limit", metavar="N", type=limit, default=20, help="at most so many running jobs (default: 20)"
+        "--limit", metavar="N", type=parse_limit, default=20, help="at most so many running jobs (default: 20)"
     )
-    add_shared(parser, "print one JSON object, and end")
+    add_queue_options_and_output(parser, "print one JSON object, and end")
 
 
 def _add_nodes(commands: Any, exit_codes: str) -> None:
@@ -86,7 +86,7 @@ def _add_nodes(commands: Any, exit_codes: str) -> None:
     )
     parser.add_argument("node", metavar="NODE", nargs="?", help="its id, as the list shows it")
     parser.add_argument("-v", "--verbose", action="store_true", help="list their workers, too")
-    add_shared(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object a line")
 
 
 def _add_failed(commands: Any, exit_codes: str) -> None:
@@ -97,13 +97,13 @@ def _add_failed(commands: Any, exit_codes: str) -> None:
     )
     parser.add_argument("urls", metavar="URL", nargs="*", help="whose records")
     parser.add_argument("--all", action="store_true", help="all records")
-    parser.add_argument("--limit", metavar="N", type=limit, default=50, help="list at most so many (default: 50)")
-    add_shared(parser, "print one JSON object a line")
+    parser.add_argument("--limit", metavar="N", type=parse_limit, default=50, help="list at most so many (default: 50)")
+    add_queue_options_and_output(parser, "print one JSON object a line")
 
 
 def _add_ids(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="+", help="the id that push printed, or that jobs shows")
-    add_shared(parser, "print a JSON object for each job: id, result")
+    add_queue_options_and_output(parser, "print a JSON object for each job: id, result")
 
 
 def _late(module: str, name: str) -> Run:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlpool.cli.console import show_lines
-from dlpool.cli.options import tell
+from dlpool.cli.options import print_warnings
 from dlpool.config.goserver import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
-from dlpool.config.layers import Given
-from dlpool.config.problems import Problem, in_order
+from dlpool.config.layers import SourcedValue
+from dlpool.config.problems import ConfigProblem, sort_problems
 from dlpool.disk import (
     create_exclusive,
     identity_of,
@@ -37,7 +37,7 @@ def convert(arguments: argparse.Namespace) -> int:
     notes: list[str] = []
     lines = ini_lines(source, given_of(source, notes))
     if not arguments.quiet:
-        tell(notes)
+        print_warnings(notes)
     if arguments.output is None:
         show_lines(lines)
         return 0
@@ -47,19 +47,19 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def given_of(source: str, notes: list[str]) -> Sequence[Given]:
+def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
     """Return the settings of the file. Raises ConfigurationError, which names every invalid setting."""
     text = text_of_file(source)
     if not is_json(text):
         raise ConfigurationError(f"{source} is not JSON: it is already an INI file, or neither format")
-    problems: list[Problem] = []
+    problems: list[ConfigProblem] = []
     given = checked(read_json(text, source, problems, notes), problems)
     if problems:
-        raise ConfigurationError("\n".join(one.text for one in in_order(problems, (source,))))
+        raise ConfigurationError("\n".join(one.text for one in sort_problems(problems, (source,))))
     return given
 
 
-def ini_lines(source: str, given: Sequence[Given]) -> list[str]:
+def ini_lines(source: str, given: Sequence[SourcedValue]) -> list[str]:
     """Return the lines of an INI file with the settings ``given``."""
     return [
         f"# The settings of {Path(source).name!r}, by dlpool config convert.",

@@ -11,22 +11,22 @@ from pathlib import Path
 from dlpool import jsontext
 from dlpool.cli.checkup import check_folders, check_limits, check_redis
 from dlpool.cli.checkup_disk import check_file_system
-from dlpool.cli.configuration import problems_of
-from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, Finding, exit_code, judged_origin, verdict
-from dlpool.cli.supervisor import service_given
+from dlpool.cli.configuration import find_problems
+from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, DoctorFinding, exit_code, origin_findings, verdict
+from dlpool.cli.supervisor import sourced_service_options
 from dlpool.cli.tables import show_table
 from dlpool.config import Settings
-from dlpool.config.layers import effective
-from dlpool.config.problems import in_order
+from dlpool.config.layers import load_effective
+from dlpool.config.problems import sort_problems
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import AUTO
-from dlpool.transfer.inspection import Inspection
-from dlpool.transfer.urls import shown_url, without_user
+from dlpool.transfer.inspection import ServerInspection
+from dlpool.transfer.urls import display_url, split_credentials
 
 COLUMNS = ("check", "state", "found", "what to do")
 _SIGTERM_CODE = 143
-_CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Settings], Iterator[DoctorFinding]], ...] = (
     check_redis,
     check_folders,
     check_file_system,
@@ -37,15 +37,15 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
 def run(arguments: argparse.Namespace) -> int:
     """Print a line for each check, and the verdict; return the exit code. Raises UsageError for a URL that is none."""
     if arguments.url is not None:
-        without_user(arguments.url)
+        split_credentials(arguments.url)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE))  # so that the temporary file goes
     found = list(examine(arguments))
-    with telling_result():
+    with reporting_result():
         _show(found, arguments)
     return exit_code(found)
 
 
-def _show(found: list[Finding], arguments: argparse.Namespace) -> None:
+def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
     if arguments.json:
         report = {"verdict": verdict(found), "exit_code": exit_code(found), "checks": [one.as_json() for one in found]}
         show_lines([jsontext.dumps(report).decode()])
@@ -57,21 +57,21 @@ def _show(found: list[Finding], arguments: argparse.Namespace) -> None:
             show_lines([f"verdict: {verdict(found)}"])
 
 
-def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
+def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
     """Yield all findings; if the settings cannot be read, only that one.
 
     With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
     """
     try:
-        read = effective(arguments.config, service_given(arguments), of_service=arguments.folder is None)
+        read = load_effective(arguments.config, sourced_service_options(arguments), for_service=arguments.folder is None)
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return
-    yield from (Finding(CONFIGURATION, WARNING, note) for note in read.notes)
-    settings, problems = read.settings, [one.text for one in in_order(problems_of(read), read.files)]
+    yield from (DoctorFinding(CONFIGURATION, WARNING, note) for note in read.notes)
+    settings, problems = read.settings, [one.text for one in sort_problems(find_problems(read), read.files)]
     yield from _unusable(problems)
     if not problems:
-        yield Finding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
+        yield DoctorFinding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
     if arguments.folder is not None:
         yield from check_file_system(settings, Path(arguments.folder))
     for check in _CHECKS if arguments.folder is None else ():
@@ -84,18 +84,18 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from _check_origin(arguments.url, settings)
 
 
-def _check_origin(url: str, settings: Settings) -> Iterator[Finding]:
+def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
     """What the server of a URL does, and what dlpool would do with it."""
     fixed = settings.transfer.connections
     most = settings.transfer.max_connections if fixed == AUTO else int(fixed)
     try:
-        seen = Inspection(url, settings.network).run(most)
+        seen = ServerInspection(url, settings.network).run(most)
     except DlpoolError as error:
-        yield Finding("url", FAILED, f"{shown_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes")
+        yield DoctorFinding("url", FAILED, f"{display_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes")
         return
-    yield from judged_origin(seen, settings)
+    yield from origin_findings(seen, settings)
 
 
-def _unusable(problems: list[str]) -> Iterator[Finding]:
+def _unusable(problems: list[str]) -> Iterator[DoctorFinding]:
     for problem in problems:
-        yield Finding(CONFIGURATION, FAILED, problem, "see docs/configuration.md")
+        yield DoctorFinding(CONFIGURATION, FAILED, problem, "see docs/configuration.md")

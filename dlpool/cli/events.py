@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from dlpool.cli.console import show_lines
-from dlpool.cli.queue_options import opened
+from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_row, show_table
-from dlpool.jobs.events import BEGIN, PAGE, Event, Events
+from dlpool.jobs.events import BEGIN, PAGE, QueueEvent, EventReader
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
 WIDTHS = (15, 24, 16, 32)  # of the columns while they are followed
@@ -25,8 +25,8 @@ def show_events(arguments: argparse.Namespace) -> int:
 
     With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
     """
-    with opened(arguments) as queue:
-        events = Events(queue.client, queue.keys)
+    with open_queue(arguments) as queue:
+        events = EventReader(queue.client, queue.keys)
         found, position = _first(events, arguments)
         if not arguments.follow:
             _show(found, arguments)
@@ -40,7 +40,7 @@ def show_events(arguments: argparse.Namespace) -> int:
         return 1
 
 
-def _follow(events: Events, found: list[Event], position: str, arguments: argparse.Namespace) -> NoReturn:
+def _follow(events: EventReader, found: list[QueueEvent], position: str, arguments: argparse.Namespace) -> NoReturn:
     """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
     while True:
         _show_more(found, arguments)
@@ -48,7 +48,7 @@ def _follow(events: Events, found: list[Event], position: str, arguments: argpar
         position = found[-1].id if found else position
 
 
-def _first(events: Events, arguments: argparse.Namespace) -> tuple[list[Event], str]:
+def _first(events: EventReader, arguments: argparse.Namespace) -> tuple[list[QueueEvent], str]:
     """What is there already and asked for, and the place from where on to follow."""
     if arguments.since is not None:
         found = list(_since(events, arguments.since, arguments.limit))
@@ -57,7 +57,7 @@ def _first(events: Events, arguments: argparse.Namespace) -> tuple[list[Event], 
     return newest[-arguments.last :] if arguments.last else [], newest[-1].id if newest else BEGIN
 
 
-def _since(events: Events, position: str, limit: int) -> Iterator[Event]:
+def _since(events: EventReader, position: str, limit: int) -> Iterator[QueueEvent]:
     """At most ``limit`` events after ``position``, a page at a time."""
     left = limit
     while left > 0:
@@ -69,14 +69,14 @@ def _since(events: Events, position: str, limit: int) -> Iterator[Event]:
         position = page[-1].id
 
 
-def _show(found: list[Event], arguments: argparse.Namespace) -> None:
+def _show(found: list[QueueEvent], arguments: argparse.Namespace) -> None:
     if arguments.json:
         show_lines(json.dumps(event.as_json()) for event in found)
     else:
         show_table(COLUMNS, [_row(event) for event in found])
 
 
-def _show_more(found: list[Event], arguments: argparse.Namespace) -> None:
+def _show_more(found: list[QueueEvent], arguments: argparse.Namespace) -> None:
     if arguments.json:
         _show(found, arguments)
     else:
@@ -84,11 +84,11 @@ def _show_more(found: list[Event], arguments: argparse.Namespace) -> None:
             show_row(_row(event), WIDTHS)
 
 
-def _row(event: Event) -> tuple[str, ...]:
+def _row(event: QueueEvent) -> tuple[str, ...]:
     return event.id, event.at, event.name, event.job_id or event.upload_id, detail_text(event)
 
 
-def detail_text(event: Event) -> str:
+def detail_text(event: QueueEvent) -> str:
     """What an event says beyond its name, in one line: why, or where the file is."""
     said = [f"{name}={value}" for name, value in event.fields.items() if name not in _SHOWN_ELSEWHERE and value]
     reason = event.note.get("message") or event.note.get("path")

@@ -11,22 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlpool.cli.headers import given_headers
-from dlpool.cli.items import Common, items_from_lines, parse_header, refuse_url, single_item
-from dlpool.cli.listfile import opened_list, shown_list
-from dlpool.cli.options import JOBS, given_options, settings_told
-from dlpool.cli.progress import Display, display
-from dlpool.cli.report import Report
-from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
+from dlpool.cli.headers import read_headers
+from dlpool.cli.items import ItemDefaults, items_from_lines, parse_header, refuse_url, single_item
+from dlpool.cli.listfile import open_list, shown_list
+from dlpool.cli.options import JOBS, sourced_options, load_settings
+from dlpool.cli.progress import Display, make_display
+from dlpool.cli.report import FetchReport
+from dlpool.cli.running import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.config import Settings, TransferSettings
-from dlpool.engine.batch import Batch, Item, ListUnreadable, Result, View
-from dlpool.engine.collisions import collisions
-from dlpool.engine.donelist import DoneList
+from dlpool.engine.batch import Batch, BatchItem, ListUnreadable, BatchResult, BatchProgress
+from dlpool.engine.collisions import find_collisions
+from dlpool.engine.donelist import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import NoThread, UsageError
-from dlpool.transfer.files import allow_open_files
+from dlpool.transfer.files import raise_open_file_limit
 from dlpool.transfer.job import Checksum
-from dlpool.usertext import lines_of
+from dlpool.usertext import read_lines
 
 _ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
 
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.jobs is not None and not is_list:
         raise UsageError("-j is for a list (-i); the connections of one file are -c")
     slots = (arguments.jobs or JOBS) if is_list else 1
-    allow_open_files()
-    events = Events(is_wanted=arguments.verbose)
+    raise_open_file_limit()
+    events = EventPrinter(is_wanted=arguments.verbose)
     engine = DownloadEngine(
         slots,
         retry_times=transfer.retries,
@@ -58,72 +58,72 @@ def run(arguments: argparse.Namespace) -> int:
     with _items(arguments) as items, _earlier(arguments) as earlier:
         batch = Batch(engine, items, earlier)
         began = time.monotonic()
-        shown = display(arguments.progress, quiet=arguments.quiet)
-        report = Report(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
+        shown = make_display(arguments.progress, quiet=arguments.quiet)
+        report = FetchReport(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
         try:
             _watch(batch, shown, report, events)
         finally:
             shown.close()
-        return report.end(batch.view(), time.monotonic() - began)
+        return report.end(batch.progress(), time.monotonic() - began)
 
 
-def _refused(arguments: argparse.Namespace, results: list[Result]) -> int:
+def _refused(arguments: argparse.Namespace, results: list[BatchResult]) -> int:
     """Report why no download of a list was started, and return the exit code."""
-    shown = display(arguments.progress, quiet=arguments.quiet)
-    report = Report(shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json)
+    shown = make_display(arguments.progress, quiet=arguments.quiet)
+    report = FetchReport(shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json)
     report.add(results)
     is_text = not any(isinstance(result.error, ListUnreadable) for result in results)
-    shown.say(f"dlpool: nothing was begun{': ' + _ADVICE if is_text else ''}")
+    shown.print_line(f"dlpool: nothing was begun{': ' + _ADVICE if is_text else ''}")
     shown.close()
-    return report.end(View(failed=len(results)), 0.0)
+    return report.end(BatchProgress(failed=len(results)), 0.0)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    options = [*given_options(arguments, "transfer"), *given_options(arguments, "network")]
-    return settings_told(arguments.config, options, is_quiet=arguments.quiet).settings
+    options = [*sourced_options(arguments, "transfer"), *sourced_options(arguments, "network")]
+    return load_settings(arguments.config, options, is_quiet=arguments.quiet).settings
 
 
 @contextmanager
-def _earlier(arguments: argparse.Namespace) -> Iterator[DoneList | None]:
+def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
     """What earlier runs have done, where a session remembers it."""
     if arguments.session is None:
         yield None
         return
     if arguments.input_file is None:
         raise UsageError("--session is for a list (-i): one file goes on by itself")
-    done = DoneList(Path(arguments.session))
+    done = BatchSession(Path(arguments.session))
     try:
         yield done
     finally:
         done.close()
 
 
-def _watch(batch: Batch, shown: Display, report: Report, events: Events) -> None:
+def _watch(batch: Batch, shown: Display, report: FetchReport, events: EventPrinter) -> None:
     """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
     interruption = Interruption()
     try:
         batch.start()
     except NoThread:
         interruption.interrupt()
-        batch.run_here()
+        batch.run_in_caller()
     deadline = float("inf")
     while not batch.finished.wait(DRAW_S) and time.monotonic() < deadline:
         if interruption.signal is not None and deadline == float("inf"):
             deadline = time.monotonic() + STOP_S
             report.signal = interruption.signal
             batch.cancel()
-        events.say(shown)
-        report.add(batch.ended())
-        view = batch.view()
+        events.print_events(shown)
+        report.add(batch.take_results())
+        view = batch.progress()
         shown.update(view)
         if batch.stopped.is_set():
             break  # the other threads wait for a line of the list
-    events.say(shown)
-    report.add(batch.ended())
+    events.print_events(shown)
+    report.add(batch.take_results())
 
 
 @contextmanager
-def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
+def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     """What is to be fetched, lazily; a list stays open meanwhile."""
     if arguments.input_file is None:
         if arguments.url is None:
@@ -136,25 +136,25 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[Item]]:
     if arguments.checksum is not None:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
-    with opened_list(arguments.input_file) as read:
-        yield items_from_lines(lines_of(read), common, shown_list(arguments.input_file))
+    with open_list(arguments.input_file) as read:
+        yield items_from_lines(read_lines(read), common, shown_list(arguments.input_file))
 
 
-def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings) -> list[Result]:
+def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings) -> list[BatchResult]:
     """Return failures of a list known before it starts: collisions, invalid text. Only for regular files."""
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
         return []
     with _items(arguments) as items:
-        return list(collisions(items, engine.learn_target))
+        return list(find_collisions(items, engine.look_up_target))
 
 
-def _common(arguments: argparse.Namespace, folder: Path) -> Common:
-    headers = given_headers(arguments)
+def _common(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
+    headers = read_headers(arguments)
     if arguments.referer is not None:
         headers["Referer"] = parse_header(f"Referer: {arguments.referer}")[1]
     checksum = Checksum.parse(arguments.checksum) if arguments.checksum is not None else None
-    return Common(folder, headers, _user(arguments), checksum)
+    return ItemDefaults(folder, headers, _user(arguments), checksum)
 
 
 def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ SI_KERNEL = 0x80  # sent by the terminal, to the process group: the child has re
 SIGNAL_STATUS = 128  # plus the number: the exit code that a shell gives for a death by a signal
 
 
-def work_in_a_child() -> None:
+def fork_if_init() -> None:
     """Fork if this is process 1, and return in the child; else return at once.
 
     Process 1 itself forwards signals, reaps, and exits with the exit code of the child. Call it before threads start.

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from dlpool.cli.items import parse_header
 from dlpool.errors import LocalFault, UsageError
-from dlpool.usertext import NotText, lines_of
+from dlpool.usertext import NotText, read_lines
 
 MAX_FILE = 64 * 1024  # bytes: more than any server takes
 
 
-def given_headers(arguments: argparse.Namespace) -> dict[str, str]:
+def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the header fields that the options name, in their order; of equal names the last one.
 
     Files are read by the first call only: ``arguments`` then has their lines. No message has anything of a file but
@@ -34,7 +34,7 @@ def _of_file(name: str) -> Iterator[tuple[str, str]]:
     shown = "standard input" if name == "-" else name
     read = io.BytesIO(_content(name, shown)).read
     try:
-        for number, line in enumerate(lines_of(read), 1):
+        for number, line in enumerate(read_lines(read), 1):
             if line.strip():
                 yield _field(line, f"{shown}, line {number}")
     except NotText as error:

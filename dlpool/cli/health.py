@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import http.client
 
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.config import MetricsSettings
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import split_address
@@ -21,18 +21,18 @@ class Unhealthy(DlpoolError):
 def run(arguments: argparse.Namespace) -> int:
     """Print the checks, and return 0 if all hold. Raises Unhealthy, ConfigurationError."""
     listen = arguments.address or _listen_of(arguments.config)
-    status, text = ask(listen, "/livez?verbose" if arguments.live else "/readyz?verbose")
+    status, text = request_health(listen, "/livez?verbose" if arguments.live else "/readyz?verbose")
     if not text.endswith("ok\n"):
         raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
     if not arguments.quiet:
-        with telling_result():
+        with reporting_result():
             show_lines(text.splitlines())
     if status != http.client.OK:
         raise Unhealthy(f"the supervisor at {listen} is not {'alive' if arguments.live else 'ready'}")
     return 0
 
 
-def ask(listen: str, path: str) -> tuple[int, str]:
+def request_health(listen: str, path: str) -> tuple[int, str]:
     """Status and body of the answer of a supervisor that listens there. Raises Unhealthy."""
     host, port = split_address(listen)
     if host in ("", "0.0.0.0", "::"):  # it listens at every address

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import Item, ListUnreadable
+from dlpool.engine.batch import BatchItem, ListUnreadable
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.names import in_utf8
-from dlpool.transfer.urls import check_header, without_user
+from dlpool.transfer.names import encoded_in_utf8
+from dlpool.transfer.urls import check_header, split_credentials
 from dlpool.usertext import NotText
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -24,7 +24,7 @@ _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 
 @dataclass(frozen=True)
-class Common:
+class ItemDefaults:
     """What all items of a command share. ``folder`` is where relative paths and unnamed files go."""
 
     folder: Path
@@ -33,15 +33,15 @@ class Common:
     checksum: Checksum | None
 
 
-def single_item(url: str, path: str | None, common: Common) -> Item:
+def single_item(url: str, path: str | None, common: ItemDefaults) -> BatchItem:
     """The item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
     if path == "-":
         raise UsageError("dlpool writes files, not standard output: name a file instead of -")
     refuse_url(path)
-    return Item(url, _job(url, path, common))
+    return BatchItem(url, _job(url, path, common))
 
 
-def items_from_lines(lines: Iterable[str], common: Common, name: str = "the list") -> Iterator[Item]:
+def items_from_lines(lines: Iterable[str], common: ItemDefaults, name: str = "the list") -> Iterator[BatchItem]:
     """Yield the items of a list, one per line, read when needed; skip empty lines and ``#`` comments.
 
     ``name`` is that of the list. If it is not text, the last item has the error ListUnreadable.
@@ -54,13 +54,13 @@ def items_from_lines(lines: Iterable[str], common: Common, name: str = "the list
                 continue
             try:
                 url, path, own = _parsed(text, common)
-                yield Item(url, _job(url, None if path is None else _in_utf8(path), own), line=number)
+                yield BatchItem(url, _job(url, None if path is None else _in_utf8(path), own), line=number)
             except NotText:
                 raise
             except DlpoolError as error:
-                yield Item("", None, UsageError(f"line {number}: {error}"), line=number)
+                yield BatchItem("", None, UsageError(f"line {number}: {error}"), line=number)
     except NotText as error:
-        yield Item("", None, ListUnreadable(f"cannot read {name}: {error}"), line=number + 1)
+        yield BatchItem("", None, ListUnreadable(f"cannot read {name}: {error}"), line=number + 1)
 
 
 def parse_header(text: str) -> tuple[str, str]:
@@ -86,15 +86,15 @@ def _header(name: str, value: str) -> tuple[str, str]:
 
 def _in_utf8(path: str) -> str:
     try:
-        return in_utf8(path)
+        return encoded_in_utf8(path)
     except UnicodeEncodeError as error:
         raise UsageError("the path has characters that no file name can contain") from error
 
 
-def _job(url: str, path: str | None, common: Common) -> Job:
+def _job(url: str, path: str | None, common: ItemDefaults) -> Job:
     target = common.folder if path is None else common.folder / path
     is_folder = path is None or path.endswith("/") or os.path.isdir(target)
-    without_user(url)
+    split_credentials(url)
     try:
         if b"\0" in os.fsencode(target):
             raise UsageError("the path holds a NUL character")
@@ -103,7 +103,7 @@ def _job(url: str, path: str | None, common: Common) -> Job:
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)
 
 
-def _parsed(text: str, common: Common) -> tuple[str, str | None, Common]:
+def _parsed(text: str, common: ItemDefaults) -> tuple[str, str | None, ItemDefaults]:
     if not text.startswith("{"):
         url, *rest = re.split(f"[{_SPACE}]+", text, maxsplit=1)
         if not url.isascii() and any("\udc80" <= letter <= "\udcff" for letter in url):
@@ -118,7 +118,7 @@ def _parsed(text: str, common: Common) -> tuple[str, str | None, Common]:
     return _from_json(fields, common)
 
 
-def _from_json(fields: dict[str, Any], common: Common) -> tuple[str, str | None, Common]:
+def _from_json(fields: dict[str, Any], common: ItemDefaults) -> tuple[str, str | None, ItemDefaults]:
     unknown = ", ".join(sorted(fields.keys() - _JSON_FIELDS))
     if unknown:
         raise UsageError(f"unknown field {unknown}; known are {', '.join(sorted(_JSON_FIELDS))}")
@@ -132,4 +132,4 @@ def _from_json(fields: dict[str, Any], common: Common) -> tuple[str, str | None,
         raise UsageError("url is missing")
     own = dict(_header(name, value) for name, value in headers.items())
     checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") is not None else common.checksum
-    return fields["url"], fields.get("path"), Common(common.folder, {**common.headers, **own}, common.user, checksum)
+    return fields["url"], fields.get("path"), ItemDefaults(common.folder, {**common.headers, **own}, common.user, checksum)

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlpool.cli.console import show_lines
-from dlpool.cli.queue_options import opened
+from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_pairs, show_table, size_text
 from dlpool.jobs.jobview import JobView, time_text
-from dlpool.jobs.views import DayView, Stats, SupervisorView, Views
-from dlpool.transfer.urls import shown_url
+from dlpool.jobs.views import DayView, QueueStats, SupervisorView, QueueViews
+from dlpool.transfer.urls import display_url
 
 COLUMNS = ("ID", "STATE", "PROGRESS", "ATTEMPTS", "TIME", "OWNER", "URL", "PATH", "NOTE")
 SUPERVISOR_FIELDS = ("host", "pid", "version", "slots", "busy")
@@ -23,8 +23,8 @@ NOTE_SHOWN = 200  # characters
 
 def list_jobs(arguments: argparse.Namespace) -> int:
     """List jobs; returns the exit code. Raises QueueError."""
-    with opened(arguments) as queue:
-        found = Views(queue.client, queue.keys).jobs(arguments.state, arguments.limit)
+    with open_queue(arguments) as queue:
+        found = QueueViews(queue.client, queue.keys).jobs(arguments.state, arguments.limit)
     if arguments.json:
         show_lines(json.dumps(view.as_json()) for view in found)
         return 0
@@ -38,8 +38,8 @@ def list_jobs(arguments: argparse.Namespace) -> int:
 
 def show_job(arguments: argparse.Namespace) -> int:
     """Show one job; returns the exit code. Raises NoSuchJob, QueueError."""
-    with opened(arguments) as queue:
-        view = Views(queue.client, queue.keys).job(arguments.id)
+    with open_queue(arguments) as queue:
+        view = QueueViews(queue.client, queue.keys).job(arguments.id)
     if arguments.json:
         show_lines([json.dumps(view.as_json())])
     else:
@@ -49,8 +49,8 @@ def show_job(arguments: argparse.Namespace) -> int:
 
 def show_stats(arguments: argparse.Namespace) -> int:
     """Show the queue in figures; returns the exit code. Raises QueueError."""
-    with opened(arguments) as queue:
-        stats = Views(queue.client, queue.keys).stats()
+    with open_queue(arguments) as queue:
+        stats = QueueViews(queue.client, queue.keys).stats()
     if arguments.json:
         show_lines([json.dumps(stats.as_json())])
     else:
@@ -83,7 +83,7 @@ def _row(view: JobView) -> tuple[object, ...]:
         view.attempts or "",
         time_text(moments.get(view.state, view.ended_at)),
         view.owner,
-        shown_url(view.url or ""),
+        display_url(view.url or ""),
         view.save_path,
         note_text(view),
     )
@@ -93,7 +93,7 @@ def _told(view: JobView) -> Iterable[tuple[str, object]]:
     """All that is known of a job, less the URL's secrets and what says nothing."""
     told: dict[str, Any] = {
         **view.as_json(),
-        "url": shown_url(view.url or ""),
+        "url": display_url(view.url or ""),
         "progress": progress_text(view),
         "note": note_text(view),
         "problem": None,
@@ -104,8 +104,8 @@ def _told(view: JobView) -> Iterable[tuple[str, object]]:
             yield name, "yes" if value is True else value
 
 
-def _show_figures(stats: Stats) -> None:
-    show_pairs(stats.figures().items())
+def _show_figures(stats: QueueStats) -> None:
+    show_pairs(stats.counts().items())
     if stats.is_halted:
         show_lines(["the queue is paused: no other job begins (dlpool queue resume)"])
     show_lines(host_lines(stats))
@@ -119,7 +119,7 @@ def _show_figures(stats: Stats) -> None:
     show_table(("DAY", *(name.upper() for name in names)), [_counted(day, names) for day in stats.days])
 
 
-def host_lines(stats: Stats) -> list[str]:
+def host_lines(stats: QueueStats) -> list[str]:
     """Which hosts are waited for: they have all jobs that they are allowed, or said to ask later."""
     lines = [f"{count} jobs wait for a slot at {host}" for host, count in stats.waiting_hosts.items()]
     return lines + [f"{host} is not asked for {seconds:.0f} s" for host, seconds in stats.held_hosts.items()]

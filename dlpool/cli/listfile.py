@@ -17,7 +17,7 @@ def shown_list(name: str) -> str:
 
 
 @contextmanager
-def opened_list(name: str) -> Iterator[Read]:
+def open_list(name: str) -> Iterator[Read]:
     """Open a list and yield a function that reads at most ``size`` bytes of it; ``-`` is standard input.
 
     Opening and reading raise LocalFault.

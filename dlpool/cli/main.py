@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 from dlpool import __version__
 from dlpool.cli.admin_commands import add_admin_commands
-from dlpool.cli.console import program
+from dlpool.cli.console import run_program
 from dlpool.cli.control_commands import add_control_commands
-from dlpool.cli.options import add_fetch, joined_negatives
+from dlpool.cli.options import add_fetch, join_negative_values
 from dlpool.cli.queue_commands import add_queue_commands
 from dlpool.cli.upload_options import add_upload
 
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. No traceback reaches the user."""
 
     def run() -> int:
-        arguments = build_parser().parse_args(joined_negatives(sys.argv[1:] if argv is None else argv))
+        arguments = build_parser().parse_args(join_negative_values(sys.argv[1:] if argv is None else argv))
         code: int = arguments.run(arguments)
         return code
 
-    return program("dlpool", run)
+    return run_program("dlpool", run)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlpool.cli.header_options import add_header_options
 from dlpool.config import SECTIONS, NetworkSettings, Settings, TransferSettings, option_names, parse_setting
-from dlpool.config.layers import Effective, Given, effective
+from dlpool.config.layers import EffectiveSettings, SourcedValue, load_effective
 from dlpool.kinds import parse_count
 
 JOBS = 5  # files of a list at once
@@ -77,47 +77,47 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
     )
 
 
-def given_options(arguments: argparse.Namespace, section: str, names: Collection[str] | None = None) -> list[Given]:
+def sourced_options(arguments: argparse.Namespace, section: str, names: Collection[str] | None = None) -> list[SourcedValue]:
     """What the options say of a section; of ``names`` only, if they are given."""
     values = vars(arguments)
     return [
-        Given(section, one.name, _text(values[one.name]), f"option {option_names(one)[-1]}", values[one.name])
+        SourcedValue(section, one.name, _text(values[one.name]), f"option {option_names(one)[-1]}", values[one.name])
         for one in fields(SECTIONS[section])
         if one.name in values and (names is None or one.name in names)
     ]
 
 
-def settings_told(
+def load_settings(
     config: str | None,
-    options: Sequence[Given] = (),
+    options: Sequence[SourcedValue] = (),
     *,
     program: str = "dlpool",
     is_quiet: bool = False,
     of_service: bool = False,
-) -> Effective:
+) -> EffectiveSettings:
     """Return the effective settings, of the service if so; print warnings about them to standard error.
 
     Raises ConfigurationError, which names all problems at once.
     """
-    found = effective(config, options, of_service=of_service)
+    found = load_effective(config, options, for_service=of_service)
     if not is_quiet:
-        tell(found.notes, program)
+        print_warnings(found.notes, program)
     return found
 
 
-def limit_rights(settings: Settings) -> None:
+def apply_umask(settings: Settings) -> None:
     """Set the umask of this process, and so of those it starts, to that of ``[paths]``, whatever it was."""
     os.umask(int(settings.paths.umask, 8))
 
 
-def tell(notes: Iterable[str], program: str = "dlpool") -> None:
+def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
     """Write warnings to standard error, which may be closed, full, or absent."""
     with suppress(OSError, ValueError, AttributeError):
         for note in notes:
             print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
 
 
-def joined_negatives(argv: Sequence[str]) -> list[str]:
+def join_negative_values(argv: Sequence[str]) -> list[str]:
     """``--option -5K`` as ``--option=-5K``, so that a negative value is called so and not taken for an option."""
     joined: list[str] = []
     for word in argv:

@@ -8,7 +8,7 @@ import time
 from typing import Any, Protocol, TextIO
 
 from dlpool.cli.tables import clean, size_text
-from dlpool.engine.batch import View
+from dlpool.engine.batch import BatchProgress
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress
 
@@ -19,10 +19,10 @@ JSON_EVERY_S = 1.0
 class Display(Protocol):
     """What shows the run to a person or a program."""
 
-    def update(self, view: View) -> None:
+    def update(self, view: BatchProgress) -> None:
         """Draw if it is time."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line without control characters, above the progress display."""
 
     def close(self) -> None:
@@ -58,23 +58,23 @@ def status_text(progress: Progress, speed: float) -> str:
     return ", ".join([*parts, at_work if progress.connections else progress.phase])
 
 
-class Silent:
+class SilentDisplay:
     """Shows nothing; what is said still comes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def update(self, view: View) -> None:
+    def update(self, view: BatchProgress) -> None:
         """Nothing."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(clean(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing."""
 
 
-class Plain(Silent):
+class PlainDisplay(SilentDisplay):
     """A line every ten seconds, for pipes and logs."""
 
     every_s = PLAIN_EVERY_S
@@ -84,7 +84,7 @@ class Plain(Silent):
         self._shown_at = time.monotonic()
         self._speeds: dict[int, Speedometer] = {}
 
-    def update(self, view: View) -> None:
+    def update(self, view: BatchProgress) -> None:
         now = time.monotonic()
         rates = {n: self._speeds.setdefault(n, Speedometer()).add(now, p.done) for n, p in view.active.items()}
         self._speeds = {number: self._speeds[number] for number in rates}
@@ -92,25 +92,25 @@ class Plain(Silent):
             self._shown_at = now
             self.show(view, rates)
 
-    def show(self, view: View, rates: dict[int, float]) -> None:
+    def show(self, view: BatchProgress, rates: dict[int, float]) -> None:
         """Print the moment."""
         if len(view.active) == 1 and not view.done + view.failed:
             number, progress = next(iter(view.active.items()))
-            self.say(f"{clean(progress.path.name)}: {status_text(progress, rates[number])}")
+            self.print_line(f"{clean(progress.path.name)}: {status_text(progress, rates[number])}")
             return
-        done = view.ended_bytes + sum(progress.done for progress in view.active.values())
-        self.say(
+        done = view.completed_bytes + sum(progress.done for progress in view.active.values())
+        self.print_line(
             f"{view.done} files done, {view.failed} failed, {len(view.active)} active, "
             f"{size_text(done)}, {size_text(sum(rates.values()))}/s"
         )
 
 
-class JsonLines(Plain):
+class JsonDisplay(PlainDisplay):
     """A JSON object a second for each file, for programs."""
 
     every_s = JSON_EVERY_S
 
-    def show(self, view: View, rates: dict[int, float]) -> None:
+    def show(self, view: BatchProgress, rates: dict[int, float]) -> None:
         for number, progress in view.active.items():
             share, left = percent(progress), eta_s(progress, rates[number])
             line: dict[str, Any] = {
@@ -124,17 +124,17 @@ class JsonLines(Plain):
                 "connections": progress.connections,
                 "phase": progress.phase,
             }
-            self.say(json.dumps(line))
+            self.print_line(json.dumps(line))
 
 
-def display(kind: str, *, quiet: bool) -> Display:
+def make_display(kind: str, *, quiet: bool) -> Display:
     """The display for the option ``--progress``."""
     if quiet or kind == "none":
-        return Silent(sys.stderr)
+        return SilentDisplay(sys.stderr)
     if kind == "json":
-        return JsonLines(sys.stderr)
+        return JsonDisplay(sys.stderr)
     if kind == "bar" or (kind == "auto" and sys.stderr.isatty()):
-        from dlpool.cli.bars import Bars
+        from dlpool.cli.bars import BarDisplay
 
-        return Bars()
-    return Plain(sys.stderr)
+        return BarDisplay()
+    return PlainDisplay(sys.stderr)

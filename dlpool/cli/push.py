@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from dlpool.cli.auditing import Recorder
-from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.headers import given_headers
+from dlpool.cli.auditing import AuditRecorder
+from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.headers import read_headers
 from dlpool.cli.items import refuse_url
-from dlpool.cli.listfile import opened_list, shown_list
-from dlpool.cli.queue_options import opened
+from dlpool.cli.listfile import open_list, shown_list
+from dlpool.cli.queue_options import open_queue
 from dlpool.cli.report import SOME_FAILED
 from dlpool.errors import DlpoolError, QueueAway, UsageError
 from dlpool.jobs.audit import UNCHANGED
-from dlpool.jobs.pushed import PushedJob, checked, compose
+from dlpool.jobs.pushed import PushedJob, parse_valid_job, compose_job
 from dlpool.jobs.transitions import Transitions, new_id
-from dlpool.transfer.urls import without_user
+from dlpool.transfer.urls import split_credentials
 from dlpool.usertext import READ_BYTES, NotText, TextLines
 
 BATCH = 500  # jobs a round trip
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("with -i, URLs and PATHs stand in the list")
     if arguments.checksum is not None or arguments.id is not None:
         raise UsageError("with -i, checksums and ids stand in the list, as JSON")
-    checked(compose("http://localhost/", "options", **own))  # once, not for each line
+    parse_valid_job(compose_job("http://localhost/", "options", **own))  # once, not for each line
     return _push_list(arguments, own)
 
 
@@ -46,13 +46,13 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
     if not line or line.startswith(b"#"):
         return None
     if line.startswith(b"{"):
-        return checked(line)
+        return parse_valid_job(line)
     words = line.decode("utf-8", "surrogateescape").split(None, 1)
-    without_user(words[0])
+    split_credentials(words[0])
     if len(words) < 2:
         raise UsageError("a PATH is missing")
     refuse_url(words[1])
-    return checked(compose(*words, **own))
+    return parse_valid_job(compose_job(*words, **own))
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
@@ -60,7 +60,7 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 
     A line longer than any job is truncated. Raises UsageError for input that is not text.
     """
-    lines = TextLines(cuts=True)
+    lines = TextLines(truncates=True)
     is_end = False
     while not is_end:
         data = read()
@@ -79,7 +79,7 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 class ListPush:
     """Pushes the lines of a list, and counts."""
 
-    def __init__(self, transitions: Transitions, audit: Recorder, own: dict[str, Any], *, is_json: bool) -> None:
+    def __init__(self, transitions: Transitions, audit: AuditRecorder, own: dict[str, Any], *, is_json: bool) -> None:
         self._transitions = transitions
         self._audit = audit
         self._own = own
@@ -102,7 +102,7 @@ class ListPush:
             for result in results:
                 self._results[result] += 1
             note_pushed(self._audit, [job_id for _, _, job_id in batch], results)
-            with telling_result():
+            with reporting_result():
                 show_lines(
                     json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
                     for (line, _, job_id), result in zip(batch, results, strict=True)
@@ -135,7 +135,7 @@ class ListPush:
                 yield self._read, job, job.id or new_id()
 
 
-def note_pushed(audit: Recorder, job_ids: Sequence[str], results: Sequence[str]) -> None:
+def note_pushed(audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]) -> None:
     """Note a round trip of pushes as one change: those that were not known already, named by the first."""
     there = [job_id for job_id, result in zip(job_ids, results, strict=True) if result != "DUP"]
     if there:
@@ -153,9 +153,9 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         missing = "URL" if arguments.url is None else "PATH"
         raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
     refuse_url(arguments.path)
-    job = checked(compose(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id))
+    job = parse_valid_job(compose_job(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id))
     job_id = job.id or new_id()
-    with opened(arguments) as queue:
+    with open_queue(arguments) as queue:
         try:
             result = Transitions(queue.client, queue.keys).push([(job, job_id)])[0]
         except QueueAway as error:
@@ -163,14 +163,14 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         note_pushed(queue.audit, [job_id], [result])
     if result in WORDS and not arguments.quiet:
         print(f"dlpool: job {job_id} is {WORDS[result]}", file=sys.stderr)
-    with telling_result():
+    with reporting_result():
         show_lines([json.dumps({"id": job_id, "result": result}) if arguments.json else job_id])
     return 0
 
 
 def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     name = arguments.input_file
-    with opened_list(name) as read, opened(arguments) as queue:
+    with open_list(name) as read, open_queue(arguments) as queue:
         pushed = ListPush(Transitions(queue.client, queue.keys), queue.audit, own, is_json=arguments.json)
         try:
             for lines in blocks_of_lines(partial(read, READ_BYTES)):
@@ -191,7 +191,7 @@ def _own(arguments: argparse.Namespace) -> dict[str, Any]:
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
         priority = int(priority)
-    headers = given_headers(arguments)
+    headers = read_headers(arguments)
     return {
         "priority": priority,
         "not_before": arguments.not_before,

@@ -12,16 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import __version__
-from dlpool.cli.auditing import recorded
-from dlpool.cli.console import show_lines, telling_result
-from dlpool.cli.options import settings_told
+from dlpool.cli.auditing import open_audit
+from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.options import load_settings
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_pairs, show_table
 from dlpool.config import Settings
 from dlpool.disk import translated
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.observe.log import Log
-from dlpool.scan.quarantine import Item, Quarantine
+from dlpool.scan.quarantine import QuarantinedFile, Quarantine
 
 COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 
@@ -29,7 +29,7 @@ COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 def run(arguments: argparse.Namespace) -> int:
     """Do what is asked and return the exit code. Raises UsageError, NotFound, TargetExists, LocalFault."""
     _check(arguments)
-    settings = settings_told(arguments.config, is_quiet=arguments.quiet).settings
+    settings = load_settings(arguments.config, is_quiet=arguments.quiet).settings
     quarantine = Quarantine(Path(settings.scan.quarantine_dir), settings.scan.quarantine_size)
     with translated(f"read {quarantine.folder}"):
         found = quarantine.items() if arguments.action == "list" or arguments.all else []
@@ -56,7 +56,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--to is for quarantine release of one ID")
 
 
-def _list(items: Iterable[Item], arguments: argparse.Namespace) -> None:
+def _list(items: Iterable[QuarantinedFile], arguments: argparse.Namespace) -> None:
     if arguments.json:
         show_lines(json.dumps(item.as_json()) for item in items)
     else:
@@ -64,7 +64,7 @@ def _list(items: Iterable[Item], arguments: argparse.Namespace) -> None:
         show_table(COLUMNS, rows)
 
 
-def _show(items: Iterable[Item], arguments: argparse.Namespace) -> None:
+def _show(items: Iterable[QuarantinedFile], arguments: argparse.Namespace) -> None:
     for item in items:
         if arguments.json:
             show_lines([json.dumps(item.as_json())])
@@ -76,7 +76,7 @@ def _each(quarantine: Quarantine, ids: list[str], arguments: argparse.Namespace,
     """Release or delete each. One that fails alone is an error; of several, the others are done (exit 14)."""
     log = _log(settings)
     problems: list[DlpoolError] = []
-    with recorded(arguments, settings) as audit:
+    with open_audit(arguments, settings) as audit:
         for item_id in ids:
             try:
                 said = _done(quarantine, item_id, arguments, log)
@@ -95,7 +95,7 @@ def _each(quarantine: Quarantine, ids: list[str], arguments: argparse.Namespace,
 
 
 def _tell(said: str, item_id: str, arguments: argparse.Namespace) -> None:
-    with telling_result():
+    with reporting_result():
         if arguments.json:
             show_lines([json.dumps({"id": item_id, "result": "OK"})])
         elif not arguments.quiet:

@@ -61,19 +61,19 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
     parser.add_argument(
         "--limit",
         metavar="N",
-        type=lambda text: limit(text, MAX_JOBS),
+        type=lambda text: parse_limit(text, MAX_JOBS),
         default=50,
         help="at most so many (default: 50)",
     )
-    add_shared(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object a line")
     parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
     parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
-    add_shared(parser, "print one JSON object")
+    add_queue_options_and_output(parser, "print one JSON object")
     _add_events(commands, exit_codes)
     _add_health(commands, exit_codes)
     _add_audit(commands, exit_codes)
     parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
-    add_shared(parser, "print one JSON object")
+    add_queue_options_and_output(parser, "print one JSON object")
 
 
 def _add_push(commands: Any, exit_codes: str) -> None:
@@ -105,7 +105,7 @@ def _add_push(commands: Any, exit_codes: str) -> None:
         help="do not download twice what waits or runs already with the same URL and PATH",
     )
     group.add_argument("--scan", action="store_true", help="check the file for malware before it gets its name")
-    add_shared(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
+    add_queue_options_and_output(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
 
 
 def _add_events(commands: Any, exit_codes: str) -> None:
@@ -114,7 +114,7 @@ def _add_events(commands: Any, exit_codes: str) -> None:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--last", metavar="N", type=_last, default=20, help="begin with the last N (default: 20)")
     begin.add_argument("--since", metavar="ID", type=_event_id, help="begin after that event")
-    add_shared(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object a line")
     parser.set_defaults(limit=MAX_LIMIT)
 
 
@@ -135,9 +135,9 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
         metavar="TIME",
         help="only from then on: RFC 3339, seconds since 1970, or a duration before now, as 2h",
     )
-    parser.add_argument("-n", "--limit", metavar="N", type=limit, default=50, help="the last N of them (default: 50)")
+    parser.add_argument("-n", "--limit", metavar="N", type=parse_limit, default=50, help="the last N of them (default: 50)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
-    add_shared(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object a line")
 
 
 def _add_health(commands: Any, exit_codes: str) -> None:
@@ -169,14 +169,14 @@ def add_command(
     return parser
 
 
-def add_shared(parser: argparse.ArgumentParser, json_help: str) -> None:
+def add_queue_options_and_output(parser: argparse.ArgumentParser, json_help: str) -> None:
     """Declare what all commands on the queue have."""
     add_queue_options(parser)
     add_output_options(parser, json_help)
 
 
 def _last(text: str) -> int:
-    return 0 if text == "0" else limit(text)
+    return 0 if text == "0" else parse_limit(text)
 
 
 def _event_id(text: str) -> str:
@@ -193,7 +193,7 @@ def _address(text: str) -> str:
     return text
 
 
-def limit(text: str, most: int = MAX_LIMIT) -> int:
+def parse_limit(text: str, most: int = MAX_LIMIT) -> int:
     """How many to show. Raises argparse.ArgumentTypeError."""
     try:
         count = parse_count(text)

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlpool.cli.auditing import Recorder
-from dlpool.cli.options import settings_told
+from dlpool.cli.auditing import AuditRecorder
+from dlpool.cli.options import load_settings
 from dlpool.config import Settings
-from dlpool.config.layers import Given
+from dlpool.config.layers import SourcedValue
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
 
 if TYPE_CHECKING:
     import redis
 
-    from dlpool.jobs.keys import Keys
+    from dlpool.jobs.keys import QueueKeys
 
 SUPERVISOR = "dlpool-supervisor"
 PROBE_S = 3.0
@@ -31,12 +31,12 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
-class Queue:
+class OpenQueue:
     """A queue that answers: its client, the names of its keys, and where changes of it are noted."""
 
     client: redis.Redis
-    keys: Keys
-    audit: Recorder
+    keys: QueueKeys
+    audit: AuditRecorder
 
 
 def add_queue_options(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +75,10 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
-    return settings_told(arguments.config, queue_given(arguments), is_quiet=getattr(arguments, "quiet", False)).settings
+    return load_settings(arguments.config, sourced_queue_options(arguments), is_quiet=getattr(arguments, "quiet", False)).settings
 
 
-def queue_given(arguments: argparse.Namespace) -> list[Given]:
+def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
     """What the options say of ``[redis]``; warns of a password there, unless ``--quiet``."""
     options = (("redis_url", "url"), ("redis_addr", "url"), ("group", "group"), ("redis_password", "password"))
     if arguments.redis_password is not None and not arguments.quiet:
@@ -89,23 +89,23 @@ def queue_given(arguments: argparse.Namespace) -> list[Given]:
         )
     given = [(option, name, getattr(arguments, option)) for option, name in options]
     return [
-        Given("redis", name, value, f"option --{option.replace('_', '-')}", value)
+        SourcedValue("redis", name, value, f"option --{option.replace('_', '-')}", value)
         for option, name, value in given
         if value is not None
     ]
 
 
 @contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
+def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
     """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError.
 
     A command that changes something leaves audit events: those that it notes, or one of its own.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.facts import check_server
-    from dlpool.jobs.keys import Keys
+    from dlpool.jobs.keys import QueueKeys
 
-    recorder = Recorder.of(arguments, queue_settings(arguments))
+    recorder = AuditRecorder.of(arguments, queue_settings(arguments))
     settings = recorder.settings.redis
     state_dir = Path(recorder.settings.paths.state_dir)
     if settings.url == EMBEDDED:
@@ -121,9 +121,9 @@ def opened(arguments: argparse.Namespace) -> Iterator[Queue]:
             raise QueueAway(
                 f"{error}; nor does a supervisor run for {state_dir.absolute()}: start it with {start}"
             ) from error
-        recorder.attach(client, Keys(settings.group))
+        recorder.attach(client, QueueKeys(settings.group))
         with recorder.recording():
-            yield Queue(client, Keys(settings.group), recorder)
+            yield OpenQueue(client, QueueKeys(settings.group), recorder)
     finally:
         client.close()
 

@@ -6,18 +6,18 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.cli.progress import Display
 from dlpool.cli.tables import size_text
-from dlpool.engine.batch import ListUnreadable, Result, View
+from dlpool.engine.batch import ListUnreadable, BatchResult, BatchProgress
 from dlpool.errors import DlpoolError
-from dlpool.transfer.job import Outcome
-from dlpool.transfer.urls import shown_url
+from dlpool.transfer.job import TransferResult
+from dlpool.transfer.urls import display_url
 
 SOME_FAILED = 14
 
 
-class Report:
+class FetchReport:
     """Collects how the files ended. Used by the main thread.
 
     ``keeps``: every result is kept, for JSON; otherwise only what the exit code needs, however long the list.
@@ -35,7 +35,7 @@ class Report:
         self._error: DlpoolError | None = None
         self._is_unreadable = False  # the list
 
-    def add(self, results: Iterable[Result]) -> None:
+    def add(self, results: Iterable[BatchResult]) -> None:
         """Tell what has ended."""
         for result in results:
             is_cancelled = result.error is not None and result.error.label == "cancelled"
@@ -49,35 +49,35 @@ class Report:
                 self._objects.append(as_json(result))
             self._say(result, is_cancelled=is_cancelled)
 
-    def end(self, view: View, seconds: float) -> int:
+    def end(self, view: BatchProgress, seconds: float) -> int:
         """Say the summary, print the JSON, and return the exit code. ``view``: the last one."""
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
-            self._shown.say("dlpool: interrupted; run the same command again to go on")
+            self._shown.print_line("dlpool: interrupted; run the same command again to go on")
         elif not self._quiet and self._is_list:
-            self._shown.say(self._summary(view, seconds))
+            self._shown.print_line(self._summary(view, seconds))
         if self._keeps:
             single = {**self._objects[0], "exit_code": code} if self._objects else {"exit_code": code}
-            with telling_result():
+            with reporting_result():
                 show_lines([json.dumps(self._as_json(code, view, seconds) if self._is_list else single)])
         return code
 
-    def _summary(self, view: View, seconds: float) -> str:
+    def _summary(self, view: BatchProgress, seconds: float) -> str:
         total = self._done + self._failed + view.earlier
         earlier = f", {view.earlier} in earlier runs" if view.earlier else ""
-        size, speed = size_text(view.ended_bytes), size_text(_speed(view, seconds))
+        size, speed = size_text(view.completed_bytes), size_text(_speed(view, seconds))
         return (
             f"{self._done + view.earlier} of {total} files done{earlier}, {self._failed} failed: "
             f"{size} in {seconds:.1f} s ({speed}/s)"
         )
 
-    def _as_json(self, code: int, view: View, seconds: float) -> dict[str, Any]:
+    def _as_json(self, code: int, view: BatchProgress, seconds: float) -> dict[str, Any]:
         return {
             "exit_code": code,
             "done": self._done,
             "failed": self._failed,
             "earlier": view.earlier,
-            "size": view.ended_bytes,
+            "size": view.completed_bytes,
             "seconds": round(seconds, 3),
             "bytes_per_second": round(_speed(view, seconds)),
             "files": self._objects,
@@ -92,22 +92,22 @@ class Report:
             return ListUnreadable.exit_code
         return SOME_FAILED if self._is_list else self._error.exit_code
 
-    def _say(self, result: Result, *, is_cancelled: bool) -> None:
+    def _say(self, result: BatchResult, *, is_cancelled: bool) -> None:
         if result.is_duplicate:
             if not self._quiet:
-                self._shown.say(f"{result.error}")
+                self._shown.print_line(f"{result.error}")
         elif result.outcome is not None and not self._quiet:
-            self._shown.say(success_text(result.outcome))
+            self._shown.print_line(success_text(result.outcome))
         elif result.error is not None and not is_cancelled:
-            where = f"{shown_url(result.item.url)}: " if result.item.url else ""
-            self._shown.say(f"dlpool: {where}{result.error}")
+            where = f"{display_url(result.item.url)}: " if result.item.url else ""
+            self._shown.print_line(f"dlpool: {where}{result.error}")
 
 
-def _speed(view: View, seconds: float) -> float:
-    return view.ended_bytes / seconds if seconds > 0 else 0.0
+def _speed(view: BatchProgress, seconds: float) -> float:
+    return view.completed_bytes / seconds if seconds > 0 else 0.0
 
 
-def success_text(outcome: Outcome) -> str:
+def success_text(outcome: TransferResult) -> str:
     """A finished file in one line."""
     if outcome.is_skipped:
         return f"{outcome.path}: exists already, skipped"
@@ -118,7 +118,7 @@ def success_text(outcome: Outcome) -> str:
     return f"{outcome.path}: {took}{resumed}{verified}"
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: BatchResult) -> dict[str, Any]:
     """A result for programs; the URL without its secrets, ``line`` where it stood in a list."""
     error, outcome, job = result.error, result.outcome, result.item.job
     status = "done" if error is None else "interrupted" if error.label == "cancelled" else "failed"
@@ -126,7 +126,7 @@ def as_json(result: Result) -> dict[str, Any]:
         status = "skipped"
     return {
         "status": status,
-        "url": shown_url(result.item.url),
+        "url": display_url(result.item.url),
         "line": result.item.line or None,
         "path": str(job.target) if job else None,
         **(outcome.as_json() if outcome else {}),

@@ -51,7 +51,7 @@ def _not_synced(fields: Mapping[str, object]) -> str:
 _SENTENCES = {"connections_limited": _limited, "folder_not_synced": _not_synced}  # shown without -v
 
 
-class Events:
+class EventPrinter:
     """What happens on other threads, to be said by the one that draws. Thread-safe."""
 
     def __init__(self, *, is_wanted: bool) -> None:
@@ -63,15 +63,15 @@ class Events:
         if self._is_wanted or event in _SENTENCES:
             self._events.put((event, fields))
 
-    def say(self, shown: Display) -> None:
+    def print_events(self, shown: Display) -> None:
         """Say what has happened since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
             if not self._is_wanted:
-                shown.say(f"dlpool: {_SENTENCES[event](fields)}")
+                shown.print_line(f"dlpool: {_SENTENCES[event](fields)}")
                 continue
             details = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
-            shown.say(f"{time.strftime('%H:%M:%S')} {event} {details}")
+            shown.print_line(f"{time.strftime('%H:%M:%S')} {event} {details}")
 
 
 def _shown(value: object) -> str:

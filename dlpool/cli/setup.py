@@ -12,7 +12,7 @@ from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.config import NetworkSettings, parse_setting
 from dlpool.config.ini import default_ini
 from dlpool.disk import make_folders, sync_folder, translated
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
-    with telling_result():
+    with reporting_result():
         show_lines(
             [_NEXT.format(unit=name.removesuffix(".service")), *([_NEXT_WEB] if arguments.instance is None else [])]
         )
@@ -163,7 +163,7 @@ def install(root: Path, wanted: dict[str, str]) -> list[Path]:
             else:
                 kept.append(path)
                 continue
-        with telling_result():
+        with reporting_result():
             show_lines([said])
     return kept
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import __version__
-from dlpool.cli.console import program
-from dlpool.cli.first_process import work_in_a_child
+from dlpool.cli.console import run_program
+from dlpool.cli.first_process import fork_if_init
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import add_setting, given_options, limit_rights, settings_told
-from dlpool.cli.queue_options import add_queue_options, queue_given
+from dlpool.cli.options import add_setting, sourced_options, apply_umask, load_settings
+from dlpool.cli.queue_options import add_queue_options, sourced_queue_options
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
-from dlpool.config.layers import Given
+from dlpool.config.layers import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
 
@@ -49,17 +49,17 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
             add_setting(group, declared)
 
 
-def service_given(arguments: argparse.Namespace) -> list[Given]:
+def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]:
     """What the options of a service say."""
-    own = [one for section in ("supervisor", "logging") for one in given_options(arguments, section, _NAMED)]
-    return [*queue_given(arguments), *own]
+    own = [one for section in ("supervisor", "logging") for one in sourced_options(arguments, section, _NAMED)]
+    return [*sourced_queue_options(arguments), *own]
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def load_service_settings(arguments: argparse.Namespace) -> Settings:
     """The settings of a service with these options. Raises ConfigurationError."""
-    return settings_told(
+    return load_settings(
         arguments.config,
-        service_given(arguments),
+        sourced_service_options(arguments),
         program="dlpool-supervisor",
         is_quiet=arguments.quiet,
         of_service=True,
@@ -69,7 +69,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 _STARTING = frozenset({"service_started", "service_ready", "embedded_redis_hidden", "embedded_data_unused"})
 
 
-class Herald:
+class StartPrinter:
     """Prints on standard error, once each: the start summary, warnings about Redis, readiness, waiting for Redis.
 
     Thread-safe.
@@ -78,7 +78,7 @@ class Herald:
     def __init__(self, *, is_quiet: bool) -> None:
         self._left = {"redis_away", *(() if is_quiet else _STARTING)}
 
-    def hear(self, event: str, fields: Mapping[str, Any]) -> None:
+    def handle_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Told of each event of the log."""
         if event not in self._left:
             return
@@ -118,22 +118,22 @@ def _queued_signals() -> deque[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service and return its exit code. No traceback reaches the user."""
-    return program("dlpool-supervisor", lambda: _run(argv))
+    return run_program("dlpool-supervisor", lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
-    work_in_a_child()
+    fork_if_init()
     early = _queued_signals()
     from dlpool.service.service import serve
 
-    settings = settings_of(arguments)
-    limit_rights(settings)
-    herald = Herald(is_quiet=arguments.quiet)
+    settings = load_service_settings(arguments)
+    apply_umask(settings)
+    herald = StartPrinter(is_quiet=arguments.quiet)
     if sys.stderr.isatty() and not arguments.quiet:
         print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
     arguments.quiet = True  # a reload need not warn again
-    serve(settings, lambda: settings_of(arguments), early, herald.hear)
+    serve(settings, lambda: load_service_settings(arguments), early, herald.handle_event)
     return 0
 
 

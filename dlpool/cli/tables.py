@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from dlpool.cli.console import drawn_on, show_lines
-from dlpool.usertext import escaped
+from dlpool.cli.console import stream_for_rich, show_lines
+from dlpool.usertext import escape_unsafe
 
 SHORT = 10  # characters that stay on one line, as those of the first column do
 
@@ -53,13 +53,13 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(columns[number], overflow="fold", no_wrap=is_short)
     for row in rows:
         table.add_row(*(Text(row[number]) for number in used))
-    Console(file=drawn_on(sys.stdout)).print(table)
+    Console(file=stream_for_rich(sys.stdout)).print(table)
 
 
 def clean(value: object) -> str:
     """A value in a cell: None is empty, and no character leaves its place."""
     text = "" if value is None else str(value)
-    return escaped(text)
+    return escape_unsafe(text)
 
 
 def size_text(size: float) -> str:

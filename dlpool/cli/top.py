@@ -9,17 +9,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.console import drawn_on, show_lines
+from dlpool.cli.console import stream_for_rich, show_lines
 from dlpool.cli.jobs import host_lines, progress_text
-from dlpool.cli.queue_options import Queue, opened
+from dlpool.cli.queue_options import OpenQueue, open_queue
 from dlpool.cli.tables import clean, show_pairs, show_table, size_text
 from dlpool.errors import QueueAway
 from dlpool.jobs.jobview import JobView
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.nodes import node_rows
-from dlpool.jobs.steering import Steering
-from dlpool.jobs.views import Stats, Views
-from dlpool.transfer.urls import shown_url
+from dlpool.jobs.steering import QueueAdmin
+from dlpool.jobs.views import QueueStats, QueueViews
+from dlpool.transfer.urls import display_url
 
 LOOK_S = 1.0
 NEWS_S = 0.3  # for supervisors to answer, at the first look
@@ -28,13 +28,13 @@ COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 
 
 @dataclass
-class Rates:
+class JobRates:
     """Bytes a second of each job, from one look to the next."""
 
     seen: dict[str, tuple[float, int]] = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
 
-    def look(self, views: list[JobView], at: float) -> None:
+    def sample(self, views: list[JobView], at: float) -> None:
         """``at`` in seconds; what is seen for the first time has no rate yet."""
         seen: dict[str, tuple[float, int]] = {}
         now: dict[str, float] = {}
@@ -48,32 +48,32 @@ class Rates:
         self.seen, self.now = seen, now
 
 
-class Top:
+class QueueMonitor:
     """One command's view."""
 
-    def __init__(self, queue: Queue, limit: int) -> None:
-        self._views = Views(queue.client, queue.keys)
-        self._steering = Steering(queue.client, queue.keys)
+    def __init__(self, queue: OpenQueue, limit: int) -> None:
+        self._views = QueueViews(queue.client, queue.keys)
+        self._steering = QueueAdmin(queue.client, queue.keys)
         self._limit = limit
-        self._rates = Rates()
-        self.stats: Stats | None = None
+        self._rates = JobRates()
+        self.stats: QueueStats | None = None
         self.running: list[JobView] = []
         self.drained: set[str] = set()
 
     def begin(self) -> None:
         """Ask for news, and look when it is there: what was known before is of different ages, and makes no rates."""
-        self.look()
+        self.sample()
         time.sleep(NEWS_S)
-        self._rates = Rates()
-        self.look()
+        self._rates = JobRates()
+        self.sample()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take a look. Raises QueueError."""
         self.stats = self._views.stats()
         self.running = self._views.jobs("running", self._limit)
-        self.drained = self._steering.drained()
-        self._rates.look(self.running, time.monotonic())
-        self._steering.look(self.stats.supervisors)
+        self.drained = self._steering.drained_nodes()
+        self._rates.sample(self.running, time.monotonic())
+        self._steering.request_status(self.stats.supervisors)
 
     def as_json(self) -> dict[str, Any]:
         assert self.stats is not None
@@ -88,7 +88,7 @@ class Top:
                 _bar(view),
                 self._rate(view),
                 view.progress.get("phase", ""),
-                shown_url(view.url or ""),
+                display_url(view.url or ""),
                 view.save_path,
             )
             for view in self.running
@@ -108,7 +108,7 @@ class Top:
     def headline(self) -> str:
         """What waits, runs and has ended, in a line."""
         assert self.stats is not None
-        figures = self.stats.figures()
+        figures = self.stats.counts()
         today = self.stats.days[0].counters if self.stats.days else {}
         rate = size_text(round(sum(self._rates.now.values())))
         return (
@@ -130,17 +130,17 @@ class Top:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises QueueError."""
-    with opened(arguments) as queue:
-        top = Top(queue, arguments.limit)
+    with open_queue(arguments) as queue:
+        top = QueueMonitor(queue, arguments.limit)
         top.begin()
         if arguments.json or not sys.stdout.isatty():
             time.sleep(LOOK_S)
-            top.look()
+            top.sample()
             return _print(top, is_json=arguments.json)
         return _watch(top)
 
 
-def _print(top: Top, *, is_json: bool) -> int:
+def _print(top: QueueMonitor, *, is_json: bool) -> int:
     if is_json:
         show_lines([json.dumps(top.as_json())])
         return 0
@@ -151,7 +151,7 @@ def _print(top: Top, *, is_json: bool) -> int:
     return 0
 
 
-def _watch(top: Top) -> int:
+def _watch(top: QueueMonitor) -> int:
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
     from rich.table import Table
@@ -170,11 +170,11 @@ def _watch(top: Top) -> int:
         return Group(Text(top.headline(), style="bold"), *hosts, Text(""), *tables, Text(clean(problem), style="red"))
 
     problem = ""
-    with Live(drawn(), console=Console(file=drawn_on(sys.stdout)), screen=True, auto_refresh=False) as live:
+    with Live(drawn(), console=Console(file=stream_for_rich(sys.stdout)), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(LOOK_S)
             try:
-                top.look()
+                top.sample()
                 problem = ""
             except QueueAway as error:  # what was seen last stays, with the reason
                 problem = str(error)

@@ -8,38 +8,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlpool import threads
-from dlpool.cli.progress import Display, display
-from dlpool.cli.running import DRAW_S, STOP_S, Events, Interruption
+from dlpool.cli.progress import Display, make_display
+from dlpool.cli.running import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.cli.upload_access import access_headers
-from dlpool.cli.upload_options import SETTINGS, given_settings
-from dlpool.cli.upload_report import Report
-from dlpool.config.layers import Effective
-from dlpool.engine.batch import View
+from dlpool.cli.upload_options import SETTINGS, load_upload_settings
+from dlpool.cli.upload_report import UploadReport
+from dlpool.config.layers import EffectiveSettings
+from dlpool.engine.batch import BatchProgress
 from dlpool.errors import Cancelled, DlpoolError, InternalError, NoThread, UsageError
-from dlpool.transfer.client import Client
-from dlpool.transfer.files import allow_open_files
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.files import raise_open_file_limit
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.upload.advice import MAX_CONNECTIONS
-from dlpool.upload.server import Server
-from dlpool.upload.upload import Upload
-from dlpool.upload.values import Outcome, Wish
+from dlpool.upload.server import UploadApiClient
+from dlpool.upload.upload import FileUpload
+from dlpool.upload.values import UploadResult, FileUploadRequest
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Upload what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
     if len(arguments.files) > 1 and arguments.name is not None:
         raise UsageError("--name is for one file")
-    found = given_settings(arguments)
+    found = load_upload_settings(arguments)
     headers, network = access_headers(arguments), found.settings.network
     if arguments.token_file is not None:
         network = replace(network, netrc=False)  # the token is what was asked for
-    allow_open_files()
+    raise_open_file_limit()
     connections = arguments.connections or MAX_CONNECTIONS
-    client = Client(network, connections + 1, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+    client = HttpClient(network, connections + 1, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
     client.check()
-    server = Server(client, arguments.url, headers)
-    shown = display(arguments.progress, quiet=arguments.quiet)
-    uploads = Run(arguments, found, client, server, shown)
+    server = UploadApiClient(client, arguments.url, headers)
+    shown = make_display(arguments.progress, quiet=arguments.quiet)
+    uploads = UploadRun(arguments, found, client, server, shown)
     try:
         for path in arguments.files:
             uploads.upload(Path(path))
@@ -48,21 +48,21 @@ def run(arguments: argparse.Namespace) -> int:
     return uploads.end()
 
 
-class Run:
+class UploadRun:
     """The uploads of one command, one after the other. Used by the main thread."""
 
     def __init__(
-        self, arguments: argparse.Namespace, found: Effective, client: Client, server: Server, shown: Display
+        self, arguments: argparse.Namespace, found: EffectiveSettings, client: HttpClient, server: UploadApiClient, shown: Display
     ) -> None:
         self._arguments = arguments
         self._found = found
-        self._own = {name for section, name in found.given if section == "transfer" and name in SETTINGS[section]}
+        self._own = {name for section, name in found.values if section == "transfer" and name in SETTINGS[section]}
         self._client = client
         self._server = server
         self._shown = shown
-        self._events = Events(is_wanted=arguments.verbose)
+        self._events = EventPrinter(is_wanted=arguments.verbose)
         self._interruption = Interruption()
-        self._report = Report(arguments.url, arguments.files, shown, quiet=arguments.quiet)
+        self._report = UploadReport(arguments.url, arguments.files, shown, quiet=arguments.quiet)
 
     def upload(self, path: Path) -> None:
         """Upload a file, unless a signal has come, and tell how it ended."""
@@ -70,11 +70,11 @@ class Run:
             return
         arguments = self._arguments
         try:
-            wish = Wish(path, arguments.connections, arguments.chunk_size, arguments.name, arguments.path)
-            upload = Upload(
+            wish = FileUploadRequest(path, arguments.connections, arguments.chunk_size, arguments.name, arguments.path)
+            upload = FileUpload(
                 wish, self._server, self._client, self._found.settings.transfer, self._events.note, self._own
             )
-            attempt = Attempt(upload)
+            attempt = UploadThread(upload)
             self._watch(attempt)
             result = attempt.result
         except DlpoolError as error:
@@ -85,7 +85,7 @@ class Run:
         """Report the result, and return the exit code."""
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
-    def _watch(self, attempt: Attempt) -> None:
+    def _watch(self, attempt: UploadThread) -> None:
         """Draw until it has ended; pass an interruption on, and wait no longer than a moment then."""
         try:
             attempt.thread.start()
@@ -98,18 +98,18 @@ class Run:
             if self._interruption.signal is not None and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_S
                 attempt.upload.cancel()
-            self._events.say(self._shown)
-            moment = attempt.upload.moment()
-            self._shown.update(View({report.ended: moment}, report.done, report.failed, report.size))
+            self._events.print_events(self._shown)
+            moment = attempt.upload.progress()
+            self._shown.update(BatchProgress({report.ended: moment}, report.done, report.failed, report.size))
 
 
-class Attempt:
+class UploadThread:
     """An upload on a thread of its own. ``result`` is cancelled until it has another end."""
 
-    def __init__(self, upload: Upload) -> None:
+    def __init__(self, upload: FileUpload) -> None:
         self.upload = upload
-        self.result: Outcome | DlpoolError = Cancelled("the upload was cancelled")
-        self.thread = threads.Thread(self.run, "dlpool-run")
+        self.result: UploadResult | DlpoolError = Cancelled("the upload was cancelled")
+        self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
         """Upload, and keep the result; called by the thread, or by the caller if no thread can be started."""

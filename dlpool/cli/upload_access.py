@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dlpool.cli.headers import given_headers
+from dlpool.cli.headers import read_headers
 from dlpool.errors import LocalFault, UsageError
-from dlpool.transfer.urls import check_header, without_user
-from dlpool.usertext import NotText, text_of
+from dlpool.transfer.urls import check_header, split_credentials
+from dlpool.usertext import NotText, read_text
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """The headers that the options say. Raises UsageError, also for what contradicts itself; LocalFault."""
-    headers = given_headers(arguments)
+    headers = read_headers(arguments)
     given = {name.lower() for name in headers}
     if arguments.token_file is not None:
         if "authorization" in given:
             raise UsageError("--token-file and a header Authorization exclude each other")
-        if without_user(arguments.url.strip())[1] is not None:
+        if split_credentials(arguments.url.strip())[1] is not None:
             raise UsageError("--token-file and a user in the URL exclude each other")
         headers["Authorization"] = f"Bearer {_secret(arguments.token_file)}"
     if arguments.secret_key_file is not None:
@@ -31,7 +31,7 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 def _secret(path: str) -> str:
     """What a file holds, less space around it. The message of an error has nothing of it."""
     try:
-        secret = text_of(Path(path)).strip()
+        secret = read_text(Path(path)).strip()
         check_header("secret", secret)
     except OSError as error:
         raise LocalFault(f"cannot read {path}: {error.strerror}") from error

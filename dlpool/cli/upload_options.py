@@ -8,9 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.cli.options import add_output_options, add_setting, given_options, settings_told
+from dlpool.cli.options import add_output_options, add_setting, sourced_options, load_settings
 from dlpool.config import SECTIONS
-from dlpool.config.layers import Effective
+from dlpool.config.layers import EffectiveSettings
 from dlpool.kinds import AUTO, parse_count, parse_size
 
 # The settings of downloads that uploads obey, too.
@@ -60,10 +60,10 @@ def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_cod
     add_output_options(parser.add_argument_group("output"))
 
 
-def given_settings(arguments: argparse.Namespace) -> Effective:
+def load_upload_settings(arguments: argparse.Namespace) -> EffectiveSettings:
     """The settings that hold, and which of them somebody said. Raises ConfigurationError."""
-    options = [one for section, names in SETTINGS.items() for one in given_options(arguments, section, names)]
-    return settings_told(arguments.config, options, is_quiet=arguments.quiet)
+    options = [one for section, names in SETTINGS.items() for one in sourced_options(arguments, section, names)]
+    return load_settings(arguments.config, options, is_quiet=arguments.quiet)
 
 
 def _add_own_options(group: Any) -> None:

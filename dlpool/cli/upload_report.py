@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlpool.cli.console import show_lines, telling_result
+from dlpool.cli.console import show_lines, reporting_result
 from dlpool.cli.progress import Display
 from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import size_text
 from dlpool.errors import DlpoolError
-from dlpool.transfer.urls import shown_url
-from dlpool.upload.values import Outcome
+from dlpool.transfer.urls import display_url
+from dlpool.upload.values import UploadResult
 
 STATES = ("done", "failed", "interrupted", "not_begun")
 
 
-class Report:
+class UploadReport:
     """Collects how the files ended. Used by the main thread. ``size``: bytes of those that are done."""
 
     def __init__(self, url: str, files: Sequence[str], shown: Display, *, quiet: bool) -> None:
         self.size = 0
-        self._url = shown_url(url)
+        self._url = display_url(url)
         self._files = files
         self._shown = shown
         self._quiet = quiet
@@ -45,19 +45,19 @@ class Report:
     def failed(self) -> int:
         return self._counts["failed"]
 
-    def add(self, path: Path, result: Outcome | DlpoolError) -> None:
+    def add(self, path: Path, result: UploadResult | DlpoolError) -> None:
         """Tell what has ended."""
         state = state_of(result)
         self._counts[state] += 1
         self._results.append(as_json(path, self._url, state, result))
-        if isinstance(result, Outcome):
+        if isinstance(result, UploadResult):
             self.size += result.size
             if not self._quiet:
-                self._shown.say(success_text(result))
+                self._shown.print_line(success_text(result))
             return
         self._error = self._error or result
         if state == "failed":
-            self._shown.say(f"dlpool: {path}: {result}")
+            self._shown.print_line(f"dlpool: {path}: {result}")
 
     def end(self, signal: int | None, *, as_json: bool) -> int:
         """Print the JSON, and return the exit code."""
@@ -66,7 +66,7 @@ class Report:
         self._counts["not_begun"] += len(not_begun)
         if signal is not None and code > 128 and not self._quiet:
             left = f"; files not begun: {len(not_begun)}" if not_begun else ""
-            self._shown.say(f"dlpool: interrupted; run the same command again to go on{left}")
+            self._shown.print_line(f"dlpool: interrupted; run the same command again to go on{left}")
         if not as_json:
             return code
         files = [
@@ -74,7 +74,7 @@ class Report:
             *({"status": "not_begun", "url": self._url, "file": file, "error": None} for file in not_begun),
         ]
         whole = {"exit_code": code, **{state: self._counts[state] for state in STATES}, "files": files}
-        with telling_result():
+        with reporting_result():
             show_lines([json.dumps(whole if len(self._files) > 1 else {**files[0], "exit_code": code})])
         return code
 
@@ -86,14 +86,14 @@ class Report:
         return SOME_FAILED if len(self._files) > 1 else self._error.exit_code
 
 
-def state_of(result: Outcome | DlpoolError) -> str:
+def state_of(result: UploadResult | DlpoolError) -> str:
     """How a file ended, in a word."""
-    if isinstance(result, Outcome):
+    if isinstance(result, UploadResult):
         return "done"
     return "interrupted" if result.label == "cancelled" else "failed"
 
 
-def success_text(outcome: Outcome) -> str:
+def success_text(outcome: UploadResult) -> str:
     """A sent file in one line."""
     speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
     resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
@@ -101,9 +101,9 @@ def success_text(outcome: Outcome) -> str:
     return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.location}"
 
 
-def as_json(path: Path, url: str, state: str, result: Outcome | DlpoolError) -> dict[str, Any]:
+def as_json(path: Path, url: str, state: str, result: UploadResult | DlpoolError) -> dict[str, Any]:
     """How an upload ended, for programs."""
-    if isinstance(result, Outcome):
+    if isinstance(result, UploadResult):
         return {"status": state, "url": url, **result.as_json(), "error": None}
     error = {"label": result.label, "message": str(result), "exit_code": result.exit_code}
     return {"status": state, "url": url, "file": str(path), "error": error}

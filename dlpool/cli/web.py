@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlpool import __version__
-from dlpool.cli.console import program
+from dlpool.cli.console import run_program
 from dlpool.cli.main import EXIT_CODES, Parser
-from dlpool.cli.options import limit_rights, settings_told, tell
+from dlpool.cli.options import apply_umask, load_settings, print_warnings
 from dlpool.config import Settings
 from dlpool.config.goserver import is_json
 from dlpool.config.ini import text_of_file
-from dlpool.config.owned import check_owned
+from dlpool.config.owned import check_owned_paths
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, LocalFault
-from dlpool.transfer.files import allow_open_files
+from dlpool.transfer.files import raise_open_file_limit
 
 if TYPE_CHECKING:
     from dlpool.observe.log import Log
-    from dlpool.web.auth import Keys
+    from dlpool.web.auth import Authenticator
 
 PROGRAM = "dlpool-web"
 GO_CONFIG = "config.json"  # which the Go upload server reads from its working directory
@@ -54,8 +54,8 @@ def application() -> Any:
     """
     from dlpool.web.app import create_app
 
-    settings = settings_told(os.environ.get("DLPOOL_INI"), program=PROGRAM).settings
-    limit_rights(settings)
+    settings = load_settings(os.environ.get("DLPOOL_INI"), program=PROGRAM).settings
+    apply_umask(settings)
     _make_folders(settings)
     return create_app(settings)
 
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         arguments = build_parser().parse_args(argv)
-        settings = settings_told(arguments.config, program=PROGRAM).settings
-        limit_rights(settings)
+        settings = load_settings(arguments.config, program=PROGRAM).settings
+        apply_umask(settings)
         if arguments.config is None:
-            tell(_unread(), PROGRAM)
+            print_warnings(_unread(), PROGRAM)
         return _serve(settings)
 
-    return program(PROGRAM, run)
+    return run_program(PROGRAM, run)
 
 
 def _unread() -> list[str]:
@@ -109,21 +109,21 @@ def _serve(settings: Settings) -> int:
     _leave_deleted_folder(settings)
     try:
         from dlpool.web.app import make_app
-        from dlpool.web.auth import Keys
-        from dlpool.web.capacity import fitted
-        from dlpool.web.parts import WebParts, open_log
-        from dlpool.web.server import Server
+        from dlpool.web.auth import Authenticator
+        from dlpool.web.capacity import fit_to_limits
+        from dlpool.web.parts import WebServices, open_log
+        from dlpool.web.server import GunicornServer
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
-    keys = Keys(settings.web)
-    check_owned(settings)
-    allow_open_files()
-    settings, capacity = fitted(settings)
+    keys = Authenticator(settings.web)
+    check_owned_paths(settings)
+    raise_open_file_limit()
+    settings, capacity = fit_to_limits(settings)
     _make_folders(settings)
     log = open_log(settings)
     for note in capacity.notes:
         log.logger("web").warning("web_limited", reason=note)
-        tell([note], PROGRAM)
+        print_warnings([note], PROGRAM)
     listener = _listener(settings)
     host, port = listener.getsockname()[:2]
     log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
@@ -131,15 +131,15 @@ def _serve(settings: Settings) -> int:
     print(f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True)  # else each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
-        parts = WebParts(settings, _keys_of(settings, keys, log))
-        return make_app(parts), parts.refused
+        parts = WebServices(settings, _keys_of(settings, keys, log))
+        return make_app(parts), parts.count_rejected
 
-    server = Server(listener.detach(), settings.web, log, capacity.processes, load)
+    server = GunicornServer(listener.detach(), settings.web, log, capacity.processes, load)
     server.run()  # it ends by sys.exit
     return 0
 
 
-def _keys_of(settings: Settings, known: Keys, log: Log) -> Keys:
+def _keys_of(settings: Settings, known: Authenticator, log: Log) -> Authenticator:
     """Return the keys of a worker, read again; the ``known`` ones if they have become unusable since the start.
 
     Else a typing error in a file of keys would stop the service when a worker is replaced.

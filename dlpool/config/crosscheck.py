@@ -7,19 +7,19 @@ from dataclasses import Field, fields
 from functools import lru_cache
 from typing import Any
 
-from dlpool.config.problems import Problem
+from dlpool.config.problems import ConfigProblem
 from dlpool.config.sections import SECTIONS, Settings
 from dlpool.redaction import without_password
 
 
 @lru_cache(maxsize=1024)
-def rivals(section: str, name: str) -> tuple[str, ...]:
+def mutually_exclusive(section: str, name: str) -> tuple[str, ...]:
     """The settings of the same section that say the same in another way."""
     pairs = [(one.name, one.metadata["instead_of"]) for one in fields(SECTIONS[section])] if section in SECTIONS else []
     return tuple(b if a == name else a for a, b in pairs if b is not None and name in (a, b))
 
 
-def contradictions(settings: Settings, described: Callable[[str, str], str]) -> list[Problem]:
+def find_conflicts(settings: Settings, described: Callable[[str, str], str]) -> list[ConfigProblem]:
     """A problem for each contradiction; ``described`` says a setting and its place, by section and name."""
     problems = []
     for section, kind in SECTIONS.items():
@@ -28,14 +28,14 @@ def contradictions(settings: Settings, described: Callable[[str, str], str]) -> 
             sentence, other = _contradiction(section, declared, values, described)
             if sentence:
                 concerned = ((section, declared.name), (section, other))
-                problems.append(Problem(f"[{section}] {sentence}", settings=concerned))
+                problems.append(ConfigProblem(f"[{section}] {sentence}", settings=concerned))
     if settings.transfer.scan and settings.scan.clamd is None and settings.scan.command is None:
         sentence = f"[transfer] {described('transfer', 'scan')} needs clamd or command in [scan]"
-        problems.append(Problem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command"))))
+        problems.append(ConfigProblem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command"))))
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
         problems.append(
-            Problem(
+            ConfigProblem(
                 "[redis] url holds a password, and another one is given: keep one of them", settings=(("redis", "url"),)
             )
         )

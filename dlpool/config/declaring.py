@@ -64,11 +64,11 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
         raise ValueError(f"below {low:g}")
     if high is not None and value > high:
         hint = unit_hint(text) if declared.metadata["kind"] is DURATION else ""
-        raise ValueError(f"above {amount_text(declared, high)}{hint}")
+        raise ValueError(f"above {format_bound(declared, high)}{hint}")
     return value
 
 
-def amount_text(declared: Field[Any], amount: float) -> str:
+def format_bound(declared: Field[Any], amount: float) -> str:
     """Return a bound of a setting as text for the user."""
     return duration_text(amount) if declared.metadata["kind"] is DURATION else f"{amount:g}"
 

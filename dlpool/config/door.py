@@ -6,14 +6,14 @@ from pathlib import Path
 
 from dlpool.config import WebSettings
 from dlpool.config.keysfile import read_keys
-from dlpool.config.web import is_loopback, words
+from dlpool.config.web import is_loopback, split_words
 from dlpool.errors import ConfigurationError
-from dlpool.usertext import NotText, text_of
+from dlpool.usertext import NotText, read_text
 
 LEAST_BYTES = {"secret_key": 16, "jwt_key": 32}  # the latter of HS256: RFC 7518, section 3.2
 
 
-def check_door(web: WebSettings) -> None:
+def check_web_access(web: WebSettings) -> None:
     """Raise ConfigurationError, a line for each reason why dlpool-web refuses to start.
 
     Whether a public key is one is not looked at: that takes a library.
@@ -34,12 +34,12 @@ def check_door(web: WebSettings) -> None:
         raise ConfigurationError("\n".join(f"[web] {problem}" for problem in problems))
 
 
-def key_of(text: str | None, file: str | None) -> str | None:
+def read_key(text: str | None, file: str | None) -> str | None:
     """A key, from where it is given; None if it is not. Raises ConfigurationError for a file without one."""
     if file is None:
         return text or None
     try:
-        found = text_of(Path(file)).strip()
+        found = read_text(Path(file)).strip()
     except (OSError, NotText) as error:
         raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     if not found:
@@ -61,9 +61,9 @@ def _key_problems(name: str, text: str | None, file: str | None, algorithms: str
     """What is wrong with a key; nothing if there is none."""
     shown = name if file is None else f"{name}_file"
     try:
-        key = key_of(text, file)
+        key = read_key(text, file)
     except ConfigurationError as error:
         return [f"{shown} = {error}"]
-    if key is None or not words(algorithms)[0].startswith("HS") or len(key.encode()) >= LEAST_BYTES[name]:
+    if key is None or not split_words(algorithms)[0].startswith("HS") or len(key.encode()) >= LEAST_BYTES[name]:
         return []
     return [f"{shown} has fewer than {LEAST_BYTES[name]} bytes: take a longer secret"]

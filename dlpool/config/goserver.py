@@ -14,8 +14,8 @@ from dataclasses import Field, dataclass, fields
 from functools import cache
 from typing import Any
 
-from dlpool.config.layers import Given
-from dlpool.config.problems import Problem
+from dlpool.config.layers import SourcedValue
+from dlpool.config.problems import ConfigProblem
 from dlpool.config.sections import SECTIONS
 from dlpool.config.web import WORDS
 from dlpool.errors import ConfigurationError
@@ -52,12 +52,12 @@ def is_json(text: str) -> bool:
     return True
 
 
-def read_json(text: str, path: str, problems: list[Problem], notes: list[str]) -> list[Given]:
+def read_json(text: str, path: str, problems: list[ConfigProblem], notes: list[str]) -> list[SourcedValue]:
     """Return the settings of the file. Append wrong types to ``problems`` and unknown keys to ``notes``, as sentences.
 
     Raises ConfigurationError if it is not a JSON object.
     """
-    found: dict[tuple[str, str], Given] = {}
+    found: dict[tuple[str, str], SourcedValue] = {}
     unknown = []
     for names, value in _leaves(_parsed(text, path)):
         shown, origin = ".".join(names), f"{path}:{_line_of(text, names[-1])}"
@@ -67,14 +67,14 @@ def read_json(text: str, path: str, problems: list[Problem], notes: list[str]) -
             continue
         setting = (SECTION, declared.name)
         if setting in found:
-            problems.append(Problem(f"{origin}: {shown}: {declared.name} is given twice", origin, (setting,)))
+            problems.append(ConfigProblem(f"{origin}: {shown}: {declared.name} is given twice", origin, (setting,)))
         elif value is not None:  # null leaves the default, as in Go
             try:
-                found[setting] = Given(*setting, _text_of(declared, value), origin)
+                found[setting] = SourcedValue(*setting, _text_of(declared, value), origin)
             except UnicodeEncodeError:
-                problems.append(Problem(f"{origin}: {shown}: it is not text that UTF-8 can encode", origin, (setting,)))
+                problems.append(ConfigProblem(f"{origin}: {shown}: it is not text that UTF-8 can encode", origin, (setting,)))
             except WrongValue as error:
-                problems.append(Problem(f"{origin}: {shown} = {_shown(value)}: it is {error}", origin, (setting,)))
+                problems.append(ConfigProblem(f"{origin}: {shown} = {_shown(value)}: it is {error}", origin, (setting,)))
     if unknown:
         notes.append(f"{path}: unknown keys are ignored: {', '.join(name[:80] for name in unknown)}")
     return list(found.values())

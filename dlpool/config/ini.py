@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.config import goserver
-from dlpool.config.declaring import amount_text, parse_setting
-from dlpool.config.layers import GROUP, HOST, Given, effective
-from dlpool.config.problems import Problem
+from dlpool.config.declaring import format_bound, parse_setting
+from dlpool.config.layers import GROUP, HOST, SourcedValue, load_effective
+from dlpool.config.problems import ConfigProblem
 from dlpool.config.sections import SECTIONS, LimitSettings, TransferSettings
-from dlpool.config.web import preset
+from dlpool.config.web import is_profile_setting
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
-from dlpool.usertext import split_mark
+from dlpool.usertext import split_byte_order_mark
 
 _HEAD = """\
 # The settings of dlpool with their defaults, but for those that say so. Sizes take K M G T (powers of 1024), times ms s
@@ -65,10 +65,10 @@ def load(path: str | None) -> dict[str, Any]:
 
     Raises ConfigurationError that names every wrong section and key at once.
     """
-    return effective(path).sections()
+    return load_effective(path).sections()
 
 
-def read(path: str, problems: list[Problem], notes: list[str] | None = None) -> list[Given]:
+def read_settings_file(path: str, problems: list[ConfigProblem], notes: list[str] | None = None) -> list[SourcedValue]:
     """Return the settings of an INI file, or of a ``config.json`` of the Go upload server, detected by content.
 
     Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises ConfigurationError for a file that
@@ -86,9 +86,9 @@ def read(path: str, problems: list[Problem], notes: list[str] | None = None) -> 
     for name in parser.sections():
         if problem := _unknown(name):
             place = f"{path}:{parser.lines[name]}"
-            problems.append(Problem(f"{place}: [{name}]: {problem}", place))
+            problems.append(ConfigProblem(f"{place}: [{name}]: {problem}", place))
     return [
-        Given(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
+        SourcedValue(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
         for section, key, text, line in found
         if section in SECTIONS or section.startswith((HOST, GROUP))
     ]
@@ -115,7 +115,7 @@ def text_of_file(path: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"cannot read {path}: {reason}") from error
-    encoding, data = split_mark(data)
+    encoding, data = split_byte_order_mark(data)
     try:
         text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def _cut(line: str) -> str:
     return repr(word if word == text else f"{word}...")
 
 
-def checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
+def checked(layer: Sequence[SourcedValue], problems: list[ConfigProblem]) -> list[SourcedValue]:
     """``layer`` with its values; what is wrong with it goes to ``problems``, and is left out."""
     right = []
     for section, members in groupby(sorted(layer, key=lambda one: one.section), key=lambda one: one.section):
@@ -158,7 +158,7 @@ def checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
         values, wrong = _values(section, {name: one.text for name, one in given.items()})
         right += [replace(one, value=values[one.name]) for one in given.values() if one.name in values]
         problems += [
-            Problem(f"{given[name].origin}: [{section}] {sentence}", given[name].origin, ((section, name),))
+            ConfigProblem(f"{given[name].origin}: [{section}] {sentence}", given[name].origin, ((section, name),))
             for name, sentence in wrong
         ]
     return right
@@ -178,7 +178,7 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
             notice = f"; not the default, which is {usual}" if text != usual is not None else ""
             said = f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
             lines.append(f"# {declared.metadata['help']} ({said})")
-            is_shown = text is not None and not preset(name, declared.name)
+            is_shown = text is not None and not is_profile_setting(name, declared.name)
             lines.append(f"{declared.name} = {text}" if is_shown else f"#{declared.name} = {text or ''}".rstrip())
         if kind is TransferSettings:
             lines += [
@@ -192,7 +192,7 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def kind_of(section: str) -> type:
+def section_class(section: str) -> type:
     """Return the class of a section's settings: ``[host:NAME]`` has those of limits, ``[group:NAME]`` of transfers."""
     return SECTIONS.get(section, TransferSettings if section.startswith(GROUP) else LimitSettings)
 
@@ -203,7 +203,7 @@ def _host(section: str) -> str:
 
 def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Return the values of a section, and what is wrong with the rest of it, by key: unknown keys come last."""
-    declared = {one.name: one for one in fields(kind_of(section))}
+    declared = {one.name: one for one in fields(section_class(section))}
     values: dict[str, Any] = {}
     wrong: list[tuple[str, str]] = []
     for key in declared:
@@ -225,8 +225,8 @@ def bounds(declared: Field[Any], section: str) -> str:
     least, most, other = meta["low"], meta["high"], meta["not_below"]
     said = [
         f"at least {least:g}" if least is not None else "",
-        f"at most {amount_text(declared, most)}" if most is not None else "",
+        f"at most {format_bound(declared, most)}" if most is not None else "",
         f"not below {other}" if other else "",
-        "by profile" if preset(section, declared.name) else "",
+        "by profile" if is_profile_setting(section, declared.name) else "",
     ]
     return "".join(f", {text}" for text in said if text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dlpool.config.scopes import ADMIN, SCOPES
 from dlpool.errors import ConfigurationError
-from dlpool.usertext import NotText, text_of
+from dlpool.usertext import NotText, read_text
 
 MAX_FILE = 1024 * 1024
 MAX_NAME = 64
@@ -51,7 +51,7 @@ def read_keys(path: str) -> KeyList:
             raise ConfigurationError(f"{path}: it has more than {MAX_FILE} bytes")
         if status.st_mode & stat.S_IWOTH:
             raise ConfigurationError(f"{path}: every user can write to it: chmod o-w")
-        text = text_of(Path(path))
+        text = read_text(Path(path))
     except (OSError, NotText) as error:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     found = parse_keys(text)

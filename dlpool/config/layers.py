@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import usertext
-from dlpool.config.crosscheck import contradictions, rivals
+from dlpool.config.crosscheck import find_conflicts, mutually_exclusive
 from dlpool.config.declaring import parse_setting
-from dlpool.config.problems import Problem, concerned, in_order
+from dlpool.config.problems import ConfigProblem, concerned, sort_problems
 from dlpool.config.sections import SECTIONS, Settings
 from dlpool.config.web import PROFILES
 from dlpool.errors import ConfigurationError
@@ -28,7 +28,7 @@ _PREFIX = "DLPOOL_"
 
 
 @dataclass(frozen=True)
-class Given:
+class SourcedValue:
     """A setting as one place says it; ``section`` may be ``host:NAME`` or ``group:NAME``.
 
     ``origin`` is that place, for people.
@@ -42,14 +42,14 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Effective:
+class EffectiveSettings:
     """The settings, the given values by (section, name), and the files that were read, in order.
 
     ``notes``: warnings for the user, a sentence each.
     """
 
     settings: Settings
-    given: Mapping[tuple[str, str], Given]
+    values: Mapping[tuple[str, str], SourcedValue]
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -58,60 +58,60 @@ class Effective:
         return {name: getattr(self.settings, name) for name in (*SECTIONS, "hosts")}
 
 
-def effective(
+def load_effective(
     config: str | None,
-    options: Sequence[Given] = (),
+    options: Sequence[SourcedValue] = (),
     environment: Mapping[str, str] = os.environ,
     *,
-    of_service: bool = False,
-) -> Effective:
+    for_service: bool = False,
+) -> EffectiveSettings:
     """The settings that hold. ``config``: the INI file, if there is one; ``options`` have their values already.
 
     ``of_service``: with the defaults of the service.
 
     Raises ConfigurationError that names everything wrong at once, a line each.
     """
-    found, problems = examined(config, options, environment, of_service=of_service)
+    found, problems = examine(config, options, environment, for_service=for_service)
     if problems:
         raise ConfigurationError("\n".join(problem.text for problem in problems))
     return found
 
 
-def examined(
+def examine(
     config: str | None,
-    options: Sequence[Given] = (),
+    options: Sequence[SourcedValue] = (),
     environment: Mapping[str, str] = os.environ,
     *,
-    of_service: bool = False,
-) -> tuple[Effective, list[Problem]]:
+    for_service: bool = False,
+) -> tuple[EffectiveSettings, list[ConfigProblem]]:
     """The settings that would hold without what is wrong, and all that is wrong, in the order of places and lines."""
     notes: list[str] = []
     files, read, problems = _read_files(config, notes) if config is not None else ((), [], [])
-    texts = [*read, credentials(environment, problems), variables(environment)]
-    layers: list[Sequence[Given]] = [_checked(layer, problems) for layer in texts if layer]
-    defaults = _service_defaults() if of_service else []
+    texts = [*read, credential_values(environment, problems), environment_values(environment)]
+    layers: list[Sequence[SourcedValue]] = [_checked(layer, problems) for layer in texts if layer]
+    defaults = _service_defaults() if for_service else []
     group = _merged([*layers, options]).get(("redis", "group"))
     found = _merged([defaults, *(_of_group(layer, group) for layer in layers), options])
     found = _preset(found) | found
     settings, wrong = _settings(found, files), concerned(problems)
     problems += [
         replace(one, origin=next((found[each].origin for each in one.settings if each in found), ""))
-        for one in contradictions(settings, lambda section, name: _described(found, section, name))
+        for one in find_conflicts(settings, lambda section, name: _described(found, section, name))
         if not one.concerns(wrong)
     ]
-    return Effective(settings, found, files, tuple(notes)), in_order(problems, files)
+    return EffectiveSettings(settings, found, files, tuple(notes)), sort_problems(problems, files)
 
 
-def text_of(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
+def written_text(given: Mapping[tuple[str, str], SourcedValue], section: str, name: str) -> str:
     """A setting as it was written; its default if it was not."""
     found = given.get((section, name))
     return (_declared(section, name).metadata["text"] or "") if found is None else found.text
 
 
-def variables(environment: Mapping[str, str]) -> list[Given]:
+def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
     """What ``DLPOOL_SECTION_KEY`` says; variables of no section (as DLPOOL_PASSWORD) are others' business."""
     return [
-        Given(section, name.removeprefix(prefix).lower(), environment[name], f"environment {name}")
+        SourcedValue(section, name.removeprefix(prefix).lower(), environment[name], f"environment {name}")
         for section in SECTIONS
         for prefix in [f"{_PREFIX}{section.upper()}_"]
         for name in sorted(environment)
@@ -119,7 +119,7 @@ def variables(environment: Mapping[str, str]) -> list[Given]:
     ]
 
 
-def credentials(environment: Mapping[str, str], problems: list[Problem]) -> list[Given]:
+def credential_values(environment: Mapping[str, str], problems: list[ConfigProblem]) -> list[SourcedValue]:
     """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see systemd.exec(5)."""
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
@@ -131,59 +131,59 @@ def credentials(environment: Mapping[str, str], problems: list[Problem]) -> list
             if not declared.metadata["is_secret"]:
                 continue
             try:
-                text = usertext.text_of(path).strip()
-                found.append(Given(section, declared.name, text, f"credential {path.name}"))
+                text = usertext.read_text(path).strip()
+                found.append(SourcedValue(section, declared.name, text, f"credential {path.name}"))
             except FileNotFoundError:
                 continue
             except (OSError, usertext.NotText) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
                 origin = f"credential {path.name}"
-                problems.append(Problem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),)))
+                problems.append(ConfigProblem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),)))
     return found
 
 
-def _described(given: Mapping[tuple[str, str], Given], section: str, name: str) -> str:
+def _described(given: Mapping[tuple[str, str], SourcedValue], section: str, name: str) -> str:
     """A setting and the place that says it; of a secret only that."""
     declared = _declared(section, name)
     origin = given[section, name].origin if (section, name) in given else "default"
-    return f"{name}{'' if declared.metadata['is_secret'] else ' = ' + text_of(given, section, name)} ({origin})"
+    return f"{name}{'' if declared.metadata['is_secret'] else ' = ' + written_text(given, section, name)} ({origin})"
 
 
 def _declared(section: str, name: str) -> Field[Any]:
     return next(one for one in fields(SECTIONS[section]) if one.name == name)
 
 
-def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[list[Given]], list[Problem]]:
+def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
     """The INI file and those beside it, what they say, and why one cannot be read."""
-    from dlpool.config.ini import read
+    from dlpool.config.ini import read_settings_file
 
     folder = Path(config).parent / "conf.d"
-    problems: list[Problem] = []
+    problems: list[ConfigProblem] = []
     names = [config]
     try:
         found = sorted(os.listdir(folder)) if folder.exists() else []
         names += [str(folder / name) for name in found if name.endswith(".ini") and not name.startswith(".")]
     except OSError as error:
-        problems.append(Problem(f"cannot read {folder}: {error.strerror}"))
+        problems.append(ConfigProblem(f"cannot read {folder}: {error.strerror}"))
     layers = []
     for name in names:
         try:
-            layers.append(read(name, problems, notes))
+            layers.append(read_settings_file(name, problems, notes))
         except ConfigurationError as error:
-            problems.append(Problem(str(error), name))
+            problems.append(ConfigProblem(str(error), name))
     return tuple(names), layers, problems
 
 
-def _checked(layer: Sequence[Given], problems: list[Problem]) -> list[Given]:
+def _checked(layer: Sequence[SourcedValue], problems: list[ConfigProblem]) -> list[SourcedValue]:
     """What a place says, with its values, less what is wrong."""
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
 
 
-def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
+def _merged(layers: Iterable[Sequence[SourcedValue]]) -> dict[tuple[str, str], SourcedValue]:
     """The last word on each setting. A password also replaces what an earlier place says of it in another way."""
-    found: dict[tuple[str, str], Given] = {}
+    found: dict[tuple[str, str], SourcedValue] = {}
     for layer in layers:
         for given in layer:
             if given.value is not None:
@@ -192,36 +192,36 @@ def _merged(layers: Iterable[Sequence[Given]]) -> dict[tuple[str, str], Given]:
     return found
 
 
-def _service_defaults() -> list[Given]:
+def _service_defaults() -> list[SourcedValue]:
     """The defaults of the service where they are not those of the other commands."""
     return [
-        Given(section, one.name, text, "default of the service", parse_setting(one, text))
+        SourcedValue(section, one.name, text, "default of the service", parse_setting(one, text))
         for section, kind in SECTIONS.items()
         for one in fields(kind)
         if (text := one.metadata["service"]) is not None
     ]
 
 
-def _of_group(layer: Sequence[Given], group: Given | None) -> Sequence[Given]:
+def _of_group(layer: Sequence[SourcedValue], group: SourcedValue | None) -> Sequence[SourcedValue]:
     """What a place says, with what it says of this group in place of what it says of all."""
     section = GROUP if group is None else GROUP + str(group.value)
     return [*layer, *(replace(one, section="transfer") for one in layer if one.section == section)]
 
 
-def _preset(given: Mapping[tuple[str, str], Given]) -> dict[tuple[str, str], Given]:
+def _preset(given: Mapping[tuple[str, str], SourcedValue]) -> dict[tuple[str, str], SourcedValue]:
     """What the profile of uploads says instead of the defaults."""
     profile = given.get(("upload", "profile"))
     if profile is None:
         return {}
     values = {name: parse_setting(_declared("upload", name), text) for name, text in PROFILES[profile.value].items()}
     return {
-        ("upload", name): Given("upload", name, PROFILES[profile.value][name], f"profile {profile.text}", value)
+        ("upload", name): SourcedValue("upload", name, PROFILES[profile.value][name], f"profile {profile.text}", value)
         for name, value in values.items()
     }
 
 
-def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
-    for rival in rivals(given.section, given.name):
+def _forget_rivals(found: dict[tuple[str, str], SourcedValue], given: SourcedValue) -> None:
+    for rival in mutually_exclusive(given.section, given.name):
         found.pop((given.section, rival), None)
     url = found.get(("redis", "url"))
     if url is not None and given.section == "redis" and given.name in ("password", "password_file"):
@@ -229,7 +229,7 @@ def _forget_rivals(found: dict[tuple[str, str], Given], given: Given) -> None:
         found["redis", "url"] = replace(url, text=plain, value=plain)
 
 
-def _settings(found: Mapping[tuple[str, str], Given], files: tuple[str, ...]) -> Settings:
+def _settings(found: Mapping[tuple[str, str], SourcedValue], files: tuple[str, ...]) -> Settings:
     values: dict[str, dict[str, Any]] = {}
     for (section, name), given in found.items():
         values.setdefault(section, {})[name] = given.value

@@ -21,7 +21,7 @@ import dlpool
 from dlpool.config.sections import SECTIONS, PathSettings, Settings
 from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
-from dlpool.kinds import COMMAND, PATH, shown_command
+from dlpool.kinds import COMMAND, PATH, redacted_command
 
 TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))  # all other paths of the settings are owned
 _HOOKS_RUN_IN = "/"  # what a relative argument of a command is relative to
@@ -30,7 +30,7 @@ _PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")
 
 
 @dataclass(frozen=True)
-class Owned:
+class OwnedPath:
     """A file or folder, which may not exist yet. ``what`` names it in messages."""
 
     what: str
@@ -122,23 +122,23 @@ def resolved(path: str) -> str:
         return os.path.normpath(os.path.join("/", path))
 
 
-def target_roots(paths: PathSettings) -> list[Owned]:
+def target_roots(paths: PathSettings) -> list[OwnedPath]:
     """Return the folders that jobs may write to, as they are given."""
     given = [root for root in (paths.allowed_roots or "").split(":") if root]
     if given:
-        return [Owned(f"[paths] allowed_roots = {root}", root) for root in given]
-    return [Owned(f"[paths] download_dir = {paths.download_dir}", paths.download_dir)]
+        return [OwnedPath(f"[paths] allowed_roots = {root}", root) for root in given]
+    return [OwnedPath(f"[paths] download_dir = {paths.download_dir}", paths.download_dir)]
 
 
-def owned(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[Owned, ...]:
+def owned_paths(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[OwnedPath, ...]:
     """Return everything that dlpool owns with these settings."""
     found = [*_of_settings(settings), *_of_files(settings.files), *_of_environment(settings, environment), *_program()]
     return tuple({one.path: one for one in reversed(found)}.values())[::-1]
 
 
-def check_owned(settings: Settings) -> None:
+def check_owned_paths(settings: Settings) -> None:
     """Raise ConfigurationError, a line for each pair, if a place that others write to overlaps what dlpool owns."""
-    ours = [(one, Location.of(one.path)) for one in owned(settings)]
+    ours = [(one, Location.of(one.path)) for one in owned_paths(settings)]
     problems = []
     for root in target_roots(settings.paths):
         at = Location.of(root.path)
@@ -152,7 +152,7 @@ def check_owned(settings: Settings) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
-def _of_uploads(settings: Settings, ours: list[tuple[Owned, Location]]) -> list[str]:
+def _of_uploads(settings: Settings, ours: list[tuple[OwnedPath, Location]]) -> list[str]:
     """Clients name the files in merged_dir, and read them back: it may hold nothing else of ours, nor lie in chunks."""
     merged, chunks = Location.of(settings.upload.merged_dir), Location.of(settings.upload.upload_dir)
     name = f"[upload] merged_dir = {settings.upload.merged_dir}"
@@ -164,7 +164,7 @@ def _of_uploads(settings: Settings, ours: list[tuple[Owned, Location]]) -> list[
     ]
 
 
-def _of_settings(settings: Settings) -> Iterator[Owned]:
+def _of_settings(settings: Settings) -> Iterator[OwnedPath]:
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
             value = getattr(getattr(settings, section), declared.name)
@@ -172,12 +172,12 @@ def _of_settings(settings: Settings) -> Iterator[Owned]:
                 continue
             what = f"[{section}] {declared.name} = {value}"
             if declared.metadata["kind"] is PATH:
-                yield Owned(what, value)
+                yield OwnedPath(what, value)
             elif declared.metadata["kind"] is COMMAND:
-                what = f"[{section}] {declared.name} = {shown_command(value)}"
+                what = f"[{section}] {declared.name} = {redacted_command(value)}"
                 program, *others = _files_of_command(value)
-                yield Owned(what, program)
-                yield from (Owned(f"{what} ({path})", path) for path in others)
+                yield OwnedPath(what, program)
+                yield from (OwnedPath(f"{what} ({path})", path) for path in others)
 
 
 def _files_of_command(command: str) -> Iterator[str]:
@@ -197,26 +197,26 @@ def _files_of_command(command: str) -> Iterator[str]:
         yield from (word for word in _PATH.findall(argument) if Path(word).is_file())
 
 
-def _of_files(files: tuple[str, ...]) -> Iterator[Owned]:
+def _of_files(files: tuple[str, ...]) -> Iterator[OwnedPath]:
     for path in files:
-        yield Owned(f"the settings file {path}", path)
+        yield OwnedPath(f"the settings file {path}", path)
     if files:
         folder = str(Path(files[0]).parent / "conf.d")
-        yield Owned(f"the settings in {folder}", folder)
+        yield OwnedPath(f"the settings in {folder}", folder)
 
 
-def _of_environment(settings: Settings, environment: Mapping[str, str]) -> Iterator[Owned]:
+def _of_environment(settings: Settings, environment: Mapping[str, str]) -> Iterator[OwnedPath]:
     if folder := environment.get("CREDENTIALS_DIRECTORY"):
-        yield Owned(f"the credentials in {folder}", folder)
+        yield OwnedPath(f"the credentials in {folder}", folder)
     if not settings.network.netrc:
         return
     home = environment.get("HOME") or "/"
     named = [environment["NETRC"]] if environment.get("NETRC") else [f"{home}/{name}" for name in _NETRC]
-    yield from (Owned(f"the passwords in {path}", path) for path in named)
+    yield from (OwnedPath(f"the passwords in {path}", path) for path in named)
 
 
-def _program() -> Iterator[Owned]:
+def _program() -> Iterator[OwnedPath]:
     """Yield where the code lies: what is written there would be run."""
     places = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib")]
     for path in (*places, str(Path(dlpool.__file__).parent)):
-        yield Owned(f"the program in {path}", path)
+        yield OwnedPath(f"the program in {path}", path)

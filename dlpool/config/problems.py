@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConfigProblem:
     """A sentence for people. ``origin``: where the cause was said, as far as it is known (``FILE:LINE`` of a file);
     ``settings``: which ones are concerned, by (section, name).
     """
@@ -21,15 +21,15 @@ class Problem:
         return not set(self.settings).isdisjoint(settings)
 
 
-def concerned(problems: Iterable[Problem]) -> set[tuple[str, str]]:
+def concerned(problems: Iterable[ConfigProblem]) -> set[tuple[str, str]]:
     """All settings that something is wrong with."""
     return {one for problem in problems for one in problem.settings}
 
 
-def in_order(problems: Iterable[Problem], files: Sequence[str]) -> list[Problem]:
+def sort_problems(problems: Iterable[ConfigProblem], files: Sequence[str]) -> list[ConfigProblem]:
     """Those of the files as they are read, by their lines; then those of other places, then those of none."""
 
-    def place(problem: Problem) -> tuple[int, int]:
+    def place(problem: ConfigProblem) -> tuple[int, int]:
         file, _, line = problem.origin.rpartition(":")
         if file in files and line.isdigit():
             return files.index(file), int(line)

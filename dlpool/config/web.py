@@ -61,18 +61,18 @@ PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
 
 def _parse_words(text: str) -> str:
     """Words with commas between; it stays one text, which ``words`` reads."""
-    if text and not all(words(text)):
+    if text and not all(split_words(text)):
         raise ValueError("not a list with commas between")
     return parse_text(text)
 
 
-def words(text: str | None) -> tuple[str, ...]:
+def split_words(text: str | None) -> tuple[str, ...]:
     """The words of a list with commas between."""
     return tuple(word.strip() for word in text.split(",")) if text else ()
 
 
 def _parse_content_types(text: str) -> str:
-    for word in words(text):
+    for word in split_words(text):
         kind = word.removeprefix(REFUSED)
         if kind != "executable" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*/([A-Za-z0-9.+_-]+|\*)", kind):
             raise ValueError(f"not a list of media types, TYPE/* or !executable ({word[:40]!r})")
@@ -83,22 +83,22 @@ def _parse_content_types(text: str) -> str:
 
 def _parse_networks(text: str) -> str:
     try:
-        networks(text)
+        parse_networks(text)
     except ValueError:
         raise ValueError("not a list of addresses or networks with commas between") from None
     return text
 
 
-def networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+def parse_networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """The networks of a list with commas between. Raises ValueError."""
-    return tuple(ipaddress.ip_network(word, strict=False) for word in words(text))
+    return tuple(ipaddress.ip_network(word, strict=False) for word in split_words(text))
 
 
 def _parse_algorithms(text: str) -> str:
-    for word in words(text):
+    for word in split_words(text):
         if word not in ALGORITHMS:
             raise ValueError(f"not a list of {', '.join(ALGORITHMS)}")
-    if len({word[:2] for word in words(text)}) != 1:
+    if len({word[:2] for word in split_words(text)}) != 1:
         raise ValueError("not of one kind: HS, RS or ES (a public key must not be taken for a shared secret)")
     return text
 
@@ -127,7 +127,7 @@ def _parse_jwks_url(text: str) -> str:
 
 
 def _parse_scopes(text: str) -> str:
-    for word in words(text):
+    for word in split_words(text):
         if word not in SCOPES:
             raise ValueError(f"not a list of {', '.join(SCOPES)}")
     return text
@@ -335,6 +335,6 @@ class WebSettings:
     )
 
 
-def preset(section: str, name: str) -> bool:
+def is_profile_setting(section: str, name: str) -> bool:
     """Whether the default of a setting depends on the profile of uploads."""
     return section == "upload" and name in PRESET

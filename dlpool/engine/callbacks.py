@@ -33,19 +33,19 @@ class Callbacks:
         self._is_closed = False
         self._owed = 0  # completions whose callbacks have not returned
 
-    def on_progress(self, callback: Callback) -> None:
+    def add_progress_callback(self, callback: Callback) -> None:
         """Call it with each active task that has made progress. Raises NoThread."""
         with self._lock:
             self._progress.append(callback)
             self._start()
 
-    def on_completion(self, callback: Callback) -> None:
+    def add_completion_callback(self, callback: Callback) -> None:
         """Call it once with each task that ends later. Raises NoThread."""
         with self._lock:
             self._completion.append(callback)
             self._start()
 
-    def ended(self, task: DownloadTask) -> None:
+    def notify_completion(self, task: DownloadTask) -> None:
         """A task is completed, failed or cancelled."""
         with self._lock:
             if self._thread is not None and not self._is_closed:
@@ -53,7 +53,7 @@ class Callbacks:
                 self._ended.put(task)
 
     @property
-    def has_more(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether a completion callback is pending or running."""
         return self._owed > 0
 
@@ -67,7 +67,7 @@ class Callbacks:
 
     def _start(self) -> None:
         if self._thread is None and not self._is_closed:
-            self._thread = threads.start(self._serve, "dlpool-callbacks")
+            self._thread = threads.start_thread(self._serve, "dlpool-callbacks")
 
     def _serve(self) -> None:
         told: dict[str, int] = {}

@@ -7,17 +7,17 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dlpool.engine.batch import Item, ListUnreadable, Result
+from dlpool.engine.batch import BatchItem, ListUnreadable, BatchResult
 from dlpool.errors import TargetExists
 from dlpool.transfer.job import Job
 from dlpool.transfer.names import file_name
 
 MAX_ITEMS = 100_000  # that are checked; a collision of a later one is found when its name is reserved
 
-Learn = Callable[[Job], "Path | None"]
+TargetLookup = Callable[[Job], "Path | None"]
 
 
-def collisions(items: Iterable[Item], learn: Learn) -> Iterator[Result]:
+def find_collisions(items: Iterable[BatchItem], learn: TargetLookup) -> Iterator[BatchResult]:
     """Yield a failure for each item whose file is that of an earlier one with another URL, and for an unreadable list.
 
     An item without a file name gets that of its URL, unless the server gives another one. ``learn`` requests the
@@ -27,14 +27,14 @@ def collisions(items: Iterable[Item], learn: Learn) -> Iterator[Result]:
     is_named: dict[str, bool] = {}  # by URL without query and by folder: whether the server gives other names
     for item in islice(items, MAX_ITEMS):
         if isinstance(item.error, ListUnreadable):
-            yield Result(item, None, item.error)
+            yield BatchResult(item, None, item.error)
         if item.job is None:
             continue
         target = str(expected_target(item.job))
         line, url = lines.setdefault(target, (item.line, item.url))
         if url != item.url and not _has_own_name(item.job, target, is_named, learn):
             error = TargetExists(f"line {item.line} would overwrite {target}, the file of line {line}")
-            yield Result(item, None, error)
+            yield BatchResult(item, None, error)
 
 
 def expected_target(job: Job) -> Path:
@@ -42,7 +42,7 @@ def expected_target(job: Job) -> Path:
     return job.target / file_name(None, job.url) if job.is_folder else job.target
 
 
-def _has_own_name(job: Job, target: str, is_named: dict[str, bool], learn: Learn) -> bool:
+def _has_own_name(job: Job, target: str, is_named: dict[str, bool], learn: TargetLookup) -> bool:
     """Return whether the server gives a job's file a name that is not that of its URL."""
     if not job.is_folder:
         return False

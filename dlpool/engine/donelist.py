@@ -21,7 +21,7 @@ ENGINE_HEAD = b'{"begin": '  # how the session of an engine begins
 DIGITS = 16
 
 
-class DoneList:
+class BatchSession:
     """One batch's file; it holds LOCK_EX on it. Thread-safe: a line is one write, the lock guards the descriptor."""
 
     def __init__(self, path: Path) -> None:
@@ -46,11 +46,11 @@ class DoneList:
     def __repr__(self) -> str:
         return f"<DoneList {self._path}: {len(self._done)}>"
 
-    def has(self, job: Job) -> bool:
+    def is_done(self, job: Job) -> bool:
         """Whether an earlier run has done it."""
         return _key(job) in self._done
 
-    def add(self, job: Job) -> None:
+    def mark_done(self, job: Job) -> None:
         """It is done. Raises LocalFault."""
         with self._lock, translated(f"write the session {self._path}"):
             if self._descriptor >= 0:

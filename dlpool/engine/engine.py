@@ -13,19 +13,19 @@ from pathlib import Path
 from types import TracebackType
 
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
-from dlpool.config.layers import effective
+from dlpool.config.layers import load_effective
 from dlpool.engine.callbacks import Callback, Callbacks
-from dlpool.engine.keeper import Keeper, stop_at_exit
-from dlpool.engine.limits import Arguments
-from dlpool.engine.maker import Maker, discard
+from dlpool.engine.keeper import ProgressSampler, stop_at_exit
+from dlpool.engine.limits import EngineArguments
+from dlpool.engine.maker import TransferFactory, discard_partial_file
 from dlpool.engine.queueing import DownloadQueue
-from dlpool.engine.session import Session
+from dlpool.engine.session import EngineSession
 from dlpool.engine.stats import DownloadStats
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
 from dlpool.engine.task import DownloadTask
-from dlpool.engine.workers import Source, Workers
+from dlpool.engine.workers import TaskSource, EngineWorkers
 from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
-from dlpool.transfer.job import Job, Notify, Outcome, ignore
+from dlpool.transfer.job import Job, Notify, TransferResult, ignore_event
 
 _log = logging.getLogger("dlpool")
 LEAVE_S = 5.0  # when the program exits, for calls that cannot be interrupted, such as a name look-up
@@ -59,27 +59,27 @@ class DownloadEngine:
         network: NetworkSettings | None = None,
         scan: ScanSettings | None = None,
         keeps_ended: bool = True,
-        notify: Notify = ignore,
+        notify: Notify = ignore_event,
     ) -> None:
         """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
-        self._given = Arguments(max_workers, chunk_size, retry_times, retry_delay, timeout, progress_interval)
+        self._given = EngineArguments(max_workers, chunk_size, retry_times, retry_delay, timeout, progress_interval)
         self._given.check()
         self._keeps_ended = keeps_ended
         transfer = replace(
             transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
         )
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
-        self._maker = Maker(transfer, network, max_workers, chunk_size, notify, scan or ScanSettings())
+        self._maker = TransferFactory(transfer, network, max_workers, chunk_size, notify, scan or ScanSettings())
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
-        self._workers = Workers(max_workers, self._run)
+        self._workers = EngineWorkers(max_workers, self._run)
         self._stats = DownloadStats()
         self._is_closed = self._is_stopping = self._is_pulling = False
         self._callbacks = Callbacks(self.get_active_tasks, progress_interval)
-        self._tell_end: Callback = self._callbacks.ended
-        self._session = Session(Path(session)) if session is not None else None
-        self._keeper = Keeper(self._sample)
+        self._tell_end: Callback = self._callbacks.notify_completion
+        self._session = EngineSession(Path(session)) if session is not None else None
+        self._keeper = ProgressSampler(self._sample)
         stop_at_exit(self)
         for task, is_paused in self._session.unfinished() if self._session else ():
             self._restore(task, is_paused=is_paused)
@@ -102,7 +102,7 @@ class DownloadEngine:
         What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes over that, as in the service.
         Raises ConfigurationError that names everything wrong at once.
         """
-        found = effective(os.fspath(path))
+        found = load_effective(os.fspath(path))
         for note in found.notes:
             warnings.warn(note, stacklevel=2)
         settings = found.settings
@@ -163,7 +163,7 @@ class DownloadEngine:
         Raises UsageError for a URL that is none, for another engine's task, and after ``shutdown``.
         """
         self._check_usable()
-        self._maker.make(task)  # now, as the caller wants to hear what is wrong with it
+        self._maker.create(task)  # now, as the caller wants to hear what is wrong with it
         if task.adopt(self):
             with self._lock:
                 is_late = self._is_closed
@@ -173,8 +173,8 @@ class DownloadEngine:
                 task.abandon(self)
                 self._check_usable()
             if self._session is not None:
-                self._session.begin(task)
-            self.waits(task)
+                self._session.add(task)
+            self.task_ready(task)
         return task
 
     def cancel_task(self, task_id: str) -> bool:
@@ -220,11 +220,11 @@ class DownloadEngine:
         All callbacks are called on one thread of their own, in order, under no lock, so they may use the engine. What
         one raises is logged by the logger ``dlpool``.
         """
-        self._callbacks.on_progress(callback)
+        self._callbacks.add_progress_callback(callback)
 
     def register_completion_callback(self, callback: Callback) -> None:
         """Call ``callback(task)`` once when a task is completed, failed or cancelled; where, as for progress."""
-        self._callbacks.on_completion(callback)
+        self._callbacks.add_completion_callback(callback)
 
     def shutdown(self, wait: bool = True) -> None:
         """End: when all tasks have ended (paused ones stay), or now, with what was fetched kept. May be repeated.
@@ -241,7 +241,7 @@ class DownloadEngine:
             self._workers.wait_until_idle()
         self._end(None)
 
-    def leave(self) -> None:
+    def stop_at_exit(self) -> None:
         """Stop when the program exits, resumably. A pulling engine is stopped by its command instead."""
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return
@@ -251,7 +251,7 @@ class DownloadEngine:
             _log.warning("the program ended before %d of its downloads; downloaded again, they resume", unfinished)
         self._end(LEAVE_S)
 
-    def linger(self) -> None:
+    def wait_at_exit(self) -> None:
         """Wait at the end of the program until all that is pending or running has ended."""
         if os.getpid() == self._pid:
             self._keeper.join()
@@ -261,18 +261,18 @@ class DownloadEngine:
         self._is_stopping = True
         for task in self.get_all_tasks():
             task.abandon(self)
-        self._workers.wait_until_gone(patience_s)
+        self._workers.wait_until_stopped(patience_s)
         self._keeper.close()
         self._callbacks.close()
         self._maker.close()
         if self._session is not None:
             self._session.close()
 
-    def learn_target(self, job: Job) -> Path | None:
+    def look_up_target(self, job: Job) -> Path | None:
         """Request the name of a job's file from the server without fetching it; return its path, None on failure."""
-        return self._maker.learn_target(job)
+        return self._maker.look_up_target(job)
 
-    def pull(self, source: Source, tell_end: Callback) -> None:
+    def pull_from(self, source: TaskSource, tell_end: Callback) -> None:
         """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
 
         ``tell_end`` is called with each task that has ended, by the thread that ran it, instead of the callbacks.
@@ -287,15 +287,15 @@ class DownloadEngine:
             return task
 
         self._tell_end, self._is_pulling = tell_end, True
-        self._workers.pull(adopted)
+        self._workers.pull_from(adopted)
 
-    def work_here(self) -> None:
+    def run_in_caller(self) -> None:
         """Run all pulled tasks on the calling thread; return when they have ended."""
-        self._workers.work_here()
+        self._workers.run_in_caller()
 
     # --- what tasks tell (Owner) ---
 
-    def waits(self, task: DownloadTask) -> None:
+    def task_ready(self, task: DownloadTask) -> None:
         """It is pending and idle: it belongs into the queue."""
         self._note_pause(task, is_paused=False)
         stranded = self._workers.add(task)
@@ -306,7 +306,7 @@ class DownloadEngine:
         if not self._is_pulling:
             self._keeper.wake()
 
-    def waits_no_more(self, task: DownloadTask) -> None:
+    def task_withdrawn(self, task: DownloadTask) -> None:
         """It was paused or cancelled while nothing ran for it."""
         self._workers.queue.remove_task(task.id)
         if task.status in FINAL:
@@ -318,10 +318,10 @@ class DownloadEngine:
 
     def _run(self, task: DownloadTask) -> None:
         self._stats.start_task(task.id)
-        outcome: Outcome | None = None
+        outcome: TransferResult | None = None
         failure: DlpoolError | None = None
         try:
-            outcome = task.run(self._maker.make)
+            outcome = task.run(self._maker.create)
         except DlpoolError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - top of a thread
@@ -332,22 +332,22 @@ class DownloadEngine:
         if status in FINAL:
             self._ended(task)
         elif status == PENDING:  # paused and resumed while it ended
-            self.waits(task)
+            self.task_ready(task)
         else:
             self._stats.drop_task(task.id)
             self._note_pause(task, is_paused=not self._is_stopping)
 
     def _ended(self, task: DownloadTask) -> None:
-        self._maker.ended(task, is_completed=task.status == COMPLETED)
+        self._maker.release_name(task, is_completed=task.status == COMPLETED)
         if task.status == COMPLETED:
             self._stats.complete_task(task.id)
         elif task.status == FAILED:
             self._stats.fail_task(task.id, task.error or "")
         elif task.status == CANCELLED:
             self._stats.drop_task(task.id)
-            discard(task)
+            discard_partial_file(task)
         if self._session is not None:
-            self._session.end(task.id)
+            self._session.remove(task.id)
         if not self._keeps_ended:
             with self._lock:
                 self._tasks.pop(task.id, None)
@@ -359,21 +359,21 @@ class DownloadEngine:
         if is_paused:
             task.pause()
         else:
-            self.waits(task)
+            self.task_ready(task)
 
     def _sample(self) -> bool:
         """Sample the progress of all tasks; return whether tasks are active or callbacks are pending."""
         active = self.get_active_tasks()
         for task in active:
             self._update(task)
-        return not self._workers.is_idle or self._callbacks.has_more
+        return not self._workers.is_idle or self._callbacks.has_pending
 
     def _update(self, task: DownloadTask) -> None:
-        self._stats.note(task.id, *task.figures())
+        self._stats.update_active_task(task.id, *task.figures())
 
     def _note_pause(self, task: DownloadTask, *, is_paused: bool) -> None:
         if self._session is not None and not self._is_stopping:
-            self._session.pause(task.id, is_paused=is_paused)
+            self._session.set_paused(task.id, is_paused=is_paused)
 
     def _check_usable(self) -> None:
         if self._is_closed:

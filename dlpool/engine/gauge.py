@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 from dlpool.engine.speed import Speedometer
-from dlpool.transfer.job import Outcome
+from dlpool.transfer.job import TransferResult
 from dlpool.transfer.transfer import Transfer
 
 SAMPLE_S = 0.1  # between two looks that count for the speed
 
 
-class Gauge:
+class TaskProgress:
     """Looks at one transfer after another; what is done goes back only when a restart was announced.
 
     ``done`` and ``total`` in bytes, ``speed`` in bytes a second, ``path``: of the file, now or later; ``told`` is what
@@ -24,25 +24,25 @@ class Gauge:
         self.done = 0
         self.total: int | None = None
         self.speed = 0.0
-        self.told = 0.0
+        self.reported = 0.0
         self._speedometer = Speedometer()
         self._sampled_at = float("-inf")
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """From 0.0 to 1.0."""
-        return min(1.0, max(self.told, self.done / self.total)) if self.total else self.told
+        return min(1.0, max(self.reported, self.done / self.total)) if self.total else self.reported
 
     @property
     def eta_s(self) -> int | None:
         """Seconds left; None if that cannot be told."""
         return round((self.total - self.done) / self.speed) if self.total is not None and self.speed > 0 else None
 
-    def begin(self) -> None:
+    def begin_attempt(self) -> None:
         """Another transfer: what is done stays, the speed is a new one."""
         self._speedometer, self.speed = Speedometer(), 0.0
 
-    def look(self, transfer: Transfer | None) -> None:
+    def sample(self, transfer: Transfer | None) -> None:
         """Take over where it is."""
         if transfer is None:
             return
@@ -56,13 +56,13 @@ class Gauge:
             self._sampled_at = at
             self.speed = self._speedometer.add(at, now.done)
 
-    def hear(self, event: str, fields: dict[str, object]) -> None:
+    def handle_event(self, event: str, fields: dict[str, object]) -> None:
         """Bytes that are thrown away are not done any more."""
         if event == "download_restarted":
-            self.done, self.told = 0, 0.0
+            self.done, self.reported = 0, 0.0
         elif event == "job_started":
             self.done = int(str(fields["resumed_from"]))
 
-    def end(self, outcome: Outcome) -> None:
+    def complete(self, outcome: TransferResult) -> None:
         """The file is there."""
         self.path, self.done, self.total = outcome.path, outcome.size, outcome.size

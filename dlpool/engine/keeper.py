@@ -12,17 +12,17 @@ from typing import Protocol
 SAMPLE_S = 0.2
 
 
-class Stoppable(Protocol):
+class StopsAtExit(Protocol):
     """An engine that is stopped when the program exits."""
 
-    def leave(self) -> None:
+    def stop_at_exit(self) -> None:
         """Stop soon, and keep what is needed to resume."""
 
-    def linger(self) -> None:
+    def wait_at_exit(self) -> None:
         """Wait until there is nothing left to wait for."""
 
 
-class Keeper:
+class ProgressSampler:
     """Thread-safe; the lock guards the thread.
 
     The thread is not a daemon: the interpreter waits for it before it exits (threading.Thread.daemon), and other
@@ -79,10 +79,10 @@ class Keeper:
             return False
 
 
-_engines: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+_engines: weakref.WeakSet[StopsAtExit] = weakref.WeakSet()
 
 
-def stop_at_exit(engine: Stoppable) -> None:
+def stop_at_exit(engine: StopsAtExit) -> None:
     """Stop the engine when the program exits, so that unfinished downloads can be resumed, as after Ctrl-C."""
     if not _engines:
         atexit.unregister(_stop_engines)
@@ -92,7 +92,7 @@ def stop_at_exit(engine: Stoppable) -> None:
 
 def _stop_engines() -> None:
     for engine in list(_engines):
-        engine.leave()
+        engine.stop_at_exit()
 
 
 def _wait_for_engines() -> None:
@@ -102,7 +102,7 @@ def _wait_for_engines() -> None:
     """
     try:
         for engine in list(_engines):
-            engine.linger()
+            engine.wait_at_exit()
     except (KeyboardInterrupt, SystemExit):
         _stop_engines()
 

@@ -10,7 +10,7 @@ from dlpool.kinds import DURATION, duration_text
 
 
 @dataclass(frozen=True)
-class Arguments:
+class EngineArguments:
     """The arguments of ``DownloadEngine`` that are numbers, under the names of their settings. Times in seconds."""
 
     max_workers: int

@@ -8,8 +8,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import Batch, BatchSummary, Failed, Item, Result, summary
-from dlpool.engine.donelist import DoneList
+from dlpool.engine.batch import Batch, BatchSummary, BatchFailure, BatchItem, BatchResult, make_summary
+from dlpool.engine.donelist import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
 
@@ -22,7 +22,7 @@ def download_many(
     max_workers: int = 3,
     *,
     session: str | PathLike[str] | None = None,
-    on_result: Callable[[Result], object] | None = None,
+    on_result: Callable[[BatchResult], object] | None = None,
     **options: Any,
 ) -> BatchSummary:
     """Download all ``urls`` into the folder ``output_path`` and return one summary; one failure stops no other.
@@ -32,7 +32,7 @@ def download_many(
     ``options`` are those of DownloadEngine. Raises UsageError, LocalFault, ConfigurationError.
     """
     folder = Path(fspath(output_path))
-    done = DoneList(Path(session)) if session is not None else None
+    done = BatchSession(Path(session)) if session is not None else None
     try:
         with DownloadEngine(max_workers, keeps_ended=False, **options) as engine:
             batch = Batch(engine, _items(urls, folder), done)
@@ -42,13 +42,13 @@ def download_many(
             done.close()
 
 
-def _run(batch: Batch, on_result: Callable[[Result], object] | None) -> BatchSummary:
-    began, failed = time.monotonic(), list[Failed]()
+def _run(batch: Batch, on_result: Callable[[BatchResult], object] | None) -> BatchSummary:
+    began, failed = time.monotonic(), list[BatchFailure]()
 
     def collect() -> None:
-        for result in batch.ended():
+        for result in batch.take_results():
             if result.error is not None and not result.is_duplicate:
-                failed.append(Failed(result.item.url, str(result.error)))
+                failed.append(BatchFailure(result.item.url, str(result.error)))
             if on_result is not None:
                 on_result(result)
 
@@ -60,9 +60,9 @@ def _run(batch: Batch, on_result: Callable[[Result], object] | None) -> BatchSum
     except BaseException:
         batch.cancel()
         raise
-    return summary(batch, began, failed)
+    return make_summary(batch, began, failed)
 
 
-def _items(urls: Iterable[str], folder: Path) -> Iterator[Item]:
+def _items(urls: Iterable[str], folder: Path) -> Iterator[BatchItem]:
     for number, url in enumerate(urls, 1):
-        yield Item(url, Job(url, folder, is_folder=True), line=number)
+        yield BatchItem(url, Job(url, folder, is_folder=True), line=number)

@@ -19,7 +19,7 @@ _HASH_BYTES = 8
 MAX_PATH = 4096  # characters; Linux opens no longer path (PATH_MAX)
 
 
-class Duplicate(TargetExists):
+class DuplicateItem(TargetExists):
     """Another line of the same list fetches the same URL into the same file."""
 
 
@@ -46,7 +46,7 @@ class _Name:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NameRequest:
     """A task that requests a name. ``label``: its name in messages; ``is_of_list``: it is a line of a list."""
 
     task_id: str
@@ -69,7 +69,7 @@ class NameRegistry:
     def __repr__(self) -> str:
         return f"<NameRegistry of {len(self._names)} names>"
 
-    def reserve(self, path: Path, wanted: Wanted) -> None:
+    def reserve(self, path: Path, request: NameRequest) -> None:
         """Reserve ``path`` for a task. Outside of lists, several tasks for the same URL may share it.
 
         The lock of the part file excludes the others then. Raises Duplicate if a line of the same list fetches the same
@@ -77,21 +77,21 @@ class NameRegistry:
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
-        key, url = _hash(_folded(real)), _hash(wanted.url)
+        key, url = _hash(_folded(real)), _hash(request.url)
         while True:
             with self._lock:
                 first = self._names.get(key)
                 seen = list(first.chain()) if first is not None else []
-            name = next((other for other in seen if other.path == real), None) or _Name(real, url, wanted.label)
+            name = next((other for other in seen if other.path == real), None) or _Name(real, url, request.label)
             if name.url != url:
-                raise TargetExists(f"{wanted.label} would overwrite {path}, the file of {name.label}")
-            if name in seen and wanted.is_of_list and not self._has(name, wanted.task_id):
-                raise Duplicate(f"{wanted.label} is the same as {name.label}, which fetches it")
-            self._check_others(path, real, [other for other in seen if other is not name], wanted.label)
-            if self._reserved(key, seen, name, wanted.task_id):
+                raise TargetExists(f"{request.label} would overwrite {path}, the file of {name.label}")
+            if name in seen and request.is_of_list and not self._has(name, request.task_id):
+                raise DuplicateItem(f"{request.label} is the same as {name.label}, which fetches it")
+            self._check_others(path, real, [other for other in seen if other is not name], request.label)
+            if self._reserved(key, seen, name, request.task_id):
                 return
 
-    def end(self, task_id: str, *, is_completed: bool) -> None:
+    def release(self, task_id: str, *, is_completed: bool) -> None:
         """Release the names of a task that has ended; the name of a completed one stays reserved."""
         with self._lock:
             for name in self._held.pop(task_id, ()):

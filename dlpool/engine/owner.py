@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from dlpool.engine.task import DownloadTask
 
 
-class Owner(Protocol):
+class TaskOwner(Protocol):
     """Called by tasks, under no lock."""
 
-    def waits(self, task: DownloadTask) -> None:
+    def task_ready(self, task: DownloadTask) -> None:
         """It is pending and idle: it belongs into the queue."""
 
-    def waits_no_more(self, task: DownloadTask) -> None:
+    def task_withdrawn(self, task: DownloadTask) -> None:
         """It was paused or cancelled while nothing ran for it."""

@@ -21,7 +21,7 @@ from dlpool.errors import LocalFault, UsageError
 from dlpool.filelock import FileLock, LockForeign, LockHeld, flock
 
 
-class Session:
+class EngineSession:
     """One engine's file; it holds LOCK_EX on it. Thread-safe: each line is one write, the lock guards the descriptor.
 
     Nothing is synced but the names: a power failure may lose the last changes.
@@ -51,15 +51,15 @@ class Session:
         """The tasks that were unfinished when it was opened, and whether each was paused."""
         return [(_task(fields), task_id in self._paused) for task_id, fields in self._open.items()]
 
-    def begin(self, task: DownloadTask) -> None:
+    def add(self, task: DownloadTask) -> None:
         """A task was submitted. Raises LocalFault."""
         self._write({"begin": _fields(task)})
 
-    def end(self, task_id: str) -> None:
+    def remove(self, task_id: str) -> None:
         """It has ended. Raises LocalFault."""
         self._write({"end": task_id})
 
-    def pause(self, task_id: str, *, is_paused: bool) -> None:
+    def set_paused(self, task_id: str, *, is_paused: bool) -> None:
         """It was paused, or goes on. Raises LocalFault."""
         self._write({"pause" if is_paused else "go": task_id})
 

@@ -42,7 +42,7 @@ class DownloadStats:
         with self._lock:
             self._active[task_id] = _Figures(bytes_downloaded, total_bytes or None, speed)
 
-    def note(self, task_id: str, done: int, total: int | None, speed: float) -> None:
+    def update_active_task(self, task_id: str, done: int, total: int | None, speed: float) -> None:
         """The same, unless it has ended meanwhile."""
         with self._lock:
             if task_id in self._active:

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from dlpool.engine.gauge import Gauge
-from dlpool.engine.owner import Owner
+from dlpool.engine.gauge import TaskProgress
+from dlpool.engine.owner import TaskOwner
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
 from dlpool.engine.wish import check_priority, job_of
 from dlpool.errors import Cancelled, DlpoolError, UsageError
-from dlpool.transfer.job import Job, Outcome, Progress
+from dlpool.transfer.job import Job, TransferResult, Progress
 from dlpool.transfer.transfer import Transfer
 
 
@@ -56,15 +56,15 @@ class DownloadTask:
         self._start_time: float | None = None
         self._end_time: float | None = None
         self._changed = threading.Condition()
-        self._owner: Owner | None = None
+        self._owner: TaskOwner | None = None
         self._status = PENDING
         self._is_running = False  # a thread has it, whatever its status is by now
         self._is_publishing = False
         self._is_abandoned = False  # the engine is shut down
         self._transfer: Transfer | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: TransferResult | None = None
         self._failure: DlpoolError | None = None
-        self._gauge = Gauge(None if self.job.is_folder else self.job.target)
+        self._gauge = TaskProgress(None if self.job.is_folder else self.job.target)
 
     def __repr__(self) -> str:
         return f"<DownloadTask {self._id} {self._status} {self.url!r}>"
@@ -95,7 +95,7 @@ class DownloadTask:
     def progress(self) -> float:
         """From 0.0 to 1.0; never backwards but after a restart, which the log of events announces."""
         with self._looking() as gauge:
-            return 1.0 if self._status == COMPLETED else gauge.share
+            return 1.0 if self._status == COMPLETED else gauge.fraction
 
     @property
     def speed(self) -> float:
@@ -153,7 +153,7 @@ class DownloadTask:
         return self._failure
 
     @property
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> TransferResult | None:
         """The figures of a completed download."""
         return self._outcome
 
@@ -187,7 +187,7 @@ class DownloadTask:
             self._move(PENDING)
             is_idle = not self._is_running  # else its thread sees that when it has ended
         if is_idle:
-            owner.waits(self)
+            owner.task_ready(self)
         return True
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -212,8 +212,8 @@ class DownloadTask:
     def update_progress(self, progress: float) -> None:
         """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows. Never backwards."""
         with self._changed:
-            if progress > self._gauge.told:  # not if it is no number
-                self._gauge.told = min(1.0, progress)
+            if progress > self._gauge.reported:  # not if it is no number
+                self._gauge.reported = min(1.0, progress)
 
     @property
     def is_over(self) -> bool:
@@ -222,7 +222,7 @@ class DownloadTask:
 
     # --- for the engine ---
 
-    def adopt(self, owner: Owner) -> bool:
+    def adopt(self, owner: TaskOwner) -> bool:
         """Become a task of an engine, also after another one was shut down; False if it is that engine's, or has ended.
 
         Raises UsageError while it is another engine's.
@@ -243,10 +243,10 @@ class DownloadTask:
                 return False
             self._is_running, self._is_publishing = True, False
             self._start_time = self._start_time or time.time()
-            self._gauge.begin()
+            self._gauge.begin_attempt()
             return True
 
-    def run(self, make: Callable[[DownloadTask], Transfer]) -> Outcome:
+    def run(self, make: Callable[[DownloadTask], Transfer]) -> TransferResult:
         """Download; called by the thread that has begun it. Raises what ended it without a file."""
         transfer = make(self)
         with self._changed:
@@ -255,13 +255,13 @@ class DownloadTask:
             self._transfer = transfer
         return transfer.run()
 
-    def end_run(self, outcome: Outcome | None, failure: DlpoolError | None) -> str:
+    def end_run(self, outcome: TransferResult | None, failure: DlpoolError | None) -> str:
         """The thread lets go of it; returns its status. What was stopped on demand has not failed."""
         with self._looking() as gauge:
             self._transfer, self._is_running = None, False
             if outcome is not None and self._move(COMPLETED):
                 self._outcome = outcome
-                gauge.end(outcome)
+                gauge.complete(outcome)
             elif failure is not None and self._status == DOWNLOADING:
                 self._failure = failure
                 self._move(FAILED)
@@ -270,7 +270,7 @@ class DownloadTask:
             self._changed.notify_all()
             return self._status
 
-    def abandon(self, owner: Owner) -> None:
+    def abandon(self, owner: TaskOwner) -> None:
         """Its engine is shut down: what has not ended is paused, and nobody waits for it."""
         if self._owner is not owner:
             return  # another one has taken it over
@@ -289,7 +289,7 @@ class DownloadTask:
     def hear(self, event: str, /, **fields: object) -> None:
         """What happens in its transfer: a Notify."""
         with self._changed:
-            self._gauge.hear(event, fields)
+            self._gauge.handle_event(event, fields)
 
     def _stop(self, status: str, reason: str) -> bool:
         with self._changed:
@@ -302,7 +302,7 @@ class DownloadTask:
         if transfer is not None:
             transfer.cancel(Cancelled(reason))
         if is_idle and owner is not None:
-            owner.waits_no_more(self)
+            owner.task_withdrawn(self)
         return True
 
     def _move(self, status: str) -> bool:
@@ -312,8 +312,8 @@ class DownloadTask:
         return True
 
     @contextmanager
-    def _looking(self) -> Iterator[Gauge]:
+    def _looking(self) -> Iterator[TaskProgress]:
         """The lock, and where it is now."""
         with self._changed:
-            self._gauge.look(self._transfer)
+            self._gauge.sample(self._transfer)
             yield self._gauge

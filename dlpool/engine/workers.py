@@ -13,23 +13,23 @@ from dlpool.errors import NoThread
 
 DESCRIPTORS = 8  # of a download with one connection: part, lock, state and folder, the socket and its duplicate
 
-Source = Callable[[], "DownloadTask | None"]
+TaskSource = Callable[[], "DownloadTask | None"]
 
 
-class Workers:
+class EngineWorkers:
     """Run the tasks of ``queue``, then those of a source. Thread-safe; the lock guards the numbers.
 
     A thread that has released its task may still tell of its end; it is not one of the ``most`` then.
     """
 
-    def __init__(self, most: int, run: Callable[[DownloadTask], None]) -> None:
+    def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
         """``run`` runs one task, which is downloading already, calls ``release``, and raises nothing."""
         self.queue = DownloadQueue()
-        self._most = most
+        self._most = max_threads
         self._run = run
         self._lock = threading.Condition()
         self._threads = self._busy = self._pulling = 0  # those with a task, and those that wait for the source
-        self._source: Source | None = None
+        self._source: TaskSource | None = None
         self._begun: deque[DownloadTask] = deque()  # tasks for which no thread could be started
         self._is_stopping = False
 
@@ -46,20 +46,20 @@ class Workers:
             if self._is_stopping:
                 return None
             self.queue.add_task(task)
-            if self._threads > 0 and not threads.has_room(DESCRIPTORS):
+            if self._threads > 0 and not threads.has_free_descriptors(DESCRIPTORS):
                 return None
             first = self._next()
             return None if first is None or self._spawned(first) else self._left_over(first)
 
     def _has_room(self) -> bool:
         """Return whether all threads are busy and descriptors are left for another one; True if there is no thread."""
-        return self._threads == 0 or threads.has_room(DESCRIPTORS * (self._threads + 1))
+        return self._threads == 0 or threads.has_free_descriptors(DESCRIPTORS * (self._threads + 1))
 
     def _spawned(self, first: DownloadTask | None) -> bool:
         """Start a thread that begins with ``first``; return False if that fails. Called under the lock."""
         self._threads += 1
         try:
-            threads.start(lambda: self._work(first), "dlpool-worker")
+            threads.start_thread(lambda: self._work(first), "dlpool-worker")
         except NoThread:
             self._threads -= 1
             return False
@@ -78,7 +78,7 @@ class Workers:
         with self._lock:
             self._busy -= 1
 
-    def pull(self, source: Source) -> None:
+    def pull_from(self, source: TaskSource) -> None:
         """Make all threads take tasks from ``source`` too; it may block, and returns None at the end.
 
         There are fewer threads than ``most`` where this process may have no more, or too few descriptors for them.
@@ -93,7 +93,7 @@ class Workers:
                     "cannot start a thread for downloads: raise the limit of processes (ulimit -u, pids.max)"
                 )
 
-    def work_here(self) -> None:
+    def run_in_caller(self) -> None:
         """Run tasks on the calling thread, after a ``pull`` that could start none; return when none is left."""
         with self._lock:
             self._threads += 1
@@ -116,7 +116,7 @@ class Workers:
             self._is_stopping = True
             self._lock.notify_all()
 
-    def wait_until_gone(self, timeout_s: float | None = None) -> None:
+    def wait_until_stopped(self, timeout_s: float | None = None) -> None:
         """Wait until no thread runs a task, or for ``timeout_s``; threads that wait for the source are ignored."""
         self.queue.clear()
         with self._lock:
@@ -155,7 +155,7 @@ class Workers:
             self.release()
         return None
 
-    def _begin_pull(self) -> Source | None:
+    def _begin_pull(self) -> TaskSource | None:
         with self._lock:
             if self._is_stopping or self._source is None:
                 self._leave()

@@ -16,7 +16,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True)
-class Address:
+class RedisAddress:
     """Where to ask. ``kind``: server, sentinel or cluster.
 
     ``plain``: the URL of a server as redis-py reads it, for its options. ``hosts`` are (host, port) of the Sentinels
@@ -24,12 +24,12 @@ class Address:
     """
 
     kind: str
-    plain: str
+    server_url: str
     hosts: tuple[tuple[str, int], ...] = ()
     service: str = ""
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str) -> RedisAddress:
         """Raises ValueError for a URL that cannot be used, as far as it is ours to see; its text may be secret."""
         if "#" in url:
             raise ValueError("redis-py would ignore the rest")

@@ -40,7 +40,7 @@ MAX_TEXT = 1000  # characters of an object or actor
 
 
 @dataclass(frozen=True)
-class Change:
+class AuditChange:
     """One change, made or attempted.
 
     ``action`` is one of ``ACTIONS``; ``object``: an id, empty where there is none or it is not known. ``result`` is
@@ -56,17 +56,17 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Author:
+class AuditActor:
     """Who makes changes, and from where: a client's address, or ``local``."""
 
     actor: str
     address: str
 
 
-SERVICE = Author("service", LOCAL)  # of what it does by itself
+SERVICE = AuditActor("service", LOCAL)  # of what it does by itself
 
 
-def fields_of(change: Change, author: Author) -> dict[str, str]:
+def event_fields(change: AuditChange, author: AuditActor) -> dict[str, str]:
     """Return the fields of an event as texts that UTF-8 can encode, without empty ones."""
     fields = {
         "action": change.action,
@@ -80,9 +80,9 @@ def fields_of(change: Change, author: Author) -> dict[str, str]:
     return {name: text for name, value in fields.items() if (text := _bounded(value))}
 
 
-def logged(change: Change, author: Author) -> dict[str, object]:
+def log_fields(change: AuditChange, author: AuditActor) -> dict[str, object]:
     """Return the same as fields of a log's record."""
-    fields: dict[str, object] = {**fields_of(change, author)}
+    fields: dict[str, object] = {**event_fields(change, author)}
     address = fields.pop("address", None)
     return fields | ({"client": address} if address else {}) | ({"count": change.count} if change.count > 1 else {})
 

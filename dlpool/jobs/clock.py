@@ -11,8 +11,8 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import whole
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.foreign import to_int
+from dlpool.jobs.keys import QueueKeys
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class QueueTime:
     def of(cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]) -> QueueTime:
         """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
-        seen_ms, ahead_ms = (whole(one) for one in noted)
+        seen_ms, ahead_ms = (to_int(one) for one in noted)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
         return cls(now_ms, now_ms - clock_ms)
 
 
-def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
+def queue_time(client: redis.Redis, keys: QueueKeys) -> QueueTime:
     """Return the queue's time, read in one round trip; writes nothing. Raises QueueError."""
     pipeline: Any = client.pipeline(transaction=False)
     with translated(client):
@@ -44,6 +44,6 @@ def queue_time(client: redis.Redis, keys: Keys) -> QueueTime:
     return QueueTime.of(clock, noted)
 
 
-def ahead_ms_of(reply: bytes | None) -> int:
+def parse_ahead_ms(reply: bytes | None) -> int:
     """Return by how many ms the queue's time is ahead of the clock, from the reply to ``HGET clock ahead``. Pure."""
-    return whole(reply)
+    return to_int(reply)

@@ -21,20 +21,20 @@ from redis.retry import Retry
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
-from dlpool.jobs.address import SCHEMES, Address
+from dlpool.jobs.address import SCHEMES, RedisAddress
 from dlpool.jobs.embedded import socket_path, socket_url
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.routes import (
     AutoConnection,
     ClusterRoute,
     Dialer,
-    Route,
+    ServerRoute,
     RoutedConnection,
     RoutedTlsConnection,
     SentinelRoute,
 )
 from dlpool.kinds import split_address
-from dlpool.usertext import NotText, text_of
+from dlpool.usertext import NotText, read_text
 
 CONNECT_S = 3.0
 SOCKET_S = 5.0  # longest wait for a reply
@@ -118,8 +118,8 @@ def connect(settings: RedisSettings, state_dir: Path, *, name: str = "dlpool") -
         )
     options = _options(settings, url, name)
     try:
-        address = Address.parse(url)
-        pool = redis.ConnectionPool.from_url(address.plain, **options)
+        address = RedisAddress.parse(url)
+        pool = redis.ConnectionPool.from_url(address.server_url, **options)
         pool.connection_class(**pool.connection_kwargs)  # knows its options
     except (ValueError, TypeError, errors.RedisError):
         # The cause may name a piece of a password, as a port that is not a number.
@@ -163,13 +163,13 @@ def _auto_pool(settings: RedisSettings, state_dir: Path, name: str) -> redis.Con
     return redis.ConnectionPool(connection_class=AutoConnection, path=path, host=host, port=port, **options)
 
 
-def _routed(pool: redis.ConnectionPool, address: Address, settings: RedisSettings) -> redis.ConnectionPool:
+def _routed(pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings) -> redis.ConnectionPool:
     """A pool with the options of ``pool``, whose connections ask Sentinels or nodes for their way."""
     options = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
-    route: Route
+    route: ServerRoute
     if address.kind == "cluster":
         dialer = Dialer(pool.connection_class, options)
-        route = ClusterRoute(address.hosts, Keys(settings.group).intake, dialer)
+        route = ClusterRoute(address.hosts, QueueKeys(settings.group).intake, dialer)
     else:
         password = _password(settings.sentinel_password, settings.sentinel_password_file, "sentinel_")
         own = {"username": settings.sentinel_username, "password": password}
@@ -256,7 +256,7 @@ def _password(password: str | None, file: str | None, prefix: str = "") -> str |
     if file is None:
         return password
     try:
-        return text_of(Path(file)).strip()
+        return read_text(Path(file)).strip()
     except (OSError, NotText) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigurationError(f"[redis] {prefix}password_file = {file}: {reason}") from error

@@ -7,44 +7,44 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import cluster_of, translated
-from dlpool.jobs.foreign import text
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.outbox import entry_of
+from dlpool.jobs.foreign import to_text
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.outbox import encode_entry
 from dlpool.jobs.pushed import BadJob, Malformed, PushedJob
-from dlpool.jobs.records import Record, failure_record
+from dlpool.jobs.records import ClientRecord, failure_record
 from dlpool.jobs.transitions import Transitions
 
-VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority")
+COMMANDS = ("cancel", "pause", "resume", "retry", "promote", "priority")
 
 
-class Controls:
+class JobAdmin:
     """The verbs, on one queue. In a Cluster the records that clients see are not changed in the same step."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
         self._transitions = Transitions(client, keys)
 
-    def control(self, verb: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
+    def execute(self, command: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
         """Do one of ``VERBS`` with a job, or ``remove`` it once it has ended: OK, ASKED (its supervisor will), NONE, or
         the state that does not allow it.
 
         ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
         """
-        raw = self._raw(job_id) if verb in ("cancel", "retry") else None
+        raw = self._raw(job_id) if command in ("cancel", "retry") else None
         record = None if raw is None else _failure(self._keys, raw, message, at)
         outbox = self._transitions.outbox
         ticket = f"{job_id}.cancel"
         visible: list[Any] = ["", "", ""]
         if record is not None and outbox is None:
             visible = ["hash", record.field, record.value]
-        elif record is not None and verb == "cancel":
-            visible = ["outbox", ticket, entry_of(record)]
+        elif record is not None and command == "cancel":
+            visible = ["outbox", ticket, encode_entry(record)]
         key = self._keys.failed if outbox is None else self._keys.outbox
-        arguments = [self._keys.prefix, job_id, verb, priority, *visible]
-        reply = text(self._transitions.run_many("control", [([self._keys.intake, key], arguments)])[0])
+        arguments = [self._keys.prefix, job_id, command, priority, *visible]
+        reply = to_text(self._transitions.run_script("control", [([self._keys.intake, key], arguments)])[0])
         if outbox is not None and record is not None and reply == "OK":
-            if verb == "cancel":
+            if command == "cancel":
                 outbox.deliver([ticket])
             else:
                 self._forget(record, raw or b"")
@@ -57,8 +57,8 @@ class Controls:
         """
         if cluster_of(self._client) is None:
             keys = [self._keys.intake, self._keys.failed]
-            reply = self._transitions.run_many("requeue", [(keys, [self._keys.prefix, url, record, raw])])
-            return text(reply[0])
+            reply = self._transitions.run_script("requeue", [(keys, [self._keys.prefix, url, record, raw])])
+            return to_text(reply[0])
         records = records_client(self._client, self._keys)
         with translated(records):
             if records.hget(self._keys.failed, url) != record:
@@ -74,7 +74,7 @@ class Controls:
             raw: bytes | None = self._client.hget(self._keys.job(job_id), "raw")
         return raw
 
-    def _forget(self, record: Record, raw: bytes) -> None:
+    def _forget(self, record: ClientRecord, raw: bytes) -> None:
         """What clients see of the failure goes, unless it is of another job with that URL."""
         records = records_client(self._client, self._keys)
         with translated(records):
@@ -83,16 +83,16 @@ class Controls:
                 records.hdel(record.key, record.field)
 
 
-def records_client(client: redis.Redis, keys: Keys) -> Any:
+def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
     """A client that reaches the failure records: in a Cluster they are in a slot of their own."""
     cluster = cluster_of(client)
     if cluster is None:
         return client
     with translated(client):
-        return cluster.client_of(keys.failed)
+        return cluster.client_for(keys.failed)
 
 
-def _failure(keys: Keys, raw: bytes, message: str, at: float) -> Record | None:
+def _failure(keys: QueueKeys, raw: bytes, message: str, at: float) -> ClientRecord | None:
     """The record that a job has failed; None for one whose URL cannot be told."""
     try:
         url = PushedJob.parse(raw).url

@@ -16,7 +16,7 @@ MAX_SOCKET_BYTES = 100  # the kernel takes 107; some systems and tools take less
 TEMPORARY = Path("/tmp")  # not TMPDIR: a service and a shell have different ones, and must find the same socket
 
 
-def folder(state_dir: Path) -> Path:
+def embedded_dir(state_dir: Path) -> Path:
     """The folder of the server's data, log and lock, absolute."""
     return Path(os.path.realpath(state_dir)) / "redis"
 
@@ -27,7 +27,7 @@ def socket_path(state_dir: Path) -> Path:
     The temporary folder is made when it is missing, by clients as well: where there is none, another user could
     plant one in the instant before the connection, and be given our jobs. Raises LocalFault when it is not ours.
     """
-    path = folder(state_dir) / "redis.sock"
+    path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(path.parent.parent)).hexdigest()[:16]

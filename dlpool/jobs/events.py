@@ -9,9 +9,9 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.foreign import text
-from dlpool.jobs.jobview import exact_text, json_object
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.foreign import to_text
+from dlpool.jobs.jobview import time_text_ms, json_object
+from dlpool.jobs.keys import QueueKeys
 
 PAGE = 1000  # events a round trip
 KEPT = 10_000  # entries, about; as in shared.lua
@@ -19,7 +19,7 @@ BEGIN = "0-0"  # before all of them
 
 
 @dataclass(frozen=True)
-class Event:
+class QueueEvent:
     """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
 
     ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty for an upload.
@@ -33,7 +33,7 @@ class Event:
     @property
     def at(self) -> str:
         """When, as RFC 3339 with milliseconds, by the clock of Redis."""
-        return exact_text(int(self.id.partition("-")[0]) / 1000)
+        return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     @property
     def note(self) -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ class Event:
 class EventWriter:
     """Adds entries to the stream of one queue, which is capped as the transitions cap it."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.events
 
@@ -67,34 +67,34 @@ class EventWriter:
             pipeline.execute()
 
 
-class Events:
+class EventReader:
     """Reads the stream of one queue, a page of it in a call. Each method raises QueueError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.events
 
-    def last(self, count: int) -> list[Event]:
+    def last(self, count: int) -> list[QueueEvent]:
         """The newest ``count``, oldest first."""
         with translated(self._client):
             return _events(self._client.xrevrange(self._key, count=count))[::-1]
 
-    def after(self, event_id: str) -> list[Event]:
+    def after(self, event_id: str) -> list[QueueEvent]:
         """Those that come after ``event_id``."""
         with translated(self._client):
             return _events(self._client.xrange(self._key, min=f"({event_id}", count=PAGE))
 
-    def wait_after(self, event_id: str) -> list[Event]:
+    def wait_after(self, event_id: str) -> list[QueueEvent]:
         """The same; where there is none yet, the next one is waited for, a second at most."""
         with translated(self._client):
             reply = self._client.xread({self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000))
         return _events(reply[0][1]) if reply else []
 
 
-def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[QueueEvent]:
     return [_event(entry_id.decode(), fields) for entry_id, fields in entries]
 
 
-def _event(entry_id: str, fields: Mapping[bytes, bytes]) -> Event:
-    texts = {text(name): text(value) for name, value in fields.items()}
-    return Event(entry_id, texts.pop("event", ""), texts.pop("id", ""), texts)
+def _event(entry_id: str, fields: Mapping[bytes, bytes]) -> QueueEvent:
+    texts = {to_text(name): to_text(value) for name, value in fields.items()}
+    return QueueEvent(entry_id, texts.pop("event", ""), texts.pop("id", ""), texts)

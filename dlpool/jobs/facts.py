@@ -16,7 +16,7 @@ OLDEST = (6, 2)
 
 
 @dataclass(frozen=True)
-class Warned:
+class ServerWarning:
     """Something that may cost jobs: ``event`` is its name in logs, ``reason`` a sentence."""
 
     event: str
@@ -24,34 +24,34 @@ class Warned:
 
 
 @dataclass(frozen=True)
-class Said:
+class ServerInfo:
     """What a server says: ``INFO``, and when it writes its data to disk; None where it does not tell us."""
 
     info: Mapping[str, Any] | None
     save: str | None = None
 
 
-def ask_server(client: redis.Redis) -> Said:
+def read_server_info(client: redis.Redis) -> ServerInfo:
     """What the server says of itself. Raises QueueRefused if dlpool cannot work with it, or QueueError."""
     info = _asked(client, lambda: client.info())
     if info is None:
-        return Said(None)
-    if reason := unfit(info, is_cluster=cluster_of(client) is not None):
+        return ServerInfo(None)
+    if reason := incompatibility(info, is_cluster=cluster_of(client) is not None):
         raise QueueRefused(reason)
     saving = _asked(client, lambda: client.config_get("save"))
-    return Said(info, None if saving is None else str(saving.get("save", "")))
+    return ServerInfo(info, None if saving is None else str(saving.get("save", "")))
 
 
-def check_server(client: redis.Redis) -> tuple[Warned, ...]:
+def check_server(client: redis.Redis) -> tuple[ServerWarning, ...]:
     """What may cost jobs on this server. Raises QueueRefused if dlpool cannot work with it, or QueueError.
 
     What the server does not let us see (a managed one, an ACL) is taken for good.
     """
-    said = ask_server(client)
+    said = read_server_info(client)
     return () if said.info is None else warnings(said.info, said.save)
 
 
-def unfit(info: Mapping[str, Any], *, is_cluster: bool) -> str:
+def incompatibility(info: Mapping[str, Any], *, is_cluster: bool) -> str:
     """Why dlpool cannot work with a server that says ``info``; '' if it can. Pure."""
     version = str(info.get("redis_version", ""))
     match = re.match(r"(\d+)\.(\d+)", version)
@@ -62,23 +62,23 @@ def unfit(info: Mapping[str, Any], *, is_cluster: bool) -> str:
     return ""
 
 
-def replica_of(info: Mapping[str, Any]) -> str:
+def master_of_replica(info: Mapping[str, Any]) -> str:
     """Return HOST:PORT of the master if the server is a read-only replica, else ''. Pure."""
     if info.get("role") != "slave" or str(info.get("slave_read_only", 1)) == "0":
         return ""
     return f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
 
 
-def warnings(info: Mapping[str, Any], save: str | None) -> tuple[Warned, ...]:
+def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, ...]:
     """What may cost jobs. ``save``: when the server writes its data to disk, '' never, None: not known. Pure."""
     found = []
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory") and policy != "noeviction":
         reason = f"maxmemory-policy is {policy}: when its memory is full, Redis removes jobs; set noeviction"
-        found.append(Warned("redis_may_evict", reason))
+        found.append(ServerWarning("redis_may_evict", reason))
     if save == "" and not info.get("aof_enabled"):
         reason = "neither an append-only file nor save: when Redis ends, all jobs are lost; set appendonly yes"
-        found.append(Warned("redis_not_persistent", reason))
+        found.append(ServerWarning("redis_not_persistent", reason))
     return tuple(found)
 
 

@@ -17,10 +17,10 @@ import redis
 
 from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
-from dlpool.jobs.controls import Controls, records_client
+from dlpool.jobs.controls import JobAdmin, records_client
 from dlpool.jobs.jobview import json_object
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.pushed import moment
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed import parse_time
 from dlpool.redaction import REDACTED
 
 AT_ONCE = 500  # records in one reply of HSCAN, about
@@ -30,7 +30,7 @@ _FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')  # mostly at the end
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureRecord:
     """A failure record. ``raw``: the job as it was pushed, None if the record does not hold one."""
 
     url: bytes
@@ -41,7 +41,7 @@ class Failure:
     job_id: str | None
 
     @classmethod
-    def parse(cls, url: bytes, value: bytes) -> Failure:
+    def parse(cls, url: bytes, value: bytes) -> FailureRecord:
         """Never raises: what is no record has neither job nor message."""
         fields = json_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
@@ -75,19 +75,19 @@ class Failure:
         }
 
 
-class Failures:
+class FailureRecords:
     """The records of one group. Thread-safe, as the client is. Each method raises QueueError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = records_client(client, keys)
         self._keys = keys
-        self._controls = Controls(client, keys)
+        self._controls = JobAdmin(client, keys)
 
-    def all(self) -> Iterator[Failure]:
+    def all(self) -> Iterator[FailureRecord]:
         """The records, in no order, a portion at a time. One that comes meanwhile may be missed."""
-        yield from (Failure.parse(url, value) for url, value in self._scanned())
+        yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
 
-    def page(self, limit: int, after: str | None = None) -> tuple[list[Failure], str | None]:
+    def page(self, limit: int, after: str | None = None) -> tuple[list[FailureRecord], str | None]:
         """The newest ``limit`` records behind the cursor ``after``, and the cursor behind them, or None at the end.
 
         They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``. Raises UsageError.
@@ -96,20 +96,20 @@ class Failures:
         once = _each_once(islice(self._scanned(), MAX_LOOKED))
         keyed = ((_order(url, value), url, value) for url, value in once)
         found = nsmallest(limit + 1, (one for one in keyed if last is None or one[0] > last), key=itemgetter(0))
-        rows = [Failure.parse(url, value) for _, url, value in found[:limit]]
+        rows = [FailureRecord.parse(url, value) for _, url, value in found[:limit]]
         if len(found) <= limit:
             return rows, None
         (age, name), _, _ = found[limit - 1]
         return rows, f"{-age}-{name}"
 
-    def get(self, url: str) -> Failure | None:
+    def get(self, url: str) -> FailureRecord | None:
         """The record of a URL."""
         field = url.encode("utf-8", "surrogateescape")
         with translated(self._client):
             value = self._client.hget(self._keys.failed, field)
-        return None if value is None else Failure.parse(field, value)
+        return None if value is None else FailureRecord.parse(field, value)
 
-    def named(self, record_id: str) -> Failure | None:
+    def by_id(self, record_id: str) -> FailureRecord | None:
         """The record of that id; all are looked through."""
         return next((one for one in self.all() if one.id == record_id), None)
 
@@ -117,19 +117,19 @@ class Failures:
         with translated(self._client):
             yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
 
-    def retry(self, failure: Failure) -> str:
+    def retry(self, failure: FailureRecord) -> str:
         """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is no job in it).
 
         A job that is known by its id goes on under that; any other is pushed anew, as clients do.
         """
         if failure.raw is None:
             return "EMPTY"
-        if failure.job_id and self._controls.control("retry", failure.job_id) == "OK":
+        if failure.job_id and self._controls.execute("retry", failure.job_id) == "OK":
             self.remove(failure)
             return "OK"
         return self._controls.requeue(failure.url, failure.value, failure.raw)
 
-    def remove(self, failure: Failure) -> str:
+    def remove(self, failure: FailureRecord) -> str:
         """Remove the record: OK, or GONE."""
         with translated(self._client):
             return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
@@ -155,7 +155,7 @@ def _order(url: bytes, value: bytes) -> tuple[int, str]:
     found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(value)
     at = 0.0
     with suppress(UsageError):
-        at = moment(found[-1].decode("utf-8", "replace")) if found else 0.0
+        at = parse_time(found[-1].decode("utf-8", "replace")) if found else 0.0
     return -int(max(0.0, at) * 1000), record_id(url)
 
 

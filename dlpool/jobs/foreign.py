@@ -7,20 +7,20 @@ import re
 MOST_MS = 10**16  # of a moment: later ones are none, and cannot be said in a cursor
 
 
-def text(value: bytes | None) -> str:
+def to_text(value: bytes | None) -> str:
     """Return the text of a reply; empty for none, with U+FFFD for bytes that are not UTF-8."""
     return (value or b"").decode("utf-8", "replace")
 
 
-def whole(value: bytes | str | int | None) -> int:
+def to_int(value: bytes | str | int | None) -> int:
     """Return a whole number of up to 18 digits; 0 for whatever is none."""
     if isinstance(value, int):
         return value
-    said = text(value) if isinstance(value, bytes) else value or ""
+    said = to_text(value) if isinstance(value, bytes) else value or ""
     return int(said) if re.fullmatch("-?[0-9]{1,18}", said) else 0
 
 
-def moment_ms(score: float) -> int:
+def to_ms(score: float) -> int:
     """Return the score of a sorted set as a moment (ms since 1970), from 0 to ``MOST_MS``."""
     return int(min(max(score, 0), MOST_MS))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.clock import ahead_ms_of
+from dlpool.jobs.clock import parse_ahead_ms
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import text
+from dlpool.jobs.foreign import to_text
 from dlpool.jobs.jobview import number
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import Views
+from dlpool.jobs.views import QueueViews
 
 SAMPLE_S = 10
 KEPT = 8640  # samples: a day of them
@@ -24,34 +24,34 @@ FIELDS = ("waiting", "running", "rate", "failed")
 Sample = list[int]  # ms since 1970, jobs that wait, jobs that run, bytes a second
 
 
-class History:
+class QueueHistory:
     """Of one queue. Each method raises QueueError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
-        self._views = Views(client, keys)
+        self._views = QueueViews(client, keys)
         self._transitions = Transitions(client, keys)
 
-    def sample(self) -> bool:
+    def record_sample(self) -> bool:
         """Note the figures of now, unless somebody has within the last ten seconds; whether that was done."""
         if not self._transitions.take_turn(self._keys.sampled, SAMPLE_S):
             return False
-        stats = self._views.stats(is_whole=False)
+        stats = self._views.stats(with_failure_records=False)
         failed = stats.days[0].counters.get("failed", 0)
         values = (stats.waiting, stats.running, stats.rate, failed)
-        self._transitions.sample(dict(zip(FIELDS, values, strict=True)), kept=KEPT, ttl_ms=TTL_MS)
+        self._transitions.add_sample(dict(zip(FIELDS, values, strict=True)), kept=KEPT, ttl_ms=TTL_MS)
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
         """The samples since then (ms since 1970), oldest first; of more than ``most`` some, evenly."""
         with translated(self._client):
-            ahead_ms = ahead_ms_of(self._client.hget(self._keys.clock, "ahead"))
+            ahead_ms = parse_ahead_ms(self._client.hget(self._keys.clock, "ahead"))
             entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)
-        return [_sample(entry_id, fields, ahead_ms) for entry_id, fields in thinned(entries, most)]
+        return [_sample(entry_id, fields, ahead_ms) for entry_id, fields in thin(entries, most)]
 
 
-def thinned(entries: list[Any], most: int) -> list[Any]:
+def thin(entries: list[Any], most: int) -> list[Any]:
     """At most ``most`` of them, evenly, always with the first and the last. Pure."""
     count = len(entries)
     if count <= most:
@@ -60,5 +60,5 @@ def thinned(entries: list[Any], most: int) -> list[Any]:
 
 
 def _sample(entry_id: bytes, fields: Mapping[bytes, bytes], ahead_ms: int) -> Sample:
-    values = (number(text(fields.get(name.encode()))) for name in FIELDS[:3])
+    values = (number(to_text(fields.get(name.encode()))) for name in FIELDS[:3])
     return [int(entry_id.partition(b"-")[0]) - ahead_ms, *(int(value or 0) for value in values)]

@@ -41,7 +41,7 @@ class JobView:
     note: Mapping[str, Any] = field(default_factory=dict)
     flag: str | None = None
     leader: str | None = None
-    is_suspect: bool = False
+    is_lease_expired: bool = False
     problem: str | None = None
     asked: PushedJob | None = field(default=None, repr=False)
 
@@ -94,7 +94,7 @@ class JobView:
             "problem": self.problem,
             "flag": self.flag,
             "leader": self.leader,
-            "is_suspect": self.is_suspect,
+            "is_suspect": self.is_lease_expired,
             "size": self.size,
             "created_at": time_text(self.created_at),
             "started_at": time_text(self.started_at),
@@ -109,7 +109,7 @@ def time_text(at: float | None) -> str | None:
     return None if at is None else rfc3339(min(max(at, 0), _LAST_SECOND))
 
 
-def exact_text(at: float) -> str:
+def time_text_ms(at: float) -> str:
     """The same, with milliseconds."""
     ms = round(at * 1000)
     return f"{str(time_text(ms // 1000))[:-1]}.{ms % 1000:03d}Z"

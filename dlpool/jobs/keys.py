@@ -13,7 +13,7 @@ SUCCESS_TTL_S = 86_400
 
 
 @dataclass(frozen=True)
-class Keys:
+class QueueKeys:
     """The keys of one queue; ``group`` is the part that a deployment shares its Redis by, or None."""
 
     group: str | None = None
@@ -55,7 +55,7 @@ class Keys:
         """Sorted set: ids of running jobs by the time (ms) at which their lease passes."""
         return f"{self.prefix}leases"
 
-    def own(self, sid: str) -> str:
+    def held_by(self, sid: str) -> str:
         """Set: ids that a supervisor holds."""
         return f"{self.prefix}own:{sid}"
 
@@ -116,7 +116,7 @@ class Keys:
         """Hash: in a Cluster, records by ticket that clients cannot see yet."""
         return f"{self.prefix}outbox"
 
-    def kinds(self, day: int) -> dict[str, str]:
+    def key_types(self, day: int) -> dict[str, str]:
         """Return the type that each key has that is there once (TYPE of Redis); ``day``: of the counters."""
         zsets = ("delayed", "leases", "supervisors", "done", "dead", "cancelled", "paused", "parked", "holds")
         large = ("large:done", "large:dead", "large:cancelled", "failures")
@@ -147,7 +147,7 @@ class Keys:
         return f"{self.prefix}paused"
 
     @property
-    def parked(self) -> str:
+    def throttled(self) -> str:
         """Sorted set: ids of jobs that wait until their host may be asked, by the time (ms) at which they try again."""
         return f"{self.prefix}parked"
 
@@ -188,6 +188,6 @@ def node_of(sid: str) -> str | None:
     return match[1] if match else None
 
 
-def limit_keys(host: str) -> list[str]:
+def host_slot_keys(host: str) -> list[str]:
     """Of an origin host, shared by all queues of a Redis: its slots, and when the next job may begin there."""
     return [f"dlpool:limit:{{{host}}}", f"dlpool:limit:{{{host}}}:next"]

@@ -10,11 +10,11 @@ from typing import Any
 import redis
 
 from dlpool.errors import UsageError
-from dlpool.jobs.clock import ahead_ms_of
+from dlpool.jobs.clock import parse_ahead_ms
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import is_job_id, moment_ms, text, whole
+from dlpool.jobs.foreign import is_job_id, to_ms, to_text, to_int
 from dlpool.jobs.jobview import JobView
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 
 STATES = ("running", "queued", "delayed", "paused", "failed", "cancelled", "succeeded")  # as they are listed
 MAX_SUPERVISORS = 1000
@@ -33,14 +33,14 @@ Place = tuple[int, str]  # the score of a job in its sorted set, and its id
 
 
 @dataclass(frozen=True)
-class Page:
+class JobPage:
     """Some jobs, and the cursor behind which the list goes on; None at its end."""
 
     jobs: tuple[JobView, ...]
     after: str | None
 
 
-class Listing:
+class JobListing:
     """The lists of one queue. Thread-safe, as the client is.
 
     Running jobs stand as they began, queued ones as they will be taken, delayed ones by when they are due, ended ones
@@ -50,7 +50,7 @@ class Listing:
     may be listed twice, or not.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
         ended = {"failed": keys.dead, "cancelled": keys.cancelled, "succeeded": keys.done}
@@ -62,7 +62,7 @@ class Listing:
             **{state: self._newest(key, state) for state, key in ended.items()},
         }
 
-    def page(self, state: str | None = None, limit: int = 50, after: str | None = None) -> Page:
+    def page(self, state: str | None = None, limit: int = 50, after: str | None = None) -> JobPage:
         """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``. Raises UsageError, QueueError."""
         states = STATES if state is None else (state,)
         begin, place = _read(after, states)
@@ -71,13 +71,13 @@ class Listing:
         with translated(self._client):
             for name in states[states.index(begin) :]:
                 if len(found) >= limit:
-                    return Page(tuple(found), f"{name}.")
+                    return JobPage(tuple(found), f"{name}.")
                 rows, left = self._readers[name](limit - len(found), place)
                 found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
                 if left is not None:
-                    return Page(tuple(found), f"{name}.{left}")
+                    return JobPage(tuple(found), f"{name}.{left}")
                 place = ""
-        return Page(tuple(found), None)
+        return JobPage(tuple(found), None)
 
     def _newest(self, key: str, state: str) -> Callable[[int, str], tuple[list[JobView], str | None]]:
         return lambda limit, place: self._timed(key, state, limit, place, desc=True)
@@ -127,7 +127,7 @@ class Listing:
         """First those that wait for their host, then the others."""
         found: list[JobView] = []
         if not place.startswith("d"):
-            found, left = self._timed(self._keys.parked, "delayed", limit, place[1:])
+            found, left = self._timed(self._keys.throttled, "delayed", limit, place[1:])
             if left is not None:
                 return found, f"p{left}"
             if len(found) >= limit:
@@ -138,12 +138,12 @@ class Listing:
         return found + more, None if left is None else f"d{left}"
 
     def _running(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        names = map(text, self._client.zrange(self._keys.leases, 0, MAX_RUNNING - 1))
+        names = map(to_text, self._client.zrange(self._keys.leases, 0, MAX_RUNNING - 1))
         ids = [name for name in names if is_job_id(name)]
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hget(self._keys.job(job_id), "started")
-        began = [moment_ms(whole(one)) for one in (pipeline.execute() if ids else ())]
+        began = [to_ms(to_int(one)) for one in (pipeline.execute() if ids else ())]
         last = _place(place)
         order = [one for one in sorted(zip(began, ids, strict=True)) if last is None or one > last]
         rows = self._rows([job_id for _, job_id in order[:limit]], "running")
@@ -159,7 +159,7 @@ class Listing:
         found: Rows = []
         for job_id, fields in zip(ids, hashes, strict=True):
             is_there = fields and (at is None or fields.get(b"at", at.encode()) == at.encode())
-            view = JobView.from_hash(job_id, fields, ahead_ms_of(ahead)) if is_there else None
+            view = JobView.from_hash(job_id, fields, parse_ahead_ms(ahead)) if is_there else None
             found.append(view if view is not None and view.state == state else None)
         return found
 
@@ -188,7 +188,7 @@ class Listing:
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
         names = [
-            *(keys.inbox(text(sid)) for sid in sids),
+            *(keys.inbox(to_text(sid)) for sid in sids),
             keys.ready("limited"),
             keys.ready("high"),
             keys.ready("normal"),
@@ -216,7 +216,7 @@ class Listing:
         prefix = self._keys.ready("")
         if not name.startswith(prefix):
             return [JobView.from_raw(raw) for raw in members]
-        return self._rows([text(member) for member in members], "queued", name.removeprefix(prefix))
+        return self._rows([to_text(member) for member in members], "queued", name.removeprefix(prefix))
 
 
 def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
@@ -244,7 +244,7 @@ def _text(place: Place | None, *, desc: bool = False) -> str | None:
 
 
 def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
-    return [(moment_ms(score), text(member)) for member, score in rows]
+    return [(to_ms(score), to_text(member)) for member, score in rows]
 
 
 def _is_first(job_id: str, shown: set[str]) -> bool:

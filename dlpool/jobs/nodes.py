@@ -8,28 +8,28 @@ from typing import Any
 import redis
 
 from dlpool.jobs.jobview import time_text
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.replies import NoSuchNode, NotPossible
-from dlpool.jobs.steering import Steering
+from dlpool.jobs.steering import QueueAdmin
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import Stats, SupervisorView, Views
+from dlpool.jobs.views import QueueStats, SupervisorView, QueueViews
 
-STATES = ("working", "low on space", "halted", "drained", "lost")  # in the order in which they are listed
+NODE_STATES = ("working", "low on space", "halted", "drained", "lost")  # in the order in which they are listed
 FORGET_AFTER_S = 5.0  # after its lease: so long a node may take to come back with Redis
 _LASTING = ("host", "pid", "version", "started_at")  # what is still true of a node that was lost
 
 
-class Nodes:
+class NodeAdmin:
     """Lists and steers the nodes of one queue. Each method raises QueueError, those for one node NoSuchNode."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self._views = Views(client, keys)
-        self._steering = Steering(client, keys)
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+        self._views = QueueViews(client, keys)
+        self._steering = QueueAdmin(client, keys)
         self._transitions = Transitions(client, keys)
 
-    def all(self) -> list[dict[str, Any]]:
+    def list_nodes(self) -> list[dict[str, Any]]:
         """A row for each node that is there, that was lost, or that is drained and away."""
-        return node_rows(self._views.stats(), self._steering.drained())
+        return node_rows(self._views.stats(), self._steering.drained_nodes())
 
     def drain(self, node: str) -> None:
         """Let a node end its jobs, and begin no others."""
@@ -52,18 +52,18 @@ class Nodes:
             raise NotPossible(f"the node {node[:80]!r} is there: it would be listed again at once")
         sids = [one.sid for one in stats.lost if one.node == node]
         # Others have emptied its inbox long ago; if they have not, the order of a few jobs is all that this decides.
-        if not strike_off(self._transitions, sids, grace_s=FORGET_AFTER_S):
+        if not deregister(self._transitions, sids, grace_s=FORGET_AFTER_S):
             raise NotPossible(f"the node {node[:80]!r} was there a moment ago: try again when it stays away")
         self._steering.undrain(node)
 
-    def _known(self, node: str) -> Stats:
+    def _known(self, node: str) -> QueueStats:
         stats = self._views.stats()
-        if node not in {row["node"] for row in node_rows(stats, self._steering.drained())}:
+        if node not in {row["node"] for row in node_rows(stats, self._steering.drained_nodes())}:
             raise NoSuchNode(f"no node {node[:80]!r} is known (dlpool nodes lists them)")
         return stats
 
 
-def strike_off(transitions: Transitions, sids: Sequence[str], *, grace_s: float) -> bool:
+def deregister(transitions: Transitions, sids: Sequence[str], *, grace_s: float) -> bool:
     """Give back what supervisors have that somebody only believes to be gone.
 
     False, and nothing is done, if the lease of one passed less than ``grace_s`` ago, or has not. Raises QueueError.
@@ -71,13 +71,13 @@ def strike_off(transitions: Transitions, sids: Sequence[str], *, grace_s: float)
     keys = transitions.keys
     while sids:
         arguments = [keys.prefix, "", round(grace_s * 1000), "fifo", *sids]
-        [(left, *_)] = transitions.run_many("recover", [([keys.intake], arguments)])
+        [(left, *_)] = transitions.run_script("recover", [([keys.intake], arguments)])
         if left <= 0:
             return bool(left == 0)
     return True
 
 
-def node_rows(stats: Stats, drained: Collection[str]) -> list[dict[str, Any]]:
+def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any]]:
     """What nodes say of themselves, with ``node``, ``state`` and ``is_drained``, in an order that lasts. Pure.
 
     Also those that are drained and away, and those that were lost, with ``seen_at``; a node that is there again is not.
@@ -97,7 +97,7 @@ def node_rows(stats: Stats, drained: Collection[str]) -> list[dict[str, Any]]:
             rows.append(_lost(one, is_drained=one.node in drained))
             listed.add(one.node)
     rows += [{"node": node, "is_drained": True, "state": "drained"} for node in drained if node not in listed]
-    return sorted(rows, key=lambda row: (STATES.index(row["state"]), row["node"] or "", row.get("sid", "")))
+    return sorted(rows, key=lambda row: (NODE_STATES.index(row["state"]), row["node"] or "", row.get("sid", "")))
 
 
 def _state(info: Mapping[str, Any], *, is_drained: bool, is_halted: bool) -> str:

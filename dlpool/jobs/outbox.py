@@ -17,9 +17,9 @@ from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import text, whole
-from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
-from dlpool.jobs.records import Record
+from dlpool.jobs.foreign import to_text, to_int
+from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
+from dlpool.jobs.records import ClientRecord
 from dlpool.jobs.routes import ClusterRoute
 
 AT_ONCE = 64
@@ -39,7 +39,7 @@ class Delivery:
 class Outbox:
     """Of one group. Thread-safe. Each method raises QueueError when the outbox itself is away."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, cluster: ClusterRoute) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys, cluster: ClusterRoute) -> None:
         self._client: Any = client
         self._keys = keys
         self._key = keys.outbox
@@ -59,14 +59,14 @@ class Outbox:
         with translated(self._client):
             members = self._client.hrandfield(self._key, AT_ONCE, withvalues=True) or []
             now_s = queue_time(self._client, self._keys).now_ms // 1000 if members else 0
-        late: list[tuple[str, Record, int]] = []
+        late: list[tuple[str, ClientRecord, int]] = []
         foreign: list[bytes] = []
         for ticket, entry in zip(members[::2], members[1::2], strict=True):
-            record, age_s = _record(entry), now_s - whole(entry.partition(b" ")[0]) // 1000
+            record, age_s = _record(entry), now_s - to_int(entry.partition(b" ")[0]) // 1000
             if record is None:
                 foreign.append(ticket)
             elif age_s >= LATE_S:
-                late.append((text(ticket), record, SUCCESS_TTL_S - age_s))
+                late.append((to_text(ticket), record, SUCCESS_TTL_S - age_s))
         self.drop(foreign)
         return self._write(late, is_late=True)
 
@@ -76,7 +76,7 @@ class Outbox:
             with translated(self._client):
                 self._client.hdel(self._key, *tickets)
 
-    def _write(self, entries: Sequence[tuple[str, Record, int]], *, is_late: bool = False) -> Delivery:
+    def _write(self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False) -> Delivery:
         """Write (ticket, record, seconds to live); what a node does not take now stays, the others' are not kept."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ class Outbox:
                 written.append(ticket)
             except (QueueAway, QueueRefused) as error:
                 away[client] = str(error)
-                self._cluster.forget()
+                self._cluster.invalidate()
                 if client is None:
                     break
             except QueueError as error:
@@ -102,15 +102,15 @@ class Outbox:
 
     def _client_of(self, key: str) -> Any:
         with translated(self._client):
-            return self._cluster.client_of(key)
+            return self._cluster.client_for(key)
 
 
-def entry_of(record: Record) -> bytes:
+def encode_entry(record: ClientRecord) -> bytes:
     """A record as the outbox holds it, after the time (ms) and a space; its text stays byte by byte."""
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 
-def _record(entry: bytes) -> Record | None:
+def _record(entry: bytes) -> ClientRecord | None:
     """The record of an entry; None for what is no entry of ours."""
     head, _, value = entry.partition(b" ")[2].partition(b"\n")
     try:
@@ -118,10 +118,10 @@ def _record(entry: bytes) -> Record | None:
     except (ValueError, TypeError, RecursionError):
         return None
     is_one = isinstance(key, str) and isinstance(field, str | bytes | None)
-    return Record(key, value, field) if is_one else None
+    return ClientRecord(key, value, field) if is_one else None
 
 
-def _set(client: Any, record: Record, ttl_s: int, *, is_late: bool) -> None:
+def _set(client: Any, record: ClientRecord, ttl_s: int, *, is_late: bool) -> None:
     with translated(client):
         if is_late and _is_overtaken(client, record):
             return
@@ -131,7 +131,7 @@ def _set(client: Any, record: Record, ttl_s: int, *, is_late: bool) -> None:
             client.set(record.key, record.value, ex=ttl_s)
 
 
-def _is_overtaken(client: Any, record: Record) -> bool:
+def _is_overtaken(client: Any, record: ClientRecord) -> bool:
     """Whether clients see a record there that is as new already."""
     seen = client.get(record.key) if record.field is None else client.hget(record.key, record.field)
     return seen is not None and _time(seen) >= _time(record.value)

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dlpool.config.owned import Location, Owned, folded, is_under
+from dlpool.config.owned import Location, OwnedPath, folded, is_under
 from dlpool.disk import Identity, identity_of
 
 
 @dataclass(frozen=True)
-class Walk:
+class PathWalk:
     """A path below a root, as it was found. ``identities``: of the root and of each of ``names`` that exists.
 
     ``mode`` and ``links``: of the path itself, 0 if it does not exist. ``is_plain``: no link, no error on the way.
@@ -32,7 +32,7 @@ class Walk:
         return stat.S_ISDIR(self.mode)
 
 
-def walk_down(root: str, names: list[str]) -> Walk:
+def walk_down(root: str, names: list[str]) -> PathWalk:
     """Look at ``root`` and at each of ``names`` below it, up to the first that does not exist, or is a link."""
     identities: list[Identity] = []
     mode = links = 0
@@ -54,24 +54,24 @@ def walk_down(root: str, names: list[str]) -> Walk:
             break
         identities.append(identity_of(found))
         mode, links = found.st_mode, found.st_nlink
-    return Walk(whole, tuple(names), tuple(identities), mode, links, is_plain)
+    return PathWalk(whole, tuple(names), tuple(identities), mode, links, is_plain)
 
 
-class OwnedPlaces:
+class OwnedPathIndex:
     """The places of what dlpool owns, looked at once. Immutable.
 
     A job's path is compared by its name and by the identities that its walk has found anyway; only if these make it
     suspect, both places are looked at again: an inode number may have been given to another file meanwhile.
     """
 
-    def __init__(self, owned: Iterable[Owned]) -> None:
+    def __init__(self, owned: Iterable[OwnedPath]) -> None:
         self._places = [(one, Location.of(one.path)) for one in owned]
-        self._anchors: dict[Identity, list[tuple[tuple[str, ...], Owned]]] = defaultdict(list)
+        self._anchors: dict[Identity, list[tuple[tuple[str, ...], OwnedPath]]] = defaultdict(list)
         for one, place in self._places:
             if place.identities:
                 self._anchors[place.identities[-1]].append((place.rest, one))
 
-    def holder(self, walk: Walk) -> Owned | None:
+    def conflict(self, walk: PathWalk) -> OwnedPath | None:
         """Return what is at the path or holds it; None if a job may write there."""
         path = folded(walk.path)
         suspects = [one for one, place in self._places if is_under(path, place.folded)]
@@ -81,7 +81,7 @@ class OwnedPlaces:
         target = Location.of(walk.path)
         return next((one for one in suspects if Location.of(one.path).holds(target)), None)
 
-    def _suspects(self, walk: Walk) -> Iterator[Owned]:
+    def _suspects(self, walk: PathWalk) -> Iterator[OwnedPath]:
         """Yield what may be meant by another name."""
         if stat.S_ISREG(walk.mode) and walk.links > 1:
             yield from (one for one, _ in self._places)

@@ -16,7 +16,7 @@ from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
 from dlpool.kinds import KIB, parse_size
 from dlpool.transfer.job import Checksum
-from dlpool.transfer.urls import check_header, without_user
+from dlpool.transfer.urls import check_header, split_credentials
 
 MAX_JOB_BYTES = 1024 * 1024
 # As ASCII JSON, which is how a job travels to its worker: together they stay below the 64 KiB of a frame.
@@ -97,17 +97,17 @@ class PushedJob:
             raise BadJob(f"the job cannot be run: {error}", url) from error
 
 
-def checked(raw: bytes) -> PushedJob:
+def parse_valid_job(raw: bytes) -> PushedJob:
     """The job of a text. Raises UsageError for one that the service would refuse."""
     try:
         job = PushedJob.parse(raw)
     except BadJob as error:
         raise UsageError(str(error.__cause__)) from error
-    without_user(job.url)
+    split_credentials(job.url)
     return job
 
 
-def compose(url: str, save_path: str, **own: Any) -> bytes:
+def compose_job(url: str, save_path: str, **own: Any) -> bytes:
     """The text of a job, with those of dlpool's own fields that are not None. Raises UsageError."""
     given = {name: value for name, value in own.items() if value is not None}
     job: dict[str, Any] = {"url": url, "save_path": save_path}
@@ -173,7 +173,7 @@ def _id(value: object) -> str:
     return value
 
 
-def priority_name(value: object) -> str:
+def parse_priority(value: object) -> str:
     """high, normal or low, also from an integer. Raises UsageError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return "high" if value < 0 else "low" if value > 0 else "normal"
@@ -182,7 +182,7 @@ def priority_name(value: object) -> str:
     return str(value)
 
 
-def moment(value: object) -> float:
+def parse_time(value: object) -> float:
     """Seconds since 1970, from RFC 3339 or epoch seconds. Raises UsageError."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
         return float(value)
@@ -256,8 +256,8 @@ def _rate(value: object) -> int:
 
 _CHECKS = {
     "id": _id,
-    "priority": priority_name,
-    "not_before": moment,
+    "priority": parse_priority,
+    "not_before": parse_time,
     "max_attempts": _attempts,
     "checksum": _checksum,
     "headers": _headers,

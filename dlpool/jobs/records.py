@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed import PushedJob
 
 CANCELLED = "the job was cancelled"  # the message of its record; control.lua notes the same
@@ -16,7 +16,7 @@ _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
-class Record:
+class ClientRecord:
     """A record that clients see: its key, its text, and its field in a hash, or None for a string that expires."""
 
     key: str
@@ -24,7 +24,7 @@ class Record:
     field: str | None = None
 
 
-def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: float) -> Record:
+def success_record(keys: QueueKeys, job: PushedJob, size: int, seconds: float, at: float) -> ClientRecord:
     """``size`` in bytes, ``seconds`` of work, ``at`` in seconds since 1970."""
     value = {
         "url": job.url,
@@ -33,14 +33,14 @@ def success_record(keys: Keys, job: PushedJob, size: int, seconds: float, at: fl
         "duration": float(seconds),
         "finished_at": rfc3339(at),
     }
-    return Record(keys.success(job.url), _to_json(value).encode())
+    return ClientRecord(keys.success(job.url), _to_json(value).encode())
 
 
-def failure_record(keys: Keys, url: str, raw: bytes, message: str, at: float) -> Record:
+def failure_record(keys: QueueKeys, url: str, raw: bytes, message: str, at: float) -> ClientRecord:
     """The job stands in it as it was pushed, byte by byte."""
     text = json.dumps(message).encode()
     value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (raw, text, rfc3339(at).encode())
-    return Record(keys.failed, value, url)
+    return ClientRecord(keys.failed, value, url)
 
 
 def rfc3339(at: float | None = None) -> str:

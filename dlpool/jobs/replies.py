@@ -20,15 +20,15 @@ class NoSuchNode(DlpoolError, label="no_such_node"):
     """No node of that id is there, nor known of."""
 
 
-def unknown_job(job_id: str) -> NoSuchJob:
+def unknown_job_error(job_id: str) -> NoSuchJob:
     """What to raise for a job that Redis does not know."""
     return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
 
 
-def problem_of(verb: str, name: str, reply: str) -> DlpoolError | None:
+def error_of_reply(verb: str, name: str, reply: str) -> DlpoolError | None:
     """What to raise for the answer to ``verb`` on the job or record ``name``; None if it is done."""
     if reply in DONE:
         return None
     if reply == "NONE":
-        return unknown_job(name)
+        return unknown_job_error(name)
     return NotPossible(f"cannot {verb} {name}: {CANNOT.get(reply) or f'it is {reply}'}")

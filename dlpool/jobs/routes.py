@@ -27,7 +27,7 @@ _ELSEWHERE = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
 _REFUSED = (errors.AuthenticationError, errors.AuthorizationError)  # redis-py counts them as connection errors
 
 
-class Route(Protocol):
+class ServerRoute(Protocol):
     """Knows where a server is now; its text says so for messages. Thread-safe."""
 
     def find(self) -> Host:
@@ -66,7 +66,7 @@ class AutoConnection(Connection):
 class RoutedConnection(Connection):
     """A connection over TCP to whatever server its route finds."""
 
-    def __init__(self, *, route: Route, **options: Any) -> None:
+    def __init__(self, *, route: ServerRoute, **options: Any) -> None:
         self._route = route
         super().__init__(**options)  # type: ignore[no-untyped-call]
 
@@ -119,7 +119,7 @@ class Dialer:
                 continue
             if answer:
                 return host, answer
-        raise errors.ConnectionError(f"none of {shown(hosts)} says where it is: {last}")
+        raise errors.ConnectionError(f"none of {format_hosts(hosts)} says where it is: {last}")
 
 
 class SentinelRoute:
@@ -131,7 +131,7 @@ class SentinelRoute:
         self._dialer = dialer
 
     def __str__(self) -> str:
-        return f"{self._service} of the Sentinels {shown(self._sentinels)}"
+        return f"{self._service} of the Sentinels {format_hosts(self._sentinels)}"
 
     def find(self) -> Host:
         """The master's host and port. Raises redis-py's errors."""
@@ -155,19 +155,19 @@ class ClusterRoute:
         self._owners: tuple[tuple[int, int, Host], ...] = ()
 
     def __str__(self) -> str:
-        return f"the Cluster of {shown(self._seeds)}"
+        return f"the Cluster of {format_hosts(self._seeds)}"
 
     def find(self) -> Host:
         """The host and port of the node that has the key's slot now. Raises redis-py's errors."""
         return self._owner(self._look(), self._key)
 
-    def client_of(self, key: str) -> Any:
+    def client_for(self, key: str) -> Any:
         """A client of the node that has the slot of ``key``, by the map as it was last. Raises redis-py's errors."""
         with self._lock:
             owners = self._owners
         return self._dialer.client(self._owner(owners or self._look(), key))
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The map is wrong: the next call looks."""
         with self._lock:
             self._owners = ()
@@ -177,7 +177,7 @@ class ClusterRoute:
         for first, last, host in owners:
             if first <= slot <= last:
                 return host
-        self.forget()
+        self.invalidate()
         raise errors.ClusterDownError(f"no node has slot {slot}")
 
     def _look(self) -> tuple[tuple[int, int, Host], ...]:
@@ -192,7 +192,7 @@ class ClusterRoute:
         return owners
 
 
-def shown(hosts: Sequence[Host]) -> str:
+def format_hosts(hosts: Sequence[Host]) -> str:
     """Hosts and ports for messages."""
     return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
 

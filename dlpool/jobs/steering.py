@@ -8,22 +8,22 @@ import redis
 
 from dlpool.jobs.clock import queue_time
 from dlpool.jobs.connection import translated
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.foreign import text
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.foreign import to_text
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.views import SupervisorView
 
 AT_ONCE = 1000
 LOOK_TTL_MS = 60_000
 
 
-class Steering:
+class QueueAdmin:
     """The switches of one queue. They stay until they are turned back, whoever restarts."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
-        self._controls = Controls(client, keys)
+        self._controls = JobAdmin(client, keys)
 
     def pause(self) -> bool:
         """Let nobody begin another job; running ones go on. Returns False if that was so already."""
@@ -36,10 +36,10 @@ class Steering:
             self._client.delete(self._keys.halted)
         self._wake()
 
-    def drained(self) -> set[str]:
+    def drained_nodes(self) -> set[str]:
         """The nodes that get no new jobs."""
         with translated(self._client):
-            return {text(node) for node in self._client.smembers(self._keys.drained)}
+            return {to_text(node) for node in self._client.smembers(self._keys.drained)}
 
     def drain(self, node: str) -> None:
         """Let a node end its jobs, and begin no others."""
@@ -53,17 +53,17 @@ class Steering:
         self._wake()
         return was_drained
 
-    def forget(self, key: str) -> int:
+    def forget_ended(self, key: str) -> int:
         """Remove the remembered jobs of ``keys.done``, ``keys.dead`` or ``keys.cancelled``; returns how many."""
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, AT_ONCE - 1):
-                replies = [self._controls.control("remove", text(job_id)) for job_id in ids]
+                replies = [self._controls.execute("remove", to_text(job_id)) for job_id in ids]
                 self._client.zrem(key, *ids)  # of what runs again, or is not known any more
                 count += replies.count("OK")
         return count
 
-    def look(self, supervisors: tuple[SupervisorView, ...]) -> None:
+    def request_status(self, supervisors: tuple[SupervisorView, ...]) -> None:
         """Ask supervisors to say now how far they are."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)

@@ -10,9 +10,9 @@ import redis
 
 from dlpool.jobs.audit import KINDS
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.foreign import text, whole
-from dlpool.jobs.jobview import exact_text
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.foreign import to_text, to_int
+from dlpool.jobs.jobview import time_text_ms
+from dlpool.jobs.keys import QueueKeys
 
 PAGE = 500  # events a round trip
 MOST_READ = 1_000_000  # events that one listing looks at
@@ -28,17 +28,17 @@ class AuditEvent:
     @property
     def at(self) -> str:
         """When, as RFC 3339 with milliseconds, by the clock of Redis."""
-        return exact_text(int(self.id.partition("-")[0]) / 1000)
+        return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     def as_json(self) -> dict[str, Any]:
         """The event as an object: ``id``, ``at``, and the fields, ``count`` as a number."""
         shown: dict[str, Any] = {"id": self.id, "at": self.at, **self.fields}
         count = self.fields.get("count", "")
-        return shown | ({"count": whole(count)} if whole(count) > 0 else {})
+        return shown | ({"count": to_int(count)} if to_int(count) > 0 else {})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AuditFilter:
     """Which events are asked for; None is any. ``action`` may be a kind: ``job`` stands for all actions on jobs.
 
     ``since``: seconds since 1970.
@@ -49,7 +49,7 @@ class Wanted:
     object: str | None = None
     since: float | None = None
 
-    def fits(self, event: AuditEvent) -> bool:
+    def matches(self, event: AuditEvent) -> bool:
         """Return whether the event is asked for, whatever its time."""
         action = event.fields.get("action", "")
         named = action.partition(".")[0] if self.action in KINDS else action
@@ -64,7 +64,7 @@ class Wanted:
 class AuditWriter:
     """Adds events to the stream, which keeps about ``kept`` of them. Thread-safe."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, kept: int) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys, kept: int) -> None:
         self._client: Any = client
         self._key = keys.audit
         self._kept = kept
@@ -78,24 +78,24 @@ class AuditWriter:
             pipeline.execute()
 
 
-class AuditTrail:
+class AuditReader:
     """Reads the stream of one queue. Each method raises QueueError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.audit
 
-    def last(self, count: int, wanted: Wanted) -> list[AuditEvent]:
+    def last(self, count: int, wanted: AuditFilter) -> list[AuditEvent]:
         """The newest ``count`` that are wanted, oldest first."""
         found: list[AuditEvent] = []
         for event in self._newest_first("-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))):
-            if wanted.fits(event):
+            if wanted.matches(event):
                 found.append(event)
                 if len(found) == count:
                     break
         return found[::-1]
 
-    def newest(self) -> str:
+    def newest_id(self) -> str:
         """The place of the newest event; ``0-0`` where there is none."""
         with translated(self._client):
             found = self._client.xrevrange(self._key, count=1)
@@ -119,5 +119,5 @@ class AuditTrail:
 
 
 def _event(entry_id: bytes, fields: Mapping[bytes, bytes]) -> AuditEvent:
-    texts = {text(name): text(value) for name, value in fields.items()}
+    texts = {to_text(name): to_text(value) for name, value in fields.items()}
     return AuditEvent(entry_id.decode(), texts)

@@ -20,27 +20,27 @@ import redis
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.connection import cluster_of, translated
-from dlpool.jobs.foreign import moment_ms, text, whole
-from dlpool.jobs.keys import SUCCESS_TTL_S, Keys
-from dlpool.jobs.outbox import Outbox, entry_of
+from dlpool.jobs.foreign import to_ms, to_text, to_int
+from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
+from dlpool.jobs.outbox import Outbox, encode_entry
 from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
-from dlpool.jobs.records import Record
+from dlpool.jobs.records import ClientRecord
 from dlpool.kinds import DAY_S
 
 
 @dataclass(frozen=True)
-class Ticket:
+class JobLease:
     """The right to work on a job: its id, and the fence that the claim raised."""
 
-    id: str
+    job_id: str
     fence: int
 
     def __str__(self) -> str:
-        return f"{self.id}.{self.fence}"
+        return f"{self.job_id}.{self.fence}"
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedJob:
     """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may be cut.
 
     ``flag``: cancel or pause, when an operator has asked for that. ``is_paid``: its start at its host is reserved.
@@ -48,7 +48,7 @@ class Claimed:
     often it has given its slot to others.
     """
 
-    ticket: Ticket
+    lease: JobLease
     raw: bytes = field(repr=False)
     size: int
     attempts: int
@@ -57,13 +57,13 @@ class Claimed:
     created_ms: int
     priority: str
     flag: str | None = None
-    is_paid: bool = False
-    claim: str = ""
+    is_start_reserved: bool = False
+    claim_id: str = ""
     yields: int = 0
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimResult:
     """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None if none waits.
 
     ``is_paused``: there will be no new jobs until an operator says so. ``is_full``: nor while so many are parked.
@@ -71,49 +71,49 @@ class Claim:
     looked at and passed over, as their hosts have their part.
     """
 
-    jobs: tuple[Claimed, ...]
+    jobs: tuple[ClaimedJob, ...]
     next_due_s: float | None
     is_paused: bool = False
-    is_full: bool = False
-    is_alone: bool = False
-    passed: int = 0
+    is_throttle_full: bool = False
+    is_share_exceeded: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
-class HostParts:
+class HostSlotShares:
     """How slots are shared out while jobs of several hosts wait: ``most`` to one host, which has ``held`` of them.
 
     ``slow`` hosts have ``slow_held`` of them, and get ``slow_most`` together. A host is named as in URLs: in lower
     case, with its port, if that is given.
     """
 
-    most: int
+    limit: int
     held: Mapping[str, int]
     slow: tuple[str, ...] = ()
-    slow_most: int = 0
+    slow_limit: int = 0
     slow_held: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """What the claim is told of it."""
         if not self.slow:
             return {"held": self.held}
-        return {"held": self.held, "slow": self.slow, "slow_most": self.slow_most, "slow_held": self.slow_held}
+        return {"held": self.held, "slow": self.slow, "slow_most": self.slow_limit, "slow_held": self.slow_held}
 
 
 @dataclass(frozen=True)
-class Beat:
+class HeartbeatResult:
     """What a beat brought: how many jobs are ours that we did not name, and for each named one OK, LOST or a flag.
 
     ``holds``: hosts that nobody may ask, and for how many seconds.
     """
 
-    strays: int
-    verdicts: tuple[str, ...]
-    holds: tuple[tuple[str, float], ...] = ()
+    orphans: int
+    replies: tuple[str, ...]
+    held_hosts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
-class Finish:
+class FinishRequest:
     """How a job leaves its supervisor.
 
     ``outcome``: success, failed, cancelled, retry, release, yield, pause, park, crash, follow. ``note`` says why.
@@ -122,38 +122,38 @@ class Finish:
     ``priority``: to go on with, at its back. ``digest``: with follow, what equal jobs share. ``trace_id``: for the log.
     """
 
-    ticket: Ticket
-    outcome: str
-    record: Record | None = None
+    lease: JobLease
+    disposition: str
+    record: ClientRecord | None = None
     note: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0
     priority: str = ""
     digest: str = ""
     host: str = ""
-    is_paid: bool = False
-    is_for_slot: bool = False
+    is_start_reserved: bool = False
+    waits_for_slot: bool = False
     trace_id: str = ""
 
 
 @dataclass(frozen=True)
-class Recovery:
+class RecoveryResult:
     """Jobs that became suspect, and those that were given back."""
 
-    suspects: int
-    given_back: tuple[str, ...]
+    expired: int
+    requeued: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Oldest:
+class OldestWaiting:
     """What waits longest.
 
     ``length`` of the intake; ``mark`` tells its oldest job from others, empty if there is none. ``ready_s``: how long
     the longest waits of those that are next in the ready lists.
     """
 
-    length: int
-    mark: str
-    ready_s: float
+    backlog: int
+    fingerprint: str
+    ready_age_s: float
 
 
 def new_id() -> str:
@@ -191,7 +191,7 @@ class Transitions:
     """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, timed: Callable[[str, float], None] = lambda _name, _seconds: None
+        self, client: redis.Redis, keys: QueueKeys, timed: Callable[[str, float], None] = lambda _name, _seconds: None
     ) -> None:
         """``timed`` hears how long each call took that was answered."""
         self.client = client
@@ -217,19 +217,19 @@ class Transitions:
             ]
             for job, job_id in jobs
         ]
-        return [text(reply) for reply in self.run_many("push", [([self.keys.intake], call) for call in calls])]
+        return [to_text(reply) for reply in self.run_script("push", [([self.keys.intake], call) for call in calls])]
 
     def claim(
         self,
         sid: str,
-        known: Sequence[Ticket] | None,
+        known: Sequence[JobLease] | None,
         slots: int,
         *,
         lease_s: float,
         order: str,
-        most_parked: int = 1000,
-        parts: HostParts | None = None,
-    ) -> Claim | None:
+        max_throttled: int = 1000,
+        shares: HostSlotShares | None = None,
+    ) -> ClaimResult | None:
         """Jobs for ``slots`` free slots, after those that are ours already and not ``known``; None: only new ones.
 
         What a call has claimed whose reply was lost comes with the next one that says what is known. Returns
@@ -248,9 +248,9 @@ class Transitions:
                 slots,
                 MAX_JOB_BYTES,
                 -1 if known is None else len(known),
-                most_parked,
-                parts.most if parts else 0,
-                jsontext.dumps(parts.as_json() if parts else {}),
+                max_throttled,
+                shares.limit if shares else 0,
+                jsontext.dumps(shares.as_json() if shares else {}),
                 *map(str, known or ()),
                 *fresh,
             ],
@@ -259,30 +259,30 @@ class Transitions:
             return None
         due_ms, gate, alone, passed, *rows = reply
         next_due_s = None if due_ms < 0 else due_ms / 1000
-        return Claim(
+        return ClaimResult(
             tuple(_claimed(row) for row in rows), next_due_s, gate == b"paused", gate == b"full", bool(alone), passed
         )
 
-    def beat(
+    def heartbeat(
         self,
         sid: str,
-        jobs: Sequence[tuple[Ticket, str]],
+        jobs: Sequence[tuple[JobLease, str]],
         *,
         lease_s: float,
         info: dict[str, Any] | None = None,
-    ) -> Beat:
+    ) -> HeartbeatResult:
         """Renew the leases of ``jobs`` (with their progress, JSON or empty); with ``info`` also the registration.
 
         Without ``info`` it is the question whether the fences still stand.
         """
         arguments: list[Any] = [self.keys.prefix, sid, _ms(lease_s), jsontext.dumps(info) if info is not None else ""]
         for ticket, progress in jobs:
-            arguments += [ticket.id, ticket.fence, progress]
+            arguments += [ticket.job_id, ticket.fence, progress]
         strays, held, *verdicts = self._run("beat", arguments)
-        holds = tuple((text(host), moment_ms(whole(ms)) / 1000) for host, ms in zip(held[::2], held[1::2], strict=True))
-        return Beat(int(strays), tuple(map(text, verdicts)), holds)
+        holds = tuple((to_text(host), to_ms(to_int(ms)) / 1000) for host, ms in zip(held[::2], held[1::2], strict=True))
+        return HeartbeatResult(int(strays), tuple(map(to_text, verdicts)), holds)
 
-    def hold(self, host: str, seconds: float) -> None:
+    def hold_host(self, host: str, seconds: float) -> None:
         """Have no supervisor ask ``host`` for that long; all hear of it at once."""
         self._run("hold", [self.keys.prefix, host, _ms(seconds)])
 
@@ -291,87 +291,87 @@ class Transitions:
         reply = self._run("turn", [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)])
         return reply is not None
 
-    def sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
+    def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
         """Add a sample to the history, which keeps the last ``kept`` samples, for ``ttl_ms`` after the last one."""
         pairs = [text for pair in figures.items() for text in pair]
         self._run("sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 
-    def oldest(self) -> Oldest:
+    def oldest_waiting(self) -> OldestWaiting:
         """What waits longest, for figures."""
         length, mark, waited_ms = self._run("oldest", [self.keys.prefix])
-        return Oldest(int(length), text(mark), max(0, int(waited_ms)) / 1000)
+        return OldestWaiting(int(length), to_text(mark), max(0, int(waited_ms)) / 1000)
 
-    def waiting(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
+    def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
         """How many jobs of which hosts wait for a slot; of each list the next and the last ``most`` are looked at.
 
         Hosts as in ``HostParts``; '' is that of jobs whose text does not tell it. Empty while ``sid`` is to take none.
         """
         found = self._run("waiting", [self.keys.prefix, sid, order, most])
-        return {text(host): int(count) for host, count in zip(found[::2], found[1::2], strict=True)}
+        return {to_text(host): int(count) for host, count in zip(found[::2], found[1::2], strict=True)}
 
-    def finish(self, sid: str, endings: Sequence[Finish]) -> list[str]:
+    def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
         """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or LEADS for each in turn."""
-        return [text(reply) for reply in self.run_many("finish", [self._ending(sid, one) for one in endings])]
+        return [to_text(reply) for reply in self.run_script("finish", [self._ending(sid, one) for one in requests])]
 
-    def recover(self, sid: str, *, grace_s: float, order: str) -> Recovery:
+    def recover(self, sid: str, *, grace_s: float, order: str) -> RecoveryResult:
         """Look for leases that have passed; by one supervisor at a time, another's call does nothing."""
         return _recovery(self._run("recover", [self.keys.prefix, sid, _ms(grace_s), order]))
 
-    def take_back(self, sid: str, gone: Sequence[str], *, order: str) -> list[str]:
+    def requeue_jobs_of(self, sid: str, gone: Sequence[str], *, order: str) -> list[str]:
         """Give back at once all jobs of supervisors that are known to be gone; their ids."""
         given_back: list[str] = []
         while gone:
             left, *found = self._run("recover", [self.keys.prefix, sid, 0, order, *gone])
-            given_back += map(text, found)
+            given_back += map(to_text, found)
             if not left:
                 break
         return given_back
 
     def check_keys(self, cause: QueueError | None = None) -> None:
         """Raise QueueUnusable if a key of the queue is of another type, as another program left it."""
-        kinds = self.keys.kinds(int(time.time() // DAY_S))
+        kinds = self.keys.key_types(int(time.time() // DAY_S))
         with translated(self.client):
             pipeline = self.client.pipeline(transaction=False)
             for key in kinds:
                 pipeline.type(key)
-            found = [text(kind) for kind in pipeline.execute()]
+            found = [to_text(kind) for kind in pipeline.execute()]
         for (key, wanted), kind in zip(kinds.items(), found, strict=True):
             if kind not in (wanted, "none"):
-                raise unusable(f"its key {key} is a {kind}, not a {wanted}") from cause
+                raise unusable_error(f"its key {key} is a {kind}, not a {wanted}") from cause
 
-    def _ending(self, sid: str, ending: Finish) -> tuple[list[str], list[Any]]:
+    def _ending(self, sid: str, ending: FinishRequest) -> tuple[list[str], list[Any]]:
         key, *visible = self._visible(ending)
         note = jsontext.dumps(ending.note) if ending.note else ""
         return [self.keys.intake, key], [
             self.keys.prefix,
             sid,
-            ending.ticket.id,
-            ending.ticket.fence,
-            ending.outcome,
+            ending.lease.job_id,
+            ending.lease.fence,
+            ending.disposition,
             _ms(ending.delay_s),
             note,
             ending.priority,
             ending.digest,
             *visible,
             ending.host,
-            int(ending.is_paid),
-            int(ending.is_for_slot),
+            int(ending.is_start_reserved),
+            int(ending.waits_for_slot),
         ]
 
-    def _visible(self, ending: Finish) -> list[Any]:
+    def _visible(self, ending: FinishRequest) -> list[Any]:
         """Where the record goes: key, kind, time to live, field, value."""
         record = ending.record
         if record is None:
             return [self.keys.intake, "", 0, "", ""]
         if self.outbox is not None:
-            return [self.keys.outbox, "outbox", 0, str(ending.ticket), entry_of(record)]
+            return [self.keys.outbox, "outbox", 0, str(ending.lease), encode_entry(record)]
         kind = "string" if record.field is None else "hash"
         return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
 
     def _run(self, name: str, arguments: Sequence[Any]) -> Any:
-        return self.run_many(name, [([self.keys.intake], arguments)])[0]
+        return self.run_script(name, [([self.keys.intake], arguments)])[0]
 
-    def run_many(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]], client: Any = None) -> list[Any]:
+    def run_script(self, name: str, calls: Sequence[tuple[list[str], Sequence[Any]]], client: Any = None) -> list[Any]:
         """The script once for each of ``calls`` (keys and arguments), in one round trip; loaded if need be.
 
         ``client``: of the node of a Cluster that has these keys, if they are not the queue's.
@@ -394,7 +394,7 @@ class Transitions:
         return replies
 
 
-def unusable(reason: str) -> QueueUnusable:
+def unusable_error(reason: str) -> QueueUnusable:
     """Return the error that a key with foreign content is."""
     return QueueUnusable(f"Redis cannot be used: {reason}: another program wrote it; rename or delete it")
 
@@ -413,29 +413,29 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _claimed(row: Sequence[Any]) -> Claimed:
+def _claimed(row: Sequence[Any]) -> ClaimedJob:
     job_id, fence, raw, size, attempts, crashes, takeovers, created, priority, flag, paid, claim, yields = row
-    return Claimed(
-        Ticket(text(job_id), _count(fence)),
+    return ClaimedJob(
+        JobLease(to_text(job_id), _count(fence)),
         raw or b"",
         _count(size),
         _count(attempts),
         _count(crashes),
         _count(takeovers),
         _count(created),
-        text(priority or b"normal"),
-        text(flag) if flag else None,
+        to_text(priority or b"normal"),
+        to_text(flag) if flag else None,
         bool(paid),
-        text(claim),
+        to_text(claim),
         _count(yields),
     )
 
 
 def _count(value: bytes | int | None) -> int:
     """Return a count from Redis; 0 for what is none."""
-    return max(0, whole(value))
+    return max(0, to_int(value))
 
 
-def _recovery(reply: Sequence[Any]) -> Recovery:
+def _recovery(reply: Sequence[Any]) -> RecoveryResult:
     suspects, *ids = reply
-    return Recovery(int(suspects), tuple(map(text, ids)))
+    return RecoveryResult(int(suspects), tuple(map(to_text, ids)))

@@ -11,15 +11,15 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.clock import QueueTime, ahead_ms_of, queue_time
+from dlpool.jobs.clock import QueueTime, parse_ahead_ms, queue_time
 from dlpool.jobs.connection import translated
 from dlpool.jobs.controls import records_client
-from dlpool.jobs.foreign import moment_ms, text, whole
+from dlpool.jobs.foreign import to_ms, to_text, to_int
 from dlpool.jobs.jobview import JobView, json_object, number, time_text
-from dlpool.jobs.keys import READY, Keys, node_of
-from dlpool.jobs.listing import AT_ONCE, MAX_SUPERVISORS, Listing, Page
+from dlpool.jobs.keys import READY, QueueKeys, node_of
+from dlpool.jobs.listing import AT_ONCE, MAX_SUPERVISORS, JobListing, JobPage
 from dlpool.jobs.records import rfc3339
-from dlpool.jobs.replies import unknown_job
+from dlpool.jobs.replies import unknown_job_error
 
 DAYS = 7
 DAY_S = 86_400
@@ -60,7 +60,7 @@ class DayView:
 
 
 @dataclass(frozen=True)
-class Stats:
+class QueueStats:
     """The queue in figures.
 
     ``now``: by the clock of Redis, seconds since 1970. ``backlog``: in the list that clients push to. ``reserved``: in
@@ -87,7 +87,7 @@ class Stats:
     days: tuple[DayView, ...]
     is_halted: bool = False
     halted_at: float | None = None
-    parked: int = 0
+    throttled: int = 0
     waiting_hosts: Mapping[str, int] = field(default_factory=dict)
     held_hosts: Mapping[str, float] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ class Stats:
         rates = (one.info.get("rate") for one in self.supervisors)
         return sum(rate for rate in rates if isinstance(rate, int))
 
-    def figures(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """All that is one number, by its name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
@@ -111,7 +111,7 @@ class Stats:
             "reserved": self.reserved,
             **ready,
             "delayed": self.delayed,
-            "parked": self.parked,
+            "parked": self.throttled,
             "paused": self.paused,
             "running": self.running,
             "succeeded": self.succeeded,
@@ -122,7 +122,7 @@ class Stats:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            **self.figures(),
+            **self.counts(),
             "is_halted": self.is_halted,
             "halted_at": time_text(self.halted_at),
             "waiting_hosts": dict(self.waiting_hosts),
@@ -135,13 +135,13 @@ class Stats:
 MAX_EMPTY = 8  # pages of places that jobs have left, after which a look gives up
 
 
-class Views:
+class QueueViews:
     """Looks at the queue of one group. Thread-safe, as the client is. Each method raises QueueError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
-        self.listing = Listing(client, keys)
+        self.listing = JobListing(client, keys)
 
     def __repr__(self) -> str:
         return f"<Views of {self._keys.intake}>"
@@ -149,7 +149,7 @@ class Views:
     def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
         """The first ``limit`` jobs of a state, or of all, running ones first; see Listing for their order."""
         found: list[JobView] = []
-        page, rounds = Page((), None), 0
+        page, rounds = JobPage((), None), 0
         while len(found) < limit and rounds < MAX_EMPTY + len(found):
             page = self.listing.page(state, min(limit - len(found), AT_ONCE), page.after)
             found += page.jobs
@@ -166,10 +166,10 @@ class Views:
                 pipeline = self._client.pipeline(transaction=False)
                 fields, ahead = pipeline.hgetall(self._keys.job(job_id)).hget(self._keys.clock, "ahead").execute()
         if not fields:
-            raise unknown_job(job_id)
-        return JobView.from_hash(job_id, fields, ahead_ms_of(ahead))
+            raise unknown_job_error(job_id)
+        return JobView.from_hash(job_id, fields, parse_ahead_ms(ahead))
 
-    def stats(self, *, is_whole: bool = True) -> Stats:
+    def stats(self, *, with_failure_records: bool = True) -> QueueStats:
         """The figures of now, by the clock of Redis, and the counters of the last days.
 
         ``is_whole``: also the number of failure records, for which another node of a Cluster may be asked.
@@ -188,16 +188,16 @@ class Views:
             for day in days:
                 pipeline.hgetall(keys.stats(day))
             backlog, delayed, paused, running, succeeded, failed, cancelled, halted, stale, *rest = pipeline.execute()
-            records = records_client(self._client, keys).hlen(keys.failed) if is_whole else 0
+            records = records_client(self._client, keys).hlen(keys.failed) if with_failure_records else 0
             reserved, supervisors, lost = self._supervisors(time)
             parked, waiting_hosts, held_hosts = self._hosts(time.now_ms)
         ready, counted = rest[: len(READY)], rest[len(READY) :]
         places = zip(READY, ready, stale, strict=True)
-        return Stats(
+        return QueueStats(
             time.clock_ms / 1000,
             backlog,
             reserved,
-            {name: max(0, length - whole(old)) for name, length, old in places},
+            {name: max(0, length - to_int(old)) for name, length, old in places},
             delayed,
             paused,
             running,
@@ -210,7 +210,7 @@ class Views:
             tuple(_day(day, counters) for day, counters in zip(days, counted, strict=True)),
             is_halted=halted is not None,
             halted_at=_since(halted, time),
-            parked=parked,
+            throttled=parked,
             waiting_hosts=waiting_hosts,
             held_hosts=held_hosts,
         )
@@ -219,26 +219,26 @@ class Views:
         """How many jobs are parked, for which hosts, and which hosts are held for how long."""
         keys = self._keys
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.zcard(keys.parked).zrange(keys.parked, 0, MAX_PARKED - 1)
+        pipeline.zcard(keys.throttled).zrange(keys.throttled, 0, MAX_PARKED - 1)
         pipeline.zrange(keys.holds, now_ms, "+inf", byscore=True, withscores=True)
         parked, ids, holds = pipeline.execute()
         for job_id in ids:
-            pipeline.hget(keys.job(text(job_id)), "host")
-        waiting = Counter(text(host) for host in (pipeline.execute() if ids else ()) if host)
-        held = {text(host): round((moment_ms(until) - now_ms) / 1000, 3) for host, until in holds}
+            pipeline.hget(keys.job(to_text(job_id)), "host")
+        waiting = Counter(to_text(host) for host in (pipeline.execute() if ids else ()) if host)
+        held = {to_text(host): round((to_ms(until) - now_ms) / 1000, 3) for host, until in holds}
         return parked, dict(waiting.most_common()), held
 
     def _supervisors(self, time: QueueTime) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
         """How many jobs they have reserved, those that live, and those that have fallen silent within a day."""
         rows = self._client.zrange(self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True)
-        sids = [(text(sid), (moment_ms(passes_ms) - time.ahead_ms) / 1000) for sid, passes_ms in rows]
+        sids = [(to_text(sid), (to_ms(passes_ms) - time.ahead_ms) / 1000) for sid, passes_ms in rows]
         pipeline = self._client.pipeline(transaction=False)
         for sid, _ in sids:
             pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
         replies = pipeline.execute() if sids else []
         living, lost, now_s = [], [], time.clock_ms / 1000
         for (sid, passes_at), said in zip(sids, replies[1::2], strict=True):
-            info = json_object(text(said))
+            info = json_object(to_text(said))
             if passes_at > now_s:
                 living.append(SupervisorView(sid, info))
             elif passes_at > now_s - LOST_S:
@@ -248,10 +248,10 @@ class Views:
 
 def _since(halted: bytes | None, time: QueueTime) -> float | None:
     """Since when the queue is paused, if that was noted."""
-    at = number(text(halted))
+    at = number(to_text(halted))
     return (at - time.ahead_ms) / 1000 if at and at > 1 else None
 
 
 def _day(day: int, counters: Mapping[bytes, bytes]) -> DayView:
-    counted = {text(name): whole(count) for name, count in counters.items()}
+    counted = {to_text(name): to_int(count) for name, count in counters.items()}
     return DayView(rfc3339(day * DAY_S)[:10], counted)

@@ -17,9 +17,9 @@ import orjson
 from structlog.typing import EventDict, Processor
 
 from dlpool.errors import DlpoolError
-from dlpool.observe.values import CUT, MAX_TEXT, Json, name, plain, quotes_foreign_text, text
+from dlpool.observe.values import CUT, MAX_TEXT, Json, safe_key, to_json, may_quote_input, safe_text
 from dlpool.redaction import REDACTED, is_secret, without_secrets
-from dlpool.transfer.urls import shown_url
+from dlpool.transfer.urls import display_url
 
 ECS_VERSION = "8.11.0"
 MAX_LINE = 64 * 1024
@@ -65,10 +65,10 @@ class Origin:
         return {
             "event.dataset": "dlpool",
             "ecs.version": ECS_VERSION,
-            "service.name": text(self.service),
-            "service.version": text(self.version),
-            "service.node.name": text(self.node_id),
-            "host.name": text(self.host),
+            "service.name": safe_text(self.service),
+            "service.version": safe_text(self.version),
+            "service.node.name": safe_text(self.node_id),
+            "host.name": safe_text(self.host),
         }
 
 
@@ -83,19 +83,19 @@ def processors(origin: Origin, clock: Callable[[], datetime], log_format: str = 
 
 def to_ecs(_logger: object, level: str, fields: EventDict) -> EventDict:
     """Rename and convert the fields of a call; what ECS has no name for becomes ``dlpool.NAME``."""
-    event = str(plain(fields.pop("event", None)))
+    event = str(to_json(fields.pop("event", None)))
     record: dict[str, Any] = {"message": event, "event.action": event}
     for key, value in fields.items():
         if key in _EXPANDED:
             record |= _EXPANDED[key](value, level)
         else:
-            record[_ecs_name(key)] = REDACTED if is_secret(key) else plain(value)
+            record[_ecs_name(key)] = REDACTED if is_secret(key) else to_json(value)
     return record
 
 
 @lru_cache(maxsize=4096)
 def _ecs_name(key: str) -> str:
-    return _RENAMED.get(key) or f"dlpool.{name(key)}"
+    return _RENAMED.get(key) or f"dlpool.{safe_key(key)}"
 
 
 def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
@@ -124,7 +124,7 @@ def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
             "message": record["message"],
             **known,
             "process.pid": os.getpid(),
-            "process.thread.name": text(threading.current_thread().name),
+            "process.thread.name": safe_text(threading.current_thread().name),
             **record,
         }
 
@@ -149,12 +149,12 @@ def shortened(record: EventDict) -> EventDict:
 
 
 def _url(value: object, _level: str) -> dict[str, Json]:
-    return _url_fields(value if type(value) is str else str(plain(value)))
+    return _url_fields(value if type(value) is str else str(to_json(value)))
 
 
 @lru_cache(maxsize=256)
 def _url_fields(url: str) -> dict[str, Json]:
-    shown = text(shown_url(url))
+    shown = safe_text(display_url(url))
     try:
         host = urlsplit(shown).hostname
     except ValueError:
@@ -165,12 +165,12 @@ def _url_fields(url: str) -> dict[str, Json]:
 def _duration(value: object, _level: str) -> dict[str, Json]:
     if isinstance(value, int | float) and abs(value) < 2**32:
         return {"event.duration": round(value * 1e9)}
-    return {"dlpool.seconds": plain(value)}
+    return {"dlpool.seconds": to_json(value)}
 
 
 def _outcome(value: object, _level: str) -> dict[str, Json]:
     """ECS knows three outcomes; another is kept under a name of our own."""
-    said = plain(value)
+    said = to_json(value)
     known = _OUTCOMES.get(said) if isinstance(said, str) else None
     return {"event.outcome": known} if known else {"event.outcome": "unknown", "dlpool.outcome": said}
 
@@ -179,7 +179,7 @@ def _error(value: object, level: str) -> dict[str, Json]:
     if value is None:
         return {}
     if not isinstance(value, BaseException):
-        return {"error.message": plain(value)}
+        return {"error.message": to_json(value)}
     fields: dict[str, Json] = {"error.type": type(value).__name__, "error.message": _message(value)}
     if isinstance(value, DlpoolError):
         fields["error.code"] = value.label
@@ -190,14 +190,14 @@ def _error(value: object, level: str) -> dict[str, Json]:
 
 def _told_stack(value: object, _level: str) -> dict[str, Json]:
     """Return the field for the stack of an error in another process, as ``stack_of`` made it there."""
-    return {"error.stack_trace": plain(value)} if value else {}
+    return {"error.stack_trace": to_json(value)} if value else {}
 
 
 def _message(error: BaseException) -> str:
-    if quotes_foreign_text(error):
+    if may_quote_input(error):
         return type(error).__name__
     try:
-        return text(str(error))
+        return safe_text(str(error))
     except Exception:  # noqa: BLE001 - the foreign __str__ fails
         return "<unprintable>"
 
@@ -208,7 +208,7 @@ def stack_of(error: BaseException, frames: int | None = None) -> str:
     ``frames``: only the innermost ones of each cause, so that the first cause is not cut off.
     """
     lines = without_secrets("".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:]))
-    return text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
+    return safe_text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
 
 
 def _class_of(error: BaseException) -> str:
@@ -225,7 +225,7 @@ def _stacks(error: BaseException, limit: int | None) -> list[str]:
         seen.add(id(one))
         frames = traceback.format_tb(one.__traceback__, limit)
         head = ["Traceback (most recent call last):\n"] if frames else []
-        last = [f"{_class_of(one)}\n"] if quotes_foreign_text(one) else traceback.format_exception_only(one)
+        last = [f"{_class_of(one)}\n"] if may_quote_input(one) else traceback.format_exception_only(one)
         following = None if one.__suppress_context__ else one.__context__
         link = _CAUSED if one.__cause__ is not None else _DURING
         one = one.__cause__ or following

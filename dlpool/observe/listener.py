@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from dlpool import __version__
-from dlpool.heads import Heads, Progress
+from dlpool.heads import PendingHeads, HeadProgress
 from dlpool.kinds import split_address
 from dlpool.observe.log import Logger
 from dlpool.threads import is_out_of_descriptors
@@ -37,7 +37,7 @@ _LEFT = 64 * 1024  # bytes that are read and dropped, so that an answer is not l
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What is asked. ``options``: the names in the query."""
 
     options: frozenset[str]
@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ProbeResponse:
     """What is answered."""
 
     body: bytes
@@ -53,10 +53,10 @@ class Reply:
     status: HTTPStatus = HTTPStatus.OK
 
 
-Route = Callable[[Request], Reply]
+Route = Callable[[ProbeRequest], ProbeResponse]
 
 
-class Listener:
+class MonitoringServer:
     """Listens at ``address`` as long as that is possible: where it is not, it warns once, and tries again.
 
     ``serve`` is a thread; ``address`` may be set at any time, empty means nowhere.
@@ -119,7 +119,7 @@ class _Server:
         self._routes = routes
         self._slow = slow
         self._log = log
-        self._heads: Heads[socket.socket] = Heads()
+        self._heads: PendingHeads[socket.socket] = PendingHeads()
         self._places = threading.BoundedSemaphore(MAX_SLOW)
         host, port = split_address(address)
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -140,12 +140,12 @@ class _Server:
 
     def turn(self) -> None:
         """Serve whoever is there, or wait a moment."""
-        for key, _ in self._selector.select(min(TURN_S, self._heads.patience(time.monotonic()))):
+        for key, _ in self._selector.select(min(TURN_S, self._heads.next_timeout_s(time.monotonic()))):
             if key.fileobj is self._listener:
                 self._accept()
             elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._heads:
                 self._receive(key.fileobj)
-        for sock in self._heads.due(time.monotonic()):
+        for sock in self._heads.expired(time.monotonic()):
             self._drop(sock)
 
     def _accept(self) -> None:
@@ -158,7 +158,7 @@ class _Server:
             return
         sock.setblocking(False)
         self._selector.register(sock, selectors.EVENT_READ)
-        self._heads.hold(sock, time.monotonic() + REQUEST_S)
+        self._heads.add(sock, time.monotonic() + REQUEST_S)
         if len(self._heads) > MAX_CONNECTIONS:
             self._drop_oldest()
 
@@ -169,16 +169,16 @@ class _Server:
             return
         except OSError:
             data = b""
-        progress = self._heads.feed(sock, data, time.monotonic() + REQUEST_S) if data else Progress.TOO_LONG
-        if progress is Progress.TOO_LONG:
+        progress = self._heads.feed(sock, data, time.monotonic() + REQUEST_S) if data else HeadProgress.TOO_LONG
+        if progress is HeadProgress.TOO_LONG:
             self._drop(sock)
-        elif progress is Progress.WHOLE:
+        elif progress is HeadProgress.COMPLETE:
             self._selector.unregister(sock)
-            self._serve(sock, self._heads.take(sock))
+            self._serve(sock, self._heads.remove(sock))
 
     def _drop(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
-        self._heads.take(sock)
+        self._heads.remove(sock)
         sock.close()
 
     def _drop_oldest(self) -> bool:
@@ -232,12 +232,12 @@ class _TakesLonger(Exception):
     """What is asked for has a thread of its own."""
 
 
-def _take_longer(_: Request) -> Reply:
+def _take_longer(_: ProbeRequest) -> ProbeResponse:
     raise _TakesLonger
 
 
-def _crowded(_: Request) -> Reply:
-    return Reply(b"too many ask for this just now, try again\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+def _crowded(_: ProbeRequest) -> ProbeResponse:
+    return ProbeResponse(b"too many ask for this just now, try again\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -260,10 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
         route = self._routes.get(path)
         if route is None:
             paths = " ".join(sorted(self._routes))
-            reply = Reply(f"there is nothing here; there are {paths}\n".encode(), status=HTTPStatus.NOT_FOUND)
+            reply = ProbeResponse(f"there is nothing here; there are {paths}\n".encode(), status=HTTPStatus.NOT_FOUND)
         else:
             options = frozenset(option.partition("=")[0] for option in query.split("&"))
-            reply = route(Request(options, self.headers.get("Accept", "")))
+            reply = route(ProbeRequest(options, self.headers.get("Accept", "")))
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(len(reply.body)))

@@ -23,7 +23,7 @@ from dlpool.observe.rotation import Rotation
 LOG_NAME = "dlpool.log"
 _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
 _PAUSE_S = 60.0
-Heard = Callable[[str, Mapping[str, object]], object]
+OnEvent = Callable[[str, Mapping[str, object]], object]
 
 
 def _utc_now() -> datetime:
@@ -39,10 +39,10 @@ def _threshold(logger: str, settings: LoggingSettings) -> int:
     return _LEVELS[own.get(logger, settings.level)]
 
 
-class Sink:
+class RecordSink:
     """Where records go. ``heard`` is told of each, whatever its level. The lock guards the count of lost ones."""
 
-    def __init__(self, file: LogFile, heard: Heard) -> None:
+    def __init__(self, file: LogFile, heard: OnEvent) -> None:
         self.file = file
         self.heard = heard
         self.dropped = 0
@@ -55,17 +55,17 @@ class Sink:
 
 
 @dataclass
-class Channel:
+class LoggerChannel:
     """What the loggers of one name share: where they write, and from which level on."""
 
-    sink: Sink
+    sink: RecordSink
     threshold: int
 
 
 class Logger(BoundLoggerBase):
     """Logs events, with the fields that are bound to it. Its methods raise nothing; ``event`` is no field's name."""
 
-    _logger: Channel
+    _logger: LoggerChannel
 
     def bind(self, /, **fields: object) -> Logger:
         """A logger with more fields."""
@@ -121,14 +121,14 @@ class Log:
         node_id: str,
         clock: Callable[[], datetime] = _utc_now,
         is_required: bool = True,
-        heard: Heard = _deaf,
+        heard: OnEvent = _deaf,
     ) -> None:
         self.path = folder / LOG_NAME
         self._settings = settings
         self._clock = clock
         with translated(f"open the log {self.path}"):
-            self._sink = Sink(LogFile(self.path, is_required=is_required), heard)
-        self._channels: dict[str, Channel] = {}
+            self._sink = RecordSink(LogFile(self.path, is_required=is_required), heard)
+        self._channels: dict[str, LoggerChannel] = {}
         origin = Origin(service, version, node_id, socket.gethostname())
         self._chain = processors(origin, clock, settings.log_format)
         self._own = self.logger("log")
@@ -144,7 +144,7 @@ class Log:
 
     def logger(self, name: str, /, **bound: object) -> Logger:
         """A logger whose records say ``name`` and the ``bound`` fields."""
-        channel = self._channels.setdefault(name, Channel(self._sink, _threshold(name, self._settings)))
+        channel = self._channels.setdefault(name, LoggerChannel(self._sink, _threshold(name, self._settings)))
         return Logger(channel, self._chain, {"logger": name, **bound})
 
     def apply(self, settings: LoggingSettings) -> None:
@@ -158,11 +158,11 @@ class Log:
         with suppress(OSError):  # the next record tries again, and is written to the old file until then
             self._sink.file.follow()
 
-    def tend_writer(self) -> None:
+    def follow_rename(self) -> None:
         """Let go of a renamed log even if there is nothing to write."""
         self.reopen()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Rotate if that is due; then compress and remove old logs, on a thread of its own."""
         if time.monotonic() < self._tend_after or not self._is_open:
             return
@@ -171,7 +171,7 @@ class Log:
             if self._rotation.rotate_if_due(self._settings, now):
                 self.reopen()
             is_busy = self._tidier is not None and self._tidier.is_alive()
-            if not is_busy and not self._rotation.is_tidy(self._settings, now):
+            if not is_busy and not self._rotation.is_cleaned_up(self._settings, now):
                 self._tidier = threading.Thread(target=self._tidy, name="log-tidier", daemon=True)
                 self._tidier.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
@@ -187,7 +187,7 @@ class Log:
 
     def _tidy(self) -> None:
         try:
-            self._rotation.tidy(self._settings, self._clock(), lambda: self._is_open)
+            self._rotation.clean_up(self._settings, self._clock(), lambda: self._is_open)
         except Exception as error:  # noqa: BLE001 - the top of a thread
             self._complain(error)
 

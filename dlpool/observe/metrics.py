@@ -98,7 +98,7 @@ class Metrics:
             "limited_hosts", "Origin hosts that get fewer jobs at once, as they turned some away."
         )
         self.connections = self._gauge("connections", "Connections of all running jobs to their servers.")
-        self.held = self._gauge("held_jobs", "Jobs of this node.", "state")
+        self.in_flight = self._gauge("held_jobs", "Jobs of this node.", "state")
         self.workers = self._gauge("workers", "Worker processes.", "state")
         self.worker_memory = self._gauge("workers_resident_bytes", "Resident memory of all workers together.")
         self.worker_memory_max = self._gauge("worker_resident_bytes_max", "Resident memory of the largest worker.")
@@ -115,17 +115,17 @@ class Metrics:
         self.queue_records = self._gauge("queue_failure_records", "Failure records that clients see.")
         self.queue_supervisors = self._gauge("queue_supervisors", "Supervisors that live.")
         self.queue_halted = self._gauge("queue_halted", "1 while the queue is paused.")
-        self.forget_queue()
+        self.clear_queue()
 
-    def redis_answered(self, call: str, seconds: float) -> None:
+    def observe_redis_call(self, call: str, seconds: float) -> None:
         """Redis has answered to a script."""
         self.redis_seconds.labels(call).observe(seconds)
 
-    def redis_failed(self, kind: str) -> None:
+    def count_redis_failure(self, kind: str) -> None:
         """A call of Redis has failed: away, refused or other."""
         self.redis_errors.labels(kind).inc()
 
-    def forget_queue(self) -> None:
+    def clear_queue(self) -> None:
         """Nothing is known of the queue now: NaN, and no series where there are labels."""
         for labelled in (self.queue_jobs, self.queue_oldest, self.queue_hosts):
             labelled.clear()

@@ -27,7 +27,7 @@ _BLOCK = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class OldLog:
+class RotatedLog:
     """A rotated log. ``size`` in bytes."""
 
     path: Path
@@ -37,7 +37,7 @@ class OldLog:
     is_unfinished: bool = False
 
     @classmethod
-    def of(cls, live: str, path: Path, size: int) -> OldLog | None:
+    def of(cls, live: str, path: Path, size: int) -> RotatedLog | None:
         """What ``path`` is, if its name is one that a rotation of the log named ``live`` gives."""
         match = _SUFFIX.fullmatch(path.name.removeprefix(live)) if path.name.startswith(live) else None
         if match is None:
@@ -56,12 +56,12 @@ def is_due(size: int, begun: date, today: date, settings: LoggingSettings) -> bo
     return size > settings.rotate_size or (size > 0 and settings.rotate_daily and begun < today)
 
 
-def old_name(live: Path, now: datetime) -> Path:
+def rotated_name(live: Path, now: datetime) -> Path:
     """The name for a log that is rotated at ``now``."""
     return live.with_name(f"{live.name}.{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}Z")
 
 
-def day_begun(start: bytes, changed_at: float) -> date:
+def first_day(start: bytes, changed_at: float) -> date:
     """The day of a log's first record, from its first bytes; where they say nothing, of its last change."""
     match = _FIRST_DAY.match(start)
     try:
@@ -74,7 +74,7 @@ def _day(seconds: float) -> date:
     return datetime.fromtimestamp(seconds, timezone.utc).date()
 
 
-def surplus(logs: Iterable[OldLog], live_size: int, now: datetime, settings: LoggingSettings) -> list[OldLog]:
+def expired_logs(logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings) -> list[RotatedLog]:
     """The old logs to remove: those past ``keep_days``, and the oldest above ``keep_files`` or ``keep_size`` in all."""
     found, total = [], live_size
     for number, log in enumerate(sorted(logs, key=lambda log: log.ended_at, reverse=True), 1):
@@ -86,7 +86,7 @@ def surplus(logs: Iterable[OldLog], live_size: int, now: datetime, settings: Log
     return found
 
 
-def is_to_compress(log: OldLog, now: datetime, settings: LoggingSettings) -> bool:
+def is_compression_due(log: RotatedLog, now: datetime, settings: LoggingSettings) -> bool:
     """Whether an old log is compressed by now: readers who follow it by its inode had time to come to its end."""
     age = now - log.ended_at
     return not log.is_compressed and not timedelta(0) <= age < timedelta(seconds=settings.compress_after)
@@ -105,45 +105,45 @@ class Rotation:
                 info, start = os.fstat(file.fileno()), file.read(64)
         except FileNotFoundError:
             return False
-        if not is_due(info.st_size, day_begun(start, info.st_mtime), now.date(), settings):
+        if not is_due(info.st_size, first_day(start, info.st_mtime), now.date(), settings):
             return False
-        while _is_taken(old := old_name(self._live, now)):
+        while _is_taken(old := rotated_name(self._live, now)):
             now += timedelta(milliseconds=1)
         os.replace(self._live, old)
         return True
 
-    def is_tidy(self, settings: LoggingSettings, now: datetime) -> bool:
+    def is_cleaned_up(self, settings: LoggingSettings, now: datetime) -> bool:
         """Whether nothing is to be compressed or removed."""
         logs = self._old_logs()
-        is_work = any(log.is_unfinished or is_to_compress(log, now, settings) for log in logs)
+        is_work = any(log.is_unfinished or is_compression_due(log, now, settings) for log in logs)
         return not is_work and not self._surplus(settings, now)
 
-    def packed(self) -> list[Path]:
+    def compressed_logs(self) -> list[Path]:
         """The compressed logs, oldest first: nobody changes them any more."""
         return [log.path for log in self._old_logs() if log.is_compressed and not log.is_unfinished]
 
-    def tidy(self, settings: LoggingSettings, now: datetime, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def clean_up(self, settings: LoggingSettings, now: datetime, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Compress the old logs that all writers have left, and remove the surplus, until not ``is_wanted``."""
         try:
             for log in self._old_logs():
                 if log.is_unfinished:
                     log.path.unlink(missing_ok=True)
-                elif is_to_compress(log, now, settings):
+                elif is_compression_due(log, now, settings):
                     compress(log.path, is_wanted)
         finally:  # a full disk hinders the first, and is helped by the second
             for log in self._surplus(settings, now):
                 _remove(log.path)
 
-    def _surplus(self, settings: LoggingSettings, now: datetime) -> list[OldLog]:
+    def _surplus(self, settings: LoggingSettings, now: datetime) -> list[RotatedLog]:
         live_size = self._live.stat().st_size if self._live.exists() else 0
-        return surplus(self._old_logs(), live_size, now, settings)
+        return expired_logs(self._old_logs(), live_size, now, settings)
 
-    def _old_logs(self) -> list[OldLog]:
+    def _old_logs(self) -> list[RotatedLog]:
         found = []
         with os.scandir(self._live.parent) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another thread tidies up
-                    log = OldLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+                    log = RotatedLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
                     found += [log] if log else []
         return sorted(found, key=lambda log: log.ended_at)
 

@@ -29,8 +29,8 @@ from dlpool import __version__, threads
 from dlpool.config import OtelSettings
 from dlpool.errors import NoThread
 from dlpool.observe.log import Logger
-from dlpool.observe.values import text
-from dlpool.transfer.urls import shown_url
+from dlpool.observe.values import safe_text
+from dlpool.transfer.urls import display_url
 
 QUEUE = 2048  # spans that wait; later ones are dropped
 BATCH = 512
@@ -78,23 +78,23 @@ class Traces:
         self._provider.add_span_processor(_Processor(exporter, self))
         self._tracer = self._provider.get_tracer("dlpool", __version__)
 
-    def begin(self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int) -> JobSpan:
+    def start_job_span(self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int) -> JobSpan:
         """The span of one run of a job, on the thread that runs it; ``span_id`` in hex digits."""
-        self._ids.next = (trace_number(trace_id), int(span_id, 16))
+        self._ids.next = (trace_id_number(trace_id), int(span_id, 16))
         known: dict[str, Any] = {
-            "url.full": text(shown_url(url)),
-            "dlpool.job.id": text(job_id),
+            "url.full": safe_text(display_url(url)),
+            "dlpool.job.id": safe_text(job_id),
             "dlpool.attempt": attempt,
         }
         if user_id is not None:
-            known["user.id"] = text(user_id)
+            known["user.id"] = safe_text(user_id)
         span = self._tracer.start_span("download", Context(), attributes=known)
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
         """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left then is lost, and said so."""
         with suppress(NoThread):
-            threads.start(self._provider.shutdown, "traces").join(max(0.1, min(left_s, FLUSH_S)))
+            threads.start_thread(self._provider.shutdown, "traces").join(max(0.1, min(left_s, FLUSH_S)))
         with self._lock:
             lost = self._ended - self._sent
         if lost:
@@ -150,24 +150,24 @@ class JobSpan:
             start_time=now - round(fields["seconds"] * 1e9),
         )
         if "label" in fields:
-            span.set_status(Status(StatusCode.ERROR, text(fields["error"])))
+            span.set_status(Status(StatusCode.ERROR, safe_text(fields["error"])))
         span.end(now)
 
     def end(self, ending: str, path: str | None, result: Mapping[str, Any], label: str, message: str) -> None:
         """The run has ended, as its ``EndedFrame`` says."""
         self._span.set_attribute("dlpool.ending", ending)
         if path is not None:
-            self._span.set_attribute("file.path", text(path))
+            self._span.set_attribute("file.path", safe_text(path))
         for key, name in _FIGURES.items():
             if result.get(key) is not None:
                 self._span.set_attribute(name, result[key])
         if ending in _FAILED:
             self._span.set_attribute("error.type", label)
-            self._span.set_status(Status(StatusCode.ERROR, text(message)))
+            self._span.set_status(Status(StatusCode.ERROR, safe_text(message)))
         self._span.end()
 
 
-def trace_number(trace_id: str) -> int:
+def trace_id_number(trace_id: str) -> int:
     """A job's trace id as OpenTelemetry has it; of one that is not 32 hex digits a number that follows from it."""
     if _TRACE_ID.fullmatch(trace_id) is None:
         trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -19,7 +19,7 @@ class _Period:
     left_out: int = 0
 
 
-class Summary:
+class LogLimiter:
     """Decides which of many like events are written: ``burst`` of each key a minute. Thread-safe.
 
     Keys are of a small set, such as a status and a label: what a stranger wrote is none.
@@ -31,7 +31,7 @@ class Summary:
         self._lock = threading.Lock()  # guards the table
         self._periods: dict[Hashable, _Period] = {}
 
-    def admits(self, key: Hashable) -> bool:
+    def allow(self, key: Hashable) -> bool:
         """Return whether the event is to be written; else it is counted."""
         with self._lock:
             period = self._periods.setdefault(key, _Period(self._clock() + PERIOD_S))
@@ -41,7 +41,7 @@ class Summary:
             period.left_out += 1
             return False
 
-    def ended(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
+    def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
         """Return the numbers of events that were left out, of the periods that are over; ``now``: of all."""
         with self._lock:
             over = [key for key, period in self._periods.items() if now or self._clock() >= period.ends_at]

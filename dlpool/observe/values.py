@@ -24,7 +24,7 @@ CUT = "..."
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
-def text(value: str, limit: int = MAX_TEXT) -> str:
+def safe_text(value: str, limit: int = MAX_TEXT) -> str:
     """``value`` without secrets, without lone surrogates (strict readers refuse them), at most ``limit`` long."""
     shown = without_secrets(value)
     if not shown.isascii():
@@ -32,12 +32,12 @@ def text(value: str, limit: int = MAX_TEXT) -> str:
     return shown if len(shown) <= limit else shown[: limit - len(CUT)] + CUT
 
 
-def name(value: object) -> str:
+def safe_key(value: object) -> str:
     """A key of an object."""
-    return text(value if type(value) is str else str(plain(value)), _MAX_NAME)
+    return safe_text(value if type(value) is str else str(to_json(value)), _MAX_NAME)
 
 
-def plain(value: object) -> Json:
+def to_json(value: object) -> Json:
     """``value`` as JSON's types. Raises nothing: what cannot be shown is said to be so."""
     if value is None:
         return None
@@ -75,18 +75,18 @@ class _Walk:
             )
         if isinstance(value, list | tuple | set | frozenset):
             return self._array(list(islice(value, _MAX_ITEMS)), depth)
-        return text(repr(value))
+        return safe_text(repr(value))
 
     def _object(self, items: Iterable[tuple[object, object]], depth: int) -> Json:
         shown: dict[str, Json] = {}
         for key, value in islice(items, _MAX_ITEMS):
             said = _key(key)
-            shown[name(said)] = REDACTED if is_secret(said) else self.plain(value, depth + 1)
+            shown[safe_key(said)] = REDACTED if is_secret(said) else self.plain(value, depth + 1)
         return shown
 
     def _array(self, items: list[object], depth: int) -> Json:
         if len(items) == 2 and isinstance(items[0], str | bytes) and is_secret(_key(items[0])):
-            return [name(items[0]), REDACTED]  # a header as a pair
+            return [safe_key(items[0]), REDACTED]  # a header as a pair
         return [self.plain(item, depth + 1) for item in items]
 
 
@@ -96,7 +96,7 @@ def _key(value: object) -> str:
 
 def _integer(value: int) -> Json:
     """Stores keep 64 bits; int() is for the subclasses, and a longer number has no decimal form that is cheap."""
-    return int(value) if -(2**63) <= value < 2**63 else text(hex(value))
+    return int(value) if -(2**63) <= value < 2**63 else safe_text(hex(value))
 
 
 def _float(value: float) -> Json:
@@ -104,28 +104,28 @@ def _float(value: float) -> Json:
 
 
 def _bytes(value: bytes | bytearray | memoryview) -> Json:
-    return text(bytes(value[: MAX_TEXT * 8]).decode("utf-8", "backslashreplace"))
+    return safe_text(bytes(value[: MAX_TEXT * 8]).decode("utf-8", "backslashreplace"))
 
 
-def quotes_foreign_text(error: BaseException) -> bool:
+def may_quote_input(error: BaseException) -> bool:
     """Return whether it is of a parser, whose message may quote any piece of what was parsed: of a URL its password."""
     return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
 
 
 def _error(value: BaseException) -> Json:
-    return type(value).__name__ if quotes_foreign_text(value) else text(f"{type(value).__name__}: {value}")
+    return type(value).__name__ if may_quote_input(value) else safe_text(f"{type(value).__name__}: {value}")
 
 
 _SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
-    (Enum, lambda value: plain(value.value)),
-    (str, lambda value: text(str.__str__(value))),
+    (Enum, lambda value: to_json(value.value)),
+    (str, lambda value: safe_text(str.__str__(value))),
     (bool, bool),
     (int, _integer),
     (float, _float),
     (bytes | bytearray | memoryview, _bytes),
-    (os.PathLike, lambda value: text(os.fsdecode(value))),
+    (os.PathLike, lambda value: safe_text(os.fsdecode(value))),
     (BaseException, _error),
     (timedelta, timedelta.total_seconds),
     (date, date.isoformat),
 )
-_COMMON: dict[type, Callable[[Any], Json]] = {str: text, bool: bool, int: _integer, float: _float}
+_COMMON: dict[type, Callable[[Any], Json]] = {str: safe_text, bool: bool, int: _integer, float: _float}

@@ -12,9 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from dlpool.kinds import split_clamd
-from dlpool.scan.deadline import Deadline, TooSlow
-from dlpool.scan.suspect import Suspect
-from dlpool.scan.verdict import UNAVAILABLE, Verdict, plain, read_answer
+from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
+from dlpool.scan.suspect import ScannedFile
+from dlpool.scan.verdict import UNAVAILABLE, ScanResult, printable_line, read_answer
 
 BLOCK = 256 * 1024  # bytes of a chunk; a chunk may not be longer than StreamMaxLength, which is 25M or more
 MAX_ANSWER = 4096
@@ -32,17 +32,17 @@ class ClamdScanner:
 
     address: str
 
-    def scan(self, suspect: Suspect, deadline: Deadline) -> Verdict:
+    def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Send the file and return the answer. Raises OSError if the file cannot be read, and what ends the scan."""
         try:
             with closing(self._connect(deadline)) as connection:
                 return _exchange(connection, suspect, deadline)
-        except TooSlow:
-            return Verdict(UNAVAILABLE, f"it did not answer within {deadline.timeout_s:g} s")
+        except ScanTimedOut:
+            return ScanResult(UNAVAILABLE, f"it did not answer within {deadline.timeout_s:g} s")
         except _Lost as error:
-            return Verdict(UNAVAILABLE, str(error))
+            return ScanResult(UNAVAILABLE, str(error))
 
-    def _connect(self, deadline: Deadline) -> socket.socket:
+    def _connect(self, deadline: ScanDeadline) -> socket.socket:
         """Return a connection that does not block. Raises _Lost, TooSlow, and what ends the scan."""
         failure = "its host has no address"
         for family, target in self._targets():
@@ -70,7 +70,7 @@ class ClamdScanner:
         yield from ((family, target) for family, _, _, _, target in found)
 
 
-def _connected(connection: socket.socket, target: object, deadline: Deadline) -> int:
+def _connected(connection: socket.socket, target: object, deadline: ScanDeadline) -> int:
     """Connect, and return the errno of the result. Raises TooSlow, and what ends the scan."""
     waiting = select.poll()
     waiting.register(connection, select.POLLOUT)
@@ -82,12 +82,12 @@ def _connected(connection: socket.socket, target: object, deadline: Deadline) ->
         if code in _CONNECTING:
             deadline.wait(waiting)
         elif code == errno.EAGAIN:  # the queue of a Unix socket is full (connect(2))
-            deadline.nap()
+            deadline.pause()
         else:
             return code
 
 
-def _exchange(connection: socket.socket, suspect: Suspect, deadline: Deadline) -> Verdict:
+def _exchange(connection: socket.socket, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
     waiting = select.poll()
     waiting.register(connection, select.POLLIN | select.POLLOUT)
     for block in _request(suspect):
@@ -96,7 +96,7 @@ def _exchange(connection: socket.socket, suspect: Suspect, deadline: Deadline) -
     return read_answer(_answer(connection, deadline), is_complete=True)
 
 
-def _request(suspect: Suspect) -> Iterator[bytes]:
+def _request(suspect: ScannedFile) -> Iterator[bytes]:
     """Yield the command, the chunks with their lengths, and the end. Raises OSError if the file cannot be read."""
     yield b"zINSTREAM\0"
     for block in suspect.blocks(BLOCK):
@@ -105,7 +105,7 @@ def _request(suspect: Suspect) -> Iterator[bytes]:
     yield struct.pack(">I", 0)
 
 
-def _sent(connection: socket.socket, data: bytes, waiting: select.poll, deadline: Deadline) -> bool:
+def _sent(connection: socket.socket, data: bytes, waiting: select.poll, deadline: ScanDeadline) -> bool:
     """Send all of ``data``; return False if the scanner answered or closed the connection before that."""
     left = memoryview(data)
     while left:
@@ -120,7 +120,7 @@ def _sent(connection: socket.socket, data: bytes, waiting: select.poll, deadline
     return True
 
 
-def _answer(connection: socket.socket, deadline: Deadline) -> bytes:
+def _answer(connection: socket.socket, deadline: ScanDeadline) -> bytes:
     """Return what the scanner says until its NUL, until it closes the connection, or until it has said too much."""
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
@@ -132,7 +132,7 @@ def _answer(connection: socket.socket, deadline: Deadline) -> bytes:
         except BlockingIOError:
             continue
         except OSError as error:
-            raise _Lost(f"it broke the connection: {plain(error.strerror or str(error))}") from error
+            raise _Lost(f"it broke the connection: {printable_line(error.strerror or str(error))}") from error
         if not data:
             break
         answer += data

@@ -13,9 +13,9 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 
-from dlpool.scan.deadline import Deadline, TooSlow
-from dlpool.scan.suspect import Suspect
-from dlpool.scan.verdict import CLEAN, UNAVAILABLE, Verdict, found, plain
+from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
+from dlpool.scan.suspect import ScannedFile
+from dlpool.scan.verdict import CLEAN, UNAVAILABLE, ScanResult, infected_result, printable_line
 
 _FOUND = " FOUND"
 _READ, _KEPT = 64 * 1024, 16 * 1024
@@ -28,22 +28,22 @@ class CommandScanner:
 
     command: str
 
-    def scan(self, suspect: Suspect, deadline: Deadline) -> Verdict:
+    def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Run the command and return what it found. Raises what ends the scan."""
         try:
             process = self._start(suspect)
         except (OSError, ValueError) as error:
-            return Verdict(UNAVAILABLE, f"it cannot be started: {getattr(error, 'strerror', None) or error}")
+            return ScanResult(UNAVAILABLE, f"it cannot be started: {getattr(error, 'strerror', None) or error}")
         try:
             said = _output(process, deadline)
             code = _code(process, deadline)
-        except TooSlow:
-            return Verdict(UNAVAILABLE, f"it did not end within {deadline.timeout_s:g} s")
+        except ScanTimedOut:
+            return ScanResult(UNAVAILABLE, f"it did not end within {deadline.timeout_s:g} s")
         finally:
             _end(process)
-        return judged(code, said.decode("utf-8", "replace"))
+        return result_of(code, said.decode("utf-8", "replace"))
 
-    def _start(self, suspect: Suspect) -> subprocess.Popen[bytes]:
+    def _start(self, suspect: ScannedFile) -> subprocess.Popen[bytes]:
         """Start it in ``/``, with nothing of our environment that may be secret. Raises OSError, ValueError."""
         return subprocess.Popen(
             [*shlex.split(self.command), suspect.absolute_path()],
@@ -56,20 +56,20 @@ class CommandScanner:
         )
 
 
-def judged(code: int, said: str) -> Verdict:
+def result_of(code: int, said: str) -> ScanResult:
     """Return what an exit code and the output mean. Pure."""
     lines = [line for line in said.splitlines() if line.strip()]
     if code == 0:
-        return Verdict(CLEAN)
+        return ScanResult(CLEAN)
     if code == 1:
         named = [line.strip() for line in lines if line.rstrip().endswith(_FOUND)]
         line = named[0] if named else (lines or [""])[0]
-        return found(line.removesuffix(_FOUND).rpartition(": ")[2])
+        return infected_result(line.removesuffix(_FOUND).rpartition(": ")[2])
     how = f"exit code {code}" if code > 0 else f"signal {-code}"
-    return Verdict(UNAVAILABLE, f"it ended with {how}{': ' + plain(lines[-1]) if lines else ''}")
+    return ScanResult(UNAVAILABLE, f"it ended with {how}{': ' + printable_line(lines[-1]) if lines else ''}")
 
 
-def _output(process: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
+def _output(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> bytes:
     """Return the beginning of what it writes, once it has closed its output. Raises TooSlow, what ends the scan."""
     assert process.stdout is not None
     descriptor, said = process.stdout.fileno(), b""
@@ -83,7 +83,7 @@ def _output(process: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
         said = (said + data)[:_KEPT]
 
 
-def _code(process: subprocess.Popen[bytes], deadline: Deadline) -> int:
+def _code(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> int:
     while True:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(deadline.left_s())

@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 POLL_S = 0.2  # between two questions whether the caller wants to end
 
 
-class TooSlow(Exception):
+class ScanTimedOut(Exception):
     """The scanner needs longer than it may."""
 
 
-def go_on() -> None:
+def never_abort() -> None:
     """Nothing ends the scan before its time."""
 
 
 @dataclass(frozen=True)
-class Deadline:
+class ScanDeadline:
     """The end of one scan. ``check`` raises what ends it earlier; it is called several times a second."""
 
     timeout_s: float
-    check: Callable[[], None] = go_on
+    check: Callable[[], None] = never_abort
     began: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
@@ -31,7 +31,7 @@ class Deadline:
         self.check()
         left = self.began + self.timeout_s - time.monotonic()
         if left <= 0:
-            raise TooSlow
+            raise ScanTimedOut
         return min(left, POLL_S)
 
     def wait(self, waiting: select.poll) -> int:
@@ -41,6 +41,6 @@ class Deadline:
             if ready:
                 return ready[0][1]
 
-    def nap(self) -> None:
+    def pause(self) -> None:
         """Sleep for a moment. Raises as ``left_s``."""
         time.sleep(min(self.left_s(), 0.05))

@@ -12,10 +12,10 @@ from dlpool.disk import fault_of
 from dlpool.errors import Infected, NotScanned, ScannerAway
 from dlpool.scan.clamd import ClamdScanner
 from dlpool.scan.command import CommandScanner
-from dlpool.scan.deadline import Deadline, go_on
-from dlpool.scan.quarantine import Finding, Quarantine
-from dlpool.scan.suspect import Suspect
-from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, Verdict
+from dlpool.scan.deadline import ScanDeadline, never_abort
+from dlpool.scan.quarantine import ScanFinding, Quarantine
+from dlpool.scan.suspect import ScannedFile
+from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, ScanResult
 
 RETRY_S = 30.0  # after which a scanner that was away is tried again, at the earliest
 OUTCOMES = ("clean", "infected", "passed", "refused")
@@ -24,18 +24,18 @@ OUTCOMES = ("clean", "infected", "passed", "refused")
 class Scanner(Protocol):
     """Something that checks a file."""
 
-    def scan(self, suspect: Suspect, deadline: Deadline) -> Verdict:
+    def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Return what it finds. Raises what ``deadline`` raises, OSError if the file cannot be read."""
 
 
-class Tell(Protocol):
+class ReportScan(Protocol):
     """Called once for each scan, with one of OUTCOMES and fields for the log. Neither blocks nor raises."""
 
     def __call__(self, outcome: str, /, **fields: object) -> object:
         """Count and log it."""
 
 
-def tell_nobody(_outcome: str, /, **_fields: object) -> None:
+def ignore_report(_outcome: str, /, **_fields: object) -> None:
     """Ignore it."""
 
 
@@ -48,12 +48,12 @@ class Guard:
 
     def check(
         self,
-        suspect: Suspect,
-        finding: Finding,
+        suspect: ScannedFile,
+        finding: ScanFinding,
         *,
-        check: Callable[[], None] = go_on,
-        before_move: Callable[[], None] = go_on,
-        tell: Tell = tell_nobody,
+        check_abort: Callable[[], None] = never_abort,
+        before_quarantine: Callable[[], None] = never_abort,
+        report: ReportScan = ignore_report,
     ) -> None:
         """Return if the file may get its name. It takes up to ``timeout`` seconds, and holds no lock.
 
@@ -63,25 +63,25 @@ class Guard:
         Raises Infected, and then the file has no name outside the quarantine; NotScanned or ScannerAway if it could
         not be checked and ``on_unavailable`` is ``refuse``; OSError if it cannot be read.
         """
-        verdict = self._verdict(suspect, check)
+        verdict = self._verdict(suspect, check_abort)
         if verdict.outcome == CLEAN:
-            tell("clean")
+            report("clean")
         elif verdict.outcome == INFECTED:
-            before_move()
-            raise self._infected(suspect, replace(finding, signature=verdict.detail), tell)
+            before_quarantine()
+            raise self._infected(suspect, replace(finding, signature=verdict.detail), report)
         elif self.settings.on_unavailable == "pass":
-            tell("passed", reason=verdict.detail)
+            report("passed", reason=verdict.detail)
         else:
-            tell("refused", reason=verdict.detail)
+            report("refused", reason=verdict.detail)
             raise _unchecked(verdict)
 
-    def _verdict(self, suspect: Suspect, check: Callable[[], None]) -> Verdict:
+    def _verdict(self, suspect: ScannedFile, check: Callable[[], None]) -> ScanResult:
         most = self.settings.max_size
         if suspect.size > most:
-            return Verdict(TOO_LARGE, f"it has {suspect.size} bytes, more than max_size of [scan] ({most})")
-        return self.scanner.scan(suspect, Deadline(self.settings.timeout, check))
+            return ScanResult(TOO_LARGE, f"it has {suspect.size} bytes, more than max_size of [scan] ({most})")
+        return self.scanner.scan(suspect, ScanDeadline(self.settings.timeout, check))
 
-    def _infected(self, suspect: Suspect, finding: Finding, tell: Tell) -> Infected:
+    def _infected(self, suspect: ScannedFile, finding: ScanFinding, tell: ReportScan) -> Infected:
         """Move the file to the quarantine, or remove it if that fails."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(Path(self.settings.quarantine_dir), self.settings.quarantine_size)
@@ -106,7 +106,7 @@ def open_guard(settings: ScanSettings) -> Guard | None:
     return None
 
 
-def _unchecked(verdict: Verdict) -> NotScanned | ScannerAway:
+def _unchecked(verdict: ScanResult) -> NotScanned | ScannerAway:
     if verdict.outcome == TOO_LARGE:
         return NotScanned(f"the file was not checked for malware: {verdict.detail}")
     text = f"the file was not checked for malware: the scanner is not available, {verdict.detail}"

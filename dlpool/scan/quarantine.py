@@ -23,16 +23,16 @@ from typing import Any
 
 from dlpool import disk, jsontext
 from dlpool.errors import NotFound, TargetExists
-from dlpool.scan.suspect import OWNER, Suspect
+from dlpool.scan.suspect import OWNER_ATTRIBUTE, ScannedFile
 
 COPYING, RECORD = ".copying", ".json"
 STALE_S = 86400.0  # what is older and has no file is left by a killed process
-ENTRY = 8192  # bytes that an item counts at least, for its record and its folder entries
+ENTRY_BYTES = 8192  # bytes that an item counts at least, for its record and its folder entries
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
-class Finding:
+class ScanFinding:
     """What was found and where it came from. Texts are for people, without secrets.
 
     ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload; ``target``: the path that the
@@ -48,14 +48,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Item:
+class QuarantinedFile:
     """A file in quarantine. ``at``: when it came, RFC 3339; ``size`` in bytes."""
 
     id: str
     at: str
     size: int
     sha256: str
-    finding: Finding
+    finding: ScanFinding
 
     def as_json(self) -> dict[str, Any]:
         """Return the record."""
@@ -67,15 +67,15 @@ class Quarantine:
     """``most``: bytes that all files may have together; the oldest make room. Processes may share the folder."""
 
     folder: Path
-    most: int
+    max_bytes: int
 
-    def add(self, suspect: Suspect, finding: Finding) -> Item:
+    def add(self, suspect: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
         """Move a file here. Raises OSError, and then the file still has its name, or nothing has."""
-        if suspect.size + ENTRY > self.most:
-            raise OSError(errno.E2BIG, f"it is larger than quarantine_size ({self.most} bytes)")
+        if suspect.size + ENTRY_BYTES > self.max_bytes:
+            raise OSError(errno.E2BIG, f"it is larger than quarantine_size ({self.max_bytes} bytes)")
         self._make_folder()
         self._make_room(suspect.size)
-        item = Item(secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding)
+        item = QuarantinedFile(secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding)
         disk.atomic_write(self._record(item.id), jsontext.dumps(item.as_json()), sync=True, mode=0o600)
         try:
             self._move(suspect, self.folder / item.id)
@@ -84,26 +84,26 @@ class Quarantine:
             raise
         return item
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[QuarantinedFile]:
         """Return what is here, oldest first. Raises OSError."""
         found = [item for item_id in self._ids() if (item := self._item(item_id)) is not None]
         return sorted(found, key=lambda item: (item.at, item.id))
 
-    def item(self, item_id: str) -> Item:
+    def item(self, item_id: str) -> QuarantinedFile:
         """Return one item. Raises NotFound, OSError."""
         found = self._item(item_id) if _ID.fullmatch(item_id) else None
         if found is None:
             raise NotFound(f"nothing in quarantine has the id {item_id[:40]!r}: dlpool quarantine list shows the ids")
         return found
 
-    def delete(self, item_id: str) -> Item:
+    def delete(self, item_id: str) -> QuarantinedFile:
         """Remove a file and its record. Raises NotFound, OSError."""
         item = self.item(item_id)
         disk.remove(self.folder / item.id)
         disk.remove(self._record(item.id))
         return item
 
-    def release(self, item_id: str, target: Path | None = None) -> tuple[Item, Path]:
+    def release(self, item_id: str, target: Path | None = None) -> tuple[QuarantinedFile, Path]:
         """Give a file the name that it was to get, or ``target``; never in place of another file.
 
         Raises NotFound, TargetExists, OSError.
@@ -134,13 +134,13 @@ class Quarantine:
     def _make_room(self, size: int) -> None:
         """Remove the oldest items until ``size`` bytes more are allowed, and what killed processes left."""
         items = self.items()
-        total = sum(item.size + ENTRY for item in items) + size + ENTRY
+        total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
-            if total <= self.most:
+            if total <= self.max_bytes:
                 break
             with suppress(NotFound):
                 self.delete(item.id)
-            total -= item.size + ENTRY
+            total -= item.size + ENTRY_BYTES
         self._remove_stale()
 
     def _remove_stale(self) -> None:
@@ -150,7 +150,7 @@ class Quarantine:
         for path in stale:
             disk.remove_quietly(path)
 
-    def _move(self, suspect: Suspect, place: Path) -> None:
+    def _move(self, suspect: ScannedFile, place: Path) -> None:
         """Give the suspect its name here: by a rename, or by a copy from another file system. Raises OSError."""
         os.fchmod(suspect.descriptor, 0o600)
         if suspect.is_named() and _renamed(suspect, place):
@@ -168,7 +168,7 @@ class Quarantine:
         except FileNotFoundError:
             return []
 
-    def _item(self, item_id: str) -> Item | None:
+    def _item(self, item_id: str) -> QuarantinedFile | None:
         """Return an item, with what is known where its record is damaged; None if it has no file. Raises OSError."""
         try:
             status = os.lstat(self.folder / item_id)
@@ -177,16 +177,16 @@ class Quarantine:
         with suppress(OSError, ValueError, TypeError, KeyError):
             record = jsontext.loads(self._record(item_id).read_bytes())
             at, sha256 = str(record["at"]), str(record["sha256"])
-            texts = {name: record.get(name) for name in Finding.__dataclass_fields__}
+            texts = {name: record.get(name) for name in ScanFinding.__dataclass_fields__}
             if all(isinstance(texts[name], str) for name in ("signature", "kind", "source", "target")):
-                return Item(item_id, at, status.st_size, sha256, Finding(**texts))
-        return Item(item_id, _at(status.st_mtime), status.st_size, "", Finding("unknown", "unknown", "", ""))
+                return QuarantinedFile(item_id, at, status.st_size, sha256, ScanFinding(**texts))
+        return QuarantinedFile(item_id, _at(status.st_mtime), status.st_size, "", ScanFinding("unknown", "unknown", "", ""))
 
     def _record(self, item_id: str) -> Path:
         return self.folder / f"{item_id}{RECORD}"
 
 
-def _renamed(suspect: Suspect, place: Path) -> bool:
+def _renamed(suspect: ScannedFile, place: Path) -> bool:
     """Rename the suspect to ``place``; return False if that is on another file system. Raises OSError."""
     try:
         os.rename(suspect.path, place, src_dir_fd=suspect.dir_fd)
@@ -201,13 +201,13 @@ def _copied(source: Path, target: Path) -> None:
     """Copy a file durably to a new name, with the permissions of a new file. Raises OSError."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        suspect = Suspect(descriptor, source, os.fstat(descriptor).st_size)
+        suspect = ScannedFile(descriptor, source, os.fstat(descriptor).st_size)
         _write(suspect, target, 0o666)
     finally:
         disk.close_quietly(descriptor)
 
 
-def _write(suspect: Suspect, path: Path, mode: int) -> None:
+def _write(suspect: ScannedFile, path: Path, mode: int) -> None:
     """Copy a file durably to a new one, with the note of its owner. Raises OSError; then the name does not exist."""
     descriptor = disk.create_exclusive(path, mode)
     try:
@@ -215,7 +215,7 @@ def _write(suspect: Suspect, path: Path, mode: int) -> None:
             for block in suspect.blocks(1024 * 1024):
                 disk.write_all(descriptor, block)
             with suppress(OSError):  # most files have none, and not every file system takes one
-                os.setxattr(descriptor, OWNER, os.getxattr(suspect.descriptor, OWNER))
+                os.setxattr(descriptor, OWNER_ATTRIBUTE, os.getxattr(suspect.descriptor, OWNER_ATTRIBUTE))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

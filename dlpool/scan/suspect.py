@@ -13,11 +13,11 @@ from dlpool import disk
 
 _BUFFER = 1024 * 1024
 
-OWNER = "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
+OWNER_ATTRIBUTE = "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
 
 
 @dataclass(frozen=True)
-class Suspect:
+class ScannedFile:
     """``descriptor`` is open for reading; nobody writes to the file. ``path`` is its temporary name.
 
     ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.

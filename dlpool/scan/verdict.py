@@ -13,14 +13,14 @@ _FOUND, _ERROR = " FOUND", " ERROR"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ScanResult:
     """``outcome`` is one of the constants; ``detail`` the signature of an infected file, else the reason in words."""
 
     outcome: str
     detail: str = ""
 
 
-def read_answer(answer: bytes, *, is_complete: bool) -> Verdict:
+def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
     """Return what clamd's answer to INSTREAM means (clamd(8)): an answer in any other form is none.
 
     ``is_complete``: the scanner had received all of the file when it answered. Before that it cannot know that the
@@ -31,28 +31,28 @@ def read_answer(answer: bytes, *, is_complete: bool) -> Verdict:
         return _unusable(text.rstrip("\0"))
     text = text[:-1]
     if text.startswith("stream: ") and text.endswith(_FOUND):
-        return found(text[len("stream: ") : -len(_FOUND)])
+        return infected_result(text[len("stream: ") : -len(_FOUND)])
     if text == "INSTREAM size limit exceeded. ERROR":
-        return Verdict(TOO_LARGE, "it is larger than the scanner's StreamMaxLength")
+        return ScanResult(TOO_LARGE, "it is larger than the scanner's StreamMaxLength")
     if text == "stream: OK" and is_complete:
-        return Verdict(CLEAN)
+        return ScanResult(CLEAN)
     return _unusable(text)
 
 
-def found(signature: str) -> Verdict:
+def infected_result(signature: str) -> ScanResult:
     """Return the verdict on a file that matches a signature."""
-    name = plain(signature) or "unnamed"
+    name = printable_line(signature) or "unnamed"
     if name.startswith(LIMITS):
-        return Verdict(TOO_LARGE, f"it is above a limit of the scanner ({name})")
-    return Verdict(INFECTED, name)
+        return ScanResult(TOO_LARGE, f"it is above a limit of the scanner ({name})")
+    return ScanResult(INFECTED, name)
 
 
-def plain(text: str) -> str:
+def printable_line(text: str) -> str:
     """Return the text of a foreign program as one line of printable characters."""
     head = " ".join(text[: 4 * MAX_DETAIL].split())[:MAX_DETAIL]
     return "".join(letter if letter.isprintable() else "?" for letter in head)
 
 
-def _unusable(text: str) -> Verdict:
-    said = plain(text)
-    return Verdict(UNAVAILABLE, f"it answered {said!r}" if said else "it closed the connection without an answer")
+def _unusable(text: str) -> ScanResult:
+    said = printable_line(text)
+    return ScanResult(UNAVAILABLE, f"it answered {said!r}" if said else "it closed the connection without an answer")

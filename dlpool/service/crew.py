@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from dlpool.errors import InternalError
-from dlpool.jobs.transitions import Claimed, Finish
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from dlpool.observe.log import Logger
-from dlpool.observe.summary import Summary
-from dlpool.service.cleaning import Cleaner
-from dlpool.service.dealing import Waiting, deal
-from dlpool.service.doorman import Doorman
-from dlpool.service.handle import Handle
-from dlpool.service.hooks.hooks import Hooks
+from dlpool.observe.summary import LogLimiter
+from dlpool.service.cleaning import CleanupDispatcher
+from dlpool.service.dealing import WaitingJob, assign
+from dlpool.service.doorman import HostAdmission
+from dlpool.service.handle import WorkerHandle
+from dlpool.service.hooks.hooks import HookRunner
 from dlpool.service.hosts import authority_of
-from dlpool.service.joblog import DISOWNED, about, log_end, trace_of
-from dlpool.service.ledger import Held, Ledger, is_told, job_frame, leftover
-from dlpool.service.monitor.meter import Meter
+from dlpool.service.joblog import DISOWNED, log_fields, log_disposition, trace_id_of
+from dlpool.service.ledger import InFlightJob, InFlightTable, is_path_implied, job_frame, cleanup_entry
+from dlpool.service.monitor.meter import MetricsCollector
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queue.messages import Placed, Recorded
-from dlpool.service.queue.recording import Recorder
+from dlpool.service.queue.messages import HostSlotDecided, ResultRecorded
+from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.slots import is_refusal
-from dlpool.service.verdict import Judge
+from dlpool.service.verdict import DispositionPolicy
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
@@ -43,25 +43,25 @@ ENDS = ("success", "failed", "cancelled")
 MALFORMED = 20  # of what is no job that are logged in a minute: whoever pushes it must not fill the log
 
 
-class Crew:
+class JobDispatcher:
     """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: InFlightTable,
         pool: WorkerPool,
-        recorder: Recorder,
-        judge: Judge,
-        cleaner: Cleaner,
+        recorder: ResultRecorder,
+        judge: DispositionPolicy,
+        cleaner: CleanupDispatcher,
         log: Logger,
-        hooks: Hooks,
-        doorman: Doorman,
-        meter: Meter,
+        hooks: HookRunner,
+        doorman: HostAdmission,
+        meter: MetricsCollector,
         on_fault: Callable[[], None],
     ) -> None:
         """``on_fault`` is called when a job has met a fault of the node."""
-        self.judge = judge
-        self.has_news = True  # something that pool and capacity depend on
+        self.policy = judge
+        self.needs_reconcile = True  # something that pool and capacity depend on
         self._ledger = ledger
         self._pool = pool
         self._recorder = recorder
@@ -70,17 +70,17 @@ class Crew:
         self._hooks = hooks
         self._doorman = doorman
         self._meter = meter
-        self._malformed = Summary(MALFORMED)
+        self._malformed = LogLimiter(MALFORMED)
         self._on_fault = on_fault
 
     # --- in ---
 
-    def take_in(self, claimed: Claimed, leased_until: float) -> None:
+    def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
-        held = Held(claimed, leased_until, trace_id=trace_of(claimed.ticket.id, None))
+        held = InFlightJob(claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None))
         with self._each_alone(held):
-            held.job, instead = self.judge.admit(claimed)
-            held.trace_id = trace_of(claimed.ticket.id, held.job)
+            held.job, instead = self.policy.admit(claimed)
+            held.trace_id = trace_id_of(claimed.lease.job_id, held.job)
             held.authority = authority_of(held.job.url) if held.job is not None else ""
             if not self._ledger.add(held):
                 return
@@ -88,170 +88,170 @@ class Crew:
                 self._end(held, instead)
             else:
                 self._bring_to_door(held)
-        self.has_news = self.has_news or claimed.crashes > 0  # it may want a worker of its own
+        self.needs_reconcile = self.needs_reconcile or claimed.crashes > 0  # it may want a worker of its own
 
     @contextmanager
-    def _each_alone(self, held: Held) -> Iterator[None]:
+    def _each_alone(self, held: InFlightJob) -> Iterator[None]:
         """What nobody foresaw while a job is taken in fails that job, and nothing else."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
-            self._log.error("job_broke", error=error, **about(held))
-            if not self._ledger.add(held) and self._ledger.get(str(held.ticket)) is not held:
+            self._log.error("job_broke", error=error, **log_fields(held))
+            if not self._ledger.add(held) and self._ledger.get(str(held.lease)) is not held:
                 return  # it runs already, and ends by itself
             self._ledger.mark_ending(held)
-            ending = self.judge.broken(held.claimed, InternalError.of(error))
-            self._recorder.end(replace(ending, host=held.host, trace_id=held.trace_id))
+            ending = self.policy.for_internal_error(held.claimed, InternalError.of(error))
+            self._recorder.record(replace(ending, host=held.slot_host, trace_id=held.trace_id))
 
-    def _bring_to_door(self, held: Held) -> None:
+    def _bring_to_door(self, held: InFlightJob) -> None:
         assert held.job is not None
-        instead = self._doorman.turned_away(held, held.job, self._ledger.all)
+        instead = self._doorman.admit(held, held.job, self._ledger.all)
         if instead is not None:
             self._end(held, instead)
 
     def summarize(self, *, now: bool = False) -> None:
         """Log how many malformed jobs had no line of their own, of each minute that is over; ``now``: of all."""
-        for _, count in self._malformed.ended(now=now):
+        for _, count in self._malformed.pop_counts(now=now):
             self._log.warning("jobs_malformed", count=count)
 
-    def deal(self) -> None:
+    def assign_waiting(self) -> None:
         """Give waiting jobs to workers with free slots."""
         self.summarize()
-        waiting = [one for one in self._ledger.all() if one.worker is None and one.is_idle]
-        wanted = [Waiting(str(one.ticket), self.judge.must_run_alone(one.claimed)) for one in waiting]
-        for ticket, pid in deal(wanted, self._pool.seats()) if wanted else ():
+        waiting = [one for one in self._ledger.all() if one.worker_pid is None and one.is_idle]
+        wanted = [WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed)) for one in waiting]
+        for ticket, pid in assign(wanted, self._pool.worker_slots()) if wanted else ():
             held, handle = self._ledger.get(ticket), self._pool.workers[pid]
             assert held is not None and held.job is not None
             try:
                 handle.send(job_frame(held, held.job))
             except InternalError:
                 message = "the job's URL, path and headers are too long together"
-                self._end(held, self.judge.failed(held.claimed, held.job.url, "bad_job", message))
+                self._end(held, self.policy.failure(held.claimed, held.job.url, "bad_job", message))
                 continue
-            self._cleaner.begin(leftover(held, held.job, None, has_failed=True))
-            held.worker, held.dealt_at = pid, time.monotonic()
+            self._cleaner.record_start(cleanup_entry(held, held.job, None, has_failed=True))
+            held.worker_pid, held.assigned_at = pid, time.monotonic()
             handle.jobs.add(ticket)
-            self._pool.note_taken(handle)
+            self._pool.count_assigned(handle)
 
-    def suspects(self) -> int:
+    def count_quarantined(self) -> int:
         """How many jobs that must run alone are held."""
-        return sum(not one.is_ending and self.judge.must_run_alone(one.claimed) for one in self._ledger.all())
+        return sum(not one.is_ending and self.policy.is_quarantined(one.claimed) for one in self._ledger.all())
 
     # --- from workers ---
 
-    def hear(self, handle: Handle) -> None:
+    def read_frames(self, handle: WorkerHandle) -> None:
         """Take what a worker has sent."""
         for frame in handle.frames():
             self._heard(handle, frame)
 
-    def bury(self, handle: Handle, how: str) -> None:
+    def reap(self, handle: WorkerHandle, how: str) -> None:
         """A worker has died: its last words first, then its jobs go back at once."""
-        self.hear(handle)
+        self.read_frames(handle)
         for ticket in sorted(handle.jobs):
             held = self._ledger.get(ticket)
             if held is None or held.is_ending:
                 continue
             if held.is_lost:
-                self._ledger.drop(ticket)
-            elif handle.culprit not in (None, ticket):
-                self._end(held, self.judge.interrupted(held.claimed, how))
+                self._ledger.remove(ticket)
+            elif handle.hung_job not in (None, ticket):
+                self._end(held, self.policy.for_bystander(held.claimed, how))
             elif held.job is not None:
-                self._end(held, self.judge.died(held.claimed, held.job.url, how))
+                self._end(held, self.policy.for_worker_death(held.claimed, held.job.url, how))
         handle.jobs.clear()
         handle.finishing.clear()
-        self._cleaner.bury(handle)
+        self._cleaner.reassign(handle)
 
-    def _heard(self, handle: Handle, frame: Frame) -> None:
+    def _heard(self, handle: WorkerHandle, frame: Frame) -> None:
         if isinstance(frame, HelloFrame):
-            self._pool.came_up(handle)
-            self.has_news = True
+            self._pool.mark_ready(handle)
+            self.needs_reconcile = True
         elif isinstance(frame, StatusFrame):
-            self._meter.counted(handle.counted.new(frame.counters))
+            self._meter.add_worker_counters(handle.counters.update(frame.counters))
             for ticket, progress in frame.jobs.items():
                 if (held := self._ledger.get(ticket)) is not None:
                     held.progress = progress
-                    held.missing = frame.missing.get(ticket, 0)
-                    held.is_kept = ticket not in frame.whole
+                    held.missing_bytes = frame.missing_bytes.get(ticket, 0)
+                    held.is_resumable = ticket not in frame.unresumable
         elif isinstance(frame, VerifiedFrame):
-            self._verified(handle, frame.ticket)
+            self._verified(handle, frame.lease_id)
         elif isinstance(frame, EndedFrame):
-            handle.jobs.discard(frame.ticket)
-            handle.finishing.discard(frame.ticket)
+            handle.jobs.discard(frame.lease_id)
+            handle.finishing.discard(frame.lease_id)
             self._ended(frame)
         elif isinstance(frame, FinishingFrame):
-            self._finishing(handle, frame.ticket)
+            self._finishing(handle, frame.lease_id)
         elif isinstance(frame, HoldFrame):
             self._doorman.hold(frame.host, frame.seconds, is_ours=True)
         elif isinstance(frame, CleanedFrame):
-            self._cleaner.cleaned(handle, frame.job_ids)
+            self._cleaner.confirm(handle, frame.job_ids)
 
-    def _verified(self, handle: Handle, ticket: str) -> None:
+    def _verified(self, handle: WorkerHandle, ticket: str) -> None:
         held = self._ledger.get(ticket)
         if held is None or held.is_lost:
             handle.send(LostFrame(ticket))
         else:
-            self._recorder.ask(held.ticket)
+            self._recorder.check_fence(held.lease)
 
-    def _finishing(self, handle: Handle, ticket: str) -> None:
+    def _finishing(self, handle: WorkerHandle, ticket: str) -> None:
         held = self._ledger.get(ticket)
-        if held is not None and ticket in handle.jobs and not handle.is_alone:
+        if held is not None and ticket in handle.jobs and not handle.is_quarantine:
             handle.finishing.add(ticket)
             self._ledger.mark_finishing(held)
 
     def _ended(self, frame: EndedFrame) -> None:
-        held = self._ledger.get(frame.ticket)
+        held = self._ledger.get(frame.lease_id)
         if held is None or held.job is None or held.is_ending:
             return
-        self._meter.ran(frame, time.monotonic() - held.dealt_at)
-        if frame.path is not None and not is_told(frame.path, held.job.save_path):
-            self._cleaner.begin(leftover(held, held.job, frame.path, has_failed=True))
+        self._meter.observe_run(frame, time.monotonic() - held.assigned_at)
+        if frame.path is not None and not is_path_implied(frame.path, held.job.save_path):
+            self._cleaner.record_start(cleanup_entry(held, held.job, frame.path, has_failed=True))
         if is_refusal(frame):
-            self._doorman.refused(held, self._ledger.all)
-        ending = None if held.is_lost else self.judge.ended(held.claimed, held.job, frame, held.verb, held.yielding)
-        if frame.ending == "node_fault":
+            self._doorman.record_refusal(held, self._ledger.all)
+        ending = None if held.is_lost else self.policy.for_attempt(held.claimed, held.job, frame, held.requested_action, held.yield_reason)
+        if frame.attempt_result == "node_fault":
             self._on_fault()
-            self.has_news = True
-            self._log.warning("node_fault", label=frame.label, reason=frame.message, **about(held))
+            self.needs_reconcile = True
+            self._log.warning("node_fault", label=frame.label, reason=frame.message, **log_fields(held))
         if ending is None:
-            self._log.warning("job_lost", **about(held))
-            self._meter.lost()
-            self._ledger.drop(frame.ticket)
+            self._log.warning("job_lost", **log_fields(held))
+            self._meter.count_lost()
+            self._ledger.remove(frame.lease_id)
             return
-        held.path, held.leaves_state, held.stack = frame.path, frame.leaves_state, frame.stack
+        held.path, held.needs_cleanup, held.stack = frame.path, frame.needs_cleanup, frame.stack
         self._end(held, ending)
 
-    def _end(self, held: Held, ending: Finish) -> None:
-        host = ending.host if ending.outcome == "park" else self._left(held)
+    def _end(self, held: InFlightJob, ending: FinishRequest) -> None:
+        host = ending.host if ending.disposition == "park" else self._left(held)
         ending = replace(ending, host=host, trace_id=held.trace_id)
         self._ledger.mark_ending(held)
-        self._recorder.end(ending)
+        self._recorder.record(ending)
 
-    def _left(self, held: Held) -> str:
+    def _left(self, held: InFlightJob) -> str:
         """The host that has room again; how the job ended stands, whatever goes wrong with that."""
         try:
-            return self._doorman.left(held)
+            return self._doorman.released_host(held)
         except Exception as error:  # noqa: BLE001 - as above
-            self._log.error("job_broke", error=error, **about(held))
-            return held.host
+            self._log.error("job_broke", error=error, **log_fields(held))
+            return held.slot_host
 
     # --- from Redis ---
 
-    def stands(self, ticket: str, *, is_ours: bool) -> None:
+    def handle_fence_check(self, ticket: str, *, is_ours: bool) -> None:
         """Redis has said whether a verified job may be published."""
         if not is_ours:
-            self.lose(ticket)
+            self.fence_off(ticket)
         elif (handle := self._worker_of(ticket)) is not None:
             handle.send(PublishFrame(ticket))
 
-    def placed(self, message: Placed) -> None:
+    def handle_host_slot(self, message: HostSlotDecided) -> None:
         """Redis has said whether the host of a job has a slot for it."""
-        held = self._ledger.get(message.ticket)
+        held = self._ledger.get(message.lease_id)
         if held is not None and held.is_at_door and not held.is_ending:
-            instead = self._doorman.answered(held, message.place)
+            instead = self._doorman.handle_answer(held, message.decision)
             if instead is not None:
                 self._end(held, instead)
 
-    def lose(self, ticket: str) -> None:
+    def fence_off(self, ticket: str) -> None:
         """The job is another's by now: it ends here without a record."""
         held = self._ledger.get(ticket)
         if held is None or held.is_ending or held.is_lost:
@@ -259,52 +259,52 @@ class Crew:
         held.is_lost = True
         handle = self._worker_of(ticket)
         if handle is None:
-            self._ledger.drop(ticket)
+            self._ledger.remove(ticket)
         else:
             handle.send(LostFrame(ticket))
 
-    def stop(self, ticket: str, verb: str) -> None:
+    def request_stop(self, ticket: str, action: str) -> None:
         """An operator wants a job cancelled or paused; may be called again and again."""
         held = self._ledger.get(ticket)
-        if held is None or held.is_ending or held.is_lost or held.verb in (verb, "cancel") or held.job is None:
+        if held is None or held.is_ending or held.is_lost or held.requested_action in (action, "cancel") or held.job is None:
             return
-        held.verb = verb
+        held.requested_action = action
         handle = self._worker_of(ticket)
         if handle is not None:
-            handle.send(CancelFrame(ticket, f"an operator asked to {verb} it"))
-        elif held.worker is None:
-            self._end(held, self.judge.stopped(held.claimed, held.job.url, verb))
+            handle.send(CancelFrame(ticket, f"an operator asked to {action} it"))
+        elif held.worker_pid is None:
+            self._end(held, self.policy.for_stop_request(held.claimed, held.job.url, action))
 
-    def give_way(self, ticket: str, reason: str) -> None:
+    def yield_slot(self, ticket: str, reason: str) -> None:
         """A job is to give its slot to others: it is checkpointed and goes back to the queue."""
         held, handle = self._ledger.get(ticket), self._worker_of(ticket)
-        if held is None or handle is None or held.is_ending or held.is_lost or held.verb or held.yielding:
+        if held is None or handle is None or held.is_ending or held.is_lost or held.requested_action or held.yield_reason:
             return
-        held.yielding = reason
-        self._log.info("job_yielding", label=reason, **about(held))
+        held.yield_reason = reason
+        self._log.info("job_yielding", label=reason, **log_fields(held))
         handle.send(CancelFrame(ticket, "jobs of others wait for its slot"))
 
-    def recorded(self, message: Recorded) -> None:
+    def handle_recorded(self, message: ResultRecorded) -> None:
         """Redis knows how a job ended."""
-        ending, ticket = message.ending, str(message.ending.ticket)
+        ending, ticket = message.finish, str(message.finish.lease)
         held = self._ledger.get(ticket)
         if held is not None and message.reply == "LEADS":
             self._ledger.mark_ending(held, is_ending=False)
             with self._each_alone(held):
                 self._bring_to_door(held)
             return
-        self._meter.ended(ending, message.reply)
+        self._meter.count_result(ending, message.reply)
         if held is None:  # an earlier start had spooled it
             return
-        self._ledger.drop(ticket)
-        if held.job is not None or self._malformed.admits("malformed"):
-            log_end(self._log, held, ending, message.reply)
+        self._ledger.remove(ticket)
+        if held.job is not None or self._malformed.allow("malformed"):
+            log_disposition(self._log, held, ending, message.reply)
         if message.reply not in DISOWNED:
-            self._hooks.ended(held, ending)
-        if held.job is not None and ending.outcome in ENDS and message.reply != "FENCED":
-            ended = leftover(held, held.job, held.path, has_failed=ending.outcome != "success")
-            if held.leaves_state or ended.has_failed:
-                self._cleaner.leave([ended], held.worker or 0)
+            self._hooks.schedule(held, ending)
+        if held.job is not None and ending.disposition in ENDS and message.reply != "FENCED":
+            ended = cleanup_entry(held, held.job, held.path, has_failed=ending.disposition != "success")
+            if held.needs_cleanup or ended.has_failed:
+                self._cleaner.enqueue([ended], held.worker_pid or 0)
             else:
                 self._cleaner.forget([ended])
 
@@ -313,19 +313,19 @@ class Crew:
     def release_waiting(self, reason: str) -> None:
         """Give back what no worker has begun."""
         for held in self._ledger.all():
-            if held.worker is None and not held.is_ending:
-                self._end(held, Finish(held.ticket, "release", note={"label": "released", "message": reason}))
+            if held.worker_pid is None and not held.is_ending:
+                self._end(held, FinishRequest(held.lease, "release", note={"label": "released", "message": reason}))
 
     def cancel_running(self, reason: str) -> None:
         """Have running jobs checkpointed and given back."""
         for held in self._ledger.all():
-            handle = self._worker_of(str(held.ticket))
+            handle = self._worker_of(str(held.lease))
             if handle is not None and not held.is_ending:
-                handle.send(CancelFrame(str(held.ticket), reason))
+                handle.send(CancelFrame(str(held.lease), reason))
 
-    def _worker_of(self, ticket: str) -> Handle | None:
+    def _worker_of(self, ticket: str) -> WorkerHandle | None:
         held = self._ledger.get(ticket)
-        if held is None or held.worker is None:
+        if held is None or held.worker_pid is None:
             return None
-        handle = self._pool.workers.get(held.worker)
+        handle = self._pool.workers.get(held.worker_pid)
         return handle if handle is not None and ticket in handle.jobs else None

@@ -12,7 +12,7 @@ HEALTHY_S = 10.0  # a worker that lived so long was no failed start
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSlots:
     """A worker: its pid, free slots and jobs; ``is_alone``: for one suspect job."""
 
     pid: int
@@ -22,14 +22,14 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingJob:
     """A job that waits for a worker."""
 
-    ticket: str
+    lease_id: str
     is_suspect: bool
 
 
-def deal(waiting: Sequence[Waiting], seats: Sequence[Seat]) -> list[tuple[str, int]]:
+def assign(waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]) -> list[tuple[str, int]]:
     """Ticket and pid for each job that has a place now: to the worker with the most free slots, suspects alone."""
     places = {seat.pid: seat for seat in seats}
     dealt: list[tuple[str, int]] = []
@@ -39,11 +39,11 @@ def deal(waiting: Sequence[Waiting], seats: Sequence[Seat]) -> list[tuple[str, i
             continue
         best = max(fitting, key=lambda seat: seat.free)
         places[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
-        dealt.append((job.ticket, best.pid))
+        dealt.append((job.lease_id, best.pid))
     return dealt
 
 
-def _fits(seat: Seat, job: Waiting) -> bool:
+def _fits(seat: WorkerSlots, job: WaitingJob) -> bool:
     return seat.free > 0 and seat.is_alone == job.is_suspect and not (seat.is_alone and seat.busy)
 
 
@@ -63,15 +63,15 @@ def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Respawn:
+class RespawnBackoff:
     """When the next worker may be started: at once after one that had lived, later and later after failed starts."""
 
     failures: int = 0
     not_before: float = 0.0
 
-    def after_death(self, lived_s: float, now: float) -> Respawn:
+    def after_death(self, lived_s: float, now: float) -> RespawnBackoff:
         """A worker has died."""
         if lived_s >= HEALTHY_S:
-            return Respawn()
+            return RespawnBackoff()
         delay = 0.0 if self.failures == 0 else min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
-        return Respawn(self.failures + 1, now + delay)
+        return RespawnBackoff(self.failures + 1, now + delay)

@@ -27,7 +27,7 @@ class _Host:
     changed: float = 0.0
 
 
-class HostJobs:
+class HostConcurrency:
     """Used by the main thread; others read ``limited``, the number of hosts with fewer jobs than there are slots."""
 
     def __init__(self, most: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]) -> None:
@@ -41,7 +41,7 @@ class HostJobs:
     def __repr__(self) -> str:
         return f"<HostJobs { ({name: one.level for name, one in self._hosts.items()}) }>"
 
-    def refused(self, name: str, count: Callable[[], int]) -> None:
+    def record_refusal(self, name: str, count: Callable[[], int]) -> None:
         """A host has turned a job away; ``count`` says of how many at once."""
         if not self._is_auto:
             return
@@ -62,7 +62,7 @@ class HostJobs:
         host = self._hosts.get(name)
         return host is not None and host.level is not None
 
-    def has_room(self, name: str, count: Callable[[], int]) -> bool:
+    def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
         """Whether a host may have one job more than those that ``count`` says."""
         host = self._hosts.get(name)
         if host is None or host.level is None:
@@ -72,7 +72,7 @@ class HostJobs:
             self._set(name, host, host.level + steps, "growth")
         return host.level is None or count() < host.level
 
-    def tend(self) -> None:
+    def forget_idle(self) -> None:
         """Forget hosts that have been good for long."""
         now = self._clock()
         self._hosts = {

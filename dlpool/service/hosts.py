@@ -11,7 +11,7 @@ from dlpool.jobs.hostslots import HostLimit
 NEWS_S = 1.0  # a hold that is longer by less says nothing new
 
 
-class Hosts:
+class HostLimits:
     """Used by one thread."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
@@ -52,7 +52,7 @@ class Hosts:
         self._holds[authority] = now + seconds
         return True
 
-    def held_s(self, url: str) -> float:
+    def hold_remaining_s(self, url: str) -> float:
         """Seconds until the host of a URL may be asked; 0 is now."""
         if not self._holds:
             return 0.0

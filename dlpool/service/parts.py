@@ -16,46 +16,46 @@ from typing import Any
 
 from dlpool import __version__, threads
 from dlpool.config import Settings
-from dlpool.config.owned import owned
+from dlpool.config.owned import owned_paths
 from dlpool.errors import InternalError, QueueError
 from dlpool.jobs.connection import connect
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.records import rfc3339
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.observe.metrics import Metrics
-from dlpool.service.cleaning import Cleaner
-from dlpool.service.crew import Crew
-from dlpool.service.doorman import Doorman
-from dlpool.service.hooks.hooks import Hooks
-from dlpool.service.hosts import Hosts
-from dlpool.service.ledger import Ledger
+from dlpool.service.cleaning import CleanupDispatcher
+from dlpool.service.crew import JobDispatcher
+from dlpool.service.doorman import HostAdmission
+from dlpool.service.hooks.hooks import HookRunner
+from dlpool.service.hosts import HostLimits
+from dlpool.service.ledger import InFlightTable
 from dlpool.service.monitor.monitoring import Monitor
 from dlpool.service.node.node import Node
-from dlpool.service.node.notify import ServiceManager
-from dlpool.service.node.queueserver import QueueServer
-from dlpool.service.node.space import SpaceGuard
+from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.node.queueserver import RedisServer
+from dlpool.service.node.space import DiskGuard
 from dlpool.service.node.watchdog import Watchdog
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queue.claiming import Fetcher
-from dlpool.service.queue.heartbeat import Beater
-from dlpool.service.queue.link import Link
-from dlpool.service.queue.messages import Changed, Mailbox
-from dlpool.service.queue.recording import Recorder
+from dlpool.service.queue.claiming import JobClaimer
+from dlpool.service.queue.heartbeat import Heartbeat
+from dlpool.service.queue.link import RedisState
+from dlpool.service.queue.messages import StateChanged, Mailbox
+from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.queue.spool import Spool
-from dlpool.service.queue.sweeping import Sweeper
-from dlpool.service.slots import Slots, most_slots
-from dlpool.service.trail import Trail
-from dlpool.service.verdict import Judge
+from dlpool.service.queue.sweeping import StaleFileSweeper
+from dlpool.service.slots import SlotLimit, max_slots
+from dlpool.service.trail import CleanupJournal
+from dlpool.service.verdict import DispositionPolicy
 from dlpool.service.wire.tally import RANGE_BOUNDS_S
 from dlpool.service.worker.process import WorkerSettings
-from dlpool.service.yielder import Yielder
+from dlpool.service.yielder import YieldController
 
 PARKED_A_SLOT = 4
 JOIN_S = 6.0  # the longest call of Redis ends before
 
 
-class Parts:
+class SupervisorComponents:
     """Made, started and ended on the main thread."""
 
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
@@ -64,30 +64,30 @@ class Parts:
         self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
-        self.server = QueueServer(settings.redis, node.state_dir, self._log)
+        self.server = RedisServer(settings.redis, node.state_dir, self._log)
         settings = self._settings = replace(settings, redis=self.server.settings)
         self.mailbox, self.selector = Mailbox(), selectors.DefaultSelector()
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
-        self.link = Link(log.logger("redis"), lambda: self.mailbox.post(Changed()), metrics.redis_failed)
-        self.ledger = Ledger(settings.supervisor.host_share)
-        self.space = SpaceGuard(settings, self.ledger, self._log, lambda: self.mailbox.post(Changed()))
-        self.slots = Slots(settings.supervisor, self._log, time.monotonic)
+        self.link = RedisState(log.logger("redis"), lambda: self.mailbox.post(StateChanged()), metrics.count_redis_failure)
+        self.in_flight = InFlightTable(settings.supervisor.host_share)
+        self.space = DiskGuard(settings, self.in_flight, self._log, lambda: self.mailbox.post(StateChanged()))
+        self.slots = SlotLimit(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
-        self._transitions = Transitions(client, Keys(settings.redis.group), metrics.redis_answered)
+        self._transitions = Transitions(client, QueueKeys(settings.redis.group), metrics.observe_redis_call)
         self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
-        spool, trail, lease_s = Spool(node.state_dir), Trail(node.state_dir), settings.supervisor.lease
-        self.cleaner = Cleaner(self.pool, trail, self._log)
-        self._recorder = Recorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, self.mailbox.post)
-        self.hooks = Hooks(settings.hooks, self.node_id, log.logger("hooks"))
-        self.doorman = Doorman(
-            Hosts(settings, time.monotonic), self.slots.of_hosts, self._recorder, self.pool, self._log
+        spool, trail, lease_s = Spool(node.state_dir), CleanupJournal(node.state_dir), settings.supervisor.lease
+        self.cleanup = CleanupDispatcher(self.pool, trail, self._log)
+        self._recorder = ResultRecorder(self._transitions, self.sid, lease_s, spool, self.link, self._log, self.mailbox.post)
+        self.hooks = HookRunner(settings.hooks, self.node_id, log.logger("hooks"))
+        self.host_admission = HostAdmission(
+            HostLimits(settings, time.monotonic), self.slots.hosts, self._recorder, self.pool, self._log
         )
         self.monitor = self._make_monitor(log, metrics)
-        self.crew = self._make_crew(Judge(self._transitions.keys, settings.supervisor, time.time, random.random), log)
+        self.dispatcher = self._make_crew(DispositionPolicy(self._transitions.keys, settings.supervisor, time.time, random.random), log)
         self.fetcher = self._make_fetcher()
-        self.yielder = Yielder(
-            settings, self.ledger, self.monitor.meter, self.crew.give_way, self.fetcher.ask_who_waits
+        self.yield_controller = YieldController(
+            settings, self.in_flight, self.monitor.collector, self.dispatcher.yield_slot, self.fetcher.request_waiting_hosts
         )
         self._beater = self._make_beater(spool, trail, earlier)
         self._failure: BaseException | None = None
@@ -104,32 +104,32 @@ class Parts:
             self._state_dir,
             log,
             metrics,
-            self.ledger,
+            self.in_flight,
             self.pool,
             self.link,
             self._transitions,
             self._order,
         )
 
-    def _make_fetcher(self) -> Fetcher:
-        return Fetcher(
+    def _make_fetcher(self) -> JobClaimer:
+        return JobClaimer(
             self._transitions,
             self._client("fetch"),
             self.sid,
-            self.ledger,
+            self.in_flight,
             self.link,
             self._settings.supervisor.lease,
             self._order,
             self.mailbox.post,
-            PARKED_A_SLOT * most_slots(self._settings.supervisor),
+            PARKED_A_SLOT * max_slots(self._settings.supervisor),
         )
 
-    def _make_beater(self, spool: Spool, trail: Trail, earlier: tuple[str, ...]) -> Beater:
-        return Beater(
+    def _make_beater(self, spool: Spool, trail: CleanupJournal, earlier: tuple[str, ...]) -> Heartbeat:
+        return Heartbeat(
             self._transitions,
             self._client("beat"),
             self.sid,
-            self.ledger,
+            self.in_flight,
             self.link,
             spool,
             self.fetcher,
@@ -140,21 +140,21 @@ class Parts:
             info=self._info,
             post=self.mailbox.post,
             earlier=earlier,
-            sweeper=Sweeper(self._transitions, trail, self.ledger, self.mailbox.post),
+            sweeper=StaleFileSweeper(self._transitions, trail, self.in_flight, self.mailbox.post),
         )
 
-    def _make_crew(self, judge: Judge, log: Log) -> Crew:
-        return Crew(
-            self.ledger,
+    def _make_crew(self, judge: DispositionPolicy, log: Log) -> JobDispatcher:
+        return JobDispatcher(
+            self.in_flight,
             self.pool,
             self._recorder,
             judge,
-            self.cleaner,
+            self.cleanup,
             log.logger("jobs"),
             self.hooks,
-            self.doorman,
-            self.monitor.meter,
-            self.space.doubt,
+            self.host_admission,
+            self.monitor.collector,
+            self.space.report_fault,
         )
 
     def start(self) -> None:
@@ -168,23 +168,23 @@ class Parts:
         """Use reloaded settings."""
         settings = self._settings = replace(settings, redis=replace(self.server.settings, order=settings.redis.order))
         self.pool.settings = settings.supervisor
-        self.ledger.host_part = settings.supervisor.host_share
+        self.in_flight.host_share = settings.supervisor.host_share
         self.hooks.settings = settings.hooks
         self.monitor.apply(settings)
         self.space.apply(settings)
-        self.doorman.hosts.apply(settings)
-        self.yielder.apply(settings)
-        self.crew.judge = Judge(self._transitions.keys, settings.supervisor, time.time, random.random)
+        self.host_admission.hosts.apply(settings)
+        self.yield_controller.apply(settings)
+        self.dispatcher.policy = DispositionPolicy(self._transitions.keys, settings.supervisor, time.time, random.random)
 
     def check_threads(self) -> None:
         """Raise what ended a thread; start the embedded server again if it has ended."""
         if self._failure is not None:
             raise InternalError(f"a thread of the supervisor ended: {self._failure}") from self._failure
-        self.server.tend()
+        self.server.restart_if_exited()
 
-    def watchdog(self, manager: ServiceManager) -> Watchdog:
+    def watchdog(self, manager: SystemdNotifier) -> Watchdog:
         """The one that watches the threads."""
-        return Watchdog(manager, self.link.pulse, self._threads, self._log)
+        return Watchdog(manager, self.link.liveness, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:
         """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""
@@ -201,13 +201,13 @@ class Parts:
         """The threads that wait in Redis need not do so any longer; where that fails, they wait a second."""
         if self.link.error is None:
             with suppress(QueueError):
-                self.fetcher.look()
-                self._beater.look()
+                self.fetcher.wake()
+                self._beater.wake()
 
     def _sign_off(self) -> bool:
         """What was reserved goes back to the intake, and nobody waits for our leases."""
         try:
-            self._transitions.take_back(self.sid, [self.sid], order=self._order())
+            self._transitions.requeue_jobs_of(self.sid, [self.sid], order=self._order())
         except QueueError as error:
             self._log.warning("sign_off_failed", error=error)
             return False
@@ -227,14 +227,14 @@ class Parts:
             "pid": os.getpid(),
             "version": __version__,
             "slots": self.slots.level,
-            "busy": len(self.ledger),
+            "busy": len(self.in_flight),
             "started_at": self._started_at,
-            "free": self.space.left,
-            "is_low_on_space": bool(self.space.low),
+            "free": self.space.free_after_jobs,
+            "is_low_on_space": bool(self.space.low_folders),
             "workers": len(self.pool.workers),
-            "workers_info": self.pool.shown,
-            "received": self.monitor.meter.received,
-            "rate": self.monitor.meter.speed(),
+            "workers_info": self.pool.summaries,
+            "received": self.monitor.collector.received_bytes,
+            "rate": self.monitor.collector.receive_rate(),
             "lease": self._settings.supervisor.lease,
         }
 
@@ -245,9 +245,9 @@ class Parts:
             except Exception as error:  # noqa: BLE001 - top of a thread: the service ends with it
                 self._log.critical("thread_failed", thread=name, error=error)
                 self._failure = error
-                self.mailbox.post(Changed())
+                self.mailbox.post(StateChanged())
 
-        return threads.Thread(serve, name)
+        return threads.DaemonThread(serve, name)
 
 
 def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
@@ -261,7 +261,7 @@ def _worker_settings(settings: Settings, node: Node) -> WorkerSettings:
         settings.paths,
         settings.logging,
         settings.otel,
-        owned(settings),
+        owned_paths(settings),
         settings.scan,
         settings.supervisor.min_free,
     )

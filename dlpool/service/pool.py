@@ -15,10 +15,10 @@ from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
 from dlpool.observe.metrics import Metrics
-from dlpool.service.dealing import Respawn, Seat, shares_of, slots_of
-from dlpool.service.handle import Handle
-from dlpool.service.slots import most_slots
-from dlpool.service.wire.channel import Channel
+from dlpool.service.dealing import RespawnBackoff, WorkerSlots, shares_of, slots_of
+from dlpool.service.handle import WorkerHandle
+from dlpool.service.slots import max_slots
+from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import Frame, PingFrame, RetireFrame, SpaceFrame
 from dlpool.service.wire.tally import RECEIVED
 from dlpool.service.worker import process as worker
@@ -34,7 +34,7 @@ MAX_SHOWN = 64  # workers that a supervisor tells of
 FROZEN_S = 2.0  # between two turns: then it was we who did not run, and the workers' silence says nothing
 
 
-class WorkersFail(DlpoolError):
+class WorkerStartFailed(DlpoolError):
     """No worker has ever come up: the service cannot work."""
 
 
@@ -50,46 +50,46 @@ class WorkerPool:
         metrics: Metrics,
     ) -> None:
         self.settings = settings
-        self.given = given
+        self.worker_settings = given
         self._selector = selector
         self._log = log
         self._metrics = metrics
         self._context = multiprocessing.get_context("spawn")
-        slots = most_slots(settings)
+        slots = max_slots(settings)
         self._shares = slots_of(slots, settings.workers or min(os.cpu_count() or 1, slots))
-        self._respawn = Respawn()
+        self._respawn = RespawnBackoff()
         self._has_come_up = False
         self._pinged = self._weighed = self._shared = 0.0
         self._looked = time.monotonic()
-        self.workers: dict[int, Handle] = {}
-        self.shown: tuple[dict[str, object], ...] = ()  # what others may see of them; any thread may read it
+        self.workers: dict[int, WorkerHandle] = {}
+        self.summaries: tuple[dict[str, object], ...] = ()  # what others may see of them; any thread may read it
         self.over_memory = 0  # workers that were, since the start
 
     def __repr__(self) -> str:
         busy = sum(len(handle.jobs) for handle in self.workers.values())
         return f"<WorkerPool {len(self._shares)} wanted: {len(self.workers)} there, {busy} jobs>"
 
-    def seats(self) -> list[Seat]:
+    def worker_slots(self) -> list[WorkerSlots]:
         """Where jobs may go."""
         most = self.settings.max_jobs_per_worker or sys.maxsize
         return [
-            Seat(one.pid, min(one.free_slots, most - one.taken), len(one.jobs), one.is_alone)
+            WorkerSlots(one.pid, min(one.free_slots, most - one.assigned_count), len(one.jobs), one.is_quarantine)
             for one in self.workers.values()
         ]
 
     def capacity(self) -> int:
         """How many jobs the workers that are there can have at once."""
-        ordinary = [one for one in self.workers.values() if not one.is_alone and one.is_ready]
-        return sum(one.slots for one in ordinary if not one.is_retiring and not one.killed_for)
+        ordinary = [one for one in self.workers.values() if not one.is_quarantine and one.is_ready]
+        return sum(one.slots for one in ordinary if not one.is_retiring and not one.kill_reason)
 
     def received(self) -> dict[int, int]:
         """Bytes that each worker has received, by its pid, as of its last report."""
-        return {one.pid: int(one.counted.known(RECEIVED)) for one in self.workers.values()}
+        return {one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()}
 
-    def tend(self, suspects: int, on_death: Callable[[Handle, str], None]) -> None:
+    def reconcile(self, suspects: int, on_death: Callable[[WorkerHandle, str], None]) -> None:
         """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
         now = time.monotonic()
-        for handle in [one for one in self.workers.values() if one.has_ended]:
+        for handle in [one for one in self.workers.values() if one.has_exited]:
             self._lose(handle, on_death)
         self._look_for_hung(now)
         self._weigh(now)
@@ -98,34 +98,34 @@ class WorkerPool:
         self._share_rate(now)
         if now - self._pinged >= PING_S:
             self._pinged = now
-            self.tell_all(PingFrame())
-            self.shown = tuple(handle.as_json() for handle in islice(self.workers.values(), MAX_SHOWN))
+            self.broadcast(PingFrame())
+            self.summaries = tuple(handle.as_json() for handle in islice(self.workers.values(), MAX_SHOWN))
         for handle in self.workers.values():
             handle.flush()
 
-    def tell_all(self, frame: Frame) -> None:
+    def broadcast(self, frame: Frame) -> None:
         """Send a frame to every worker."""
         for handle in self.workers.values():
             handle.send(frame)
 
-    def tell_space(self, frame: SpaceFrame) -> None:
+    def set_disk_space(self, frame: SpaceFrame) -> None:
         """Tell every worker what jobs leave to each other on the disks."""
         for handle in self.workers.values():
-            handle.tell_space(frame)
+            handle.set_disk_space(frame)
 
-    def came_up(self, handle: Handle) -> None:
+    def mark_ready(self, handle: WorkerHandle) -> None:
         """A worker said hello."""
         handle.is_ready = self._has_come_up = True
         self._log.info("worker_started", worker_pid=handle.pid, slots=handle.slots)
 
-    def note_taken(self, handle: Handle) -> None:
+    def count_assigned(self, handle: WorkerHandle) -> None:
         """One more job went to the worker; it is replaced after its share of them."""
-        handle.taken += 1
+        handle.assigned_count += 1
         limit = self.settings.max_jobs_per_worker
-        if limit is not None and handle.taken >= limit:
-            self._retire(handle, f"it has run {handle.taken} jobs")
+        if limit is not None and handle.assigned_count >= limit:
+            self._retire(handle, f"it has run {handle.assigned_count} jobs")
 
-    def stop(self, on_death: Callable[[Handle, str], None]) -> None:
+    def stop(self, on_death: Callable[[WorkerHandle, str], None]) -> None:
         """End all workers: by the end of their sockets, in the end by SIGKILL."""
         for handle in self.workers.values():
             handle.send(RetireFrame())
@@ -138,17 +138,17 @@ class WorkerPool:
                 handle.kill("it did not end")
             self._bury(handle, on_death)
 
-    def _lose(self, handle: Handle, on_death: Callable[[Handle, str], None]) -> None:
+    def _lose(self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]) -> None:
         """A worker has ended in the midst of the service: is another one worth a try, and when?"""
         self._selector.unregister(handle.channel)
         how = self._bury(handle, on_death)
         if not (handle.is_retiring and handle.is_ready):
             now = time.monotonic()
-            self._respawn = self._respawn.after_death(now - handle.started, now)
+            self._respawn = self._respawn.after_death(now - handle.started_at, now)
         if not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
-            raise WorkersFail(f"no worker could be started; the last one: {how}")
+            raise WorkerStartFailed(f"no worker could be started; the last one: {how}")
 
-    def _bury(self, handle: Handle, on_death: Callable[[Handle, str], None]) -> str:
+    def _bury(self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]) -> str:
         """A worker has ended: hear its last words, then give back what it had. Returns how it ended."""
         self._selector.unregister(handle.process.sentinel)
         del self.workers[handle.pid]
@@ -157,15 +157,15 @@ class WorkerPool:
         handle.channel.close()
         return how
 
-    def _describe(self, handle: Handle) -> str:
+    def _describe(self, handle: WorkerHandle) -> str:
         handle.process.join()
-        stacks = handle.stacks(self.given.state_dir)
+        stacks = handle.take_stacks(self.worker_settings.state_dir)
         code = handle.process.exitcode
-        how = handle.how_it_ended()
+        how = handle.describe_exit()
         if stacks and not handle.is_ready:
             how += f": {stacks.splitlines()[0]}"
-        if code != 0 or handle.killed_for:
-            self._metrics.worker_exits.labels("killed" if handle.killed_for else "died").inc()
+        if code != 0 or handle.kill_reason:
+            self._metrics.worker_exits.labels("killed" if handle.kill_reason else "died").inc()
             self._log.warning("worker_died", worker_pid=handle.pid, how=how, running=len(handle.jobs), stacks=stacks)
         else:
             self._metrics.worker_exits.labels("ended").inc()
@@ -176,14 +176,14 @@ class WorkerPool:
         was_frozen, self._looked = now - self._looked > FROZEN_S, now
         for handle in self.workers.values():
             if was_frozen:
-                handle.note_heard(now)
+                handle.mark_heard(now)
             if handle.kill_at is not None and now >= handle.kill_at:
                 handle.kill("it did not end")
-            elif handle.killed_for is None and now - handle.heard > self.settings.worker_timeout:
-                self._log.warning("worker_hung", worker_pid=handle.pid, silent_s=round(now - handle.heard, 1))
+            elif handle.kill_reason is None and now - handle.last_heard_at > self.settings.worker_timeout:
+                self._log.warning("worker_hung", worker_pid=handle.pid, silent_s=round(now - handle.last_heard_at, 1))
                 handle.abort(f"it was silent for {self.settings.worker_timeout:g} s")
-            elif now - handle.heard > self.settings.worker_timeout / 2:
-                handle.note_silence()
+            elif now - handle.last_heard_at > self.settings.worker_timeout / 2:
+                handle.sample_threads()
 
     def _weigh(self, now: float) -> None:
         if now - self._weighed < MEMORY_S:
@@ -191,15 +191,15 @@ class WorkerPool:
         self._weighed = now
         soft, hard = self.settings.worker_memory_soft, self.settings.worker_memory_hard
         for handle in self.workers.values():
-            handle.resident = size = handle.memory() if handle.killed_for is None else 0
+            handle.resident_bytes = size = handle.measure_memory() if handle.kill_reason is None else 0
             if hard is not None and size > hard:
                 self.over_memory += 1
                 handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
-            elif soft is not None and size > soft and handle.taken and not handle.is_retiring:
+            elif soft is not None and size > soft and handle.assigned_count and not handle.is_retiring:
                 self.over_memory += 1
                 self._retire(handle, f"it used {size} bytes of memory, more than worker_memory_soft")
 
-    def _retire(self, handle: Handle, reason: str) -> None:
+    def _retire(self, handle: WorkerHandle, reason: str) -> None:
         """It ends after its jobs; a replacement is wanted at once."""
         self._log.info("worker_retired", worker_pid=handle.pid, reason=reason)
         handle.is_retiring = True
@@ -209,9 +209,9 @@ class WorkerPool:
         serving = [one for one in self.workers.values() if not one.is_retiring]
         shares = list(self._shares)
         for handle in serving:
-            if not handle.is_alone and handle.slots in shares:
+            if not handle.is_quarantine and handle.slots in shares:
                 shares.remove(handle.slots)
-        alone = min(suspects, len(self._shares)) - sum(handle.is_alone for handle in serving)
+        alone = min(suspects, len(self._shares)) - sum(handle.is_quarantine for handle in serving)
         if now < self._respawn.not_before:
             return
         wanted = [(slots, False) for slots in shares] + [(1, True)] * alone
@@ -230,7 +230,7 @@ class WorkerPool:
         self._log.warning("worker_not_started", error=error)
         self._respawn = self._respawn.after_death(0.0, now)
         if not self.workers and not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
-            raise WorkersFail(f"no worker could be started: {error.strerror} (ulimit -u, ulimit -n)") from error
+            raise WorkerStartFailed(f"no worker could be started: {error.strerror} (ulimit -u, ulimit -n)") from error
 
     def _share_rate(self, now: float) -> None:
         """Deal the node's rate over the workers: once a second, and at once when one of them has no share yet."""
@@ -242,17 +242,17 @@ class WorkerPool:
         demands = [one.demand() for one in handles]
         shares = shares_of(rate, demands) if rate is not None else [None] * len(handles)
         for handle, share in zip(handles, shares, strict=True):
-            handle.limit(share)
+            handle.set_rate(share)
 
     def _retire_idle_quarantine(self, suspects: int) -> None:
         for handle in self.workers.values():
-            if handle.is_alone and handle.is_ready and not suspects and not handle.jobs and not handle.is_retiring:
+            if handle.is_quarantine and handle.is_ready and not suspects and not handle.jobs and not handle.is_retiring:
                 self._retire(handle, "no suspect job is left")
 
     def _spawn(self, slots: int, *, is_alone: bool) -> None:
-        channel, theirs = Channel.pair()
+        channel, theirs = FrameChannel.pair()
         cpu = choose_cpu(len(self._shares), [one.cpu for one in self.workers.values()])
-        given = replace(self.given, slots=slots, cpu=cpu)
+        given = replace(self.worker_settings, slots=slots, cpu=cpu)
         process = self._context.Process(
             target=worker.main, args=(theirs, os.getpid(), given), daemon=True, name="dlpool-worker"
         )
@@ -264,7 +264,7 @@ class WorkerPool:
             raise
         self._metrics.worker_starts.inc()
         theirs.close()
-        handle = Handle(process, channel, slots, is_alone=is_alone, cpu=cpu)
+        handle = WorkerHandle(process, channel, slots, is_alone=is_alone, cpu=cpu)
         self.workers[handle.pid] = handle
         self._selector.register(channel, selectors.EVENT_READ, handle)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, handle.note_end)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, handle.mark_exited)

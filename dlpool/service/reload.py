@@ -7,23 +7,23 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dlpool.config import SECTIONS, Settings
-from dlpool.config.owned import check_owned
+from dlpool.config.owned import check_owned_paths
 from dlpool.errors import ConfigurationError
 from dlpool.service.hooks.archiving import check_archive_command
 from dlpool.service.hooks.hooks import check_hooks
 
-Load = Callable[[], Settings]
+SettingsLoader = Callable[[], Settings]
 
 
-def reloaded(present: Settings, load: Load) -> tuple[Settings | None, list[str]]:
+def reload_settings(present: Settings, load: SettingsLoader) -> tuple[Settings | None, list[str]]:
     """The new settings, None if they cannot be used; and what is wrong, or waits for a restart."""
     try:
         wanted = load()
         check_hooks(wanted.hooks)
         check_archive_command(wanted.logging)
-        check_owned(wanted)
+        check_owned_paths(wanted)
         new, waiting = _mixed(present, wanted)
-        check_owned(new)  # what waits for a restart is still owned where it is
+        check_owned_paths(new)  # what waits for a restart is still owned where it is
     except ConfigurationError as error:
         return None, str(error).splitlines()
     return new, waiting

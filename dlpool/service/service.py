@@ -9,35 +9,35 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
-from dlpool.config.owned import check_owned
+from dlpool.config.owned import check_owned_paths
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import shown_server
-from dlpool.jobs.keys import Keys
-from dlpool.kinds import COMMAND, shown_command
-from dlpool.observe.log import Heard, Log
+from dlpool.jobs.keys import QueueKeys
+from dlpool.kinds import COMMAND, redacted_command
+from dlpool.observe.log import OnEvent, Log
 from dlpool.observe.tracing import check_traces
-from dlpool.service.handle import forget_old_stacks
+from dlpool.service.handle import remove_old_stacks
 from dlpool.service.hooks.archiving import check_archive_command
 from dlpool.service.hooks.hooks import check_hooks
-from dlpool.service.node.collector import calm_collector
+from dlpool.service.node.collector import tune_garbage_collector
 from dlpool.service.node.node import Node
-from dlpool.service.parts import Parts
-from dlpool.service.reload import Load
+from dlpool.service.parts import SupervisorComponents
+from dlpool.service.reload import SettingsLoader
 from dlpool.service.supervisor import Supervisor
-from dlpool.transfer.client import Client
-from dlpool.transfer.limits import HostGate, NetworkWatch
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
 
 OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
 
 
-def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Heard = lambda *_: None) -> None:
+def serve(settings: Settings, load: SettingsLoader, early: Iterable[int] = (), heard: OnEvent = lambda *_: None) -> None:
     """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
 
     ``load`` reads the settings anew for a reload; ``early`` are signals that came before; ``heard`` is told of
     each event of the log. Call it on the main thread.
     """
-    Client(settings.network, 1, HostGate(lambda: 0.0), NetworkWatch(lambda: 0.0)).check()
-    check_owned(settings)
+    HttpClient(settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)).check()
+    check_owned_paths(settings)
     check_hooks(settings.hooks)
     check_archive_command(settings.logging)
     check_traces(settings.otel)
@@ -64,18 +64,18 @@ def serve(settings: Settings, load: Load, early: Iterable[int] = (), heard: Hear
         node.close()
 
 
-def _serve(settings: Settings, load: Load, early: Iterable[int], node: Node, log: Log) -> None:
+def _serve(settings: Settings, load: SettingsLoader, early: Iterable[int], node: Node, log: Log) -> None:
     logger = log.logger("supervisor")
     for warning in node.warnings:
         logger.warning("state_damaged", reason=warning)
     if not node.wait_for_old_workers(OLD_WORKERS_S):
         logger.warning("old_workers_live", reason="their jobs wait until they let go of their files")
-    forget_old_stacks(node.state_dir)
-    parts = Parts(settings, node, log)
-    queue, server = Keys(settings.redis.group).intake, parts.server
-    shown = {"redis": server.shown, "clients": server.for_clients, "configuration": shown_settings(settings)}
+    remove_old_stacks(node.state_dir)
+    parts = SupervisorComponents(settings, node, log)
+    queue, server = QueueKeys(settings.redis.group).intake, parts.server
+    shown = {"redis": server.display_url, "clients": server.client_url, "configuration": shown_settings(settings)}
     logger.info("service_started", sid=parts.sid, queue=queue, **shown)
-    calm_collector()
+    tune_garbage_collector()
     Supervisor(settings, load, node, log, parts).run(early)
 
 
@@ -88,6 +88,6 @@ def shown_settings(settings: Settings) -> dict[str, Any]:
             if declared.metadata["is_secret"] and value is not None:
                 shown[section][declared.name] = "..."
             elif declared.metadata["kind"] is COMMAND and value is not None:
-                shown[section][declared.name] = shown_command(value)
+                shown[section][declared.name] = redacted_command(value)
     shown["redis"]["url"] = shown_server(settings.redis.url)
     return shown

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 
 from dlpool.config import SupervisorSettings
 from dlpool.observe.log import Logger
-from dlpool.service.hostjobs import HostJobs
+from dlpool.service.hostjobs import HostConcurrency
 from dlpool.service.wire.frames import EndedFrame
-from dlpool.transfer.aimd import Aimd, Tempo
+from dlpool.transfer.aimd import Aimd, ControlParameters
 
 START = 5  # jobs: the default of a fixed number
-TEMPO = Tempo(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)  # workers report once a second
+TEMPO = ControlParameters(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)  # workers report once a second
 _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 
-def most_slots(settings: SupervisorSettings) -> int:
+def max_slots(settings: SupervisorSettings) -> int:
     """The largest number of jobs at once that these settings allow."""
     fixed = settings.max_concurrent_downloads
     return fixed if isinstance(fixed, int) else settings.max_slots
@@ -23,14 +23,14 @@ def most_slots(settings: SupervisorSettings) -> int:
 
 def is_refusal(frame: EndedFrame) -> bool:
     """Whether a job ended because its server, or the way there, may have too much to do."""
-    return frame.ending == "retry" and frame.label in _REFUSALS
+    return frame.attempt_result == "retry" and frame.label in _REFUSALS
 
 
-class Slots:
+class SlotLimit:
     """Used by the main thread; others read ``level``, the number of jobs at once."""
 
     def __init__(self, settings: SupervisorSettings, log: Logger, clock: Callable[[], float]) -> None:
-        self.level = most_slots(settings)
+        self.level = max_slots(settings)
         self._log = log
         self._clock = clock
         self._control: Aimd | None = None
@@ -38,7 +38,7 @@ class Slots:
             self._control = Aimd(1, settings.max_slots, START, TEMPO)
             self.level = self._control.level
         is_auto = self._control is not None
-        self.of_hosts = HostJobs(most_slots(settings), is_auto=is_auto, log=log, clock=clock)
+        self.hosts = HostConcurrency(max_slots(settings), is_auto=is_auto, log=log, clock=clock)
         self._received = 0  # bytes
         self._counted: dict[int, int] = {}  # of them, by worker
         self._over_memory = 0
@@ -46,7 +46,7 @@ class Slots:
     def __repr__(self) -> str:
         return f"<Slots {self._control or self.level}>"
 
-    def look(self, received: Mapping[int, int], busy: int, *, over_memory: int) -> None:
+    def sample(self, received: Mapping[int, int], busy: int, *, over_memory: int) -> None:
         """Once a second: bytes received by each worker, by pid, and how many jobs run.
 
         Workers ``over_memory`` are counted since the start.
@@ -57,7 +57,7 @@ class Slots:
         self._count(received)
         if over_memory > self._over_memory:
             self._over_memory = over_memory
-            self._control.refused(now, "memory")
+            self._control.record_refusal(now, "memory")
         self._control.sample(now, self._received, busy)
         if self._control.level != self.level:
             self.level = self._control.level

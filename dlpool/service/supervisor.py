@@ -14,29 +14,29 @@ from dataclasses import replace
 from typing import Any
 
 from dlpool.config import Settings
-from dlpool.config.owned import owned
+from dlpool.config.owned import owned_paths
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
-from dlpool.service.handle import Handle
-from dlpool.service.hooks.archiving import Archiver
-from dlpool.service.monitor.monitoring import Seen
+from dlpool.service.handle import WorkerHandle
+from dlpool.service.hooks.archiving import LogArchiver
+from dlpool.service.monitor.monitoring import NodeStatus
 from dlpool.service.node.node import Node
-from dlpool.service.node.notify import ServiceManager
-from dlpool.service.parts import Parts
+from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.parts import SupervisorComponents
 from dlpool.service.queue.messages import (
-    Asked,
-    Changed,
-    Claims,
-    Hold,
-    Lost,
-    Placed,
-    Recorded,
-    Stands,
-    Swept,
-    TakenBack,
-    Waiting,
+    StopRequested,
+    StateChanged,
+    JobsClaimed,
+    HostHeld,
+    LeaseLost,
+    HostSlotDecided,
+    ResultRecorded,
+    FenceChecked,
+    StaleFilesFound,
+    JobsTakenBack,
+    WaitingHosts,
 )
-from dlpool.service.reload import Load, reloaded
+from dlpool.service.reload import SettingsLoader, reload_settings
 from dlpool.service.wire.frames import config_frame
 
 TURN_S = 0.5  # the longest sleep of the loop
@@ -51,7 +51,7 @@ OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.S
 class Supervisor:
     """One run of the service: ``run`` is called once, on the main thread."""
 
-    def __init__(self, settings: Settings, load: Load, node: Node, log: Log, parts: Parts) -> None:
+    def __init__(self, settings: Settings, load: SettingsLoader, node: Node, log: Log, parts: SupervisorComponents) -> None:
         """``load`` reads the settings anew for a reload."""
         self._settings = settings
         self._load = load
@@ -59,10 +59,10 @@ class Supervisor:
         self._log = log
         self._logger = log.logger("supervisor")
         self._parts = parts
-        self._ledger, self._pool, self._crew = parts.ledger, parts.pool, parts.crew
-        self._manager = ServiceManager()
+        self._ledger, self._pool, self._crew = parts.in_flight, parts.pool, parts.dispatcher
+        self._manager = SystemdNotifier()
         self._watchdog = parts.watchdog(self._manager)
-        self._archiver = Archiver(settings.logging, log.path, log.logger("log"))
+        self._archiver = LogArchiver(settings.logging, log.path, log.logger("log"))
         self._signals: deque[int] = deque()
         self._drain_until: float | None = None
         self._has_cancelled = False
@@ -70,17 +70,17 @@ class Supervisor:
         self._compared = self._tended = 0.0
         crew = self._crew
         self._takers: dict[type, Callable[[Any], object]] = {
-            Claims: self._claimed,
-            Waiting: lambda said: parts.yielder.heard(said.hosts),
-            Recorded: crew.recorded,
-            Stands: lambda said: crew.stands(said.ticket, is_ours=said.is_ours),
-            Placed: crew.placed,
-            Hold: lambda said: parts.doorman.hold(said.host, said.seconds, is_ours=False),
-            Lost: lambda said: crew.lose(said.ticket),
-            Asked: lambda said: crew.stop(said.ticket, said.verb),
-            TakenBack: lambda said: node.forget(said.sids),
-            Swept: lambda said: parts.cleaner.leave(said.leftovers),
-            Changed: lambda _: parts.check_threads(),
+            JobsClaimed: self._claimed,
+            WaitingHosts: lambda said: parts.yield_controller.handle_waiting(said.hosts),
+            ResultRecorded: crew.handle_recorded,
+            FenceChecked: lambda said: crew.handle_fence_check(said.ticket, is_ours=said.is_ours),
+            HostSlotDecided: crew.handle_host_slot,
+            HostHeld: lambda said: parts.host_admission.hold(said.host, said.seconds, is_ours=False),
+            LeaseLost: lambda said: crew.fence_off(said.ticket),
+            StopRequested: lambda said: crew.request_stop(said.ticket, said.verb),
+            JobsTakenBack: lambda said: node.forget_sids(said.sids),
+            StaleFilesFound: lambda said: parts.cleanup.enqueue(said.leftovers),
+            StateChanged: lambda _: parts.check_threads(),
         }
 
     def __repr__(self) -> str:
@@ -104,30 +104,30 @@ class Supervisor:
 
     def _note(self, number: int, _frame: object) -> None:
         self._signals.append(number)
-        self._parts.mailbox.ring()
+        self._parts.mailbox.wake()
 
     def _turn(self) -> None:
         for key, _ in self._parts.selector.select(TURN_S):
-            if isinstance(key.data, Handle):
-                self._crew.hear(key.data)
+            if isinstance(key.data, WorkerHandle):
+                self._crew.read_frames(key.data)
             elif key.data is not None:
                 key.data()
-                self._crew.has_news = True
+                self._crew.needs_reconcile = True
         while self._signals:
-            self._crew.has_news = True
+            self._crew.needs_reconcile = True
             self._obey(self._signals.popleft())
         for message in self._parts.mailbox.read():
             self._take(message)
-        self._crew.deal()
-        self._parts.cleaner.clean()
-        if self._crew.has_news or time.monotonic() - self._compared >= COMPARE_S:
+        self._crew.assign_waiting()
+        self._parts.cleanup.send_requests()
+        if self._crew.needs_reconcile or time.monotonic() - self._compared >= COMPARE_S:
             self._compare()
 
     def _compare(self) -> None:
         """Wanted with actual: not in each of the many turns of small jobs, but at once when there is news."""
-        self._crew.has_news = False
+        self._crew.needs_reconcile = False
         self._compared = time.monotonic()
-        self._pool.tend(self._crew.suspects(), self._crew.bury)
+        self._pool.reconcile(self._crew.count_quarantined(), self._crew.reap)
         if self._drain_until is not None:
             self._drain()
         self._ledger.set_capacity(self._capacity())
@@ -144,10 +144,10 @@ class Supervisor:
     def _take(self, message: Any) -> None:
         self._takers[type(message)](message)
 
-    def _claimed(self, message: Claims) -> None:
+    def _claimed(self, message: JobsClaimed) -> None:
         for claimed in message.jobs:
-            self._crew.take_in(claimed, message.leased_until)
-        self._parts.fetcher.handed_over()
+            self._crew.accept(claimed, message.leased_until)
+        self._parts.fetcher.resume()
 
     def _tend(self) -> None:
         now = time.monotonic()
@@ -155,18 +155,18 @@ class Supervisor:
             return
         self._tended = now
         self._parts.check_threads()
-        self._parts.slots.look(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
-        self._parts.slots.of_hosts.tend()
-        self._parts.yielder.tend()
-        self._pool.tell_space(self._parts.space.frame)
-        self._log.tend_writer()
-        self._log.tend()
+        self._parts.slots.sample(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
+        self._parts.slots.hosts.forget_idle()
+        self._parts.yield_controller.tick()
+        self._pool.set_disk_space(self._parts.space.frame)
+        self._log.follow_rename()
+        self._log.maintain()
         self._show()
-        self._archiver.tend()
+        self._archiver.archive_new_logs()
         if not self._is_ready or self._drain_until is not None:
-            self._manager.need_time(MORE_S)
+            self._manager.extend_timeout(MORE_S)
         self._manager.status(self._status())
-        self._watchdog.tend()
+        self._watchdog.check()
 
     def _look_whether_ready(self) -> None:
         """Workers are there, and Redis knows us; until then a service manager is asked for more time."""
@@ -180,14 +180,14 @@ class Supervisor:
         """Tell who watches us how things are."""
         space = self._parts.space
         slots = min(self._pool.capacity(), self._parts.slots.level)
-        limited = self._parts.slots.of_hosts.limited
-        seen = Seen(self._drain_until is not None, space.fault_s, space.low, slots, limited)
-        self._parts.monitor.look(seen)
+        limited = self._parts.slots.hosts.limited
+        seen = NodeStatus(self._drain_until is not None, space.fault_s, space.low_folders, slots, limited)
+        self._parts.monitor.sample(seen)
 
     def _status(self) -> str:
         error = self._parts.link.error
         state = "draining" if self._drain_until is not None else "waiting for Redis" if error else "working"
-        if state == "working" and self._parts.space.low:
+        if state == "working" and self._parts.space.low_folders:
             state = "waiting for disk space"
         return f"{state}: {len(self._ledger)} jobs, {len(self._pool.workers)} workers"
 
@@ -215,7 +215,7 @@ class Supervisor:
             "space": repr(self._parts.space),
             "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
-            "held": [{"id": one.ticket.id, "worker": one.worker, **one.progress} for one in self._ledger.all()[:100]],
+            "held": [{"id": one.lease.job_id, "worker": one.worker_pid, **one.progress} for one in self._ledger.all()[:100]],
         }
 
     def _reload(self) -> None:
@@ -223,7 +223,7 @@ class Supervisor:
         is_told = self._is_ready and self._drain_until is None  # else the manager waits for another word than "ready"
         if is_told:
             self._manager.reloading(time.monotonic_ns() // 1000)
-        new, problems = reloaded(self._settings, self._load)
+        new, problems = reload_settings(self._settings, self._load)
         for problem in problems:
             self._logger.warning("reload_incomplete" if new is not None else "reload_refused", reason=problem)
         if new is not None:
@@ -231,14 +231,14 @@ class Supervisor:
             self._parts.apply(new)
             self._log.apply(new.logging)
             self._archiver.settings = new.logging
-            self._pool.tell_all(config_frame(new))
-            self._pool.given = replace(
-                self._pool.given,
+            self._pool.broadcast(config_frame(new))
+            self._pool.worker_settings = replace(
+                self._pool.worker_settings,
                 transfer=new.transfer,
                 network=new.network,
                 paths=new.paths,
                 logging=new.logging,
-                owned=owned(new),
+                owned=owned_paths(new),
                 min_free=new.supervisor.min_free,
             )
             self._logger.info("configuration_reloaded")
@@ -279,13 +279,13 @@ class Supervisor:
 
     def _end(self) -> None:
         held = len(self._ledger)
-        self._parts.cleaner.clean(now=True)
-        self._pool.stop(self._crew.bury)
-        self._parts.cleaner.clean_here(Confinement.of(self._settings))
+        self._parts.cleanup.send_requests(now=True)
+        self._pool.stop(self._crew.reap)
+        self._parts.cleanup.clean_up_here(Confinement.of(self._settings))
         self._archiver.stop()
         self._parts.hooks.stop()  # while Redis is there: a hook may ask it
         is_clean = self._parts.stop(is_empty=held == 0)
         if is_clean:
-            self._node.forget([self._parts.sid])
+            self._node.forget_sids([self._parts.sid])
         self._crew.summarize(now=True)
         self._logger.info("service_ended", left=held)

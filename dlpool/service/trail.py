@@ -13,13 +13,13 @@ from pathlib import Path
 
 from dlpool import disk, jsontext
 from dlpool.disk import translated
-from dlpool.service.wire.frames import Ended
+from dlpool.service.wire.frames import CleanupEntry
 from dlpool.transfer.state import url_digest
 
 TIDY_LINES = 1000  # more than that, most of them of no use any more, are written anew
 
 
-class Trail:
+class CleanupJournal:
     """The file ``STATE_DIR/trail``: a line a job, the last one counts. Thread-safe; the lock guards file and table.
 
     Nothing is synced: after a power failure at worst a file is left over. Its methods raise LocalFault.
@@ -37,14 +37,14 @@ class Trail:
     def __repr__(self) -> str:
         return f"<Trail {self._path}: {len(self._open)} jobs>"
 
-    def begin(self, ended: Ended) -> None:
+    def add(self, ended: CleanupEntry) -> None:
         """Note what is to be removed when the job has ended."""
         with self._lock, translated(f"write {self._path}"):
             self._open[ended.job_id] = ended
             self._lines += 1
             disk.write_all(self._descriptor, _line(ended))
 
-    def forget(self, ended: Iterable[Ended]) -> None:
+    def remove(self, ended: Iterable[CleanupEntry]) -> None:
         """Nothing of them is left. One that was retried and has begun again meanwhile stays."""
         with self._lock:
             for one in ended:
@@ -54,12 +54,12 @@ class Trail:
             if self._lines > TIDY_LINES + 4 * len(self._open):
                 self._rewrite()
 
-    def jobs(self) -> dict[str, Ended]:
+    def entries(self) -> dict[str, CleanupEntry]:
         """What is noted, by job."""
         with self._lock:
             return dict(self._open)
 
-    def tidy(self) -> None:
+    def compact(self) -> None:
         """Keep only what is still of use."""
         with self._lock:
             self._rewrite()
@@ -79,17 +79,17 @@ class Trail:
             self._descriptor, self._lines = descriptor, len(self._open)
 
 
-def _line(ended: Ended) -> bytes:
+def _line(ended: CleanupEntry) -> bytes:
     return jsontext.dumps(list(ended)) + b"\n"
 
 
-def _parsed(line: bytes) -> Ended | None:
+def _parsed(line: bytes) -> CleanupEntry | None:
     """The job of a line; None for one that a kill has cut off. Earlier versions wrote the URL itself."""
     try:
         fields = [*jsontext.loads(line), 0, ""]  # older lines have fewer
         job_id, url, save_path, path, has_failed, fence, trace_id = fields[:7]
         digest = url_digest(url) if "://" in url else str(url)
         where = path if path is None else str(path)
-        return Ended(str(job_id), digest, str(save_path), where, bool(has_failed), int(fence), str(trace_id))
+        return CleanupEntry(str(job_id), digest, str(save_path), where, bool(has_failed), int(fence), str(trace_id))
     except (ValueError, TypeError):
         return None

@@ -21,26 +21,26 @@ MOST_DOUBLINGS = 30
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningTransfer:
     """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot; ``left`` in bytes, None if unknown.
 
     ``yields``: how often it has yielded. ``cap``: the bytes/s that our own limits leave to it. ``is_kept``: what it has
     fetched is of use to its next run. ``is_moving``: it waits for its host, and not for our disk or a scanner.
     """
 
-    ticket: str
+    lease_id: str
     host: str
     rate: float
     age_s: float
-    left: int | None = None
+    remaining: int | None = None
     yields: int = 0
-    cap: float | None = None
-    is_kept: bool = True
+    rate_limit: float | None = None
+    is_resumable: bool = True
     is_moving: bool = True
 
 
 @dataclass(frozen=True)
-class Rules:
+class YieldRules:
     """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it is slow whatever others have.
 
     ``part``: how many slots one host gets while jobs of others wait; ``slow_part``: how many the ``slow`` hosts get
@@ -55,26 +55,26 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Yield:
+class YieldDecision:
     """A transfer that is to yield, and why: host_share, far_below or slow."""
 
-    ticket: str
+    lease_id: str
     reason: str
 
 
-def slice_s(first_s: float, yields: int) -> float:
+def min_runtime_s(first_s: float, yields: int) -> float:
     """How long a transfer has before it may yield: twice as long each time."""
     return first_s * 2.0 ** min(yields, MOST_DOUBLINGS)
 
 
-def chosen(
-    running: Sequence[Running],
+def choose_yields(
+    running: Sequence[RunningTransfer],
     waiting: Mapping[str, int],
-    rules: Rules,
+    rules: YieldRules,
     *,
     recent: Sequence[float] = (),
     pending: int = 0,
-) -> list[Yield]:
+) -> list[YieldDecision]:
     """The transfers that yield now, where no slot is free: never more than there are jobs that wait.
 
     ``waiting``: jobs by host; a slot is for one of another host, or for any if its transfer is far below others of its
@@ -82,52 +82,52 @@ def chosen(
     not among ``running``.
     """
     total = sum(waiting.values())
-    wanted: list[tuple[Yield, int]] = []  # with the number of jobs for which it would be
+    wanted: list[tuple[YieldDecision, int]] = []  # with the number of jobs for which it would be
     for one, reason in _over(running, rules):
-        wanted.append((Yield(one.ticket, reason), total - waiting.get(one.host, 0)))
+        wanted.append((YieldDecision(one.lease_id, reason), total - waiting.get(one.host, 0)))
     for one, reason, is_for_own in _slow(running, rules, recent):
-        wanted.append((Yield(one.ticket, reason), total - (0 if is_for_own else waiting.get(one.host, 0))))
-    result: dict[str, Yield] = {}
+        wanted.append((YieldDecision(one.lease_id, reason), total - (0 if is_for_own else waiting.get(one.host, 0))))
+    result: dict[str, YieldDecision] = {}
     for candidate, most in wanted:
-        if candidate.ticket not in result and len(result) + pending < most:
-            result[candidate.ticket] = candidate
+        if candidate.lease_id not in result and len(result) + pending < most:
+            result[candidate.lease_id] = candidate
     return list(result.values())
 
 
-def is_fair(one: Running, running: Sequence[Running], rules: Rules, recent: Sequence[float] = ()) -> bool:
+def is_fast_enough(one: RunningTransfer, running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float] = ()) -> bool:
     """Whether a transfer is neither below the fixed rate nor far below what is usual."""
     usual = _usual([*(other.rate for other in running), *recent])
     return one.rate >= max(rules.least, usual / FAR)
 
 
-def may_yield(running: Sequence[Running], rules: Rules, *, recent: Sequence[float] = ()) -> bool:
+def may_yield(running: Sequence[RunningTransfer], rules: YieldRules, *, recent: Sequence[float] = ()) -> bool:
     """Whether any transfer would yield, if enough jobs waited."""
-    return bool(chosen(running, {"": len(running) + 1}, rules, recent=recent))
+    return bool(choose_yields(running, {"": len(running) + 1}, rules, recent=recent))
 
 
-def _over(running: Sequence[Running], rules: Rules) -> list[tuple[Running, str]]:
+def _over(running: Sequence[RunningTransfer], rules: YieldRules) -> list[tuple[RunningTransfer, str]]:
     """The slowest transfers of hosts, and of all slow hosts, with more than their part, as many as are too many."""
     counts = Counter(one.host for one in running)
     slow = sum(one.host in rules.slow for one in running)
-    found: list[tuple[Running, str]] = []
-    for one in sorted(running, key=lambda one: (one.rate, one.ticket)):
+    found: list[tuple[RunningTransfer, str]] = []
+    for one in sorted(running, key=lambda one: (one.rate, one.lease_id)):
         is_slow = one.host in rules.slow and slow > rules.slow_part
         if not (is_slow or counts[one.host] > rules.part):
             continue
-        if one.is_kept and _has_had(one, min(SHARE_S, rules.after_s), rules):
+        if one.is_resumable and _has_had(one, min(SHARE_S, rules.after_s), rules):
             counts[one.host] -= 1
             slow -= one.host in rules.slow
             found.append((one, SLOW if is_slow else HOST_SHARE))
     return found
 
 
-def _slow(running: Sequence[Running], rules: Rules, recent: Sequence[float]) -> list[tuple[Running, str, bool]]:
+def _slow(running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]) -> list[tuple[RunningTransfer, str, bool]]:
     """Slow transfers: those of the host with most slots first, of them the slowest; and whether any job may follow."""
     counts = Counter(one.host for one in running)
     usual = _usual([*(one.rate for one in running), *recent])
     found = []
-    for one in sorted(running, key=lambda one: (-counts[one.host], one.rate, one.ticket)):
-        if not _has_had(one, rules.after_s, rules) or (one.cap is not None and one.rate >= one.cap * LIMITED):
+    for one in sorted(running, key=lambda one: (-counts[one.host], one.rate, one.lease_id)):
+        if not _has_had(one, rules.after_s, rules) or (one.rate_limit is not None and one.rate >= one.rate_limit * LIMITED):
             continue
         own = _usual([other.rate for other in running if other.host == one.host])
         if one.rate * FAR < own:
@@ -144,8 +144,8 @@ def _usual(rates: Sequence[float]) -> float:
     return median(rates) if len(rates) >= LEAST_PEERS else 0.0
 
 
-def _has_had(one: Running, first_s: float, rules: Rules) -> bool:
+def _has_had(one: RunningTransfer, first_s: float, rules: YieldRules) -> bool:
     """Whether a transfer has had its time, and needs more than a little."""
-    if not one.is_moving or one.age_s < slice_s(first_s, one.yields):
+    if not one.is_moving or one.age_s < min_runtime_s(first_s, one.yields):
         return False
-    return one.left is None or one.left > one.rate * rules.after_s * SOON
+    return one.remaining is None or one.remaining > one.rate * rules.after_s * SOON

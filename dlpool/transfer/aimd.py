@@ -16,7 +16,7 @@ LATE_ANSWERS = 2  # in a row are a bad sign: one may have been a file that its s
 
 
 @dataclass(frozen=True)
-class Tempo:
+class ControlParameters:
     """Seconds: after a change until it shows, of a measure, and until the next try after one that was in vain."""
 
     settle_s: float
@@ -26,7 +26,7 @@ class Tempo:
 
 
 @dataclass
-class Measure:
+class Measurement:
     """What was done and how many worked since ``began``."""
 
     began: float
@@ -41,7 +41,7 @@ class Aimd:
     ``reason`` says why the level is what it is: start, growth, no_gain, or what was given for a retreat.
     """
 
-    def __init__(self, low: int, high: int, start: int, tempo: Tempo) -> None:
+    def __init__(self, low: int, high: int, start: int, tempo: ControlParameters) -> None:
         self.level = max(low, min(start, high))
         self.reason = "start"
         self.rate = 0.0  # what was done a second, in the last measure
@@ -57,7 +57,7 @@ class Aimd:
         self._usual_s: float | None = None
         self._late = 0
         self._changed: float | None = None
-        self._measure: Measure | None = None
+        self._measure: Measurement | None = None
 
     def __repr__(self) -> str:
         return f"<Aimd {self.level} ({self.reason}), {self.rate:.0f}/s>"
@@ -69,18 +69,18 @@ class Aimd:
         measure = self._measure
         if measure is None:
             if now - self._changed >= self._tempo.settle_s:
-                self._measure = Measure(now, done, now)
+                self._measure = Measurement(now, done, now)
             return
         measure.worked_s += busy * (now - measure.until)
         measure.until = now
         span = now - measure.began
         if span < self._tempo.measure_s:
             return
-        self._measure = Measure(now, done, now)
+        self._measure = Measurement(now, done, now)
         if measure.worked_s >= USED * self.level * span:
             self._judge(now, (done - measure.done) / span)
 
-    def refused(self, now: float, reason: str) -> bool:
+    def record_refusal(self, now: float, reason: str) -> bool:
         """A bad sign: back to the level that was good, else to half of this one. Returns whether that was done."""
         if now < self._deaf_until:
             return False
@@ -89,7 +89,7 @@ class Aimd:
         self._retreat(now, self._good if is_try else max(self._low, self.level // 2), reason)
         return True
 
-    def answered(self, now: float, seconds: float) -> bool:
+    def record_latency(self, now: float, seconds: float) -> bool:
         """An answer took so long. Returns whether that was a bad sign, and the level has changed."""
         usual = self._usual_s
         if usual is not None and seconds > LATE * usual + LATE_S:
@@ -97,7 +97,7 @@ class Aimd:
         else:
             self._late = 0
         self._usual_s = seconds if usual is None else min(seconds, usual + (seconds - usual) / 10)
-        return self._late >= LATE_ANSWERS and self.level > self._low and self.refused(now, "latency")
+        return self._late >= LATE_ANSWERS and self.level > self._low and self.record_refusal(now, "latency")
 
     def restart(self) -> None:
         """Nothing was done for a while: what is known of throughput is old, the level stays."""

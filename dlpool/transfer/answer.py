@@ -26,7 +26,7 @@ from dlpool.errors import (
 )
 from dlpool.transfer.headers import ContentRange, content_length, content_range, http_date, retry_after_s
 from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
-from dlpool.transfer.remote import Resource, Sameness
+from dlpool.transfer.remote import RemoteResource, ValidatorMatch
 
 ALLOW_CHANGE = " (--allow-change fetches the new one)"
 MAX_CLOCK_OFFSET = timedelta(days=1)  # between a server's clock and ours
@@ -42,7 +42,7 @@ _MAY_WAIT = {400, 403}  # some servers refuse a further connection like this, wi
 RANGE_REFUSALS = {400, 405, 416, 501}
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """A range of bytes, ``end`` exclusive."""
 
     start: int
@@ -56,7 +56,7 @@ class Answer:
     ``length`` is how many bytes belong to it, None: up to the end of the body. ``is_partial`` tells a 206.
     """
 
-    resource: Resource
+    resource: RemoteResource
     start: int
     length: int | None
     is_partial: bool
@@ -65,7 +65,7 @@ class Answer:
 def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> DlpoolError:
     """The error that a status other than 200, 203 and 206 is."""
     said = f"the server answered {status}"
-    wait = waiting_s(headers, now)
+    wait = requested_wait_s(headers, now)
     if status in _BUSY or (status in _MAY_WAIT and wait is not None):
         return ServerBusy(said, retry_after_s=wait, is_away=True)
     if status in _PASSING:
@@ -77,7 +77,7 @@ def error_for_status(status: int, headers: Mapping[str, str], now: datetime) -> 
     return HttpRefused(said) if status >= 400 else ProtocolBroken(f"{said}, which is no file")
 
 
-def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
+def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds of ``Retry-After``; a date in it is read by the server's clock.
 
     That clock is what the answer's ``Date`` says (RFC 9110 section 6.6.1). A ``Date`` that is days off comes from a
@@ -93,11 +93,11 @@ def waiting_s(headers: Mapping[str, str], now: datetime) -> float | None:
 
 def refuses_ranges(status: int, headers: Mapping[str, str], now: datetime) -> bool:
     """Whether a server that answers a ranged GET so may still answer a plain one; not if it asks to come later."""
-    return status in RANGE_REFUSALS and not (status in _MAY_WAIT and waiting_s(headers, now) is not None)
+    return status in RANGE_REFUSALS and not (status in _MAY_WAIT and requested_wait_s(headers, now) is not None)
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], asked: Span | None, now: datetime, host: str | None = None
+    status: int, headers: Mapping[str, str], asked: ByteRange | None, now: datetime, host: str | None = None
 ) -> Answer:
     """Judge an answer of ``host`` to a GET for ``asked`` (None: the whole file).
 
@@ -121,7 +121,7 @@ def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
     return unsatisfied is not None and unsatisfied.start is None and unsatisfied.total == 0
 
 
-def check_unsatisfied(status: int, headers: Mapping[str, str], known: Resource) -> None:
+def check_unsatisfied(status: int, headers: Mapping[str, str], known: RemoteResource) -> None:
     """Raise RemoteChanged if a 416 says that the file has another size by now (RFC 9110 section 15.5.17)."""
     unsatisfied = content_range(headers.get("Content-Range") or "") if status == 416 else None
     if unsatisfied is not None and unsatisfied.start is None and unsatisfied.total != known.size:
@@ -129,7 +129,7 @@ def check_unsatisfied(status: int, headers: Mapping[str, str], known: Resource) 
 
 
 def check_same_version(
-    known: Resource, answer: Answer, *, is_conditional: bool = False, allows_change: bool = False
+    known: RemoteResource, answer: Answer, *, is_conditional: bool = False, allows_change: bool = False
 ) -> None:
     """Raise RemoteChanged if the answer is of another version, BadAnswer if that cannot be determined.
 
@@ -138,17 +138,17 @@ def check_same_version(
     """
     resource = answer.resource
     verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)
-    if verdict is Sameness.CHANGED:
+    if verdict is ValidatorMatch.CHANGED:
         check_replacement(known, resource, allows_change=allows_change)
         raise RemoteChanged("the remote file changed during the download")
-    if verdict is Sameness.UNKNOWN:
+    if verdict is ValidatorMatch.UNKNOWN:
         check_family(known, resource)
         raise BadAnswer("the server's answer lacks the validator that it had before")
     if known.content_encoding != resource.content_encoding:
         raise BadAnswer("the server's answer is encoded otherwise than before")
 
 
-def check_replacement(known: Resource, resource: Resource, *, allows_change: bool) -> None:
+def check_replacement(known: RemoteResource, resource: RemoteResource, *, allows_change: bool) -> None:
     """Raise UnexpectedContent unless ``resource`` may be a new version of what was fetched.
 
     It may be if it is of the same family of media types and comes from the same host: else it is the login page, the
@@ -164,7 +164,7 @@ def check_replacement(known: Resource, resource: Resource, *, allows_change: boo
         )
 
 
-def check_family(known: Resource, resource: Resource, hint: str = "") -> None:
+def check_family(known: RemoteResource, resource: RemoteResource, hint: str = "") -> None:
     """Raise UnexpectedContent if the answer's media type shows that it is not a version of the known file."""
     if not is_same_family(known.content_type, resource.content_type):
         raise UnexpectedContent(
@@ -173,7 +173,7 @@ def check_family(known: Resource, resource: Resource, hint: str = "") -> None:
         )
 
 
-def check_promised(url: str, resource: Resource) -> None:
+def check_expected_type(url: str, resource: RemoteResource) -> None:
     """Raise UnexpectedContent for an HTML page if the URL has the file name extension of a binary file."""
     if is_page(resource.content_type) and names_binary(url):
         raise UnexpectedContent(
@@ -182,7 +182,7 @@ def check_promised(url: str, resource: Resource) -> None:
         )
 
 
-def _kind(resource: Resource) -> str:
+def _kind(resource: RemoteResource) -> str:
     return resource.content_type or "without a media type"
 
 
@@ -196,9 +196,9 @@ def _read_whole(status: int, headers: Mapping[str, str], now: datetime, host: st
                 f"the server answered {status}, which is a whole file, with Content-Range {said[:80]!r}"
             )
         size = told.total if told is not None else size  # a body without a length must not end before
-    resource = Resource.from_headers(headers, size, host=host, seen_at=now)
+    resource = RemoteResource.from_headers(headers, size, host=host, seen_at=now)
     if status == 203:  # a proxy transformed it: its validators are not the origin's (section 15.3.4)
-        resource = Resource(
+        resource = RemoteResource(
             size=size,
             content_type=resource.content_type,
             content_encoding=resource.content_encoding,
@@ -216,7 +216,7 @@ def _is_of_whole(said: ContentRange | None, size: int | None) -> bool:
     return said.total == size or (size is None and (said.start, said.end) == (0, said.total))
 
 
-def _read_partial(headers: Mapping[str, str], asked: Span, now: datetime, host: str | None) -> Answer:
+def _read_partial(headers: Mapping[str, str], asked: ByteRange, now: datetime, host: str | None) -> Answer:
     if (headers.get("Content-Type") or "").lower().startswith("multipart/byteranges"):
         raise BadAnswer("the server sent multipart/byteranges although one range was asked for")
     sent = content_range(headers.get("Content-Range") or "")
@@ -230,7 +230,7 @@ def _read_partial(headers: Mapping[str, str], asked: Span, now: datetime, host: 
     if announced is not None:
         length = min(length, announced)
     is_whole = (sent.start, sent.end) == (0, sent.total)
-    resource = Resource.from_headers(headers, sent.total, is_whole=is_whole, host=host, seen_at=now)
+    resource = RemoteResource.from_headers(headers, sent.total, is_complete=is_whole, host=host, seen_at=now)
     return Answer(resource, sent.start, length, is_partial=True)
 
 

@@ -7,33 +7,33 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dlpool.errors import DlpoolError, NotAdmitted, RetryRange
-from dlpool.transfer.chunks import Chunk, ChunkMap, stream
-from dlpool.transfer.retry import Attempt, Failure
+from dlpool.transfer.chunks import Chunk, ChunkMap, single_chunk
+from dlpool.transfer.retry import RangeAttempt, FailureCount
 
 RECENT_S = 5.0  # bytes written less long ago show that a file is moving
 MAX_CRUMBS = 32  # complete responses in a row with very few bytes, before they count as failed attempts
 MAX_REPLACED = 8  # comparisons after which a chunk's failed attempts count: its backoff is at its maximum then
 
 
-class Snapshot(NamedTuple):
+class ChunkSnapshot(NamedTuple):
     """Copies of the chunks, whose positions are all in the file, and the bytes that they hold."""
 
     chunks: list[Chunk]
     written: int
 
 
-class Board:
+class ChunkScheduler:
     """The state that connection threads, checkpoints and progress share.
 
     The lock guards the chunk map, the error and the counters. No I/O happens under it.
     """
 
-    def __init__(self, clock: Callable[[], float], least_rate: int = 0) -> None:
+    def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
         """``least_rate``: bytes/s below which a connection makes no progress; 0: any byte is progress."""
         self._clock = clock
-        self._least_rate = least_rate
+        self._least_rate = min_rate
         self._changed = threading.Condition()
-        self._map: ChunkMap = stream(None)
+        self._map: ChunkMap = single_chunk(None)
         self._error: DlpoolError | None = None
         self._is_over = False
         self._is_sealed = False
@@ -47,14 +47,14 @@ class Board:
         self._written_at = -RECENT_S
         self._brisk_at = -RECENT_S  # when a connection that was fast enough released its chunk
         self.retries = 0
-        self.ended_chunks = 0
+        self.finished_chunks = 0
 
     def __repr__(self) -> str:
         return f"<Board {self._map!r}{' over' if self._is_over else ''} {self._error or ''}>"
 
     # --- for the thread that plans ---
 
-    def start(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
+    def load_plan(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
         """Replace the plan; ``owner`` gets its first chunk, None if nothing is missing."""
         with self._changed:
             self._map = chunk_map
@@ -62,13 +62,13 @@ class Board:
             self._changed.notify_all()
             return self._take(owner)
 
-    def dismiss(self, owner: object) -> None:
+    def retire(self, owner: object) -> None:
         """``owner`` gets no more chunks, and should give back the one that it has."""
         with self._changed:
             self._dismissed.add(owner)
             self._changed.notify_all()
 
-    def forget(self, owner: object) -> None:
+    def remove_worker(self, owner: object) -> None:
         """A dismissed owner has gone."""
         with self._changed:
             self._dismissed.discard(owner)
@@ -77,10 +77,10 @@ class Board:
 
     # --- for connection threads ---
 
-    def is_dismissed(self, owner: object) -> bool:
+    def is_retired(self, owner: object) -> bool:
         return owner in self._dismissed
 
-    def take(self, owner: object) -> Chunk | None:
+    def take_chunk(self, owner: object) -> Chunk | None:
         """Wait for a chunk: a free one, else a part of the one that would finish last.
 
         Returns None when the download is over, or ``owner`` dismissed.
@@ -117,13 +117,13 @@ class Board:
             self.is_crowded = self.is_crowded or others > 0
             return others
 
-    def others_served_lately(self, owner: object) -> bool:
+    def others_received_recently(self, owner: object) -> bool:
         """Return whether another owner received a body less than ``RECENT_S`` ago."""
         with self._changed:
             since = self._clock() - RECENT_S
             return any(at > since for other, at in self._received_at.items() if other is not owner)
 
-    def retire(self, owner: object) -> bool:
+    def retire_if_redundant(self, owner: object) -> bool:
         """Retire ``owner`` if another owner receives a body; return whether it was retired."""
         with self._changed:
             if not self._others_receiving(owner):
@@ -131,38 +131,38 @@ class Board:
             self._dismissed.add(owner)
             return True
 
-    def claim(self, chunk: Chunk, size: int) -> int:
+    def begin_write(self, chunk: Chunk, size: int) -> int:
         """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
         with self._changed:
             if self._is_over:
                 raise self._error or AssertionError("a write after the end")
             allowed = min(size, chunk.end - chunk.position)
-            chunk.claimed = chunk.position + allowed
+            chunk.write_end = chunk.position + allowed
             self._writing += 1
             return allowed
 
-    def advance(self, chunk: Chunk, size: int) -> None:
+    def commit_write(self, chunk: Chunk, size: int) -> None:
         """The claimed write ended with ``size`` bytes in the file; 0 if it failed."""
         with self._changed:
             chunk.position += size
             self._written_at = self._clock() if size else self._written_at
-            chunk.claimed = chunk.position
+            chunk.write_end = chunk.position
             self._writing -= 1
             if self._writing == 0 and self._is_over:
                 self._changed.notify_all()
 
-    def give_back(self, chunk: Chunk, delay_s: float = 0.0) -> None:
+    def release_chunk(self, chunk: Chunk, delay_s: float = 0.0) -> None:
         """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
         with self._changed:
-            self.ended_chunks += chunk.is_done
+            self.finished_chunks += chunk.is_done
             if self._is_brisk(chunk):
                 self._brisk_at = self._clock()
-            self._map.give_back(chunk, self._clock() + delay_s)
+            self._map.release(chunk, self._clock() + delay_s)
             if self._map.is_done():
                 self._is_over = True
             self._changed.notify_all()
 
-    def count_failure(self, chunk: Chunk, error: RetryRange, attempt: Attempt) -> Failure:
+    def count_failure(self, chunk: Chunk, error: RetryRange, attempt: RangeAttempt) -> FailureCount:
         """Record a failed attempt.
 
         It counts unless it brought bytes at the minimum speed (``Attempt.is_progress``). It does not count where the
@@ -172,24 +172,24 @@ class Board:
         """
         with self._changed:
             self.retries += 1
-            is_excused = (error.is_comparison and chunk.replaced <= MAX_REPLACED) or isinstance(error, NotAdmitted)
+            is_excused = (error.is_comparison and chunk.replacements <= MAX_REPLACED) or isinstance(error, NotAdmitted)
             if attempt.is_progress(self._least_rate):
-                chunk.failures = chunk.trickled = 0
+                chunk.failures = chunk.slow_bytes = 0
             elif not is_excused and not (error.is_capacity and self._is_moving(chunk)):
                 chunk.failures += 1
-                chunk.trickled += attempt.brought
-            return Failure(chunk.failures, attempt.brought, chunk.trickled)
+                chunk.slow_bytes += attempt.received
+            return FailureCount(chunk.failures, attempt.received, chunk.slow_bytes)
 
-    def count_answer(self, chunk: Chunk, attempt: Attempt) -> bool:
+    def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
         """Record an answer that ended before its chunk did; return False after too many tiny ones."""
         with self._changed:
             if attempt.is_progress(self._least_rate):
-                chunk.failures = chunk.trickled = chunk.crumbs = 0
+                chunk.failures = chunk.slow_bytes = chunk.short_answers = 0
             else:
-                chunk.crumbs += 1
-            return chunk.crumbs <= MAX_CRUMBS
+                chunk.short_answers += 1
+            return chunk.short_answers <= MAX_CRUMBS
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the end. Raises the error when it ends with one."""
         if seconds <= 0:
             return
@@ -198,7 +198,7 @@ class Board:
             if self._error is not None:
                 raise self._error
 
-    def rest(self, seconds: float) -> None:
+    def sleep_unless_failed(self, seconds: float) -> None:
         """Sleep, also when all chunks are done. Raises the error if the download ends with one."""
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None, seconds)
@@ -225,7 +225,7 @@ class Board:
         if self._error is not None:
             raise self._error
 
-    def wait(self, seconds: float) -> bool:
+    def wait_until_over(self, seconds: float) -> bool:
         """Wait until it is over, at most ``seconds``; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self._is_over, seconds)
@@ -235,11 +235,11 @@ class Board:
         with self._changed:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
 
-    def wait_for_front(self, beyond: int, seconds: float) -> int:
+    def wait_for_contiguous(self, beyond: int, seconds: float) -> int:
         """Wait until more than ``beyond`` bytes stand in the file without a gap, or it is over; returns how many."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._map.front() > beyond, seconds)
-            return self._map.front()
+            self._changed.wait_for(lambda: self._is_over or self._map.contiguous_end() > beyond, seconds)
+            return self._map.contiguous_end()
 
     @property
     def error(self) -> DlpoolError | None:
@@ -250,17 +250,17 @@ class Board:
     def is_over(self) -> bool:
         return self._is_over
 
-    def front(self) -> int:
+    def contiguous_end(self) -> int:
         """All bytes below this are in the file."""
         with self._changed:
-            return self._map.front()
+            return self._map.contiguous_end()
 
     def written(self) -> int:
         """Bytes in the file."""
         with self._changed:
             return self._map.written()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ChunkSnapshot:
         """The chunks as they are, for a checkpoint; adjacent ones of which nothing is written are joined."""
         with self._changed:
             joined: list[Chunk] = []
@@ -270,7 +270,7 @@ class Board:
                     joined[-1].end = chunk.end
                 else:
                     joined.append(Chunk(chunk.start, chunk.end, chunk.position, chunk.position))
-            return Snapshot(joined, self._map.written())
+            return ChunkSnapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
         """Record the speed of the owner's connection, in bytes/s; idle threads check again for a chunk to steal."""
@@ -280,13 +280,13 @@ class Board:
                 self._rates[chunk.owner] = rate
             self._changed.notify_all()
 
-    def note_rate(self, owner: object, rate: float) -> None:
+    def record_rate(self, owner: object, rate: float) -> None:
         """Record the speed of the connection of ``owner`` over a finished chunk, in bytes/s."""
         with self._changed:
             self._rates[owner] = rate
 
     @property
-    def has_idle(self) -> bool:
+    def has_idle_worker(self) -> bool:
         """Whether a thread waits for a chunk."""
         return self._waiting > 0
 
@@ -303,7 +303,7 @@ class Board:
 
     def _is_brisk(self, chunk: Chunk) -> bool:
         """Return whether its owner is at least as fast as the minimum speed; a speed of 0 is still unknown."""
-        brought = chunk.position - chunk.taken
+        brought = chunk.position - chunk.taken_position
         return brought > 0 and brought >= self._least_rate and not 0 < chunk.rate < self._least_rate
 
     def _others_receiving(self, owner: object) -> int:

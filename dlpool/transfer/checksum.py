@@ -11,23 +11,23 @@ from contextlib import suppress
 
 from dlpool import threads
 from dlpool.errors import DlpoolError, LocalFault, NoThread
-from dlpool.transfer.board import Board
-from dlpool.transfer.partfile import Writer
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.partfile import PartWriter
 
 READ_SIZE = 256 * 1024
-LOOK_S = 1.0  # how often a waiting hash looks whether it is still wanted
+POLL_S = 1.0  # how often a waiting hash looks whether it is still wanted
 
 
-class Follower:
+class FollowingHash:
     """Hashes all bytes below the front, those of an earlier run too. Ends with the download."""
 
-    def __init__(self, algorithm: str, board: Board, open_reader: Callable[[], Writer]) -> None:
+    def __init__(self, algorithm: str, board: ChunkScheduler, open_reader: Callable[[], PartWriter]) -> None:
         """``open_reader`` returns a descriptor of the file that the follower may close."""
         self._hash = hashlib.new(algorithm)
         self._board = board
         self._open_reader = open_reader
         self._error: DlpoolError | None = None
-        self._thread: threads.Thread | None = None
+        self._thread: threads.DaemonThread | None = None
         with suppress(LocalFault):
             self._thread = self._started(open_reader())
 
@@ -45,26 +45,26 @@ class Follower:
             raise self._error
         return self._hash.hexdigest()
 
-    def _started(self, reader: Writer) -> threads.Thread:
+    def _started(self, reader: PartWriter) -> threads.DaemonThread:
         try:
-            return threads.start(lambda: self._run(reader), "dlpool-hash")
+            return threads.start_thread(lambda: self._run(reader), "dlpool-hash")
         except NoThread:
             reader.close()
             raise
 
-    def _run(self, reader: Writer) -> None:
+    def _run(self, reader: PartWriter) -> None:
         position = 0
         board = self._board
         try:
-            while not (board.is_over and (board.error or position >= board.front())):
-                position = self._hash_up_to(reader, board.wait_for_front(position, LOOK_S), position)
+            while not (board.is_over and (board.error or position >= board.contiguous_end())):
+                position = self._hash_up_to(reader, board.wait_for_contiguous(position, POLL_S), position)
         except DlpoolError as error:
             self._error = error
         finally:
             with suppress(LocalFault):  # nothing was written by it
                 reader.close()
 
-    def _hash_up_to(self, reader: Writer, front: int, position: int) -> int:
+    def _hash_up_to(self, reader: PartWriter, front: int, position: int) -> int:
         while position < front and self._board.error is None:
             data = reader.read(position, min(READ_SIZE, front - position))
             if not data:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dlpool.transfer.answer import Span
+from dlpool.transfer.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
-LEAST_STEAL = 64 * 1024  # bytes: less is not worth a request
+MIN_STEAL_BYTES = 64 * 1024  # bytes: less is not worth a request
 LEAST_STEAL_S = 0.5  # seconds: an owner that needs less than this to finish is left alone
 SLOW_S = 2.0  # seconds: from an owner that needs longer, less than LEAST_STEAL is stolen, down to
-LEAST_TAIL = 1024  # bytes
+MIN_TAIL_BYTES = 1024  # bytes
 FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
 
 
@@ -28,18 +28,18 @@ class Chunk:
     start: int
     end: int
     position: int
-    claimed: int
+    write_end: int
     owner: object | None = None
     ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
-    taken: int = 0  # position when the present owner took it
+    taken_position: int = 0  # position when the present owner took it
     failures: int = 0  # in a row, without progress
-    trickled: int = 0  # bytes received by the failed attempts of that row
-    crumbs: int = 0  # complete responses in a row with very few bytes
-    replaced: int = 0  # connections ended for being slower than their siblings
+    slow_bytes: int = 0  # bytes received by the failed attempts of that row
+    short_answers: int = 0  # complete responses in a row with very few bytes
+    replacements: int = 0  # connections ended for being slower than their siblings
     rate: float = 0.0
 
     @classmethod
-    def missing(cls, span: Span) -> Chunk:
+    def missing(cls, span: ByteRange) -> Chunk:
         """A chunk of which nothing is there yet."""
         return cls(span.start, span.end, span.start, span.start)
 
@@ -48,20 +48,20 @@ class Chunk:
         return self.position >= self.end
 
     @property
-    def is_settled(self) -> bool:
+    def is_finished(self) -> bool:
         """Done, and its owner knows it."""
         return self.is_done and self.owner is None
 
     @property
     def remaining(self) -> int:
         """Bytes that a thief could take."""
-        return self.end - self.claimed
+        return self.end - self.write_end
 
     @property
-    def own_share(self) -> int:
+    def unstealable(self) -> int:
         """Bytes from ``position`` on that the next thief would leave: to read more at once could be in vain."""
         left = self.end - self.position
-        return left if left // 2 < LEAST_STEAL else (left + 1) // 2
+        return left if left // 2 < MIN_STEAL_BYTES else (left + 1) // 2
 
     @property
     def eta_s(self) -> float:
@@ -76,10 +76,10 @@ class ChunkMap:
     otherwise a free chunk is dealt whole.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = LEAST_STEAL) -> None:
+    def __init__(self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = MIN_STEAL_BYTES) -> None:
         self.chunks = list(chunks)
         self.piece = piece
-        self.least_split = least_split
+        self.min_split = least_split
 
     def __repr__(self) -> str:
         owned = sum(chunk.owner is not None for chunk in self.chunks)
@@ -90,7 +90,7 @@ class ChunkMap:
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._carve(index)
-                chunk.owner, chunk.rate, chunk.taken = owner, 0.0, chunk.position
+                chunk.owner, chunk.rate, chunk.taken_position = owner, 0.0, chunk.position
                 return chunk
         return None
 
@@ -111,17 +111,17 @@ class ChunkMap:
         if not victims:
             return None
         victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
-        middle = victim.claimed + _kept(victim, rate)
-        stolen = Chunk.missing(Span(middle, victim.end))
-        stolen.owner, stolen.taken = owner, middle
+        middle = victim.write_end + _kept(victim, rate)
+        stolen = Chunk.missing(ByteRange(middle, victim.end))
+        stolen.owner, stolen.taken_position = owner, middle
         victim.end = middle
         self.chunks.insert(self.chunks.index(victim) + 1, stolen)
         return stolen
 
-    def give_back(self, chunk: Chunk, ready_at: float) -> None:
+    def release(self, chunk: Chunk, ready_at: float) -> None:
         """The owner lets go; whoever is free at ``ready_at`` goes on from ``position``."""
         chunk.owner = None
-        chunk.claimed = chunk.position
+        chunk.write_end = chunk.position
         chunk.ready_at = ready_at
         if chunk.is_done:
             self._absorb(self.chunks.index(chunk))
@@ -137,22 +137,22 @@ class ChunkMap:
         """Bytes that are in the file."""
         return sum(chunk.position - chunk.start for chunk in self.chunks)
 
-    def front(self) -> int:
+    def contiguous_end(self) -> int:
         """All bytes below this are in the file."""
         for chunk in self.chunks:
             if not chunk.is_done:
                 return chunk.position
         return self.chunks[-1].end if self.chunks else 0
 
-    def first_missing(self) -> Span | None:
+    def first_missing(self) -> ByteRange | None:
         """The lowest range that is not in the file."""
-        return next((Span(chunk.position, chunk.end) for chunk in self.chunks if not chunk.is_done), None)
+        return next((ByteRange(chunk.position, chunk.end) for chunk in self.chunks if not chunk.is_done), None)
 
     def _is_worth_stealing(self, chunk: Chunk) -> bool:
         half = chunk.remaining // 2
-        if chunk.end == UNKNOWN_END or half < LEAST_STEAL:
+        if chunk.end == UNKNOWN_END or half < MIN_STEAL_BYTES:
             return False
-        return half >= self.least_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
+        return half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
 
     def _carve(self, index: int) -> None:
         """Cut the chunk at ``index`` down to one piece; the rest stays free behind it."""
@@ -160,21 +160,21 @@ class ChunkMap:
         if self.piece is None or chunk.end - chunk.position <= self.piece:
             return
         cut = chunk.position + self.piece
-        rest = Chunk.missing(Span(cut, chunk.end))
+        rest = Chunk.missing(ByteRange(cut, chunk.end))
         chunk.end = cut
         self.chunks.insert(index + 1, rest)
 
     def _absorb(self, index: int) -> None:
         """Join a done chunk with settled neighbours, so that the number of chunks stays small whatever the size."""
-        low = index - 1 if index > 0 and self.chunks[index - 1].is_settled else index
-        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_settled else index
+        low = index - 1 if index > 0 and self.chunks[index - 1].is_finished else index
+        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_finished else index
         end = self.chunks[high].end
         self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
 
 
 def _is_slow_tail(chunk: Chunk) -> bool:
     half = chunk.remaining // 2
-    return LEAST_TAIL <= half < LEAST_STEAL and chunk.rate > 0 and chunk.eta_s >= SLOW_S
+    return MIN_TAIL_BYTES <= half < MIN_STEAL_BYTES and chunk.rate > 0 and chunk.eta_s >= SLOW_S
 
 
 def _kept(victim: Chunk, rate: float) -> int:
@@ -183,10 +183,10 @@ def _kept(victim: Chunk, rate: float) -> int:
     if victim.rate <= 0 or rate < FASTER * victim.rate:
         return half
     share = int(victim.remaining * victim.rate / (victim.rate + rate))
-    return max(share, min(half, LEAST_TAIL))
+    return max(share, min(half, MIN_TAIL_BYTES))
 
 
-def plan(missing: Sequence[Span], size: int, connections: int, min_split: int, piece: int | None = None) -> ChunkMap:
+def plan_chunks(missing: Sequence[ByteRange], size: int, connections: int, min_split: int, piece: int | None = None) -> ChunkMap:
     """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are to be fetched.
 
     The missing ranges are divided so that ``connections`` of about equal length exist, none under ``min_split``
@@ -204,13 +204,13 @@ def plan(missing: Sequence[Span], size: int, connections: int, min_split: int, p
     return ChunkMap(chunks, piece=piece, least_split=min_split)
 
 
-def stream(size: int | None) -> ChunkMap:
+def single_chunk(size: int | None) -> ChunkMap:
     """One chunk for a file that comes as one body; nobody may steal from it."""
     end = UNKNOWN_END if size is None else size
-    return ChunkMap([Chunk.missing(Span(0, end))], least_split=UNKNOWN_END)
+    return ChunkMap([Chunk.missing(ByteRange(0, end))], least_split=UNKNOWN_END)
 
 
-def _shares(missing: Sequence[Span], connections: int, min_split: int, piece: int | None) -> list[int]:
+def _shares(missing: Sequence[ByteRange], connections: int, min_split: int, piece: int | None) -> list[int]:
     """Into how many parts each range goes: the one with the largest parts gets one more, while any may."""
     parts = [1] * len(missing)
     lengths = [span.end - span.start for span in missing]
@@ -222,7 +222,7 @@ def _shares(missing: Sequence[Span], connections: int, min_split: int, piece: in
     return parts
 
 
-def _divided(span: Span, parts: int) -> list[Span]:
+def _divided(span: ByteRange, parts: int) -> list[ByteRange]:
     length = span.end - span.start
     cuts = [span.start + length * i // parts for i in range(parts + 1)]
-    return [Span(low, high) for low, high in pairwise(cuts)]
+    return [ByteRange(low, high) for low, high in pairwise(cuts)]

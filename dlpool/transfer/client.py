@@ -19,20 +19,20 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 from dlpool.transfer.connection import TargetedHeaders, pool_classes
-from dlpool.transfer.exchange import Body
-from dlpool.transfer.hostshares import HostShares
+from dlpool.transfer.exchange import OutgoingBody
+from dlpool.transfer.hostshares import HostConnections
 from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
+from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit
 from dlpool.transfer.policy import NetworkPolicy, origin
 from dlpool.transfer.response import StrictResponse
-from dlpool.transfer.ticker import Ticker
-from dlpool.transfer.urls import basic_auth, request_target, shown_url, without_user
+from dlpool.transfer.ticker import TimerThread
+from dlpool.transfer.urls import basic_auth, request_target, display_url, split_credentials
 
 ENOUGH = 128 * 1024  # bytes that one read collects
 MAX_HOSTS = 64  # whose idle connections are kept
 
 
-class Client:
+class HttpClient:
     """The connections of a process. Thread-safe; pass one to all downloads.
 
     ``pool_size``: connections to one host that are kept for reuse. ``rate``: a limit of all downloads together.
@@ -42,10 +42,10 @@ class Client:
         self,
         settings: NetworkSettings,
         pool_size: int,
-        gate: HostGate,
-        watch: NetworkWatch,
-        rate: RateLimit | None = None,
-        collect: int = 0,
+        host_holds: HostHolds,
+        network_monitor: NetworkMonitor,
+        rate_limit: RateLimit | None = None,
+        min_read_bytes: int = 0,
         max_idle_s: float | None = None,
     ) -> None:
         """``collect``: the least that one read collects of what comes without delay, if more than usual.
@@ -53,19 +53,19 @@ class Client:
         ``max_idle_s``: after which idle connections are closed, in seconds; by default ``MAX_IDLE_S``.
         """
         self.settings = settings
-        self.gate = gate
-        self.watch = watch
-        self.hosts = HostShares(time.monotonic)
-        self.rate = rate or RateLimit(None, time.monotonic)
-        self.collect = max(collect, ENOUGH)
+        self.host_holds = host_holds
+        self.network_monitor = network_monitor
+        self.host_connections = HostConnections(time.monotonic)
+        self.rate_limit = rate_limit or RateLimit(None, time.monotonic)
+        self.min_read_bytes = max(min_read_bytes, ENOUGH)
         self.session = requests.Session()
         self._idle_closer = IdleCloser(max_idle_s)
         self._adapter = _Adapter(settings, pool_size, self._idle_closer)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout)
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
-        self.ticker = Ticker()
-        self.told: set[str] = set()  # limits of this machine that were reported
+        self.timer = TimerThread()
+        self.reported_limits: set[str] = set()  # limits of this machine that were reported
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:
@@ -80,7 +80,7 @@ class Client:
             self._proxies[origin(url)] = found
         return found
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None) -> StrictResponse:
+    def send(self, method: str, url: str, headers: Mapping[str, str], body: OutgoingBody | None = None) -> StrictResponse:
         """Send a request and return the answer with its body unread. Raises what requests and urllib3 raise.
 
         By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
@@ -115,7 +115,7 @@ class Client:
         self.session.close()
 
 
-class Request(NamedTuple):
+class RequestTarget(NamedTuple):
     """``route``: the URL by which urllib3 chooses tunnels; ``target``: the request target (RFC 9112, 3.2)."""
 
     route: str
@@ -154,19 +154,19 @@ class _Adapter(HTTPAdapter):
 
     def proxy_headers(self, proxy: str) -> dict[str, str]:
         """Return the credentials for a proxy, in UTF-8, with an empty password if it has none, as for a URL."""
-        user = without_user(f"{proxy.rstrip('/')}/")[1]
+        user = split_credentials(f"{proxy.rstrip('/')}/")[1]
         return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
-    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, Request]:
+    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
         """Return the pool for the host of a URL, or for its proxy, and the request target."""
         prepared = requests.PreparedRequest()
         prepared.url = url
         if not proxies:
-            return self._direct(prepared), Request("/", request_target(url))
+            return self._direct(prepared), RequestTarget("/", request_target(url))
         pool = self.get_connection_with_tls_context(prepared, verify=True, proxies=dict(proxies))
         if url.startswith("https:") or select_proxy(url, dict(proxies)) is None:
-            return pool, Request("/", request_target(url))
-        return pool, Request(url[: -len(request_target(url))] + "/", url)
+            return pool, RequestTarget("/", request_target(url))
+        return pool, RequestTarget(url[: -len(request_target(url))] + "/", url)
 
     def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
         """The pool of the request's own host. Looking one up costs urllib3 as much as all else that a request is."""
@@ -205,7 +205,7 @@ def _check_proxy(proxy: str) -> None:
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise ConfigurationError(f"proxy {shown_url(proxy)!r} is not the http or https URL of a proxy")
+        raise ConfigurationError(f"proxy {display_url(proxy)!r} is not the http or https URL of a proxy")
 
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:

@@ -17,10 +17,10 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dlpool.errors import ConnectionBroken, NameNotResolved, OutOfDescriptors, RetryRange, TimedOut, Unreachable
-from dlpool.threads import has_room, is_out_of_descriptors
-from dlpool.transfer.exchange import Body, Breaker, Exchange, running
+from dlpool.threads import has_free_descriptors, is_out_of_descriptors
+from dlpool.transfer.exchange import OutgoingBody, SocketShutdown, Exchange, current_exchange
 from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import ANY, NetworkPolicy
+from dlpool.transfer.policy import ANY_NETWORK, NetworkPolicy
 from dlpool.transfer.response import StrictResponse
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
@@ -46,14 +46,14 @@ class _Watched(HTTPConnection):
     """A connection whose running exchange can end it."""
 
     response_class = StrictResponse
-    network_policy = ANY
+    network_policy = ANY_NETWORK
     idle_since = 0.0
     is_cut = False  # a request was not sent to its end
     _listens = True  # whether what can be read while a body is sent is an answer
-    _breaker: Breaker | None = None
+    _breaker: SocketShutdown | None = None
 
     def _new_conn(self) -> socket.socket:
-        policy = ANY if self.proxy else self.network_policy
+        policy = ANY_NETWORK if self.proxy else self.network_policy
         timeout = self.timeout if isinstance(self.timeout, (int, float)) else None
         return connect(self._dns_host, self.port, timeout, policy, self._watch)
 
@@ -62,19 +62,19 @@ class _Watched(HTTPConnection):
             sock.setsockopt(*option)
         if self._breaker is not None:
             self._breaker.release()
-        self._breaker = Breaker(sock)
-        exchange = running()
+        self._breaker = SocketShutdown(sock)
+        exchange = current_exchange()
         if exchange is not None:
             exchange.attach(self._breaker)
 
     def request(  # type: ignore[override]
-        self, method: str, _url: str, *, headers: TargetedHeaders, body: Body | None = None, **_: Any
+        self, method: str, _url: str, *, headers: TargetedHeaders, body: OutgoingBody | None = None, **_: Any
     ) -> None:
         """Send a request; ``headers`` are complete, except for Host and the length of the body.
 
         The target of ``headers`` is sent; ``_url`` only led urllib3 to this connection.
         """
-        exchange = running()
+        exchange = current_exchange()
         if exchange is not None:
             exchange.is_reused = self.sock is not None and self.idle_since > 0
             if self._breaker is not None:
@@ -91,21 +91,21 @@ class _Watched(HTTPConnection):
         if body is not None:
             self._send_body(body)
 
-    def _send_body(self, body: Body) -> None:
+    def _send_body(self, body: OutgoingBody) -> None:
         """Piece by piece, so that the time limit is one of silence; what the server says before its end ends it."""
         self.is_cut = True
         # Over TLS what comes may be a session ticket, or a 1xx: it is only looked at when nothing more can be sent.
         self._listens = not isinstance(self.sock, ssl.SSLSocket)
-        exchange = running()
+        exchange = current_exchange()
         if exchange is not None:
-            exchange.asked_at = None
+            exchange.sent_at = None
         for block in body.blocks:
             if not self._send_block(memoryview(block), body.timeout_s, exchange):
                 break
         else:
             self.is_cut = False
         if exchange is not None:
-            exchange.asked_at = exchange.clock()
+            exchange.sent_at = exchange.clock()
 
     def _send_block(self, view: memoryview, timeout_s: float, exchange: Exchange | None) -> bool:
         """Send it; False: the server has answered, or hung up."""
@@ -260,7 +260,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        if not has_room(1):  # the resolver does not report the cause
+        if not has_free_descriptors(1):  # the resolver does not report the cause
             raise OutOfDescriptors(f"cannot resolve {host}: {_TOO_MANY}") from error
         is_own = error.errno == socket.EAI_AGAIN
         reason = f"the name {host} cannot be resolved ({error.strerror})"

@@ -13,46 +13,46 @@ from dlpool.config import TransferSettings
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
 from dlpool.scan.guard import Guard
-from dlpool.transfer.answer import Answer, Span, read_answer
-from dlpool.transfer.board import Board
-from dlpool.transfer.client import Client
+from dlpool.transfer.answer import Answer, ByteRange, read_answer
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.client import HttpClient
 from dlpool.transfer.evidence import Evidence
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 from dlpool.transfer.job import Checksum, Job, Notify
 from dlpool.transfer.limits import RateLimits
-from dlpool.transfer.place import Place
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.retry import RetryPolicy
-from dlpool.transfer.room import ALL_SPACE, SpaceRules
+from dlpool.transfer.room import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.source import Reply, Source
 
 
 @dataclass(frozen=True)
-class Context:
+class TransferContext:
     """The surroundings of one round (from a beginning to an end or a restart)."""
 
     job: Job
     settings: TransferSettings
-    client: Client
+    client: HttpClient
     source: Source
-    board: Board
+    scheduler: ChunkScheduler
     rate: RateLimits
     notify: Notify
-    permit: Callable[[], None]
+    authorize_publish: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
-    earlier: Resource | None = None  # the resource that the previous round found
+    jitter: Callable[[], float] = random.random
+    previous_resource: RemoteResource | None = None  # the resource that the previous round found
     evidence: Evidence = field(default_factory=Evidence)
     guard: Guard | None = None  # checks the file for malware, if ``scan`` is set
-    space: SpaceRules = ALL_SPACE
+    space: SpaceRules = ENTIRE_DISK
 
     @property
-    def reserves(self) -> bool:
+    def reserves_blocks(self) -> bool:
         """Whether blocks of the disk are reserved as bytes arrive."""
         how = self.settings.preallocate
-        return how == "auto" or (how == "falloc" and self.space.is_watched)
+        return how == "auto" or (how == "falloc" and self.space.is_monitored)
 
-    def most_bytes(self, *, is_stream: bool) -> int | None:
+    def max_bytes(self, *, is_stream: bool) -> int | None:
         """Return at how many bytes the file is refused, None for no limit; ``is_stream``: its length is unknown."""
         limit = self.settings.max_file_size
         return self.space.stream_limit if limit is None and is_stream else limit
@@ -71,34 +71,34 @@ class Context:
         """The host of the job's URL, wherever that redirects to."""
         return urlsplit(self.source.url).netloc.lower()
 
-    def connections(self) -> int:
+    def initial_connections(self) -> int:
         """How many a file that is large enough begins with."""
         fixed = self.settings.connections
         if isinstance(fixed, int):
-            return self.client.hosts.most(self.host, fixed)
-        return self.client.hosts.level(self.host, self.settings.max_connections)
+            return self.client.host_connections.max_connections(self.host, fixed)
+        return self.client.host_connections.level(self.host, self.settings.max_connections)
 
-    def tell_limit(self, reason: str, connections: int) -> None:
+    def report_limit(self, reason: str, connections: int) -> None:
         """Report, once per process, that this machine allows only ``connections`` connections."""
-        if reason not in self.client.told:
-            self.client.told.add(reason)
+        if reason not in self.client.reported_limits:
+            self.client.reported_limits.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
 
-    def exchange(self, before: Figures) -> Exchange:
+    def new_exchange(self, before: ExchangeStats) -> Exchange:
         """A new request whose waits end with the download, and whose figures go on from ``before``."""
-        return Exchange(self.clock, self.board.pause, before)
+        return Exchange(self.clock, self.scheduler.sleep, before)
 
-    def judge(self, reply: Reply, asked: Span | None) -> Answer:
+    def judge(self, reply: Reply, asked: ByteRange | None) -> Answer:
         """What the reply is worth; a Retry-After holds back every thread that would ask the same host."""
         try:
             return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc), host_of(reply))
         except ServerTrouble as error:
             wait = error.retry_after_s
             if wait and wait <= self.settings.max_retry_after:
-                self.client.gate.hold(urlsplit(reply.url).netloc, wait)
+                self.client.host_holds.hold(urlsplit(reply.url).netloc, wait)
             raise
 
-    def wanted(self, resource: Resource) -> Checksum | None:
+    def expected_checksum(self, resource: RemoteResource) -> Checksum | None:
         """Return the checksum to verify: the job's, else the server's; None if the user disabled verification."""
         if not self.settings.verify:
             return None
@@ -106,24 +106,24 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What the first answer showed: the file, where it goes, and whether it can be fetched in ranges."""
 
-    resource: Resource
-    place: Place
+    resource: RemoteResource
+    place: FileOutput
     has_ranges: bool
     resumed_from: int
 
     @property
-    def missing(self) -> int:
+    def missing_bytes(self) -> int:
         """Bytes that were still to be fetched when it was made; 0 if the size is not known."""
         return (self.resource.size or 0) - self.resumed_from
 
 
-class NetworkAbsence:
+class NetworkOutage:
     """Measures for how long our own network has been away, by the failures of one thread. Used by that thread."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: TransferContext) -> None:
         self._context = context
         self._since: float | None = None
 
@@ -134,7 +134,7 @@ class NetworkAbsence:
     def is_tolerated(self, error: RetryRange) -> bool:
         """Return whether ``error`` means that our own network is away, and for less than ``network_wait``."""
         context = self._context
-        if not error.is_own_network or not context.client.watch.is_away(context.source.host):
+        if not error.is_own_network or not context.client.network_monitor.is_away(context.source.host):
             self._since = None
             return False
         now = context.clock()

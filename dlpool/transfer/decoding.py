@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from dlpool.errors import BadAnswer, PolicyRefused, ProtocolBroken, ShortBody
 from dlpool.transfer.answer import Answer
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.source import Reply
 
 BLOCK = 64 * 1024  # bytes of the encoded body that one step decodes
@@ -64,7 +64,7 @@ _TYPES = {
 }
 
 
-class Treatment(Enum):
+class CodingAction(Enum):
     """How a body is stored."""
 
     KEEP = "stored as it is sent"
@@ -78,7 +78,7 @@ def codings(value: str | None) -> tuple[str, ...]:
     return tuple(name for name in known if name not in _NO_CODINGS)
 
 
-def treatment(wish: str, resource: Resource, urls: Iterable[str], file_name: str) -> Treatment:
+def coding_action(wish: str, resource: RemoteResource, urls: Iterable[str], file_name: str) -> CodingAction:
     """Return how to store a body of ``resource``; ``wish`` is the value of the setting ``content_encoding``.
 
     ``urls``: the requested one and its redirects; ``file_name``: the name under which it is saved. Raises PolicyRefused
@@ -86,19 +86,19 @@ def treatment(wish: str, resource: Resource, urls: Iterable[str], file_name: str
     """
     applied = codings(resource.content_encoding)
     if not applied or wish == "keep":
-        return Treatment.KEEP
+        return CodingAction.KEEP
     said = f"the server sent the file encoded as {', '.join(applied)[:80]} although it was asked not to"
     if wish == "refuse":
         raise PolicyRefused(f"{said}: content_encoding = refuse forbids that, auto would decode it")
     names = [unquote(urlsplit(url).path) for url in urls]
-    if is_meant(applied[-1], resource, [*names, file_name]):
-        return Treatment.KEEP
+    if is_encoded_file(applied[-1], resource, [*names, file_name]):
+        return CodingAction.KEEP
     if len(applied) > MAX_CODINGS or not all(name in _STAGES for name in applied):
         raise ProtocolBroken(f"{said}, which dlpool cannot decode: content_encoding = keep stores it encoded")
-    return Treatment.DECODE
+    return CodingAction.DECODE
 
 
-def is_meant(coding: str, resource: Resource, names: Iterable[str]) -> bool:
+def is_encoded_file(coding: str, resource: RemoteResource, names: Iterable[str]) -> bool:
     """Return whether the name or media type shows that the encoded file itself is meant."""
     if resource.content_type in _TYPES.get(coding, ()):
         return True
@@ -141,7 +141,7 @@ class DecodedReply(Reply):
         return bytes(self._block[:size])
 
 
-def decoded(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
+def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
     """Return the reply with its body decoded, and its answer without length, digest and ranges.
 
     The server's values are those of the encoded body.

@@ -39,14 +39,14 @@ _FIELDS = {
 _MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
-def file_digest(headers: Mapping[str, str], *, is_whole: bool) -> Digest | None:
+def file_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
     """Return the strongest digest in the header fields that covers the complete file as it is sent.
 
     ``is_whole``: the message has all bytes of the file. A malformed value is ignored.
     """
     if _FIELDS.isdisjoint(map(str.lower, headers)):  # the usual case, and this runs for each response
         return None
-    return strongest(_found(headers, is_whole=is_whole))
+    return strongest(_found(headers, is_whole=is_complete))
 
 
 def _found(headers: Mapping[str, str], *, is_whole: bool) -> Iterator[Digest]:

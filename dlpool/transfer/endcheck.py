@@ -6,13 +6,13 @@ It runs after all bytes are written and before they are published, only if the f
 from __future__ import annotations
 
 from dlpool.errors import DlpoolError, RemoteChanged, RetryRange, ShortBody, TimedOut
-from dlpool.transfer.answer import Answer, Span
-from dlpool.transfer.context import Context, NetworkAbsence, Plan
-from dlpool.transfer.evidence import samples
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.further import ask_further
-from dlpool.transfer.partfile import Writer
-from dlpool.transfer.retry import Failure
+from dlpool.transfer.answer import Answer, ByteRange
+from dlpool.transfer.context import TransferContext, NetworkOutage, DownloadPlan
+from dlpool.transfer.evidence import choose_samples
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.further import request_range
+from dlpool.transfer.partfile import PartWriter
+from dlpool.transfer.retry import FailureCount
 from dlpool.transfer.source import Reply
 
 NETWORK_POLL_S = 2.0
@@ -20,15 +20,15 @@ MAX_STALE = 16  # idle connections in a row that the server had closed
 ANSWERS = 2.0  # times the sum of connect and read timeout: the limit of a request for one sample
 
 
-class EndCheck:
+class SampleCheck:
     """Requests samples again. One thread calls ``run``; other threads may use ``exchange`` and ``look``."""
 
-    def __init__(self, context: Context, plan: Plan) -> None:
+    def __init__(self, context: TransferContext, plan: DownloadPlan) -> None:
         self.exchange: Exchange | None = None
         self._context = context
         self._plan = plan
         self._latest: Exchange | None = None
-        self._network = NetworkAbsence(context)
+        self._network = NetworkOutage(context)
 
     @property
     def is_needed(self) -> bool:
@@ -44,7 +44,7 @@ class EndCheck:
 
     def run(self) -> None:
         """Request and compare the samples. Raises RemoteChanged for a difference, or the error that ends the job."""
-        spans = samples(self._context.evidence.spans())
+        spans = choose_samples(self._context.evidence.spans())
         self._context.notify("end_checked", path=str(self._plan.place.target))
         reader = self._plan.place.part.writer()
         try:
@@ -54,15 +54,15 @@ class EndCheck:
             self.exchange = None
             reader.close()
 
-    def look(self) -> None:
+    def abort_if_overdue(self) -> None:
         """Abort a request that takes too long; called several times a second, by another thread."""
         exchange, network = self.exchange, self._context.client.settings
-        if exchange is None or exchange.asked_at is None:
+        if exchange is None or exchange.sent_at is None:
             return
-        if self._context.clock() - exchange.asked_at >= ANSWERS * (network.connect_timeout + network.read_timeout):
-            exchange.abort(TimedOut("the server did not complete its answer within the time limits"))
+        if self._context.clock() - exchange.sent_at >= ANSWERS * (network.connect_timeout + network.read_timeout):
+            exchange.cancel(TimedOut("the server did not complete its answer within the time limits"))
 
-    def _check(self, span: Span, reader: Writer) -> None:
+    def _check(self, span: ByteRange, reader: PartWriter) -> None:
         failures = stale = 0
         while True:
             try:
@@ -73,12 +73,12 @@ class EndCheck:
                     stale += 1
                     continue
                 rest_s = self._rest_s(span, error, failures := failures + 1)
-            self._context.board.rest(rest_s)
+            self._context.scheduler.sleep_unless_failed(rest_s)
 
-    def _compare(self, span: Span, reader: Writer) -> None:
+    def _compare(self, span: ByteRange, reader: PartWriter) -> None:
         context, known = self._context, self._plan.resource
         with self._new_exchange() as exchange:
-            reply, answer = ask_further(context, exchange, span, known)
+            reply, answer = request_range(context, exchange, span, known)
         try:
             if not answer.is_partial:
                 raise RemoteChanged("the server stopped serving ranges: the bytes may be of different versions")
@@ -91,21 +91,21 @@ class EndCheck:
 
     def _new_exchange(self) -> Exchange:
         context, latest = self._context, self._latest
-        before = latest.figures() if latest is not None else Figures(0, 0.0)
-        self.exchange = self._latest = Exchange(context.clock, context.board.rest, before)
-        context.board.check()  # the download may have been stopped before the exchange was visible
+        before = latest.stats() if latest is not None else ExchangeStats(0, 0.0)
+        self.exchange = self._latest = Exchange(context.clock, context.scheduler.sleep_unless_failed, before)
+        context.scheduler.check()  # the download may have been stopped before the exchange was visible
         return self.exchange
 
-    def _rest_s(self, span: Span, error: RetryRange, failures: int) -> float:
+    def _rest_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
         """Return the seconds until the next attempt. Raises the error that ends the job after too many failures."""
         context = self._context
         if self._network.is_tolerated(error):
             context.notify("network_away", error=str(error))
             return NETWORK_POLL_S
-        final: DlpoolError | None = context.policy.verdict(error, failures)
+        final: DlpoolError | None = context.policy.final_error(error, failures)
         if final is not None:
             raise final from error
-        rest_s = max(context.policy.rest(error, Failure(failures, 0), failures, context.chance()))
+        rest_s = max(context.policy.next_delay(error, FailureCount(failures, 0), failures, context.jitter()))
         context.notify(
             "range_retry",
             label=error.label,
@@ -119,7 +119,7 @@ class EndCheck:
         return rest_s
 
 
-def is_same_span(reply: Reply, answer: Answer, span: Span, reader: Writer) -> bool:
+def is_same_span(reply: Reply, answer: Answer, span: ByteRange, reader: PartWriter) -> bool:
     """Return whether the body equals the bytes of the part file in ``span``, or a prefix of them if it ends early."""
     ahead = span.start - answer.start
     left = span.end - span.start + ahead

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlpool.transfer.answer import Span
+from dlpool.transfer.answer import ByteRange
 
 MOST_SAMPLES = 4
 SAMPLE = 4096  # bytes
 
 
 @dataclass
-class Brought:
+class ReceivedSpan:
     """The bytes received in one response; ``end`` is set when the response has ended."""
 
     start: int
@@ -31,22 +31,22 @@ class Evidence:
     def __init__(self) -> None:
         self.has_wrong_digest = False  # it differs between responses of one version, so it is not that of the file
         self._lock = threading.Lock()
-        self._brought: list[Brought] = []
+        self._brought: list[ReceivedSpan] = []
 
-    def begin(self, position: int) -> Brought:
+    def begin(self, position: int) -> ReceivedSpan:
         """Record a response whose body begins at ``position``, and return its record."""
-        brought = Brought(position, position)
+        brought = ReceivedSpan(position, position)
         with self._lock:
             self._brought.append(brought)
         return brought
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[ByteRange]:
         """Return the span of each response, the earliest first. Called at the end of the download."""
         with self._lock:
-            return [Span(one.start, one.end) for one in self._brought if one.end > one.start]
+            return [ByteRange(one.start, one.end) for one in self._brought if one.end > one.start]
 
 
-def samples(brought: Sequence[Span]) -> list[Span]:
+def choose_samples(brought: Sequence[ByteRange]) -> list[ByteRange]:
     """Choose up to 4 spans of up to 4 KiB to request again, from the spans of the responses, the earliest first.
 
     These are the beginning and the end of the first response, as versions of one format often begin alike, and the
@@ -59,13 +59,13 @@ def samples(brought: Sequence[Span]) -> list[Span]:
     last = max(first.start, first.end - SAMPLE)
     starts = {first.start + (last - first.start) * number // (pieces - 1) for number in range(pieces)}
     chosen = [_clipped(first, start) for start in starts] + [_clipped(span, span.start) for span in others]
-    apart: list[Span] = []
+    apart: list[ByteRange] = []
     for span in sorted(chosen):
         start = max(span.start, apart[-1].end if apart else 0)
         if start < span.end:
-            apart.append(Span(start, span.end))
+            apart.append(ByteRange(start, span.end))
     return apart
 
 
-def _clipped(span: Span, start: int) -> Span:
-    return Span(start, min(span.end, start + SAMPLE))
+def _clipped(span: ByteRange, start: int) -> ByteRange:
+    return ByteRange(start, min(span.end, start + SAMPLE))

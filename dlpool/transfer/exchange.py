@@ -19,7 +19,7 @@ from dlpool.errors import DlpoolError
 _running = threading.local()
 
 
-class Figures(NamedTuple):
+class ExchangeStats(NamedTuple):
     """Bytes of body that moved, either way, and seconds spent waiting for that."""
 
     received: int
@@ -27,7 +27,7 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Body:
+class OutgoingBody:
     """What a request carries: ``size`` bytes in blocks, each sent before the next is asked for.
 
     ``timeout_s``: for how long nothing more of it may be sent. What ``blocks`` raises ends the request.
@@ -38,7 +38,7 @@ class Body:
     timeout_s: float
 
 
-class Breaker:
+class SocketShutdown:
     """Ends whatever a thread waits for on a socket.
 
     Held by the connection, and by the exchange that uses it: http.client closes a connection while its last body is
@@ -50,7 +50,7 @@ class Breaker:
         self._holders = 1
         self._socket: socket.socket | None = sock.dup()
 
-    def trip(self) -> None:
+    def shut_down(self) -> None:
         """End connecting, the TLS handshake, reads and writes, in whichever thread they are."""
         with self._lock, suppress(OSError):
             if self._socket is not None:
@@ -78,17 +78,17 @@ class Exchange:
     The lock guards ``verdict`` and the breaker.
     """
 
-    def __init__(self, clock: Callable[[], float], pause: Callable[[float], None], before: Figures) -> None:
+    def __init__(self, clock: Callable[[], float], pause: Callable[[float], None], before: ExchangeStats) -> None:
         self.clock = clock
-        self.pause = pause
-        self.asked_at: float | None = None
+        self.sleep = pause
+        self.sent_at: float | None = None
         self.answered_at: float | None = None
         self.is_reused = False
         self.received, self.read_s = before
         self.reading_since: float | None = None
-        self.verdict: DlpoolError | None = None
+        self.cancel_error: DlpoolError | None = None
         self._lock = threading.Lock()
-        self._breaker: Breaker | None = None
+        self._breaker: SocketShutdown | None = None
 
     def __enter__(self) -> Exchange:
         _running.exchange = self
@@ -101,15 +101,15 @@ class Exchange:
         if error is not None:
             self.detach()
 
-    def abort(self, error: DlpoolError) -> None:
+    def cancel(self, error: DlpoolError) -> None:
         """Make the thread inside raise ``error`` as soon as it wakes; the first error stands."""
         with self._lock:
-            self.verdict = self.verdict or error
+            self.cancel_error = self.cancel_error or error
             breaker = self._breaker
         if breaker is not None:
-            breaker.trip()
+            breaker.shut_down()
 
-    def attach(self, breaker: Breaker) -> None:
+    def attach(self, breaker: SocketShutdown) -> None:
         """The connection in use; raises the verdict if there is one already."""
         breaker.hold()
         self.detach()
@@ -126,8 +126,8 @@ class Exchange:
 
     def check(self) -> None:
         """Raise the verdict, if any."""
-        if self.verdict is not None:
-            raise self.verdict
+        if self.cancel_error is not None:
+            raise self.cancel_error
 
     def begin_wait(self) -> None:
         """From now on it is the server that we wait for."""
@@ -140,19 +140,19 @@ class Exchange:
         self.reading_since = None
         self.received += moved
 
-    def figures(self) -> Figures:
+    def stats(self) -> ExchangeStats:
         """Bytes and seconds so far, the present wait included."""
         since = self.reading_since
-        return Figures(self.received, self.read_s + (self.clock() - since if since is not None else 0.0))
+        return ExchangeStats(self.received, self.read_s + (self.clock() - since if since is not None else 0.0))
 
     @property
     def answer_s(self) -> float | None:
         """Seconds that the last answer took to come; None while there is none."""
-        if self.asked_at is None or self.answered_at is None:
+        if self.sent_at is None or self.answered_at is None:
             return None
-        return self.answered_at - self.asked_at
+        return self.answered_at - self.sent_at
 
 
-def running() -> Exchange | None:
+def current_exchange() -> Exchange | None:
     """The exchange that this thread is in."""
     return getattr(_running, "exchange", None)

@@ -6,7 +6,7 @@ import resource
 from contextlib import suppress
 
 
-def allow_open_files() -> None:
+def raise_open_file_limit() -> None:
     """Let this process have as many files and connections open as it may at most: each lane needs three."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):

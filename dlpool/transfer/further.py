@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dlpool.errors import BadAnswer, RemoteChanged
-from dlpool.transfer.answer import Answer, Span, check_same_version, check_unsatisfied, is_empty_file
-from dlpool.transfer.context import Context, host_of
+from dlpool.transfer.answer import Answer, ByteRange, check_same_version, check_unsatisfied, is_empty_file
+from dlpool.transfer.context import TransferContext, host_of
 from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.source import Reply
 
-FIRST_BYTE = Span(0, 1)
+FIRST_BYTE = ByteRange(0, 1)
 
 
-Judge = Callable[[Reply, Span | None], Answer]
+Judge = Callable[[Reply, ByteRange | None], Answer]
 
 
-def ask_further(
-    context: Context,
+def request_range(
+    context: TransferContext,
     exchange: Exchange,
-    asked: Span | None,
-    known: Resource,
+    asked: ByteRange | None,
+    known: RemoteResource,
     if_range: str | None = None,
     *,
     judge: Judge | None = None,
@@ -49,12 +49,12 @@ def ask_further(
     return reply, answer
 
 
-def _check_version(context: Context, known: Resource, answer: Answer, *, is_conditional: bool = False) -> None:
+def _check_version(context: TransferContext, known: RemoteResource, answer: Answer, *, is_conditional: bool = False) -> None:
     allows_change = context.settings.allow_change
     check_same_version(known, answer, is_conditional=is_conditional, allows_change=allows_change)
 
 
-def _tells_other_size(reply: Reply, known: Resource) -> bool:
+def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
     try:
         check_unsatisfied(reply.status, reply.headers, known)
     except RemoteChanged:
@@ -62,7 +62,7 @@ def _tells_other_size(reply: Reply, known: Resource) -> bool:
     return False
 
 
-def _check_refusal(context: Context, reply: Reply, known: Resource) -> None:
+def _check_refusal(context: TransferContext, reply: Reply, known: RemoteResource) -> None:
     """Raise the error for a 416 that tells another size, by the response to a request of the first byte.
 
     A 416 does not show which content refused the range: an error page in place of the file refuses it too.

@@ -10,7 +10,7 @@ MAX_IDLE_S = 30.0
 LEAST_WAIT_S = 0.01
 
 
-class Pool(Protocol):
+class IdlePool(Protocol):
     """Connections to one host."""
 
     def close_idle(self, max_idle_s: float) -> float | None:
@@ -26,14 +26,14 @@ class IdleCloser:
     def __init__(self, max_idle_s: float | None = None) -> None:
         self.max_idle_s = MAX_IDLE_S if max_idle_s is None else max_idle_s
         self._lock = threading.Lock()
-        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._pools: weakref.WeakSet[IdlePool] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
 
     def __repr__(self) -> str:
         return f"<IdleCloser after {self.max_idle_s:g} s, {len(self._pools)} pools>"
 
-    def watch(self, pool: Pool) -> None:
+    def watch(self, pool: IdlePool) -> None:
         """Watch a pool to which a connection was just returned."""
         if pool in self._pools:
             return
@@ -68,14 +68,14 @@ class IdleCloser:
                     return
             wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
 
-    def _taken(self) -> list[Pool]:
+    def _taken(self) -> list[IdlePool]:
         """Remove all pools and return them; ``watch`` adds a pool again when a connection is returned to it."""
         with self._lock:
             pools = list(self._pools)
             self._pools.clear()
             return pools
 
-    def _close_idle(self, pool: Pool) -> float | None:
+    def _close_idle(self, pool: IdlePool) -> float | None:
         wait_s = pool.close_idle(self.max_idle_s)
         if wait_s is not None:
             with self._lock:

@@ -18,12 +18,12 @@ from functools import partial
 from dlpool import threads
 from dlpool.config import NetworkSettings
 from dlpool.errors import DlpoolError, NoThread, RetryRange, TimedOut
-from dlpool.transfer.answer import RANGE_REFUSALS, Answer, Span, is_empty_file, read_answer
-from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.answer import RANGE_REFUSALS, Answer, ByteRange, is_empty_file, read_answer
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 from dlpool.transfer.headers import http_date
-from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.source import Reply, Source
 
 MIB = 1024 * 1024
@@ -45,14 +45,14 @@ class IfRange(Enum):
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectionReport:
     """What was found. ``head``: the status of HEAD, or why there is none; ``refusals``: of connections, by reason.
 
     ``clock_offset_s``: the server's clock less ours, if it tells. Speed is ``received`` bytes in ``seconds``.
     """
 
     head: int | str
-    resource: Resource
+    resource: RemoteResource
     host: str
     is_partial: bool
     answer_s: float
@@ -69,15 +69,15 @@ class Inspected:
         return self.connections_tried - len(self.refusals)
 
 
-class Inspection:
+class ServerInspection:
     """Used by one thread, which starts others."""
 
     def __init__(self, url: str, network: NetworkSettings) -> None:
         """Raises UsageError for a URL that is none, ConfigurationError for a proxy that is none."""
-        self._client = Client(network, MAX_CONNECTIONS, HostGate(time.monotonic), NetworkWatch(time.monotonic))
+        self._client = HttpClient(network, MAX_CONNECTIONS, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
         self._source = Source(self._client, url, {})
 
-    def run(self, connections: int) -> Inspected:
+    def run(self, connections: int) -> InspectionReport:
         """Try all; ``connections``: how many a download would have. Raises RetryRange, FailJob."""
         try:
             head = self._head()
@@ -88,7 +88,7 @@ class Inspection:
             if tried > 1:
                 time.sleep(SETTLE_S)
                 refusals = self._refusals(tried, size // tried)
-            return Inspected(
+            return InspectionReport(
                 head,
                 first.resource,
                 self._source.host,
@@ -113,7 +113,7 @@ class Inspection:
 
     def _sample(self) -> tuple[Answer, float, int, float, float | None]:
         """The first answer, seconds until it came, bytes and seconds of its body, and how much the clocks differ."""
-        for asked in (Span(0, SAMPLE), None):
+        for asked in (ByteRange(0, SAMPLE), None):
             with self._asked(asked) as (reply, exchange):
                 if asked and reply.status in RANGE_REFUSALS and not is_empty_file(reply.status, reply.headers):
                     continue
@@ -134,15 +134,15 @@ class Inspection:
         return IfRange.IGNORED if self._sends_part(other) else IfRange.HONOURED
 
     def _sends_part(self, validator: str) -> bool:
-        with self._asked(Span(0, 1), validator) as (reply, _):
-            return _judged(reply, Span(0, 1)).is_partial
+        with self._asked(ByteRange(0, 1), validator) as (reply, _):
+            return _judged(reply, ByteRange(0, 1)).is_partial
 
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
         """Why some of so many connections, all open at once, got no part; their bodies are not read."""
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()
 
-        def hold(span: Span) -> None:
+        def hold(span: ByteRange) -> None:
             try:
                 with self._asked(span) as (reply, _):
                     is_part = _judged(reply, span).is_partial
@@ -151,11 +151,11 @@ class Inspection:
             except DlpoolError as error:
                 results.put(str(error))
 
-        spans = [Span(share * index, share * (index + 1)) for index in range(number)]
-        started: list[threads.Thread] = []
+        spans = [ByteRange(share * index, share * (index + 1)) for index in range(number)]
+        started: list[threads.DaemonThread] = []
         with suppress(NoThread):  # with fewer threads fewer connections are tried
             for span in spans:
-                started.append(threads.start(partial(hold, span), "dlpool-probe"))
+                started.append(threads.start_thread(partial(hold, span), "dlpool-probe"))
         found = [_next(results) for _ in started]
         all_answered.set()
         for thread in started:
@@ -163,7 +163,7 @@ class Inspection:
         return tuple(reason for reason in found if reason)
 
     @contextmanager
-    def _asked(self, asked: Span | None, if_range: str | None = None) -> Iterator[tuple[Reply, Exchange]]:
+    def _asked(self, asked: ByteRange | None, if_range: str | None = None) -> Iterator[tuple[Reply, Exchange]]:
         with _limited() as exchange:
             reply = self._source.get(exchange, asked, if_range)
             try:
@@ -184,9 +184,9 @@ def clock_offset_s(headers: Mapping[str, str], now: datetime) -> float | None:
 @contextmanager
 def _limited() -> Iterator[Exchange]:
     """A request that ends after LIMIT_S, wherever it is then."""
-    with Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange:
+    with Exchange(time.monotonic, time.sleep, ExchangeStats(0, 0.0)) as exchange:
         late = TimedOut(f"the server did not answer within {LIMIT_S:g} s")
-        timer = threading.Timer(LIMIT_S, exchange.abort, [late])
+        timer = threading.Timer(LIMIT_S, exchange.cancel, [late])
         timer.daemon = True
         timer.start()
         try:
@@ -203,9 +203,9 @@ def _next(results: queue.SimpleQueue[str]) -> str:
         return "no answer came"
 
 
-def _judged(reply: Reply, asked: Span | None) -> Answer:
+def _judged(reply: Reply, asked: ByteRange | None) -> Answer:
     if is_empty_file(reply.status, reply.headers):
-        return Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
+        return Answer(RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
     return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc))
 
 

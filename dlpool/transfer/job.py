@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TransferResult:
     """A download that ended well. Sizes in bytes.
 
     ``received`` came over the network in this run, ``resumed_from`` was there before; ``checksum`` is the one that
@@ -94,8 +94,8 @@ class Progress:
     size: int | None
     connections: int
     phase: str  # "connecting", "downloading", "verifying", "scanning", "publishing"
-    missing: int = 0
-    is_kept: bool = True
+    unreserved_bytes: int = 0
+    is_resumable: bool = True
 
 
 class Notify(Protocol):
@@ -104,5 +104,5 @@ class Notify(Protocol):
     def __call__(self, event: str, /, **fields: object) -> None: ...
 
 
-def ignore(event: str, /, **fields: object) -> None:
+def ignore_event(event: str, /, **fields: object) -> None:
     """A Notify that hears nothing."""

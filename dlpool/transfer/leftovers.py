@@ -12,30 +12,30 @@ from dlpool.transfer.partfile import PartFile
 from dlpool.transfer.state import StateFile, StateUnusable, url_digest
 
 
-def forget_published(target: Path, job_id: str) -> None:
+def remove_published_state(target: Path, job_id: str) -> None:
     """Remove the state that says that ``target`` was published for a queue's job: the queue knows. Another's stays.
 
     Raises LocalFault.
     """
-    state_file = StateFile.of(target, sync=False)
+    state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()
         if saved is not None and saved.publishing is not None and saved.publishing.job == job_id:
             state_file.remove()
 
 
-def discard_unfinished(target: Path, url: str) -> None:
+def remove_part_files(target: Path, url: str) -> None:
     """Remove the part file and state of a download of ``url`` that will not go on, as ``discard_digest`` does."""
-    discard_digest(target, url_digest(url))
+    remove_part_files_by_digest(target, url_digest(url))
 
 
-def discard_digest(target: Path, url_sha256: str) -> None:
+def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
     """Remove the part file and state of a download that will not go on, by ``url_digest``. What is another's stays.
 
     A part file without state holds nothing that a later run could use. Raises Locked while a download works on it, and
     LocalFault.
     """
-    state_file = StateFile.of(target, sync=False)
+    state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):
         saved = state_file.load()
         if saved is not None and saved.url_sha256 != url_sha256:
@@ -48,7 +48,7 @@ def discard_digest(target: Path, url_sha256: str) -> None:
 
 def _discard(part: PartFile, state_file: StateFile) -> None:
     try:
-        if not state_file.exists or state_file.is_ours():
+        if not state_file.exists or state_file.is_recognized():
             state_file.remove()
             part.discard()
         elif part.is_new:

@@ -61,7 +61,7 @@ class RateLimits:
     def __init__(self, *limits: RateLimit) -> None:
         self._limits = limits
 
-    def most(self, size: int) -> int:
+    def max_read(self, size: int) -> int:
         """How much of ``size`` bytes one read may bring, so that its wait is short."""
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
@@ -71,24 +71,24 @@ class RateLimits:
         return max(limit.spend(size) for limit in self._limits)
 
 
-class HostGate:
+class HostHolds:
     """When each host may be asked again, for all downloads of a process. Thread-safe; the lock guards the holds.
 
     ``tell`` is called with what a server has said, so that other processes may hold too.
     """
 
-    def __init__(self, clock: Callable[[], float], tell: Callable[[str, float], object] = lambda *_: None) -> None:
+    def __init__(self, clock: Callable[[], float], notify: Callable[[str, float], object] = lambda *_: None) -> None:
         self._clock = clock
-        self._tell = tell
+        self._tell = notify
         self._lock = threading.Lock()
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
         """The server said so: nobody asks ``host`` for that long; a longer hold that stands already stays."""
-        self.learn(host, seconds)
+        self.record(host, seconds)
         self._tell(host, seconds)
 
-    def learn(self, host: str, seconds: float) -> None:
+    def record(self, host: str, seconds: float) -> None:
         """The same, heard from another process."""
         with self._lock:
             now = self._clock()
@@ -101,7 +101,7 @@ class HostGate:
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 
-class NetworkWatch:
+class NetworkMonitor:
     """Tells "that server is away" from "our own network is away". Thread-safe; the lock guards the two tables.
 
     The network counts as away when two hosts or more cannot be resolved or reached and none has answered since, or

@@ -14,10 +14,10 @@ from dlpool.disk import HAS_NO_XATTR, translated
 from dlpool.transfer.job import Job
 from dlpool.transfer.state import url_digest
 
-NAME = "user.dlpool.job"
+MARK_NAME = "user.dlpool.job"
 
 
-def mark_of(job: Job) -> str | None:
+def published_mark(job: Job) -> str | None:
     """Return the text of the mark for a job, None for a download that is none: id, claim, URL digest, checksum."""
     if job.id is None or not job.claim:
         return None
@@ -26,11 +26,11 @@ def mark_of(job: Job) -> str | None:
 
 def set_mark(descriptor: int, job: Job) -> bool:
     """Mark the open file; False where that is not possible."""
-    mark = mark_of(job)
+    mark = published_mark(job)
     if mark is None:
         return False
     try:
-        os.setxattr(descriptor, NAME, mark.encode())
+        os.setxattr(descriptor, MARK_NAME, mark.encode())
     except OSError:
         return False
     return True
@@ -38,7 +38,7 @@ def set_mark(descriptor: int, job: Job) -> bool:
 
 def has_mark(target: Path, job: Job) -> bool:
     """Return whether the file was published for that job. Raises LocalFault."""
-    mark = mark_of(job)
+    mark = published_mark(job)
     return mark is not None and read_mark(target) == mark
 
 
@@ -46,7 +46,7 @@ def read_mark(target: Path) -> str:
     """Return the mark of a file, "" if it has none. Raises LocalFault."""
     with translated(f"look at {target}"):
         try:
-            return os.getxattr(target, NAME).decode("utf-8", "replace")
+            return os.getxattr(target, MARK_NAME).decode("utf-8", "replace")
         except OSError as error:
             if error.errno in HAS_NO_XATTR:
                 return ""

@@ -16,7 +16,7 @@ STATE_SUFFIX = ".part.meta"
 RESERVED_SUFFIXES = (PART_SUFFIX, STATE_SUFFIX, ".part.tmp", ".part.meta.tmp", ".part.lock", ".part.lock.tmp")
 
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")  # so that every name derived from it fits NAME_MAX
-MAX_NAMES = 10_000  # tried for one file
+MAX_NUMBERED_NAMES = 10_000  # tried for one file
 # Of a longer name only these are read: to compose accents takes a time that is quadratic in their number.
 _HEAD, _TAIL = 4 * MAX_NAME_BYTES, 64  # characters
 _DEFAULT_NAME = "download"
@@ -42,10 +42,10 @@ def name_from_url(url: str) -> str:
 
 def file_name(server_name: str | None, url: str) -> str:
     """Return the name of a file whose target is a folder: the server's, else the URL's, in UTF-8 in every locale."""
-    return in_utf8(safe_name(server_name or "") or name_from_url(url))
+    return encoded_in_utf8(safe_name(server_name or "") or name_from_url(url))
 
 
-def in_utf8(path: str) -> str:
+def encoded_in_utf8(path: str) -> str:
     """Return the text that Python encodes to ``path`` in UTF-8 on the disk.
 
     That is ``path`` itself, unless the locale has another encoding of file names, which may lack its characters.
@@ -53,10 +53,10 @@ def in_utf8(path: str) -> str:
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 
 
-def numbered(path: Path) -> Iterator[Path]:
+def numbered_paths(path: Path) -> Iterator[Path]:
     """Return the names that ``if_exists = rename`` tries: ``a.bin``, ``a.1.bin``, ``a.2.bin`` and so on."""
     yield path
-    for number in range(1, MAX_NAMES):
+    for number in range(1, MAX_NUMBERED_NAMES):
         ending = f".{number}{path.suffix}"
         stem = os.fsencode(path.stem)[: MAX_NAME_BYTES - len(os.fsencode(ending))]
         yield path.with_name(os.fsdecode(stem) + ending)

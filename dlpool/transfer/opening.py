@@ -14,24 +14,24 @@ from dlpool.errors import BadAnswer, ContradictoryAnswer, FailJob, PolicyRefused
 from dlpool.transfer.answer import (
     ALLOW_CHANGE,
     Answer,
-    Span,
+    ByteRange,
     check_family,
-    check_promised,
+    check_expected_type,
     check_replacement,
     check_same_version,
     is_empty_file,
     refuses_ranges,
 )
-from dlpool.transfer.chunks import ChunkMap, plan, stream
-from dlpool.transfer.context import Context, Plan
-from dlpool.transfer.decoding import DecodedReply, Treatment, decoded, treatment
+from dlpool.transfer.chunks import ChunkMap, plan_chunks, single_chunk
+from dlpool.transfer.context import TransferContext, DownloadPlan
+from dlpool.transfer.decoding import DecodedReply, CodingAction, decode_reply, coding_action
 from dlpool.transfer.endcheck import is_same_span
-from dlpool.transfer.evidence import samples
+from dlpool.transfer.evidence import choose_samples
 from dlpool.transfer.exchange import Exchange
 from dlpool.transfer.names import file_name
-from dlpool.transfer.partfile import Writer
-from dlpool.transfer.place import Place
-from dlpool.transfer.remote import Resource, Sameness
+from dlpool.transfer.partfile import PartWriter
+from dlpool.transfer.place import FileOutput
+from dlpool.transfer.remote import RemoteResource, ValidatorMatch
 from dlpool.transfer.source import Reply
 from dlpool.transfer.state import SavedState
 
@@ -40,33 +40,33 @@ PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may wor
 
 
 @dataclass(frozen=True)
-class Opened:
+class ProbeResult:
     """A plan, its chunks, and the first answer with its body unread."""
 
-    plan: Plan
+    plan: DownloadPlan
     chunks: ChunkMap
     reply: Reply
     answer: Answer
 
 
-class Next(Enum):
+class ResumeStep(Enum):
     """What an answer means for the bytes of an earlier run."""
 
     USE = "use it"
     PLAIN_RANGE = "ask for the range without If-Range"
-    ANEW = "forget them and ask anew"
-    ANEW_WITH_THIS = "forget them and take this body"
+    RESTART = "forget them and ask anew"
+    RESTART_WITH_BODY = "forget them and take this body"
 
 
 def resume_step(
-    saved: Resource,
+    saved: RemoteResource,
     answer: Answer,
     *,
-    is_whole: bool,
+    is_complete: bool,
     is_proven: bool | None = None,
     has_other_query: bool = False,
     allows_change: bool = False,
-) -> Next:
+) -> ResumeStep:
     """Whether saved bytes belong to what the server has now. ``is_whole``: no range was asked for.
 
     ``is_proven``: whether it is shown that it has the same version; None: as the validators alone show it. Raises
@@ -75,15 +75,15 @@ def resume_step(
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
-            return Next.USE
-        return Next.ANEW_WITH_THIS if is_whole else Next.PLAIN_RANGE
-    if saved.compare(answer.resource) is Sameness.UNKNOWN and not has_other_query:
+            return ResumeStep.USE
+        return ResumeStep.RESTART_WITH_BODY if is_complete else ResumeStep.PLAIN_RANGE
+    if saved.compare(answer.resource) is ValidatorMatch.UNKNOWN and not has_other_query:
         check_same_version(saved, answer)
     check_replacement(saved, answer.resource, allows_change=allows_change)
-    return Next.ANEW_WITH_THIS if is_whole else Next.ANEW
+    return ResumeStep.RESTART_WITH_BODY if is_complete else ResumeStep.RESTART
 
 
-class Opening:
+class Probe:
     """Makes the first request until it leads to a plan. Used by the first connection thread.
 
     ``place`` is None while the name of the file is still to be learnt; ``choose_place`` opens it then. ``is_single``
@@ -91,13 +91,13 @@ class Opening:
     """
 
     def __init__(
-        self, context: Context, place: Place | None, choose_place: Callable[[str], Place], *, is_single: bool
+        self, context: TransferContext, place: FileOutput | None, choose_place: Callable[[str], FileOutput], *, is_single: bool
     ) -> None:
         self._context = context
         self._place = place
         self._choose_place = choose_place
         self._is_whole = is_single
-        self._head: Resource | None = None
+        self._head: RemoteResource | None = None
         self._asked_head = False
         self._wants_head = False
         self._least_size = 0  # what a part had that did not tell the total
@@ -105,7 +105,7 @@ class Opening:
         self._is_contradicted = False
         self._agrees: bool | None = None  # whether samples of the saved bytes match the server; None: not requested
 
-    def run(self, exchange: Exchange) -> Opened:
+    def run(self, exchange: Exchange) -> ProbeResult:
         """One try. Raises what the network, the server or the disk brings."""
         if self._context.settings.probe == "head" and not self._asked_head:
             self._ask_head(exchange)
@@ -130,7 +130,7 @@ class Opening:
                 self._ask_head(exchange)
         raise BadAnswer("the server's answers contradict each other")
 
-    def _step(self, reply: Reply, asked: Span | None, if_range: str | None) -> Opened | None:
+    def _step(self, reply: Reply, asked: ByteRange | None, if_range: str | None) -> ProbeResult | None:
         """Take the answer as the beginning, or note what to ask instead and return None."""
         is_refusal = asked is not None and self._is_refusal(reply)
         if is_refusal and not is_empty_file(reply.status, reply.headers):
@@ -140,8 +140,8 @@ class Opening:
         if answer is None:
             return None
         place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
-        if place.predecessor is not None and not self._context.settings.allow_change:
-            check_family(place.predecessor, answer.resource, ALLOW_CHANGE)
+        if place.unverifiable is not None and not self._context.settings.allow_change:
+            check_family(place.unverifiable, answer.resource, ALLOW_CHANGE)
         if place.saved is not None and is_refusal:  # "empty" needs a validator to be believed against what is there
             self._is_whole = True
             return None
@@ -157,7 +157,7 @@ class Opening:
         return self._planned(place, reply, answer)
 
     def _resumed(
-        self, place: Place, saved: SavedState, answer: Answer, asked: Span | None, if_range: str | None
+        self, place: FileOutput, saved: SavedState, answer: Answer, asked: ByteRange | None, if_range: str | None
     ) -> Answer | None:
         """Return the answer if it continues or replaces the saved bytes; else set the next request and return None."""
         if self._needs_samples(saved):  # the output was found only now
@@ -165,27 +165,27 @@ class Opening:
         next_step = resume_step(
             saved.resource,
             answer,
-            is_whole=asked is None,
+            is_complete=asked is None,
             is_proven=self._is_proven(saved, answer, if_range),
             has_other_query=place.has_other_query,
             allows_change=self._context.settings.allow_change,
         )
-        if next_step is Next.PLAIN_RANGE and not self._distrusts_if_range:
+        if next_step is ResumeStep.PLAIN_RANGE and not self._distrusts_if_range:
             self._distrusts_if_range = True
             return None
-        if next_step is not Next.USE:
-            place.begin_anew("the remote file has changed, or the server stopped serving ranges")
-            self._is_whole = next_step is Next.PLAIN_RANGE
-        if next_step in (Next.ANEW, Next.PLAIN_RANGE):
+        if next_step is not ResumeStep.USE:
+            place.restart("the remote file has changed, or the server stopped serving ranges")
+            self._is_whole = next_step is ResumeStep.PLAIN_RANGE
+        if next_step in (ResumeStep.RESTART, ResumeStep.PLAIN_RANGE):
             return None
         return (
-            replace(answer, resource=answer.resource.completed_by(saved.resource)) if next_step is Next.USE else answer
+            replace(answer, resource=answer.resource.completed_by(saved.resource)) if next_step is ResumeStep.USE else answer
         )
 
-    def _judged(self, reply: Reply, asked: Span | None) -> Answer | None:
+    def _judged(self, reply: Reply, asked: ByteRange | None) -> Answer | None:
         """Return the answer, if it may be the file; None if it contradicts itself, and a plain GET must follow."""
         if is_empty_file(reply.status, reply.headers):
-            return Answer(Resource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
+            return Answer(RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
         try:
             answer = self._context.judge(reply, asked)
             self._check_earlier(answer)
@@ -195,12 +195,12 @@ class Opening:
             self._is_contradicted = self._is_whole = True
             return None
         if self._context.settings.html_guard:
-            check_promised(self._context.source.url, answer.resource)
+            check_expected_type(self._context.source.url, answer.resource)
         return answer
 
     def _check_earlier(self, answer: Answer) -> None:
         """Raise BadAnswer if the answer cannot be the complete file of the previous round."""
-        earlier, resource = self._context.earlier, answer.resource
+        earlier, resource = self._context.previous_resource, answer.resource
         if earlier is None:
             return
         if not self._context.settings.allow_change:
@@ -219,7 +219,7 @@ class Opening:
         assert self._place is not None
         known, resource, job = saved.resource, answer.resource, self._context.job
         is_confirmed = if_range is not None and answer.is_partial
-        if known.compare(resource, is_confirmed=is_confirmed) is not Sameness.SAME:
+        if known.compare(resource, is_confirmed=is_confirmed) is not ValidatorMatch.SAME:
             return False
         has_other_query = self._place.has_other_query
         is_verified = job.checksum is not None and self._context.settings.verify
@@ -241,17 +241,17 @@ class Opening:
         assert self._place is not None
         reader = self._place.part.writer()
         try:
-            return all(self._is_sample(exchange, saved, span, reader) for span in samples(saved.written))
+            return all(self._is_sample(exchange, saved, span, reader) for span in choose_samples(saved.written_spans))
         finally:
             reader.close()
 
-    def _is_sample(self, exchange: Exchange, saved: SavedState, span: Span, reader: Writer) -> bool:
+    def _is_sample(self, exchange: Exchange, saved: SavedState, span: ByteRange, reader: PartWriter) -> bool:
         reply = self._context.source.get(exchange, span)
         try:
             if self._is_refusal(reply):
                 return False
             answer = self._context.judge(reply, span)
-            if saved.resource.compare(answer.resource) is Sameness.SAME:
+            if saved.resource.compare(answer.resource) is ValidatorMatch.SAME:
                 return answer.is_partial and is_same_span(reply, answer, span, reader)
             check_replacement(saved.resource, answer.resource, allows_change=self._context.settings.allow_change)
             return False
@@ -269,22 +269,22 @@ class Opening:
             self._wants_head, self._least_size = True, end
             return None
         head, least = self._head, max(end, self._least_size)
-        is_same = head is not None and answer.resource.has_validator and answer.resource.compare(head) is Sameness.SAME
+        is_same = head is not None and answer.resource.has_validator and answer.resource.compare(head) is ValidatorMatch.SAME
         if is_same and head is not None and head.size and head.size >= least:  # else HEAD contradicts the part
             return head.size
         self._is_whole = True
         return None
 
-    def _first_span(self, saved: SavedState | None) -> Span | None:
+    def _first_span(self, saved: SavedState | None) -> ByteRange | None:
         """The range to begin with: the first that is missing, or as much as a small file has; None: everything."""
         settings = self._context.settings
         if self._is_whole or (self._head is not None and self._head.refuses_ranges):
             return None
         if saved is not None:
-            return saved.missing[0] if saved.missing else Span(0, 1)
+            return saved.missing_spans[0] if saved.missing_spans else ByteRange(0, 1)
         if self._head is not None and self._head.size:
-            return Span(0, max(1, min(settings.min_split_size, self._head.size)))
-        return Span(0, settings.min_split_size)
+            return ByteRange(0, max(1, min(settings.min_split_size, self._head.size)))
+        return ByteRange(0, settings.min_split_size)
 
     def _ask_head(self, exchange: Exchange) -> None:
         """Learn what HEAD tells; it is a hint only, and no answer to it is an error."""
@@ -296,52 +296,52 @@ class Opening:
         except (RetryRange, FailJob):
             exchange.check()
 
-    def _name(self, resource: Resource, reply: Reply) -> str:
+    def _name(self, resource: RemoteResource, reply: Reply) -> str:
         """The server's name for the file, else the URL's: the user's, unless its path ends in nothing."""
         first = self._context.source.url
         return file_name(resource.server_name, reply.url if first.endswith("/") else first)
 
-    def _planned(self, place: Place, reply: Reply, answer: Answer) -> Opened | None:
+    def _planned(self, place: FileOutput, reply: Reply, answer: Answer) -> ProbeResult | None:
         """Return the plan; None for a range of an encoded file, which must be requested as one body instead."""
         if self._is_decoded(place, reply, answer):
             if answer.is_partial:
                 self._is_whole = True
                 return None
-            reply, answer = decoded(reply, answer)
+            reply, answer = decode_reply(reply, answer)
         settings, resource = self._context.settings, answer.resource
         limit = settings.max_file_size
         if limit is not None and resource.size is not None and resource.size > limit:
             raise PolicyRefused(f"the file has {resource.size} bytes, max_file_size is {limit}")
-        place.forget_predecessor()
+        place.drop_unverifiable()
         self._tell_coding(place, resource, is_decoded=isinstance(reply, DecodedReply))
         if answer.is_partial:
             chunks = self._ranges(place, resource)
-            place.begin_state(resource)
+            place.enable_checkpoints(resource)
         else:
-            chunks = stream(resource.size)
+            chunks = single_chunk(resource.size)
         resumed = chunks.written()
         if resource.size is not None:
             place.part.preallocate(resource.size, settings.preallocate, self._context.space)
-        return Opened(Plan(resource, place, answer.is_partial, resumed), chunks, reply, answer)
+        return ProbeResult(DownloadPlan(resource, place, answer.is_partial, resumed), chunks, reply, answer)
 
-    def _tell_coding(self, place: Place, resource: Resource, *, is_decoded: bool) -> None:
+    def _tell_coding(self, place: FileOutput, resource: RemoteResource, *, is_decoded: bool) -> None:
         if resource.content_encoding and is_decoded:
             self._context.notify("content_decoded", encoding=resource.content_encoding, path=str(place.target))
         elif resource.content_encoding:
             self._context.notify("content_encoded", encoding=resource.content_encoding, path=str(place.target))
 
-    def _is_decoded(self, place: Place, reply: Reply, answer: Answer) -> bool:
+    def _is_decoded(self, place: FileOutput, reply: Reply, answer: Answer) -> bool:
         """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for an unaccepted coding."""
         if not answer.resource.content_encoding or answer.length == 0:
             return False
         urls = (self._context.source.url, reply.url)
         wish = self._context.settings.content_encoding
-        return treatment(wish, answer.resource, urls, place.target.name) is Treatment.DECODE
+        return coding_action(wish, answer.resource, urls, place.target.name) is CodingAction.DECODE
 
-    def _ranges(self, place: Place, resource: Resource) -> ChunkMap:
+    def _ranges(self, place: FileOutput, resource: RemoteResource) -> ChunkMap:
         assert resource.size is not None
         settings = self._context.settings
-        wants_hash = self._context.wanted(resource) is not None
-        missing = place.saved.missing if place.saved else [Span(0, resource.size)] if resource.size else []
-        connections = 1 if resource.refuses_ranges else self._context.connections()
-        return plan(missing, resource.size, connections, settings.min_split_size, PIECE if wants_hash else None)
+        wants_hash = self._context.expected_checksum(resource) is not None
+        missing = place.saved.missing_spans if place.saved else [ByteRange(0, resource.size)] if resource.size else []
+        connections = 1 if resource.refuses_ranges else self._context.initial_connections()
+        return plan_chunks(missing, resource.size, connections, settings.min_split_size, PIECE if wants_hash else None)

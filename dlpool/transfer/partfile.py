@@ -17,12 +17,12 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.disk import Space, local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
-from dlpool.scan.suspect import Suspect
+from dlpool.scan.suspect import ScannedFile
 from dlpool.threads import is_out_of_descriptors
-from dlpool.transfer.job import Job, Notify, ignore
+from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.mark import set_mark
 from dlpool.transfer.partopen import PartOpener, remove_mark
-from dlpool.transfer.room import ALL_SPACE, SpaceRules
+from dlpool.transfer.room import ENTIRE_DISK, SpaceRules
 
 _OWNER = 0o600
 _RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
@@ -36,7 +36,7 @@ _ACL = "system.posix_acl_access"
 class PartFile:
     """A locked part file. One thread owns it; ``writer()`` gives others what they need."""
 
-    def __init__(self, target: Path, *, sync: bool, notify: Notify = ignore) -> None:
+    def __init__(self, target: Path, *, sync: bool, notify: Notify = ignore_event) -> None:
         """Open or create, and lock, ``TARGET.part``; missing parent folders are made.
 
         Raises Locked if another download has it, ForeignFile for a file that is not dlpool's, LocalFault for what the
@@ -45,9 +45,9 @@ class PartFile:
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
         self._sync = sync
-        self._writers: list[Writer] = []  # the open ones; threads only append, which is atomic
+        self._writers: list[PartWriter] = []  # the open ones; threads only append, which is atomic
         self._final_mode: int | None = None  # set when the file is published; None: unchanged
-        self.has_blocks = False  # whether its whole length is reserved on the disk
+        self.is_preallocated = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
         self.path = self._opener.path
 
@@ -67,7 +67,7 @@ class PartFile:
     @property
     def has_lock_file(self) -> bool:
         """True if it is locked by a lock file, as ``flock`` does not work on its file system."""
-        return self._opened.lock.is_file
+        return self._opened.lock.uses_lock_file
 
     @property
     def was_empty(self) -> bool:
@@ -94,7 +94,7 @@ class PartFile:
         with translated(f"look at {self.path}"):
             return disk.is_name_of(self.path, self._identity)
 
-    def check_named(self) -> None:
+    def check_ownership(self) -> None:
         """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
         with translated(f"look at the lock of {self.path}"):
             if not self._opened.lock.is_held():
@@ -108,28 +108,28 @@ class PartFile:
             raise LocalFault(f"cannot continue with {self.target}: the folder {self.path.parent} was removed")
         raise LocalFault(f"cannot continue with {self.target}: another program removed or replaced {self.path}")
 
-    def mark(self, job: Job) -> bool:
+    def mark_published(self, job: Job) -> bool:
         """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
         return set_mark(self._descriptor, job)
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Replace the file by a new, empty, locked one of the same name; late writers reach only the old one.
 
         Raises Locked if another download took the name in between, LocalFault.
         """
-        self.check_named()
+        self.check_ownership()
         old = self._opened
         self._opened = self._opener.replace(old.lock)
         disk.close_quietly(old.descriptor)  # and so its flock; a lock file is kept
         self._writers = []  # their owners close them
-        self.has_blocks = False
+        self.is_preallocated = False
 
-    def empty(self) -> None:
+    def truncate(self) -> None:
         """Drop the content; for a file that nobody has written to since it was locked."""
         with translated(f"empty {self.path}"):
             os.ftruncate(self._descriptor, 0)
 
-    def keep_permissions(self) -> None:
+    def copy_permissions(self) -> None:
         """Give the file the mode of the target that it will replace, and owner and group as far as permitted.
 
         The owner of a file under construction may always read and write it. New targets get what the umask leaves.
@@ -147,7 +147,7 @@ class PartFile:
             self._keep_acl()
             self._keep_mode(old.st_mode & _RIGHTS)
 
-    def preallocate(self, size: int, how: str, rules: SpaceRules = ALL_SPACE) -> None:
+    def preallocate(self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK) -> None:
         """See that the file fits, and give it its length; ``how`` is a value of the setting ``preallocate``.
 
         Blocks are reserved here for ``falloc`` only, and not by a service: ``auto`` reserves them as bytes arrive.
@@ -156,30 +156,30 @@ class PartFile:
         rules.check(self._descriptor, self.target.parent, size)
         try:
             with translated(f"preallocate {size} bytes for {self.path}"):
-                if how == "falloc" and size and not rules.is_watched:
+                if mode == "falloc" and size and not rules.is_monitored:
                     os.posix_fallocate(self._descriptor, 0, size)
-                    self.has_blocks = True
-                elif how == "truncate":
+                    self.is_preallocated = True
+                elif mode == "truncate":
                     os.ftruncate(self._descriptor, size)
         except NoSpace as error:  # a quota, or another job took the space
             raise NoRoom(str(error)) from error
 
-    def writer(self) -> Writer:
+    def writer(self) -> PartWriter:
         """Return a separate descriptor of the same file, for one thread. Raises LocalFault."""
         with translated(f"open {self.path}"):
             descriptor = self._second()
             is_shared = descriptor is None
-            writer = Writer(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
+            writer = PartWriter(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
         self._writers.append(writer)
         return writer
 
-    def own_writer(self) -> Writer:
+    def locked_writer(self) -> PartWriter:
         """Return the locked descriptor itself, for the thread that owns the part file and writes before it closes."""
-        return Writer(self._descriptor, self.path, closes=False)
+        return PartWriter(self._descriptor, self.path, closes=False)
 
-    def as_suspect(self) -> Suspect:
+    def as_scanned_file(self) -> ScannedFile:
         """Return the complete file for a check of its content. Raises LocalFault."""
-        return Suspect(self._descriptor, self.path, self.length)
+        return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
         """Close all writers after their last write: network file systems report failed writes only then.
@@ -202,7 +202,7 @@ class PartFile:
             with translated(f"write {self.path} to disk"):
                 os.fdatasync(self._descriptor)
 
-    def check_close(self) -> None:
+    def report_delayed_errors(self) -> None:
         """Make the file system report the errors that it delays until close(2). Raises LocalFault.
 
         If no descriptor is left for that, fdatasync(2) reports the same errors, as it waits for all writes.
@@ -232,7 +232,7 @@ class PartFile:
         Raises TargetExists, without ``overwrite``, if the target is there; LocalFault, and then the target is not
         there, or as it was.
         """
-        self.check_named()
+        self.check_ownership()
         with translated(f"publish {self.target}"):
             source = self._private_name()
             try:
@@ -362,7 +362,7 @@ class PartFile:
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
 
 
-class Writer:
+class PartWriter:
     """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
 
     ``is_shared``: its offset is shared with other descriptors, and is not used.
@@ -407,7 +407,7 @@ class Writer:
     def space(self) -> Space | None:
         """Return the space of the file system, None where it is unknown."""
         with self._lock:
-            return disk.known_space(self._descriptor)
+            return disk.space_or_none(self._descriptor)
 
     def reserve(self, position: int, size: int) -> bool:
         """Reserve blocks without a change of the file's length; return whether that was possible."""

@@ -26,7 +26,7 @@ from dlpool.transfer.names import PART_SUFFIX
 from dlpool.transfer.state import StateFile
 
 MARK = "user.dlpool.part"
-MAX_OPENS = 100
+MAX_OPEN_ATTEMPTS = 100
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE = 0o666
 
@@ -59,7 +59,7 @@ class PartOpener:
 
         Raises Locked if another download holds its lock, ForeignFile for a file that is not dlpool's, LocalFault.
         """
-        for _ in range(MAX_OPENS):
+        for _ in range(MAX_OPEN_ATTEMPTS):
             with disk.translated(f"open {self.path}"):
                 opened = self._existing() or self._created()
             if opened is not None:
@@ -71,7 +71,7 @@ class PartOpener:
 
         Raises Locked if another download created one first, LocalFault.
         """
-        held = old if old.is_file else None
+        held = old if old.uses_lock_file else None
         with disk.translated(f"replace {self.path}"):
             disk.remove(self.path)
             opened = self._created(held)
@@ -145,7 +145,7 @@ class PartOpener:
             return True
         if not disk.is_name_of(self.path, disk.identity_of(status)):
             return None  # another download removed its mark and published it since it was opened
-        if StateFile.of(self._target, sync=False).is_ours():
+        if StateFile.for_target(self._target, sync=False).is_recognized():
             return _mark(descriptor) or (None if not self._is_spelt_so() else False)
         raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
 
@@ -171,7 +171,7 @@ class PartOpener:
             lock = held or self._locked(descriptor, Path(f"/proc/self/fd/{descriptor}"))
             is_marked = _mark(descriptor)
             if not is_marked:
-                StateFile.of(self._target, sync=False).reserve()
+                StateFile.for_target(self._target, sync=False).write_placeholder()
             if self._has_linked(descriptor):
                 return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
         except BaseException:
@@ -208,8 +208,8 @@ class PartOpener:
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
         """Create the part file by its name, after a placeholder of the state file. Raises OSError."""
-        state_file = StateFile.of(self._target, sync=False)
-        state_file.reserve()
+        state_file = StateFile.for_target(self._target, sync=False)
+        state_file.write_placeholder()
         try:
             descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
         except FileExistsError:
@@ -217,14 +217,14 @@ class PartOpener:
             return None
         except OSError:
             if not disk.exists(self.path):
-                state_file.unreserve()
+                state_file.remove_placeholder()
             raise
         lock = held
         try:
             is_marked = _mark(descriptor)
             lock = held or self._locked(descriptor)
             if is_marked:
-                state_file.unreserve()
+                state_file.remove_placeholder()
             return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
         except BaseException:
             _abandon(descriptor, None if held else lock)
@@ -238,12 +238,12 @@ class PartOpener:
             is_needed = not _has_mark(descriptor)
             disk.close_quietly(descriptor)
         if not is_needed:
-            state_file.unreserve()
+            state_file.remove_placeholder()
 
     def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
         """Lock the open file. Raises Locked, ForeignFile, OSError."""
         try:
-            return FileLock(descriptor, self.path, again=again)
+            return FileLock(descriptor, self.path, reopen_path=again)
         except LockHeld as error:
             holder = f" ({error})" if str(error) else ""
             raise Locked(f"another download is writing to {self._target}{holder}") from error

@@ -27,25 +27,25 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.disk import translated
 from dlpool.errors import DlpoolError, ForeignFile, LocalFault, Locked, TargetExists
-from dlpool.transfer.board import Snapshot
+from dlpool.transfer.board import ChunkSnapshot
 from dlpool.transfer.headers import http_date
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.mark import has_mark
-from dlpool.transfer.names import MAX_NAMES, PART_SUFFIX, numbered
+from dlpool.transfer.names import MAX_NUMBERED_NAMES, PART_SUFFIX, numbered_paths
 from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.state import (
-    Publishing,
+    PublishRecord,
     SavedState,
     StateFile,
     StateUnusable,
     url_digest,
     url_without_secrets,
 )
-from dlpool.transfer.target import resolved
+from dlpool.transfer.target import resolve_target
 
 
-class AlreadyThere(Exception):
+class TargetPresent(Exception):
     """Nothing is to be fetched: the target is there. ``is_published``: by an earlier run of this download."""
 
     def __init__(self, path: Path, *, is_published: bool) -> None:
@@ -54,7 +54,7 @@ class AlreadyThere(Exception):
         self.is_published = is_published
 
 
-class Place:
+class FileOutput:
     """The local side of one download. Used by one thread at a time."""
 
     def __init__(
@@ -78,24 +78,24 @@ class Place:
         self._sync = sync
         self._notify = notify
         self._admit = admit
-        given, exists = resolved(target)
+        given, exists = resolve_target(target)
         self.target, self.part = self._first_free(given) if if_exists == "rename" else self._opened(given, exists)
         self._is_published = False
-        self.is_broken = False  # a sync or commit failed
+        self.has_failed = False  # a sync or commit failed
         self.has_other_query = False  # the saved bytes are from another query or user of the same URL
-        self.predecessor: Resource | None = None  # of the saved bytes, where no validator can prove the version
-        self._resource: Resource | None = None
+        self.unverifiable: RemoteResource | None = None  # of the saved bytes, where no validator can prove the version
+        self._resource: RemoteResource | None = None
         self._state: SavedState | None = None
         try:
-            self._state_file = StateFile.of(self.target, sync=sync, notify=notify)
+            self._state_file = StateFile.for_target(self.target, sync=sync, notify=notify)
             self._check_state_ours()
-            if (self._state_file.exists or not self.part.was_empty) and self._state_file.has_leftovers:
-                self._state_file.remove_leftovers()
+            if (self._state_file.exists or not self.part.was_empty) and self._state_file.has_stale_temporary:
+                self._state_file.remove_stale_temporary()
             self.saved = self._load() if resume and not self.part.was_expired else None
-            if self.saved is None and self.predecessor is None:
+            if self.saved is None and self.unverifiable is None:
                 self._empty()
             if exists and self._keeps_permissions:
-                self.part.keep_permissions()
+                self.part.copy_permissions()
         except BaseException:
             self._abandon(self.part)
             raise
@@ -103,27 +103,27 @@ class Place:
     def __repr__(self) -> str:
         return f"<Place {self.target}{' resumable' if self.saved else ''}>"
 
-    def begin_anew(self, reason: str) -> None:
+    def restart(self, reason: str) -> None:
         """Forget all bytes; the state goes first, so that it never speaks of a part file that is not its own."""
         self._notify("download_restarted", reason=reason, path=str(self.target))
-        self.part.check_named()
+        self.part.check_ownership()
         self._forget_state()
-        self.part.begin_anew()
+        self.part.restart()
         if self._keeps_permissions:
-            self.part.keep_permissions()
-        self.saved = self._state = self.predecessor = None
+            self.part.copy_permissions()
+        self.saved = self._state = self.unverifiable = None
 
-    def forget_predecessor(self) -> None:
+    def drop_unverifiable(self) -> None:
         """Forget what the part file holds where it could not be used, now that there is an answer to replace it."""
-        if self.predecessor is not None:
+        if self.unverifiable is not None:
             self._empty()
-            self.predecessor = None
+            self.unverifiable = None
 
-    def begin_state(self, resource: Resource) -> None:
+    def enable_checkpoints(self, resource: RemoteResource) -> None:
         """Let checkpoints be committed, for a remote that can be fetched in ranges."""
         self._resource = resource
 
-    def checkpoint(self, snapshot: Snapshot, last_error: DlpoolError | None = None) -> None:
+    def checkpoint(self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None) -> None:
         """Make the snapshot's bytes durable, then say so in the state; in this order.
 
         After one failure there is no other try: the kernel may have dropped the pages that it could not write.
@@ -132,19 +132,19 @@ class Place:
             self.part.sync_data()
             self._commit(snapshot, last_error, None)
 
-    def prepare(self, resource: Resource, *, remote_time: bool) -> None:
+    def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
         """Make the complete part file durable, before it is published. No thread may write to it afterwards."""
         modified = http_date(resource.last_modified) if remote_time else None
         with self._noting_breakage():
             self.part.close_writers()
             if self._keeps_permissions:
-                self.part.keep_permissions()
+                self.part.copy_permissions()
             if modified is not None:
                 self.part.set_modified(modified.timestamp())
             self.part.sync_data()
-            self.part.check_close()
+            self.part.report_delayed_errors()
 
-    def publish(self, resource: Resource, snapshot: Snapshot) -> None:
+    def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
         """Rename what was prepared to the target, and forget the state.
 
         ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For a
@@ -154,9 +154,9 @@ class Place:
         with self._noting_breakage():
             if self._state_file.holds_progress:
                 self._commit(snapshot, None, self._publishing())
-            elif job.id is not None and not self.part.mark(job):
-                self.part.check_named()
-                state = SavedState.published(job, resource, self._publishing(), _now())
+            elif job.id is not None and not self.part.mark_published(job):
+                self.part.check_ownership()
+                state = SavedState.for_published(job, resource, self._publishing(), _now())
                 self._state_file.commit(state, is_durable=False)
         self._rename()
         self._is_published = True
@@ -164,7 +164,7 @@ class Place:
             self._state_file.remove_published()
 
     @property
-    def leaves_state(self) -> bool:
+    def has_state(self) -> bool:
         """Whether a state is on disk."""
         return self._state_file.exists
 
@@ -177,7 +177,7 @@ class Place:
             if not self._is_published and not self._state_file.holds_progress:
                 with suppress(LocalFault):
                     self.part.discard()
-                    self._state_file.unreserve()
+                    self._state_file.remove_placeholder()
         finally:
             self.part.close()
 
@@ -202,7 +202,7 @@ class Place:
     def _check_state_ours(self) -> None:
         """Raise ForeignFile if a file of another program has the name of the state file."""
         is_ours = self.part.is_marked and not self.part.is_new
-        if self._state_file.exists and not is_ours and not self._state_file.is_ours():
+        if self._state_file.exists and not is_ours and not self._state_file.is_recognized():
             raise ForeignFile(
                 f"{self._state_file.path} was not made by dlpool: move it away, or choose another name for the download"
             )
@@ -212,14 +212,14 @@ class Place:
         if self.part.is_marked:
             self._state_file.remove()
         else:
-            self._state_file.empty()
+            self._state_file.reset()
 
     @contextmanager
     def _noting_breakage(self) -> Iterator[None]:
         try:
             yield
         except LocalFault:
-            self.is_broken = True
+            self.has_failed = True
             raise
 
     def _load(self) -> SavedState | None:
@@ -245,7 +245,7 @@ class Place:
         if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
             raise StateUnusable("the part file is shorter than it says")
         if not (saved.resource.has_validator or saved.digest or self._job.checksum):
-            self.predecessor = saved.resource
+            self.unverifiable = saved.resource
             raise StateUnusable("the server gave no validator that could show that the file is the same")
 
     def _chosen(self, target: Path) -> Path:
@@ -254,20 +254,20 @@ class Place:
         if self._if_exists == "overwrite" or not _is_there(target):
             return target
         if self._if_exists == "skip":
-            raise AlreadyThere(target, is_published=False)
+            raise TargetPresent(target, is_published=False)
         if self._if_exists == "fail":
             raise TargetExists(f"{target} exists already")
         return next(self._unused(target))
 
     def _unused(self, target: Path) -> Iterator[Path]:
         """Return the unused names of the series of ``target``. Raises AlreadyThere like ``_chosen``."""
-        for other in numbered(target):
+        for other in numbered_paths(target):
             self._check_unpublished(other)
             if other != target:
                 self._check_unpublished(other, part_of=target)
             if not _is_there(other):
                 yield other
-        raise TargetExists(f"{target} exists already, and so do {MAX_NAMES} other names for it")
+        raise TargetExists(f"{target} exists already, and so do {MAX_NUMBERED_NAMES} other names for it")
 
     def _opened(self, target: Path, exists: bool) -> tuple[Path, PartFile]:
         """Lock the requested name."""
@@ -319,7 +319,7 @@ class Place:
 
     def _state_of(self, target: Path) -> SavedState | None:
         with suppress(StateUnusable):
-            return StateFile.of(target, sync=False).load()
+            return StateFile.for_target(target, sync=False).load()
         return None
 
     def _check_unpublished(self, target: Path, part_of: Path | None = None) -> None:
@@ -330,8 +330,8 @@ class Place:
         if not self._resume:
             return
         if has_mark(target, self._job):
-            raise AlreadyThere(target, is_published=True)
-        state_file = StateFile.of(part_of or target, sync=self._sync)
+            raise TargetPresent(target, is_published=True)
+        state_file = StateFile.for_target(part_of or target, sync=self._sync)
         if not state_file.exists:
             return
         with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
@@ -345,7 +345,7 @@ class Place:
                 disk.sync_folder(target.parent)
             if self._job.id is None:
                 state_file.remove_published()
-            raise AlreadyThere(target, is_published=True)
+            raise TargetPresent(target, is_published=True)
 
     def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
         """Whether the target of that status is what an earlier run of the same job published."""
@@ -358,22 +358,22 @@ class Place:
         wanted = (status.st_ino, status.st_size, job.id, job.claim)
         return is_of_claim and (record.inode, record.size, record.job, record.claim) == wanted
 
-    def _publishing(self) -> Publishing:
-        return Publishing(self.part.inode, self.part.length, self._job.id, self._job.fence, self._job.claim)
+    def _publishing(self) -> PublishRecord:
+        return PublishRecord(self.part.inode, self.part.length, self._job.id, self._job.fence, self._job.claim)
 
-    def _is_complete(self, publishing: Publishing) -> bool:
+    def _is_complete(self, publishing: PublishRecord) -> bool:
         """Whether the part file is the one that an earlier run was about to rename."""
         return (self.part.inode, self.part.length) == (publishing.inode, publishing.size)
 
     def _empty(self) -> None:
         self._forget_state()
         if self.part.was_expired:  # its earlier holder may still write to it
-            self.part.begin_anew()
+            self.part.restart()
         elif not self.part.was_empty:
-            self.part.empty()
+            self.part.truncate()
 
-    def _commit(self, snapshot: Snapshot, error: DlpoolError | None, publishing: Publishing | None) -> None:
-        self.part.check_named()  # the state beside it would be another's
+    def _commit(self, snapshot: ChunkSnapshot, error: DlpoolError | None, publishing: PublishRecord | None) -> None:
+        self.part.check_ownership()  # the state beside it would be another's
         state = self._state or self._first_state()
         last_error = f"{error.label}: {error}" if error else None
         self._state = replace(state.with_chunks(snapshot.chunks, _now(), last_error), publishing=publishing)
@@ -382,7 +382,7 @@ class Place:
     def _first_state(self) -> SavedState:
         """The state of the earlier run, or a new one; made late, as most files need none."""
         assert self._resource is not None
-        state = self.saved or SavedState.begun(self._job, self._resource, _now())
+        state = self.saved or SavedState.initial(self._job, self._resource, _now())
         checksum = str(self._job.checksum) if self._job.checksum else None
         return replace(state, attempts=state.attempts + 1, url_sha256=url_digest(self._job.url), checksum=checksum)
 
@@ -394,7 +394,7 @@ class Place:
             except TargetExists:
                 if self._if_exists == "skip":
                     self.discard()
-                    raise AlreadyThere(self.target, is_published=False) from None
+                    raise TargetPresent(self.target, is_published=False) from None
                 if self._if_exists != "rename":
                     raise
                 self.target = self._chosen(self.target)

@@ -13,23 +13,23 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from dlpool.config import NetworkSettings
-from dlpool.config.web import networks
+from dlpool.config.web import parse_networks
 from dlpool.errors import PolicyRefused
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Services that give credentials to every client inside a cloud, and link-local addresses, where most of them are.
-_METADATA = networks(
+_METADATA = parse_networks(
     "100.100.100.200, 168.63.129.16, 192.0.0.192, fd00:ec2::/32, fd20:ce::/64, fd00:42::/32, fd00:c1::/32, "
     "fd00:a9fe:a9fe::/48, 169.254.0.0/16, fe80::/10"
 )
-_NOT_PUBLIC_V4 = networks(
+_NOT_PUBLIC_V4 = parse_networks(
     "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, "
     "192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/4, 240.0.0.0/4"
 )
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")  # all that has been assigned as global unicast
-_NOT_PUBLIC_V6 = networks("2001::/23, 2001:db8::/32, 3fff::/20")
+_NOT_PUBLIC_V6 = parse_networks("2001::/23, 2001:db8::/32, 3fff::/20")
 
 # IPv6 networks whose addresses stand for IPv4 ones, and the number of bits behind those: IPv4-compatible and mapped
 # (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052), 6to4 (RFC 3056).
@@ -86,7 +86,7 @@ class NetworkPolicy:
         return bool(named) if special is None else any(_is_within(one, special) for one in named)
 
 
-ANY = NetworkPolicy("any")
+ANY_NETWORK = NetworkPolicy("any")
 
 
 def check_address(text: str, policy: str, allow: tuple[Network, ...] = ()) -> None:
@@ -96,7 +96,7 @@ def check_address(text: str, policy: str, allow: tuple[Network, ...] = ()) -> No
 
 @lru_cache(maxsize=64)
 def _policy(name: str, allow: str | None) -> NetworkPolicy:
-    return NetworkPolicy(name, networks(allow))
+    return NetworkPolicy(name, parse_networks(allow))
 
 
 @lru_cache(maxsize=256)
@@ -106,7 +106,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def headers_for(url: str, first_url: str, headers: Mapping[str, str]) -> dict[str, str]:
+def headers_for_origin(url: str, first_url: str, headers: Mapping[str, str]) -> dict[str, str]:
     """The user's headers that may be sent to ``url``: all to the origin they were meant for, else harmless ones."""
     if origin(url) == origin(first_url):
         return dict(headers)

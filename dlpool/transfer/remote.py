@@ -12,12 +12,12 @@ from dlpool.transfer.digests import file_digest
 from dlpool.transfer.headers import content_disposition_name, exact_date, http_date, strong_etag
 
 # RFC 9110 section 8.8.2.2: a file may change twice within the resolution of its date, or be dated by another clock.
-SETTLED = timedelta(seconds=60)
+MIN_DATE_AGE = timedelta(seconds=60)
 # Build systems and archives set a constant date from before HTTP: it is the same in all versions.
 FIRST_DATE = datetime(1990, 1, 1, tzinfo=timezone.utc)
 
 
-class Sameness(Enum):
+class ValidatorMatch(Enum):
     """The verdict of comparing two answers for one URL."""
 
     SAME = "same"
@@ -26,7 +26,7 @@ class Sameness(Enum):
 
 
 @dataclass(frozen=True)
-class Resource:
+class RemoteResource:
     """One version of a remote file as an answer described it. ``size`` in bytes; None means unknown.
 
     ``host``: host and port that answered, after redirects. ``seen_at``: by our clock, when it answered.
@@ -50,10 +50,10 @@ class Resource:
         headers: Mapping[str, str],
         size: int | None,
         *,
-        is_whole: bool = True,
+        is_complete: bool = True,
         host: str | None = None,
         seen_at: datetime | None = None,
-    ) -> Resource:
+    ) -> RemoteResource:
         """Read the representation's metadata (RFC 9110 section 8) of an answer whose total ``size`` is known.
 
         ``is_whole``: the answer has all bytes of the file, so that a digest of its content is one of the file.
@@ -66,7 +66,7 @@ class Resource:
             content_type=_media_type(headers.get("Content-Type")),
             content_encoding=_encoding(headers.get("Content-Encoding")),
             server_name=content_disposition_name(headers.get("Content-Disposition")),
-            digest=file_digest(headers, is_whole=is_whole),
+            digest=file_digest(headers, is_complete=is_complete),
             refuses_ranges=(headers.get("Accept-Ranges") or "").strip().lower() == "none",
             host=host,
             seen_at=seen_at,
@@ -89,7 +89,7 @@ class Resource:
         if modified is None or sent is None:
             return False
         latest = sent if self.seen_at is None else min(sent, self.seen_at)
-        return FIRST_DATE <= modified <= latest - SETTLED
+        return FIRST_DATE <= modified <= latest - MIN_DATE_AGE
 
     @property
     def has_validator(self) -> bool:
@@ -106,7 +106,7 @@ class Resource:
             return None
         return self.last_modified
 
-    def compare(self, other: Resource, *, is_confirmed: bool = False) -> Sameness:
+    def compare(self, other: RemoteResource, *, is_confirmed: bool = False) -> ValidatorMatch:
         """Whether ``other``, seen later, is the version of ``self``.
 
         A strong entity tag decides; else any other tag, digest, date or size is another version. One that vanished
@@ -117,30 +117,30 @@ class Resource:
         if mine and theirs:
             return _verdict(mine == theirs and self._fits_size(other))
         if self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag):  # weak comparison, section 8.8.3.2
-            return Sameness.CHANGED
+            return ValidatorMatch.CHANGED
         has_other_date = None not in (self.last_modified, other.last_modified) and not self._has_date_of(other)
         has_digest = self.has_digest_of(other)
         if has_digest is not None and not has_other_date:
             return _verdict(has_digest and self._fits_size(other))
         if not is_confirmed and self._misses_validator_in(other):
-            return Sameness.UNKNOWN
+            return ValidatorMatch.UNKNOWN
         is_other_type = None not in (self.content_type, other.content_type) and self.content_type != other.content_type
         if is_other_type and not has_other_date and not is_confirmed and not self.has_settled_date:
-            return Sameness.UNKNOWN
+            return ValidatorMatch.UNKNOWN
         return _verdict(not has_other_date and self._fits_size(other))
 
-    def proves_same(self, other: Resource) -> bool:
+    def proves_same(self, other: RemoteResource) -> bool:
         """Return whether ``other``, seen later, is certainly the same version.
 
         By a strong entity tag, by a digest, or by a settled date together with the size.
         """
-        if self.compare(other) is not Sameness.SAME:
+        if self.compare(other) is not ValidatorMatch.SAME:
             return False
         if self.strong_etag or self.has_digest_of(other):
             return True
         return self.has_settled_date and self._has_date_of(other) and None is not self.size == other.size
 
-    def completed_by(self, known: Resource) -> Resource:
+    def completed_by(self, known: RemoteResource) -> RemoteResource:
         """Return a copy whose unknown fields are those of ``known``, which is proven to be the same version."""
         is_dated = self.last_modified is not None
         return replace(
@@ -154,7 +154,7 @@ class Resource:
             digest=self.digest or known.digest,
         )
 
-    def _misses_validator_in(self, other: Resource) -> bool:
+    def _misses_validator_in(self, other: RemoteResource) -> bool:
         """Return whether ``other`` lacks the validators of ``self``, so that the two cannot be compared."""
         if self.strong_etag:
             return True  # with strong tags on both sides the tags would have decided
@@ -162,21 +162,21 @@ class Resource:
             return other.last_modified is None
         return self.etag is not None and other.etag is None
 
-    def has_digest_of(self, other: Resource) -> bool | None:
+    def has_digest_of(self, other: RemoteResource) -> bool | None:
         """Return whether both have the same digest; None if they have none of the same algorithm."""
         if self.digest is None or other.digest is None or self.digest[0] != other.digest[0]:
             return None
         return self.digest == other.digest
 
-    def _has_date_of(self, other: Resource) -> bool:
+    def _has_date_of(self, other: RemoteResource) -> bool:
         return self.last_modified is not None and self.last_modified == other.last_modified
 
-    def _fits_size(self, other: Resource) -> bool:
+    def _fits_size(self, other: RemoteResource) -> bool:
         return None in (self.size, other.size) or self.size == other.size
 
 
-def _verdict(is_same: bool) -> Sameness:
-    return Sameness.SAME if is_same else Sameness.CHANGED
+def _verdict(is_same: bool) -> ValidatorMatch:
+    return ValidatorMatch.SAME if is_same else ValidatorMatch.CHANGED
 
 
 def _opaque(etag: str) -> str:

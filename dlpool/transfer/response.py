@@ -41,7 +41,7 @@ _CUT_HEADER = "the connection ended within the header"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
-class Fields(Mapping[str, str]):
+class HeaderFields(Mapping[str, str]):
     """Header fields, whatever the case of their names; repeated ones as one list (RFC 9110 section 5.3).
 
     A field of ``_SINGLE`` is no list: where a proxy has repeated it with an equal value, that counts once.
@@ -128,7 +128,7 @@ class StrictResponse(http.client.HTTPResponse):
             self.length -= size
         return size
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
         connection, self._connection = self._connection, None
         is_read = self.isclosed() or self.length == 0
@@ -152,7 +152,7 @@ class StrictResponse(http.client.HTTPResponse):
         self.version = 10 + int(status[1])
         self.code = self.status = int(status[2])
         self.reason = (status[3] or b"").decode("iso-8859-1").strip()
-        self.headers = self.msg = cast(Any, Fields(fields))
+        self.headers = self.msg = cast(Any, HeaderFields(fields))
         return True
 
     def _read_odd(self) -> None:
@@ -242,7 +242,7 @@ class _HeaderReader:
         self._lines.close()
 
 
-def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> Fields:
+def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
     """Read the header fields up to the empty line, line by line.
 
     The parser of e-mail treats the first line that is not a field as the end of the header. ``is_lenient``: ignore
@@ -264,7 +264,7 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> Fields:
         fields = [(name, _FOLD.sub(" ", value).rstrip(" \t")) for name, value in parsed.items()]
         if is_lenient:
             fields += _found(_LENIENT_FIELD, str(parsed.get_payload()))
-    return Fields(fields)
+    return HeaderFields(fields)
 
 
 def _found(form: re.Pattern[str], text: str) -> list[tuple[str, str]]:

@@ -12,10 +12,10 @@ WORTHWHILE = 64 * 1024  # bytes: an attempt that received this many is repeated 
 LEAST_WAIT_S = 1.0  # a shorter attempt must have received as many bytes as the minimum speed gives in this time
 
 
-class Attempt(NamedTuple):
+class RangeAttempt(NamedTuple):
     """The result of one request: bytes written, and seconds spent waiting for the body."""
 
-    brought: int
+    received: int
     waited_s: float
 
     def is_progress(self, least_rate: int) -> bool:
@@ -24,22 +24,22 @@ class Attempt(NamedTuple):
         An attempt below that rate counts as failed although it brought something: a server that trickles, and breaks
         off again and again, would otherwise be asked for ever.
         """
-        return self.brought > 0 and self.brought >= least_rate * max(self.waited_s, LEAST_WAIT_S)
+        return self.received > 0 and self.received >= least_rate * max(self.waited_s, LEAST_WAIT_S)
 
 
-class Failure(NamedTuple):
+class FailureCount(NamedTuple):
     """A failed attempt: number of failures in a row without progress, bytes it wrote, and bytes the row wrote."""
 
     attempts: int
     progress: int
-    trickled: int = 0
+    slow_bytes: int = 0
 
 
-class Rest(NamedTuple):
+class RetryDelay(NamedTuple):
     """Seconds until a chunk may be asked for again, by anyone, and until the thread that failed goes on."""
 
     chunk_s: float
-    thread_s: float
+    worker_s: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class RetryPolicy:
     def of(cls, settings: TransferSettings) -> RetryPolicy:
         return cls(settings.retries, settings.retry_delay, settings.retry_max_delay, settings.max_retry_after)
 
-    def backoff_s(self, failures: int, chance: float) -> float:
+    def backoff_s(self, failures: int, jitter: float) -> float:
         """How long to wait after so many failures in a row; ``chance`` is uniform in 0..1."""
         ceiling: float = min(self.max_delay, self.delay * 2.0 ** min(failures - 1, 32)) if failures > 0 else 0.0
-        return ceiling * chance
+        return ceiling * jitter
 
-    def verdict(self, error: RetryRange, failures: int, trickled: int = 0) -> DlpoolError | None:
+    def final_error(self, error: RetryRange, failures: int, trickled: int = 0) -> DlpoolError | None:
         """Return the error that ends the job after ``failures`` attempts without progress; None: try again.
 
         ``trickled``: bytes that these attempts brought although they made no progress.
@@ -79,7 +79,7 @@ class RetryPolicy:
             return error.explained(_advice(failures, trickled))
         return error
 
-    def rest(self, error: RetryRange, failure: Failure, misses: int, chance: float) -> Rest:
+    def next_delay(self, error: RetryRange, failure: FailureCount, misses: int, chance: float) -> RetryDelay:
         """How long to rest after an attempt that may be repeated.
 
         Where the server may admit no further connection (``misses`` times in a row, for this thread), the thread
@@ -87,9 +87,9 @@ class RetryPolicy:
         once over a new connection.
         """
         if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
-            return Rest(0.0, 0.0)
+            return RetryDelay(0.0, 0.0)
         delay = self.backoff_s(max(1, failure.attempts, misses), chance)
-        return Rest(0.0, delay) if error.is_capacity else Rest(delay, 0.0)
+        return RetryDelay(0.0, delay) if error.is_capacity else RetryDelay(delay, 0.0)
 
 
 def _advice(failures: int, trickled: int) -> str:

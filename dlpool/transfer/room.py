@@ -13,12 +13,12 @@ from typing import Protocol
 from dlpool import disk
 from dlpool.disk import Space, translated
 from dlpool.errors import NoRoom, TooLarge
-from dlpool.syscalls import LEAST_FALLOC
+from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 
 SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
-MOST_AHEAD = 64 * 1024 * 1024  # bytes between two looks at the free space, and most that is reserved ahead
-LEAST_AHEAD = 64 * 1024  # bytes
+MAX_AHEAD = 64 * 1024 * 1024  # bytes between two looks at the free space, and most that is reserved ahead
+MIN_AHEAD = 64 * 1024  # bytes
 _BLOCK = 512  # bytes: the unit of st_blocks, see stat(2)
 SPARE_PART = 8  # the part of the spare bytes after which they are looked at again: others write, too
 
@@ -30,14 +30,14 @@ class SpaceRules:
     unknown length stops, None for no limit.
     """
 
-    is_watched = False
+    is_monitored = False
     stream_limit: int | None = None
 
-    def kept(self, space: Space) -> int:  # noqa: ARG002 - of the rules of others
+    def reserved_bytes(self, space: Space) -> int:  # noqa: ARG002 - of the rules of others
         """Return how many bytes of a file system stay free for others."""
         return 0
 
-    def taken(self, device: int) -> int:  # noqa: ARG002
+    def committed_bytes(self, device: int) -> int:  # noqa: ARG002
         """Return how many free bytes of a file system, by its device number, running downloads will take."""
         return 0
 
@@ -46,25 +46,25 @@ class SpaceRules:
 
         Raises TooLarge if it can never fit into the file system, NoRoom if it does not fit now, LocalFault.
         """
-        if size < LEAST_FALLOC:
+        if size < MIN_FALLOC_BYTES:
             return  # its first write tells as soon
         with translated(f"look at {folder}"):
             status = os.fstat(descriptor)
         needed = max(0, size - status.st_blocks * _BLOCK)
-        space = disk.known_space(descriptor)
+        space = disk.space_or_none(descriptor)
         if not needed or space is None:
             return
-        kept = self.kept(space)
+        kept = self.reserved_bytes(space)
         if size + SPACE_RESERVE > space.usable - kept:
             raise TooLarge(
                 f"a file of {size} bytes can never fit into {folder}, which holds {space.usable} bytes{_less(kept)}"
             )
-        kept += self.taken(status.st_dev)
+        kept += self.committed_bytes(status.st_dev)
         if needed + SPACE_RESERVE > space.free - kept:
             raise NoRoom(f"{folder} has {space.free} bytes free{_less(kept)}, {needed + SPACE_RESERVE} are needed")
 
 
-ALL_SPACE = SpaceRules()
+ENTIRE_DISK = SpaceRules()
 
 
 class Reserver(Protocol):
@@ -79,7 +79,7 @@ class Reserver(Protocol):
         ...
 
 
-class Ahead:
+class WriteBudget:
     """How many bytes one connection may write before the disk is looked at again. Used by the connection's thread.
 
     ``reserved_to``: the end of the last blocks that were reserved for it; others read it.
@@ -90,9 +90,9 @@ class Ahead:
         self._rules = rules
         self._reserves = reserves
         self._brought = 0
-        self._budget = LEAST_FALLOC
+        self._budget = MIN_FALLOC_BYTES
 
-    def make_room(self, writer: Reserver, chunk: Chunk, size: int) -> None:
+    def spend(self, writer: Reserver, chunk: Chunk, size: int) -> None:
         """Look whether ``size`` more bytes fit, if it is time to. Raises TooLarge, NoRoom."""
         if size > self._budget:
             self._budget = max(size, self._look(writer, chunk, size))
@@ -100,11 +100,11 @@ class Ahead:
         self._brought += size
 
     def _look(self, writer: Reserver, chunk: Chunk, size: int) -> int:
-        step = min(max(self._brought, LEAST_FALLOC), MOST_AHEAD)
-        if self._rules.is_watched and (space := writer.space()) is not None:
-            step = min(step, max(self._spare(space, chunk, size) // SPARE_PART, LEAST_AHEAD))
+        step = min(max(self._brought, MIN_FALLOC_BYTES), MAX_AHEAD)
+        if self._rules.is_monitored and (space := writer.space()) is not None:
+            step = min(step, max(self._spare(space, chunk, size) // SPARE_PART, MIN_AHEAD))
         ahead = min(step, self._brought, chunk.end - chunk.position)
-        if self._reserves and chunk.end != UNKNOWN_END and ahead >= LEAST_FALLOC:
+        if self._reserves and chunk.end != UNKNOWN_END and ahead >= MIN_FALLOC_BYTES:
             if writer.reserve(chunk.position, ahead):
                 self.reserved_to = chunk.position + ahead
             else:
@@ -112,7 +112,7 @@ class Ahead:
         return step
 
     def _spare(self, space: Space, chunk: Chunk, size: int) -> int:
-        kept = self._rules.kept(space)
+        kept = self._rules.reserved_bytes(space)
         spare = space.free - kept - SPACE_RESERVE
         if size <= spare:
             return spare

@@ -6,9 +6,9 @@ from dlpool.config import TransferSettings
 from dlpool.disk import translated
 from dlpool.errors import NotScanned
 from dlpool.scan.guard import Guard
-from dlpool.scan.quarantine import Finding
-from dlpool.transfer.context import Context, Plan
-from dlpool.transfer.urls import shown_url
+from dlpool.scan.quarantine import ScanFinding
+from dlpool.transfer.context import TransferContext, DownloadPlan
+from dlpool.transfer.urls import display_url
 
 _NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [scan]"
 
@@ -19,14 +19,14 @@ def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
         raise NotScanned(_NO_SCANNER)
 
 
-def scan(context: Context, plan: Plan) -> None:
+def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     """Return if the file may be published. The part file stays locked meanwhile.
 
     Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and what ended the download.
     """
     guard, place, job = context.guard, plan.place, context.job
     assert guard is not None, "check_configured was called before the first request"
-    finding = Finding("", "download", shown_url(job.url), str(place.target), job.owner, job.id)
+    finding = ScanFinding("", "download", display_url(job.url), str(place.target), job.owner, job.id)
 
     def tell(outcome: str, /, **fields: object) -> None:
         path = str(place.target)
@@ -38,4 +38,4 @@ def scan(context: Context, plan: Plan) -> None:
             context.notify("file_unscanned", path=path, verdict=outcome, **fields)
 
     with translated(f"check {place.part.path} for malware"):
-        guard.check(place.part.as_suspect(), finding, check=context.board.check, before_move=place.discard, tell=tell)
+        guard.check(place.part.as_scanned_file(), finding, check_abort=context.scheduler.check, before_quarantine=place.discard, report=tell)

@@ -26,14 +26,14 @@ from dlpool.errors import (
     ShortBody,
     UsageError,
 )
-from dlpool.transfer.answer import Span
-from dlpool.transfer.client import Client
+from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.client import HttpClient
 from dlpool.transfer.credentials import netrc_user
-from dlpool.transfer.exchange import Body, Exchange
+from dlpool.transfer.exchange import OutgoingBody, Exchange
 from dlpool.transfer.neterrors import network_error
-from dlpool.transfer.policy import headers_for, origin
-from dlpool.transfer.response import Fields, StrictResponse
-from dlpool.transfer.urls import basic_auth, check_literal, joined, merged_cookies, own_and_given, without_user
+from dlpool.transfer.policy import headers_for_origin, origin
+from dlpool.transfer.response import HeaderFields, StrictResponse
+from dlpool.transfer.urls import basic_auth, check_proxied_host, resolve_location, merge_cookies, request_headers, split_credentials
 
 MAX_REDIRECTS = 10
 MAX_COOKIE = 8 * 1024  # characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
@@ -81,7 +81,7 @@ class Reply:
         """Give the connection back if the body was read to its end, else close it."""
         self._exchange.detach()
         with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-            self._body.leave()
+            self._body.release()
 
     def _read_once(self, view: memoryview) -> int:
         try:
@@ -102,12 +102,12 @@ class Source:
     """
 
     def __init__(
-        self, client: Client, url: str, headers: Mapping[str, str], user: tuple[str, str] | None = None
+        self, client: HttpClient, url: str, headers: Mapping[str, str], user: tuple[str, str] | None = None
     ) -> None:
         """Raises UsageError for a URL that is none."""
         self._client = client
-        self.url, in_url = without_user(url)
-        self._headers = own_and_given(client.settings, headers)
+        self.url, in_url = split_credentials(url)
+        self._headers = request_headers(client.settings, headers)
         user = user or in_url
         is_given = any(name.lower() == "authorization" for name in headers)
         if client.settings.netrc and not (is_given or (user and user[1])):
@@ -125,7 +125,7 @@ class Source:
         """The host that is asked at present."""
         return urlsplit(self._location).netloc
 
-    def get(self, exchange: Exchange, asked: Span | None, if_range: str | None = None) -> Reply:
+    def get(self, exchange: Exchange, asked: ByteRange | None, if_range: str | None = None) -> Reply:
         """GET a range, or everything. Raises RetryRange, FailJob, or the exchange's verdict."""
         headers = {"Range": f"bytes={asked.start}-{asked.end - 1}"} if asked else {}
         if asked and if_range:
@@ -138,8 +138,8 @@ class Source:
         reply.close()
         return reply
 
-    def call(
-        self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: Body | None = None
+    def send(
+        self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: OutgoingBody | None = None
     ) -> Reply:
         """Ask another ``url`` of the same origin; redirects are answers like others."""
         return self._send(method, url, exchange, headers, body)
@@ -155,7 +155,7 @@ class Source:
         except DlpoolError:
             self.forget_location()
             raise
-        if asked_first != self.url and is_expiry(reply.status):
+        if asked_first != self.url and may_be_expired(reply.status):
             reply.close()
             reply = self._follow(method, exchange, headers, self.url)
         self._location = reply.url if reply.status < 400 else self.url
@@ -176,7 +176,7 @@ class Source:
         if not location:
             raise ProtocolBroken(f"the server answered {reply.status} without a Location")
         try:
-            url, user = without_user(joined(reply.url, location))
+            url, user = split_credentials(resolve_location(reply.url, location))
         except (UsageError, ValueError) as error:
             raise PolicyRefused("the server redirected to what is not an http or https URL") from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
@@ -188,37 +188,37 @@ class Source:
         return url
 
     def _send(
-        self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str], body: Body | None = None
+        self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str], body: OutgoingBody | None = None
     ) -> Reply:
         client, host = self._client, urlsplit(url).netloc
-        while (wait := client.gate.wait_s(host)) > 0:
-            exchange.pause(wait)
+        while (wait := client.host_holds.wait_s(host)) > 0:
+            exchange.sleep(wait)
             exchange.check()
         if client.proxies(url):
-            check_literal(url, client.settings)
+            check_proxied_host(url, client.settings)
         sent = self._headers_for(url, headers)
-        exchange.asked_at, exchange.answered_at = exchange.clock(), None
+        exchange.sent_at, exchange.answered_at = exchange.clock(), None
         try:
             raw = client.send(method, url, sent, body)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise exchange.verdict or network_error(error, exchange.is_reused) from error
+            raise exchange.cancel_error or network_error(error, exchange.is_reused) from error
         except RetryRange as error:
             if error.is_own_network:
-                client.watch.failed(host)
-            if exchange.verdict is None:
+                client.network_monitor.failed(host)
+            if exchange.cancel_error is None:
                 raise  # not `from error`: its own cause would be lost
-            raise exchange.verdict from error
+            raise exchange.cancel_error from error
         exchange.answered_at = exchange.clock()
-        client.watch.answered(host)
+        client.network_monitor.answered(host)
         self._keep_cookies(url, raw)
-        return Reply(raw, url, exchange, client.collect)
+        return Reply(raw, url, exchange, client.min_read_bytes)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers for ``url``, whose origin may differ from the one that the headers are for.
 
         Cookies of the user go with those that servers have set: a redirect that sets one expects it back.
         """
-        sent = headers_for(url, self.url, self._headers)
+        sent = headers_for_origin(url, self.url, self._headers)
         sent.update(headers)
         if self._users and "authorization" not in (name.lower() for name in sent):
             sent |= self._users.get(origin(url), {})
@@ -227,7 +227,7 @@ class Source:
         with self._lock:
             stored = get_cookie_header(self._cookies, _asked_by_cookies(url))
         given = next((name for name in sent if name.lower() == "cookie"), "Cookie")
-        if cookie := merged_cookies(sent.get(given), stored):
+        if cookie := merge_cookies(sent.get(given), stored):
             sent[given] = cookie
         return sent
 
@@ -246,7 +246,7 @@ def _set_cookies(values: Sequence[str]) -> Any:
     And no ``Set-Cookie2``, which is obsolete (RFC 6265 section 9.4) and which http.cookiejar parses in quadratic time.
     """
     kept = [("Set-Cookie", value) for value in values[:MAX_COOKIES] if len(value) <= MAX_COOKIE]
-    return SimpleNamespace(_original_response=SimpleNamespace(msg=Fields(kept)))
+    return SimpleNamespace(_original_response=SimpleNamespace(msg=HeaderFields(kept)))
 
 
 def _asked_by_cookies(url: str) -> Any:
@@ -254,6 +254,6 @@ def _asked_by_cookies(url: str) -> Any:
     return SimpleNamespace(url=url, headers={})
 
 
-def is_expiry(status: int) -> bool:
+def may_be_expired(status: int) -> bool:
     """Whether a status of a redirect's target may mean that only the way there is stale, as a signed URL's 403."""
     return 400 <= status < 500 and status not in (408, 416, 425, 429)

@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 from dlpool import disk
 from dlpool.disk import translated
 from dlpool.errors import LocalFault
-from dlpool.transfer.answer import Span
+from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.chunks import Chunk
-from dlpool.transfer.job import Job, Notify, ignore
+from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.names import STATE_SUFFIX
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.remote import RemoteResource
 
 VERSION = 1
 MODE = 0o600  # for its owner alone: hosts and validators of what is being fetched
@@ -57,7 +57,7 @@ class SavedChunk:
 
 
 @dataclass(frozen=True)
-class Publishing:
+class PublishRecord:
     """The part file with this inode number and size was about to be renamed to its target.
 
     ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first claim, None without a queue.
@@ -88,7 +88,7 @@ class SavedState:
     attempts: int
     last_error: str | None
     chunks: tuple[SavedChunk, ...]
-    publishing: Publishing | None = None
+    publishing: PublishRecord | None = None
     date: str | None = None
     content_type: str | None = None
     host: str | None = None
@@ -96,7 +96,7 @@ class SavedState:
     checksum: str | None = None
 
     @classmethod
-    def begun(cls, job: Job, resource: Resource, now: str) -> SavedState:
+    def initial(cls, job: Job, resource: RemoteResource, now: str) -> SavedState:
         """Return the state of a download of which nothing has been written. The size must be known."""
         assert resource.size is not None
         return cls(
@@ -118,9 +118,9 @@ class SavedState:
         )
 
     @property
-    def resource(self) -> Resource:
+    def resource(self) -> RemoteResource:
         algorithm, _, digest = (self.digest or "").partition(":")
-        return Resource(
+        return RemoteResource(
             size=self.size,
             etag=self.etag,
             last_modified=self.last_modified,
@@ -131,14 +131,14 @@ class SavedState:
         )
 
     @property
-    def written(self) -> list[Span]:
+    def written_spans(self) -> list[ByteRange]:
         """The spans on disk, sorted."""
-        return [Span(chunk.start, chunk.position) for chunk in self.chunks if chunk.start < chunk.position]
+        return [ByteRange(chunk.start, chunk.position) for chunk in self.chunks if chunk.start < chunk.position]
 
     @property
-    def missing(self) -> list[Span]:
+    def missing_spans(self) -> list[ByteRange]:
         """What is not on disk, sorted."""
-        return [Span(chunk.position, chunk.end) for chunk in self.chunks if chunk.position < chunk.end]
+        return [ByteRange(chunk.position, chunk.end) for chunk in self.chunks if chunk.position < chunk.end]
 
     def with_chunks(self, chunks: Iterable[Chunk], now: str, last_error: str | None) -> SavedState:
         """The state after more was written."""
@@ -146,10 +146,10 @@ class SavedState:
         return replace(self, chunks=saved, updated_at=now, last_error=last_error)
 
     @classmethod
-    def published(cls, job: Job, resource: Resource, record: Publishing, now: str) -> SavedState:
+    def for_published(cls, job: Job, resource: RemoteResource, record: PublishRecord, now: str) -> SavedState:
         """The state of a download that needed none until it was complete."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
-        begun = cls.begun(job, replace(resource, size=record.size), now)
+        begun = cls.initial(job, replace(resource, size=record.size), now)
         return replace(begun, attempts=1, chunks=chunks, publishing=record)
 
     def as_json(self) -> str:
@@ -204,7 +204,7 @@ class StateFile:
     ``exists``: the name exists. ``is_placeholder``: the file only marks the part file beside it as dlpool's.
     """
 
-    def __init__(self, path: Path, *, sync: bool, notify: Notify = ignore) -> None:
+    def __init__(self, path: Path, *, sync: bool, notify: Notify = ignore_event) -> None:
         """Check whether the state file exists. Raises LocalFault."""
         self.path = path
         self._temporary: Path | None = None
@@ -215,7 +215,7 @@ class StateFile:
             self.exists = disk.exists(path)
 
     @classmethod
-    def of(cls, target: Path, *, sync: bool, notify: Notify = ignore) -> StateFile:
+    def for_target(cls, target: Path, *, sync: bool, notify: Notify = ignore_event) -> StateFile:
         """Return the state file of a target. Raises LocalFault."""
         return cls(target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify)
 
@@ -224,7 +224,7 @@ class StateFile:
         """True if it is not a placeholder."""
         return self.exists and not self.is_placeholder
 
-    def is_ours(self) -> bool:
+    def is_recognized(self) -> bool:
         """Return whether the existing file was written by dlpool. Raises LocalFault."""
         try:
             return self.exists and self._content(len(_BEGINNING)).startswith(_BEGINNING)
@@ -249,7 +249,7 @@ class StateFile:
         self._write(state.as_json().encode(), sync=self._sync and is_durable)
         self.is_placeholder = False
 
-    def reserve(self) -> None:
+    def write_placeholder(self) -> None:
         """Write a placeholder, unless a state exists or is committed meanwhile. Raises LocalFault.
 
         It may be called without the part file's lock.
@@ -260,7 +260,7 @@ class StateFile:
             temporary = self._free(f"{self.path.name}.new")
             descriptor = disk.create_exclusive(temporary, MODE)
             try:
-                identity = disk.fill(descriptor, _PLACEHOLDER, sync=False)
+                identity = disk.write_and_close(descriptor, _PLACEHOLDER, sync=False)
                 disk.publish_exclusive(temporary, self.path, identity=identity)
                 self.is_placeholder = True
             except FileExistsError:
@@ -270,26 +270,26 @@ class StateFile:
                 raise
         self.exists = True
 
-    def unreserve(self) -> None:
+    def remove_placeholder(self) -> None:
         """Remove the placeholder, if this object has written or read one."""
         if self.is_placeholder:
             disk.remove_quietly(self.path)
             self.exists = self.is_placeholder = False
 
-    def empty(self) -> None:
+    def reset(self) -> None:
         """Replace the state by a placeholder, durably: the part file remains marked as dlpool's. Raises LocalFault."""
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
 
     @property
-    def has_leftovers(self) -> bool:
+    def has_stale_temporary(self) -> bool:
         """Return whether a run that was killed during a commit left its temporary file. Raises LocalFault."""
         temporary = self._usual_temporary
         with translated(f"look at {temporary}"):
             return disk.exists(temporary) and _is_leftover(temporary)
 
-    def remove_leftovers(self) -> None:
+    def remove_stale_temporary(self) -> None:
         """Remove the temporary file of a killed run. Raises LocalFault."""
         with translated(f"remove {self._usual_temporary}"):
             disk.remove(self._usual_temporary)
@@ -387,13 +387,13 @@ def _chunk(item: object) -> SavedChunk:
     return SavedChunk(_integer(item, "start"), _integer(item, "end"), _integer(item, "position"), item["done"])
 
 
-def _publishing(item: object) -> Publishing | None:
+def _publishing(item: object) -> PublishRecord | None:
     if item is None:
         return None
     if not isinstance(item, dict):
         raise StateUnusable("its publishing record is malformed")
     fence = None if item.get("fence") is None else _integer(item, "fence")
-    return Publishing(
+    return PublishRecord(
         _integer(item, "inode", MAX_INODE),
         _integer(item, "size"),
         _optional_text(item, "job"),

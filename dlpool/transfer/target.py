@@ -11,7 +11,7 @@ from dlpool.errors import LocalFault, PolicyRefused
 from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES
 
 
-def resolved(target: Path) -> tuple[Path, bool]:
+def resolve_target(target: Path) -> tuple[Path, bool]:
     """The path that will be renamed to, and whether it exists: links followed.
 
     Raises PolicyRefused, LocalFault for what cannot be a target.

@@ -13,7 +13,7 @@ TICK_S = 0.25
 IDLE_TICKS = 20  # without a callback, after which the thread ends
 
 
-class Ticker:
+class TimerThread:
     """One daemon thread, there while it is needed. The lock guards the callbacks, which run without it.
 
     A callback must neither block nor raise; it may still be called once while its block ends.
@@ -35,7 +35,7 @@ class Ticker:
             self._callbacks[key] = callback
             if self._thread is None:
                 with suppress(NoThread):
-                    self._thread = threads.start(self._run, "dlpool-ticker")
+                    self._thread = threads.start_thread(self._run, "dlpool-ticker")
             is_called = self._thread is not None
         try:
             yield is_called

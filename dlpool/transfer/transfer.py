@@ -13,16 +13,16 @@ from dlpool.config import TransferSettings
 from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
-from dlpool.transfer.board import Board
-from dlpool.transfer.client import Client
-from dlpool.transfer.context import Context, Plan
-from dlpool.transfer.job import Job, Notify, Outcome, Progress, ignore
+from dlpool.transfer.board import ChunkScheduler
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.context import TransferContext, DownloadPlan
+from dlpool.transfer.job import Job, Notify, TransferResult, Progress, ignore_event
 from dlpool.transfer.limits import RateLimit, RateLimits
-from dlpool.transfer.place import AlreadyThere, Place
-from dlpool.transfer.remote import Resource
+from dlpool.transfer.place import TargetPresent, FileOutput
+from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.retry import RetryPolicy
-from dlpool.transfer.room import ALL_SPACE, SpaceRules
-from dlpool.transfer.round import Round
+from dlpool.transfer.room import ENTIRE_DISK, SpaceRules
+from dlpool.transfer.round import TransferAttempt
 from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.source import Source
 
@@ -30,7 +30,7 @@ MAX_RESTARTS = 3
 
 
 @dataclass
-class Tally:
+class TransferCounters:
     """What the rounds of a download add up to."""
 
     received: int = 0
@@ -50,12 +50,12 @@ class Transfer:
         self,
         job: Job,
         settings: TransferSettings,
-        client: Client,
-        notify: Notify = ignore,
-        admit: Callable[[Path], None] = lambda _: None,
-        permit: Callable[[], None] = lambda: None,
+        client: HttpClient,
+        notify: Notify = ignore_event,
+        check_target: Callable[[Path], None] = lambda _: None,
+        authorize_publish: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
-        space: SpaceRules = ALL_SPACE,
+        space: SpaceRules = ENTIRE_DISK,
     ) -> None:
         """``admit`` is called for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
 
@@ -67,26 +67,26 @@ class Transfer:
         self._settings = settings
         self._client = client
         self._notify = notify
-        self._admit = admit
-        self._permit = permit
+        self._admit = check_target
+        self._permit = authorize_publish
         self._guard = guard
         self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
-        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate)
-        self._tally = Tally()
+        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate_limit)
+        self._tally = TransferCounters()
         self._lock = threading.Lock()
         self._cancelled: DlpoolError | None = None
-        self._place: Place | None = None
-        self._round: Round | None = None
-        self._earlier: Resource | None = None  # the resource that the last round found
+        self._place: FileOutput | None = None
+        self._round: TransferAttempt | None = None
+        self._earlier: RemoteResource | None = None  # the resource that the last round found
         self._is_counted = False  # the present round, in the tally
-        self._board = Board(time.monotonic)
+        self._board = ChunkScheduler(time.monotonic)
         self._began = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Transfer {self._job.target} {self.progress().phase}: {self._board!r}>"
 
-    def run(self) -> Outcome:
+    def run(self) -> TransferResult:
         """Download, verify, publish.
 
         Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that outlasted its retries. What was
@@ -98,11 +98,11 @@ class Transfer:
             if not self._job.is_folder:
                 self._choose_place("")
             return self._run_rounds()
-        except AlreadyThere as there:
+        except TargetPresent as there:
             self._notify("target_skipped", path=str(there.path), is_published=there.is_published)
             with translated(f"look at {there.path}"):
                 size = there.path.stat().st_size
-            return Outcome(there.path, size, resumed_from=size, is_skipped=not there.is_published)
+            return TransferResult(there.path, size, resumed_from=size, is_skipped=not there.is_published)
         finally:
             if self._place is not None:
                 self._place.close()
@@ -121,17 +121,17 @@ class Transfer:
         path = place.target if place else self._job.target
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
-        active = sum(lane.exchange is not None for lane in current.lanes.all)
+        active = sum(lane.exchange is not None for lane in current.workers.all)
         plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
-        has_blocks = plan is None or plan.place.part.has_blocks
+        has_blocks = plan is None or plan.place.part.is_preallocated
         missing = 0 if has_blocks or size is None else self._missing(current, size, done)
         return Progress(path, done, size, active, current.phase, missing, plan is None or plan.has_ranges)
 
     @staticmethod
-    def _missing(current: Round, size: int, done: int) -> int:
+    def _missing(current: TransferAttempt, size: int, done: int) -> int:
         """Return how many bytes of the disk count as taken for it: no more than it has brought already."""
-        reserved = sum(lane.reserved for lane in current.lanes.all)
+        reserved = sum(lane.reserved for lane in current.workers.all)
         return max(0, min(size - done, done) - reserved)
 
     @property
@@ -142,11 +142,11 @@ class Transfer:
             return self._tally.received + (current.received if current is not None else 0)
 
     @property
-    def leaves_state(self) -> bool:
+    def may_leave_state(self) -> bool:
         """Whether a state may be left beside the target. After the end of ``run``."""
-        return self._place is None or self._place.leaves_state
+        return self._place is None or self._place.has_state
 
-    def _run_rounds(self) -> Outcome:
+    def _run_rounds(self) -> TransferResult:
         delay_s = 0.0
         while True:
             current = self._next_round(delay_s)
@@ -161,9 +161,9 @@ class Transfer:
         self._count(current)
         return self._outcome(plan, current)
 
-    def _next_round(self, delay_s: float) -> Round:
-        board = Board(time.monotonic, self._client.settings.low_speed_limit)
-        context = Context(
+    def _next_round(self, delay_s: float) -> TransferAttempt:
+        board = ChunkScheduler(time.monotonic, self._client.settings.low_speed_limit)
+        context = TransferContext(
             self._job,
             self._settings,
             self._client,
@@ -172,12 +172,12 @@ class Transfer:
             self._rate,
             self._notify,
             self._permit,
-            earlier=self._earlier,
+            previous_resource=self._earlier,
             guard=self._guard,
             space=self._space,
         )
         limit = self._settings.deadline
-        current = Round(
+        current = TransferAttempt(
             context,
             self._place,
             self._choose_place,
@@ -201,7 +201,7 @@ class Transfer:
         if isinstance(error, StreamBroken):
             tally.broken_streams += 1
             policy = RetryPolicy.of(self._settings)
-            final = policy.verdict(error.cause, tally.broken_streams)
+            final = policy.final_error(error.cause, tally.broken_streams)
             if final is not None:
                 raise final from error
             delay_s = policy.backoff_s(tally.broken_streams, random.random())
@@ -210,13 +210,13 @@ class Transfer:
         else:
             tally.restarts += 1
         if self._place is not None:
-            self._place.begin_anew(str(error))
+            self._place.restart(str(error))
         return delay_s
 
-    def _choose_place(self, name: str) -> Place:
+    def _choose_place(self, name: str) -> FileOutput:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
-        self._place = Place(
+        self._place = FileOutput(
             self._job,
             target,
             if_exists=settings.if_exists,
@@ -227,15 +227,15 @@ class Transfer:
         )
         return self._place
 
-    def _count(self, current: Round) -> None:
+    def _count(self, current: TransferAttempt) -> None:
         with self._lock:
             self._tally.received += current.received
             self._tally.retries += self._board.retries
             self._is_counted = True
 
-    def _outcome(self, plan: Plan, current: Round) -> Outcome:
+    def _outcome(self, plan: DownloadPlan, current: TransferAttempt) -> TransferResult:
         tally = self._tally
-        outcome = Outcome(
+        outcome = TransferResult(
             path=plan.place.target,
             size=self._board.written(),
             received=tally.received,
@@ -243,8 +243,8 @@ class Transfer:
             seconds=round(time.monotonic() - self._began, 3),
             retries=tally.retries + tally.broken_streams,
             restarts=tally.restarts + tally.broken_streams,
-            connections=current.lanes.most,
-            checksum=str(current.verified) if current.verified else None,
+            connections=current.workers.most_at_once,
+            checksum=str(current.verified_checksum) if current.verified_checksum else None,
         )
         self._notify("job_succeeded", **vars(outcome))
         return outcome

@@ -29,12 +29,12 @@ _UNSENDABLE = re.compile(rb"[^!-~]")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
 # Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To normalise what is not ASCII, as
 # urlsplit and IDNA do, takes a time that is quadratic in its length.
-MAX_PLACE = 512
+MAX_AUTHORITY = 512
 _SITE = re.compile(r"[^/?#]*//")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def shown_url(url: str) -> str:
+def display_url(url: str) -> str:
     """A URL for messages: no user info, no query, and not longer than a line can be. Takes any text."""
     match = _SITE.match(url.strip())
     scheme, rest = (match[0], match.string[match.end() :]) if match is not None else ("", url.strip())
@@ -42,7 +42,7 @@ def shown_url(url: str) -> str:
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 
-def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
+def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     """Return a URL as it is sent, without user info and fragment, and the user info. Raises UsageError.
 
     Path and query stay byte for byte as they are, but for controls, spaces and bytes above 0x7e, which are
@@ -53,21 +53,21 @@ def without_user(url: str) -> tuple[str, tuple[str, str] | None]:
         return url, None
     match = _URL.fullmatch(url.lstrip())
     if match is None:
-        raise UsageError(f"{shown_url(url)!r} is not an http or https URL")
+        raise UsageError(f"{display_url(url)!r} is not an http or https URL")
     scheme, authority, path, query = match.groups(default="")
     info, _, place = authority.rpartition("@")
     try:
-        if len(place) > MAX_PLACE or (len(info) > MAX_PLACE and not info.isascii()):
+        if len(place) > MAX_AUTHORITY or (len(info) > MAX_AUTHORITY and not info.isascii()):
             raise ValueError("the host, or a user's name that is not ASCII, is too long")
         urlsplit(url)  # as it was given: others read it, too
         if "\\" in info or _NOT_IN_HOST.search(place):
             raise ValueError("a host has an invalid character (URL parsers disagree on a backslash)")
         return f"{_site(scheme, place)}{_sendable((path or '/') + query)}", _user(info)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise UsageError(f"{shown_url(url)!r} is not a URL") from error
+        raise UsageError(f"{display_url(url)!r} is not a URL") from error
 
 
-def joined(base: str, location: str) -> str:
+def resolve_location(base: str, location: str) -> str:
     """Resolve ``location``, as http.client decoded it, of a response from ``base``, and return the URL.
 
     RFC 3986 section 5.2, except that dot segments are removed only where ``location`` is a relative path: what is
@@ -76,7 +76,7 @@ def joined(base: str, location: str) -> str:
     location = location.encode("latin-1").decode("utf-8", "surrogateescape").partition("#")[0]
     match = _URL.fullmatch(base)
     if match is None:
-        raise UsageError(f"{shown_url(base)!r} is not an http or https URL")
+        raise UsageError(f"{display_url(base)!r} is not an http or https URL")
     scheme, authority, path, query = match.groups(default="")
     site = f"{scheme}://{authority}"
     if _SCHEME.match(location):
@@ -149,7 +149,7 @@ def basic_auth(name: str, password: str) -> str:
         raise UsageError("the user name or password has characters that cannot be sent") from error
 
 
-def own_and_given(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
+def request_headers(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
     """Our header fields and the user's, which replace ours. Raises UsageError for what cannot be sent."""
     agent = settings.user_agent or f"dlpool/{__version__}"
     fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -164,7 +164,7 @@ def request_target(url: str) -> str:
     return url[url.index("/", url.index("//") + 2) :]
 
 
-def merged_cookies(given: str | None, stored: str | None) -> str | None:
+def merge_cookies(given: str | None, stored: str | None) -> str | None:
     """Return the ``Cookie`` value of the user's and the server's cookies; the server's replace the same name.
 
     As in RFC 6265 section 4.2: pairs, with semicolons between them. None if there are no cookies.
@@ -180,7 +180,7 @@ def _cookie_name(pair: str) -> str:
     return pair.partition("=")[0].strip()
 
 
-def check_literal(url: str, settings: NetworkSettings) -> None:
+def check_proxied_host(url: str, settings: NetworkSettings) -> None:
     """Behind a proxy the address is not ours to see, unless the URL names it, in whichever spelling.
 
     ``localhost`` is such a name (RFC 6761 section 6.3). Raises PolicyRefused.

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlpool.errors import DlpoolError, TimedOut, TooSlow
-from dlpool.transfer.chunks import LEAST_TAIL, Chunk
-from dlpool.transfer.context import Context
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.lane import Lane
+from dlpool.transfer.chunks import MIN_TAIL_BYTES, Chunk
+from dlpool.transfer.context import TransferContext
+from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.lane import ConnectionWorker
 
 RATE_WINDOW_S = 2.0  # over which a speed is measured
 LEAST_SPAN_S = 0.05  # of waiting, below which a speed would be noise
@@ -27,14 +27,14 @@ ANSWER_FACTOR = 10.0  # times the usual wait for an answer is too long, if other
 
 
 @dataclass
-class Gauge:
+class SpeedSamples:
     """What the watch remembers of one connection since ``samples`` began."""
 
-    samples: list[Figures] = field(default_factory=list)
+    samples: list[ExchangeStats] = field(default_factory=list)
     began_s: float = 0.0
-    mark: Figures = field(default_factory=lambda: Figures(0, 0.0))
+    mark: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
 
-    def add(self, sample: Figures) -> None:
+    def add(self, sample: ExchangeStats) -> None:
         """Take a new sample; those older than the window go, but for the last of them."""
         if not self.samples:
             self.began_s, self.mark = sample.waited_s, sample
@@ -52,7 +52,7 @@ class Gauge:
         return (last.received - first.received) / span if span > LEAST_SPAN_S else 0.0
 
     @property
-    def proven_rate(self) -> float:
+    def effective_rate(self) -> float:
         """The rate, but ``STALLED_RATE`` for a connection that has received nothing for ``STALLED_S``."""
         if not self.samples:
             return 0.0
@@ -64,7 +64,7 @@ class Gauge:
         return self.samples[-1].waited_s - self.began_s if self.samples else 0.0
 
 
-def below_minimum(gauge: Gauge, limit: int, time_s: float) -> DlpoolError | None:
+def below_minimum(gauge: SpeedSamples, limit: int, time_s: float) -> DlpoolError | None:
     """The error for a connection that stayed below ``limit`` bytes/s during ``time_s`` of waiting."""
     now = gauge.samples[-1]
     waited = now.waited_s - gauge.mark.waited_s
@@ -77,12 +77,12 @@ def below_minimum(gauge: Gauge, limit: int, time_s: float) -> DlpoolError | None
     return TooSlow(f"the connection moved {received} bytes in {waited:.0f} s, less than low_speed_limit")
 
 
-def patience_s(replaced: int) -> float:
+def comparison_delay_s(replaced: int) -> float:
     """How long a connection is waited for before it is compared: longer each time a new one was no better."""
     return min(MAX_PATIENCE_S, LEAST_WAIT_S * 2.0 ** min(replaced, 10))
 
 
-def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience: float) -> DlpoolError | None:
+def slower_than_siblings(gauge: SpeedSamples, siblings: Sequence[SpeedSamples], remaining: int, patience: float) -> DlpoolError | None:
     """The error for a connection much slower than the fastest of its siblings, if replacing it is worth it.
 
     Young siblings prove nothing: some servers give the first seconds of each answer at full speed.
@@ -96,88 +96,88 @@ def far_behind(gauge: Gauge, siblings: Sequence[Gauge], remaining: int, patience
     return TooSlow(reason, is_comparison=True)
 
 
-def holds_up(gauge: Gauge, remaining: int, patience: float) -> DlpoolError | None:
+def delays_completion(gauge: SpeedSamples, remaining: int, patience: float) -> DlpoolError | None:
     """Return the error for a connection that is slow with its last bytes while others are idle.
 
     For more than ``2 * LEAST_TAIL`` bytes it returns None: idle connections steal a part of them.
     """
-    if gauge.waited_s < patience or remaining >= 2 * LEAST_TAIL or remaining <= gauge.rate * LEAST_GAIN_S:
+    if gauge.waited_s < patience or remaining >= 2 * MIN_TAIL_BYTES or remaining <= gauge.rate * LEAST_GAIN_S:
         return None
     reason = f"the connection receives {gauge.rate:.0f} bytes/s, and others wait for its last {remaining} bytes"
     return TooSlow(reason, is_comparison=True)
 
 
-def overdue(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> DlpoolError | None:
+def header_timed_out(asked_s: float, connect_timeout_s: float, read_timeout_s: float) -> DlpoolError | None:
     """The error for a request that has had no complete answer header for ``asked_s``, however its bytes trickle."""
     if asked_s < connect_timeout_s + read_timeout_s:
         return None
     return TimedOut("the server did not complete its answer within the time limits")
 
 
-def outwaited(asked_s: float, usual_s: float, patience: float) -> DlpoolError | None:
+def answer_timed_out(asked_s: float, usual_s: float, patience: float) -> DlpoolError | None:
     """The error for a request unanswered far longer than its siblings' were, while a connection has no work."""
     if asked_s < max(patience, usual_s * ANSWER_FACTOR):
         return None
     return TooSlow(f"no answer for {asked_s:.1f} s, its siblings waited {usual_s:.2f} s", is_comparison=True)
 
 
-class Watch:
+class SpeedMonitor:
     """Looks at all connections of a download, again and again, and ends those that bring too little.
 
     Used by the ticker's thread.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: TransferContext) -> None:
         self._context = context
-        self._gauges: dict[Lane, Gauge] = {}
+        self._gauges: dict[ConnectionWorker, SpeedSamples] = {}
 
-    def look(self, lanes: Sequence[Lane]) -> None:
+    def check(self, lanes: Sequence[ConnectionWorker]) -> None:
         """Take a sample of every lane, tell the board their speeds, and abort what is hopeless."""
         self._gauges = {lane: gauge for lane, gauge in self._gauges.items() if lane in lanes}
         busy = [(lane, exchange) for lane in list(lanes) if (exchange := lane.exchange) is not None]
         for lane, _exchange in busy:
-            gauge = self._gauges.setdefault(lane, Gauge())
-            gauge.add(lane.figures())
+            gauge = self._gauges.setdefault(lane, SpeedSamples())
+            gauge.add(lane.stats())
             if (chunk := lane.chunk) is not None:
-                self._context.board.set_rate(chunk, gauge.proven_rate)
+                self._context.scheduler.set_rate(chunk, gauge.effective_rate)
         for lane, exchange in busy:
             chunk = lane.chunk
             error = self._hopeless(lane, exchange) or self._outdone(lane, exchange, chunk, lanes)
             if error is not None:
                 del self._gauges[lane]
                 if chunk is not None:
-                    chunk.replaced += 1
-                exchange.abort(error)
+                    chunk.replacements += 1
+                exchange.cancel(error)
 
-    def _hopeless(self, lane: Lane, exchange: Exchange) -> DlpoolError | None:
+    def _hopeless(self, lane: ConnectionWorker, exchange: Exchange) -> DlpoolError | None:
         """What is too slow by itself."""
         network = self._context.client.settings
-        if exchange.asked_at is None:
+        if exchange.sent_at is None:
             return None
         if exchange.answered_at is None:
-            asked_s = self._context.clock() - exchange.asked_at
-            return overdue(asked_s, network.connect_timeout, network.read_timeout)
+            asked_s = self._context.clock() - exchange.sent_at
+            return header_timed_out(asked_s, network.connect_timeout, network.read_timeout)
         return below_minimum(self._gauges[lane], network.low_speed_limit, network.low_speed_time)
 
     def _outdone(
-        self, lane: Lane, exchange: Exchange, chunk: Chunk | None, lanes: Sequence[Lane]
+        self, lane: ConnectionWorker, exchange: Exchange, chunk: Chunk | None, lanes: Sequence[ConnectionWorker]
     ) -> DlpoolError | None:
         """Return the error for a connection that is too slow compared with the others of the download."""
         others = [other for other in lanes if other is not lane]
-        if chunk is None or exchange.asked_at is None:
+        if chunk is None or exchange.sent_at is None:
             return None
-        patience = patience_s(chunk.replaced)
+        patience = comparison_delay_s(chunk.replacements)
         if exchange.answered_at is not None:
             gauges = [self._gauges[other] for other in others if other.exchange is not None and other in self._gauges]
-            error = far_behind(self._gauges[lane], gauges, chunk.remaining, patience)
-            if error is None and self._context.board.has_idle:
-                error = holds_up(self._gauges[lane], chunk.remaining, patience)
+            error = slower_than_siblings(self._gauges[lane], gauges, chunk.remaining, patience)
+            if error is None and self._context.scheduler.has_idle_worker:
+                error = delays_completion(self._gauges[lane], chunk.remaining, patience)
             return error
-        usual = [answer_s for other in others if (answer_s := other.answer_s()) is not None]
+        usual = [answer_s for other in others if (answer_s := other.latest_answer_s()) is not None]
         if not usual or not self._has_idle(lanes):
             return None
-        return outwaited(self._context.clock() - exchange.asked_at, max(usual), patience)
+        return answer_timed_out(self._context.clock() - exchange.sent_at, max(usual), patience)
 
-    def _has_idle(self, lanes: Sequence[Lane]) -> bool:
+    def _has_idle(self, lanes: Sequence[ConnectionWorker]) -> bool:
         """Whether a connection has no request in flight."""
-        return any(lane.exchange is None and not lane.is_dismissed for lane in lanes)
+        return any(lane.exchange is None and not lane.is_retired for lane in lanes)

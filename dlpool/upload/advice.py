@@ -14,7 +14,7 @@ MAX_DELAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
-class Advice:
+class ServerCapabilities:
     """What ``GET /client`` says; None where it does not. Sizes in bytes, the delay in seconds."""
 
     max_file_size: int | None = None
@@ -24,7 +24,7 @@ class Advice:
     retry_initial_delay: float | None = None
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Advice:
+    def from_json(cls, said: Mapping[str, Any]) -> ServerCapabilities:
         """What of an answer can be followed."""
         return cls(
             _count(said, "max_file_size"),
@@ -39,7 +39,7 @@ class Advice:
         """Chunks at once."""
         return min(self.concurrent_uploads or CONNECTIONS, MAX_CONNECTIONS)
 
-    def followed(self, settings: TransferSettings, own: Collection[str]) -> TransferSettings:
+    def apply_to(self, settings: TransferSettings, own: Collection[str]) -> TransferSettings:
         """The settings of an upload: what the server wants, but for what the user said, ``own``."""
         retries, delay = settings.retries, settings.retry_delay
         if self.retry_max_attempts is not None and "retries" not in own:

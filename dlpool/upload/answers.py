@@ -48,7 +48,7 @@ _BY_STATUS: dict[int, type[DlpoolError]] = {
 _NOT_OWNER = "somebody else has begun to send this file there: use their token, or another --name or --path"
 
 
-def said_by(reply: Reply) -> dict[str, Any]:
+def read_json(reply: Reply) -> dict[str, Any]:
     """The JSON object of an answer, whose body is read to its end; of an error page nothing."""
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
@@ -68,13 +68,13 @@ def said_by(reply: Reply) -> dict[str, Any]:
     return {}
 
 
-def check(reply: Reply, said: Mapping[str, Any]) -> None:
+def raise_for_error(reply: Reply, said: Mapping[str, Any]) -> None:
     """Raise the error that an answer is."""
     if reply.status != 200:
-        raise refusal(reply.status, reply.headers, said)
+        raise error_of(reply.status, reply.headers, said)
 
 
-def refusal(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> DlpoolError:
+def error_of(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> DlpoolError:
     """The error of an answer other than 200, with the server's own sentence."""
     text, code = f"the server answered {status}", said.get("code")
     if isinstance(said.get("error"), str):
@@ -93,7 +93,7 @@ def refusal(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) ->
     return type(known)(text)
 
 
-def text_of(said: Mapping[str, Any], name: str) -> str:
+def required_text(said: Mapping[str, Any], name: str) -> str:
     """A text that must be there. Raises BadAnswer."""
     value = said.get(name)
     if not isinstance(value, str):
@@ -101,7 +101,7 @@ def text_of(said: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def indexes_of(said: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def required_indexes(said: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """The numbers of a list that must be there. Raises BadAnswer."""
     value = said.get(name)
     if not isinstance(value, list) or not all(isinstance(index, int) for index in value):

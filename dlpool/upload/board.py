@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
-from dlpool.transfer.retry import Rest
-from dlpool.upload.ending import Ending
-from dlpool.upload.plan import Plan
+from dlpool.transfer.retry import RetryDelay
+from dlpool.upload.ending import UploadCancelScope
+from dlpool.upload.plan import UploadPlan
 
 GROWTH = 8  # chunks that are stored before one more is sent at once, after the server had admitted fewer
-NO_REST = Rest(0.0, 0.0)
+NO_BACKOFF = RetryDelay(0.0, 0.0)
 
 
-class Board:
+class UploadScheduler:
     """Of each chunk: stored at the server, being sent, resting after a failure, or fresh.
 
     At most ``lanes`` are sent at once, and fewer where the server admits fewer. ``changed`` of the ending guards all
     of it.
     """
 
-    def __init__(self, plan: Plan, ending: Ending, clock: Callable[[], float], lanes: int) -> None:
+    def __init__(self, plan: UploadPlan, ending: UploadCancelScope, clock: Callable[[], float], max_connections: int) -> None:
         self._plan = plan
         self._ending = ending
         self._changed = ending.changed
         self._clock = clock
-        self._lanes = self._limit = lanes
+        self._lanes = self._limit = max_connections
         self._stored_since = 0  # chunks, since the limit changed
         self._stored: set[int] = set()
         self._sending: dict[int, int] = {}  # by index: bytes sent by this attempt
@@ -41,7 +41,7 @@ class Board:
         chunks = f"{len(self._stored)} of {self._plan.count} chunks stored"
         return f"<Board {chunks}, {len(self._sending)} of {self._limit} being sent>"
 
-    def begin(self, stored: Collection[int]) -> int:
+    def reset(self, stored: Collection[int]) -> int:
         """The server has these chunks; returns how many are yet to be sent. Nothing is being sent meanwhile."""
         with self._changed:
             self._stored = {index for index in stored if 0 <= index < self._plan.count}
@@ -54,7 +54,7 @@ class Board:
 
     # --- for lanes ---
 
-    def take(self) -> int | None:
+    def next_chunk(self) -> int | None:
         """Wait for a chunk that may be sent; None: all are stored, or it is over."""
         with self._changed:
             while self._ending.error is None and (self._fresh or self._resting or self._sending):
@@ -70,13 +70,13 @@ class Board:
                 self._changed.wait(None if ready_at is None else max(0.001, ready_at - now))
             return None
 
-    def sent(self, index: int, size: int) -> None:
+    def add_sent(self, index: int, size: int) -> None:
         """So many more bytes of a chunk are on their way. Raises when it is over."""
         with self._changed:
-            self._ending.check()
+            self._ending.raise_if_cancelled()
             self._sending[index] += size
 
-    def store(self, index: int) -> None:
+    def mark_stored(self, index: int) -> None:
         """The server has the chunk: who rests looks again, and after some chunks one more is sent at once."""
         with self._changed:
             self._accepted += self._sending.pop(index)
@@ -88,7 +88,7 @@ class Board:
                 self._limit, self._stored_since = self._limit + 1, 0
             self._changed.notify_all()
 
-    def give_back(self, index: int, rest: Rest = NO_REST) -> None:
+    def retry_later(self, index: int, rest: RetryDelay = NO_BACKOFF) -> None:
         """Another attempt, by any lane, after ``rest.chunk_s``. This thread sleeps for ``rest.thread_s``:
 
         it keeps its place meanwhile, and goes on when a chunk is stored, as the server is there then. Raises when it
@@ -99,16 +99,16 @@ class Board:
             del self._sending[index]
             if not self._is_closed:
                 self._resting[index] = self._clock() + rest.chunk_s
-            before, is_asleep = len(self._stored), rest.thread_s > 0
+            before, is_asleep = len(self._stored), rest.worker_s > 0
             self._asleep += is_asleep
             self._changed.notify_all()
             if is_asleep:
-                self._changed.wait_for(lambda: self._is_over() or len(self._stored) > before, rest.thread_s)
+                self._changed.wait_for(lambda: self._is_over() or len(self._stored) > before, rest.worker_s)
                 self._asleep -= 1
                 self._changed.notify_all()
-        self._ending.check()
+        self._ending.raise_if_cancelled()
 
-    def make_room(self) -> bool:
+    def reduce_connections(self) -> bool:
         """The server may admit no further connection: fewer from now on; returns whether others are at work."""
         with self._changed:
             others = len(self._sending) - 1
@@ -133,30 +133,30 @@ class Board:
 
     # --- for everyone ---
 
-    def wait_for_front(self, index: int) -> None:
+    def wait_until_begun(self, index: int) -> None:
         """Wait until a lane has begun with the chunk, or none will. Raises when it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over() or self._front > index or index in self._stored)
-        self._ending.check()
+        self._ending.raise_if_cancelled()
 
     @property
-    def done(self) -> int:
+    def done_bytes(self) -> int:
         """Bytes that the server has, and those on their way."""
         with self._changed:
             return self._stored_bytes + sum(self._sending.values())
 
     @property
-    def stored(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes that the server has."""
         return self._stored_bytes
 
     @property
-    def accepted(self) -> int:
+    def accepted_bytes(self) -> int:
         """Bytes that the server has taken from this run."""
         return self._accepted
 
     @property
-    def sending(self) -> int:
+    def sending_count(self) -> int:
         """Chunks that are being sent."""
         return len(self._sending)
 

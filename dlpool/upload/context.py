@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dlpool.config import TransferSettings
-from dlpool.transfer.client import Client
+from dlpool.transfer.client import HttpClient
 from dlpool.transfer.job import Notify
 from dlpool.transfer.limits import RateLimits
-from dlpool.upload.board import Board
-from dlpool.upload.ending import Ending
+from dlpool.upload.board import UploadScheduler
+from dlpool.upload.ending import UploadCancelScope
 from dlpool.upload.localfile import LocalFile
-from dlpool.upload.plan import Plan
-from dlpool.upload.server import Server, Target
+from dlpool.upload.plan import UploadPlan
+from dlpool.upload.server import UploadApiClient, UploadTarget
 
 
 @dataclass(frozen=True)
-class Context:
+class UploadContext:
     """The surroundings of one round (from a beginning to an end, or to where it begins anew)."""
 
     file: LocalFile
     settings: TransferSettings
-    client: Client
-    server: Server
-    ending: Ending
+    client: HttpClient
+    server: UploadApiClient
+    scope: UploadCancelScope
     rate: RateLimits
     notify: Notify
     clock: Callable[[], float] = time.monotonic
@@ -34,10 +34,10 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Task:
+class ServerTask:
     """One task at the server: how the file is cut, how the task is called, and how far it is."""
 
-    context: Context
-    plan: Plan
-    target: Target
-    board: Board
+    context: UploadContext
+    plan: UploadPlan
+    target: UploadTarget
+    scheduler: UploadScheduler

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dlpool.errors import DlpoolError
-from dlpool.transfer.exchange import Exchange, Figures
+from dlpool.transfer.exchange import Exchange, ExchangeStats
 
 
-class Ending:
+class UploadCancelScope:
     """Thread-safe. ``changed`` guards the error and the exchanges, and what others (``Board``) keep under it.
 
     No I/O happens under it.
@@ -30,33 +30,33 @@ class Ending:
         """Why it is over."""
         return self._error
 
-    def stop(self, error: DlpoolError) -> None:
+    def cancel(self, error: DlpoolError) -> None:
         """End it, waits and requests in flight included; the first error stands."""
         with self.changed:
             self._error = final = self._error or error
             self.changed.notify_all()
         for exchange in self.exchanges():
-            exchange.abort(final)
+            exchange.cancel(final)
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise the error, if there is one."""
         if self._error is not None:
             raise self._error
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep, but not beyond an error, which is raised."""
         if seconds <= 0:
             return
         with self.changed:
             self.changed.wait_for(lambda: self._error is not None, seconds)
-        self.check()
+        self.raise_if_cancelled()
 
     @contextmanager
-    def exchange(self) -> Iterator[Exchange]:
+    def open_exchange(self) -> Iterator[Exchange]:
         """A new request of this thread, which ``stop`` ends."""
-        exchange = Exchange(self._clock, self.pause, Figures(0, 0.0))
+        exchange = Exchange(self._clock, self.sleep, ExchangeStats(0, 0.0))
         with self.changed:
-            self.check()
+            self.raise_if_cancelled()
             self._exchanges.add(exchange)
         try:
             with exchange:

@@ -11,8 +11,8 @@ from typing import Any
 
 from dlpool.disk import translated
 from dlpool.errors import FileChanged, UsageError
-from dlpool.transfer.answer import Span
-from dlpool.upload.plan import Identity
+from dlpool.transfer.answer import ByteRange
+from dlpool.upload.plan import LocalFileIdentity
 
 BLOCK = 256 * 1024  # bytes of one read
 
@@ -25,7 +25,7 @@ class LocalFile:
         with translated("read the file"):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
             found = os.fstat(self._descriptor)
-        self.identity = Identity(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+        self.identity = LocalFileIdentity(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino)
         if not stat.S_ISREG(found.st_mode) or (not found.st_size and self._has_more()):  # as those of /proc
             self.close()
             raise UsageError("this is not a file with a length, and only such can be uploaded")
@@ -36,7 +36,7 @@ class LocalFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def blocks(self, span: Span, buffer: memoryview) -> Iterator[memoryview]:
+    def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of ``span``, each block in ``buffer``, where the next one replaces it. Raises FileChanged."""
         position = span.start
         while position < span.end:
@@ -47,7 +47,7 @@ class LocalFile:
             yield buffer[:size]
             position += size
 
-    def hash(self, digest: Any, span: Span, buffer: memoryview, check: Callable[[], None]) -> None:
+    def hash(self, digest: Any, span: ByteRange, buffer: memoryview, check: Callable[[], None]) -> None:
         """Take the bytes of ``span`` into ``digest``; ``check`` is called between blocks, to raise what ends it."""
         for block in self.blocks(span, buffer):
             digest.update(block)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from dlpool.errors import UsageError
-from dlpool.transfer.answer import Span
+from dlpool.transfer.answer import ByteRange
 
 MIB = 1 << 20
 LEAST = 64 * 1024  # bytes of a chunk, but for the last
@@ -18,7 +18,7 @@ _PARTS, _CHUNKS = 8, 1024  # that auto makes of a small file, and of a large one
 
 
 @dataclass(frozen=True)
-class Identity:
+class LocalFileIdentity:
     """Which file it is, in which state. ``path`` is absolute, without links."""
 
     path: str
@@ -28,7 +28,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Plan:
+class UploadPlan:
     """``size`` bytes in chunks of ``chunk_size``, the last one shorter; an empty file is one empty chunk."""
 
     size: int
@@ -39,10 +39,10 @@ class Plan:
         """How many chunks."""
         return max(1, -(-self.size // self.chunk_size))
 
-    def span(self, index: int) -> Span:
+    def span(self, index: int) -> ByteRange:
         """The bytes of one chunk."""
         start = index * self.chunk_size
-        return Span(start, min(self.size, start + self.chunk_size))
+        return ByteRange(start, min(self.size, start + self.chunk_size))
 
     def length(self, index: int) -> int:
         """Bytes of one chunk."""
@@ -50,9 +50,9 @@ class Plan:
         return end - start
 
 
-def plan(size: int, chunk_size: int) -> Plan:
+def make_plan(size: int, chunk_size: int) -> UploadPlan:
     """The plan for a file. Raises UsageError for more chunks than a server should keep."""
-    made = Plan(size, chunk_size)
+    made = UploadPlan(size, chunk_size)
     if made.count > MAX_CHUNKS:
         raise UsageError(
             f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a larger --chunk-size"
@@ -75,7 +75,7 @@ def smaller_chunk_size(refused: int, most: int | None = None) -> int | None:
     return wanted if wanted < refused else None
 
 
-def file_id(identity: Identity, chunk_size: int, name: str, relative_path: str | None) -> str:
+def file_id(identity: LocalFileIdentity, chunk_size: int, name: str, relative_path: str | None) -> str:
     """The id of an upload: the same for the same file, cut alike, to the same place; another one if it has changed."""
     known = (identity.path, identity.size, identity.mtime_ns, identity.inode, chunk_size, name, relative_path)
     digest = blake2b(repr(known).encode(errors="surrogateescape"), digest_size=16).hexdigest()

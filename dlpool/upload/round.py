@@ -19,46 +19,46 @@ from dlpool.errors import (
     NoThread,
     TaskClosed,
 )
-from dlpool.upload.asking import Asker
-from dlpool.upload.board import Board
-from dlpool.upload.context import Context, Task
-from dlpool.upload.lane import Lane
+from dlpool.upload.asking import RequestRetrier
+from dlpool.upload.board import UploadScheduler
+from dlpool.upload.context import UploadContext, ServerTask
+from dlpool.upload.lane import UploadWorker
 from dlpool.upload.localfile import new_buffer, new_md5
-from dlpool.upload.plan import Plan
-from dlpool.upload.server import Incomplete, Merged, Target
-from dlpool.upload.whole import WholeHash
+from dlpool.upload.plan import UploadPlan
+from dlpool.upload.server import IncompleteUpload, MergedFile, UploadTarget
+from dlpool.upload.whole import FileHashThread
 
 MERGE_POLL_S = 1.0
 MAX_REPAIRS = 5  # merges that found chunks missing or wrong
 MAX_CONFLICTS = 3  # merges that were refused for another that had ended by then
 
 
-class Round:
+class UploadAttempt:
     """``run`` by one thread, once; ``board`` and ``phase`` are for any."""
 
-    def __init__(self, context: Context, plan: Plan, target: Target, connections: int) -> None:
+    def __init__(self, context: UploadContext, plan: UploadPlan, target: UploadTarget, connections: int) -> None:
         self.connections = min(connections, plan.count)
-        self.board = Board(plan, context.ending, time.monotonic, self.connections)
-        self.task = Task(context, plan, target, self.board)
+        self.scheduler = UploadScheduler(plan, context.scope, time.monotonic, self.connections)
+        self.task = ServerTask(context, plan, target, self.scheduler)
         self.phase = "connecting"
         self.resumed_from = 0
         self._context = context
-        self._asker = Asker(context)
+        self._asker = RequestRetrier(context)
         self._repairs = self._conflicts = 0
 
-    def run(self) -> Merged:
+    def run(self) -> MergedFile:
         """Upload the file. Raises MergedGone and ChunkTooLarge where it is to begin anew, and what ends it."""
         context, whole = self._context, None
         try:
             was_completed = self._begin()
-            whole = WholeHash(self.task)
+            whole = FileHashThread(self.task)
             self._send()
             merged = self._merged(whole)
-            if was_completed and not self.board.accepted:
+            if was_completed and not self.scheduler.accepted_bytes:
                 self._look_for(merged)
             return merged
         except BaseException as error:
-            context.ending.stop(error if isinstance(error, DlpoolError) else Cancelled("the upload was interrupted"))
+            context.scope.cancel(error if isinstance(error, DlpoolError) else Cancelled("the upload was interrupted"))
             raise
         finally:
             if whole is not None:
@@ -67,12 +67,12 @@ class Round:
     def _begin(self) -> bool:
         """Learn what the server has; returns whether that is the whole file."""
         context, plan, target = self._context, self.task.plan, self.task.target
-        status = self._asker.ask(lambda exchange: context.server.status(exchange, target))
+        status = self._asker.request(lambda exchange: context.server.status(exchange, target))
         if status.state == "paused":
             raise Conflict(f"the upload is paused at the server: resume its task {target.file_id} there")
         is_closed = status.state in ("merging", "completed")  # the merge tells
-        self.board.begin(range(plan.count) if is_closed else status.chunks)
-        self.resumed_from = self.board.stored
+        self.scheduler.reset(range(plan.count) if is_closed else status.chunks)
+        self.resumed_from = self.scheduler.stored_bytes
         context.notify(
             "upload_started", file_id=target.file_id, size=plan.size, chunks=plan.count, resumed_from=self.resumed_from
         )
@@ -81,15 +81,15 @@ class Round:
     def _send(self) -> None:
         """Send what is missing, over all lanes."""
         self.phase = "uploading"
-        lanes = [Lane(self.task) for _ in range(self.connections)]
+        lanes = [UploadWorker(self.task) for _ in range(self.connections)]
         started = _started(lanes)
         if not started:
             lanes[0].run()
         for thread in started:
             thread.join()
-        self._context.ending.check()
+        self._context.scope.raise_if_cancelled()
 
-    def _merged(self, whole: WholeHash) -> Merged:
+    def _merged(self, whole: FileHashThread) -> MergedFile:
         """The file at the server. Chunks that turn out to be bad or missing are sent again."""
         context, size = self._context, self.task.plan.size
         while True:
@@ -98,11 +98,11 @@ class Round:
             context.file.check_unchanged()
             self.phase = "merging"
             answer = self._merge(md5)
-            if isinstance(answer, Merged):
+            if isinstance(answer, MergedFile):
                 if (answer.size, answer.md5) != (size, md5):
                     raise ChecksumMismatch(f"the file at the server has md5 {answer.md5}, the one here {md5}")
                 return answer
-            missing = self.board.begin(answer.chunks)
+            missing = self.scheduler.reset(answer.chunks)
             context.notify("chunks_missing", chunks=missing)
             self._repairs += 1
             if not missing:
@@ -111,19 +111,19 @@ class Round:
                 raise answer.reason
             self._send()
 
-    def _merge(self, md5: str) -> Merged | Incomplete:
+    def _merge(self, md5: str) -> MergedFile | IncompleteUpload:
         """Ask for the merge, and wait where another request is at it already."""
         server, target, count = self._context.server, self.task.target, self.task.plan.count
         while True:
             try:
-                return self._asker.ask(
+                return self._asker.request(
                     lambda exchange: server.merge(exchange, target, count, md5),
                     is_final=lambda error: isinstance(error, Garbled),
                 )
             except Garbled as error:
-                return Incomplete(self._right_chunks(), error)
+                return IncompleteUpload(self._right_chunks(), error)
             except NoTask as error:
-                return Incomplete((), error)
+                return IncompleteUpload((), error)
             except Conflict as error:
                 if not self._may_merge_again(error):
                     raise
@@ -131,9 +131,9 @@ class Round:
     def _may_merge_again(self, error: Conflict) -> bool:
         """Wait a moment while another request is at it. When none is any more, one more merge gives its result."""
         context = self._context
-        status = self._asker.ask(lambda exchange: context.server.status(exchange, self.task.target))
+        status = self._asker.request(lambda exchange: context.server.status(exchange, self.task.target))
         if status.state == "merging":
-            context.ending.pause(MERGE_POLL_S)
+            context.scope.sleep(MERGE_POLL_S)
             return True
         self._conflicts += 1
         return isinstance(error, TaskClosed) and self._conflicts <= MAX_CONFLICTS
@@ -142,30 +142,30 @@ class Round:
         """Those of the server's chunks that have the md5 of what is in the file."""
         context, plan, buffer, right = self._context, self.task.plan, new_buffer(), []
         try:
-            md5s = self._asker.ask(lambda exchange: context.server.md5s(exchange, self.task.target))
+            md5s = self._asker.request(lambda exchange: context.server.chunk_md5s(exchange, self.task.target))
         except NoTask:
             return ()
         for index in range(plan.count):
             digest = new_md5()
-            context.file.hash(digest, plan.span(index), buffer, context.ending.check)
+            context.file.hash(digest, plan.span(index), buffer, context.scope.raise_if_cancelled)
             if md5s.get(index) == digest.hexdigest():
                 right.append(index)
         return tuple(right)
 
-    def _look_for(self, merged: Merged) -> None:
+    def _look_for(self, merged: MergedFile) -> None:
         """Nothing was sent: see whether what an earlier run has sent is still there. Raises MergedGone."""
         try:
-            length = self._asker.ask(lambda exchange: self._context.server.length(exchange, merged))
+            length = self._asker.request(lambda exchange: self._context.server.merged_size(exchange, merged))
         except NotFound:
             length = -1
         if length not in (None, merged.size):
             raise MergedGone(f"the server calls the upload complete, but its file is not at {merged.location}")
 
 
-def _started(lanes: Sequence[Lane]) -> list[threads.Thread]:
+def _started(lanes: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
     """Start a thread for each lane, up to the limit of threads; return them."""
-    started: list[threads.Thread] = []
+    started: list[threads.DaemonThread] = []
     with suppress(NoThread):
         for lane in lanes:
-            started.append(threads.start(lane.run, "dlpool-upload"))
+            started.append(threads.start_thread(lane.run, "dlpool-upload"))
     return started

@@ -10,7 +10,7 @@ from dlpool.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Wish:
+class FileUploadRequest:
     """What to upload, and as what. None: ``connections`` as the server wants, ``chunk_size`` auto, ``name`` the file's.
 
     ``relative_path`` is a folder below the server's folder of files.
@@ -36,7 +36,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UploadResult:
     """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from`` were there before.
 
     ``path`` is below the server's folder of files, ``location`` the URL to fetch it from.

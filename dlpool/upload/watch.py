@@ -7,29 +7,29 @@ from collections.abc import Callable, Iterable
 from dlpool.config import NetworkSettings
 from dlpool.errors import DlpoolError
 from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.watch import Gauge, below_minimum, overdue
+from dlpool.transfer.watch import SpeedSamples, below_minimum, header_timed_out
 
 
-class Watch:
+class UploadSpeedMonitor:
     """Used by the ticker's thread."""
 
     def __init__(self, settings: NetworkSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._gauges: dict[Exchange, Gauge] = {}
+        self._gauges: dict[Exchange, SpeedSamples] = {}
 
-    def look(self, exchanges: Iterable[Exchange]) -> None:
+    def sample(self, exchanges: Iterable[Exchange]) -> None:
         """Take a sample of each request in flight, and abort what is hopeless."""
-        self._gauges = {exchange: self._gauges.get(exchange) or Gauge() for exchange in exchanges}
+        self._gauges = {exchange: self._gauges.get(exchange) or SpeedSamples() for exchange in exchanges}
         for exchange, gauge in self._gauges.items():
-            gauge.add(exchange.figures())
+            gauge.add(exchange.stats())
             error = self._hopeless(exchange, gauge)
             if error is not None:
-                exchange.abort(error)
+                exchange.cancel(error)
 
-    def _hopeless(self, exchange: Exchange, gauge: Gauge) -> DlpoolError | None:
+    def _hopeless(self, exchange: Exchange, gauge: SpeedSamples) -> DlpoolError | None:
         """A body that hardly moves, or an answer whose header does not come."""
-        settings, asked_at = self._settings, exchange.asked_at
+        settings, asked_at = self._settings, exchange.sent_at
         if asked_at is not None and exchange.answered_at is None:
-            return overdue(self._clock() - asked_at, settings.connect_timeout, settings.read_timeout)
+            return header_timed_out(self._clock() - asked_at, settings.connect_timeout, settings.read_timeout)
         return below_minimum(gauge, settings.low_speed_limit, settings.low_speed_time)

@@ -19,8 +19,8 @@ from pathlib import Path
 from dlpool.config import WebSettings
 from dlpool.disk import make_folders
 from dlpool.syscalls import lock_byte
-from dlpool.web.places import Place, Places
-from dlpool.web.refusal import Refusal
+from dlpool.web.places import BodySlot, BodySlots
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import states
 
 _ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
@@ -31,7 +31,7 @@ TURN_S = 20.0
 HEAVY_S = 5.0
 
 
-class Admission:
+class ClientLimits:
     """Its files are in ``folder``; where that cannot be written each process counts for itself. Thread-safe.
 
     The lock guards a row of the table of rates within this process (between processes a record lock does), and the set
@@ -43,7 +43,7 @@ class Admission:
         self._clock = clock
         self._lock = threading.Lock()
         bodies = settings.threads - max(2, settings.threads // 4)
-        self._bodies = Places(bodies, max(1, (settings.threads - bodies) // 2))
+        self._bodies = BodySlots(bodies, max(1, (settings.threads - bodies) // 2))
         self._sends = threading.BoundedSemaphore(max(1, bodies // 2))  # a client that takes a file slowly is not seen
         self._merges = threading.BoundedSemaphore(max(1, bodies // 2))  # with those that wait for a turn
         self._turns = threading.BoundedSemaphore(min(len(os.sched_getaffinity(0)), max(1, bodies // 2)))
@@ -56,7 +56,7 @@ class Admission:
             make_folders(folder, sync=False)
             self._rates = os.open(folder / "rates", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def count(self, client: str) -> None:
+    def check_rate(self, client: str) -> None:
         """One more request of ``client``. Raises Refusal (429) if it asks too often."""
         if self._settings.request_rate is None:
             return
@@ -65,13 +65,13 @@ class Admission:
             raise _too_many("you ask too often", wait_s)
 
     @contextmanager
-    def place(self, client: str) -> Iterator[Place]:
+    def body_slot(self, client: str) -> Iterator[BodySlot]:
         """A place among those whose body is received. Raises Refusal (429, 503) if there is none in time."""
         with ExitStack() as stack:
             yield self._enter(client, stack)
 
     @contextmanager
-    def merge(self, file_id: str, *, patience_s: float = TURN_S) -> Iterator[None]:
+    def merge_slot(self, file_id: str, *, patience_s: float = TURN_S) -> Iterator[None]:
         """A turn of those that merge, one a core. Raises Refusal: 503, 409 if this process is at that file already.
 
         Merging takes minutes, and two threads more: however many are asked for, half of the places are for others. Who
@@ -81,7 +81,7 @@ class Admission:
             if not self._merges.acquire(blocking=False):
                 raise _busy()
             stack.callback(self._merges.release)
-            place = self._bodies.acquire("", patience_s=0)
+            place = self._bodies.acquire("", timeout_s=0)
             if place is None:
                 raise _busy()
             stack.callback(self._bodies.release, place)
@@ -96,7 +96,7 @@ class Admission:
             yield
 
     @contextmanager
-    def heavy(self, client: str) -> Iterator[None]:
+    def heavy_slot(self, client: str) -> Iterator[None]:
         """A turn of those whose request takes much processor time: one a client, and of this process half of the cores.
 
         Raises Refusal: 429 if the client has another such request, 503 if none of the turns is free.
@@ -109,14 +109,14 @@ class Admission:
             stack.callback(self._heavy.release)
             yield
 
-    def enter(self, client: str, stack: ExitStack) -> None:
+    def enter_send(self, client: str, stack: ExitStack) -> None:
         """Take a place to send a body, until ``stack`` ends; half of them at most. Raises Refusal (429, 503)."""
         if not self._sends.acquire(blocking=False):
             raise _busy()
         stack.callback(self._sends.release)
         self._enter(client, stack)
 
-    def _enter(self, client: str, stack: ExitStack) -> Place:
+    def _enter(self, client: str, stack: ExitStack) -> BodySlot:
         """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
         if not self._take(client, range(min(self._settings.client_uploads, _HEAVY)), stack):
             raise _too_many(f"{self._settings.client_uploads} transfers of yours are under way", BUSY_S)
@@ -169,9 +169,9 @@ def _number(client: str) -> int:
     return int.from_bytes(hashlib.blake2b(client.encode(), digest_size=8).digest(), "big")
 
 
-def _busy() -> Refusal:
-    return Refusal(503, "busy", "too much is going on just now, try again", headers={"Retry-After": str(BUSY_S)})
+def _busy() -> UploadError:
+    return UploadError(503, "busy", "too much is going on just now, try again", headers={"Retry-After": str(BUSY_S)})
 
 
-def _too_many(text: str, wait_s: float) -> Refusal:
-    return Refusal(429, "too_many", text, headers={"Retry-After": str(math.ceil(wait_s))})
+def _too_many(text: str, wait_s: float) -> UploadError:
+    return UploadError(429, "too_many", text, headers={"Retry-After": str(math.ceil(wait_s))})

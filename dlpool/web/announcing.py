@@ -15,9 +15,9 @@ from dlpool.config import Settings
 from dlpool.errors import DlpoolError
 from dlpool.jobs.connection import connect
 from dlpool.jobs.events import EventWriter
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Logger
-from dlpool.web.figures import Figures
+from dlpool.web.figures import SharedCounters
 from dlpool.web.store import UploadEvent
 
 MOST = 1000  # entries that wait for Redis; further ones are lost
@@ -28,28 +28,28 @@ END_S = 1.0  # for the waiting entries when the process exits
 current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)  # of the request of this thread
 
 
-class Writer(Protocol):
+class StreamWriter(Protocol):
     """Adds entries to a stream of Redis; raises QueueError."""
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
         """Add the entries in this order."""
 
 
-class Teller:
+class StreamPublisher:
     """Queues entries for one stream of Redis. Thread-safe; calls neither block nor raise.
 
     Subclasses say what the entries are. Entries that Redis does not accept, or that come while ``most`` wait, are lost
     and counted; the first loss is logged. The first entry starts the thread.
     """
 
-    what: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
-    most: ClassVar[int] = MOST  # entries that wait
+    label: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
+    capacity: ClassVar[int] = MOST  # entries that wait
 
-    def __init__(self, writer: Writer, figures: Figures, log: Logger) -> None:
+    def __init__(self, writer: StreamWriter, figures: SharedCounters, log: Logger) -> None:
         self._writer = writer
         self._figures = figures
         self._log = log
-        self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(self.most)
+        self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(self.capacity)
         self._starting = threading.Lock()  # guards the start of the thread
         self._thread: threading.Thread | None = None
         self._is_losing = False
@@ -78,7 +78,7 @@ class Teller:
             return
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=f"{self.what}-teller", daemon=True)
+                thread = threading.Thread(target=self._run, name=f"{self.label}-teller", daemon=True)
                 thread.start()
                 self._thread = thread
                 atexit.register(self.close)
@@ -113,40 +113,40 @@ class Teller:
             self._lose(len(batch), error)
         else:
             self._is_losing = False
-            self._figures.add(f"{self.what} told", len(batch))
+            self._figures.add(f"{self.label} told", len(batch))
 
     def _lose(self, count: int, error: Exception) -> None:
-        self._figures.add(f"{self.what} lost", count)
+        self._figures.add(f"{self.label} lost", count)
         if not self._is_losing:
             self._is_losing = True
-            self.complain(error)
+            self.log_loss(error)
 
-    def complain(self, error: Exception) -> None:
+    def log_loss(self, error: Exception) -> None:
         """Log that entries begin to be lost."""
         raise NotImplementedError
 
 
-class Announcer(Teller):
+class UploadEventPublisher(StreamPublisher):
     """Queues each event of an upload for the stream of events."""
 
     what = "events"
 
     def __call__(self, event: UploadEvent) -> None:
         """Queue the event."""
-        self.put(fields_of(event, current_trace.get()))
+        self.put(event_fields(event, current_trace.get()))
 
     def complain(self, error: Exception) -> None:
         """Log that events begin to be lost."""
         self._log.warning("upload_events_lost", error=error)
 
 
-def open_announcer(settings: Settings, figures: Figures, log: Logger) -> Announcer:
+def open_event_publisher(settings: Settings, figures: SharedCounters, log: Logger) -> UploadEventPublisher:
     """Return the announcer of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
-    return Announcer(EventWriter(client, Keys(settings.redis.group)), figures, log)
+    return UploadEventPublisher(EventWriter(client, QueueKeys(settings.redis.group)), figures, log)
 
 
-def fields_of(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
+def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
     """Return the fields of an entry of the stream, as texts, without those that are unknown."""
     fields = {
         "event": event.name,
@@ -156,7 +156,7 @@ def fields_of(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
         "filename": event.filename,
         "size": str(event.size) if event.size >= 0 else "",
         "trace_id": trace_id or "",
-        "note": jsontext.dumps(dict(event.note)).decode() if event.note else "",
+        "note": jsontext.dumps(dict(event.details)).decode() if event.details else "",
     }
     return {name: _clean(text) for name, text in fields.items() if text}
 

@@ -7,13 +7,13 @@ from typing import Any
 import falcon
 
 from dlpool.config import Settings
-from dlpool.config.owned import check_owned
+from dlpool.config.owned import check_owned_paths
 from dlpool.observe.listener import NO_SNIFF
 from dlpool.web import dashboard, files, jobs_api, ops, tus, uploads
 from dlpool.web.errors import add_error_handlers
-from dlpool.web.gate import Gate
-from dlpool.web.keeper import Keeper
-from dlpool.web.parts import WebParts
+from dlpool.web.gate import AccessMiddleware
+from dlpool.web.keeper import Janitor
+from dlpool.web.parts import WebServices
 
 
 class WebResponse(falcon.Response):
@@ -35,17 +35,17 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     Each process makes its own: it has threads and locks, which no fork takes along. Raises ConfigurationError,
     LocalFault.
     """
-    check_owned(settings)
-    return make_app(WebParts(settings))
+    check_owned_paths(settings)
+    return make_app(WebServices(settings))
 
 
-def make_app(parts: WebParts) -> falcon.App[Any, Any]:
+def make_app(parts: WebServices) -> falcon.App[Any, Any]:
     """The application over these parts. Raises ConfigurationError, LocalFault."""
-    gate = Gate(parts)
-    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.Protocol()], response_type=WebResponse)
+    gate = AccessMiddleware(parts)
+    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.TusMiddleware()], response_type=WebResponse)
     add_error_handlers(app, parts.log)
     for part in (ops, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)
-    app.add_sink(gate.nothing)
-    Keeper(parts).start()
+    app.add_sink(gate.handle_unknown_path)
+    Janitor(parts).start()
     return app

@@ -15,14 +15,14 @@ from typing import Any, cast
 import falcon
 
 from dlpool.config import Settings
-from dlpool.jobs.audit import DONE, REFUSED, SERVICE, UNCHANGED, Author, Change, fields_of, logged
+from dlpool.jobs.audit import DONE, REFUSED, SERVICE, UNCHANGED, AuditActor, AuditChange, event_fields, log_fields
 from dlpool.jobs.connection import connect
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.trail import AuditWriter
 from dlpool.observe.log import Logger
-from dlpool.observe.summary import Summary
-from dlpool.web.announcing import Teller
-from dlpool.web.figures import Figures
+from dlpool.observe.summary import LogLimiter
+from dlpool.web.announcing import StreamPublisher
+from dlpool.web.figures import SharedCounters
 from dlpool.web.store import UploadEvent
 
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
@@ -40,22 +40,22 @@ _BY_EVENTS = frozenset(
 )  # without an event nothing changed
 _RESULTS = {"OK": DONE, "ASKED": DONE, "FOLLOWS": DONE, "DUP": UNCHANGED}  # of the queue
 
-_changes: ContextVar[list[Change] | None] = ContextVar("_changes", default=None)  # of the request of this thread
+_changes: ContextVar[list[AuditChange] | None] = ContextVar("_changes", default=None)  # of the request of this thread
 
 
-def begin(req: falcon.Request) -> None:
+def start_request(req: falcon.Request) -> None:
     """A request has come."""
     req.context.changes = []
     req.context.change = None
     _changes.set(None if req.method == "GET" else req.context.changes)
 
 
-def foresee(req: falcon.Request, resource: object, params: Mapping[str, Any]) -> None:
+def plan_change(req: falcon.Request, resource: object, params: Mapping[str, Any]) -> None:
     """Note what the request would change: the change that is written if it fails, or notes no other."""
     if resource is None or req.method not in CHANGING or not hasattr(resource, f"on_{req.method.lower()}"):
         return
     action, name = change_of(resource, req.method, params)
-    req.context.change = Change(action, name)
+    req.context.change = AuditChange(action, name)
 
 
 def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
@@ -66,13 +66,13 @@ def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[st
     return resource.actions[method], str(next(iter(params.values()), ""))
 
 
-def about(req: falcon.Request, name: str) -> None:
+def set_object(req: falcon.Request, name: str) -> None:
     """Note what the request is about, where its path does not say it."""
     if req.context.change is not None:
-        req.context.change = Change(req.context.change.action, name)
+        req.context.change = AuditChange(req.context.change.action, name)
 
 
-def note(req: falcon.Request, action: str, answer: Any) -> None:
+def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
     """Note the changes that an answer of the queue or of a batch tells of, one by one.
 
     Entries of ``results``, or the answer itself, have an ``id`` and a ``result``, ``status`` or ``code``.
@@ -81,30 +81,30 @@ def note(req: falcon.Request, action: str, answer: Any) -> None:
     entries = answer["results"] if known and "results" in answer else [answer] if known and "id" in answer else []
     for entry in entries:
         result = entry.get("code") or _RESULTS.get(str(entry.get("result")), DONE)
-        req.context.changes.append(Change(action, str(entry.get("id", "")), result))
+        req.context.changes.append(AuditChange(action, str(entry.get("id", "")), result))
 
 
-class Audit(Teller):
+class AuditLog(StreamPublisher):
     """Writes audit events to the log, and to the stream of the queue if Redis takes them. Thread-safe."""
 
     what = "audit"
     most = 10_000
 
-    def __init__(self, writer: AuditWriter, figures: Figures, log: Logger) -> None:
+    def __init__(self, writer: AuditWriter, figures: SharedCounters, log: Logger) -> None:
         super().__init__(writer, figures, log)
-        self._refused = Summary(REFUSALS)
+        self._refused = LogLimiter(REFUSALS)
 
-    def write(self, change: Change, author: Author, trace_id: str | None = None) -> None:
+    def write(self, change: AuditChange, author: AuditActor, trace_id: str | None = None) -> None:
         """Write one event."""
         trace = {"trace_id": trace_id} if trace_id else {}
-        self._log.info("audit", **logged(change, author), **trace)
-        self.put({**fields_of(change, author), **trace})
+        self._log.info("audit", **log_fields(change, author), **trace)
+        self.put({**event_fields(change, author), **trace})
 
     def complain(self, error: Exception) -> None:
         """Log that events begin to be missing in Redis."""
         self._log.warning("audit_events_lost", error=error)
 
-    def heard(self, event: UploadEvent) -> None:
+    def record_upload_event(self, event: UploadEvent) -> None:
         """The store announces a change of an upload: one of the request of this thread, or of the service itself.
 
         The service ends the merges of those who were killed, whoever asks.
@@ -113,36 +113,36 @@ class Audit(Teller):
         if action is None:
             return
         if changes is None:
-            self.write(Change(action, event.upload_id), SERVICE)
+            self.write(AuditChange(action, event.upload_id), SERVICE)
         else:
-            changes.append(Change(action, event.upload_id))
+            changes.append(AuditChange(action, event.upload_id))
 
-    def answered(self, req: falcon.Request, status: int, label: str) -> None:
+    def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
         """A request is answered: write what it changed, or tried to."""
         _changes.set(None)
-        author = Author(req.context.caller.actor, req.context.address)
+        author = AuditActor(req.context.caller.actor, req.context.address)
         for change in req.context.changes:
             self.write(change, author, req.context.trace_id)
         tried = req.context.change
         if tried is None:
             return
         if status in _DENIED:
-            if self._refused.admits((tried.action, label)):
-                self.write(Change(tried.action, tried.object, REFUSED, label), author, req.context.trace_id)
+            if self._refused.allow((tried.action, label)):
+                self.write(AuditChange(tried.action, tried.object, REFUSED, label), author, req.context.trace_id)
         elif status >= 400:
             if req.context.is_admitted and tried.action != "upload.write":
-                self.write(Change(tried.action, tried.object, label or "error"), author, req.context.trace_id)
+                self.write(AuditChange(tried.action, tried.object, label or "error"), author, req.context.trace_id)
         elif not req.context.changes and tried.action not in _BY_EVENTS:
             self.write(tried, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
         """Write how many refused attempts have no event of their own, about once a minute; ``now``: at the end."""
-        for key, count in self._refused.ended(now=now):
+        for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)
-            self.write(Change(action, "", REFUSED, label, count), Author("", ""))
+            self.write(AuditChange(action, "", REFUSED, label, count), AuditActor("", ""))
 
 
-def open_audit(settings: Settings, figures: Figures, log: Logger) -> Audit:
+def open_audit(settings: Settings, figures: SharedCounters, log: Logger) -> AuditLog:
     """Return the audit of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
-    return Audit(AuditWriter(client, Keys(settings.redis.group), settings.redis.audit_events), figures, log)
+    return AuditLog(AuditWriter(client, QueueKeys(settings.redis.group), settings.redis.audit_events), figures, log)

@@ -9,34 +9,34 @@ import hmac
 from collections.abc import Callable
 
 from dlpool.config import WebSettings
-from dlpool.config.door import check_door, key_of
-from dlpool.config.web import words
-from dlpool.web.caller import ANONYMOUS, WITH_SECRET, Caller, unauthorized
+from dlpool.config.door import check_web_access, read_key
+from dlpool.config.web import split_words
+from dlpool.web.caller import ANONYMOUS, WITH_SECRET, Principal, unauthorized
 from dlpool.web.jwks import JwksSource
 from dlpool.web.keyring import KeyRing
-from dlpool.web.publickeys import TokenKey, key_of_pem
-from dlpool.web.tokens import TokenCheck
+from dlpool.web.publickeys import TokenKey, load_pem_key
+from dlpool.web.tokens import TokenVerifier
 
 
-class Keys:
+class Authenticator:
     """What tokens and keys are checked with. ``is_required``: whether anybody is asked for one.
 
     Raises ConfigurationError for keys that cannot be used, and where some are needed and none is there. Thread-safe.
     """
 
     def __init__(self, settings: WebSettings) -> None:
-        check_door(settings)
-        secret = key_of(settings.secret_key, settings.secret_key_file)
+        check_web_access(settings)
+        secret = read_key(settings.secret_key, settings.secret_key_file)
         self._secret = secret.encode() if secret else None
         self._ring = KeyRing(settings.keys_file) if settings.keys_file else None
         static = _static_key(settings)
         self._source = JwksSource(settings.jwks_url) if settings.jwks_url else None
         has_token_key = static is not None or self._source is not None
-        self._tokens = TokenCheck(settings, static, self._source) if has_token_key else None
+        self._tokens = TokenVerifier(settings, static, self._source) if has_token_key else None
         has_key = any(one is not None for one in (self._tokens, self._secret, self._ring))
         self.is_required = settings.auth == "on" or (settings.auth == "auto" and has_key)
 
-    def tell(self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]) -> None:
+    def set_listeners(self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]) -> None:
         """Have ``problem`` called for each bad line of a changed ``keys_file``, and ``fetched`` for ``jwks_url``.
 
         For their arguments see ``KeyRing`` and ``JwksSource``.
@@ -44,9 +44,9 @@ class Keys:
         if self._ring is not None:
             self._ring.on_problem = problem
         if self._source is not None:
-            self._source.tell = fetched
+            self._source.on_fetch = fetched
 
-    def caller(self, authorization: str | None, secret: str | None) -> Caller:
+    def authenticate(self, authorization: str | None, secret: str | None) -> Principal:
         """Return who makes a request with these headers. Raises Refusal (401, 503)."""
         if not self.is_required:
             return ANONYMOUS
@@ -55,16 +55,16 @@ class Keys:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token or self._tokens is None:
             raise unauthorized(self._wanted())
-        return self._tokens.caller(token.strip())
+        return self._tokens.verify(token.strip())
 
-    def _with_secret(self, secret: bytes) -> Caller:
+    def _with_secret(self, secret: bytes) -> Principal:
         is_secret = self._secret is not None and hmac.compare_digest(secret, self._secret)
         key = self._ring.find(secret) if self._ring is not None else None
         if is_secret:
             return WITH_SECRET
         if key is None:
             raise unauthorized("X-Secret-Key is not the secret")
-        return Caller(f"key {key.name}", key.scopes, key.owner, key.owner or key.name)
+        return Principal(f"key {key.name}", key.scopes, key.owner, key.owner or key.name)
 
     def _wanted(self) -> str:
         has_secret = self._secret is not None or self._ring is not None
@@ -74,8 +74,8 @@ class Keys:
 
 
 def _static_key(settings: WebSettings) -> TokenKey | None:
-    text = key_of(settings.jwt_key, settings.jwt_key_file)
-    algorithms = words(settings.jwt_algorithms)
+    text = read_key(settings.jwt_key, settings.jwt_key_file)
+    algorithms = split_words(settings.jwt_algorithms)
     if text is None:
         return None
-    return TokenKey(text, frozenset(algorithms)) if algorithms[0].startswith("HS") else key_of_pem(text, algorithms)
+    return TokenKey(text, frozenset(algorithms)) if algorithms[0].startswith("HS") else load_pem_key(text, algorithms)

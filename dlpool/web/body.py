@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from dlpool.web.places import Place
-from dlpool.web.refusal import Refusal
+from dlpool.web.places import BodySlot
+from dlpool.web.refusal import UploadError
 
-PIECE = 120 * 1024  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
+BLOCK_SIZE = 120 * 1024  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
 
 
 class BrokenBody(Exception):
@@ -20,15 +20,15 @@ class BadFraming(BrokenBody):
     """The chunks of a body are not framed as RFC 9112, section 7.1, says."""
 
 
-class TooSlow(Exception):
+class BodyTooSlow(Exception):
     """A client sends nothing, or hardly anything."""
 
 
-class Yielded(TooSlow):
+class SlotRevoked(BodyTooSlow):
     """A body comes slowly, and others wait for its place."""
 
 
-class Readable(Protocol):
+class ByteStream(Protocol):
     """The part of a WSGI input that is used here."""
 
     def read(self, size: int, /) -> bytes:
@@ -36,23 +36,23 @@ class Readable(Protocol):
         ...
 
 
-class Body:
+class RequestBody:
     """A body of at most ``limit`` bytes; ``length`` is what the client says, None for a chunked one.
 
     Raises Refusal (413) at once if it says more, and as soon as more comes. Used by one thread.
     """
 
-    def __init__(self, stream: Readable, length: int | None, limit: int, what: str = "the request") -> None:
+    def __init__(self, stream: ByteStream, length: int | None, limit: int, what: str = "the request") -> None:
         self._stream = stream
         self.length = length
         self._limit = limit
         self._what = what
         self.size = 0
-        self._place: Place | None = None
+        self._place: BodySlot | None = None
         if length is not None and length > limit:
             raise self._too_large()
 
-    def pieces(self, most: int = PIECE) -> Iterator[bytes]:
+    def blocks(self, most: int = BLOCK_SIZE) -> Iterator[bytes]:
         """All of it, at ``most`` so many bytes at once.
 
         Raises BrokenBody if fewer bytes come than the client said, TooSlow (Yielded), Refusal.
@@ -68,14 +68,14 @@ class Body:
             yield data
             self._check()
         if self._place is not None:
-            self._place.done(time.monotonic())
+            self._place.finish_receiving(time.monotonic())
         if self.length is not None and self.size < self.length:
             raise BrokenBody(f"{self.size} of {self.length} bytes came")
 
-    def hold(self, place: Place) -> None:
+    def use_slot(self, place: BodySlot) -> None:
         """It is received on this place, until that has to be given up."""
         self._place = place
-        place.receiving(lambda: getattr(self._stream, "received", self.size), time.monotonic())
+        place.start_receiving(lambda: getattr(self._stream, "received", self.size), time.monotonic())
         self.while_waiting(self._check)
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
@@ -89,14 +89,14 @@ class Body:
         if begin is not None:
             begin(ask_all)
 
-    def whole(self) -> bytes:
+    def read_all(self) -> bytes:
         """All of it at once."""
-        return b"".join(self.pieces())
+        return b"".join(self.blocks())
 
     def _check(self) -> None:
         """Raise Yielded if its place is wanted, unless it is here."""
-        if self._place is not None and self._place.must_yield and self.size != self.length:
-            raise Yielded("others wait for its place")
+        if self._place is not None and self._place.is_revoked and self.size != self.length:
+            raise SlotRevoked("others wait for its place")
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, "too_large", f"{self._what} is larger than {self._limit} bytes")
+    def _too_large(self) -> UploadError:
+        return UploadError(413, "too_large", f"{self._what} is larger than {self._limit} bytes")

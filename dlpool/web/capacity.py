@@ -18,7 +18,7 @@ LEAST_FILES_A_THREAD = 6  # enough for most requests
 
 
 @dataclass(frozen=True)
-class Capacity:
+class ServerCapacity:
     """The allowed numbers. ``notes``: a sentence for each reason why they are lower than the settings."""
 
     processes: int
@@ -26,7 +26,7 @@ class Capacity:
     notes: tuple[str, ...] = ()
 
 
-def fitted(settings: Settings) -> tuple[Settings, Capacity]:
+def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
     """Return the settings with the number of threads that this machine allows, and the capacity found.
 
     The limit is measured by starting the threads: Linux refuses a thread beyond RLIMIT_NPROC, ``pids.max`` of a
@@ -38,15 +38,15 @@ def fitted(settings: Settings) -> tuple[Settings, Capacity]:
     wanted = processes * (1 + HELPERS + settings.web.threads)
     found = by_threads(processes, settings.web.threads, spare_threads(wanted))
     files = by_files(found.threads, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    found = Capacity(found.processes, files.threads, found.notes + files.notes)
+    found = ServerCapacity(found.processes, files.threads, found.notes + files.notes)
     return replace(settings, web=replace(settings.web, threads=found.threads)), found
 
 
-def by_threads(processes: int, threads: int, spare: int) -> Capacity:
+def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
     """Divide ``spare`` threads, main threads included, among the processes. Pure. Raises LocalFault."""
     own = 1 + HELPERS
     if spare >= processes * (own + threads):
-        return Capacity(processes, threads)
+        return ServerCapacity(processes, threads)
     least = own + LEAST_THREADS
     if spare < least:
         raise LocalFault(
@@ -59,13 +59,13 @@ def by_threads(processes: int, threads: int, spare: int) -> Capacity:
         f"only {spare} more threads are allowed (ulimit -u, TasksMax, pids.max): "
         f"{fewer} of {processes} processes start, with {left} of {threads} threads each"
     )
-    return Capacity(fewer, left, (note,))
+    return ServerCapacity(fewer, left, (note,))
 
 
-def by_files(threads: int, limit: int) -> Capacity:
+def by_files(threads: int, limit: int) -> ServerCapacity:
     """Return the number of threads for a process that may open ``limit`` files. Pure. Raises LocalFault."""
     if limit == resource.RLIM_INFINITY or limit >= BASE_FILES + FILES_A_THREAD * threads:
-        return Capacity(1, threads)
+        return ServerCapacity(1, threads)
     least = BASE_FILES + LEAST_FILES_A_THREAD * LEAST_THREADS
     if limit < least:
         raise LocalFault(
@@ -74,9 +74,9 @@ def by_files(threads: int, limit: int) -> Capacity:
         )
     fewer = max(LEAST_THREADS, (limit - BASE_FILES) // FILES_A_THREAD)
     if fewer >= threads:
-        return Capacity(1, threads)
+        return ServerCapacity(1, threads)
     note = f"a process may open only {limit} files (ulimit -n, LimitNOFILE): {fewer} threads each instead of {threads}"
-    return Capacity(1, fewer, (note,))
+    return ServerCapacity(1, fewer, (note,))
 
 
 def spare_threads(wanted: int) -> int:

@@ -19,7 +19,7 @@ from dlpool.web.schemas import Schema
 MAX_ERRORS = 10  # that are looked at, to tell the one that says most
 
 
-def check(schema: Schema, value: Any, what: str = "the body") -> None:
+def validate(schema: Schema, value: Any, what: str = "the body") -> None:
     """Raise UsageError, which says in a sentence what is wrong and where, unless ``value`` is as ``schema`` says."""
     _check_counts(schema, value, what)
     found = islice(_validator(json.dumps(schema)).iter_errors(value), MAX_ERRORS)
@@ -50,7 +50,7 @@ def parse_query(declared: Mapping[str, Schema], given: Mapping[str, Any]) -> dic
             raise UsageError(f"{name} is given more than once")
         is_number = declared[name].get("type") == "integer" and re.fullmatch(r"-?[0-9]{1,15}", text, re.ASCII)
         found[name] = int(text) if is_number else text
-        check(declared[name], found[name], name)
+        validate(declared[name], found[name], name)
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import falcon
 
-from dlpool.web.jobs_api import is_known
-from dlpool.web.parts import WebParts
+from dlpool.web.jobs_api import set_etag
+from dlpool.web.parts import WebServices
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -43,7 +43,7 @@ class Asset:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with it."""
         resp.set_headers(HEADERS)
-        if not is_known(req, resp, self._data):
+        if not set_etag(req, resp, self._data):
             resp.content_type = self._type
             resp.data = self._data
 
@@ -56,7 +56,7 @@ def assets() -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in folder.iterdir() if one.name.rpartition(".")[2] in TYPES}
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Add ``/`` and ``/static/NAME``. Both are open: without a token the page shows nothing but a form for it."""
     for name, data in assets().items():
         if name == "index.html":

@@ -11,11 +11,11 @@ ALWAYS = (401, 403, 429)  # what the gate answers
 JSON = "application/json"
 
 
-def described(
+def operation_object(
     name: str, summary: str, responses: dict[int, dict[str, Any]], *, refusals: Collection[int] = (), **more: Any
 ) -> dict[str, Any]:
     """An operation; ``refusals``: statuses, beside those that the gate gives, that are answered with an Error."""
-    error = {"description": "Refused", **content(JSON, ref("Error"))}
+    error = {"description": "Refused", **content_object(JSON, ref("Error"))}
     errors = dict.fromkeys((*ALWAYS, *refusals), error)
     return {
         "operationId": name,
@@ -25,21 +25,21 @@ def described(
     }
 
 
-def done(schema: Schema) -> dict[int, dict[str, Any]]:
+def ok_response(schema: Schema) -> dict[int, dict[str, Any]]:
     """A single good answer, 200, in JSON."""
-    return {200: {"description": "Done", **content(JSON, schema)}}
+    return {200: {"description": "Done", **content_object(JSON, schema)}}
 
 
-def parameter(name: str, place: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
+def parameter_object(name: str, place: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
     """One parameter; ``place``: path, query or header."""
     return {"name": name, "in": place, "required": required, "schema": schema}
 
 
-def content(kind: str, schema: Schema) -> dict[str, Any]:
+def content_object(kind: str, schema: Schema) -> dict[str, Any]:
     """A body of one media type."""
     return {"content": {kind: {"schema": schema}}}
 
 
-def header(schema: Schema, *, required: bool = True) -> dict[str, Any]:
+def header_object(schema: Schema, *, required: bool = True) -> dict[str, Any]:
     """A header of an answer."""
     return {"required": required, "schema": schema}

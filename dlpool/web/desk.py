@@ -13,22 +13,22 @@ from dlpool.config import Settings
 from dlpool.errors import DlpoolError, NoSuchJob, QueueAway
 from dlpool.jobs.confine import Confinement
 from dlpool.jobs.connection import connect
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.failures import Failure, Failures
-from dlpool.jobs.history import History
-from dlpool.jobs.jobview import JobView, exact_text, time_text
-from dlpool.jobs.keys import Keys
-from dlpool.jobs.nodes import Nodes, node_rows
-from dlpool.jobs.pushed import PushedJob, checked
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.failures import FailureRecord, FailureRecords
+from dlpool.jobs.history import QueueHistory
+from dlpool.jobs.jobview import JobView, time_text_ms, time_text
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.nodes import NodeAdmin, node_rows
+from dlpool.jobs.pushed import PushedJob, parse_valid_job
 from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.replies import NoSuchNode, NotPossible, problem_of
-from dlpool.jobs.steering import Steering
+from dlpool.jobs.replies import NoSuchNode, NotPossible, error_of_reply
+from dlpool.jobs.steering import QueueAdmin
 from dlpool.jobs.transitions import Transitions, new_id
-from dlpool.jobs.views import Views
+from dlpool.jobs.views import QueueViews
 from dlpool.observe.tracecontext import HEADER
-from dlpool.transfer.urls import shown_url
-from dlpool.web.checking import check
-from dlpool.web.refusal import Refusal
+from dlpool.transfer.urls import display_url
+from dlpool.web.checking import validate
+from dlpool.web.refusal import UploadError
 from dlpool.web.schemas import JOB
 
 LISTED = 50  # jobs of each list of an overview
@@ -36,21 +36,21 @@ NEWS_S = 0.9  # supervisors are asked for news this often, for any number of vie
 RETRY_S = 2
 
 
-class Desk:
+class QueueService:
     """One queue. Thread-safe, and usable after a fork. Methods raise QueueError, and others as they say."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError, LocalFault."""
         client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
-        keys = Keys(settings.redis.group)
+        keys = QueueKeys(settings.redis.group)
         self._settings = settings
         self._client: Any = client
         self._keys = keys
-        self._views = Views(client, keys)
-        self._controls = Controls(client, keys)
-        self._steering = Steering(client, keys)
-        self._nodes = Nodes(client, keys)
-        self._history = History(client, keys)
+        self._views = QueueViews(client, keys)
+        self._controls = JobAdmin(client, keys)
+        self._steering = QueueAdmin(client, keys)
+        self._nodes = NodeAdmin(client, keys)
+        self._history = QueueHistory(client, keys)
         self._transitions = Transitions(client, keys)
         self._confinement = Confinement.of(settings)
 
@@ -69,7 +69,7 @@ class Desk:
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
             try:
-                check(JOB, job, "the job")
+                validate(JOB, job, "the job")
                 found = self._checked(_traced(job, trace_id))
             except DlpoolError as error:
                 answers.append({"error": str(error), "code": error.label})
@@ -82,19 +82,19 @@ class Desk:
             raise QueueAway(f"{error} (some of the jobs may be queued: what has an id can be pushed again)") from error
         return {"results": [one | {"result": next(results)} if "id" in one else one for one in answers]}
 
-    def jobs(self, state: str | None, limit: int, after: str | None = None) -> dict[str, Any]:
+    def list_jobs(self, state: str | None, limit: int, after: str | None = None) -> dict[str, Any]:
         """Jobs, as ``dlpool jobs`` lists them, behind a cursor; ``next`` is the one behind these. Raises UsageError."""
         page = self._views.listing.page(state, limit, after)
         return {"jobs": [_shown(view) for view in page.jobs], "next": page.after}
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def show_job(self, job_id: str) -> dict[str, Any]:
         """One job. Raises NoSuchJob."""
         return _shown(self._views.job(job_id))
 
     def control(self, verb: str, job_id: str, priority: str = "") -> dict[str, Any]:
         """Cancel, pause, resume, retry or promote a job, or change its priority. Raises NoSuchJob, NotPossible."""
-        reply = self._controls.control(verb, job_id, priority=priority, message=CANCELLED, at=time.time())
-        if problem := problem_of(verb, job_id, reply):
+        reply = self._controls.execute(verb, job_id, priority=priority, message=CANCELLED, at=time.time())
+        if problem := error_of_reply(verb, job_id, reply):
             raise problem
         return {"id": job_id, "result": reply}
 
@@ -116,16 +116,16 @@ class Desk:
         """All that a page shows, in one answer: also jobs of ``state``. Supervisors are asked for news."""
         stats = self._views.stats()
         if self._is_time():
-            self._steering.look(stats.supervisors)
+            self._steering.request_status(stats.supervisors)
         return {
-            "now": exact_text(stats.now),
-            "figures": stats.figures(),
+            "now": time_text_ms(stats.now),
+            "figures": stats.counts(),
             "is_halted": stats.is_halted,
             "halted_at": time_text(stats.halted_at),
             "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts),
             "today": dict(stats.days[0].counters),
-            "nodes": node_rows(stats, self._steering.drained()),
+            "nodes": node_rows(stats, self._steering.drained_nodes()),
             "list_limits": LISTED,
             "running": self._first("running"),
             "failed": self._first("failed"),
@@ -139,16 +139,16 @@ class Desk:
         """What waited, ran and came in since then: ``[ms, waiting, running, bytes a second]`` each, oldest first."""
         return {"samples": self._history.since(since_ms)}
 
-    def nodes(self) -> list[dict[str, Any]]:
+    def list_nodes(self) -> list[dict[str, Any]]:
         """The nodes, and whether they are drained."""
-        return self._nodes.all()
+        return self._nodes.list_nodes()
 
-    def steer_node(self, verb: str, node: str) -> list[dict[str, Any]]:
+    def control_node(self, verb: str, node: str) -> list[dict[str, Any]]:
         """Drain a node, let it go on, or forget it. Raises NoSuchNode, NotPossible."""
         {"drain": self._nodes.drain, "resume": self._nodes.resume, "forget": self._nodes.forget}[verb](node)
-        return self.nodes()
+        return self.list_nodes()
 
-    def queue(self, verb: str | None = None) -> dict[str, Any]:
+    def control_queue(self, verb: str | None = None) -> dict[str, Any]:
         """Whether jobs begin; after they were made to stop (pause) or go on (resume). Raises NotPossible."""
         if verb == "pause" and not self._steering.pause():
             raise NotPossible("the queue is paused already")
@@ -162,33 +162,33 @@ class Desk:
         return {
             "all": asdict(settings.limits),
             "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
-            "parked": stats.parked,
+            "parked": stats.throttled,
             "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts),
         }
 
-    def failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
+    def list_failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
         """The failure records that clients see, newest first, behind a cursor. Raises UsageError."""
         found, behind = self._failures().page(limit, after)
         return {"failures": [_record(one) for one in found], "next": behind}
 
-    def end_failure(self, verb: str, record_id: str) -> dict[str, Any]:
+    def resolve_failure(self, verb: str, record_id: str) -> dict[str, Any]:
         """Run a record's job again (retry), or remove the record. Raises NoSuchJob, NotPossible."""
         failures = self._failures()
-        found = failures.named(record_id)
+        found = failures.by_id(record_id)
         if found is None:
             raise NoSuchJob(f"no failure record {record_id[:80]!r} is known")
         reply = failures.retry(found) if verb == "retry" else failures.remove(found)
-        if problem := problem_of(verb, record_id, reply):
+        if problem := error_of_reply(verb, record_id, reply):
             raise problem
         return {"id": record_id, "result": reply}
 
-    def _failures(self) -> Failures:
-        return Failures(self._client, self._keys)
+    def _failures(self) -> FailureRecords:
+        return FailureRecords(self._client, self._keys)
 
     def _checked(self, job: dict[str, Any]) -> PushedJob:
         """Raises UsageError, PolicyRefused, LocalFault."""
-        found = checked(json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        found = parse_valid_job(json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._confinement.target(found.save_path)
         return found
 
@@ -205,26 +205,26 @@ def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
     return {**job, "dlpool": {**own, "trace_id": trace_id}}
 
 
-def refusal_of(error: DlpoolError) -> Refusal:
+def refusal_of(error: DlpoolError) -> UploadError:
     """How an error of the queue is answered."""
     if isinstance(error, NoSuchJob | NoSuchNode):
-        return Refusal(404, error.label, str(error))
+        return UploadError(404, error.label, str(error))
     if isinstance(error, NotPossible):
-        return Refusal(409, error.label, str(error))
+        return UploadError(409, error.label, str(error))
     if error.label == "redis":
-        return Refusal(503, error.label, str(error), headers={"Retry-After": str(RETRY_S)})
-    return Refusal(400, error.label, str(error))
+        return UploadError(503, error.label, str(error), headers={"Retry-After": str(RETRY_S)})
+    return UploadError(400, error.label, str(error))
 
 
 def _shown(view: JobView) -> dict[str, Any]:
     """A job for whoever may look: of its URL neither user info nor query."""
-    return {**view.as_json(), "url": None if view.url is None else shown_url(view.url)}
+    return {**view.as_json(), "url": None if view.url is None else display_url(view.url)}
 
 
-def _record(one: Failure) -> dict[str, Any]:
+def _record(one: FailureRecord) -> dict[str, Any]:
     return {
         "id": one.id,
-        "url": shown_url(one.url.decode("utf-8", "replace")),
+        "url": display_url(one.url.decode("utf-8", "replace")),
         "message": one.message,
         "failed_at": one.failed_at,
         "job_id": one.job_id,

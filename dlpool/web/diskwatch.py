@@ -16,7 +16,7 @@ from dlpool.config import UploadSettings
 from dlpool.disk import atomic_write
 from dlpool.observe.log import Logger
 from dlpool.web.ops import folder_check
-from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, Room, device_of, room_of
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, VolumeCapacity, device_of, capacity_of
 
 LOOK_S = 5.0  # between two checks of the disks
 MARGIN = 0.02  # a disk recovers only this share below the threshold that it had reached
@@ -40,7 +40,7 @@ def _level(used: float, settings: UploadSettings) -> str:
     return WARNING if used >= settings.disk_warn else HEALTHY
 
 
-class DiskWatch:
+class DiskMonitor:
     """Checks ``upload_dir``, ``merged_dir`` and their disks; only one thread of one process at a time calls ``look``.
 
     The logged state is kept in a file in ``folder``, so that other processes and later starts do not log it again; in
@@ -58,7 +58,7 @@ class DiskWatch:
         self._next_look = float("-inf")
         self._told: dict[str, str] = {}
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Log each disk and folder whose health has changed, if the last check is ``LOOK_S`` ago. Raises nothing."""
         if self._clock() < self._next_look:
             return
@@ -66,7 +66,7 @@ class DiskWatch:
         told, seen = self._read(), set()
         for name, folder in self._folders:
             try:
-                room, device = room_of(folder), device_of(folder)
+                room, device = capacity_of(folder), device_of(folder)
             except OSError:  # the folder is reported below
                 continue
             if device not in seen:
@@ -87,12 +87,12 @@ class DiskWatch:
             self._log.info("upload_folder_back", folder=folder)
         return health
 
-    def _judge(self, folder: str, room: Room | None, before: str) -> str:
+    def _judge(self, folder: str, room: VolumeCapacity | None, before: str) -> str:
         """Return the health of one disk. Log a change."""
         if room is None:  # a file system that does not report its size
             return HEALTHY
-        health = next_health(before, room.used, self._settings)
-        fields = {"folder": folder, "free": room.free, "used_percent": round(100 * room.used, 1), "health": health}
+        health = next_health(before, room.used_share, self._settings)
+        fields = {"folder": folder, "free": room.free, "used_percent": round(100 * room.used_share, 1), "health": health}
         if _ORDER.index(health) > _ORDER.index(before):
             self._log.warning("upload_disk_low", **fields)
         elif health != before:

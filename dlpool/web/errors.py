@@ -9,9 +9,9 @@ from falcon.util import http_status_to_code
 
 from dlpool import jsontext
 from dlpool.observe.log import Logger
-from dlpool.web.body import BadFraming, BrokenBody, TooSlow, Yielded
-from dlpool.web.gate import traced
-from dlpool.web.refusal import Refusal
+from dlpool.web.body import BadFraming, BrokenBody, BodyTooSlow, SlotRevoked
+from dlpool.web.gate import bind_trace
+from dlpool.web.refusal import UploadError
 
 _LABELS = {
     400: "bad_request",
@@ -40,21 +40,21 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     """Let everything that is raised end in that shape."""
 
     def unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
-        traced(log, req).error("request_broke", error=error, method=req.method, location=req.path)
-        answer(resp, Refusal(500, "internal", "something went wrong on the server; its log says what"))
+        bind_trace(log, req).error("request_broke", error=error, method=req.method, location=req.path)
+        answer(resp, UploadError(500, "internal", "something went wrong on the server; its log says what"))
 
     app.add_error_handler(Exception, unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
-    app.add_error_handler(Refusal, _refused)
-    app.add_error_handler(TooSlow, _too_slow)
-    app.add_error_handler(Yielded, _yielded)
+    app.add_error_handler(UploadError, _refused)
+    app.add_error_handler(BodyTooSlow, _too_slow)
+    app.add_error_handler(SlotRevoked, _yielded)
     app.add_error_handler(BrokenBody, _broken)
 
 
 _REASONS = {460: "460 Checksum Mismatch"}  # of tus
 
 
-def answer(resp: falcon.Response, refusal: Refusal) -> None:
+def answer(resp: falcon.Response, refusal: UploadError) -> None:
     """Say it."""
     resp.status = _REASONS.get(refusal.status, refusal.status)
     resp.data = jsontext.dumps(refusal.as_json())
@@ -65,27 +65,27 @@ def answer(resp: falcon.Response, refusal: Refusal) -> None:
     resp.context.code = refusal.code
 
 
-def _refused(_req: falcon.Request, resp: falcon.Response, error: Refusal, _params: object) -> None:
+def _refused(_req: falcon.Request, resp: falcon.Response, error: UploadError, _params: object) -> None:
     answer(resp, error)
 
 
-def _too_slow(_req: falcon.Request, resp: falcon.Response, error: TooSlow, _params: object) -> None:
-    answer(resp, Refusal(408, "too_slow", f"the request came too slowly: {error}"))
+def _too_slow(_req: falcon.Request, resp: falcon.Response, error: BodyTooSlow, _params: object) -> None:
+    answer(resp, UploadError(408, "too_slow", f"the request came too slowly: {error}"))
 
 
-def _yielded(_req: falcon.Request, resp: falcon.Response, _error: Yielded, _params: object) -> None:
+def _yielded(_req: falcon.Request, resp: falcon.Response, _error: SlotRevoked, _params: object) -> None:
     text = "others wait for a place, and this body came slowly: send it again"
-    answer(resp, Refusal(503, "busy", text, headers={"Retry-After": "1"}))
+    answer(resp, UploadError(503, "busy", text, headers={"Retry-After": "1"}))
 
 
 def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object) -> None:
     if isinstance(error, BadFraming):
-        answer(resp, Refusal(400, "bad_framing", f"the body is not framed as HTTP says: {error}"))
+        answer(resp, UploadError(400, "bad_framing", f"the body is not framed as HTTP says: {error}"))
     else:
-        answer(resp, Refusal(400, "truncated", f"the body did not come whole: {error}"))
+        answer(resp, UploadError(400, "truncated", f"the body did not come whole: {error}"))
 
 
 def _http_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: object) -> None:
     status = http_status_to_code(error.status)
     text = error.description or _TEXTS.get(status) or error.title
-    answer(resp, Refusal(status, _LABELS.get(status, "error"), text, headers=dict(error.headers or {})))
+    answer(resp, UploadError(status, _LABELS.get(status, "error"), text, headers=dict(error.headers or {})))

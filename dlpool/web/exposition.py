@@ -20,7 +20,7 @@ _HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be writte
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class MetricsSnapshot:
     """The figures of one moment.
 
     ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by setting.
@@ -36,7 +36,7 @@ class Snapshot:
 
 
 class _Collector(Collector):
-    def __init__(self, found: Snapshot) -> None:
+    def __init__(self, found: MetricsSnapshot) -> None:
         self._found = found
 
     def collect(self) -> Iterator[Metric]:
@@ -91,7 +91,7 @@ class _Collector(Collector):
         return durations
 
 
-def text(found: Snapshot) -> tuple[bytes, str]:
+def render(found: MetricsSnapshot) -> tuple[bytes, str]:
     """The text, and its media type."""
     registry = CollectorRegistry()
     registry.register(_Collector(found))

@@ -20,7 +20,7 @@ MAX_ROWS = 256
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
 
 
-class Figures:
+class SharedCounters:
     """Where ``folder`` cannot be written the counts are the process's own. Thread-safe.
 
     ``_lock`` guards the counts; ``_writing`` is held by the one thread that writes the row.
@@ -45,7 +45,7 @@ class Figures:
             self._counts[key] = self._counts.get(key, 0) + amount
             self._is_changed = True
 
-    def served(self, seconds: float, label: str) -> None:
+    def count_request(self, seconds: float, label: str) -> None:
         """A request was answered, after so long; ``label``: its error, if it was one."""
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
         self.add(f"took {bucket}")
@@ -70,7 +70,7 @@ class Figures:
                 return False
             return True
 
-    def total(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """The counts of all processes, as their rows say: what one of them has told, no other one takes back."""
         is_told = self.flush()
         with self._lock:

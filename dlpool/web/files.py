@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import falcon
 
-from dlpool.web.caller import READS
-from dlpool.web.gate import owner_of
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
+from dlpool.web.caller import READ_SCOPES
+from dlpool.web.gate import request_owner
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
@@ -23,9 +23,9 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 class FileResource:
     """``GET /files/PATH`` of a merged file, for who may read it: its owner, the scope admin, or everybody."""
 
-    scopes = READS
+    scopes = READ_SCOPES
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
@@ -38,7 +38,7 @@ class FileResource:
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool) -> None:
         with ExitStack() as stack:
-            descriptor = self._parts.store.open_merged(path, owner_of(req))
+            descriptor = self._parts.store.open_merged(path, request_owner(req))
             stack.callback(os.close, descriptor)
             status = os.fstat(descriptor)
             accel = self._parts.settings.web.accel_prefix
@@ -48,7 +48,7 @@ class FileResource:
                 return
             etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
             if is_another(req, etag, status.st_mtime):
-                raise Refusal(412, "changed", "the file is not the one that was asked for")
+                raise UploadError(412, "changed", "the file is not the one that was asked for")
             self._name(resp, path)
             resp.set_headers({"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": modified})
             if is_unchanged(req.get_header("If-None-Match"), etag):
@@ -57,7 +57,7 @@ class FileResource:
             start, end = self._part(req, resp, status.st_size, etag, modified)
             resp.set_header("Content-Length", str(end - start))
             if is_sent and end > start:
-                self._parts.admission.enter(req.context.client, stack)
+                self._parts.client_limits.enter_send(req.context.client, stack)
                 os.lseek(descriptor, start, os.SEEK_SET)
                 resp.stream = _Sent(descriptor, end - start, stack.pop_all())
 
@@ -78,7 +78,7 @@ class FileResource:
         except ValueError as error:
             for name in ("ETag", "Last-Modified", "Content-Disposition"):
                 resp.delete_header(name)
-            raise Refusal(
+            raise UploadError(
                 416, "bad_range", f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
             ) from error
         if found is None:
@@ -109,7 +109,7 @@ class _Sent(io.FileIO):
         self._stack.close()
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Below the prefix."""
     app.add_route(f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts))
 

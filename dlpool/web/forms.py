@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 import multipart  # type: ignore[import-untyped]
 
 from dlpool import jsontext
-from dlpool.web.body import Body, BrokenBody
-from dlpool.web.refusal import Refusal
+from dlpool.web.body import RequestBody, BrokenBody
+from dlpool.web.refusal import UploadError
 
 MAX_PARTS = 16
 MAX_HEADERS = 8  # of a part
@@ -21,7 +21,7 @@ URLENCODED = "application/x-www-form-urlencoded"
 JSON = "application/json"
 
 
-class Sink(Protocol):
+class FileSink(Protocol):
     """Takes the bytes of a file."""
 
     def write(self, data: bytes, /) -> object:
@@ -31,7 +31,7 @@ class Sink(Protocol):
 
 SWITCHES = ("shared",)  # fields that JSON may say by true or false
 _SWITCHES = {"true": True, "1": True, "yes": True, "": False, "false": False, "0": False, "no": False}
-OpenFile = Callable[[dict[str, str]], Sink]
+OpenFile = Callable[[dict[str, str]], FileSink]
 
 
 class MultipartForm:
@@ -49,7 +49,7 @@ class MultipartForm:
         self._open_file = open_file
         self._name = ""
         self._text = bytearray()
-        self._sink: Sink | None = None
+        self._sink: FileSink | None = None
         boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
         if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
             raise _bad("the Content-Type says no boundary of 1 to 70 characters")
@@ -57,7 +57,7 @@ class MultipartForm:
             boundary, max_header_size=MAX_HEADER, max_header_count=MAX_HEADERS, max_segment_count=MAX_PARTS
         )
 
-    def read(self, body: Body) -> dict[str, str]:
+    def read(self, body: RequestBody) -> dict[str, str]:
         """All of it: the fields. Raises Refusal, BrokenBody, TooSlow."""
         try:
             for event in self._events(body):
@@ -67,8 +67,8 @@ class MultipartForm:
             raise _bad(str(error.args[0]) if error.args else "it is no multipart/form-data") from error
         return self.fields
 
-    def _events(self, body: Body) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
-        for data in body.pieces():
+    def _events(self, body: RequestBody) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
+        for data in body.blocks():
             if not self._parser.closed:  # what follows the last boundary is of no account
                 yield from self._parser.parse(data)
 
@@ -82,7 +82,7 @@ class MultipartForm:
         else:
             self._left -= len(event)
             if self._left < 0:
-                raise Refusal(413, "form_too_large", "the fields of the form are too long")
+                raise UploadError(413, "form_too_large", "the fields of the form are too long")
             self._text += event
 
     def _begin(self, name: str) -> None:
@@ -100,17 +100,17 @@ class MultipartForm:
         self._text.clear()
 
 
-def read_fields(body: Body, content_type: str, field_size: int) -> dict[str, str]:
+def read_fields(body: RequestBody, content_type: str, field_size: int) -> dict[str, str]:
     """The fields of a form without files, in any of the three formats. Raises Refusal (400, 415), BrokenBody."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == MULTIPART:
         return MultipartForm(content_type, field_size, None, _no_file).read(body)
-    data = body.whole()
+    data = body.read_all()
     if kind == JSON:
         return json_fields(data)
     if kind in (URLENCODED, ""):
         return urlencoded_fields(_decoded(data, "the form"))
-    raise Refusal(415, "unsupported_type", f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}")
+    raise UploadError(415, "unsupported_type", f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}")
 
 
 def urlencoded_fields(text: str) -> dict[str, str]:
@@ -134,15 +134,15 @@ def json_fields(data: bytes) -> dict[str, str]:
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:
-        raise Refusal(400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields")
+        raise UploadError(400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields")
     for name, value in given.items():
         if isinstance(value, bool) and name in SWITCHES:
             fields[name] = str(value).lower()
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            raise Refusal(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
+            raise UploadError(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
         if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
-            raise Refusal(400, "bad_field", f"{name[:100]!r} is too large a number: send it as a text")
+            raise UploadError(400, "bad_field", f"{name[:100]!r} is too large a number: send it as a text")
         if value is not None:
             fields[name] = str(value)
     return fields
@@ -155,52 +155,52 @@ def json_object(data: bytes) -> dict[str, Any]:
         found = jsontext.loads(data)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise Refusal(400, "bad_json", "the body has half a surrogate pair in a text") from error
+        raise UploadError(400, "bad_json", "the body has half a surrogate pair in a text") from error
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "bad_json", f"the body is no JSON: {error}") from error
+        raise UploadError(400, "bad_json", f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise Refusal(400, "bad_json", "the body is no JSON object")
+        raise UploadError(400, "bad_json", "the body is no JSON object")
     return found
 
 
-def text_of(fields: dict[str, str], name: str) -> str:
+def required_text(fields: dict[str, str], name: str) -> str:
     """A field that has to be there. Raises Refusal (400)."""
     if not fields.get(name):
-        raise Refusal(400, "missing_field", f"the field {name} is missing")
+        raise UploadError(400, "missing_field", f"the field {name} is missing")
     return fields[name]
 
 
-def number_of(fields: dict[str, str], name: str) -> int | None:
+def optional_number(fields: dict[str, str], name: str) -> int | None:
     """A whole number; None if it is not given. Raises Refusal (400)."""
     text = fields.get(name, "").strip()
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise Refusal(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
+        raise UploadError(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
     return int(text)
 
 
-def switch_of(fields: Mapping[str, str], name: str) -> bool:
+def parse_switch(fields: Mapping[str, str], name: str) -> bool:
     """Whether a switch is on: ``true``, ``1`` or ``yes``; absent, empty, ``false``, ``0`` or ``no``: it is not.
 
     Raises Refusal (400).
     """
     text = fields.get(name, "").strip().lower()
     if text not in _SWITCHES:
-        raise Refusal(400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false")
+        raise UploadError(400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false")
     return _SWITCHES[text]
 
 
-def wanted_number(fields: dict[str, str], name: str) -> int:
+def required_number(fields: dict[str, str], name: str) -> int:
     """A whole number that has to be there. Raises Refusal (400)."""
-    text_of(fields, name)
-    number = number_of(fields, name)
+    required_text(fields, name)
+    number = optional_number(fields, name)
     if number is None:
-        raise Refusal(400, "missing_field", f"the field {name} is missing")
+        raise UploadError(400, "missing_field", f"the field {name} is missing")
     return number
 
 
-def _no_file(_fields: dict[str, str]) -> Sink:
+def _no_file(_fields: dict[str, str]) -> FileSink:
     raise BrokenBody("no file is expected")
 
 
@@ -211,5 +211,5 @@ def _decoded(data: bytes, name: str) -> str:
         raise _bad(f"{name[:100]} is not UTF-8") from error
 
 
-def _bad(text: str) -> Refusal:
-    return Refusal(400, "bad_form", f"the form cannot be read: {text}")
+def _bad(text: str) -> UploadError:
+    return UploadError(400, "bad_form", f"the form cannot be read: {text}")

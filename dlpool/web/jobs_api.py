@@ -14,21 +14,21 @@ from dlpool import jsontext
 from dlpool.config.scopes import COMMON
 from dlpool.errors import DlpoolError
 from dlpool.web import auditing
-from dlpool.web.desk import Desk, refusal_of
-from dlpool.web.gate import trace_of
+from dlpool.web.desk import QueueService, refusal_of
+from dlpool.web.gate import request_trace_id
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
-from dlpool.web.outage import Outage
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
+from dlpool.web.outage import CircuitBreaker
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
 
 HEAVY = 64 * 1024  # bytes of a body that costs much processor time
 
 
-class Resource:
+class JobApiResource:
     """One path of the API, with its methods."""
 
-    def __init__(self, parts: WebParts, desk: Desk, outage: Outage, operations: Iterable[Operation]) -> None:
+    def __init__(self, parts: WebServices, desk: QueueService, outage: CircuitBreaker, operations: Iterable[Operation]) -> None:
         self.actions = {one.method: one.action for one in operations if one.action}
         self.scopes: dict[str, tuple[str, ...]] = {}
         for one in operations:
@@ -39,7 +39,7 @@ class Resource:
                 self.on_head = _responder(parts, desk, outage, one)
 
 
-class Document:
+class OpenApiResource:
     """The OpenAPI document, for every token that may do anything here."""
 
     scopes = dict.fromkeys(("GET", "HEAD"), COMMON)
@@ -54,13 +54,13 @@ class Document:
     on_head = on_get
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Add the job API and its document. Raises ConfigurationError, LocalFault."""
-    desk, outage = Desk(parts.settings), Outage()
+    desk, outage = QueueService(parts.settings), CircuitBreaker()
     for path in sorted({one.path for one in OPERATIONS}):
-        app.add_route(BASE + path, Resource(parts, desk, outage, [one for one in OPERATIONS if one.path == path]))
-    made = document(OPERATIONS, parts.settings.web.prefix, is_authenticated=parts.keys.is_required)
-    app.add_route(f"{BASE}/openapi.json", Document(made))
+        app.add_route(BASE + path, JobApiResource(parts, desk, outage, [one for one in OPERATIONS if one.path == path]))
+    made = document(OPERATIONS, parts.settings.web.prefix, is_authenticated=parts.authenticator.is_required)
+    app.add_route(f"{BASE}/openapi.json", OpenApiResource(made))
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
@@ -69,13 +69,13 @@ def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value
     told = jsontext.dumps({**value, "now": None}) if is_timed else data
-    if req.method in ("GET", "HEAD") and is_known(req, resp, told, is_weak=is_timed):
+    if req.method in ("GET", "HEAD") and set_etag(req, resp, told, is_weak=is_timed):
         return
     resp.content_type = "application/json"
     resp.data = data
 
 
-def is_known(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False) -> bool:
+def set_etag(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False) -> bool:
     """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC 9110, 13.1.2)."""
     tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
     tag.is_weak = is_weak
@@ -86,17 +86,17 @@ def is_known(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak
     return is_same
 
 
-def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation) -> Any:
+def _responder(parts: WebServices, desk: QueueService, outage: CircuitBreaker, operation: Operation) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
             body = _body(req, parts, operation)
             is_heavy = len(body) > HEAVY
-            with parts.admission.heavy(req.context.client) if is_heavy else nullcontext():
-                call = replace(operation.call(names, req.params, body), trace_id=trace_of(req))
-                with outage.ask():
-                    found = operation.ask(desk, call)
+            with parts.client_limits.heavy_slot(req.context.client) if is_heavy else nullcontext():
+                call = replace(operation.parse(names, req.params, body), trace_id=request_trace_id(req))
+                with outage.guard():
+                    found = operation.handler(desk, call)
             if operation.action:
-                auditing.note(req, operation.changes(call), found)
+                auditing.add_changes(req, operation.audit_action(call), found)
             answer_json(req, resp, found)
         except DlpoolError as error:
             raise refusal_of(error) from error
@@ -104,10 +104,10 @@ def _responder(parts: WebParts, desk: Desk, outage: Outage, operation: Operation
     return respond
 
 
-def _body(req: falcon.Request, parts: WebParts, operation: Operation) -> bytes:
+def _body(req: falcon.Request, parts: WebServices, operation: Operation) -> bytes:
     if operation.body is None:
         return b""
     if (req.content_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "unsupported_type", "the body must be application/json ({} where nothing is to be said)")
-    with parts.body(req, MAX_BODY) as body:
-        return body.whole()
+        raise UploadError(415, "unsupported_type", "the body must be application/json ({} where nothing is to be said)")
+    with parts.open_body(req, MAX_BODY) as body:
+        return body.read_all()

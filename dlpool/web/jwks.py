@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from dlpool import __version__, jsontext
 from dlpool.errors import DlpoolError
-from dlpool.web.publickeys import TokenKey, key_of_jwk
-from dlpool.web.refusal import Refusal
+from dlpool.web.publickeys import TokenKey, load_jwk
+from dlpool.web.refusal import UploadError
 
 AGAIN_S = 10.0  # between two fetches, whatever ids tokens have
 RETRY_S = 5.0  # after a failure
@@ -70,7 +70,7 @@ class JwksSource:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tell = tell
+        self.on_fetch = tell
         self._url = url
         self._clock = clock
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class JwksSource:
         if is_known and not is_open:
             return ()
         text = "the keys of tokens cannot be fetched from their provider, try again"
-        raise Refusal(503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))})
+        raise UploadError(503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))})
 
     def _begin(self) -> None:
         """Start to fetch the set; the lock is held."""
@@ -135,7 +135,7 @@ class JwksSource:
         max_age_s = 0.0
         try:
             data, max_age_s = fetch(self._url)
-            keys = keys_of(data)
+            keys = parse_key_set(data)
         except JwksFailed as error:
             failure = str(error)
         except Exception as error:  # noqa: BLE001 - else no thread would ever fetch again
@@ -149,14 +149,14 @@ class JwksSource:
                 self._set = _Set(keys, now + max_age_s, now + max(STALE_S, max_age_s))
         try:
             if is_news:
-                self.tell(failure, len(keys))
+                self.on_fetch(failure, len(keys))
         finally:
             with self._lock:
                 self._underway = None
             underway.set()
 
 
-def keys_of(data: bytes) -> KeysById:
+def parse_key_set(data: bytes) -> KeysById:
     """Return the keys of a key set by their ids; a key without an id, or of another kind, is passed over.
 
     Raises JwksFailed for what is no key set, is too large, or has no key that can be used.
@@ -172,7 +172,7 @@ def keys_of(data: bytes) -> KeysById:
     found: dict[str, tuple[TokenKey, ...]] = {}
     for one in listed:
         kid = one.get("kid") if isinstance(one, dict) else None
-        key = key_of_jwk(one) if isinstance(kid, str) and kid else None
+        key = load_jwk(one) if isinstance(kid, str) and kid else None
         if key is not None and isinstance(kid, str):
             found[kid] = (*found.get(kid, ()), key)
     if not found:
@@ -230,10 +230,10 @@ def _exchange(sock: Any, host: str, port: int, target: str) -> tuple[bytes, floa
         data = answer.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise JwksFailed(f"the answer has more than {MAX_BYTES} bytes")
-        return data, max_age_of(answer.headers.get("Cache-Control"))
+        return data, parse_max_age(answer.headers.get("Cache-Control"))
 
 
-def max_age_of(header: str | None) -> float:
+def parse_max_age(header: str | None) -> float:
     """Return for how many seconds an answer may be kept (RFC 9111, section 5.2.2), between a minute and a day."""
     wanted = DEFAULT_AGE_S
     for one in (header or "")[:1000].lower().split(","):

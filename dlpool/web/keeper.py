@@ -10,27 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dlpool.filelock import flock
-from dlpool.web.diskwatch import DiskWatch
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
+from dlpool.web.diskwatch import DiskMonitor
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
 
 TURN_S = 1.0
 
 
-class Keeper:
+class Janitor:
     """A thread in each worker process; a flock lets one of them at a time tidy up, and another one if that dies."""
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
         self._interval_s = parts.settings.upload.cleanup_interval
         self._turn_s = min(TURN_S, self._interval_s)
-        self._disks = DiskWatch(parts.settings.upload, parts.folder, parts.log)
+        self._disks = DiskMonitor(parts.settings.upload, parts.folder, parts.log)
         self._swept_at = float("-inf")  # by the wall clock, where the file with the time cannot be written
 
     def start(self) -> None:
         """Begin; it ends with the process."""
-        atexit.register(self._parts.figures.flush)
-        atexit.register(self._parts.summarise, now=True)
+        atexit.register(self._parts.counters.flush)
+        atexit.register(self._parts.log_summaries, now=True)
         try:
             threading.Thread(target=self._run, name="keeper", daemon=True).start()
         except RuntimeError as error:  # no thread can be started: another process or the next start cleans up
@@ -47,13 +47,13 @@ class Keeper:
 
     def _turn(self, is_first: bool) -> bool:
         """Whether it was this process's turn to tidy up; else another one is just at it."""
-        self._parts.figures.flush()
-        self._parts.summarise()
-        self._parts.log_file.tend_writer()
+        self._parts.counters.flush()
+        self._parts.log_summaries()
+        self._parts.log_file.follow_rename()
         with self._alone() as is_alone:
             if is_alone:
-                self._parts.log_file.tend()
-                self._disks.look()
+                self._parts.log_file.maintain()
+                self._disks.check()
                 self._sweep(is_first)
         return is_alone
 
@@ -89,7 +89,7 @@ class Keeper:
             stamp.touch()
         try:
             swept = self._parts.store.sweep()
-        except Refusal as refusal:
+        except UploadError as refusal:
             self._parts.log.warning("cleanup_failed", error=refusal)
             return
         for failure in swept.failures:

@@ -22,17 +22,17 @@ _TURN_S = 0.1
 
 
 @dataclass
-class _Left:
+class _LingeringSocket:
     sock: socket.socket
     until: float
     dropped: int = 0
 
 
-class Lingering:
+class LingeringCloser:
     """``close`` by any thread; all else on its own."""
 
     def __init__(self) -> None:
-        self._new: deque[_Left] = deque()
+        self._new: deque[_LingeringSocket] = deque()
         self._selector = selectors.DefaultSelector()
         self._thread: threading.Thread | None = None
 
@@ -47,7 +47,7 @@ class Lingering:
         if len(self._new) + len(self._selector.get_map() or ()) >= MAX_SOCKETS:
             sock.close()
             return
-        self._new.append(_Left(sock, time.monotonic() + LINGER_S))
+        self._new.append(_LingeringSocket(sock, time.monotonic() + LINGER_S))
         if self._thread is None:
             self._start()
 
@@ -77,7 +77,7 @@ class Lingering:
                 if now >= key.data.until:
                     self._end(key.data)
 
-    def _drop(self, left: _Left) -> None:
+    def _drop(self, left: _LingeringSocket) -> None:
         try:
             data = left.sock.recv(_PIECE)
         except BlockingIOError:
@@ -88,7 +88,7 @@ class Lingering:
         if not data or left.dropped > MAX_DROPPED:
             self._end(left)
 
-    def _end(self, left: _Left) -> None:
+    def _end(self, left: _LingeringSocket) -> None:
         self._selector.unregister(left.sock)
         with suppress(OSError):
             left.sock.close()

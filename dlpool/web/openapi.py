@@ -63,12 +63,12 @@ _DESCRIPTION = (
 
 
 def _operation(one: Operation) -> dict[str, Any]:
-    statuses = {*_ALWAYS, *one.refusals, *((413, 415) if one.body else ())}
+    statuses = {*_ALWAYS, *one.error_statuses, *((413, 415) if one.body else ())}
     made: dict[str, Any] = {
         "operationId": one.name,
         "summary": one.summary,
         "responses": {
-            "200": {"description": "Done", "content": _json(one.answer), **_links(one.name)},
+            "200": {"description": "Done", "content": _json(one.response), **_links(one.name)},
             **{str(status): _refusal(status) for status in sorted(statuses)},
         },
     }
@@ -100,7 +100,7 @@ def _names(path: str) -> list[dict[str, Any]]:
 
 
 def _options(one: Operation) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "query", "schema": schema} for name, schema in one.options.items()]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in one.query.items()]
 
 
 def _refusal(status: int) -> dict[str, Any]:

@@ -10,22 +10,22 @@ from dlpool.config.scopes import OPERATE, PUSH, READ
 from dlpool.jobs.audit import ACTIONS
 from dlpool.web import schemas
 from dlpool.web.auditing import CHANGING
-from dlpool.web.checking import check, parse_body, parse_query
-from dlpool.web.desk import Desk
-from dlpool.web.schemas import Schema, items, record, ref
+from dlpool.web.checking import validate, parse_body, parse_query
+from dlpool.web.desk import QueueService
+from dlpool.web.schemas import Schema, array_of, object_schema, ref
 
 BASE = "/api/v1"
 MAX_BODY = 4 * 1024 * 1024
 
-Ask = Callable[[Desk, "Call"], Any]
+Ask = Callable[[QueueService, "Call"], Any]
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiRequest:
     """A validated request; ``trace_id``: the trace that the request is part of."""
 
-    names: Mapping[str, str]
-    options: Mapping[str, Any]
+    path_params: Mapping[str, str]
+    query: Mapping[str, Any]
     body: Any = None
     trace_id: str | None = None
 
@@ -43,29 +43,29 @@ class Operation:
     name: str
     scope: str
     summary: str
-    ask: Ask
-    answer: Schema
-    options: Mapping[str, Schema] = field(default_factory=dict)
+    handler: Ask
+    response: Schema
+    query: Mapping[str, Schema] = field(default_factory=dict)
     body: Schema | None = None
-    refusals: tuple[int, ...] = ()
+    error_statuses: tuple[int, ...] = ()
     action: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.action) != (self.method in CHANGING) or (self.action and self.action not in ACTIONS):
             raise ValueError(f"{self.name}: the action {self.action!r} is none of an audit event")
 
-    def changes(self, call: Call) -> str:
+    def audit_action(self, call: ApiRequest) -> str:
         """The action of an audit event: where a body says which of several is asked for, that one."""
         return f"job.{call.body['verb']}" if self.action == "job.control" else self.action
 
-    def call(self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes) -> Call:
+    def parse(self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes) -> ApiRequest:
         """What a request asks for. Raises UsageError."""
-        found = parse_query(self.options, options)
+        found = parse_query(self.query, options)
         if self.body is None:
-            return Call(names, found)
+            return ApiRequest(names, found)
         value = parse_body(body)
-        check(_alternative(self.body, value), value)
-        return Call(names, found, value)
+        validate(_alternative(self.body, value), value)
+        return ApiRequest(names, found, value)
 
 
 def _alternative(schema: Schema, value: Any) -> Schema:
@@ -82,10 +82,10 @@ def _get(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: A
 
 def _post(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
     made = {"body": schemas.EMPTY, "scope": OPERATE, **more}
-    return Operation("POST", path, name, summary=summary, ask=ask, answer=answer, **made)
+    return Operation("POST", path, name, summary=summary, handler=ask, response=answer, **made)
 
 
-def _push(desk: Desk, call: Call) -> Any:
+def _push(desk: QueueService, call: ApiRequest) -> Any:
     if "jobs" in call.body:
         return desk.push_many(call.body["jobs"], call.trace_id)
     return desk.push(call.body, call.trace_id)
@@ -96,7 +96,7 @@ def _control(verb: str, summary: str) -> Operation:
         f"/jobs/{{id}}/{verb}",
         f"{verb}Job",
         summary,
-        lambda desk, call: desk.control(verb, call.names["id"]),
+        lambda desk, call: desk.control(verb, call.path_params["id"]),
         ref("Done"),
         refusals=(404, 409),
         action=f"job.{verb}",
@@ -110,10 +110,10 @@ def _priority(method: str) -> Operation:
         "setPriority" if method == "PUT" else "changePriority",
         OPERATE,
         "Change the priority of a job",
-        lambda desk, call: desk.control("priority", call.names["id"], call.body["priority"]),
+        lambda desk, call: desk.control("priority", call.path_params["id"], call.body["priority"]),
         ref("Done"),
-        body=record({"priority": schemas.PRIORITY}),
-        refusals=(404, 409),
+        body=object_schema({"priority": schemas.PRIORITY}),
+        error_statuses=(404, 409),
         action="job.priority",
     )
 
@@ -123,7 +123,7 @@ def _node(verb: str, summary: str) -> Operation:
         f"/nodes/{{id}}/{verb}",
         f"{verb}Node",
         summary,
-        lambda desk, call: {"nodes": desk.steer_node(verb, call.names["id"])},
+        lambda desk, call: {"nodes": desk.control_node(verb, call.path_params["id"])},
         _NODES,
         refusals=(404, 409),
         action=f"node.{verb}",
@@ -135,7 +135,7 @@ def _queue(verb: str, summary: str) -> Operation:
         f"/queue/{verb}",
         f"{verb}Queue",
         summary,
-        lambda desk, _: desk.queue(verb),
+        lambda desk, _: desk.control_queue(verb),
         _QUEUE,
         refusals=(409,) if verb == "pause" else (),
         action=f"queue.{verb}",
@@ -147,28 +147,28 @@ def _failure(verb: str, summary: str) -> Operation:
         f"/failures/{{record}}/{verb}",
         f"{verb}Failure",
         summary,
-        lambda desk, call: desk.end_failure(verb, call.names["record"]),
+        lambda desk, call: desk.resolve_failure(verb, call.path_params["record"]),
         ref("Done"),
         refusals=(404, 409),
         action=f"failure.{verb}",
     )
 
 
-_JOBS = record({"jobs": items(ref("View")), "next": schemas.NEXT})
-_NODES = record({"nodes": items(ref("Node"))})
-_QUEUE = record({"is_halted": schemas.SWITCH})
-_FAILURES = record({"failures": items(ref("Failure")), "next": schemas.NEXT})
+_JOBS = object_schema({"jobs": array_of(ref("View")), "next": schemas.NEXT})
+_NODES = object_schema({"nodes": array_of(ref("Node"))})
+_QUEUE = object_schema({"is_halted": schemas.BOOLEAN})
+_FAILURES = object_schema({"failures": array_of(ref("Failure")), "next": schemas.NEXT})
 _PAGE = {"limit": schemas.LIMIT, "after": schemas.CURSOR}
 _ONE_OR_MANY: Schema = {"oneOf": [ref("Job"), ref("Batch")]}
-_RESULTS = record({"results": items({"anyOf": [ref("Done"), ref("Error")]})})
-_ANSWERS: Schema = {"anyOf": [ref("Pushed"), record({"results": items({"anyOf": [ref("Pushed"), ref("Error")]})})]}
+_RESULTS = object_schema({"results": array_of({"anyOf": [ref("Done"), ref("Error")]})})
+_ANSWERS: Schema = {"anyOf": [ref("Pushed"), object_schema({"results": array_of({"anyOf": [ref("Pushed"), ref("Error")]})})]}
 
 OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/overview",
         "overview",
         "All that a page shows, in one answer; with ETag",
-        lambda desk, call: desk.overview(call.options["state"]),
+        lambda desk, call: desk.overview(call.query["state"]),
         ref("Overview"),
         options={"state": {**schemas.STATE, "default": "queued"}},
     ),
@@ -187,7 +187,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listJobs",
         "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
         "succeeded; next is the cursor behind them, null at the end",
-        lambda desk, call: desk.jobs(call.options.get("state"), call.options["limit"], call.options.get("after")),
+        lambda desk, call: desk.list_jobs(call.query.get("state"), call.query["limit"], call.query.get("after")),
         _JOBS,
         options={"state": schemas.STATE, **_PAGE},
     ),
@@ -204,7 +204,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/jobs/{id}",
         "showJob",
         "All that is known of a job",
-        lambda desk, call: desk.job(call.names["id"]),
+        lambda desk, call: desk.show_job(call.path_params["id"]),
         ref("View"),
         refusals=(404,),
     ),
@@ -220,7 +220,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "history",
         "What waited, ran and came in within the last day: [ms since 1970, waiting, running, "
         "bytes a second], oldest first, 720 at most",
-        lambda desk, call: desk.history(call.options["since"]),
+        lambda desk, call: desk.history(call.query["since"]),
         ref("History"),
         options={"since": schemas.SINCE},
     ),
@@ -231,11 +231,11 @@ OPERATIONS: tuple[Operation, ...] = (
         lambda desk, _: desk.stats(),
         ref("Stats"),
     ),
-    _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.nodes()}, _NODES),
+    _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.list_nodes()}, _NODES),
     _node("drain", "Let a node end its jobs and begin no others"),
     _node("resume", "Let a drained node begin jobs again"),
     _node("forget", "Strike off a node that was lost, or that is drained and away"),
-    _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.queue(), _QUEUE),
+    _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.control_queue(), _QUEUE),
     _queue("pause", "Let nobody begin another job; running ones go on"),
     _queue("resume", "Let jobs begin again"),
     _get(
@@ -249,7 +249,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/failures",
         "listFailures",
         "The failure records that clients see, newest first; of more than 100,000 some are not listed",
-        lambda desk, call: desk.failures(call.options["limit"], call.options.get("after")),
+        lambda desk, call: desk.list_failures(call.query["limit"], call.query.get("after")),
         _FAILURES,
         options=_PAGE,
     ),

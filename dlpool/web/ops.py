@@ -16,12 +16,12 @@ import psutil
 from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
 from dlpool.disk import CANNOT_STATVFS
-from dlpool.observe.health import Check, report
+from dlpool.observe.health import HealthCheck, format_checks
 from dlpool.web import exposition
-from dlpool.web.caller import LOOKS, OPERATES, READS
-from dlpool.web.parts import WebParts
+from dlpool.web.caller import RESUME_SCOPES, OPERATE_SCOPES, READ_SCOPES
+from dlpool.web.parts import WebServices
 from dlpool.web.schemas import ADVICE
-from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, level, room_of
+from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING, health_of, capacity_of
 
 _WORST = (HEALTHY, WARNING, UNHEALTHY)
 
@@ -31,7 +31,7 @@ class HealthResource:
 
     access = "probe"
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._settings = parts.settings.upload
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -62,13 +62,13 @@ class ReadyResource:
 
     access = "probe"
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._settings = parts.settings.upload
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """503 only if it is unhealthy."""
         checks = [
-            Check(name, str(check.get("message") or "there is too little space") if _is_bad(check) else "")
+            HealthCheck(name, str(check.get("message") or "there is too little space") if _is_bad(check) else "")
             for name, check in health_checks(self._settings).items()
         ]
         _say(checks, resp, is_verbose=req.has_param("verbose"))
@@ -79,9 +79,9 @@ class ReadyResource:
 class ClientResource:
     """``GET /client``: what a client should keep to."""
 
-    scopes = LOOKS
+    scopes = RESUME_SCOPES
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._advice = jsontext.dumps({name: getattr(parts.settings.upload, name) for name in ADVICE["properties"]})
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -95,9 +95,9 @@ class ClientResource:
 class SystemResource:
     """``GET /system``: memory, threads, configuration without secrets, tasks, disk."""
 
-    scopes = OPERATES
+    scopes = OPERATE_SCOPES
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -122,16 +122,16 @@ class MetricsResource:
     """``GET /metrics``: Prometheus' text, or JSON for who accepts only that."""
 
     access = "scrape"
-    scopes = READS
+    scopes = READ_SCOPES
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The figures of all processes; those of tasks are what the disk says now."""
         tasks = task_figures(self._parts)
-        found = exposition.Snapshot(
-            self._parts.figures.total(),
+        found = exposition.MetricsSnapshot(
+            self._parts.counters.totals(),
             tasks["states"],
             tasks["chunks"],
             tasks["size"],
@@ -142,7 +142,7 @@ class MetricsResource:
         if "application/json" in req.accept and "text/plain" not in req.accept:
             resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
         else:
-            resp.data, resp.content_type = exposition.text(found)
+            resp.data, resp.content_type = exposition.render(found)
 
     on_head = on_get
 
@@ -157,15 +157,15 @@ def health_checks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
 def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:
     """How full the disks of ``folders`` are, the worst of them."""
     try:
-        rooms = [room for room in map(room_of, folders) if room is not None]
+        rooms = [room for room in map(capacity_of, folders) if room is not None]
     except OSError as error:
         return {"status": UNHEALTHY, "message": f"cannot look at the disk: {error.strerror}"}
     if not rooms:
         return {"status": HEALTHY, "message": "the file system does not report its free space"}
-    room = max(rooms, key=lambda one: one.used)
+    room = max(rooms, key=lambda one: one.used_share)
     return {
-        "status": level(room, settings),
-        "used_percent": round(100 * room.used, 1),
+        "status": health_of(room, settings),
+        "used_percent": round(100 * room.used_share, 1),
         "free": room.free,
         "total": room.total,
     }
@@ -205,13 +205,13 @@ def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
         try:
-            room = room_of(folder)
+            room = capacity_of(folder)
         except OSError:
             continue
         if room is None:
             continue
-        found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used, 1)}
-        found[name]["health"] = level(room, settings)
+        found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used_share, 1)}
+        found[name]["health"] = health_of(room, settings)
     return found
 
 
@@ -224,7 +224,7 @@ def folder_health(settings: UploadSettings) -> dict[str, str]:
     return found
 
 
-def task_figures(parts: WebParts) -> dict[str, Any]:
+def task_figures(parts: WebServices) -> dict[str, Any]:
     """Tasks by state, and their chunks, as the disk says."""
     counts = parts.store.counts_by_state()
     return {
@@ -251,7 +251,7 @@ def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset({"/livez", f"{prefix}/livez"}), frozenset({"/readyz", f"{prefix}/readyz", f"{prefix}/health"})
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Below the prefix; ``/livez`` and ``/readyz`` at the root, too."""
     prefix = parts.settings.web.prefix
     for root in {"", prefix}:
@@ -267,9 +267,9 @@ def _is_bad(check: dict[str, Any]) -> bool:
     return bool(check["status"] == UNHEALTHY)
 
 
-def _say(checks: Sequence[Check], resp: falcon.Response, *, is_verbose: bool) -> None:
+def _say(checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool) -> None:
     """Answer a probe as a supervisor does."""
-    is_good, text = report(checks, is_verbose=is_verbose)
+    is_good, text = format_checks(checks, is_verbose=is_verbose)
     resp.status = 200 if is_good else 503
     resp.text, resp.content_type = text, "text/plain; charset=utf-8"
     resp.set_header("Cache-Control", "no-store")

@@ -14,7 +14,7 @@ LONG_S = 1.0  # who fails sooner keeps nobody waiting
 TRIES_S = 1.0  # between two of those that try whether it answers again
 
 
-class Outage:
+class CircuitBreaker:
     """While it is known that Redis does not answer, one request at a time tries, and the others fail at once.
 
     Thread-safe; the lock guards all of the state.
@@ -28,7 +28,7 @@ class Outage:
         self._is_trying = False
 
     @contextmanager
-    def ask(self) -> Iterator[None]:
+    def guard(self) -> Iterator[None]:
         """Ask Redis within it. Raises QueueAway without asking, and what the block raises."""
         is_try, begun = self._begin(), self._clock()
         try:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dlpool.web.body import PIECE, TooSlow
+from dlpool.web.body import BLOCK_SIZE, BodyTooSlow
 
 TURN_S = 0.25  # between two questions, whether to wait on, at the most
 
 
-class Pace:
+class BodyTimeouts:
     """How slow a client may be: ``timeout_s`` of silence; ``rate`` bytes a second over each ``window_s`` of waiting.
 
     Only the time in which we wait for the client counts. Used by one thread.
@@ -27,28 +27,28 @@ class Pace:
         self._waited_s = 0.0
         self._got = 0
 
-    def patience_s(self) -> float:
+    def next_wait_s(self) -> float:
         """How long to wait for the next bytes."""
         return min(self._timeout_s, max(0.001, self._window_s - self._waited_s)) if self._rate else self._timeout_s
 
-    def count(self, got: int, waited_s: float) -> None:
+    def record(self, got: int, waited_s: float) -> None:
         """So many bytes came after so long, 0 for none. Raises TooSlow."""
         self._waited_s += waited_s
         self._got += got
         if not got and waited_s >= self._timeout_s:
-            raise TooSlow(f"nothing came for {self._timeout_s:g} s")
+            raise BodyTooSlow(f"nothing came for {self._timeout_s:g} s")
         if self._rate and self._waited_s >= self._window_s:
             if self._got < self._rate * self._window_s:
-                raise TooSlow(f"fewer than {self._rate} bytes a second came for {self._window_s:g} s")
+                raise BodyTooSlow(f"fewer than {self._rate} bytes a second came for {self._window_s:g} s")
             self._waited_s, self._got = 0.0, 0
 
 
-class PacedSocket:
+class TimedSocket:
     """What gunicorn reads a connection from; while a body is expected, ``sock`` has a timeout. One thread at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._pace: Pace | None = None
+        self._pace: BodyTimeouts | None = None
         self._ask: Callable[[], None] | None = None
         self._asked_at = 0.0
         self.received = 0  # bytes of bodies
@@ -56,11 +56,11 @@ class PacedSocket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def expect_nothing(self) -> None:
+    def stop_reading(self) -> None:
         """All that may be read is here already: more of it is the end."""
         self._pace, self._ask = None, None
 
-    def expect_body(self, pace: Pace) -> None:
+    def start_body(self, pace: BodyTimeouts) -> None:
         """From now on a body may come at this pace."""
         self._pace, self._ask = pace, None
 
@@ -70,7 +70,7 @@ class PacedSocket:
 
     def recv(self, size: int) -> bytes:
         """Some bytes, none at the end. Raises TooSlow, OSError."""
-        size = min(size, PIECE)
+        size = min(size, BLOCK_SIZE)
         if self._pace is None:
             return b""
         waited_s = 0.0
@@ -80,18 +80,18 @@ class PacedSocket:
             except BlockingIOError:
                 waited_s += self._await_body(self._pace)
                 continue
-            self._pace.count(len(data), waited_s)
+            self._pace.record(len(data), waited_s)
             self.received += len(data)
             return data
 
-    def _await_body(self, pace: Pace) -> float:
+    def _await_body(self, pace: BodyTimeouts) -> float:
         """Wait until more comes; for how many seconds that was since the last ones were counted."""
         begun = time.monotonic()
         if self._ask is not None and begun - self._asked_at > TURN_S:  # each wait may be short
             self._asked_at = begun
             self._ask()
-        while not self._poll(pace.patience_s()):
-            pace.count(0, time.monotonic() - begun)
+        while not self._poll(pace.next_wait_s()):
+            pace.record(0, time.monotonic() - begun)
             begun = time.monotonic()
         return time.monotonic() - begun
 

@@ -12,16 +12,16 @@ import falcon
 from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
-from dlpool.observe.summary import Summary
+from dlpool.observe.summary import LogLimiter
 from dlpool.scan.guard import open_guard
 from dlpool.web import auditing
-from dlpool.web.admission import Admission
-from dlpool.web.announcing import open_announcer
-from dlpool.web.auth import Keys
-from dlpool.web.body import Body
-from dlpool.web.figures import Figures
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import Screening, UploadEvent, UploadStore
+from dlpool.web.admission import ClientLimits
+from dlpool.web.announcing import open_event_publisher
+from dlpool.web.auth import Authenticator
+from dlpool.web.body import RequestBody
+from dlpool.web.figures import SharedCounters
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import UploadScanner, UploadEvent, DiskBackend
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
 
@@ -39,28 +39,28 @@ def open_log(settings: Settings) -> Log:
     )
 
 
-class WebParts:
+class WebServices:
     """Made once a process, with ``keys`` if they are made already. Raises ConfigurationError, LocalFault."""
 
-    def __init__(self, settings: Settings, keys: Keys | None = None) -> None:
+    def __init__(self, settings: Settings, keys: Authenticator | None = None) -> None:
         self.settings = settings
-        self.keys = keys or Keys(settings.web)
+        self.authenticator = keys or Authenticator(settings.web)
         self.log_file = open_log(settings)
         self.log = self.log_file.logger("web")
-        self.keys.tell(self._bad_key, self._fetched_keys)
+        self.authenticator.set_listeners(self._bad_key, self._fetched_keys)
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
-        self.admission = Admission(self.folder, settings.web)
-        self.figures = Figures(self.folder)
-        self._unreadable, self._refused = Summary(1), Summary(REFUSALS)
-        self.announcer = open_announcer(settings, self.figures, self.log)
-        screening = Screening(open_guard(settings.scan), self._scanned)
-        self.audit = auditing.open_audit(settings, self.figures, self.log_file.logger("audit"))
-        self.store = UploadStore(settings.upload, self._announce, self._unsynced, screening)
+        self.client_limits = ClientLimits(self.folder, settings.web)
+        self.counters = SharedCounters(self.folder)
+        self._unreadable, self._refused = LogLimiter(1), LogLimiter(REFUSALS)
+        self.event_publisher = open_event_publisher(settings, self.counters, self.log)
+        screening = UploadScanner(open_guard(settings.scan), self._scanned)
+        self.audit = auditing.open_audit(settings, self.counters, self.log_file.logger("audit"))
+        self.store = DiskBackend(settings.upload, self._announce, self._unsynced, screening)
 
     def _announce(self, event: UploadEvent) -> None:
         """Tell of a change of an upload."""
-        self.announcer(event)
-        self.audit.heard(event)
+        self.event_publisher(event)
+        self.audit.record_upload_event(event)
 
     def _bad_key(self, problem: str) -> None:
         """Log that a key cannot be used."""
@@ -79,39 +79,39 @@ class WebParts:
 
     def _scanned(self, outcome: str, /, **fields: object) -> None:
         """Count and log a file that was checked for malware."""
-        self.figures.add(f"scan {outcome}")
+        self.counters.add(f"scan {outcome}")
         if outcome == "infected":
             self.log.warning("file_infected", **fields)
         elif outcome != "clean":
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
-    def refused(self, status: int, label: str, client: str, reason: str) -> None:
+    def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
         """The server itself refused what is no request that can be read, or had no place for it (503)."""
-        self.figures.served(0.0, label)
-        if status < 500 and self._unreadable.admits((status, label)):
+        self.counters.count_request(0.0, label)
+        if status < 500 and self._unreadable.allow((status, label)):
             self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
 
-    def admits_stranger(self, status: int, label: str) -> bool:
+    def admits_log_line(self, status: int, label: str) -> bool:
         """Return whether a request of which it is not known who asks gets a line of its own in the log."""
-        return self._refused.admits((status, label))
+        return self._refused.allow((status, label))
 
-    def summarise(self, *, now: bool = False) -> None:
+    def log_summaries(self, *, now: bool = False) -> None:
         """Log how many requests of strangers got no line of their own, about once a minute; ``now``: at the end."""
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):
-            for key, count in summary.ended(now=now):
+            for key, count in summary.pop_counts(now=now):
                 status, label = cast("tuple[int, str]", key)
                 self.log.info("requests_refused", status=status, label=label, count=count)
 
     @contextmanager
-    def body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[Body]:
+    def open_body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[RequestBody]:
         """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""
         coding = req.get_header("Transfer-Encoding")
         if coding and req.get_header("Content-Length"):
-            raise Refusal(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+            raise UploadError(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
         if coding and coding.strip().lower() != "chunked":
-            raise Refusal(501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known")
-        body = Body(req.stream, req.content_length, limit, what)
-        with self.admission.place(req.context.client) as place:
-            body.hold(place)
+            raise UploadError(501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known")
+        body = RequestBody(req.stream, req.content_length, limit, what)
+        with self.client_limits.body_slot(req.context.client) as place:
+            body.use_slot(place)
             yield body

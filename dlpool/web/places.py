@@ -28,24 +28,24 @@ _MOST_CLIENTS = 10_000  # that are remembered
 
 
 @dataclass(eq=False)
-class Place:
+class BodySlot:
     """One of the places. ``receiving`` and ``done`` by its holder, ``must_yield`` is read by it."""
 
     client: str
-    begun: float
-    must_yield: bool = False
+    started_at: float
+    is_revoked: bool = False
     was_fast: bool = False
     _received: Callable[[], int] | None = None
     _mark: tuple[float, int] = (0.0, 0)
     _last: tuple[float, int] = (0.0, 0)
 
-    def receiving(self, received: Callable[[], int], now: float) -> None:
+    def start_receiving(self, received: Callable[[], int], now: float) -> None:
         """A body comes, of which so many bytes are here."""
-        self.begun = now
+        self.started_at = now
         self._mark = self._last = (now, received())
         self._received = received
 
-    def done(self, now: float) -> None:
+    def finish_receiving(self, now: float) -> None:
         """It is here: what is left to do is not the client's fault."""
         if self._received is not None:
             self.was_fast = self._received() - self._mark[1] >= FLOOR * (now - self._mark[0])
@@ -67,44 +67,44 @@ class Place:
 class _Waiter:
     client: str
     is_slow: bool
-    place: Place | None = None
+    place: BodySlot | None = None
     wake: threading.Event = field(default_factory=threading.Event)
 
 
-class Places:
+class BodySlots:
     """Thread-safe: the lock guards everything, and is held for a moment only.
 
     ``most`` places, of which ``waiting`` requests may wait for one, each in its thread.
     """
 
-    def __init__(self, most: int, waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._free = most
-        self._kept = max(1, most // 4)  # for slow ones
-        self._most_waiting = waiting
+    def __init__(self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._free = slots
+        self._kept = max(1, slots // 4)  # for slow ones
+        self._most_waiting = max_waiting
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: set[Place] = set()
+        self._held: set[BodySlot] = set()
         self._waiters: list[_Waiter] = []
-        self._missed: deque[float] = deque(maxlen=most)  # when others were sent away
+        self._missed: deque[float] = deque(maxlen=slots)  # when others were sent away
         self._slow: dict[str, float] = {}  # clients that were asked to yield, and until when that counts
 
-    def acquire(self, client: str, *, patience_s: float = PATIENCE_S) -> Place | None:
+    def acquire(self, client: str, *, timeout_s: float = PATIENCE_S) -> BodySlot | None:
         """A place, None if there is none in time. It is to be given back by ``release``."""
         with self._lock:
             if self._free and self._may_have(client):
                 return self._give(client)
-            waiter = self._queue(client) if patience_s else None
+            waiter = self._queue(client) if timeout_s else None
         if waiter is None:
             return None
-        until = self._clock() + patience_s
+        until = self._clock() + timeout_s
         while not waiter.wake.wait(_TURN_S) and self._clock() < until:
-            self.look()
+            self.revoke_slow()
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             return waiter.place
 
-    def release(self, place: Place) -> None:
+    def release(self, place: BodySlot) -> None:
         """It is free: the next one is of the client that has the fewest."""
         with self._lock:
             self._held.discard(place)
@@ -113,14 +113,14 @@ class Places:
                 self._slow.pop(place.client, None)
             self._deal()
 
-    def look(self) -> None:
+    def revoke_slow(self) -> None:
         """Ask as many slow bodies to yield as others wait, and were sent away of late."""
         with self._lock:
             self._deal()
             now = self._clock()
-            asked = sum(place.must_yield for place in self._held)
+            asked = sum(place.is_revoked for place in self._held)
             for place in self._slowest(now)[: max(0, self._wanted(now) - asked - self._free)]:
-                place.must_yield = True
+                place.is_revoked = True
                 self._remember(place.client, now)
 
     def _deal(self) -> None:
@@ -144,9 +144,9 @@ class Places:
             return True
         return sum(self._is_slow(place.client) for place in self._held) < self._kept
 
-    def _give(self, client: str) -> Place:
+    def _give(self, client: str) -> BodySlot:
         self._free -= 1
-        place = Place(client, self._clock())
+        place = BodySlot(client, self._clock())
         self._held.add(place)
         return place
 
@@ -171,17 +171,17 @@ class Places:
         """Whether it was asked to yield of late."""
         return self._slow.get(client, 0.0) > self._clock()
 
-    def _slowest(self, now: float) -> list[Place]:
+    def _slowest(self, now: float) -> list[BodySlot]:
         """Those that may be asked, in that order: of the client that has the most of them, the youngest first."""
-        rates = {place: rate for place in self._held if (rate := place.rate(now)) is not None and not place.must_yield}
+        rates = {place: rate for place in self._held if (rate := place.rate(now)) is not None and not place.is_revoked}
         floor = _floor(rates.values())
         slow = [
             place
             for place, rate in rates.items()
-            if rate < floor and now - place.begun >= (SHORT_S if self._is_slow(place.client) else PROBATION_S)
+            if rate < floor and now - place.started_at >= (SHORT_S if self._is_slow(place.client) else PROBATION_S)
         ]
         count = Counter(place.client for place in slow)
-        slow.sort(key=lambda place: (-count[place.client], -place.begun))
+        slow.sort(key=lambda place: (-count[place.client], -place.started_at))
         return slow[: max(0, len(slow) - self._kept)]
 
     def _remember(self, client: str, now: float) -> None:

@@ -46,7 +46,7 @@ def algorithms_of(key: object) -> tuple[str, ...]:
     return _OF_CURVE.get(key.curve.name, ()) if isinstance(key, EllipticCurvePublicKey) else ()
 
 
-def key_of_pem(text: str, algorithms: tuple[str, ...]) -> TokenKey:
+def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
     """Return the public key in PEM. Raises ConfigurationError if it is none, or fits none of ``algorithms``."""
     kind = algorithms[0][:2]
     try:
@@ -60,7 +60,7 @@ def key_of_pem(text: str, algorithms: tuple[str, ...]) -> TokenKey:
     return TokenKey(key, fitting)
 
 
-def key_of_jwk(members: Mapping[str, Any]) -> TokenKey | None:
+def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
     """Return the public key of a JSON web key (RFC 7518, section 6), None for one that is not for signatures or that is
     of a kind that is not supported: only RSA of 2048 to 8192 bits, and EC on P-256 and P-384.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Refusal(Exception):
+class UploadError(Exception):
     """A request that is refused: the status, a stable label, and a sentence for people.
 
     ``extra`` stands in the answer's JSON beside ``error`` and ``code``; ``headers`` go along with it.
@@ -20,8 +20,8 @@ class Refusal(Exception):
         self.code = code
         self.text = text
         self.headers = dict(headers or {})
-        self.extra = extra
+        self.details = extra
 
     def as_json(self) -> dict[str, Any]:
         """The body of the answer."""
-        return {"error": self.text, "code": self.code, **self.extra}
+        return {"error": self.text, "code": self.code, **self.details}

@@ -11,7 +11,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 _OWN = ("same-origin", "none")  # none: a person typed it, or it is no page
 
 
-def is_foreign(method: str, host: str | None, origin: str | None, fetch_site: str | None) -> bool:
+def is_cross_site(method: str, host: str | None, origin: str | None, fetch_site: str | None) -> bool:
     """By Sec-Fetch-Site (W3C Fetch Metadata) where browsers send it, else by Origin against Host.
 
     Programs that are no browsers send neither, and are no page of anybody.
@@ -28,7 +28,7 @@ def is_foreign(method: str, host: str | None, origin: str | None, fetch_site: st
         return True
 
 
-def is_rebound(host: str | None, names: Collection[str]) -> bool:
+def is_rebinding(host: str | None, names: Collection[str]) -> bool:
     """Whether ``Host`` is a name that we are not asked by: a page of another site that points its name to us.
 
     An address cannot be made to point elsewhere, nor can localhost. Where there is no Host there is no browser.

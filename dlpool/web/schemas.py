@@ -7,7 +7,7 @@ from typing import Any
 
 from dlpool.jobs.keys import PRIORITIES, READY
 from dlpool.jobs.listing import STATES
-from dlpool.jobs.nodes import STATES as NODE_STATES
+from dlpool.jobs.nodes import NODE_STATES as NODE_STATES
 from dlpool.jobs.pushed import IF_EXISTS, MAX_PATH, MAX_URL
 
 Schema = Mapping[str, Any]
@@ -16,7 +16,7 @@ MAX_BATCH = 500
 MAX_LIMIT = 1000
 
 
-def record(
+def object_schema(
     required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, *, closed: bool = True
 ) -> Schema:
     """An object with these properties; ``closed``: and no others."""
@@ -28,7 +28,7 @@ def record(
     }
 
 
-def items(schema: Schema, most: int | None = None) -> Schema:
+def array_of(schema: Schema, most: int | None = None) -> Schema:
     """A list of such values."""
     return {"type": "array", "items": schema} | ({"minItems": 1, "maxItems": most} if most else {})
 
@@ -38,7 +38,7 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def or_null(schema: Schema) -> Schema:
+def nullable(schema: Schema) -> Schema:
     """The same, or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
@@ -49,8 +49,8 @@ def _values(schema: Schema) -> Schema:
 
 TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
-SWITCH: Schema = {"type": "boolean"}
-MOMENT: Schema = {"type": "string", "format": "date-time"}
+BOOLEAN: Schema = {"type": "boolean"}
+DATE_TIME: Schema = {"type": "string", "format": "date-time"}
 ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$", "x-says": "not 1 to 64 of A-Z a-z 0-9 _ . -"}
 RECORD_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$", "x-says": "no id of a failure record"}
 NODE: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
@@ -64,14 +64,14 @@ CURSOR: Schema = {
 NEXT: Schema = {"type": ["string", "null"], "description": "what after shall be for the next answer; null at the end"}
 SINCE: Schema = {"type": "integer", "minimum": 0, "maximum": 10**14, "default": 0, "description": "ms since 1970"}
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}
-EMPTY: Schema = record({})
+EMPTY: Schema = object_schema({})
 PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
 
 _MOMENT_FORM = (
     "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
     "|[0-9]{1,12}([.][0-9]{1,9})?)$"
 )
-OWN = record(
+OWN = object_schema(
     {},
     {
         "id": {**ID, "description": "pushed again under the same id, nothing happens"},
@@ -104,14 +104,14 @@ OWN = record(
         },
         "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
-        "dedupe": {**SWITCH, "description": "join a job with the same url and save_path that waits or runs"},
+        "dedupe": {**BOOLEAN, "description": "join a job with the same url and save_path that waits or runs"},
         "scan": {
-            **SWITCH,
+            **BOOLEAN,
             "description": "check the file for malware before it is published, whatever the service says",
         },
     },
 )
-JOB = record(
+JOB = object_schema(
     {
         "url": {
             "type": "string",
@@ -129,15 +129,15 @@ JOB = record(
     },
     {"dlpool": OWN},
 )
-BATCH = record(
+BATCH = object_schema(
     {
-        "jobs": {**items({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
+        "jobs": {**array_of({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
     }
 )
-CONTROL = record({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": items(ID, MAX_BATCH)})
-PUSHED = record({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
-DONE = record({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
-ERROR = record({"error": TEXT, "code": TEXT}, closed=False)
+CONTROL = object_schema({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": array_of(ID, MAX_BATCH)})
+PUSHED = object_schema({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
+DONE = object_schema({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
+ERROR = object_schema({"error": TEXT, "code": TEXT}, closed=False)
 _NUMBERS = ("fence", "attempts", "crashes", "takeovers")
 _TEXTS = (
     "id",
@@ -154,22 +154,22 @@ _TEXTS = (
     "trace_id",
 )
 _MOMENTS = ("created_at", "started_at", "ended_at", "due_at", "not_before")
-VIEW = record(
+VIEW = object_schema(
     {
         "state": TEXT,
         "priority": TEXT,
-        "is_suspect": SWITCH,
-        "dedupe": SWITCH,
-        "scan": SWITCH,
-        "headers": items(TEXT),
-        "progress": or_null({"type": "object"}),
-        "note": or_null({"type": "object"}),
+        "is_suspect": BOOLEAN,
+        "dedupe": BOOLEAN,
+        "scan": BOOLEAN,
+        "headers": array_of(TEXT),
+        "progress": nullable({"type": "object"}),
+        "note": nullable({"type": "object"}),
         **dict.fromkeys(_NUMBERS, COUNT),
-        **dict.fromkeys(_TEXTS, or_null(TEXT)),
-        **dict.fromkeys(_MOMENTS, or_null(MOMENT)),
-        "size": or_null(COUNT),
-        "max_attempts": or_null(COUNT),
-        "limit_rate": or_null(COUNT),
+        **dict.fromkeys(_TEXTS, nullable(TEXT)),
+        **dict.fromkeys(_MOMENTS, nullable(DATE_TIME)),
+        "size": nullable(COUNT),
+        "max_attempts": nullable(COUNT),
+        "limit_rate": nullable(COUNT),
     },
 )
 FIGURES = dict.fromkeys(
@@ -190,45 +190,45 @@ FIGURES = dict.fromkeys(
     COUNT,
 )
 _HOSTS = {"waiting_hosts": _values(COUNT), "held_hosts": _values({"type": "number"})}
-_SWITCHED = {"is_halted": SWITCH, "halted_at": or_null(MOMENT)}
-STATS = record(
+_SWITCHED = {"is_halted": BOOLEAN, "halted_at": nullable(DATE_TIME)}
+STATS = object_schema(
     {
         **FIGURES,
         **_SWITCHED,
         **_HOSTS,
-        "supervisors": items({"type": "object"}),
-        "days": items({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
+        "supervisors": array_of({"type": "object"}),
+        "days": array_of({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
     }
 )
-WORKER = record({"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT}, closed=False)
-NODE_ROW = record(
-    {"node": or_null(TEXT), "is_drained": SWITCH, "state": {"type": "string", "enum": list(NODE_STATES)}},
-    {"seen_at": {**MOMENT, "description": "of a lost one"}, "workers_info": items(WORKER)},
+WORKER = object_schema({"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT}, closed=False)
+NODE_ROW = object_schema(
+    {"node": nullable(TEXT), "is_drained": BOOLEAN, "state": {"type": "string", "enum": list(NODE_STATES)}},
+    {"seen_at": {**DATE_TIME, "description": "of a lost one"}, "workers_info": array_of(WORKER)},
     closed=False,
 )
-HISTORY = record({"samples": items({"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4})})
-HOST_LIMIT = record({"max_per_host": or_null(COUNT), "rate_per_host": or_null({"type": "number"})})
-LIMITS = record({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
-FAILURE = record({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": or_null(TEXT)})
-OVERVIEW = record(
+HISTORY = object_schema({"samples": array_of({"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4})})
+HOST_LIMIT = object_schema({"max_per_host": nullable(COUNT), "rate_per_host": nullable({"type": "number"})})
+LIMITS = object_schema({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
+FAILURE = object_schema({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": nullable(TEXT)})
+OVERVIEW = object_schema(
     {
-        "now": MOMENT,
+        "now": DATE_TIME,
         "list_limits": COUNT,
-        "figures": record(FIGURES),
+        "figures": object_schema(FIGURES),
         **_SWITCHED,
         **_HOSTS,
         "today": _values(COUNT),
-        "nodes": items(ref("Node")),
-        "running": items(ref("View")),
-        "failed": items(ref("View")),
-        "listed": items(ref("View")),
+        "nodes": array_of(ref("Node")),
+        "running": array_of(ref("View")),
+        "failed": array_of(ref("View")),
+        "listed": array_of(ref("View")),
     }
 )
-ADVICE = record(
+ADVICE = object_schema(
     {
         **dict.fromkeys(("max_file_size", "max_chunk_size", "concurrent_uploads", "retry_max_attempts"), COUNT),
         "retry_initial_delay": {"type": "number", "minimum": 0},
-        "enable_integrity_check": SWITCH,
+        "enable_integrity_check": BOOLEAN,
     }
 )
 NAMED: Mapping[str, Schema] = {

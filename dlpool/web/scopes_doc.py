@@ -40,7 +40,7 @@ def _security(needs: Collection[str]) -> list[dict[str, list[str]]]:
 
 def _of_resource(path: str, method: str, prefix: str) -> tuple[str, ...]:
     if path == ROOT or path.startswith(f"{ROOT}/"):
-        return tus.Upload.scopes[method]
+        return tus.TusUploadResource.scopes[method]
     places: dict[str, dict[str, tuple[str, ...]]] = {
         "upload_chunk": uploads.ChunkResource.scopes,
         "merge_chunks": uploads.MergeResource.scopes,

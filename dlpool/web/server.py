@@ -17,7 +17,7 @@ from dlpool.web.ops import probe_paths
 from dlpool.web.worker import WebWorker
 
 
-class ServerLog(GunicornLogger):  # type: ignore[misc]
+class GunicornLog(GunicornLogger):  # type: ignore[misc]
     """Puts what gunicorn says into our log. Requests are logged by the application."""
 
     target: Log
@@ -72,7 +72,7 @@ class ServerLog(GunicornLogger):  # type: ignore[misc]
         """Python's files are so already."""
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class GunicornServer(BaseApplication):  # type: ignore[misc]
     """gunicorn, set by our settings, at a listening descriptor.
 
     ``load`` makes the application, in each worker, and what is called for requests that it never sees.
@@ -93,7 +93,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "workers": processes,
             "threads": settings.threads,
             "worker_class": self._worker,
-            "logger_class": type("Log", (ServerLog,), {"target": log}),
+            "logger_class": type("Log", (GunicornLog,), {"target": log}),
             "worker_connections": _connections(settings.threads),
             "keepalive": 15,
             "graceful_timeout": 30,

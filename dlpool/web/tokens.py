@@ -18,8 +18,8 @@ import jwt
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.config.scopes import ADMIN, known_scopes
-from dlpool.config.web import words
-from dlpool.web.caller import Caller, unauthorized
+from dlpool.config.web import split_words
+from dlpool.web.caller import Principal, unauthorized
 from dlpool.web.publickeys import ALGORITHMS, TokenKey
 
 LEEWAY_S = 10
@@ -38,17 +38,17 @@ class KeySource(Protocol):
         """Return the keys of that id. Raises Refusal (503) while they cannot be known."""
 
 
-class BadToken(Exception):
+class InvalidToken(Exception):
     """A token that is not valid; its text is ASCII and quotes nothing of the token."""
 
 
 @dataclass(frozen=True)
-class _Head:
+class _TokenHeader:
     algorithm: str
     kid: str | None
 
 
-class TokenCheck:
+class TokenVerifier:
     """What tokens must be. ``static``: the key of the settings, ``source``: keys by their ids. Thread-safe."""
 
     def __init__(
@@ -62,13 +62,13 @@ class TokenCheck:
         self._static = static
         self._source = source
         self._clock = clock
-        self._audiences = frozenset(words(settings.jwt_audience))
-        self._issuers = frozenset(words(settings.jwt_issuer))
+        self._audiences = frozenset(split_words(settings.jwt_audience))
+        self._issuers = frozenset(split_words(settings.jwt_issuer))
         self._scope_claim = settings.jwt_scope_claim
         self._owner_claim = settings.jwt_owner_claim
-        self._default = known_scopes(words(settings.jwt_default_scopes))
+        self._default = known_scopes(split_words(settings.jwt_default_scopes))
 
-    def caller(self, token: str) -> Caller:
+    def verify(self, token: str) -> Principal:
         """Return who has sent a token. Raises Refusal: 401 for one that is not valid, 503 while keys are missing."""
         try:
             claims = _object(self._payload(token), "payload")
@@ -77,9 +77,9 @@ class TokenCheck:
             owner = _name(claims, self._owner_claim)
             subject = _name(claims, "sub") if "sub" in claims else owner
             scopes = self._scopes(claims)
-        except BadToken as error:
+        except InvalidToken as error:
             raise unauthorized(f"the token is not good: {error}", is_token=True) from error
-        return Caller(f"token {subject}", scopes, None if ADMIN in scopes else owner, owner)
+        return Principal(f"token {subject}", scopes, None if ADMIN in scopes else owner, owner)
 
     def _payload(self, token: str) -> bytes:
         """Return the payload, once the signature has been found to be right."""
@@ -91,9 +91,9 @@ class TokenCheck:
                 continue
             payload: bytes = found["payload"]
             return payload
-        raise BadToken("no key of ours has signed it")
+        raise InvalidToken("no key of ours has signed it")
 
-    def _candidates(self, head: _Head) -> Iterator[TokenKey]:
+    def _candidates(self, head: _TokenHeader) -> Iterator[TokenKey]:
         """Yield the keys that may have signed it; those of the source are asked for last, as that may take a while."""
         if self._static is not None and head.algorithm in self._static.algorithms:
             yield self._static
@@ -103,21 +103,21 @@ class TokenCheck:
     def _check_times(self, claims: dict[str, Any]) -> None:
         now = self._clock()
         if "exp" not in claims:
-            raise BadToken("it has no exp")
+            raise InvalidToken("it has no exp")
         if _time(claims, "exp") <= now - LEEWAY_S:
-            raise BadToken("it has expired")
+            raise InvalidToken("it has expired")
         for name in ("nbf", "iat"):
             if name in claims and _time(claims, name) > now + LEEWAY_S:
-                raise BadToken(f"its {name} is in the future")
+                raise InvalidToken(f"its {name} is in the future")
 
     def _check_origin(self, claims: dict[str, Any]) -> None:
         """RFC 7519, sections 4.1.1 and 4.1.3."""
         issuer, audience = claims.get("iss"), claims.get("aud")
         if self._issuers and not (isinstance(issuer, str) and issuer in self._issuers):
-            raise BadToken("its iss is not one of jwt_issuer")
+            raise InvalidToken("its iss is not one of jwt_issuer")
         given = audience if isinstance(audience, list) else [audience]
         if self._audiences and not any(isinstance(one, str) and one in self._audiences for one in given):
-            raise BadToken("its aud is not one of jwt_audience")
+            raise InvalidToken("its aud is not one of jwt_audience")
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
         """Return the scopes of a token: a text with spaces between (RFC 8693, section 4.2) or a list of texts."""
@@ -127,32 +127,32 @@ class TokenCheck:
         if isinstance(given, str):
             given = given.split(" ")
         if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise BadToken("its scopes are neither a text nor a list of texts")
+            raise InvalidToken("its scopes are neither a text nor a list of texts")
         return known_scopes(given)
 
 
-def _head(token: str) -> _Head:
+def _head(token: str) -> _TokenHeader:
     """Return what the header says. Raises BadToken; what is large or deeply nested is not parsed."""
     if len(token) > MAX_TOKEN:
-        raise BadToken(f"it has more than {MAX_TOKEN} characters")
+        raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
     if len(pieces) != 3 or not all(_PIECE.fullmatch(piece) for piece in pieces):
-        raise BadToken("it is not three parts in base64url")
+        raise InvalidToken("it is not three parts in base64url")
     found = _object(_decoded(pieces[0]), "header")
     _object(_decoded(pieces[1]), "payload")
     algorithm, kid = found.get("alg"), found.get("kid")
     if not isinstance(algorithm, str) or not (kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)):
-        raise BadToken("its alg or kid is no text")
+        raise InvalidToken("its alg or kid is no text")
     if "crit" in found or "b64" in found:  # RFC 7515, section 4.1.11: none of them is understood
-        raise BadToken("its header asks for extensions")
-    return _Head(algorithm, kid)
+        raise InvalidToken("its header asks for extensions")
+    return _TokenHeader(algorithm, kid)
 
 
 def _decoded(piece: str) -> bytes:
     try:
         return base64.urlsafe_b64decode(piece + "=" * (-len(piece) % 4))
     except ValueError as error:
-        raise BadToken("it is not three parts in base64url") from error
+        raise InvalidToken("it is not three parts in base64url") from error
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
@@ -160,9 +160,9 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
         jsontext.check_bounds(data, depth=MAX_DEPTH, values=MAX_VALUES)
         found = jsontext.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadToken(f"its {what} is not JSON, or too deep") from error
+        raise InvalidToken(f"its {what} is not JSON, or too deep") from error
     if not isinstance(found, dict):
-        raise BadToken(f"its {what} is not a JSON object")
+        raise InvalidToken(f"its {what} is not a JSON object")
     return found
 
 
@@ -170,12 +170,12 @@ def _time(claims: dict[str, Any], name: str) -> float:
     """Return seconds since 1970. Raises BadToken, also for NaN and for what is beyond any time."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_TIME:
-        raise BadToken(f"its {name} is no time")
+        raise InvalidToken(f"its {name} is no time")
     return float(value)
 
 
 def _name(claims: dict[str, Any], name: str) -> str:
     value = claims.get(name)
     if not isinstance(value, str) or not value or len(value) > MAX_NAME or not value.isprintable():
-        raise BadToken(f"its {'sub' if name == 'sub' else 'owner claim'} is no name")
+        raise InvalidToken(f"its {'sub' if name == 'sub' else 'owner claim'} is no name")
     return value

@@ -16,22 +16,22 @@ from typing import Any, ClassVar
 import falcon
 
 from dlpool.config.scopes import UPLOAD
-from dlpool.web.body import Body, TooSlow
-from dlpool.web.caller import SENDS
-from dlpool.web.gate import owner_of
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import FINAL, Appending, Completed, GrowWish, Superseded, conflict, locked, too_large
+from dlpool.web.body import RequestBody, BodyTooSlow
+from dlpool.web.caller import UPLOAD_SCOPES
+from dlpool.web.gate import request_owner
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import FINAL, AppendSession, AlreadyComplete, TusUploadRequest, UnlockRequested, offset_mismatch, upload_locked, too_large
 from dlpool.web.tus_headers import (
     ALGORITHMS,
     ROOT,
-    Checksum,
-    checksum_of,
-    concat_of,
-    length_of,
-    metadata_of,
-    number_of,
-    parts_of,
+    ExpectedChecksum,
+    parse_checksum,
+    parse_concat,
+    parse_length,
+    parse_metadata,
+    parse_number,
+    parse_parts,
 )
 
 VERSION = "1.0.0"
@@ -44,13 +44,13 @@ TURN_S = 5.0  # for a turn to merge
 _PIECE = 32 * 1024  # bytes: no more than this is lost when a client is cut off
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """``/files`` and ``/files/ID``."""
-    app.add_route(ROOT, Uploads(parts))
-    app.add_route(f"{ROOT}/{{file_id}}", Upload(parts))
+    app.add_route(ROOT, TusUploadsResource(parts))
+    app.add_route(f"{ROOT}/{{file_id}}", TusUploadResource(parts))
 
 
-class Protocol:
+class TusMiddleware:
     """Falcon's middleware for what holds at every address of tus.
 
     Every answer names the version, whoever gave it. A POST may stand for another method, for clients that can send
@@ -74,13 +74,13 @@ class Protocol:
             resp.set_header("Tus-Resumable", VERSION)
 
 
-class _Resource:
+class _TusResource:
     methods: ClassVar[str]
-    scopes = SENDS | {"HEAD": (UPLOAD,)}
+    scopes = UPLOAD_SCOPES | {"HEAD": (UPLOAD,)}
 
-    def __init__(self, parts: WebParts) -> None:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
-        self._growing = parts.store.growing
+        self._growing = parts.store.tus
         self._max_size = parts.settings.upload.max_file_size
 
     def on_options(self, _req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
@@ -95,16 +95,16 @@ class _Resource:
     def append(self, req: falcon.Request, resp: falcon.Response, file_id: str, offset: int) -> None:
         """Receive the body of a request at ``offset``, merge the upload if it is whole, and say how far it is."""
         try:
-            with self._parts.body(req, max(self._max_size, req.content_length or 0), "the upload") as body:
+            with self._parts.open_body(req, max(self._max_size, req.content_length or 0), "the upload") as body:
                 appending = self._append(req, body, file_id, offset)
-        except Completed as completed:
+        except AlreadyComplete as completed:
             if completed.offset != offset:
                 raise
             if req.content_length != 0:
                 raise too_large(offset, 0) from completed
         else:
-            offset = appending.at.offset
-            if appending.is_whole:
+            offset = appending.position.offset
+            if appending.is_complete:
                 self.finish(req, file_id)
             else:
                 _say_expiry(resp, self._growing.expires_at(appending.record))
@@ -116,47 +116,47 @@ class _Resource:
         After a HEAD that is refused otherwise clients begin anew.
         """
         with self._turn(file_id):
-            self._growing.finish(file_id, owner_of(req))
+            self._growing.finish(file_id, request_owner(req))
 
     @contextmanager
     def _turn(self, file_id: str) -> Iterator[None]:
         try:
-            with self._parts.admission.merge(file_id, patience_s=TURN_S):
+            with self._parts.client_limits.merge_slot(file_id, patience_s=TURN_S):
                 yield
-        except Refusal as refusal:
-            raise (locked() if refusal.code in ("busy", "task_merging") else refusal) from None
+        except UploadError as refusal:
+            raise (upload_locked() if refusal.code in ("busy", "task_merging") else refusal) from None
 
-    def _append(self, req: falcon.Request, body: Body, file_id: str, offset: int) -> Appending:
-        wanted = checksum_of(req.get_header("Upload-Checksum"))
-        length = number_of(req.get_header, "Upload-Length") if req.method == "PATCH" else None
+    def _append(self, req: falcon.Request, body: RequestBody, file_id: str, offset: int) -> AppendSession:
+        wanted = parse_checksum(req.get_header("Upload-Checksum"))
+        length = parse_number(req.get_header, "Upload-Length") if req.method == "PATCH" else None
         begun = self._growing.append(
-            file_id, owner_of(req), offset, size=req.content_length, length=length, is_checked=wanted is not None
+            file_id, request_owner(req), offset, size=req.content_length, length=length, is_checked=wanted is not None
         )
         try:
             with begun as appending:
                 self._receive(body, appending, wanted)
-        except Superseded as error:
-            raise conflict(appending.at.offset) from error
-        except TooSlow as error:  # clients give up after 408
+        except UnlockRequested as error:
+            raise offset_mismatch(appending.position.offset) from error
+        except BodyTooSlow as error:  # clients give up after 408
             text = f"the body came too slowly: {error}"
-            raise Refusal(503, "too_slow", text, headers={"Retry-After": "1"}) from error
+            raise UploadError(503, "too_slow", text, headers={"Retry-After": "1"}) from error
         return appending
 
-    def _receive(self, body: Body, appending: Appending, wanted: Checksum | None) -> None:
+    def _receive(self, body: RequestBody, appending: AppendSession, wanted: ExpectedChecksum | None) -> None:
         """Take a body. Raises Refusal, Superseded, TooSlow, BrokenBody."""
         found = hashlib.new(wanted.algorithm, usedforsecurity=False) if wanted else None
         body.while_waiting(appending.check)
-        for data in body.pieces(_PIECE):
+        for data in body.blocks(_PIECE):
             appending.write(data)
             if found is not None:
                 found.update(data)
         if wanted is not None and found is not None and found.digest() != wanted.digest:
-            raise Refusal(_MISMATCH, "checksum_mismatch", "the body has another checksum: send it again")
-        self._parts.figures.add("bytes", body.size)
+            raise UploadError(_MISMATCH, "checksum_mismatch", "the body has another checksum: send it again")
+        self._parts.counters.add("bytes", body.size)
         appending.commit()
 
 
-class Uploads(_Resource):
+class TusUploadsResource(_TusResource):
     """``/files``: where uploads begin."""
 
     methods = "OPTIONS, POST"
@@ -165,11 +165,11 @@ class Uploads(_Resource):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Begin an upload, with its first bytes if the request has some."""
         _check_version(req)
-        concat, length, has_body = concat_of(req.get_header), length_of(req.get_header), _has_body(req)
+        concat, length, has_body = parse_concat(req.get_header), parse_length(req.get_header), _has_body(req)
         if has_body and concat.startswith(FINAL):
-            raise Refusal(403, "final", "a final upload is made of others: no bytes can come with it")
+            raise UploadError(403, "final", "a final upload is made of others: no bytes can come with it")
         if has_body:  # what would be refused with it is refused before there is an upload
-            checksum_of(req.get_header("Upload-Checksum"))
+            parse_checksum(req.get_header("Upload-Checksum"))
             if length is not None and (req.content_length or 0) > length:
                 raise too_large(0, length)
         file_id = self._create(req, concat, length)
@@ -178,14 +178,14 @@ class Uploads(_Resource):
         if has_body:
             self.append(req, resp, file_id, 0)
         else:
-            with suppress(Refusal):  # the upload exists already: this only adds the time of its expiry
-                _say_expiry(resp, self._growing.peek(file_id, owner_of(req)).expires_at)
+            with suppress(UploadError):  # the upload exists already: this only adds the time of its expiry
+                _say_expiry(resp, self._growing.state(file_id, request_owner(req)).expires_at)
 
     def _create(self, req: falcon.Request, concat: str, length: int | None) -> str:
         note = req.get_header("Upload-Metadata") or ""
-        metadata = metadata_of(note)
-        wish = GrowWish(
-            owner_of(req),
+        metadata = parse_metadata(note)
+        wish = TusUploadRequest(
+            request_owner(req),
             length,
             metadata.get("filename") or metadata.get("name") or "",
             metadata.get("relative_path", ""),
@@ -196,10 +196,10 @@ class Uploads(_Resource):
         if not concat.startswith(FINAL):
             return self._growing.create(wish)
         with self._turn(concat):
-            return self._parts.store.concatenation.make(wish, parts_of(concat))
+            return self._parts.store.concatenator.concatenate(wish, parse_parts(concat))
 
 
-class Upload(_Resource):
+class TusUploadResource(_TusResource):
     """``/files/ID``: one upload."""
 
     methods = "DELETE, HEAD, OPTIONS, PATCH, POST"
@@ -210,18 +210,18 @@ class Upload(_Resource):
         _check_version(req)
         resp.set_header("Cache-Control", "no-store")
         with self._saying_offset(req, file_id):
-            growth = self._growing.look(file_id, owner_of(req))
-            if growth.is_whole:
+            growth = self._growing.recover(file_id, request_owner(req))
+            if growth.is_ready_to_merge:
                 self.finish(req, file_id)
-                growth = self._growing.peek(file_id, owner_of(req))
+                growth = self._growing.state(file_id, request_owner(req))
         resp.status = 200
         resp.set_header("Upload-Offset", str(growth.offset))
         if growth.length >= 0:
             resp.set_header("Upload-Length", str(growth.length))
         else:
             resp.set_header("Upload-Defer-Length", "1")
-        if growth.note:
-            resp.set_header("Upload-Metadata", growth.note)
+        if growth.metadata:
+            resp.set_header("Upload-Metadata", growth.metadata)
         if growth.concat:
             resp.set_header("Upload-Concat", growth.concat)
         _say_expiry(resp, growth.expires_at)
@@ -230,10 +230,10 @@ class Upload(_Resource):
         """The next bytes."""
         _check_version(req)
         if not _has_body(req):
-            raise Refusal(415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}")
-        offset = number_of(req.get_header, "Upload-Offset")
+            raise UploadError(415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}")
+        offset = parse_number(req.get_header, "Upload-Offset")
         if offset is None:
-            raise Refusal(400, "missing_field", "the header Upload-Offset is missing")
+            raise UploadError(400, "missing_field", "the header Upload-Offset is missing")
         with self._saying_offset(req, file_id):
             self.append(req, resp, file_id, offset)
         resp.status = 204
@@ -241,11 +241,11 @@ class Upload(_Resource):
     def on_delete(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         """Forget it; a file that was published stays."""
         _check_version(req)
-        self._growing.peek(file_id, owner_of(req))
+        self._growing.state(file_id, request_owner(req))
         try:
-            self._parts.store.delete(file_id, owner_of(req))
-        except Refusal as refusal:
-            raise (locked() if refusal.code == "task_merging" else refusal) from None
+            self._parts.store.delete(file_id, request_owner(req))
+        except UploadError as refusal:
+            raise (upload_locked() if refusal.code == "task_merging" else refusal) from None
         resp.status = 204
 
     @contextmanager
@@ -253,10 +253,10 @@ class Upload(_Resource):
         """An answer that the upload's state forbids something says how far it is, whatever the reason."""
         try:
             yield
-        except Refusal as refusal:
+        except UploadError as refusal:
             if refusal.status == 409:
-                with suppress(Refusal):
-                    offset = self._growing.peek(file_id, owner_of(req)).offset
+                with suppress(UploadError):
+                    offset = self._growing.state(file_id, request_owner(req)).offset
                     refusal.headers.setdefault("Upload-Offset", str(offset))
             raise
 
@@ -271,7 +271,7 @@ def _has_body(req: falcon.Request) -> bool:
 
 def _check_version(req: falcon.Request) -> None:
     if req.get_header("Tus-Resumable") != VERSION:
-        raise Refusal(
+        raise UploadError(
             412, "bad_version", f"the header Tus-Resumable is to be {VERSION}", headers={"Tus-Version": VERSION}
         )
 

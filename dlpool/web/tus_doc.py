@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlpool.web.describing import content, described, header, parameter
+from dlpool.web.describing import content_object, operation_object, header_object, parameter_object
 from dlpool.web.schemas import COUNT, TEXT, Schema, ref
 from dlpool.web.tus import BODY_TYPE, VERSION
 from dlpool.web.tus_headers import ROOT
 
 _BYTES: Schema = {"type": "string", "format": "binary"}
-_NAME = parameter("id", "path", {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[0-9a-f]+$"})
-_VERSION = parameter("Tus-Resumable", "header", {"type": "string", "enum": [VERSION]})
-_SAYS_VERSION = {"Tus-Resumable": header(TEXT)}
-_OFFSET = {"Upload-Offset": header(COUNT)}
-_EXPIRES = {"Upload-Expires": header(TEXT, required=False)}
-_BODY = {"required": False, **content(BODY_TYPE, _BYTES)}
-_CHECKSUM = parameter("Upload-Checksum", "header", TEXT, required=False)
-_OF_BODY = (parameter("Upload-Length", "header", COUNT, required=False), _CHECKSUM)
+_NAME = parameter_object("id", "path", {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[0-9a-f]+$"})
+_VERSION = parameter_object("Tus-Resumable", "header", {"type": "string", "enum": [VERSION]})
+_SAYS_VERSION = {"Tus-Resumable": header_object(TEXT)}
+_OFFSET = {"Upload-Offset": header_object(COUNT)}
+_EXPIRES = {"Upload-Expires": header_object(TEXT, required=False)}
+_BODY = {"required": False, **content_object(BODY_TYPE, _BYTES)}
+_CHECKSUM = parameter_object("Upload-Checksum", "header", TEXT, required=False)
+_OF_BODY = (parameter_object("Upload-Length", "header", COUNT, required=False), _CHECKSUM)
 _OF_PATCH = (400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507)
 _OF_DELETE = (400, 404, 409, 410, 412, 423, 503)
 
@@ -27,13 +27,13 @@ def tus_paths() -> dict[str, Any]:
     return {
         ROOT: {"options": _options("tusOptions"), "post": _create()},
         f"{ROOT}/{{id}}": {
-            "options": _options("tusOptionsOfOne", parameters=[parameter("id", "path", TEXT)]),
+            "options": _options("tusOptionsOfOne", parameters=[parameter_object("id", "path", TEXT)]),
             "head": _offset(),
             "patch": _known(
                 "tusAppend",
                 "The next bytes",
                 {204: _answer("They are there", {**_OFFSET, **_EXPIRES}), 460: _mismatch()},
-                parameters=[_NAME, parameter("Upload-Offset", "header", COUNT), *_OF_BODY],
+                parameters=[_NAME, parameter_object("Upload-Offset", "header", COUNT), *_OF_BODY],
                 refusals=_OF_PATCH,
                 requestBody=_BODY,
             ),
@@ -47,10 +47,10 @@ def tus_paths() -> dict[str, Any]:
             "post": _known(
                 "tusOverride",
                 "PATCH or DELETE, for clients that can send nothing but POST",
-                {204: _answer("Done", {"Upload-Offset": header(COUNT, required=False), **_EXPIRES}), 460: _mismatch()},
+                {204: _answer("Done", {"Upload-Offset": header_object(COUNT, required=False), **_EXPIRES}), 460: _mismatch()},
                 parameters=[
                     _NAME,
-                    parameter("X-HTTP-Method-Override", "header", {"type": "string", "enum": ["DELETE", "PATCH"]}),
+                    parameter_object("X-HTTP-Method-Override", "header", {"type": "string", "enum": ["DELETE", "PATCH"]}),
                     *_OF_BODY,
                 ],
                 refusals=(405, *_OF_PATCH),
@@ -61,7 +61,7 @@ def tus_paths() -> dict[str, Any]:
 
 
 def _offset() -> dict[str, Any]:
-    fields = {**_OFFSET, "Cache-Control": header(TEXT), "Upload-Length": header(COUNT, required=False), **_EXPIRES}
+    fields = {**_OFFSET, "Cache-Control": header_object(TEXT), "Upload-Length": header_object(COUNT, required=False), **_EXPIRES}
     return _known(
         "tusOffset",
         "How far an upload is",
@@ -83,11 +83,11 @@ def _create() -> dict[str, Any]:
         "Begin an upload, with its first bytes if there is a body",
         {
             201: _answer(
-                "It has begun", {"Location": header(TEXT), "Upload-Offset": header(COUNT, required=False), **_EXPIRES}
+                "It has begun", {"Location": header_object(TEXT), "Upload-Offset": header_object(COUNT, required=False), **_EXPIRES}
             ),
             460: _mismatch(),
         },
-        parameters=[*(parameter(one, "header", schema, required=False) for one, schema in options.items()), _CHECKSUM],
+        parameters=[*(parameter_object(one, "header", schema, required=False) for one, schema in options.items()), _CHECKSUM],
         refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507),
         requestBody=_BODY,
     )
@@ -95,16 +95,16 @@ def _create() -> dict[str, Any]:
 
 def _options(name: str, **more: Any) -> dict[str, Any]:
     headers = {
-        "Tus-Version": header(TEXT),
-        "Tus-Extension": header(TEXT),
-        "Tus-Max-Size": header(COUNT),
-        "Tus-Checksum-Algorithm": header(TEXT),
+        "Tus-Version": header_object(TEXT),
+        "Tus-Extension": header_object(TEXT),
+        "Tus-Max-Size": header_object(COUNT),
+        "Tus-Checksum-Algorithm": header_object(TEXT),
     }
-    return described(name, "What the server can do", {200: _answer("It can do this", headers)}, security=[], **more)
+    return operation_object(name, "What the server can do", {200: _answer("It can do this", headers)}, security=[], **more)
 
 
 def _known(name: str, summary: str, responses: dict[int, Any], **more: Any) -> dict[str, Any]:
-    return described(name, summary, responses, **{**more, "parameters": [_VERSION, *more.get("parameters", ())]})
+    return operation_object(name, summary, responses, **{**more, "parameters": [_VERSION, *more.get("parameters", ())]})
 
 
 def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
@@ -112,4 +112,4 @@ def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mismatch() -> dict[str, Any]:
-    return {"description": "The body has another checksum", **content("application/json", ref("Error"))}
+    return {"description": "The body has another checksum", **content_object("application/json", ref("Error"))}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dlpool.filenames import HIDDEN
-from dlpool.web.describing import JSON, content, described, done, header, parameter
-from dlpool.web.schemas import COUNT, MOMENT, SWITCH, TEXT, Schema, items, record, ref
+from dlpool.web.describing import JSON, content_object, operation_object, ok_response, header_object, parameter_object
+from dlpool.web.schemas import COUNT, DATE_TIME, BOOLEAN, TEXT, Schema, array_of, object_schema, ref
 from dlpool.web.store.catalog import MAX_PAGE
 from dlpool.web.store.names import MAX_ID_BYTES
 from dlpool.web.store.states import STATES
@@ -32,13 +32,13 @@ _CHUNK_FIELDS: dict[str, Schema] = {
     "filename": _FILE_NAME,
 }
 _BYTES: Schema = {"type": "string", "format": "binary"}
-_CHUNK = record(
+_CHUNK = object_schema(
     {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
     {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")},
     closed=False,
 )
 _SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
-_MERGE = record(
+_MERGE = object_schema(
     {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
     {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED},
     closed=False,
@@ -65,12 +65,12 @@ _PAGE: dict[str, Schema] = {
     "cursor": TEXT,
     "status": {"type": "string", "description": f"states with commas between: {', '.join(STATES)}"},
 }
-_CHUNK_VIEW = record(
-    {"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": MOMENT, "retry_count": COUNT}
+_CHUNK_VIEW = object_schema(
+    {"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": DATE_TIME, "retry_count": COUNT}
 )
 _SAID = {"status": TEXT}
-_DONE = record({**_SAID, "message": TEXT, "task_id": TEXT})
-_DISK = record(
+_DONE = object_schema({**_SAID, "message": TEXT, "task_id": TEXT})
+_DISK = object_schema(
     {
         "total": COUNT,
         "free": COUNT,
@@ -87,11 +87,11 @@ def upload_paths(prefix: str) -> dict[str, Any]:
         f"{prefix}/upload_chunk": {"post": _chunk()},
         f"{prefix}/merge_chunks": {"post": _merge()},
         f"{prefix}/upload_status": {
-            "get": described(
+            "get": operation_object(
                 "uploadStatus",
                 "Which chunks of a file are there",
-                done(record({"uploaded_chunks": items(COUNT), **_STATUS_FIELDS})),
-                parameters=[parameter("file_id", "query", _FILE_ID)],
+                ok_response(object_schema({"uploaded_chunks": array_of(COUNT), **_STATUS_FIELDS})),
+                parameters=[parameter_object("file_id", "query", _FILE_ID)],
                 refusals=(400,),
             )
         },
@@ -105,13 +105,13 @@ def upload_paths(prefix: str) -> dict[str, Any]:
 
 
 def _task_paths(prefix: str) -> dict[str, Any]:
-    own = [parameter("file_id", "path", _FILE_ID)]
+    own = [parameter_object("file_id", "path", _FILE_ID)]
     steps = {
         f"{prefix}/{{file_id}}/{verb}": {
-            "post": described(
+            "post": operation_object(
                 f"{verb}Upload",
                 f"{verb.title()} an upload",
-                done(_DONE),
+                ok_response(_DONE),
                 parameters=own,
                 refusals=(400, 404, 409),
             )
@@ -124,10 +124,10 @@ def _task_paths(prefix: str) -> dict[str, Any]:
         f"{prefix}/cleanup": {"post": _clean()},
         f"{prefix}/{{file_id}}": {
             "get": _show(own),
-            "delete": described(
+            "delete": operation_object(
                 "deleteUpload",
                 "Remove an upload and its chunks, not the merged file",
-                done(_DONE),
+                ok_response(_DONE),
                 parameters=own,
                 refusals=(400, 404, 409),
             ),
@@ -137,12 +137,12 @@ def _task_paths(prefix: str) -> dict[str, Any]:
 
 
 def _list() -> dict[str, Any]:
-    tasks = items(record({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
-    return described(
+    tasks = array_of(object_schema({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
+    return operation_object(
         "listUploads",
         "The client's uploads, by id; next is the cursor of the next page, if there is one",
-        done(record({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
-        parameters=[parameter(name, "query", schema, required=False) for name, schema in _PAGE.items()],
+        ok_response(object_schema({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
+        parameters=[parameter_object(name, "query", schema, required=False) for name, schema in _PAGE.items()],
         refusals=(400, 503, 507),
     )
 
@@ -152,23 +152,23 @@ def _steer() -> dict[str, Any]:
         "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
         "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
     }
-    return described(
+    return operation_object(
         "steerUploads",
         "Pause, resume or delete uploads",
-        done(record({**_SAID, "results": items(record({"id": TEXT, "status": TEXT}, closed=False))})),
+        ok_response(object_schema({**_SAID, "results": array_of(object_schema({"id": TEXT, "status": TEXT}, closed=False))})),
         refusals=(400, 413),
-        requestBody={"required": True, **content(JSON, record(fields, closed=False))},
+        requestBody={"required": True, **content_object(JSON, object_schema(fields, closed=False))},
     )
 
 
 def _clean() -> dict[str, Any]:
-    return described(
+    return operation_object(
         "cleanUploads",
         "Remove old uploads",
-        done(record({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
+        ok_response(object_schema({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
         parameters=[
-            parameter("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
-            parameter("older_than", "query", {"type": "number", "minimum": 0}, required=False),
+            parameter_object("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
+            parameter_object("older_than", "query", {"type": "number", "minimum": 0}, required=False),
         ],
         refusals=(400, 413, 415),
     )
@@ -177,29 +177,29 @@ def _clean() -> dict[str, Any]:
 def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         **_TASK_FIELDS,
-        "uploaded_chunks": items(COUNT),
+        "uploaded_chunks": array_of(COUNT),
         "file_md5": TEXT,
         "failure": TEXT,
-        "chunks": items(_CHUNK_VIEW),
+        "chunks": array_of(_CHUNK_VIEW),
     }
-    return described(
-        "showUpload", "One upload, with its chunks", done(record(fields)), parameters=own, refusals=(400, 404)
+    return operation_object(
+        "showUpload", "One upload, with its chunks", ok_response(object_schema(fields)), parameters=own, refusals=(400, 404)
     )
 
 
 def _operator_paths(prefix: str) -> dict[str, Any]:
-    check = record({**_SAID}, closed=False)
-    health = record(
+    check = object_schema({**_SAID}, closed=False)
+    health = object_schema(
         {
             "status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
-            "timestamp": MOMENT,
+            "timestamp": DATE_TIME,
             "checks": {"type": "object", "additionalProperties": check},
         }
     )
-    system = record(
+    system = object_schema(
         {
             "version": TEXT,
-            "timestamp": MOMENT,
+            "timestamp": DATE_TIME,
             "memory": _counts(),
             "threads": _counts(),
             "tasks": _counts(),
@@ -219,21 +219,21 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
     said = {"description": "Lines of text, the last one ok or not ok", "content": {"text/plain": {"schema": TEXT}}}
     live, ready = "Whether this process answers", "Whether uploads can be taken, for probes"
     return {
-        "/livez": {"get": described("live", live, {200: said}, **_OPEN)},
-        "/readyz": {"get": described("ready", ready, {200: said, 503: said}, **_OPEN)},
-        f"{prefix}/livez": {"get": described("liveBelow", live, {200: said}, **_OPEN)},
-        f"{prefix}/readyz": {"get": described("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
+        "/livez": {"get": operation_object("live", live, {200: said}, **_OPEN)},
+        "/readyz": {"get": operation_object("ready", ready, {200: said, 503: said}, **_OPEN)},
+        f"{prefix}/livez": {"get": operation_object("liveBelow", live, {200: said}, **_OPEN)},
+        f"{prefix}/readyz": {"get": operation_object("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
         f"{prefix}/health": {
-            "get": described(
+            "get": operation_object(
                 "health",
                 "Whether uploads can be taken",
-                {**done(health), 503: {"description": "Unhealthy", **content(JSON, health)}},
+                {**ok_response(health), 503: {"description": "Unhealthy", **content_object(JSON, health)}},
                 **_OPEN,
             )
         },
-        f"{prefix}/client": {"get": described("clientAdvice", "What a client should keep to", done(ref("Advice")))},
-        f"{prefix}/system": {"get": described("system", "Memory, configuration, tasks and disks", done(system))},
-        f"{prefix}/metrics": {"get": described("metrics", "The figures of all processes", figures)},
+        f"{prefix}/client": {"get": operation_object("clientAdvice", "What a client should keep to", ok_response(ref("Advice")))},
+        f"{prefix}/system": {"get": operation_object("system", "Memory, configuration, tasks and disks", ok_response(system))},
+        f"{prefix}/metrics": {"get": operation_object("metrics", "The figures of all processes", figures)},
     }
 
 
@@ -242,7 +242,7 @@ def _counts() -> Schema:
 
 
 def _chunk() -> dict[str, Any]:
-    answer = record({**_SAID, "chunk_index": COUNT, "md5_checked": SWITCH, "relative_path": TEXT, "size": COUNT})
+    answer = object_schema({**_SAID, "chunk_index": COUNT, "md5_checked": BOOLEAN, "relative_path": TEXT, "size": COUNT})
     body = {
         "required": True,
         "content": {
@@ -250,11 +250,11 @@ def _chunk() -> dict[str, Any]:
             "application/octet-stream": {"schema": _BYTES},
         },
     }
-    options = [parameter(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
-    return described(
+    options = [parameter_object(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
+    return operation_object(
         "uploadChunk",
         "Send one chunk; with application/octet-stream its fields stand in the query",
-        done(answer),
+        ok_response(answer),
         requestBody=body,
         parameters=options,
         refusals=(400, 408, 409, 413, 415, 503, 507),
@@ -262,22 +262,22 @@ def _chunk() -> dict[str, Any]:
 
 
 def _merge() -> dict[str, Any]:
-    answer = record({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT, "merge_time": COUNT})
+    answer = object_schema({**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT, "merge_time": COUNT})
     kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
-    return described(
+    return operation_object(
         "mergeChunks",
         "Make the file out of its chunks; may be repeated",
-        done(answer),
+        ok_response(answer),
         requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
         refusals=(400, 404, 409, 413, 415, 503, 507),
     )
 
 
 def _file(name: str, summary: str) -> dict[str, Any]:
-    known = {"ETag": header(TEXT), "Last-Modified": header(TEXT), "Accept-Ranges": header(TEXT)}
-    whole = {"headers": known, **content("application/octet-stream", _BYTES)}
+    known = {"ETag": header_object(TEXT), "Last-Modified": header_object(TEXT), "Accept-Ranges": header_object(TEXT)}
+    whole = {"headers": known, **content_object("application/octet-stream", _BYTES)}
     options = [
-        parameter(one, "header", TEXT, required=False)
+        parameter_object(one, "header", TEXT, required=False)
         for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")
     ]
     responses = {
@@ -285,14 +285,14 @@ def _file(name: str, summary: str) -> dict[str, Any]:
         206: {
             "description": "The range that was asked for",
             **whole,
-            "headers": {**known, "Content-Range": header(TEXT)},
+            "headers": {**known, "Content-Range": header_object(TEXT)},
         },
         304: {"description": "Still the one of If-None-Match"},
     }
-    return described(
+    return operation_object(
         name,
         summary,
         responses,
-        parameters=[parameter("path", "path", TEXT), *options],
+        parameters=[parameter_object("path", "path", TEXT), *options],
         refusals=(400, 404, 412, 416, 503),
     )

@@ -9,25 +9,25 @@ from typing import Any, ClassVar
 import falcon
 
 from dlpool import jsontext
-from dlpool.config.web import words
-from dlpool.web.auditing import about, note
-from dlpool.web.body import Body
-from dlpool.web.caller import LOOKS, READS, SENDS
+from dlpool.config.web import split_words
+from dlpool.web.auditing import set_object, add_changes
+from dlpool.web.body import RequestBody
+from dlpool.web.caller import RESUME_SCOPES, READ_SCOPES, UPLOAD_SCOPES
 from dlpool.web.forms import (
     MULTIPART,
     MultipartForm,
     json_object,
-    number_of,
+    optional_number,
     read_fields,
-    switch_of,
-    text_of,
+    parse_switch,
+    required_text,
     urlencoded_fields,
-    wanted_number,
+    required_number,
 )
-from dlpool.web.gate import owner_of
-from dlpool.web.parts import WebParts
-from dlpool.web.refusal import Refusal
-from dlpool.web.store import MAX_PAGE, ChunkResult, Reception, states
+from dlpool.web.gate import request_owner
+from dlpool.web.parts import WebServices
+from dlpool.web.refusal import UploadError
+from dlpool.web.store import MAX_PAGE, ChunkResult, StagedChunk, states
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
@@ -42,8 +42,8 @@ def say(resp: falcon.Response, body: dict[str, Any]) -> None:
     resp.content_type = "application/json"
 
 
-class _Resource:
-    def __init__(self, parts: WebParts) -> None:
+class _UploadApiResource:
+    def __init__(self, parts: WebServices) -> None:
         self._parts = parts
         self._store = parts.store
         self._settings = parts.settings
@@ -51,46 +51,46 @@ class _Resource:
     def fields(self, req: falcon.Request) -> dict[str, str]:
         """The form or JSON of a request. Raises Refusal."""
         limit = self._settings.web.field_size
-        with self._parts.body(req, 4 * limit, "the form") as body:
+        with self._parts.open_body(req, 4 * limit, "the form") as body:
             return read_fields(body, req.content_type or "", limit)
 
 
-class ChunkResource(_Resource):
+class ChunkResource(_UploadApiResource):
     """``POST /upload_chunk``."""
 
     actions: ClassVar = {"POST": "upload.write"}
-    scopes = SENDS
+    scopes = UPLOAD_SCOPES
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Receive a chunk, and store it when it has proved to be whole."""
         kind = (req.content_type or "").partition(";")[0].strip().lower()
         if kind not in (MULTIPART, OCTETS):
-            raise Refusal(415, "unsupported_type", f"the Content-Type is to be {MULTIPART} or {OCTETS}")
+            raise UploadError(415, "unsupported_type", f"the Content-Type is to be {MULTIPART} or {OCTETS}")
         settings = self._settings
         room = settings.web.field_size if kind == MULTIPART else 0
-        with self._parts.body(req, settings.upload.max_chunk_size + room, "the chunk") as body:
+        with self._parts.open_body(req, settings.upload.max_chunk_size + room, "the chunk") as body:
             receive = self._from_form if kind == MULTIPART else self._from_octets
             result = receive(req, body)
-        self._parts.figures.add("chunks")
-        self._parts.figures.add("bytes", result.size)
+        self._parts.counters.add("chunks")
+        self._parts.counters.add("bytes", result.size)
         say(resp, result.as_json())
 
-    def _from_octets(self, req: falcon.Request, body: Body) -> ChunkResult:
+    def _from_octets(self, req: falcon.Request, body: RequestBody) -> ChunkResult:
         fields = urlencoded_fields(req.query_string)
-        wish = _chunk_wish(fields, owner_of(req))
+        wish = _chunk_wish(fields, request_owner(req))
         if req.content_length is None and req.get_header("Transfer-Encoding") is None:
-            raise Refusal(411, "length_required", "a chunk has a Content-Length, 0 for an empty one, or is chunked")
-        with self._store.begin() as reception:
-            reception.visit = self._store.check_chunk(**wish)
-            reception.expect(body.length or 0)
-            for data in body.pieces():
+            raise UploadError(411, "length_required", "a chunk has a Content-Length, 0 for an empty one, or is chunked")
+        with self._store.stage_chunk() as reception:
+            reception.task_lock = self._store.check_chunk(**wish)
+            reception.reserve(body.length or 0)
+            for data in body.blocks():
                 reception.write(data)
             return self._store.commit_chunk(reception, **wish)
 
-    def _from_form(self, req: falcon.Request, body: Body) -> ChunkResult:
-        owner = owner_of(req)
-        with self._store.begin() as reception:
-            reception.expect(body.length or 0)  # its fields are small
+    def _from_form(self, req: falcon.Request, body: RequestBody) -> ChunkResult:
+        owner = request_owner(req)
+        with self._store.stage_chunk() as reception:
+            reception.reserve(body.length or 0)  # its fields are small
             form = MultipartForm(
                 req.content_type or "",
                 self._settings.web.field_size,
@@ -99,73 +99,73 @@ class ChunkResource(_Resource):
             )
             fields = form.read(body)
             if not form.has_file:
-                raise Refusal(400, "missing_field", "the file chunk is missing")
+                raise UploadError(400, "missing_field", "the file chunk is missing")
             return self._store.commit_chunk(reception, **_chunk_wish(fields, owner))
 
-    def _begun(self, reception: Reception, fields: dict[str, str], owner: str | None) -> Reception:
+    def _begun(self, reception: StagedChunk, fields: dict[str, str], owner: str | None) -> StagedChunk:
         """The chunk begins: what will be refused anyway is refused now. Fields may come after it."""
         if fields.get("file_id") and fields.get("chunk_index"):
-            reception.visit = self._store.check_chunk(**_chunk_wish(fields, owner))
+            reception.task_lock = self._store.check_chunk(**_chunk_wish(fields, owner))
         return reception
 
 
-class MergeResource(_Resource):
+class MergeResource(_UploadApiResource):
     """``POST /merge_chunks``."""
 
     actions: ClassVar = {"POST": "upload.merge"}
-    scopes = SENDS
+    scopes = UPLOAD_SCOPES
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make the file; a second time the answer is the same."""
         fields = self.fields(req)
         wish: dict[str, Any] = {
-            "file_id": text_of(fields, "file_id"),
-            "filename": text_of(fields, "filename"),
-            "total_chunks": wanted_number(fields, "total_chunks"),
-            "owner": owner_of(req),
+            "file_id": required_text(fields, "file_id"),
+            "filename": required_text(fields, "filename"),
+            "total_chunks": required_number(fields, "total_chunks"),
+            "owner": request_owner(req),
             "relative_path": fields.get("relative_path") or None,
             "expected_md5": fields.get("expected_md5") or None,
-            "is_shared": switch_of(fields, "shared"),
+            "is_shared": parse_switch(fields, "shared"),
         }
-        about(req, wish["file_id"])
+        set_object(req, wish["file_id"])
         is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE
-        with nullcontext() if is_quick else self._parts.admission.merge(_key(wish)):
+        with nullcontext() if is_quick else self._parts.client_limits.merge_slot(_key(wish)):
             result = self._store.merge(**wish)
         say(resp, result.as_json())
 
 
-class StatusResource(_Resource):
+class StatusResource(_UploadApiResource):
     """``GET /upload_status``."""
 
-    scopes = LOOKS
+    scopes = RESUME_SCOPES
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Which chunks are there."""
         fields = urlencoded_fields(req.query_string)
-        say(resp, self._store.status(text_of(fields, "file_id"), owner_of(req)))
+        say(resp, self._store.status(required_text(fields, "file_id"), request_owner(req)))
 
     on_head = on_get
 
 
-class TasksResource(_Resource):
+class TasksResource(_UploadApiResource):
     """``GET /tasks``."""
 
-    scopes = READS
+    scopes = READ_SCOPES
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A page of the owner's."""
         fields = urlencoded_fields(req.query_string)
-        limit, cursor, status = number_of(fields, "limit"), fields.get("cursor", ""), words(fields.get("status"))
+        limit, cursor, status = optional_number(fields, "limit"), fields.get("cursor", ""), split_words(fields.get("status"))
         limit = MAX_PAGE if limit is None else limit
-        say(resp, self._store.tasks(owner_of(req), limit=limit, cursor=cursor, status=status))
+        say(resp, self._store.tasks(request_owner(req), limit=limit, cursor=cursor, status=status))
 
     on_head = on_get
 
 
-class TaskResource(_Resource):
+class TaskResource(_UploadApiResource):
     """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
 
-    scopes = LOOKS | SENDS
+    scopes = RESUME_SCOPES | UPLOAD_SCOPES
 
     def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """What can be asked there."""
@@ -185,13 +185,13 @@ class TaskResource(_Resource):
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """The task with its chunks."""
-        say(resp, self._store.task(rest, owner_of(req)))
+        say(resp, self._store.task(rest, request_owner(req)))
 
     on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """Remove it and its chunks; a merged file stays."""
-        self._store.delete(rest, owner_of(req))
+        self._store.delete(rest, request_owner(req))
         say(resp, {"status": "ok", "message": "the task is deleted", "task_id": rest})
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
@@ -203,39 +203,39 @@ class TaskResource(_Resource):
         elif rest == "batch":
             self._batch(req, resp)
         elif file_id and verb in verbs:
-            verbs[verb](file_id, owner_of(req))
+            verbs[verb](file_id, request_owner(req))
             say(resp, {"status": "ok", "message": f"the task is {verb}d", "task_id": file_id})
         else:
-            raise Refusal(404, "not_found", "a task can be told to pause and to resume: POST /tasks/ID/pause")
+            raise UploadError(404, "not_found", "a task can be told to pause and to resume: POST /tasks/ID/pause")
 
     def _clean_up(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Remove the tasks of a status that are so many days old."""
         fields = urlencoded_fields(req.query_string) or self.fields(req)
         unknown = sorted(fields.keys() - {"status", "older_than"})
         if unknown:
-            raise Refusal(400, "bad_field", f"there is no field {unknown[0][:100]!r}: only status and older_than")
+            raise UploadError(400, "bad_field", f"there is no field {unknown[0][:100]!r}: only status and older_than")
         days = _days_of(fields)
         wanted: dict[str, Any] = {} if days is None else {"older_than_days": days}
         if fields.get("status"):
-            wanted["status"] = words(fields["status"])
-        count = self._store.cleanup(owner_of(req), **wanted)
+            wanted["status"] = split_words(fields["status"])
+        count = self._store.cleanup(request_owner(req), **wanted)
         say(resp, {"status": "ok", "message": f"tasks removed: {count}", "cleaned_count": count})
 
     def _batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """One action for many tasks: what becomes of each."""
-        with self._parts.body(req, 16 * self._settings.web.field_size, "the batch") as body:
-            wanted = json_object(body.whole())
+        with self._parts.open_body(req, 16 * self._settings.web.field_size, "the batch") as body:
+            wanted = json_object(body.read_all())
         action, ids = wanted.get("action"), wanted.get("ids")
         if not isinstance(action, str):
-            raise Refusal(400, "bad_field", "action is to be pause, resume or delete")
+            raise UploadError(400, "bad_field", "action is to be pause, resume or delete")
         if not isinstance(ids, list) or len(ids) > MAX_BATCH or not all(isinstance(one, str) for one in ids):
-            raise Refusal(400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts")
-        results = self._store.batch(action, ids, owner_of(req))
-        note(req, f"upload.{action}", {"results": [one for one in results if "code" in one]})
+            raise UploadError(400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts")
+        results = self._store.batch(action, ids, request_owner(req))
+        add_changes(req, f"upload.{action}", {"results": [one for one in results if "code" in one]})
         say(resp, {"status": "ok", "results": results})
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebParts) -> None:
+def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Below the prefix."""
     prefix = parts.settings.web.prefix
     app.add_route(f"{prefix}/upload_chunk", ChunkResource(parts))
@@ -253,12 +253,12 @@ def _key(wish: dict[str, Any]) -> str:
 def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
     """What a chunk's fields say, as the store takes it. Raises Refusal (400)."""
     return {
-        "file_id": text_of(fields, "file_id"),
-        "index": wanted_number(fields, "chunk_index"),
+        "file_id": required_text(fields, "file_id"),
+        "index": required_number(fields, "chunk_index"),
         "owner": owner,
         "md5": fields.get("md5") or None,
-        "total_chunks": number_of(fields, "total_chunks"),
-        "file_size": number_of(fields, "file_size"),
+        "total_chunks": optional_number(fields, "total_chunks"),
+        "file_size": optional_number(fields, "file_size"),
         "relative_path": fields.get("relative_path") or None,
         "filename": fields.get("filename") or None,
     }
@@ -267,5 +267,5 @@ def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
 def _days_of(fields: dict[str, str]) -> float | None:
     text = fields.get("older_than", "").strip()
     if text and not _DAYS.fullmatch(text):
-        raise Refusal(400, "bad_field", f"older_than is {text[:40]!r}: it is to be a number of days, 0 or more")
+        raise UploadError(400, "bad_field", f"older_than is {text[:40]!r}: it is to be a number of days, 0 or more")
     return float(text) if text else None

@@ -25,12 +25,12 @@ from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-
 
 from dlpool import jsontext
 from dlpool.config import WebSettings
-from dlpool.heads import MAX_HEAD, Heads, Progress, target_of
+from dlpool.heads import MAX_HEAD, PendingHeads, HeadProgress, parse_target
 from dlpool.observe.listener import NO_SNIFF
 from dlpool.threads import is_out_of_descriptors
-from dlpool.web.body import PIECE, BadFraming, BrokenBody, TooSlow
-from dlpool.web.lingering import Lingering
-from dlpool.web.pace import Pace, PacedSocket
+from dlpool.web.body import BLOCK_SIZE, BadFraming, BrokenBody, BodyTooSlow
+from dlpool.web.lingering import LingeringCloser
+from dlpool.web.pace import BodyTimeouts, TimedSocket
 
 CROWDED_S = 0.1  # until another connection is taken, where there are too many files open and all are in use
 FREED = 8  # silent connections that are closed where there are too many files open
@@ -57,22 +57,22 @@ _REASONS = {
 
 
 @dataclass
-class Lane:
+class RequestPool:
     """Threads for some of the requests, and how many these may have, with those that wait. By the main loop only."""
 
     pool: ThreadPoolExecutor
-    most: int
-    given: int = 0
+    limit: int
+    in_use: int = 0
 
 
-class CheckedBody:
+class GunicornBody:
     """gunicorn's body of a request, whose errors are ``BrokenBody`` and ``TooSlow``.
 
     ``100 Continue`` is sent with the first read, so that a request which is refused before sends no body. ``is_left``:
     not all of it was read. ``while_waiting``: see ``PacedSocket``.
     """
 
-    def __init__(self, req: Any, sock: socket.socket, paced: PacedSocket) -> None:
+    def __init__(self, req: Any, sock: socket.socket, paced: TimedSocket) -> None:
         self._body = req.body
         self._sock = sock
         self._paced = paced
@@ -97,7 +97,7 @@ class CheckedBody:
     def read(self, size: int | None = None) -> bytes:
         """Up to ``size`` bytes, or all; none at the end. Raises BrokenBody, TooSlow."""
         if size is None or size < 0:
-            return b"".join(iter(lambda: self.read(PIECE), b""))
+            return b"".join(iter(lambda: self.read(BLOCK_SIZE), b""))
         try:
             if self._is_awaited:
                 self._is_awaited = False
@@ -135,7 +135,7 @@ def _taken(unreader: Any, length: int) -> bytes:
     return held[:length]
 
 
-class _Pool(ThreadPoolExecutor):
+class _ElasticPool(ThreadPoolExecutor):
     """A pool that continues with its existing threads if no further one can be started; work waits for them."""
 
     def _adjust_thread_count(self) -> None:
@@ -146,12 +146,12 @@ class _Pool(ThreadPoolExecutor):
                 raise
 
 
-class Connection(TConn):  # type: ignore[misc]
+class ClientConnection(TConn):  # type: ignore[misc]
     """gunicorn's, of which a thread gets the head with the first read; ``lane`` is whose thread that is."""
 
-    lane: Lane
+    pool: RequestPool
 
-    def __init__(self, sock: socket.socket, client: Any, server: Any, cfg: Any, lingering: Lingering) -> None:
+    def __init__(self, sock: socket.socket, client: Any, server: Any, cfg: Any, lingering: LingeringCloser) -> None:
         super().__init__(cfg, sock, client, server)
         self._lingering = lingering
         self.data_ready = True
@@ -161,9 +161,9 @@ class Connection(TConn):  # type: ignore[misc]
         """As gunicorn's, for each request."""
         super().init()
         unreader = self.parser.unreader
-        if not isinstance(unreader.sock, PacedSocket):
-            unreader.sock = PacedSocket(unreader.sock)
-        unreader.sock.expect_nothing()
+        if not isinstance(unreader.sock, TimedSocket):
+            unreader.sock = TimedSocket(unreader.sock)
+        unreader.sock.stop_reading()
         unreader.unread(self.head)
         self.head = b""
 
@@ -189,9 +189,9 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._heads: Heads[Connection] = Heads()
-        self._lingering = Lingering()
-        self._reserved: Mapping[str, Lane] = {}
+        self._heads: PendingHeads[ClientConnection] = PendingHeads()
+        self._lingering = LingeringCloser()
+        self._reserved: Mapping[str, RequestPool] = {}
 
     def init_process(self) -> None:
         """Start the threads of the probes, and serve until the end."""
@@ -207,8 +207,8 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """Return gunicorn's pool, with fewer threads if the system allows no more."""
-        pool = _Pool(max_workers=self.cfg.threads)
-        self._lane = Lane(pool, self._most)
+        pool = _ElasticPool(max_workers=self.cfg.threads)
+        self._lane = RequestPool(pool, self._most)
         return pool
 
     def accept(self, listener: Any) -> None:
@@ -222,35 +222,35 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
-        connection = Connection(sock, client, listener.getsockname(), self.cfg, self._lingering)
+        connection = ClientConnection(sock, client, listener.getsockname(), self.cfg, self._lingering)
         self._hold(connection, b"", self.settings.head_timeout)
         while self.nr_conns >= self.worker_connections and (oldest := self._heads.oldest()) is not None:
             self._drop(oldest)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """As gunicorn's, and no longer than until the next head is due."""
-        super().wait_for_and_dispatch_events(min(timeout, self._heads.patience(time.monotonic())))
+        super().wait_for_and_dispatch_events(min(timeout, self._heads.next_timeout_s(time.monotonic())))
 
     def murder_keepalived(self, force: bool = False) -> None:
         """End the connections whose head did not come in time; ``force``: all that wait for one."""
-        for connection in list(self._heads) if force else self._heads.due(time.monotonic()):
-            if force or self._heads.is_silent(connection):
+        for connection in list(self._heads) if force else self._heads.expired(time.monotonic()):
+            if force or self._heads.is_empty(connection):
                 self._drop(connection)
             else:
                 self._forget(connection)
                 self._turn_away(connection, _LATE, "TooSlow", "the head of the request did not come in time")
 
     def _cap_keepalive(self, deadline: float) -> None:
-        self._heads.hurry(deadline)
+        self._heads.cap_deadlines(deadline)
 
-    def enqueue_req(self, conn: Connection) -> None:
+    def enqueue_req(self, conn: ClientConnection) -> None:
         """Give a thread a connection of which a whole head has come."""
-        future = conn.lane.pool.submit(self.handle, conn)
+        future = conn.pool.pool.submit(self.handle, conn)
         future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
 
-    def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
+    def finish_request(self, conn: ClientConnection, fs: Future[Any]) -> None:
         """A thread is done with it; the next head may have come with the body."""
-        conn.lane.given -= 1
+        conn.pool.in_use -= 1
         try:
             if not fs.cancelled() and fs.result():
                 patience_s = self.cfg.keepalive if self.alive else min(self.cfg.keepalive, 1)
@@ -263,15 +263,15 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             self.nr_conns -= 1
             conn.close(graceful=True)
 
-    def _hold(self, connection: Connection, data: bytes, patience_s: float) -> None:
+    def _hold(self, connection: ClientConnection, data: bytes, patience_s: float) -> None:
         """Wait for a head, of which ``data`` is here. Raises OSError, ValueError for a connection that is closed."""
         connection.sock.setblocking(False)
         self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._receive, connection))
-        self._heads.hold(connection, time.monotonic() + patience_s)
+        self._heads.add(connection, time.monotonic() + patience_s)
         if data:
             self._advance(connection, data)
 
-    def _receive(self, connection: Connection, _sock: socket.socket) -> None:
+    def _receive(self, connection: ClientConnection, _sock: socket.socket) -> None:
         """Some of a head may have come."""
         if connection not in self._heads:  # it was dropped in this turn of the loop
             return
@@ -286,36 +286,36 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._drop(connection)
 
-    def _advance(self, connection: Connection, data: bytes) -> None:
+    def _advance(self, connection: ClientConnection, data: bytes) -> None:
         progress = self._heads.feed(connection, data, time.monotonic() + self.settings.head_timeout)
-        if progress is Progress.PARTIAL:
+        if progress is HeadProgress.PARTIAL:
             return
         head = self._forget(connection)
-        if progress is Progress.TOO_LONG:
+        if progress is HeadProgress.TOO_LONG:
             text = f"its head is longer than {MAX_HEAD} bytes"
             self._turn_away(
                 connection, _TOO_LONG, "LimitRequestHeaders", f"this is no request that can be read: {text}"
             )
             return
-        method, path = target_of(head)
+        method, path = parse_target(head)
         lane = self._reserved.get(path.rstrip("/"), self._lane) if method in ("GET", "HEAD") else self._lane
-        if lane.given >= lane.most:
+        if lane.in_use >= lane.limit:
             self._turn_away(connection, _CROWDED, "Crowded", "too much is going on just now, try again")
             return
-        connection.head, connection.lane = head, lane
+        connection.head, connection.pool = head, lane
         try:
             self.enqueue_req(connection)
         except RuntimeError:  # the system allows not even one thread
             self._turn_away(connection, _CROWDED, "NoThread", "no thread can be started just now, try again")
         else:
-            lane.given += 1
+            lane.in_use += 1
 
-    def _forget(self, connection: Connection) -> bytes:
+    def _forget(self, connection: ClientConnection) -> bytes:
         """Wait no more for its head; what has come of it."""
         self.poller.unregister(connection.sock)
-        return self._heads.take(connection)
+        return self._heads.remove(connection)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: ClientConnection) -> None:
         """End a connection that nothing is known of."""
         self._forget(connection)
         self.nr_conns -= 1
@@ -329,7 +329,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         if not spared:
             time.sleep(CROWDED_S)
 
-    def _turn_away(self, connection: Connection, answer: tuple[int, str, str], reason: str, text: str) -> None:
+    def _turn_away(self, connection: ClientConnection, answer: tuple[int, str, str], reason: str, text: str) -> None:
         """Answer from the main loop, which waits for nobody: a client that takes no answer gets none."""
         status, _, code = answer
         if self.refused is not None:
@@ -344,8 +344,8 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         web = self.settings
         conn.sock.settimeout(web.body_timeout)
         paced = conn.parser.unreader.sock
-        paced.expect_body(Pace(web.body_timeout, web.body_rate, web.body_rate_time))
-        body = req.body = CheckedBody(req, conn.sock, paced)
+        paced.expect_body(BodyTimeouts(web.body_timeout, web.body_rate, web.body_rate_time))
+        body = req.body = GunicornBody(req, conn.sock, paced)
         req._expected_100_continue = False
         should_close = req.should_close
         req.should_close = lambda: should_close() or body.is_left  # rather than to wait for the rest
@@ -353,7 +353,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what is no HTTP in the one shape of all errors."""
-        if not isinstance(exc, (http.errors.ParseException, TooSlow)):
+        if not isinstance(exc, (http.errors.ParseException, BodyTooSlow)):
             self.log.exception("error in a request")
             return
         answer = _STATUSES.get(type(exc).__name__, (400, "Bad Request", "bad_request"))
@@ -366,14 +366,14 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             client.sendall(_refusal(answer, f"this is no request that can be read: {text}"))
 
 
-def _started_lane(most: int) -> Lane | None:
+def _started_lane(most: int) -> RequestPool | None:
     """One thread, which runs; None if the system allows no more: the others serve what it would."""
-    pool = _Pool(max_workers=1)
+    pool = _ElasticPool(max_workers=1)
     try:
         pool.submit(int)
     except RuntimeError:
         return None
-    return Lane(pool, most)
+    return RequestPool(pool, most)
 
 
 def _refusal(answer: tuple[int, str, str], text: str) -> bytes:

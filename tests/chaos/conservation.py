@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from tests.chaos.disk import unclean_states, wrong_files
 from tests.chaos.jobs import Job
 from tests.chaos.life import Life, outcome_of
@@ -21,7 +21,7 @@ from tests.chaos.stage import Stage
 from tests.conftest import wait_until
 from tests.fleet import Client
 
-KEYS = Keys()
+KEYS = QueueKeys()
 TOLERANCE_BYTES = 2 << 20  # scripts, and buffers that the server keeps for the largest job
 SHRINK_S = 15.0
 MAX_CRASHES, MAX_TAKEOVERS = 3, 10  # as shipped
@@ -195,7 +195,7 @@ class Conservation:
     def _sizes(self) -> Iterator[tuple[str, int]]:
         """How much waits or runs, by key."""
         yield KEYS.intake, self._redis.llen(KEYS.intake)
-        for name in (KEYS.delayed, KEYS.leases, KEYS.paused, KEYS.parked):
+        for name in (KEYS.delayed, KEYS.leases, KEYS.paused, KEYS.throttled):
             yield name, self._redis.zcard(name)
         yield KEYS.halted, self._redis.exists(KEYS.halted)
         yield KEYS.drained, self._redis.scard(KEYS.drained)

@@ -12,10 +12,10 @@ from typing import Any
 import redis
 
 from dlpool.errors import QueueError
-from dlpool.jobs.controls import Controls
-from dlpool.jobs.keys import PRIORITIES, Keys
+from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.keys import PRIORITIES, QueueKeys
 from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.steering import Steering
+from dlpool.jobs.steering import QueueAdmin
 from tests.chaos.jobs import Jobs
 from tests.chaos.witness import Witness
 
@@ -45,8 +45,8 @@ class Operator:
         self._jobs = jobs
         self._witness = witness
         self._redis: Any = client
-        self._controls = Controls(client, Keys())
-        self._steering = Steering(client, Keys())
+        self._controls = JobAdmin(client, QueueKeys())
+        self._steering = QueueAdmin(client, QueueKeys())
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._paused: set[str] = set()  # what was asked to pause, and may be paused still
@@ -74,9 +74,9 @@ class Operator:
         if self._thread is not None:
             self._thread.join()
         for job_id in sorted(self._paused):  # also one that is not paused yet: it will not be
-            self._controls.control("resume", job_id)
+            self._controls.execute("resume", job_id)
             self._paused.discard(job_id)
-        for node in self._steering.drained():
+        for node in self._steering.drained_nodes():
             self._steering.undrain(node)
         self._steering.resume()
 
@@ -98,7 +98,7 @@ class Operator:
             self._paused.add(job_id)
         level = self._chance.choice(PRIORITIES) if verb == "priority" else ""
         try:
-            reply = self._controls.control(verb, job_id, priority=level, message=CANCELLED, at=time.time())
+            reply = self._controls.execute(verb, job_id, priority=level, message=CANCELLED, at=time.time())
         finally:
             self.said[job_id][verb, reply] += 1
 
@@ -112,7 +112,7 @@ class Operator:
 
     def _switch(self) -> None:
         """Stop or start the queue, or a node."""
-        sids = [sid.decode() for sid in self._redis.zrange(Keys().supervisors, 0, -1)]
+        sids = [sid.decode() for sid in self._redis.zrange(QueueKeys().supervisors, 0, -1)]
         node = self._chance.choice(sids).rpartition("-")[0] if sids else ""
         calls: list[Callable[[], object]] = [self._steering.pause, self._steering.resume, self._steering.resume]
         if node:

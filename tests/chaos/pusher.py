@@ -9,7 +9,7 @@ import time
 import redis
 
 from dlpool.errors import QueueError
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed import PushedJob
 from dlpool.jobs.transitions import Transitions
 from tests.chaos.jobs import Job, Jobs
@@ -28,7 +28,7 @@ class Pusher:
         self._chance = random.Random(f"{seed}: pusher")
         self._jobs = jobs
         self._client = client
-        self._transitions = Transitions(client, Keys())
+        self._transitions = Transitions(client, QueueKeys())
         self._apart_s = 1 / min(JOBS_A_SECOND, MAX_JOBS / seconds)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -62,7 +62,7 @@ class Pusher:
         """LPUSH. It is never repeated after a lost reply, as that would be another job."""
         job.push = "in doubt"
         try:
-            self._client.lpush(Keys().intake, job.raw)
+            self._client.lpush(QueueKeys().intake, job.raw)
             job.push = "done"
         except (redis.ConnectionError, redis.TimeoutError):
             pass

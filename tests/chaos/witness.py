@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from dlpool.jobs.keys import Keys
+from dlpool.jobs.keys import QueueKeys
 
 AT_ONCE = 2000
 LOOK_S = 0.1
@@ -61,7 +61,7 @@ class Witness:
                 time.sleep(LOOK_S)
 
     def _look(self) -> int:
-        found = self._client.xrange(Keys().events, self._last, "+", AT_ONCE)
+        found = self._client.xrange(QueueKeys().events, self._last, "+", AT_ONCE)
         for number, fields in found:
             text = {name.decode(): value.decode() for name, value in fields.items()}
             event = text.pop("event")

@@ -19,7 +19,7 @@ from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Logger
 from dlpool.observe.rotation import Rotation
 from dlpool.service.hooks import hookprocess
-from dlpool.service.hooks.hooks import environment
+from dlpool.service.hooks.hooks import command_environment
 
 STOP_S = 2.0  # for a command that runs when the supervisor ends
 
@@ -33,7 +33,7 @@ def check_archive_command(settings: LoggingSettings) -> None:
         )
 
 
-class Archiver:
+class LogArchiver:
     """``tend`` and ``stop`` by the main thread, neither raises; ``settings`` may be replaced at any time.
 
     A thread of its own looks for logs, runs the command, and ends when it has seen them all or one has failed.
@@ -49,13 +49,13 @@ class Archiver:
         self._retry_at = float("-inf")
         self._stop_at = float("inf")
 
-    def tend(self) -> None:
+    def archive_new_logs(self) -> None:
         """Have new logs archived; called about once a second."""
         is_idle = self._thread is None or not self._thread.is_alive()
         if self.settings.archive_command is None or not is_idle or time.monotonic() < self._retry_at:
             return
         try:
-            packed = self._rotation.packed()
+            packed = self._rotation.compressed_logs()
             if packed and packed != self._seen:
                 self._thread = threading.Thread(target=self._serve, args=(packed,), name="archive", daemon=True)
                 self._thread.start()
@@ -100,10 +100,10 @@ class Archiver:
                 return f"it took longer than {settings.archive_timeout:g} s"
             return "the supervisor ends" if time.monotonic() >= self._stop_at else ""
 
-        result = hookprocess.run(command, b"", environment(), must_end)
+        result = hookprocess.run_command(command, b"", command_environment(), must_end)
         seconds = round(time.monotonic() - began, 3)
         if result.failure:
-            self._failed(path=path, reason=result.failure, stderr=result.said, seconds=seconds)
+            self._failed(path=path, reason=result.failure, stderr=result.stderr, seconds=seconds)
             return False
         self._log.info("log_archived", path=path, seconds=seconds)
         return True

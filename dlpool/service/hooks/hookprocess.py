@@ -18,11 +18,11 @@ END_S = 2.0  # between SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True)
-class Result:
+class CommandResult:
     """``failure`` says why it failed, empty if it did not; ``said`` is the end of its standard error."""
 
     failure: str
-    said: str = ""
+    stderr: str = ""
 
 
 class _Tail:
@@ -43,7 +43,7 @@ class _Tail:
         return self._end.decode("utf-8", "replace").strip()
 
 
-def run(command: Sequence[str], given: bytes, environment: Mapping[str, str], must_end: Callable[[], str]) -> Result:
+def run_command(command: Sequence[str], given: bytes, environment: Mapping[str, str], must_end: Callable[[], str]) -> CommandResult:
     """Run ``command`` in ``/`` with ``given`` on its standard input. Blocks until it has ended.
 
     ``must_end`` is asked again and again: a reason, or empty while it may go on. Then its process group gets SIGTERM,
@@ -52,7 +52,7 @@ def run(command: Sequence[str], given: bytes, environment: Mapping[str, str], mu
     try:
         process = _start(command, given, environment)
     except OSError as error:
-        return Result(f"it cannot be started: {error.strerror}")
+        return CommandResult(f"it cannot be started: {error.strerror}")
     assert process.stderr is not None
     with process.stderr:
         tail = _Tail(process.stderr)
@@ -61,7 +61,7 @@ def run(command: Sequence[str], given: bytes, environment: Mapping[str, str], mu
             _end(process, tail)
         tail.read()
         code = process.wait()
-    return Result(reason or _failure(code), tail.text())
+    return CommandResult(reason or _failure(code), tail.text())
 
 
 def _start(command: Sequence[str], given: bytes, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -18,10 +18,10 @@ from pathlib import Path
 from dlpool import jsontext
 from dlpool.config import HookSettings
 from dlpool.errors import ConfigurationError
-from dlpool.jobs.transitions import Finish
+from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.hooks import hookprocess
-from dlpool.service.ledger import Held
+from dlpool.service.ledger import InFlightJob
 
 MAX_WAITING = 1000
 STOP_S = 5.0  # for hooks, when the supervisor ends
@@ -41,13 +41,13 @@ def check_hooks(settings: HookSettings) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
-def environment() -> dict[str, str]:
+def command_environment() -> dict[str, str]:
     """What a command of the operator's gets of our environment."""
     return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 @dataclass(frozen=True)
-class Call:
+class HookCall:
     """A hook that is to run. ``given``: its standard input."""
 
     command: str
@@ -63,10 +63,10 @@ class Call:
 
     def environment(self) -> dict[str, str]:
         """What the command finds in its environment: nothing that may be secret."""
-        return environment() | {"DLPOOL_JOB_ID": self.job_id, "DLPOOL_OUTCOME": self.outcome}
+        return command_environment() | {"DLPOOL_JOB_ID": self.job_id, "DLPOOL_OUTCOME": self.outcome}
 
 
-class Hooks:
+class HookRunner:
     """``ended`` and ``stop`` by the main thread; ``settings`` may be replaced at any time.
 
     A thread lives as long as there is something to run. The lock guards the line, the number of threads, and that of
@@ -78,7 +78,7 @@ class Hooks:
         self._node_id = node_id
         self._log = log
         self._lock = threading.Condition()
-        self._line: deque[Call] = deque()
+        self._line: deque[HookCall] = deque()
         self._threads = 0
         self._dropped = 0  # since the last line about them
         self._reported = float("-inf")
@@ -87,16 +87,16 @@ class Hooks:
     def __repr__(self) -> str:
         return f"<Hooks {self._threads} of {self.settings.max_running} running, {len(self._line)} waiting>"
 
-    def ended(self, held: Held, ending: Finish) -> None:
+    def schedule(self, held: InFlightJob, ending: FinishRequest) -> None:
         """Redis knows how a job ended: run the command for that, if there is one. Never waits, never raises."""
-        outcome = OUTCOMES.get(ending.outcome)
+        outcome = OUTCOMES.get(ending.disposition)
         if outcome is None:
             return
         command = self.settings.on_success if outcome == "success" else self.settings.on_failure
         if command is None:
             return
-        given = payload(held, ending, outcome, self._node_id)
-        self._add(Call(command, held.ticket.id, held.trace_id, outcome, given))
+        given = hook_payload(held, ending, outcome, self._node_id)
+        self._add(HookCall(command, held.lease.job_id, held.trace_id, outcome, given))
 
     def stop(self) -> None:
         """Give hooks ``STOP_S`` more, then end those that run and drop the others. Returns when that is done."""
@@ -107,7 +107,7 @@ class Hooks:
             self._line.clear()
         self._report(now=True)
 
-    def _add(self, call: Call) -> None:
+    def _add(self, call: HookCall) -> None:
         with self._lock:
             has_place = len(self._line) < MAX_WAITING
             if has_place:
@@ -138,7 +138,7 @@ class Hooks:
                     "hook_failed", job_id=call.job_id, trace_id=call.trace_id, reason="a defect", error=error
                 )
 
-    def _next(self) -> Call | None:
+    def _next(self) -> HookCall | None:
         """What to run now; None ends the thread."""
         with self._lock:
             is_wanted = self._threads <= self.settings.max_running and time.monotonic() < self._stop_at
@@ -148,7 +148,7 @@ class Hooks:
             self._lock.notify_all()
             return None
 
-    def _run(self, call: Call) -> None:
+    def _run(self, call: HookCall) -> None:
         timeout_s = self.settings.timeout
         began = time.monotonic()
 
@@ -158,7 +158,7 @@ class Hooks:
                 return f"it took longer than {timeout_s:g} s"
             return "the supervisor ends" if now >= self._stop_at else ""
 
-        result = hookprocess.run(call.words(), call.given, call.environment(), must_end)
+        result = hookprocess.run_command(call.words(), call.given, call.environment(), must_end)
         about = {
             "job_id": call.job_id,
             "trace_id": call.trace_id,
@@ -166,7 +166,7 @@ class Hooks:
             "seconds": round(time.monotonic() - began, 3),
         }
         if result.failure:
-            self._log.warning("hook_failed", reason=result.failure, stderr=result.said, **about)
+            self._log.warning("hook_failed", reason=result.failure, stderr=result.stderr, **about)
         else:
             self._log.debug("hook_done", **about)
 
@@ -181,14 +181,14 @@ class Hooks:
             self._log.warning("hooks_dropped", dropped=count)
 
 
-def payload(held: Held, ending: Finish, outcome: str, node_id: str) -> bytes:
+def hook_payload(held: InFlightJob, ending: FinishRequest, outcome: str, node_id: str) -> bytes:
     """The job as a hook reads it. The URL is as it was pushed; headers are left out."""
     job, note = held.job, ending.note
     url = job.url if job is not None else ending.record.field if ending.record is not None else None
     return (
         jsontext.dumps(
             {
-                "id": held.ticket.id,
+                "id": held.lease.job_id,
                 "outcome": outcome,
                 "url": url,
                 "save_path": job.save_path if job is not None else None,

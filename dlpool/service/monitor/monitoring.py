@@ -17,20 +17,20 @@ from pathlib import Path
 from dlpool import __version__, jsontext, threads
 from dlpool.config import PathSettings, Settings
 from dlpool.jobs.transitions import Transitions
-from dlpool.observe.health import Check, Health, report
-from dlpool.observe.listener import Listener, Reply, Request, Route
+from dlpool.observe.health import HealthCheck, Health, format_checks
+from dlpool.observe.listener import MonitoringServer, ProbeResponse, ProbeRequest, Route
 from dlpool.observe.log import Log
 from dlpool.observe.metrics import Metrics, set_each
-from dlpool.service.handle import Handle
-from dlpool.service.ledger import Held, Ledger
-from dlpool.service.monitor.meter import Meter
-from dlpool.service.monitor.surveying import DiskSurvey, QueueSurvey, Surveyor
+from dlpool.service.handle import WorkerHandle
+from dlpool.service.ledger import InFlightJob, InFlightTable
+from dlpool.service.monitor.meter import MetricsCollector
+from dlpool.service.monitor.surveying import DiskSurvey, QueueSurvey, SurveyThread
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queue.link import Link
+from dlpool.service.queue.link import RedisState
 
 
 @dataclass(frozen=True)
-class Seen:
+class NodeStatus:
     """What the main thread alone knows. ``fault_s``: seconds until a disk with a fault is tried again, None without.
 
     ``low``: folders on file systems that have less left than ``min_free``. ``slots``: how many jobs it would take.
@@ -54,28 +54,28 @@ class Monitor:
         state_dir: Path,
         log: Log,
         metrics: Metrics,
-        ledger: Ledger,
+        ledger: InFlightTable,
         pool: WorkerPool,
-        link: Link,
+        link: RedisState,
         transitions: Transitions,
         order: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._log = log
         self._metrics = metrics
-        self.meter = Meter(metrics)
+        self.collector = MetricsCollector(metrics)
         self._ledger, self._pool, self._link = ledger, pool, link
         self.health = Health()
         logger = log.logger("metrics")
-        self._listener = Listener(settings.metrics.listen, routes(metrics, self.health, node_id), logger)
+        self._listener = MonitoringServer(settings.metrics.listen, http_routes(metrics, self.health, node_id), logger)
         surveys = (
-            QueueSurvey(transitions, metrics, link, order, time.monotonic).look,
-            DiskSurvey(self._folders, state_dir / "spool", metrics).look,
+            QueueSurvey(transitions, metrics, link, order, time.monotonic).sample,
+            DiskSurvey(self._folders, state_dir / "spool", metrics).sample,
         )
-        surveyors = [Surveyor(look, self._is_heard, link.stopping, logger) for look in surveys]
+        surveyors = [SurveyThread(look, self._is_heard, link.stopping, logger) for look in surveys]
         served = (self._listener.serve, *(one.serve for one in surveyors))
         self._threads = [
-            threads.Thread(serve, name)
+            threads.DaemonThread(serve, name)
             for name, serve in zip(("http", "survey-queue", "survey-disk"), served, strict=True)
         ]
 
@@ -96,10 +96,10 @@ class Monitor:
         self._settings = settings
         self._listener.address = settings.metrics.listen
 
-    def look(self, seen: Seen) -> None:
+    def sample(self, seen: NodeStatus) -> None:
         """Write down how things are."""
         checks = self._checks(seen)
-        self.health.beat(checks)
+        self.health.update(checks)
         metrics = self._metrics
         metrics.ready.set(not any(check.problem for check in checks))
         metrics.redis_up.set(self._link.error is None and self._link.registered.is_set())
@@ -108,72 +108,72 @@ class Monitor:
         metrics.limited_hosts.set(seen.limited_hosts)
         metrics.low_on_space.set(bool(seen.low))
         workers = list(self._pool.workers.values())
-        sizes = [one.resident for one in workers]
+        sizes = [one.resident_bytes for one in workers]
         metrics.worker_memory.set(sum(sizes))
         metrics.worker_memory_max.set(max(sizes, default=0))
         set_each(metrics.workers, dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)))
         held = self._ledger.all()
-        set_each(metrics.held, dict.fromkeys(HELD_STATES, 0) | Counter(map(held_state, held)))
-        metrics.connections.set(sum(one.progress.get("connections", 0) for one in held if held_state(one) == "running"))
-        self.meter.log_dropped(self._log.dropped)
+        set_each(metrics.in_flight, dict.fromkeys(IN_FLIGHT_STATES, 0) | Counter(map(in_flight_state, held)))
+        metrics.connections.set(sum(one.progress.get("connections", 0) for one in held if in_flight_state(one) == "running"))
+        self.collector.set_log_dropped(self._log.dropped)
 
-    def _checks(self, seen: Seen) -> list[Check]:
+    def _checks(self, seen: NodeStatus) -> list[HealthCheck]:
         missing = "" if self._link.registered.is_set() else "this node is not registered there"
         is_well = seen.fault_s is None
         fault = "" if is_well else f"full or broken: no jobs until a write succeeds, tried in {seen.fault_s:.0f} s"
         return [
-            Check("redis", self._link.error or missing),
-            Check("workers", "" if self._pool.capacity() else "no worker process is up"),
-            Check("disk", fault),
-            Check("space", f"less than min_free is left for {', '.join(seen.low)}" if seen.low else ""),
-            Check("accepting", "the service ends" if seen.is_draining else ""),
+            HealthCheck("redis", self._link.error or missing),
+            HealthCheck("workers", "" if self._pool.capacity() else "no worker process is up"),
+            HealthCheck("disk", fault),
+            HealthCheck("space", f"less than min_free is left for {', '.join(seen.low)}" if seen.low else ""),
+            HealthCheck("accepting", "the service ends" if seen.is_draining else ""),
         ]
 
     def _is_heard(self) -> bool:
         return self._listener.address != ""
 
     def _folders(self) -> list[str]:
-        return folders_of(self._settings.paths)
+        return written_folders(self._settings.paths)
 
 
 WORKER_STATES = ("starting", "idle", "busy", "retiring", "ending")
-HELD_STATES = ("waiting", "running", "recording")
+IN_FLIGHT_STATES = ("waiting", "running", "recording")
 
 
-def worker_state(handle: Handle) -> str:
+def worker_state(handle: WorkerHandle) -> str:
     """One of ``WORKER_STATES``."""
-    if handle.killed_for or handle.has_ended:
+    if handle.kill_reason or handle.has_exited:
         return "ending"
     if not handle.is_ready:
         return "starting"
     return "retiring" if handle.is_retiring else "busy" if handle.jobs else "idle"
 
 
-def held_state(held: Held) -> str:
+def in_flight_state(held: InFlightJob) -> str:
     """One of ``HELD_STATES``: for a worker or its host, in a worker, or until Redis knows how it ended."""
-    return "recording" if held.is_ending else "running" if held.worker is not None else "waiting"
+    return "recording" if held.is_ending else "running" if held.worker_pid is not None else "waiting"
 
 
-def folders_of(paths: PathSettings) -> list[str]:
+def written_folders(paths: PathSettings) -> list[str]:
     """Where dlpool writes."""
     roots = paths.allowed_roots.split(":") if paths.allowed_roots else []
     return sorted({paths.download_dir, paths.state_dir, paths.log_dir, *filter(None, roots)})
 
 
-def routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
+def http_routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
     """What is answered at each path."""
     version = {"version": __version__, "python": platform.python_version(), "node": node_id}
 
-    def probe(checks: Callable[[], tuple[Check, ...]]) -> Route:
-        def answer(request: Request) -> Reply:
-            is_good, text = report(checks(), is_verbose="verbose" in request.options)
-            return Reply(text.encode(), status=HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
+    def probe(checks: Callable[[], tuple[HealthCheck, ...]]) -> Route:
+        def answer(request: ProbeRequest) -> ProbeResponse:
+            is_good, text = format_checks(checks(), is_verbose="verbose" in request.options)
+            return ProbeResponse(text.encode(), status=HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
 
         return answer
 
     return {
-        "/metrics": lambda request: Reply(*metrics.exposition(request.accept)),
-        "/livez": probe(lambda: (health.live(),)),
-        "/readyz": probe(health.ready),
-        "/version": lambda _: Reply(jsontext.dumps(version) + b"\n", "application/json"),
+        "/metrics": lambda request: ProbeResponse(*metrics.exposition(request.accept)),
+        "/livez": probe(lambda: (health.liveness(),)),
+        "/readyz": probe(health.readiness),
+        "/version": lambda _: ProbeResponse(jsontext.dumps(version) + b"\n", "application/json"),
     }

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from dlpool.disk import space_of
 from dlpool.errors import QueueError
-from dlpool.jobs.transitions import Oldest, Transitions
-from dlpool.jobs.views import Views
+from dlpool.jobs.transitions import OldestWaiting, Transitions
+from dlpool.jobs.views import QueueViews
 from dlpool.observe.log import Logger
 from dlpool.observe.metrics import Metrics, set_each
-from dlpool.service.queue.link import Link
+from dlpool.service.queue.link import RedisState
 
 SURVEY_S = 5.0
 
 
-class Surveyor:
+class SurveyThread:
     """``serve`` is a thread that calls ``look`` every few seconds while ``is_wanted``, whatever it raises."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Surveyor:
             self._stopping.wait(SURVEY_S)
 
 
-class OldestInIntake:
+class IntakeAge:
     """For how long, at least, the oldest job of the intake list has been there. Jobs of the list carry no time, so it
     is the time for which the list's old end has been seen to be the same job. Pure."""
 
@@ -54,13 +54,13 @@ class OldestInIntake:
         self._length = 0
         self._since = 0.0
 
-    def look(self, seen: Oldest, now: float, *, is_fifo: bool) -> float:
+    def sample(self, seen: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Seconds until ``now``; 0 for an empty list. Of equal jobs it is told by the length that one was taken."""
-        was_taken = is_fifo and seen.length < self._length
-        if seen.mark != self._mark or was_taken:
+        was_taken = is_fifo and seen.backlog < self._length
+        if seen.fingerprint != self._mark or was_taken:
             self._since = now
-        self._mark, self._length = seen.mark, seen.length
-        return now - self._since if seen.mark else 0.0
+        self._mark, self._length = seen.fingerprint, seen.backlog
+        return now - self._since if seen.fingerprint else 0.0
 
 
 class QueueSurvey:
@@ -70,32 +70,32 @@ class QueueSurvey:
         self,
         transitions: Transitions,
         metrics: Metrics,
-        link: Link,
+        link: RedisState,
         order: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._transitions = transitions
-        self._views = Views(transitions.client, transitions.keys)
+        self._views = QueueViews(transitions.client, transitions.keys)
         self._metrics = metrics
         self._link = link
         self._order = order
         self._clock = clock
-        self._oldest = OldestInIntake()
+        self._oldest = IntakeAge()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Once."""
         try:
             if self._link.error is None:
                 self._read()
                 return
         except QueueError as error:
-            self._link.count(error)  # what is away is for the others to say, who need it
-        self._metrics.forget_queue()
+            self._link.count_failure(error)  # what is away is for the others to say, who need it
+        self._metrics.clear_queue()
 
     def _read(self) -> None:
-        oldest, stats, metrics = self._transitions.oldest(), self._views.stats(), self._metrics
-        waited_s = self._oldest.look(oldest, self._clock(), is_fifo=self._order() == "fifo")
-        set_each(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_s})
+        oldest, stats, metrics = self._transitions.oldest_waiting(), self._views.stats(), self._metrics
+        waited_s = self._oldest.sample(oldest, self._clock(), is_fifo=self._order() == "fifo")
+        set_each(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_age_s})
         ready = {f"ready_{name}": count for name, count in stats.ready.items()}
         set_each(
             metrics.queue_jobs,
@@ -104,7 +104,7 @@ class QueueSurvey:
                 "reserved": stats.reserved,
                 **ready,
                 "delayed": stats.delayed,
-                "parked": stats.parked,
+                "parked": stats.throttled,
                 "paused": stats.paused,
                 "running": stats.running,
             },
@@ -123,10 +123,10 @@ class DiskSurvey:
         self._spool = spool
         self._metrics = metrics
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Once. What cannot be asked is NaN."""
         for folder in self._folders():
-            size, free = room_of(Path(folder))
+            size, free = size_and_free(Path(folder))
             self._metrics.disk_size.labels(folder).set(size)
             self._metrics.disk_free.labels(folder).set(free)
         spooled = math.nan
@@ -135,12 +135,12 @@ class DiskSurvey:
         self._metrics.spooled.set(spooled)
 
 
-def room_of(folder: Path) -> tuple[float, float]:
+def size_and_free(folder: Path) -> tuple[float, float]:
     """Bytes of its file system, and how many of them this user may still write; a missing folder is its parent's."""
     try:
         found = space_of(folder)
     except FileNotFoundError:
-        return room_of(folder.absolute().parent)
+        return size_and_free(folder.absolute().parent)
     except OSError:
         return math.nan, math.nan
     return (math.nan, math.nan) if found is None else (float(found.size), float(found.free))

@@ -7,7 +7,7 @@ import gc
 THRESHOLD = 5000  # objects; the default, 700, is a collection every few small jobs
 
 
-def calm_collector() -> None:
+def tune_garbage_collector() -> None:
     """Collect now, then rarely, and never again what is there by now: modules, classes, settings."""
     gc.collect()
     gc.freeze()

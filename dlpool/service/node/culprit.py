@@ -16,20 +16,20 @@ from dlpool import threads
 LEAST_TICKS = 10  # of processor time (100 a second) that say anything
 _IDLE = "slot"
 
-Usage = Mapping[str, int]  # ticks of processor time, by the names of threads
+ThreadTicks = Mapping[str, int]  # ticks of processor time, by the names of threads
 
 
-def begin(ticket: str) -> None:
+def name_thread(ticket: str) -> None:
     """Name the calling thread after a job, and so the threads that it starts."""
     threads.set_kernel_name(_name(ticket))
 
 
-def end() -> None:
+def unname_thread() -> None:
     """Take the job's name from the calling thread."""
     threads.set_kernel_name(_IDLE)
 
 
-def usage(pid: int) -> Usage:
+def thread_ticks(pid: int) -> ThreadTicks:
     """Return the processor time of a process's threads so far, in ticks; empty if it cannot be read."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
@@ -41,7 +41,7 @@ def usage(pid: int) -> Usage:
     return found
 
 
-def culprit(before: Usage, after: Usage, tickets: Iterable[str]) -> str | None:
+def find_hung_job(before: ThreadTicks, after: ThreadTicks, tickets: Iterable[str]) -> str | None:
     """Return the ticket of the job that has used most of the processor time between two looks, None if none has."""
     spent = {name: ticks - before.get(name, 0) for name, ticks in after.items()}
     total = sum(spent.values())

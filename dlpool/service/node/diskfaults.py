@@ -11,18 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.disk import known_space
+from dlpool.disk import space_or_none
 from dlpool.errors import DlpoolError, LocalFault, NodeFault, NoRoom, NoSpace, NoThread, NotPermitted, TooLarge
 from dlpool.service.node.disks import can_write
-from dlpool.service.wire.endings import ending_of
-from dlpool.transfer.leftovers import discard_unfinished
+from dlpool.service.wire.endings import attempt_result_of
+from dlpool.transfer.leftovers import remove_part_files
 from dlpool.transfer.room import SPACE_RESERVE
 
 _USABLE = os.W_OK | os.X_OK
 
 
 @dataclass(frozen=True)
-class RunOnDisk:
+class EndedRun:
     """A run that a fault of the disk has ended, after it has unlocked its files.
 
     ``size`` and ``done`` in bytes, of the file (None: unknown) and of what was written; ``roots``: the folders of all
@@ -32,7 +32,7 @@ class RunOnDisk:
     url: str
     target: Path
     size: int | None
-    done: int
+    written: int
     roots: Sequence[str | Path]
     can_write: Callable[[str | Path], bool] = can_write
 
@@ -43,45 +43,45 @@ class RunOnDisk:
         root = next((one for one in self.roots if Path(os.path.realpath(one)) in Path(folder).parents), None)
         return self.can_write(self.target.parent if root is None else root)
 
-    def give_back(self) -> bool:
+    def discard_large_part(self) -> bool:
         """Remove what it has written, if that is much: it may be what fills the disk. Return whether it was."""
-        if self.done < SPACE_RESERVE:
+        if self.written < SPACE_RESERVE:
             return False
         with suppress(DlpoolError):
-            discard_unfinished(self.target, self.url)
+            remove_part_files(self.target, self.url)
         return True
 
 
-def ending_on_disk(error: LocalFault, run: RunOnDisk) -> str:
+def classify_disk_error(error: LocalFault, run: EndedRun) -> str:
     """Return how a job ends (see EndedFrame) that met ``error``."""
     if isinstance(error, TooLarge | NoThread):
-        return ending_of(error)
+        return attempt_result_of(error)
     if isinstance(error, NoRoom):
-        run.give_back()
+        run.discard_large_part()
         return "no_room"
     if type(error) is NoSpace:
         return _full(run)
     return _failed(error, run)
 
 
-def _failed(error: LocalFault, run: RunOnDisk) -> str:
+def _failed(error: LocalFault, run: EndedRun) -> str:
     """Return how a job ends that met any other fault: it counts as the node's only if a small write fails, too."""
     is_gone = type(error) is LocalFault and (
         isinstance(error.__cause__, FileNotFoundError) or not os.path.lexists(run.target.parent)
     )
     if not is_gone and not isinstance(error, NodeFault | NotPermitted):
-        return ending_of(error)
+        return attempt_result_of(error)
     if not run.is_node_writable:
         return "node_fault"
     is_forbidden = isinstance(error, NotPermitted) and not os.access(run.target.parent, _USABLE)
-    return ending_of(error) if is_forbidden else "retry"
+    return attempt_result_of(error) if is_forbidden else "retry"
 
 
-def _full(run: RunOnDisk) -> str:
+def _full(run: EndedRun) -> str:
     """Return how a job ends for which there was no space: first the job is judged, and then the disk without it."""
-    space = known_space(run.target.parent)
+    space = space_or_none(run.target.parent)
     if run.size is not None and space is not None and run.size > space.usable:
         return "failed"
-    if run.is_node_writable or (run.give_back() and run.is_node_writable):
+    if run.is_node_writable or (run.discard_large_part() and run.is_node_writable):
         return "no_room"
     return "node_fault"

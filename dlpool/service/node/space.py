@@ -15,7 +15,7 @@ from dlpool.config import Settings
 from dlpool.errors import LocalFault
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Logger
-from dlpool.service.ledger import Ledger
+from dlpool.service.ledger import InFlightTable
 from dlpool.service.node.disks import can_write, least_free
 from dlpool.service.wire.frames import SpaceFrame
 
@@ -25,7 +25,7 @@ MAX_FOUND = 64  # file systems that only jobs have led to
 
 
 @dataclass(frozen=True)
-class Room:
+class FileSystemSpace:
     """A file system of targets, by a folder on it. In bytes: ``left`` when all running jobs will be done."""
 
     folder: str
@@ -34,28 +34,28 @@ class Room:
     reserved: int
 
     @property
-    def left(self) -> int:
+    def free_after_jobs(self) -> int:
         return self.free - self.reserved
 
-    def least(self, min_free: int | None) -> int:
+    def required_free(self, min_free: int | None) -> int:
         """How much is to stay free."""
         return least_free(self.size, min_free)
 
     def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
         """Whether no job should begin."""
-        least = self.least(min_free)
-        return least > 0 and self.left < (least * RELIEF if was_low else least)
+        least = self.required_free(min_free)
+        return least > 0 and self.free_after_jobs < (least * RELIEF if was_low else least)
 
 
-class SpaceGuard:
+class DiskGuard:
     """``serve`` is the thread: a file system may keep those waiting who ask it. Others read what it saw.
 
     After a fault of the node it says whether a small write succeeds again. The lock guards when that is tried.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, log: Logger, tell: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, ledger: InFlightTable, log: Logger, tell: Callable[[], None]) -> None:
         """``tell`` is called when ``is_low`` has changed."""
-        self.rooms: tuple[Room, ...] = ()
+        self.file_systems: tuple[FileSystemSpace, ...] = ()
         self.frame = SpaceFrame(settings.supervisor.min_free, {})  # what workers are told
         self._ledger = ledger
         self._log = log
@@ -63,19 +63,19 @@ class SpaceGuard:
         self._lock = threading.Lock()
         self._doubted_until: float | None = None  # by the monotonic clock
         self._has_looked = False
-        self._low: dict[int, Room] = {}  # by device
+        self._low: dict[int, FileSystemSpace] = {}  # by device
         self._found: dict[int, str] = {}  # folders of jobs, by device
         self.apply(settings)
 
     def __repr__(self) -> str:
-        return f"<SpaceGuard {len(self.rooms)} file systems, low: {self.low}>"
+        return f"<SpaceGuard {len(self.file_systems)} file systems, low: {self.low_folders}>"
 
     def apply(self, settings: Settings) -> None:
         """Use these settings from now on."""
         self._min_free, self._paths = settings.supervisor.min_free, settings.paths
         self._fault_delay = settings.supervisor.fault_delay
 
-    def doubt(self) -> None:
+    def report_fault(self) -> None:
         """A job has met a fault of this node: no job begins for ``fault_delay``, nor before a small write succeeds."""
         with self._lock:
             self._doubted_until = time.monotonic() + self._fault_delay
@@ -92,29 +92,29 @@ class SpaceGuard:
         return bool(self._low) or not self._has_looked
 
     @property
-    def low(self) -> list[str]:
+    def low_folders(self) -> list[str]:
         """Folders on the file systems that have too little left."""
         return [room.folder for room in self._low.values()]
 
     @property
-    def left(self) -> int | None:
+    def free_after_jobs(self) -> int | None:
         """Bytes that are left where there is least; None if that is not known."""
-        return min((room.left for room in self.rooms), default=None)
+        return min((room.free_after_jobs for room in self.file_systems), default=None)
 
     def serve(self, stopping: threading.Event) -> None:
         """Look again and again."""
         while not stopping.is_set():
-            self.look()
+            self.sample()
             stopping.wait(LOOK_S)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take stock, and say what has changed."""
         try:
             allowed = Confinement(self._paths, owned=())
         except LocalFault:  # its workers will say so
             self._has_looked = True
             return
-        folders = {device: folder for root in allowed.roots if (device := _device(folder := existing(root)))}
+        folders = {device: folder for root in allowed.roots if (device := _device(folder := nearest_folder(root)))}
         self._try_again(allowed.roots)
         reserved = self._reserved(allowed)
         self.frame = SpaceFrame(self._min_free, {str(device): size for device, size in reserved.items() if size})
@@ -129,7 +129,7 @@ class SpaceGuard:
             device: room for device, room in rooms.items() if room.is_low(self._min_free, was_low=device in self._low)
         }
         was_low, before = self.is_low, self._low
-        self.rooms, self._low, self._has_looked = tuple(rooms.values()), low, True
+        self.file_systems, self._low, self._has_looked = tuple(rooms.values()), low, True
         if self.is_low != was_low:
             self._tell()
         self._say(rooms, before)
@@ -153,17 +153,17 @@ class SpaceGuard:
         """What running jobs will yet take, by device."""
         reserved: Counter[int] = Counter()
         for held in self._ledger.all():
-            if held.worker is None or held.job is None or held.is_ending:
+            if held.worker_pid is None or held.job is None or held.is_ending:
                 continue
-            folder = existing(os.path.join(self._paths.download_dir, held.job.save_path))
-            device = _device(folder) if allowed.holds(folder) else None
+            folder = nearest_folder(os.path.join(self._paths.download_dir, held.job.save_path))
+            device = _device(folder) if allowed.contains(folder) else None
             if device is not None:
-                reserved[device] += held.missing
+                reserved[device] += held.missing_bytes
                 if len(self._found) < MAX_FOUND:
                     self._found.setdefault(device, folder)
         return reserved
 
-    def _say(self, rooms: dict[int, Room], before: dict[int, Room]) -> None:
+    def _say(self, rooms: dict[int, FileSystemSpace], before: dict[int, FileSystemSpace]) -> None:
         """A line for each file system that is low, or is not any more, for the first time."""
         for device in self._low.keys() - before.keys():
             room = self._low[device]
@@ -172,14 +172,14 @@ class SpaceGuard:
                 folder=room.folder,
                 free=room.free,
                 reserved=room.reserved,
-                min_free=room.least(self._min_free),
+                min_free=room.required_free(self._min_free),
             )
         for device in before.keys() - self._low.keys():
             room = rooms.get(device, before[device])  # it may be gone, and then keeps nobody waiting
             self._log.info("disk_space_back", folder=room.folder, free=room.free)
 
 
-def existing(path: str) -> str:
+def nearest_folder(path: str) -> str:
     """The folder, or the nearest one above it that is there."""
     return next((str(folder) for folder in (Path(path), *Path(path).parents) if os.path.isdir(folder)), "/")
 
@@ -191,7 +191,7 @@ def _device(folder: str) -> int | None:
         return None
 
 
-def _room(folder: str, reserved: int) -> Room | None:
+def _room(folder: str, reserved: int) -> FileSystemSpace | None:
     """None where the file system has no such figures, or is not there: then its jobs will say so."""
     try:
         found = os.statvfs(folder)
@@ -199,4 +199,4 @@ def _room(folder: str, reserved: int) -> Room | None:
         return None
     if found.f_blocks == 0:
         return None
-    return Room(folder, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, reserved)
+    return FileSystemSpace(folder, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, reserved)

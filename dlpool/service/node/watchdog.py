@@ -9,12 +9,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from dlpool.observe.log import Logger
-from dlpool.service.node.notify import ServiceManager
+from dlpool.service.node.notify import SystemdNotifier
 
 HUNG_S = 60.0  # longer than any thread may wait for Redis; where a manager watches, its limit holds
 
 
-class Pulse:
+class ThreadLiveness:
     """Signs of life. A thread signs in its own loop, and only for itself: the sign is filed under who calls.
 
     Thread-safe: a sign is one assignment.
@@ -25,7 +25,7 @@ class Pulse:
         self._made = clock()
         self._signed: dict[int, float] = {}
 
-    def sign(self) -> None:
+    def mark_alive(self) -> None:
         """The calling thread goes round."""
         self._signed[threading.get_ident()] = self._clock()
 
@@ -39,8 +39,8 @@ class Watchdog:
 
     def __init__(
         self,
-        manager: ServiceManager,
-        pulse: Pulse,
+        manager: SystemdNotifier,
+        pulse: ThreadLiveness,
         threads: Sequence[threading.Thread],
         log: Logger,
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +55,7 @@ class Watchdog:
         self._hung: frozenset[str] = frozenset()
         self._reported: frozenset[str] = frozenset()
 
-    def tend(self) -> None:
+    def check(self) -> None:
         """Ping, if that is due and no thread hangs; log one that does, once, and where."""
         late = [thread for thread in self._threads if self._pulse.silent_s(thread) > self._limit_s]
         before, self._hung = self._hung, frozenset(thread.name for thread in late)

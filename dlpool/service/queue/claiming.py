@@ -11,9 +11,9 @@ import redis
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.ledger import Ledger
-from dlpool.service.queue.link import Backoff, Link, Pace
-from dlpool.service.queue.messages import Claims, Message, Waiting
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.queue.link import Backoff, RedisState, CallSpacing
+from dlpool.service.queue.messages import JobsClaimed, Message, WaitingHosts
 from dlpool.service.wire.frames import lease_clock
 
 APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
@@ -22,7 +22,7 @@ LOOK_S = 0.00005  # of rest for each job that a claim passed over: Redis looks a
 ALONE_S = 1.0  # for so long no job of another host is looked for, after none was found
 
 
-class Fetcher:
+class JobClaimer:
     """``serve`` is the thread; ``look`` and ``reconcile`` by any.
 
     ``blocking`` is a client of its own: it waits in Redis, and others end that wait.
@@ -33,8 +33,8 @@ class Fetcher:
         transitions: Transitions,
         blocking: redis.Redis,
         sid: str,
-        ledger: Ledger,
-        link: Link,
+        ledger: InFlightTable,
+        link: RedisState,
         lease_s: float,
         order: Callable[[], str],
         post: Callable[[Message], None],
@@ -59,14 +59,14 @@ class Fetcher:
         self._alone_until = 0.0  # by the monotonic clock
         self._waiting_id: int | None = None
         self._backoff = Backoff(link.stopping)
-        self._pace = Pace(APART_S)
+        self._pace = CallSpacing(APART_S)
 
     def serve(self) -> None:
         """Until all stop."""
-        while self._link.goes_on():
+        while self._link.keep_running():
             if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(PAUSE_S):
                 continue
-            has_work = self._has_strays.is_set() or self._ledger.has_room.wait(PAUSE_S)
+            has_work = self._has_strays.is_set() or self._ledger.has_free_slot.wait(PAUSE_S)
             try:
                 if has_work:
                     self._turn()
@@ -77,18 +77,18 @@ class Fetcher:
                 self._backoff.reset()
             except QueueError as error:
                 self._has_strays.set()  # the reply may have brought jobs
-                self._link.lost(error)
+                self._link.report_failure(error)
                 self._backoff.wait()
 
-    def reconcile(self) -> None:
+    def request_reconcile(self) -> None:
         """Redis holds jobs for us that we do not know: the next claim hands them over."""
         self._has_strays.set()
 
-    def ask_who_waits(self) -> None:
+    def request_waiting_hosts(self) -> None:
         """Find out which jobs wait as long as there is no room for them; the answer comes as Waiting."""
         self._is_asked = True
 
-    def handed_over(self) -> None:
+    def resume(self) -> None:
         """The main thread has taken in what was claimed last: the next claim may name it."""
         self._handed_over.set()
 
@@ -96,7 +96,7 @@ class Fetcher:
         """Claim nothing more."""
         self._is_stopped = True
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """A job became ready elsewhere than in the intake: end the wait there. Any thread; raises QueueError."""
         self._looked.set()
         waiting = self._waiting_id
@@ -109,8 +109,8 @@ class Fetcher:
         known = None
         if self._has_strays.is_set():
             self._has_strays.clear()  # first: what is set from now on is for the next turn
-            known = self._ledger.tickets()
-        room = 0 if self._is_stopped else self._ledger.room()
+            known = self._ledger.leases()
+        room = 0 if self._is_stopped else self._ledger.free_slots()
         leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
             self._sid,
@@ -118,22 +118,22 @@ class Fetcher:
             room,
             lease_s=self._lease_s,
             order=self._order(),
-            most_parked=self._most_parked,
-            parts=self._ledger.parts() if time.monotonic() >= self._alone_until else None,
+            max_throttled=self._most_parked,
+            shares=self._ledger.host_shares() if time.monotonic() >= self._alone_until else None,
         )
-        if claim is not None and claim.is_alone:
+        if claim is not None and claim.is_share_exceeded:
             self._alone_until = time.monotonic() + ALONE_S
-        if claim is not None and claim.passed:
-            self._link.stopping.wait(LOOK_S * claim.passed)
+        if claim is not None and claim.skipped:
+            self._link.stopping.wait(LOOK_S * claim.skipped)
         if claim is None:
             self._has_strays.set()
             self._link.registered.clear()
         elif claim.jobs:
             self._handed_over.clear()
-            self._post(Claims(claim.jobs, leased_until))
+            self._post(JobsClaimed(claim.jobs, leased_until))
         elif room:
             wait_s = BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001)
-            if claim.is_paused or claim.is_full:
+            if claim.is_paused or claim.is_throttle_full:
                 self._looked.wait(wait_s)
                 self._looked.clear()
             else:
@@ -141,7 +141,7 @@ class Fetcher:
 
     def _look_who_waits(self) -> None:
         self._is_asked = False
-        self._post(Waiting(self._transitions.waiting(self._sid, order=self._order())))
+        self._post(WaitingHosts(self._transitions.waiting_hosts(self._sid, order=self._order())))
 
     def _wait(self, seconds: float) -> None:
         """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""

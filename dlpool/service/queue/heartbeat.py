@@ -13,17 +13,17 @@ from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueUnusable
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.facts import check_server
-from dlpool.jobs.history import SAMPLE_S, History
+from dlpool.jobs.history import SAMPLE_S, QueueHistory
 from dlpool.jobs.hostslots import HostSlots
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.ledger import Ledger
-from dlpool.service.queue.claiming import Fetcher
-from dlpool.service.queue.link import BACKOFF_MAX_S, Backoff, Link
-from dlpool.service.queue.messages import Asked, Hold, Lost, Message, Recorded, TakenBack
-from dlpool.service.queue.recording import finished, log_refused
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.queue.claiming import JobClaimer
+from dlpool.service.queue.link import BACKOFF_MAX_S, Backoff, RedisState
+from dlpool.service.queue.messages import StopRequested, HostHeld, LeaseLost, Message, ResultRecorded, JobsTakenBack
+from dlpool.service.queue.recording import finish_jobs, log_refused_records
 from dlpool.service.queue.spool import Spool
-from dlpool.service.queue.sweeping import Sweeper
+from dlpool.service.queue.sweeping import StaleFileSweeper
 
 RECOVER_S = 5.0
 SAMPLE_AGAIN_S = 2.0  # another one was first
@@ -31,7 +31,7 @@ SAMPLE_FAILED_S = 600.0
 MAIL_TTL_MS = 60_000
 
 
-class Beater:
+class Heartbeat:
     """``serve`` is the thread. ``blocking`` is a client of its own that waits for mail."""
 
     def __init__(
@@ -39,10 +39,10 @@ class Beater:
         transitions: Transitions,
         blocking: redis.Redis,
         sid: str,
-        ledger: Ledger,
-        link: Link,
+        ledger: InFlightTable,
+        link: RedisState,
         spool: Spool,
-        fetcher: Fetcher,
+        fetcher: JobClaimer,
         log: Logger,
         *,
         lease_s: float,
@@ -51,7 +51,7 @@ class Beater:
         info: Callable[[], dict[str, Any]],
         post: Callable[[Message], None],
         earlier: tuple[str, ...],
-        sweeper: Sweeper,
+        sweeper: StaleFileSweeper,
     ) -> None:
         self._transitions = transitions
         self._slots = HostSlots(transitions)
@@ -72,24 +72,24 @@ class Beater:
         self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = self._sample_at = 0.0
-        self._history = History(transitions.client, transitions.keys)
+        self._history = QueueHistory(transitions.client, transitions.keys)
         self._is_checked = False
         self._has_begun = threading.Event()
 
     def serve(self) -> None:
         """Until all stop; first what an earlier start left."""
-        while self._link.goes_on():
+        while self._link.keep_running():
             try:
                 if not self._has_begun.is_set():
                     self._begin()
                 self._turn()
                 self._backoff.reset()
             except QueueError as error:
-                self._link.lost(error)
+                self._link.report_failure(error)
                 self._beat_at = 0.0  # the first thing to do when Redis is back
                 self._backoff.wait()
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """End the wait for mail, by mail. Any thread; raises QueueError."""
         mail, client = self._transitions.keys.mail(self._sid), self._transitions.client
         with translated(client):
@@ -99,24 +99,24 @@ class Beater:
     def _begin(self) -> None:
         """Record what an earlier start spooled, then give back the jobs that it held."""
         self._check()
-        for sid, ending in self._spool.kept():
-            reply = finished(self._transitions, sid, [ending], self._log)[0]
-            self._spool.forget(ending.ticket)
-            self._link.pulse.sign()
+        for sid, ending in self._spool.stored():
+            reply = finish_jobs(self._transitions, sid, [ending], self._log)[0]
+            self._spool.remove(ending.lease)
+            self._link.liveness.mark_alive()
             self._log.info(
                 "spooled_outcome_recorded",
-                job_id=ending.ticket.id,
+                job_id=ending.lease.job_id,
                 trace_id=ending.trace_id,
-                result=ending.outcome,
+                result=ending.disposition,
                 reply=reply,
             )
-            self._post(Recorded(ending, reply))
-        given_back = self._transitions.take_back(self._sid, self._earlier, order=self._order())
+            self._post(ResultRecorded(ending, reply))
+        given_back = self._transitions.requeue_jobs_of(self._sid, self._earlier, order=self._order())
         if given_back:
             self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
         self._has_begun.set()
         if self._earlier:
-            self._post(TakenBack(self._earlier))
+            self._post(JobsTakenBack(self._earlier))
 
     def _check(self) -> None:
         """Look once whether this is a server to work with, and warn of what may cost jobs there."""
@@ -146,31 +146,31 @@ class Beater:
         if self._link.error is not None:
             self._transitions.check_keys()
         held = [one for one in self._ledger.all() if not one.is_lost]
-        jobs = [(one.ticket, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
-        beat = self._transitions.beat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
-        slots = [(one.host, one.ticket.id) for one in held if one.host and not (one.is_at_door or one.is_ending)]
-        self._slots.keep(slots, lease_s=self._lease_s)
-        self._link.beat()
-        for host, seconds in beat.holds:
-            self._post(Hold(host, seconds))
-        for one, verdict in zip(held, beat.verdicts, strict=True):
+        jobs = [(one.lease, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
+        beat = self._transitions.heartbeat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
+        slots = [(one.slot_host, one.lease.job_id) for one in held if one.slot_host and not (one.is_at_door or one.is_ending)]
+        self._slots.renew(slots, lease_s=self._lease_s)
+        self._link.report_heartbeat()
+        for host, seconds in beat.held_hosts:
+            self._post(HostHeld(host, seconds))
+        for one, verdict in zip(held, beat.replies, strict=True):
             if one.is_ending or verdict == "OK":
                 continue
-            self._post(Lost(str(one.ticket)) if verdict == "LOST" else Asked(str(one.ticket), verdict))
-        if beat.strays > 0:
-            self._fetcher.reconcile()
+            self._post(LeaseLost(str(one.lease)) if verdict == "LOST" else StopRequested(str(one.lease), verdict))
+        if beat.orphans > 0:
+            self._fetcher.request_reconcile()
 
     def _recover(self) -> None:
         found = self._transitions.recover(self._sid, grace_s=self._grace_s, order=self._order())
-        if found.suspects:
-            self._log.warning("leases_passed", jobs=found.suspects)
-        if found.given_back:
-            self._log.warning("jobs_recovered", jobs=len(found.given_back), job_ids=list(found.given_back)[:20])
+        if found.expired:
+            self._log.warning("leases_passed", jobs=found.expired)
+        if found.requeued:
+            self._log.warning("jobs_recovered", jobs=len(found.requeued), job_ids=list(found.requeued)[:20])
 
     def _sample(self) -> float:
         """Note figures for charts, if it is time; seconds until the next try. They are worth no trouble."""
         try:
-            return SAMPLE_S if self._history.sample() else SAMPLE_AGAIN_S
+            return SAMPLE_S if self._history.record_sample() else SAMPLE_AGAIN_S
         except Exception as error:  # noqa: BLE001 - the service can do without
             if isinstance(error, QueueAway) and not isinstance(error, QueueUnusable):
                 return SAMPLE_AGAIN_S  # the next beat says so, but not of a foreign key: beats do not use this one
@@ -181,7 +181,7 @@ class Beater:
         """Show clients what was left in the outbox of a Cluster, by whomever."""
         if self._transitions.outbox is not None:
             delivery = self._transitions.outbox.replay()
-            log_refused(delivery, self._log)
+            log_refused_records(delivery, self._log)
             if delivery.waiting:
                 self._log.warning("records_wait", records=delivery.waiting, reason=delivery.reason)
             if delivery.written:
@@ -195,4 +195,4 @@ class Beater:
                 self._blocking.delete(keys.mail(self._sid))
                 self._beat_at = 0.0  # whose answer says what is wanted: it cannot be lost, nor come too late
         if mail is not None:
-            self._fetcher.look()
+            self._fetcher.wake()

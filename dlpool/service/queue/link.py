@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.observe.log import Logger
-from dlpool.service.node.watchdog import Pulse
+from dlpool.service.node.watchdog import ThreadLiveness
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 
 
-class Link:
+class RedisState:
     """Thread-safe; the lock guards whether Redis is away and whether we are registered.
 
     After an absence everybody waits for the first beat: it renews the leases before anything else is done.
@@ -29,7 +29,7 @@ class Link:
         self._error: str | None = None
         self.registered = threading.Event()
         self.stopping = threading.Event()
-        self.pulse = Pulse()
+        self.liveness = ThreadLiveness()
 
     def __repr__(self) -> str:
         return f"<Link {'away: ' + self._error if self._error else 'there'}>"
@@ -39,14 +39,14 @@ class Link:
         """Why Redis cannot be used now, None if it can."""
         return self._error
 
-    def goes_on(self) -> bool:
+    def keep_running(self) -> bool:
         """Whether the calling thread shall go round once more, which is its sign of life."""
-        self.pulse.sign()
+        self.liveness.mark_alive()
         return not self.stopping.is_set()
 
-    def lost(self, error: QueueError) -> None:
+    def report_failure(self, error: QueueError) -> None:
         """A call has failed."""
-        self.count(error)
+        self.count_failure(error)
         with self._lock:
             is_news, self._error = self._error is None, str(error)
             self.registered.clear()
@@ -54,13 +54,13 @@ class Link:
             self._log.warning("redis_away", error=error)
             self._on_change()
 
-    def count(self, error: QueueError) -> None:
+    def count_failure(self, error: QueueError) -> None:
         """The same, where it says nothing about the others."""
         self._failed(
             "away" if isinstance(error, QueueAway) else "refused" if isinstance(error, QueueRefused) else "other"
         )
 
-    def beat(self) -> None:
+    def report_heartbeat(self) -> None:
         """A beat has come through: we are registered, our leases are renewed."""
         with self._lock:
             was_away, self._error = self._error is not None, None
@@ -70,7 +70,7 @@ class Link:
             self._on_change()
 
 
-class Pace:
+class CallSpacing:
     """Keeps the calls of one thread apart when there are many, so that each does more; the first is not late."""
 
     def __init__(self, apart_s: float) -> None:

@@ -7,102 +7,102 @@ import queue
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dlpool.jobs.hostslots import HostLimit, Place
-from dlpool.jobs.transitions import Claimed, Finish, Ticket
-from dlpool.service.wire.frames import Ended
+from dlpool.jobs.hostslots import HostLimit, SlotReply
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
+from dlpool.service.wire.frames import CleanupEntry
 
 
 @dataclass(frozen=True)
-class Claims:
+class JobsClaimed:
     """Jobs that were claimed; ``leased_until`` by ``lease_clock``."""
 
-    jobs: tuple[Claimed, ...]
+    jobs: tuple[ClaimedJob, ...]
     leased_until: float
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingHosts:
     """How many jobs of which hosts wait for a slot: the answer to ``Fetcher.ask_who_waits``."""
 
     hosts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ResultRecorded:
     """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or LEADS."""
 
-    ending: Finish
+    finish: FinishRequest
     reply: str
 
 
 @dataclass(frozen=True)
-class Stands:
+class FenceChecked:
     """Whether the fence of a verified job still stands."""
 
-    ticket: str
+    lease_id: str
     is_ours: bool
 
 
 @dataclass(frozen=True)
-class Wish:
+class HostSlotRequest:
     """A job wants a slot of its host; the answer is Placed."""
 
-    ticket: Ticket
+    lease: JobLease
     limit: HostLimit
-    is_paid: bool
+    has_start_token: bool
 
 
 @dataclass(frozen=True)
-class Placed:
+class HostSlotDecided:
     """Whether there is one."""
 
-    ticket: str
-    place: Place
+    lease_id: str
+    decision: SlotReply
 
 
 @dataclass(frozen=True)
-class Hold:
+class HostHeld:
     """A host does not want to be asked for so long."""
 
     host: str
-    seconds: float
+    duration_s: float
 
 
 @dataclass(frozen=True)
-class Lost:
+class LeaseLost:
     """A beat said that a job is another's by now."""
 
-    ticket: str
+    lease_id: str
 
 
 @dataclass(frozen=True)
-class Asked:
+class StopRequested:
     """A beat said that an operator wants a job cancelled or paused; ``verb`` is that."""
 
-    ticket: str
-    verb: str
+    lease_id: str
+    action: str
 
 
 @dataclass(frozen=True)
-class Changed:
+class StateChanged:
     """Look again: Redis is away or back, a signal came, a thread has ended."""
 
 
 @dataclass(frozen=True)
-class TakenBack:
+class JobsTakenBack:
     """The jobs of earlier starts are given back; those sids may be forgotten."""
 
     sids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Swept:
+class StaleFilesFound:
     """Jobs that were begun here have ended, here or elsewhere: what they kept for a next run can go."""
 
-    leftovers: tuple[Ended, ...]
+    jobs: tuple[CleanupEntry, ...]
 
 
-Message = Claims | Waiting | Recorded | Stands | Placed | Hold | Lost | Asked | Changed | TakenBack | Swept
+Message = JobsClaimed | WaitingHosts | ResultRecorded | FenceChecked | HostSlotDecided | HostHeld | LeaseLost | StopRequested | StateChanged | JobsTakenBack | StaleFilesFound
 
 
 class Mailbox:
@@ -119,9 +119,9 @@ class Mailbox:
     def post(self, message: Message) -> None:
         """Leave a message."""
         self._messages.put(message)
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the reader."""
         os.eventfd_write(self._wake, 1)
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 from dlpool.jobs.connection import translated
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.ledger import Ledger
-from dlpool.service.queue.messages import Message, Swept
-from dlpool.service.trail import Trail
+from dlpool.service.ledger import InFlightTable
+from dlpool.service.queue.messages import Message, StaleFilesFound
+from dlpool.service.trail import CleanupJournal
 
 AT_ONCE = 500
 OPEN = (b"queued", b"delayed", b"running", b"paused")
 
 
-class Sweeper:
+class StaleFileSweeper:
     """Used by the beat thread."""
 
-    def __init__(self, transitions: Transitions, trail: Trail, ledger: Ledger, post: Callable[[Message], None]) -> None:
+    def __init__(self, transitions: Transitions, trail: CleanupJournal, ledger: InFlightTable, post: Callable[[Message], None]) -> None:
         self._transitions = transitions
         self._trail = trail
         self._ledger = ledger
@@ -29,15 +29,15 @@ class Sweeper:
 
         Raises QueueError.
         """
-        jobs = self._trail.jobs()
-        for ticket in self._ledger.tickets():
-            jobs.pop(ticket.id, None)  # their ends come by themselves
+        jobs = self._trail.entries()
+        for ticket in self._ledger.leases():
+            jobs.pop(ticket.job_id, None)  # their ends come by themselves
         later = [job_id for job_id in sorted(jobs) if job_id > self._last] or sorted(jobs)
         chosen = later[:AT_ONCE]
         self._last = chosen[-1] if chosen else ""
         ended = [job_id for job_id, state in zip(chosen, self._states(chosen), strict=True) if state not in OPEN]
         if ended:
-            self._post(Swept(tuple(jobs[job_id] for job_id in ended)))
+            self._post(StaleFilesFound(tuple(jobs[job_id] for job_id in ended)))
 
     def _states(self, job_ids: list[str]) -> list[bytes | None]:
         if not job_ids:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dlpool.service.wire.frames import MAX_FRAME, Frame, decode, encode
 
 
-class Channel:
+class FrameChannel:
     """Sends and receives frames. Sending is thread-safe: the kernel keeps a frame of ``SOCK_SEQPACKET`` whole.
 
     See unix(7).
@@ -19,14 +19,14 @@ class Channel:
         self.socket = sock
 
     @classmethod
-    def pair(cls) -> tuple[Channel, socket.socket]:
+    def pair(cls) -> tuple[FrameChannel, socket.socket]:
         """The supervisor's end, which never blocks, and the socket for the worker."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mine.setblocking(False)
         return cls(mine), theirs
 
     @classmethod
-    def of_worker(cls, sock: socket.socket, *, receive_s: float, send_s: float) -> Channel:
+    def of_worker(cls, sock: socket.socket, *, receive_s: float, send_s: float) -> FrameChannel:
         """The worker's end: it waits, so long at most, and in the kernel (no poll before each call)."""
         sock.setblocking(True)
         for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):

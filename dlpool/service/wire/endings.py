@@ -29,6 +29,6 @@ _ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
 )
 
 
-def ending_of(error: DlpoolError) -> str:
+def attempt_result_of(error: DlpoolError) -> str:
     """Return the ending of a job that ended with ``error`` in its worker: see EndedFrame."""
     return next(ending for kind, ending in _ENDINGS if isinstance(error, kind))

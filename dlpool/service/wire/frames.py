@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from dlpool import jsontext
 from dlpool.config import Settings
-from dlpool.config.owned import owned
+from dlpool.config.owned import owned_paths
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
@@ -39,7 +39,7 @@ class JobFrame(Frame):
     """
 
     kind = "job"
-    ticket: str
+    lease_id: str
     job_id: str
     fence: int
     leased_until: float
@@ -61,7 +61,7 @@ class CancelFrame(Frame):
     """Checkpoint this job and give it back; ``reason`` for the log."""
 
     kind = "cancel"
-    ticket: str
+    lease_id: str
     reason: str
 
 
@@ -70,7 +70,7 @@ class PublishFrame(Frame):
     """The fence stands: publish."""
 
     kind = "publish"
-    ticket: str
+    lease_id: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LostFrame(Frame):
     """The job is another's by now: stop, and publish nothing."""
 
     kind = "lost"
-    ticket: str
+    lease_id: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CleanFrame(Frame):
     jobs: list[list[Any]]
 
 
-class Ended(NamedTuple):
+class CleanupEntry(NamedTuple):
     """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart.
 
     ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a password.
@@ -142,7 +142,7 @@ class SpaceFrame(Frame):
 
     kind = "space"
     min_free: int | None
-    taken: dict[str, int]
+    reserved: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ class StatusFrame(Frame):
     kind = "status"
     jobs: dict[str, dict[str, Any]]
     counters: dict[str, float]
-    missing: dict[str, int] = field(default_factory=dict)
-    whole: list[str] = field(default_factory=list)
+    missing_bytes: dict[str, int] = field(default_factory=dict)
+    unresumable: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class FinishingFrame(Frame):
     """All bytes of a small file are there, only the disk is waited for: the slot is as good as free."""
 
     kind = "finishing"
-    ticket: str
+    lease_id: str
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class VerifiedFrame(Frame):
     """The file is complete and right, its lock is held: may it be published?"""
 
     kind = "verified"
-    ticket: str
+    lease_id: str
 
 
 @dataclass(frozen=True)
@@ -212,14 +212,14 @@ class EndedFrame(Frame):
     """
 
     kind = "ended"
-    ticket: str
-    ending: str
+    lease_id: str
+    attempt_result: str
     path: str | None = None
-    result: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     message: str = ""
     retry_after_s: float | None = None
-    leaves_state: bool = True
+    needs_cleanup: bool = True
     stack: str = ""
 
 
@@ -276,5 +276,5 @@ def config_frame(settings: Settings) -> ConfigFrame:
         asdict(settings.network),
         asdict(settings.paths),
         asdict(settings.logging),
-        [asdict(one) for one in owned(settings)],
+        [asdict(one) for one in owned_paths(settings)],
     )

@@ -15,7 +15,7 @@ RECEIVED, RANGE_SECONDS, LOG_DROPPED = "received", "range_seconds", "log_dropped
 _RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."
 
 
-class Tally:
+class WorkerCounters:
     """Thread-safe; the lock guards the counts."""
 
     def __init__(self) -> None:
@@ -27,37 +27,37 @@ class Tally:
         with self._lock:
             self._counts[name] += amount  # type: ignore[assignment]  # seconds are no whole numbers
 
-    def retry(self, label: str) -> None:
+    def count_retry(self, label: str) -> None:
         """A range is asked for again, for that reason."""
         self.add(_RETRY + label, 1)
 
-    def scanned(self, outcome: str) -> None:
+    def count_scan(self, outcome: str) -> None:
         """Count a file that was checked for malware."""
         self.add(_SCAN + outcome, 1)
 
-    def range_fetched(self, seconds: float) -> None:
+    def count_range(self, seconds: float) -> None:
         """A range has come, in so many seconds."""
         with self._lock:
             self._counts[f"{_RANGE}{bisect_left(RANGE_BOUNDS_S, seconds)}"] += 1
             self._counts[RANGE_SECONDS] += seconds  # type: ignore[assignment]
 
-    def counts(self) -> dict[str, float]:
+    def snapshot(self) -> dict[str, float]:
         """All counts, by name."""
         with self._lock:
             return dict(self._counts)
 
 
-class Counted:
+class CounterDeltas:
     """What is known of one worker's tally. Used by one thread."""
 
     def __init__(self) -> None:
         self._known: dict[str, float] = {}
 
-    def known(self, name: str) -> float:
+    def last(self, name: str) -> float:
         """One of its counts, as of its last heartbeat."""
         return self._known.get(name, 0.0)
 
-    def new(self, counts: Mapping[str, float]) -> dict[str, float]:
+    def update(self, counts: Mapping[str, float]) -> dict[str, float]:
         """What a heartbeat counts that is not known yet; two may come in the wrong order."""
         new = {name: count - self._known.get(name, 0) for name, count in counts.items()}
         new = {name: amount for name, amount in new.items() if amount > 0}

@@ -21,11 +21,11 @@ class Affinity:
         self._all = os.sched_getaffinity(0)
         self._home = self._all if cpu is None else {cpu}
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """Stay on the CPU for small jobs."""
         self._go(self._home)
 
-    def spread(self) -> None:
+    def unpin(self) -> None:
         """Use all CPUs that the process may use."""
         self._go(self._all)
 

@@ -18,23 +18,23 @@ from pathlib import Path
 
 from dlpool import __version__, threads
 from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, ScanSettings, TransferSettings
-from dlpool.config.owned import Owned
+from dlpool.config.owned import OwnedPath
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confine import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
 from dlpool.scan.guard import open_guard
-from dlpool.service.node.collector import calm_collector
-from dlpool.service.node.disks import NodeSpace
+from dlpool.service.node.collector import tune_garbage_collector
+from dlpool.service.node.disks import NodeSpaceRules
 from dlpool.service.node.launch import die_with_parent
 from dlpool.service.node.node import hold_worker_lock
-from dlpool.service.wire.channel import Channel
+from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
     ConfigFrame,
-    Ended,
+    CleanupEntry,
     EndedFrame,
     FinishingFrame,
     Frame,
@@ -48,13 +48,13 @@ from dlpool.service.wire.frames import (
     SpaceFrame,
     StatusFrame,
 )
-from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, Tally
+from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, WorkerCounters
 from dlpool.service.worker.affinity import Affinity
-from dlpool.service.worker.run import JobRun, RunContext, clean, lost
+from dlpool.service.worker.run import JobRun, JobRunContext, remove_stale_files, lost_job_error
 from dlpool.service.worker.traceparent import with_traceparent
-from dlpool.transfer.client import Client
-from dlpool.transfer.files import allow_open_files
-from dlpool.transfer.limits import HostGate, NetworkWatch, RateLimit
+from dlpool.transfer.client import HttpClient
+from dlpool.transfer.files import raise_open_file_limit
+from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
@@ -78,7 +78,7 @@ class WorkerSettings:
     paths: PathSettings
     logging: LoggingSettings
     otel: OtelSettings
-    owned: tuple[Owned, ...] = ()
+    owned: tuple[OwnedPath, ...] = ()
     scan: ScanSettings = field(default_factory=ScanSettings)
     min_free: int | None = None
     cpu: int | None = None
@@ -95,16 +95,16 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     affinity = Affinity(settings.cpu)
-    affinity.settle()  # before there are threads
+    affinity.pin()  # before there are threads
     with stacks_file(settings.state_dir, os.getpid()).open("w", encoding="utf-8") as stacks:
         faulthandler.enable(stacks)
         try:
-            worker = Worker(sock, settings, affinity)
+            worker = WorkerProcess(sock, settings, affinity)
             signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
             die_with_parent(parent_pid)
-            allow_open_files()
+            raise_open_file_limit()
             hold_worker_lock(settings.state_dir)
-            calm_collector()
+            tune_garbage_collector()
             worker.serve()
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=stacks, flush=True)  # for the supervisor's log
@@ -115,7 +115,7 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
     os._exit(0)  # threads in a name look-up cannot be waited for
 
 
-class Worker:
+class WorkerProcess:
     """The process's state. The main thread listens; the lock guards the table of runs."""
 
     def __init__(self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity) -> None:
@@ -124,7 +124,7 @@ class Worker:
         self._paths = Confinement(settings.paths, settings.owned)
         self._transfer = settings.transfer
         self._logging = settings.logging
-        self._channel = Channel.of_worker(
+        self._channel = FrameChannel.of_worker(
             sock, receive_s=LISTEN_S, send_s=SILENCE_S
         )  # a stopped supervisor blocks nobody
         self._log = Log(
@@ -137,15 +137,15 @@ class Worker:
         )
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
-        self._space = NodeSpace(settings.min_free)
+        self._space = NodeSpaceRules(settings.min_free)
         self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        self._leftovers: queue.SimpleQueue[list[Ended]] = queue.SimpleQueue()
-        self._cleaner = threads.Thread(self._keep_clean, "clean")
+        self._leftovers: queue.SimpleQueue[list[CleanupEntry]] = queue.SimpleQueue()
+        self._cleaner = threads.DaemonThread(self._keep_clean, "clean")
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
-        self._tally = Tally()
+        self._tally = WorkerCounters()
         self._guard = open_guard(settings.scan)
         self._stop_reason: str | None = None
         self._is_retiring = False
@@ -159,7 +159,7 @@ class Worker:
 
     def serve(self) -> None:
         """Run jobs until told to end, or alone."""
-        threads.start(self._report, "report")
+        threads.start_thread(self._report, "report")
         self._cleaner.start()
         self._start_slots()
         self._channel.send(HelloFrame(os.getpid()))
@@ -186,7 +186,7 @@ class Worker:
         """Start a thread for each slot; if some cannot be started, jobs wait for one. Raises NoThread if none can."""
         for number in range(self._settings.slots):
             try:
-                threads.start(self._slot, f"slot-{number}")
+                threads.start_thread(self._slot, f"slot-{number}")
             except NoThread as error:
                 if number == 0:
                     raise
@@ -197,7 +197,7 @@ class Worker:
         if isinstance(frame, JobFrame):
             self._begin(frame)
         elif isinstance(frame, CleanFrame):
-            self._leftovers.put([Ended(*ended) for ended in frame.jobs])
+            self._leftovers.put([CleanupEntry(*ended) for ended in frame.jobs])
         elif isinstance(frame, ConfigFrame):
             self._configure(frame)
         elif isinstance(frame, RateFrame | SpaceFrame | HoldFrame):
@@ -205,27 +205,27 @@ class Worker:
         elif isinstance(frame, RetireFrame):
             self._is_retiring = True
         elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
-            run = self._runs.get(frame.ticket)
+            run = self._runs.get(frame.lease_id)
             if run is None:
                 return
             if isinstance(frame, PublishFrame):
                 run.publish()
             else:
-                run.cancel(lost() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
+                run.cancel(lost_job_error() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
 
     def _learn(self, frame: RateFrame | SpaceFrame | HoldFrame) -> None:
         """Heed what concerns all jobs, also the running ones."""
         if isinstance(frame, RateFrame):
             self._rate.rate = frame.rate
         elif isinstance(frame, SpaceFrame):
-            self._space.learn(frame.min_free, {int(device): size for device, size in frame.taken.items()})
+            self._space.update(frame.min_free, {int(device): size for device, size in frame.reserved.items()})
         else:
-            self._client.gate.learn(frame.host, frame.seconds)
+            self._client.host_holds.record(frame.host, frame.seconds)
 
     def _begin(self, frame: JobFrame) -> None:
         if self._logging.traceparent:
             frame = with_traceparent(frame)
-        context = RunContext(
+        context = JobRunContext(
             transfer=self._transfer,
             paths=self._paths,
             client=self._client,
@@ -239,7 +239,7 @@ class Worker:
         )
         run = JobRun(frame, context)
         with self._lock:
-            self._runs[frame.ticket] = run
+            self._runs[frame.lease_id] = run
         self._waiting.put(run)
 
     def _slot(self) -> None:
@@ -248,8 +248,8 @@ class Worker:
             ended = run.run()
             self._say(ended, run.frame)
             with self._lock:
-                del self._runs[run.frame.ticket]
-                self._tally.add(RECEIVED, run.received)
+                del self._runs[run.frame.lease_id]
+                self._tally.add(RECEIVED, run.received_bytes)
 
     def _send(self, frame: Frame) -> bool:
         """What a job says; that its slot is as good as free is no news while another one is."""
@@ -259,7 +259,7 @@ class Worker:
 
     def _say(self, ended: EndedFrame, job: JobFrame) -> None:
         if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
-            self._logger.warning("outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.ending)
+            self._logger.warning("outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.attempt_result)
 
     def _report(self) -> None:
         """The heartbeat, and the progress of long jobs in the log."""
@@ -270,20 +270,20 @@ class Worker:
                 logged = time.monotonic()
                 for run in runs:
                     run.log_progress()
-            self._log.tend_writer()
+            self._log.follow_rename()
             time.sleep(STATUS_S)
 
     def _tell_status(self) -> list[JobRun]:
         """Send the progress of all jobs, and what was counted; returns those jobs."""
         with self._lock:  # together: what a job has received counts once, as it runs or as it ends
             runs = list(self._runs.items())
-            counters = self._tally.counts()
-        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(run.received for _, run in runs)
+            counters = self._tally.snapshot()
+        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(run.received_bytes for _, run in runs)
         counters[LOG_DROPPED] = self._log.dropped
         for start in range(0, max(1, len(runs)), STATUS_JOBS):
             some = runs[start : start + STATUS_JOBS]
-            missing = {ticket: size for ticket, run in some if (size := run.missing)}
-            whole = [ticket for ticket, run in some if run.is_whole]
+            missing = {ticket: size for ticket, run in some if (size := run.missing_bytes)}
+            whole = [ticket for ticket, run in some if run.is_unresumable]
             self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing, whole))
         return [run for _, run in runs]
 
@@ -293,9 +293,9 @@ class Worker:
                 self._clean(ended)
             self._channel.send(CleanedFrame([ended.job_id for ended in portion]))
 
-    def _clean(self, ended: Ended) -> None:
+    def _clean(self, ended: CleanupEntry) -> None:
         try:
-            clean(ended, self._paths)
+            remove_stale_files(ended, self._paths)
         except (Locked, PolicyRefused):
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:
@@ -304,17 +304,17 @@ class Worker:
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""
         self._transfer = TransferSettings(**frame.transfer)
-        self._paths = Confinement(PathSettings(**frame.paths), [Owned(**one) for one in frame.owned])
+        self._paths = Confinement(PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned])
         self._logging = LoggingSettings(**frame.logging)
         self._log.apply(self._logging)
         network = NetworkSettings(**frame.network)
         if network != self._client.settings:
             self._client = self._make_client(network)
 
-    def _make_client(self, network: NetworkSettings) -> Client:
+    def _make_client(self, network: NetworkSettings) -> HttpClient:
         connections = self._transfer.pool_size(self._settings.slots)
-        gate = HostGate(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
-        return Client(network, connections, gate, NetworkWatch(time.monotonic), self._rate)
+        gate = HostHolds(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
+        return HttpClient(network, connections, gate, NetworkMonitor(time.monotonic), self._rate)
 
     def _end(self) -> None:
         """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended otherwise."""

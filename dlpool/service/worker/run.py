@@ -16,11 +16,11 @@ from dlpool.observe.chain import stack_of
 from dlpool.observe.log import Logger
 from dlpool.scan.guard import Guard
 from dlpool.service.node import culprit
-from dlpool.service.node.diskfaults import RunOnDisk, ending_on_disk
-from dlpool.service.node.disks import NodeSpace
-from dlpool.service.wire.endings import ending_of
+from dlpool.service.node.diskfaults import EndedRun, classify_disk_error
+from dlpool.service.node.disks import NodeSpaceRules
+from dlpool.service.wire.endings import attempt_result_of
 from dlpool.service.wire.frames import (
-    Ended,
+    CleanupEntry,
     EndedFrame,
     FinishingFrame,
     Frame,
@@ -28,12 +28,12 @@ from dlpool.service.wire.frames import (
     VerifiedFrame,
     lease_clock,
 )
-from dlpool.service.wire.tally import Tally
+from dlpool.service.wire.tally import WorkerCounters
 from dlpool.service.worker.affinity import Affinity
 from dlpool.service.worker.traceparent import span_id
-from dlpool.transfer.client import Client
+from dlpool.transfer.client import HttpClient
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.leftovers import discard_digest, forget_published
+from dlpool.transfer.leftovers import remove_part_files_by_digest, remove_published_state
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -62,17 +62,17 @@ SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable ta
 
 
 @dataclass(frozen=True)
-class RunContext:
+class JobRunContext:
     """What a worker gives to the run of a job. A reload of the settings does not change it."""
 
     transfer: TransferSettings
     paths: Confinement
-    client: Client
+    client: HttpClient
     log: Logger
     send: Send
     affinity: Affinity
-    tally: Tally
-    space: NodeSpace
+    tally: WorkerCounters
+    space: NodeSpaceRules
     traces: Traces | None = None
     guard: Guard | None = None
 
@@ -83,10 +83,10 @@ class JobRun:
     The lock guards the transfer and the error that shall end it, which may come before the transfer is made.
     """
 
-    def __init__(self, frame: JobFrame, context: RunContext) -> None:
+    def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
         self.frame = frame
         self._context = context
-        self._settings = wished(context.transfer, frame)
+        self._settings = settings_for_job(context.transfer, frame)
         self._span: JobSpan | None = None
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = context.log.bind(
@@ -99,25 +99,25 @@ class JobRun:
         self._began = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"<JobRun {self.frame.ticket} {self._transfer or 'not begun'}>"
+        return f"<JobRun {self.frame.lease_id} {self._transfer or 'not begun'}>"
 
     def run(self) -> EndedFrame:
         """Download and publish; never raises."""
         frame = self.frame
-        culprit.begin(frame.ticket)
+        culprit.name_thread(frame.lease_id)
         if (traces := self._context.traces) is not None:
-            self._span = traces.begin(
+            self._span = traces.start_job_span(
                 frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id, frame.attempt
             )
         ended = self._run()
         if self._span is not None:
-            self._span.end(ended.ending, ended.path, ended.result, ended.label, ended.message)
-        culprit.end()
+            self._span.end(ended.attempt_result, ended.path, ended.statistics, ended.label, ended.message)
+        culprit.unname_thread()
         return ended
 
     def _run(self) -> EndedFrame:
-        ticket = self.frame.ticket
-        self._context.affinity.settle()
+        ticket = self.frame.lease_id
+        self._context.affinity.pin()
         try:
             transfer = self._make()
             outcome = transfer.run()
@@ -132,7 +132,7 @@ class JobRun:
             "succeeded",
             str(outcome.path),
             outcome.as_json() | {"seconds": seconds},
-            leaves_state=transfer.leaves_state,
+            needs_cleanup=transfer.may_leave_state,
         )
 
     def cancel(self, error: DlpoolError) -> None:
@@ -157,19 +157,19 @@ class JobRun:
         return {"done": now.done, "size": now.size, "phase": now.phase, "connections": now.connections}
 
     @property
-    def missing(self) -> int:
+    def missing_bytes(self) -> int:
         """Bytes that it will yet take of its disk, as far as that is known."""
         transfer = self._transfer
-        return 0 if transfer is None else transfer.progress().missing
+        return 0 if transfer is None else transfer.progress().unreserved_bytes
 
     @property
-    def is_whole(self) -> bool:
+    def is_unresumable(self) -> bool:
         """Whether its next run has to begin anew."""
         transfer = self._transfer
-        return transfer is not None and not transfer.progress().is_kept
+        return transfer is not None and not transfer.progress().is_resumable
 
     @property
-    def received(self) -> int:
+    def received_bytes(self) -> int:
         """Bytes of body that have come over the network."""
         transfer = self._transfer
         return 0 if transfer is None else transfer.received
@@ -192,7 +192,7 @@ class JobRun:
             owner=frame.user_id,
             claim=frame.claim,
         )
-        admit: Callable[[Path], None] = context.paths.check_named if target.is_folder else lambda _: None
+        admit: Callable[[Path], None] = context.paths.check_resolved_name if target.is_folder else lambda _: None
         transfer = Transfer(
             job, self._settings, context.client, self._notify, admit, self._permit, context.guard, context.space
         )
@@ -209,7 +209,7 @@ class JobRun:
         """
         if lease_clock() < self.frame.leased_until:
             return
-        self._context.send(VerifiedFrame(self.frame.ticket))
+        self._context.send(VerifiedFrame(self.frame.lease_id))
         self._answered.wait()
         with self._lock:
             if self._error is not None:
@@ -217,38 +217,38 @@ class JobRun:
 
     def _notify(self, event: str, /, **fields: object) -> None:
         if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
-            self._context.affinity.spread()  # its connections' threads come after this
+            self._context.affinity.unpin()  # its connections' threads come after this
         if event == "body_complete":
             if fields["size"] < SMALL and not self._settings.scan:  # type: ignore[operator]
-                self._context.send(FinishingFrame(self.frame.ticket))
+                self._context.send(FinishingFrame(self.frame.lease_id))
             return
         if self._span is not None and event in ("range_fetched", "range_retry"):
             self._span.add_range(fields)
         if event == "range_fetched":
-            self._context.tally.range_fetched(fields["seconds"])  # type: ignore[arg-type]
+            self._context.tally.count_range(fields["seconds"])  # type: ignore[arg-type]
             return
         if event == "range_retry":
-            self._context.tally.retry(str(fields["label"]))
+            self._context.tally.count_retry(str(fields["label"]))
         elif event == "download_restarted":
-            self._context.tally.retry("restart")
+            self._context.tally.count_retry("restart")
         elif event in _SCANNED:
-            self._context.tally.scanned(_SCANNED[event] or str(fields["verdict"]))
+            self._context.tally.count_scan(_SCANNED[event] or str(fields["verdict"]))
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
         """Return how the job ends: a fault of the disk is the job's own, unless it is confirmed for all."""
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
-            return ending_of(error)
+            return attempt_result_of(error)
         now = transfer.progress()
-        run = RunOnDisk(self.frame.url, now.path, now.size, now.done, self._context.paths.roots)
-        return ending_on_disk(error, run)
+        run = EndedRun(self.frame.url, now.path, now.size, now.done, self._context.paths.roots)
+        return classify_disk_error(error, run)
 
     def _ended(self, error: DlpoolError) -> EndedFrame:
         path = None if self._transfer is None else str(self._transfer.progress().path)
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
         return EndedFrame(
-            self.frame.ticket,
+            self.frame.lease_id,
             self._ending(error),
             path,
             label=error.label,
@@ -263,7 +263,7 @@ def _stack(error: DlpoolError) -> str:
     return stack_of(error, STACK_FRAMES).encode("utf-8", "backslashreplace")[-MAX_STACK:].decode("utf-8", "ignore")
 
 
-def wished(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
+def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
     """The settings with what the job asks for: of two rate limits the lower one, and a scan if either wants one."""
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
@@ -276,17 +276,17 @@ def wished(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
     )
 
 
-def lost() -> LostJob:
+def lost_job_error() -> LostJob:
     """What ends a job that another supervisor has by now."""
     return LostJob("the job is another supervisor's by now")
 
 
-def clean(ended: Ended, paths: Confinement) -> None:
+def remove_stale_files(ended: CleanupEntry, paths: Confinement) -> None:
     """Remove what an ended job kept for a next run.
 
     Raises PolicyRefused, LocalFault; Locked while another job writes there.
     """
     target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
-    forget_published(target, ended.job_id)
+    remove_published_state(target, ended.job_id)
     if ended.has_failed:  # or it is not known how it ended
-        discard_digest(target, ended.url_sha256)
+        remove_part_files_by_digest(target, ended.url_sha256)

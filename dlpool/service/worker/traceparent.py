@@ -25,4 +25,4 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
 
 def span_id(frame: JobFrame) -> str:
     """The id of a run of a job, 16 hex digits: the origin's spans, told by the header, are children of ours."""
-    return hashlib.sha256(frame.ticket.encode()).hexdigest()[:16]
+    return hashlib.sha256(frame.lease_id.encode()).hexdigest()[:16]

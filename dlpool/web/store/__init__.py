@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dlpool.web.store.appending import FINAL, PARTIAL, Appending, Completed, Superseded, conflict, too_large
-from dlpool.web.store.catalog import MAX_PAGE, Counts
+from dlpool.web.store.appending import FINAL, PARTIAL, AppendSession, AlreadyComplete, UnlockRequested, offset_mismatch, too_large
+from dlpool.web.store.catalog import MAX_PAGE, TaskCounts
 from dlpool.web.store.concatenating import check_parts
-from dlpool.web.store.events import Announce, UploadEvent
-from dlpool.web.store.growing import Growth, GrowWish, locked
-from dlpool.web.store.reception import Reception
+from dlpool.web.store.events import UploadEventListener, UploadEvent
+from dlpool.web.store.growing import TusUploadState, TusUploadRequest, upload_locked
+from dlpool.web.store.reception import StagedChunk
 from dlpool.web.store.results import ChunkResult, MergeResult
-from dlpool.web.store.screening import Screening
-from dlpool.web.store.store import UploadStore
+from dlpool.web.store.screening import UploadScanner
+from dlpool.web.store.store import DiskBackend
 
 __all__ = [
     "FINAL",
     "MAX_PAGE",
     "PARTIAL",
-    "Announce",
-    "Appending",
+    "UploadEventListener",
+    "AppendSession",
     "ChunkResult",
-    "Completed",
-    "Counts",
-    "GrowWish",
-    "Growth",
+    "AlreadyComplete",
+    "TaskCounts",
+    "TusUploadRequest",
+    "TusUploadState",
     "MergeResult",
-    "Reception",
-    "Screening",
-    "Superseded",
+    "StagedChunk",
+    "UploadScanner",
+    "UnlockRequested",
     "UploadEvent",
-    "UploadStore",
+    "DiskBackend",
     "check_parts",
-    "conflict",
-    "locked",
+    "offset_mismatch",
+    "upload_locked",
     "too_large",
 ]

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.names import flat_name, is_flat
-from dlpool.web.store.room import thousands
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.names import folder_name, is_folder_name
+from dlpool.web.store.room import assumed_chunks
 from dlpool.web.store.states import COMPLETED, STATES
-from dlpool.web.store.summary import Summary
+from dlpool.web.store.summary import TaskSummary
 
 
-class Counts(NamedTuple):
+class TaskCounts(NamedTuple):
     """What tasks take.
 
     - ``bytes``: of their chunks, and of the files that were merged from them, which stay when the task is removed
@@ -33,11 +33,11 @@ class Counts(NamedTuple):
     files: int = 0
     chunks: int = 0
     file_size: int = 0
-    announced: int = 0
-    unsized: int = 0
-    places: int = 0
+    declared_bytes: int = 0
+    unknown_sizes: int = 0
+    expected_chunks: int = 0
 
-    def plus(self, summary: Summary, sign: int = 1) -> Counts:
+    def plus(self, summary: TaskSummary, sign: int = 1) -> TaskCounts:
         """Return the counts with that task added, or with ``sign`` -1 removed."""
         is_completed, size = summary.status == COMPLETED, max(summary.file_size, 0)
         has_places = not (is_completed or summary.is_final)
@@ -49,12 +49,12 @@ class Counts(NamedTuple):
             size,
             size if is_completed or not summary.is_final else 0,
             int(has_places and summary.file_size < 0),
-            (summary.total_chunks or thousands(summary.chunks)) if has_places else 0,
+            (summary.total_chunks or assumed_chunks(summary.chunks)) if has_places else 0,
         )
-        return Counts(*(have + sign * more for have, more in zip(self, own, strict=True)))
+        return TaskCounts(*(have + sign * more for have, more in zip(self, own, strict=True)))
 
     @classmethod
-    def sum_of(cls, counts: Iterable[Counts]) -> Counts:
+    def sum_of(cls, counts: Iterable[TaskCounts]) -> TaskCounts:
         """Return the sum of some counts."""
         return cls(*map(sum, zip(cls(), *counts, strict=True)))
 
@@ -63,43 +63,43 @@ _EVERYBODY = object()
 _Key = tuple[object, str]  # owner and state; tasks that nobody owns have the owner None
 MAX_PAGE = 1000
 _FEW = 100  # changes that are made one by one
-NOTHING = Counts()
+NOTHING = TaskCounts()
 
 
-class Page(NamedTuple):
+class TaskPage(NamedTuple):
     """Some tasks, by id. ``total``: of all pages. ``last``: the place of the last one, empty if none follows."""
 
-    tasks: list[Summary]
+    tasks: list[TaskSummary]
     total: int
-    last: str
+    last_key: str
 
 
 @dataclass(frozen=True)
-class Catalog:
+class TaskCatalog:
     """All tasks at one time. Threads may share it.
 
     ``summaries``: by the name of the folder; None for a folder to which no id leads.
     """
 
-    summaries: Mapping[str, Summary | None] = field(default_factory=dict)
+    summaries: Mapping[str, TaskSummary | None] = field(default_factory=dict)
     _ids: Mapping[_Key, Sequence[str]] = field(default_factory=dict)
-    _counts: Mapping[_Key, Counts] = field(default_factory=dict)
+    _counts: Mapping[_Key, TaskCounts] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Catalog of {len(self.summaries)} tasks>"
 
-    def changed(self, changes: Mapping[str, Summary | None], gone: Iterable[str] = ()) -> Catalog:
+    def with_changes(self, changes: Mapping[str, TaskSummary | None], gone: Iterable[str] = ()) -> TaskCatalog:
         """Return the catalog after ``changes``, by the name of the folder, and without the folders in ``gone``."""
         summaries, counts = dict(self.summaries), dict(self._counts)
         removed: dict[_Key, set[str]] = defaultdict(set)
         added: dict[_Key, list[str]] = defaultdict(list)
         for name in (*gone, *changes):
             for key, summary in _keyed(summaries.pop(name, None)):
-                removed[key].add(place_of(summary, name))
+                removed[key].add(sort_key(summary, name))
                 counts[key] = counts[key].plus(summary, -1)
         for name, changed in changes.items():
             for key, one in _keyed(changed):
-                added[key].append(place_of(one, name))
+                added[key].append(sort_key(one, name))
                 counts[key] = counts.get(key, NOTHING).plus(one)
         summaries.update(changes)
         ids = dict(self._ids)
@@ -107,9 +107,9 @@ class Catalog:
             ids[key] = _merged(ids.get(key, ()), removed[key], added[key])
             if not ids[key]:
                 del ids[key], counts[key]
-        return Catalog(summaries, ids, counts)
+        return TaskCatalog(summaries, ids, counts)
 
-    def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> Page:
+    def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> TaskPage:
         """Return at most ``limit`` tasks of the owner in the ``wanted`` states behind the place ``after``."""
         whose = _EVERYBODY if owner is None else owner
         lists = [self._ids.get((whose, state), ()) for state in sorted(set(wanted))]
@@ -117,15 +117,15 @@ class Catalog:
         found = list(heapq.merge(*parts))[: limit + 1]
         names = [place.partition("\0")[2] for place in found[:limit]]
         tasks = [summary for name in names if (summary := self.summaries[name]) is not None]
-        return Page(tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else "")
+        return TaskPage(tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else "")
 
-    def counts(self) -> dict[str, Counts]:
+    def counts(self) -> dict[str, TaskCounts]:
         """Return what all tasks take, by state."""
         return {state: self._counts.get((_EVERYBODY, state), NOTHING) for state in STATES}
 
-    def counts_of(self, owner: str | None) -> Counts:
+    def counts_of(self, owner: str | None) -> TaskCounts:
         """Return what the tasks of the owner take; None: what those take that nobody owns."""
-        return Counts.sum_of(self._counts.get((owner, state), NOTHING) for state in STATES)
+        return TaskCounts.sum_of(self._counts.get((owner, state), NOTHING) for state in STATES)
 
 
 def _merged(ids: Sequence[str], removed: set[str], added: list[str]) -> Sequence[str]:
@@ -145,14 +145,14 @@ def _following(ids: Sequence[str], after: str, most: int) -> Sequence[str]:
     return ids[begin : begin + most]
 
 
-def _keyed(summary: Summary | None) -> Iterator[tuple[_Key, Summary]]:
+def _keyed(summary: TaskSummary | None) -> Iterator[tuple[_Key, TaskSummary]]:
     """Yield a task with each key under which it is listed."""
     if summary is not None:
         yield (_EVERYBODY, summary.status), summary
         yield (summary.owner, summary.status), summary
 
 
-def place_of(summary: Summary, name: str) -> str:
+def sort_key(summary: TaskSummary, name: str) -> str:
     """Return what tasks are sorted by: the id, and for the same id of several owners the name of the folder."""
     return f"{summary.file_id}\0{name}"
 
@@ -169,13 +169,13 @@ def read_cursor(cursor: str) -> str:
     try:
         place = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)[1:].decode()
         file_id, _, name = place.partition("\0")
-        flat_name(file_id)
-    except (Refusal, ValueError) as error:
+        folder_name(file_id)
+    except (UploadError, ValueError) as error:
         raise _bad_cursor() from error
-    if make_cursor(place) != cursor or not is_flat(name):
+    if make_cursor(place) != cursor or not is_folder_name(name):
         raise _bad_cursor()
     return place
 
 
-def _bad_cursor() -> Refusal:
-    return Refusal(400, "bad_cursor", "the cursor is not one of this list: begin again without a cursor")
+def _bad_cursor() -> UploadError:
+    return UploadError(400, "bad_cursor", "the cursor is not one of this list: begin again without a cursor")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dlpool.web.store.locks import release
-from dlpool.web.store.planted import READ
+from dlpool.web.store.planted import READ_FLAGS
 
 _TRAILER = struct.Struct(">8sQ16s")
 _MAGIC = b"dlpchnk1"
@@ -23,7 +23,7 @@ TRAILER_SIZE = _TRAILER.size
 
 
 @dataclass(frozen=True)
-class Chunk:
+class StoredChunk:
     """A whole chunk. ``size`` in bytes; ``stored_at``: when, in seconds since the epoch."""
 
     index: int
@@ -49,7 +49,7 @@ def index_of(name: str) -> int | None:
     return int(index) if is_one else None
 
 
-def list_chunks(folder: Path) -> dict[int, Chunk]:
+def list_chunks(folder: Path) -> dict[int, StoredChunk]:
     """The whole chunks in a folder, in their order; none if it is gone. Raises OSError."""
     try:
         with os.scandir(folder) as entries:
@@ -59,7 +59,7 @@ def list_chunks(folder: Path) -> dict[int, Chunk]:
     return {chunk.index: chunk for chunk in sorted(found, key=lambda chunk: chunk.index)}
 
 
-def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
+def _chunk_of(entry: os.DirEntry[str]) -> StoredChunk | None:
     index = index_of(entry.name)
     if index is None:
         return None
@@ -70,13 +70,13 @@ def _chunk_of(entry: os.DirEntry[str]) -> Chunk | None:
         sum_of_it = _md5_of(entry.path, status.st_ino, status.st_mtime_ns, status.st_size)
     except (FileNotFoundError, ValueError):
         return None  # removed meanwhile, or not whole
-    return Chunk(index, status.st_size - TRAILER_SIZE, sum_of_it, status.st_mtime)
+    return StoredChunk(index, status.st_size - TRAILER_SIZE, sum_of_it, status.st_mtime)
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
     """The md5 in the trailer; of a file that has not changed it is read once. Raises ValueError if it is not whole."""
-    descriptor = os.open(path, READ)
+    descriptor = os.open(path, READ_FLAGS)
     try:
         data = os.pread(descriptor, TRAILER_SIZE, max(0, length - TRAILER_SIZE))
     finally:

@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Set
 
 from dlpool.config import UploadSettings
-from dlpool.config.web import REFUSED, words
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.executables import EXECUTABLE, executable_kinds
+from dlpool.config.web import REFUSED, split_words
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.executables import EXECUTABLE, executable_types
 
 _UNKNOWN = "application/octet-stream"
 _TEXT = "text/plain"
 
 
-def check_name(settings: UploadSettings, filename: str) -> None:
+def check_extension(settings: UploadSettings, filename: str) -> None:
     """Raise Refusal (415) for an ending that is not on the list."""
-    endings = tuple(f".{word.lower().lstrip('.')}" for word in words(settings.allowed_extensions))
+    endings = tuple(f".{word.lower().lstrip('.')}" for word in split_words(settings.allowed_extensions))
     if endings and not filename.lower().endswith(endings):
-        raise Refusal(415, "extension_not_allowed", f"only files that end in {', '.join(endings)} are taken")
+        raise UploadError(415, "extension_not_allowed", f"only files that end in {', '.join(endings)} are taken")
 
 
-def check_head(settings: UploadSettings, head: bytes) -> None:
+def check_content(settings: UploadSettings, head: bytes) -> None:
     """Raise Refusal (415) for first bytes of a kind that is refused, or is not on the list."""
-    listed = [word.lower() for word in words(settings.allowed_content_types)]
+    listed = [word.lower() for word in split_words(settings.allowed_content_types)]
     if not listed:
         return
     refused = {_plain(word[1:]) for word in listed if word.startswith(REFUSED)}
     allowed = {_plain(word) for word in listed if not word.startswith(REFUSED)}
-    programs = executable_kinds(head)
+    programs = executable_types(head)
     for kind in sorted(programs | (_all_kinds(head) if refused - {EXECUTABLE} else frozenset())):
         if _is_listed(kind, refused) or (kind in programs and EXECUTABLE in refused):
-            raise Refusal(415, "content_not_allowed", f"the content is {kind}, which is not taken")
-    if allowed and not any(_is_listed(kind, allowed) for kind in kinds_of(head) | programs):
+            raise UploadError(415, "content_not_allowed", f"the content is {kind}, which is not taken")
+    if allowed and not any(_is_listed(kind, allowed) for kind in detect_types(head) | programs):
         names = ", ".join(word for word in listed if not word.startswith(REFUSED))
-        raise Refusal(415, "content_not_allowed", f"the content is of another kind than what is taken: {names}")
+        raise UploadError(415, "content_not_allowed", f"the content is of another kind than what is taken: {names}")
 
 
-def kinds_of(head: bytes) -> frozenset[str]:
+def detect_types(head: bytes) -> frozenset[str]:
     """The media types that the first bytes of a file tell; several where their signatures are equal."""
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)

@@ -25,11 +25,11 @@ class UploadEvent:
     owner: str | None
     filename: str
     size: int
-    note: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Announce = Callable[[UploadEvent], None]  # neither blocks nor raises
+UploadEventListener = Callable[[UploadEvent], None]  # neither blocks nor raises
 
 
-def silent(_event: UploadEvent) -> None:
+def ignore_event(_event: UploadEvent) -> None:
     """Ignore the event."""

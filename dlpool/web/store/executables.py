@@ -35,7 +35,7 @@ _SCRIPTS = (b"#!", b"<?php", b"<?=", b"<%", b"<script", b"@echo", b"@rem", b"@se
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
-def executable_kinds(head: bytes) -> frozenset[str]:
+def executable_types(head: bytes) -> frozenset[str]:
     """Return the names of the program formats that a file with these first bytes may have; empty for other files."""
     found = {kind for prefix, kind in _PREFIXES.items() if head.startswith(prefix)}
     if head.startswith(_FAT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlpool.disk import fault_of
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 
 _ANSWERS = {
     "no_space": (507, "no_space", None),
@@ -19,7 +19,7 @@ _OTHER = (507, "storage", None)
 not of the client."""
 
 
-class stored:
+class translate_os_errors:
     """Translate an OSError of the block to a Refusal: "cannot DOING: why"."""
 
     def __init__(self, doing: str) -> None:
@@ -30,12 +30,12 @@ class stored:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError):
-            raise refused(self._doing, error) from error
+            raise upload_error_of(self._doing, error) from error
 
 
-def refused(doing: str, error: OSError) -> Refusal:
+def upload_error_of(doing: str, error: OSError) -> UploadError:
     """Return the Refusal for ``error``."""
     fault = fault_of(error)
     status, code, reason = _ANSWERS.get(fault.kind, _OTHER)
     headers = {"Retry-After": "10"} if status == 503 else None
-    return Refusal(status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers)
+    return UploadError(status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers)

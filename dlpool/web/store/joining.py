@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from dlpool.disk import CANNOT_COPY_RANGE, write_all
-from dlpool.web.store.chunkfile import TRAILER_SIZE, Chunk, chunk_path
+from dlpool.web.store.chunkfile import TRAILER_SIZE, StoredChunk, chunk_path
 from dlpool.web.store.locks import release, released_on_error
-from dlpool.web.store.planted import READ
+from dlpool.web.store.planted import READ_FLAGS
 
 T = TypeVar("T")
 _BUFFER = 256 * 1024
 
 
-class ChunksBad(Exception):
+class CorruptChunks(Exception):
     """Chunks that are gone, cut or changed, by index."""
 
     def __init__(self, indexes: Iterable[int]) -> None:
@@ -33,11 +33,11 @@ class ChunksBad(Exception):
 
 
 @dataclass(frozen=True)
-class Joint:
+class ChunkAssembly:
     """The chunks of one file, in their order, in one folder."""
 
     folder: Path
-    chunks: Sequence[Chunk]
+    chunks: Sequence[StoredChunk]
 
     def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
         """Copy all to the open file ``target`` and return their md5. Raises ChunksBad, OSError.
@@ -54,7 +54,7 @@ class Joint:
         if is_checked and proof is not None and md5 != proof:
             indexes = self._bad()
         if indexes:
-            raise ChunksBad(indexes)
+            raise CorruptChunks(indexes)
         return md5
 
     def _whole_md5(self) -> str:
@@ -66,22 +66,22 @@ class Joint:
     def _bad(self) -> tuple[int, ...]:
         return tuple(chunk.index for chunk in self.chunks if not self._is_right(chunk))
 
-    def _is_right(self, chunk: Chunk) -> bool:
+    def _is_right(self, chunk: StoredChunk) -> bool:
         found = hashlib.md5(usedforsecurity=False)
         try:
             self._hash(chunk, found)
-        except ChunksBad:
+        except CorruptChunks:
             return False
         return found.hexdigest() == chunk.md5
 
-    def _hash(self, chunk: Chunk, found: hashlib._Hash) -> None:
+    def _hash(self, chunk: StoredChunk, found: hashlib._Hash) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         descriptor, left = self._open(chunk), chunk.size
         try:
             while left:
                 count = os.readv(descriptor, [buffer[: min(left, _BUFFER)]])
                 if count == 0:
-                    raise ChunksBad([chunk.index])
+                    raise CorruptChunks([chunk.index])
                 found.update(buffer[:count])
                 left -= count
         finally:
@@ -95,15 +95,15 @@ class Joint:
             finally:
                 release(descriptor)
 
-    def _open(self, chunk: Chunk) -> int:
+    def _open(self, chunk: StoredChunk) -> int:
         """A descriptor of the chunk, which has its length. Raises ChunksBad."""
         try:
-            descriptor = os.open(chunk_path(self.folder, chunk.index), READ)
+            descriptor = os.open(chunk_path(self.folder, chunk.index), READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ChunksBad([chunk.index]) from error
+            raise CorruptChunks([chunk.index]) from error
         with released_on_error(descriptor):
             if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
-                raise ChunksBad([chunk.index])
+                raise CorruptChunks([chunk.index])
         return descriptor
 
 
@@ -118,7 +118,7 @@ def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
         return work
 
 
-def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
+def _copy_bytes(source: int, target: int, chunk: StoredChunk) -> None:
     """Append a chunk's bytes to the target, by copy_file_range(2) where the file systems can."""
     left = chunk.size
     while left:
@@ -129,7 +129,7 @@ def _copy_bytes(source: int, target: int, chunk: Chunk) -> None:
                 raise
             count = _copy_some(source, target, left)
         if count == 0:
-            raise ChunksBad([chunk.index])
+            raise CorruptChunks([chunk.index])
         left -= count
 
 

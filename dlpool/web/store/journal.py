@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool.disk import close_quietly
-from dlpool.web.store.planted import READ
+from dlpool.web.store.planted import READ_FLAGS
 
 MAX_BYTES = 1 << 20
 _SIZE = 32  # of a note
@@ -25,13 +25,13 @@ _write = os.write
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def begin_journal(path: Path) -> None:
+def create_change_log(path: Path) -> None:
     """Make the journal if it does not exist. Raises nothing: without one all folders are compared."""
     with suppress(OSError):
         _append(path, b"")
 
 
-def note(path: Path, name: str) -> None:
+def append_change(path: Path, name: str) -> None:
     """Note that the task in the folder ``name`` may have changed. Raises nothing."""
     try:
         is_noted = any(_append(path, bytes.fromhex(name)) for _ in range(_TRIES))
@@ -62,7 +62,7 @@ def _append(path: Path, data: bytes) -> bool:
     return True
 
 
-class JournalReader:
+class ChangeLogReader:
     """Reads the notes of a journal. For one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
@@ -71,13 +71,13 @@ class JournalReader:
         self._identity = b""
         self._offset = 0
 
-    def names(self) -> frozenset[str] | None:
+    def read_changes(self) -> frozenset[str] | None:
         """Return the folders that were noted since the last call; None if they are not known: compare all folders.
 
         Raises nothing.
         """
         try:
-            descriptor = os.open(self._path(), READ)
+            descriptor = os.open(self._path(), READ_FLAGS)
         except OSError:
             self._identity = b""
             return None

@@ -23,15 +23,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.catalog import Catalog
-from dlpool.web.store.faults import stored
-from dlpool.web.store.journal import JournalReader
-from dlpool.web.store.layout import Layout
-from dlpool.web.store.locks import held, release
-from dlpool.web.store.names import is_flat
-from dlpool.web.store.summary import Look, look_at
-from dlpool.web.store.task import Task
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.catalog import TaskCatalog
+from dlpool.web.store.faults import translate_os_errors
+from dlpool.web.store.journal import ChangeLogReader
+from dlpool.web.store.layout import StoreLayout
+from dlpool.web.store.locks import try_lock, release
+from dlpool.web.store.names import is_folder_name
+from dlpool.web.store.summary import TaskReading, read_task
+from dlpool.web.store.task import TaskFolder
 
 SCANS = 2
 SCAN_S = 1.0  # at least, from one scan to the next where the journal says what has changed
@@ -49,21 +49,21 @@ _SECOND_NS = 1_000_000_000
 _STAMP = struct.Struct("Qqq")
 
 
-class Listing:
+class TaskIndex:
     """The tasks of one store, as this process knows them. Thread-safe.
 
     ``_turn`` guards the catalog, its time, who looks and how many wait; everything else is the looking thread's alone.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: StoreLayout) -> None:
         self._layout = layout
         self._turn = threading.Condition()
-        self._catalog: Catalog | None = None
+        self._catalog: TaskCatalog | None = None
         self._begun_at = float("-inf")
         self._scanned_at = float("-inf")
         self._is_looking = False
         self._waiting = 0
-        self._journal = JournalReader(layout.journal_path)
+        self._journal = ChangeLogReader(layout.change_log_path)
         self._noted: set[str] = set()  # folders that are to be read
         self._merging: set[str] = set()  # folders whose summary may change without a note, when a process is killed
         self._is_scan_wanted = True
@@ -75,7 +75,7 @@ class Listing:
     def __repr__(self) -> str:
         return f"<Listing of {self._layout.root}>"
 
-    def current(self, *, max_age_s: float = 0.0, patience_s: float = PATIENCE_S, is_exact: bool = False) -> Catalog:
+    def current(self, *, max_age_s: float = 0.0, patience_s: float = PATIENCE_S, is_exact: bool = False) -> TaskCatalog:
         """Return the catalog, at most ``max_age_s`` older than this call.
 
         If no scan gets its turn within ``patience_s``, an older one is returned, unless ``is_exact``. Raises Refusal:
@@ -88,14 +88,14 @@ class Listing:
                 raise _busy()
         return catalog
 
-    def scanned(self, *, patience_s: float = PATIENCE_S) -> Catalog:
+    def rescan(self, *, patience_s: float = PATIENCE_S) -> TaskCatalog:
         """Return the catalog of a scan that began after this call, with what other programs have changed.
 
         Raises Refusal like ``current``.
         """
         return self._known(0.0, patience_s, is_scan=True)
 
-    def _known(self, max_age_s: float, patience_s: float, *, is_scan: bool) -> Catalog:
+    def _known(self, max_age_s: float, patience_s: float, *, is_scan: bool) -> TaskCatalog:
         now = time.monotonic()
         wanted, deadline = now - max_age_s, now + patience_s
         known = self._turn_or_known(wanted, deadline, is_scan=is_scan)
@@ -108,7 +108,7 @@ class Listing:
                 self._is_looking = False
                 self._turn.notify_all()
 
-    def _turn_or_known(self, wanted: float, deadline: float, *, is_scan: bool) -> Catalog | None:
+    def _turn_or_known(self, wanted: float, deadline: float, *, is_scan: bool) -> TaskCatalog | None:
         """Return a catalog as new as ``wanted``; None if it is this thread's turn to look. Raises Refusal (503)."""
         with self._turn:
             while self._catalog is None or (self._scanned_at if is_scan else self._begun_at) < wanted:
@@ -132,36 +132,36 @@ class Listing:
         finally:
             self._waiting -= 1
 
-    def _earlier(self) -> Catalog:
+    def _earlier(self) -> TaskCatalog:
         if self._catalog is None:
             raise _busy()
         return self._catalog
 
-    def _look_again(self, deadline: float, *, is_scan: bool) -> Catalog:
+    def _look_again(self, deadline: float, *, is_scan: bool) -> TaskCatalog:
         """Bring the catalog up to date. Raises Refusal."""
         begun_at = time.monotonic()
-        names = self._journal.names()
+        names = self._journal.read_changes()
         self._noted |= (names or set()) | self._merging
         is_due = begun_at - self._ended_at >= max(SCAN_S, _SCAN * self._duration_s)
         self._is_scan_wanted |= is_scan or names is None or len(self._noted) > NOTES
-        with stored("read the upload folder"):
+        with translate_os_errors("read the upload folder"):
             if self._is_scan_wanted:
                 time.sleep(max(0.0, self._ended_at + min(REST_S, _REST * self._duration_s) - time.monotonic()))
                 return self._compared(deadline) or self._earlier()
             compared = self._compared(begun_at) if is_due else None
             return compared or self._read_noted(begun_at)
 
-    def _compared(self, deadline: float) -> Catalog | None:
+    def _compared(self, deadline: float) -> TaskCatalog | None:
         """Compare all folders; None if no place is free until the deadline. Raises OSError."""
         with self._place(deadline) as has_place:
             return self._compare() if has_place else None
 
-    def _compare(self) -> Catalog:
+    def _compare(self) -> TaskCatalog:
         """Compare all folders. Raises OSError."""
         begun_at = time.monotonic()
-        names = self._journal.names()
+        names = self._journal.read_changes()
         self._noted |= names or set()
-        tasks = self._layout.tasks()
+        tasks = self._layout.tasks_path()
         found = _stamped(tasks)
         changed = {name for name, (stamp, _) in found.items() if self._stamps.get(name) != stamp}
         looks = self._looks(tasks, found, changed | (self._fresh.keys() & found.keys()) | (self._noted & found.keys()))
@@ -174,10 +174,10 @@ class Listing:
             self._catalog, self._begun_at, self._scanned_at = catalog, begun_at, begun_at
         return catalog
 
-    def _read_noted(self, begun_at: float) -> Catalog:
+    def _read_noted(self, begun_at: float) -> TaskCatalog:
         """Read the tasks that were noted. Raises OSError."""
         if self._noted:
-            tasks = self._layout.tasks()
+            tasks = self._layout.tasks_path()
             found = _stamped(tasks, self._noted)
             missing = self._noted - found.keys()
             catalog = self._with(self._looks(tasks, found, found), missing & self._stamps.keys())
@@ -191,32 +191,32 @@ class Listing:
             self._catalog, self._begun_at = catalog, begun_at
         return catalog
 
-    def _looks(self, tasks: Path, found: Mapping[str, tuple[bytes, float]], names: Iterable[str]) -> dict[str, Look]:
+    def _looks(self, tasks: Path, found: Mapping[str, tuple[bytes, float]], names: Iterable[str]) -> dict[str, TaskReading]:
         """Read these folders, and note which of them are to be read again by the next scan."""
-        looks: dict[str, Look] = {}
+        looks: dict[str, TaskReading] = {}
         for name in names:
             stamp, seen_at = found[name]
             first_at = self._fresh.get(name, seen_at) if self._stamps.get(name) == stamp else seen_at
             read_at = time.monotonic()
             looks[name] = self._look(tasks, name)
-            if not looks[name].is_lasting or read_at - first_at < _tick_s(stamp):
+            if not looks[name].is_stable or read_at - first_at < _tick_s(stamp):
                 self._fresh[name] = first_at
             else:
                 self._fresh.pop(name, None)
             self._merging.discard(name)
-            if not looks[name].is_lasting and looks[name].summary is not None:
+            if not looks[name].is_stable and looks[name].summary is not None:
                 self._merging.add(name)
         return looks
 
-    def _with(self, looks: Mapping[str, Look], gone: Collection[str]) -> Catalog:
+    def _with(self, looks: Mapping[str, TaskReading], gone: Collection[str]) -> TaskCatalog:
         """Return the catalog after these looks, and without the folders in ``gone``."""
         for name in gone:
             self._fresh.pop(name, None)
             self._merging.discard(name)
-        catalog = self._catalog or Catalog()
+        catalog = self._catalog or TaskCatalog()
         if not looks and not gone:
             return catalog
-        return catalog.changed({name: look.summary for name, look in looks.items()}, gone)
+        return catalog.with_changes({name: look.summary for name, look in looks.items()}, gone)
 
     @contextmanager
     def _place(self, deadline: float) -> Iterator[bool]:
@@ -229,7 +229,7 @@ class Listing:
         is_free = False
         while not is_free:
             try:
-                place = next((one for one in map(held, locks) if one is not None), None)
+                place = next((one for one in map(try_lock, locks) if one is not None), None)
                 is_free = place is not None
             except OSError:
                 is_free = True
@@ -243,24 +243,24 @@ class Listing:
             if place is not None:
                 release(place)
 
-    def _look(self, tasks: Path, name: str) -> Look:
+    def _look(self, tasks: Path, name: str) -> TaskReading:
         try:
-            look = look_at(Task(tasks / name, self._layout.sync))
-            return look if look.is_lasting else self._locked_look(name) or look
+            look = read_task(TaskFolder(tasks / name, self._layout.sync))
+            return look if look.is_stable else self._locked_look(name) or look
         except OSError:  # one that cannot be read hides no other
-            return Look(None, is_lasting=False)
+            return TaskReading(None, is_stable=False)
 
-    def _locked_look(self, name: str) -> Look | None:
+    def _locked_look(self, name: str) -> TaskReading | None:
         """Look at a task under its lock; None if the lock is not released soon. Raises OSError."""
         try:
-            with self._layout.seen_at(name, patience_s=_LOCK_S) as task:
-                return look_at(task, is_locked=True)
-        except Refusal:
+            with self._layout.read_folder(name, patience_s=_LOCK_S) as task:
+                return read_task(task, is_locked=True)
+        except UploadError:
             return None
 
 
-def _busy() -> Refusal:
-    return Refusal(503, "busy", "the uploads are being counted: try again later", headers={"Retry-After": "5"})
+def _busy() -> UploadError:
+    return UploadError(503, "busy", "the uploads are being counted: try again later", headers={"Retry-After": "5"})
 
 
 def _stamped(tasks: Path, names: Iterable[str] | None = None) -> dict[str, tuple[bytes, float]]:
@@ -271,7 +271,7 @@ def _stamped(tasks: Path, names: Iterable[str] | None = None) -> dict[str, tuple
     found = {}
     with suppress(FileNotFoundError):
         for name in os.listdir(tasks) if names is None else names:
-            stamp = _stamp_of(f"{tasks}/{name}") if is_flat(name) else None
+            stamp = _stamp_of(f"{tasks}/{name}") if is_folder_name(name) else None
             if stamp is not None:
                 found[name] = (stamp, time.monotonic())
     return found

@@ -21,19 +21,19 @@ from pathlib import Path
 
 from dlpool.disk import CANNOT_LOCK, close_quietly
 from dlpool.syscalls import lock_byte
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.planted import READ
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.planted import READ_FLAGS
 
-PATIENCE_S = 30.0
+LOCK_TIMEOUT_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
-_FLAGS = READ | os.O_CREAT
+_FLAGS = READ_FLAGS | os.O_CREAT
 
 _locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; missing: not tested yet
 _substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
 
 
 @contextmanager
-def locked(path: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
+def hold_lock(path: Path, *, patience_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
     Raises Refusal (503) if another process or thread holds it for ``patience_s``: work under it takes milliseconds.
@@ -46,16 +46,16 @@ def locked(path: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
         release(descriptor)
 
 
-def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False, patience_s: float = PATIENCE_S) -> None:
+def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False, patience_s: float = LOCK_TIMEOUT_S) -> None:
     deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
-    while not has_locked(descriptor, path, is_shared=is_shared):
+    while not try_lock_descriptor(descriptor, path, is_shared=is_shared):
         if time.monotonic() > deadline:
-            raise Refusal(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})
+            raise UploadError(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def has_locked(descriptor: int, path: Path, *, is_shared: bool = False) -> bool:
+def try_lock_descriptor(descriptor: int, path: Path, *, is_shared: bool = False) -> bool:
     """Lock the open file at ``path`` unless another process or descriptor has it; return whether it is locked now.
 
     Raises OSError.
@@ -91,7 +91,7 @@ def _try_flock(path: Path, device: int) -> None:
     with suppress(OSError):
         try:
             descriptors = [os.open(probe, _FLAGS | os.O_EXCL, 0o600)]
-            descriptors += [os.open(probe, READ)]
+            descriptors += [os.open(probe, READ_FLAGS)]
             _locks[device] = _flock(descriptors[0]) and not _flock(descriptors[1])
         except OSError as error:
             if error.errno in CANNOT_LOCK and len(descriptors) == 2:
@@ -144,23 +144,23 @@ def released_on_error(descriptor: int) -> Iterator[None]:
         raise
 
 
-def held(path: Path) -> int | None:
+def try_lock(path: Path) -> int | None:
     """Return a descriptor of ``path`` that holds its lock until it is released; None if it is locked."""
     descriptor = os.open(path, _FLAGS, 0o666)
     with released_on_error(descriptor):
-        if has_locked(descriptor, path):
+        if try_lock_descriptor(descriptor, path):
             return descriptor
     release(descriptor)
     return None
 
 
-def shared(path: Path) -> int | None:
+def lock_shared(path: Path) -> int | None:
     """Return a descriptor that holds a shared lock of ``path`` until it is released; None if the file does not exist.
 
     Raises Refusal (503) like ``locked``: exclusive holders keep it only for a check.
     """
     try:
-        descriptor = os.open(path, READ)
+        descriptor = os.open(path, READ_FLAGS)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with released_on_error(descriptor):
@@ -168,10 +168,10 @@ def shared(path: Path) -> int | None:
     return descriptor
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
     try:
-        descriptor = os.open(path, READ)
+        descriptor = os.open(path, READ_FLAGS)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -179,6 +179,6 @@ def is_held(path: Path) -> bool:
             return False
         raise
     try:
-        return not has_locked(descriptor, path)
+        return not try_lock_descriptor(descriptor, path)
     finally:
         release(descriptor)

@@ -11,72 +11,72 @@ from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.disk import identity_of
-from dlpool.scan.suspect import Suspect
-from dlpool.web.refusal import Refusal
+from dlpool.scan.suspect import ScannedFile
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import states
-from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
-from dlpool.web.store.content import check_head
+from dlpool.web.store.chunkfile import StoredChunk, chunk_path, list_chunks
+from dlpool.web.store.content import check_content
 from dlpool.web.store.events import FAILED
 from dlpool.web.store.executables import HEAD_SIZE
-from dlpool.web.store.faults import stored
-from dlpool.web.store.joining import ChunksBad, Joint
-from dlpool.web.store.layout import Layout
+from dlpool.web.store.faults import translate_os_errors
+from dlpool.web.store.joining import CorruptChunks, ChunkAssembly
+from dlpool.web.store.layout import StoreLayout
 from dlpool.web.store.locks import release
-from dlpool.web.store.names import folders
-from dlpool.web.store.ownership import NOBODY, Owners, Ownership
-from dlpool.web.store.publishing import Place, candidates, name_taken, open_place
-from dlpool.web.store.record import CHUNKED, Publishing, Record, load_record
+from dlpool.web.store.names import split_folders
+from dlpool.web.store.ownership import NO_OWNER, OwnershipStore, FileOwnership
+from dlpool.web.store.publishing import MergeOutput, name_candidates, name_taken, open_merge_output
+from dlpool.web.store.record import CHUNKED, PendingPublish, TaskRecord, load_record
 from dlpool.web.store.results import MergeResult
-from dlpool.web.store.room import check_merge
-from dlpool.web.store.screening import InfectedUpload, Screening, Upload
-from dlpool.web.store.settling import complete, result_of, settle
-from dlpool.web.store.task import Task
-from dlpool.web.store.wishes import MergeWish, check_size
+from dlpool.web.store.room import check_capacity_for_merge
+from dlpool.web.store.screening import InfectedUpload, UploadScanner, ScannedUpload
+from dlpool.web.store.settling import complete_merge, merge_result, recover
+from dlpool.web.store.task import TaskFolder
+from dlpool.web.store.wishes import MergeRequest, check_size
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StartedMerge:
     """A merge that this process alone does, as long as ``hold`` is open."""
 
-    task: Task
-    record: Record
-    chunks: tuple[Chunk, ...]
+    task: TaskFolder
+    record: TaskRecord
+    chunks: tuple[StoredChunk, ...]
     hold: int
-    ownership: Ownership
+    ownership: FileOwnership
 
 
 @dataclass(frozen=True)
 class Merger:
     """Merges the tasks of one store."""
 
-    layout: Layout
+    layout: StoreLayout
     settings: UploadSettings
-    screening: Screening
+    screening: UploadScanner
 
-    def merge(self, wish: MergeWish) -> MergeResult:
+    def merge(self, wish: MergeRequest) -> MergeResult:
         """Publish the file of a task. Raises Refusal; a second merge gets the first one's result."""
         wish.check(self.settings)
         started_ns = time.monotonic_ns()
-        with self.layout.task_of(wish.file_id, wish.owner) as task:
+        with self.layout.lock_owned(wish.file_id, wish.owner) as task:
             begun = _begin(task, self.settings, wish)
         if isinstance(begun, MergeResult):
             return begun
         try:
-            return _Merge(self, wish, begun).run(started_ns)
+            return _MergeRun(self, wish, begun).run(started_ns)
         finally:
             release(begun.hold)
 
 
-def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | MergeResult:
+def _begin(task: TaskFolder, settings: UploadSettings, wish: MergeRequest) -> _StartedMerge | MergeResult:
     """Check everything that needs no reading of the bytes, and record the merge."""
-    identity = task.owned(wish.owner, wish.protocol)
-    record = settle(settings, task)
+    identity = task.owned_identity(wish.owner, wish.protocol)
+    record = recover(settings, task)
     if record.result:
         return _same(settings, record, record.result, wish)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if wish.protocol == CHUNKED and record.total_chunks not in (0, wish.total_chunks):
-        raise Refusal(
+        raise UploadError(
             409,
             "conflict",
             f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
@@ -84,7 +84,7 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
         )
     chunks = list_chunks(task.folder)
     _check_whole(settings, record, chunks, wish)
-    hold = task.hold_merge()
+    hold = task.try_lock_merge()
     if hold is None:
         raise states.wrong_state(states.MERGING)
     path = record.relative_path if wish.relative_path is None else wish.relative_path
@@ -94,46 +94,46 @@ def _begin(task: Task, settings: UploadSettings, wish: MergeWish) -> _Begun | Me
             status=states.MERGING,
             filename=wish.filename,
             total_chunks=wish.total_chunks,
-            temporary=folders(path),
+            temporary=split_folders(path),
             failure="",
             publishing=None,
         )
     except BaseException:
         release(hold)
         raise
-    return _Begun(task, record, tuple(chunks.values()), hold, Ownership(identity.owner, wish.is_shared))
+    return _StartedMerge(task, record, tuple(chunks.values()), hold, FileOwnership(identity.owner, wish.is_shared))
 
 
-def _same(settings: UploadSettings, record: Record, result: MergeResult, wish: MergeWish) -> MergeResult:
+def _same(settings: UploadSettings, record: TaskRecord, result: MergeResult, wish: MergeRequest) -> MergeResult:
     """The result of an earlier merge, if this one wants the same file."""
-    has_path = wish.relative_path is None or folders(wish.relative_path) == folders(result.relative_path)
+    has_path = wish.relative_path is None or split_folders(wish.relative_path) == split_folders(result.relative_path)
     if (wish.filename, wish.total_chunks) != (record.filename, record.total_chunks) or not has_path:
-        raise Refusal(409, "task_completed", f"the task has been merged already, as {result.path!r}")
+        raise UploadError(409, "task_completed", f"the task has been merged already, as {result.path!r}")
     is_checked = wish.expected_md5 is not None and settings.enable_integrity_check
     if is_checked and wish.expected_md5 is not None and wish.expected_md5.lower() != result.md5:
-        raise Refusal(
+        raise UploadError(
             400, "file_md5_mismatch", "the file that was merged has another md5 than expected_md5", md5=result.md5
         )
     return result
 
 
-def _check_whole(settings: UploadSettings, record: Record, chunks: dict[int, Chunk], wish: MergeWish) -> None:
+def _check_whole(settings: UploadSettings, record: TaskRecord, chunks: dict[int, StoredChunk], wish: MergeRequest) -> None:
     """Raise Refusal unless all chunks are there, and as many bytes as were announced."""
     if sorted(chunks) != list(range(wish.total_chunks)):
         if max(chunks, default=0) >= wish.total_chunks:
-            raise Refusal(409, "conflict", f"there is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}")
-        raise missing(chunks, wish.total_chunks)
+            raise UploadError(409, "conflict", f"there is a chunk {max(chunks)}, beyond total_chunks {wish.total_chunks}")
+        raise chunks_missing(chunks, wish.total_chunks)
     size = sum(chunk.size for chunk in chunks.values())
     check_size(settings, size)
     if record.file_size not in (-1, size):
         text = f"the chunks have {size} bytes together, the file was to have {record.file_size}: send them again"
-        raise Refusal(400, "size_mismatch", text, size=size, file_size=record.file_size)
+        raise UploadError(400, "size_mismatch", text, size=size, file_size=record.file_size)
 
 
-def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
+def chunks_missing(chunks: dict[int, StoredChunk], total_chunks: int) -> UploadError:
     """That not all chunks are there."""
     lacking = total_chunks - len(chunks)
-    return Refusal(
+    return UploadError(
         400,
         "chunks_missing",
         f"{lacking} of {total_chunks} chunks are missing: send them",
@@ -143,48 +143,48 @@ def missing(chunks: dict[int, Chunk], total_chunks: int) -> Refusal:
     )
 
 
-def _found(refusal: Refusal) -> dict[str, Any]:
+def _found(refusal: UploadError) -> dict[str, Any]:
     """Return what the event of a failed merge says of malware."""
-    return {name: refusal.extra[name] for name in ("signature", "quarantine") if name in refusal.extra}
+    return {name: refusal.details[name] for name in ("signature", "quarantine") if name in refusal.details}
 
 
-class _Merge:
+class _MergeRun:
     """The part of a merge that takes its time."""
 
-    def __init__(self, merger: Merger, wish: MergeWish, begun: _Begun) -> None:
+    def __init__(self, merger: Merger, wish: MergeRequest, begun: _StartedMerge) -> None:
         self._layout = merger.layout
         self._settings = merger.settings
         self._screening = merger.screening
         self._wish = wish
         self._begun = begun
-        self._owners = Owners(self._layout.root, self._layout.sync)
+        self._owners = OwnershipStore(self._layout.root, self._layout.sync)
         self._is_marked = True
 
     def run(self, started_ns: int) -> MergeResult:
         """Raises Refusal; then the task has failed, and may be sent to or merged again."""
         try:
-            with stored("merge the file"):
+            with translate_os_errors("merge the file"):
                 place = self._place()
                 try:
                     return self._publish(place, *self._written(place), started_ns)
                 except BaseException:
-                    place.clean_up()  # first, as its bytes may fill the disk
+                    place.discard()  # first, as its bytes may fill the disk
                     raise
                 finally:
                     place.close()
-        except ChunksBad as error:
+        except CorruptChunks as error:
             raise self._failed(self._without(error.indexes)) from error
         except InfectedUpload as refusal:
             self._remove_chunks()  # another merge would put the same bytes into quarantine again
             raise self._failed(refusal) from None
-        except Refusal as refusal:
+        except UploadError as refusal:
             raise self._failed(refusal) from None
 
-    def _place(self) -> Place:
+    def _place(self) -> MergeOutput:
         task = self._begun.task
-        check_merge(self._settings, sum(chunk.size for chunk in self._begun.chunks))
+        check_capacity_for_merge(self._settings, sum(chunk.size for chunk in self._begun.chunks))
         parts = self._begun.record.temporary or ()
-        place = open_place(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
+        place = open_merge_output(self._settings.merged_dir, parts, task.folder.name, make=True, sync=task.sync)
         try:
             if self._settings.merge_conflict == "refuse" and place.has(self._wish.filename):
                 raise name_taken(self._wish.filename)
@@ -193,24 +193,24 @@ class _Merge:
             raise
         return place
 
-    def _written(self, place: Place) -> tuple[os.stat_result, str]:
+    def _written(self, place: MergeOutput) -> tuple[os.stat_result, str]:
         """The temporary file, whole and right, with the note of its owner if it takes one; and its md5."""
         expected = self._wish.expected_md5.lower() if self._wish.expected_md5 else None
         is_checked = self._settings.enable_integrity_check
         descriptor = place.create()
         try:
-            md5 = Joint(self._begun.task.folder, self._begun.chunks).write(
+            md5 = ChunkAssembly(self._begun.task.folder, self._begun.chunks).write(
                 descriptor, expected_md5=expected, is_checked=is_checked
             )
-            check_head(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
+            check_content(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
             self._make_bytes_durable(descriptor)
             status = os.fstat(descriptor)
             size = sum(chunk.size for chunk in self._begun.chunks)
             if status.st_size != size:
                 text = f"the merged file has {status.st_size} bytes instead of {size}: merge again"
-                raise Refusal(507, "storage", text)
+                raise UploadError(507, "storage", text)
             if is_checked and expected and md5 != expected:
-                raise Refusal(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
+                raise UploadError(400, "file_md5_mismatch", "the whole file has another md5 than expected_md5", md5=md5)
             self._screen(place, descriptor, size)
         finally:
             release(descriptor)
@@ -218,26 +218,26 @@ class _Merge:
 
     def _make_bytes_durable(self, descriptor: int) -> None:
         """Make the file durable, with the note of its owner if the file system takes one. Raises OSError."""
-        if self._begun.ownership == NOBODY:
-            self._layout.sync.data(descriptor)
+        if self._begun.ownership == NO_OWNER:
+            self._layout.sync.sync_data(descriptor)
             return
-        self._is_marked = self._owners.mark(descriptor, self._begun.ownership)
-        self._layout.sync.whole(descriptor)
+        self._is_marked = self._owners.set_attribute(descriptor, self._begun.ownership)
+        self._layout.sync.sync_file(descriptor)
 
-    def _screen(self, place: Place, descriptor: int, size: int) -> None:
+    def _screen(self, place: MergeOutput, descriptor: int, size: int) -> None:
         """Check the merged file for malware. Raises Refusal, OSError."""
         identity = self._begun.task.identity()
         target = os.path.join(self._settings.merged_dir, *place.parts, self._wish.filename)
-        upload = Upload(self._wish.file_id, None if identity is None else identity.owner, target)
-        self._screening.check(Suspect(descriptor, Path(place.temporary), size, place.descriptor), upload)
+        upload = ScannedUpload(self._wish.file_id, None if identity is None else identity.owner, target)
+        self._screening.check(ScannedFile(descriptor, Path(place.temporary), size, place.descriptor), upload)
 
-    def _publish(self, place: Place, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:
+    def _publish(self, place: MergeOutput, status: os.stat_result, md5: str, started_ns: int) -> MergeResult:
         """Record which file is about to get its name, then give it that, then record that it has it."""
-        names = candidates(self._wish.filename, has_suffix=self._settings.merge_conflict == "suffix")
+        names = name_candidates(self._wish.filename, has_suffix=self._settings.merge_conflict == "suffix")
         for name in names:
             if place.has(name):
                 continue
-            publishing = Publishing(
+            publishing = PendingPublish(
                 place.parts,
                 name,
                 status.st_ino,
@@ -246,47 +246,47 @@ class _Merge:
                 md5,
                 time.monotonic_ns() - started_ns,
             )
-            with self._layout.named(self._begun.task.folder.name) as task:
-                task.owned(None)  # 404 if it was removed meanwhile
+            with self._layout.lock_folder(self._begun.task.folder.name) as task:
+                task.owned_identity(None)  # 404 if it was removed meanwhile
                 record = task.save(self._begun.record, publishing=publishing)
                 if self._named(place, name, status):
                     return self._published(task, record, place, publishing)
                 task.save(self._begun.record)  # another one got that name
         raise name_taken(self._wish.filename)
 
-    def _named(self, place: Place, name: str, status: os.stat_result) -> bool:
+    def _named(self, place: MergeOutput, name: str, status: os.stat_result) -> bool:
         """Give the file its name; whether it got it. Raises Refusal, OSError."""
         if self._is_marked:
             return place.publish(name, identity_of(status))
-        with self._owners.turn():
+        with self._owners.hold_lock():
             if place.has(name):
                 return False
-            self._owners.note("/".join((*place.parts, name)), status, self._begun.ownership)
+            self._owners.write_file("/".join((*place.parts, name)), status, self._begun.ownership)
             return place.publish(name, identity_of(status))
 
-    def _published(self, task: Task, record: Record, place: Place, publishing: Publishing) -> MergeResult:
+    def _published(self, task: TaskFolder, record: TaskRecord, place: MergeOutput, publishing: PendingPublish) -> MergeResult:
         """Complete the task of a published file. Raises OSError if the name cannot be made durable."""
         self._make_durable(task, place, publishing)
         with suppress(OSError):  # the record has the published file: the next request completes it
-            complete(self._settings, task, record, place, self._begun.chunks)
-        return result_of(self._settings, publishing)
+            complete_merge(self._settings, task, record, place, self._begun.chunks)
+        return merge_result(self._settings, publishing)
 
-    def _make_durable(self, task: Task, place: Place, publishing: Publishing) -> None:
+    def _make_durable(self, task: TaskFolder, place: MergeOutput, publishing: PendingPublish) -> None:
         """Make the name durable, or remove it: a failed merge leaves no file of that name. Raises OSError."""
         try:
-            task.sync.folder(place.descriptor)
+            task.sync.sync_folder(place.descriptor)
         except OSError:
             with suppress(OSError):  # then the record stays, and the next request finds the file
                 place.withdraw(publishing)
                 task.save(self._begun.record)
             raise
 
-    def _without(self, indexes: frozenset[int]) -> Refusal:
+    def _without(self, indexes: frozenset[int]) -> UploadError:
         """Remove chunks that are not what they were; what the merge lacks."""
         for index in indexes:
             with suppress(FileNotFoundError):
                 os.unlink(chunk_path(self._begun.task.folder, index))
-        return missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
+        return chunks_missing(list_chunks(self._begun.task.folder), self._wish.total_chunks)
 
     def _remove_chunks(self) -> None:
         """Remove the chunks of the merge; what cannot be removed stays until the task is removed."""
@@ -294,9 +294,9 @@ class _Merge:
             with suppress(OSError):
                 os.unlink(chunk_path(self._begun.task.folder, chunk.index))
 
-    def _failed(self, refusal: Refusal) -> Refusal:
+    def _failed(self, refusal: UploadError) -> UploadError:
         """Record it, unless the file may have its name already: then whoever comes next looks."""
-        with suppress(Refusal), self._layout.named(self._begun.task.folder.name) as task:
+        with suppress(UploadError), self._layout.lock_folder(self._begun.task.folder.name) as task:
             record = load_record(task.folder)
             if record is not None and record.publishing is None and record.status == states.MERGING:
                 task.save(
@@ -306,5 +306,5 @@ class _Merge:
                     temporary=None,
                     failed_merges=record.failed_merges + 1,
                 )
-                task.tell(FAILED, record, label=refusal.code, message=refusal.text, **_found(refusal))
+                task.emit_event(FAILED, record, label=refusal.code, message=refusal.text, **_found(refusal))
         return refusal

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.scan.suspect import OWNER
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.locks import locked, release
-from dlpool.web.store.names import open_file
-from dlpool.web.store.planted import READ
-from dlpool.web.store.syncing import Syncing
+from dlpool.scan.suspect import OWNER_ATTRIBUTE
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.locks import hold_lock, release
+from dlpool.web.store.names import open_file_below
+from dlpool.web.store.planted import READ_FLAGS
+from dlpool.web.store.syncing import Durability
 
 FOLDER = "owners"
 NO, UNOWNED, YES = "no", "unowned", "yes"  # values of shared_files
@@ -32,7 +32,7 @@ _SPAN_NS = 2_000_000_000  # of modification times that are the same: FAT has the
 
 
 @dataclass(frozen=True)
-class Ownership:
+class FileOwnership:
     """Whose a file is: ``owner`` None where it was uploaded without a token; ``is_shared``: everybody may read it."""
 
     owner: str | None = None
@@ -52,39 +52,39 @@ class Ownership:
         return jsontext.dumps({"owner": self.owner, "shared": self.is_shared})
 
 
-NOBODY = Ownership()
-UNREADABLE = Ownership("")  # no token has that name
+NO_OWNER = FileOwnership()
+UNREADABLE = FileOwnership("")  # no token has that name
 
 
-def parse(note: bytes) -> Ownership:
+def parse(note: bytes) -> FileOwnership:
     """Return what a note says; for one that is damaged an ownership that no token has."""
     try:
         found = jsontext.loads(note)
         owner, is_shared = found["owner"], found["shared"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return UNREADABLE
-    return Ownership(owner, is_shared is True) if isinstance(owner, str | None) else UNREADABLE
+    return FileOwnership(owner, is_shared is True) if isinstance(owner, str | None) else UNREADABLE
 
 
 @dataclass(frozen=True)
-class Owners:
+class OwnershipStore:
     """The notes of the files of one store. Methods raise OSError."""
 
     root: Path  # upload_dir
-    sync: Syncing
+    sync: Durability
 
-    def mark(self, descriptor: int, ownership: Ownership) -> bool:
+    def set_attribute(self, descriptor: int, ownership: FileOwnership) -> bool:
         """Note it with an open file, which has no name yet; whether that was possible.
 
         It is durable when the file is synced with its metadata (``Syncing.whole``).
         """
         try:
-            os.setxattr(descriptor, OWNER, ownership.as_bytes())
+            os.setxattr(descriptor, OWNER_ATTRIBUTE, ownership.as_bytes())
         except OSError:  # not known to the file system, no room, a limit
             return False
         return True
 
-    def note(self, path: str, status: os.stat_result, ownership: Ownership) -> None:
+    def write_file(self, path: str, status: os.stat_result, ownership: FileOwnership) -> None:
         """Note it durably in upload_dir, for a file that is about to get the name ``path`` below merged_dir.
 
         The caller holds ``turn``: of two that want the same name the one that does not get it leaves no note.
@@ -94,22 +94,22 @@ class Owners:
         self.sync.write(place, jsontext.dumps({"path": path, **jsontext.loads(ownership.as_bytes())}))
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Hold the lock of all who write a note. Raises Refusal: 503."""
-        with locked(self.root / "locks" / FOLDER):
+        with hold_lock(self.root / "locks" / FOLDER):
             yield
 
-    def of(self, descriptor: int, path: str) -> Ownership:
+    def read(self, descriptor: int, path: str) -> FileOwnership:
         """Return whose an open file is that has the name ``path`` below merged_dir."""
         try:
-            return parse(os.getxattr(descriptor, OWNER))
+            return parse(os.getxattr(descriptor, OWNER_ATTRIBUTE))
         except OSError as error:
             if error.errno not in _NONE:
                 raise
         try:
             return parse(_read(self._place(path, os.fstat(descriptor))))
         except (FileNotFoundError, NotADirectoryError):
-            return NOBODY
+            return NO_OWNER
 
     def sweep(self, merged_dir: str, latest: float) -> int:
         """Remove the notes, older than ``latest``, of files that are not there any more; return how many."""
@@ -125,8 +125,8 @@ class Owners:
         """Whether the file of a note is there."""
         try:
             path = str(jsontext.loads(_read(place))["path"])
-            descriptor = open_file(merged_dir, path)
-        except (ValueError, KeyError, TypeError, Refusal):
+            descriptor = open_file_below(merged_dir, path)
+        except (ValueError, KeyError, TypeError, UploadError):
             return False
         try:
             return self._place(path, os.fstat(descriptor)) == place
@@ -140,7 +140,7 @@ class Owners:
 
 
 def _read(path: Path) -> bytes:
-    descriptor = os.open(path, READ)
+    descriptor = os.open(path, READ_FLAGS)
     try:
         return os.read(descriptor, _MOST)
     finally:

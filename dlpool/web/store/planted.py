@@ -6,10 +6,10 @@ import errno
 import os
 from pathlib import Path
 
-READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # how a file of ours is opened to be read
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # how a file of ours is opened to be read
 
 
-def real(path: Path) -> Path:
+def refuse_symlink(path: Path) -> Path:
     """``path``. Raises OSError if a symbolic link is there."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

@@ -21,19 +21,19 @@ from pathlib import PurePath
 
 from dlpool.config import UploadSettings
 from dlpool.disk import Identity, exists, publish_exclusive, remove_quietly
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from dlpool.web.store.locks import release
 from dlpool.web.store.names import MAX_NAME_BYTES, RESERVED, open_below
-from dlpool.web.store.planted import READ
-from dlpool.web.store.record import Publishing
-from dlpool.web.store.syncing import UNSYNCED, Syncing
+from dlpool.web.store.planted import READ_FLAGS
+from dlpool.web.store.record import PendingPublish
+from dlpool.web.store.syncing import NO_SYNC, Durability
 
 _MAX_SUFFIX = 999
 _BUFFER = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Place:
+class MergeOutput:
     """An open folder below merged_dir, and the temporary name that one task has in it."""
 
     descriptor: int
@@ -51,7 +51,7 @@ class Place:
         with suppress(FileNotFoundError):
             os.unlink(self.temporary, dir_fd=self.descriptor)
 
-    def clean_up(self) -> None:
+    def discard(self) -> None:
         """Clean up after a failure; errors are ignored, as a sweep removes the rest."""
         remove_quietly(self.temporary, dir_fd=self.descriptor)
 
@@ -77,13 +77,13 @@ class Place:
             return False
         return True
 
-    def withdraw(self, publishing: Publishing) -> None:
+    def withdraw(self, publishing: PendingPublish) -> None:
         """Remove the name of the published file, if it still has it, as it is not durable. Raises OSError."""
         status = self.status_of(publishing.name)
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
-    def has_published(self, publishing: Publishing) -> bool:
+    def has_published(self, publishing: PendingPublish) -> bool:
         """Return whether the recorded file has its name, by its inode number. Raises OSError.
 
         Some file systems give a file another number when they are mounted again (exFAT, others in user space). So a
@@ -98,7 +98,7 @@ class Place:
 
     def _md5_of(self, name: str) -> str:
         found = hashlib.md5(usedforsecurity=False)
-        descriptor = os.open(name, READ, dir_fd=self.descriptor)
+        descriptor = os.open(name, READ_FLAGS, dir_fd=self.descriptor)
         try:
             while data := os.read(descriptor, _BUFFER):
                 found.update(data)
@@ -110,19 +110,19 @@ class Place:
         release(self.descriptor)
 
 
-def _is_recorded(status: os.stat_result, publishing: Publishing) -> bool:
+def _is_recorded(status: os.stat_result, publishing: PendingPublish) -> bool:
     wanted = (publishing.inode, publishing.size, publishing.modified_ns)
     return (status.st_ino, status.st_size, status.st_mtime_ns) == wanted
 
 
-def open_place(
-    merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: Syncing = UNSYNCED
-) -> Place:
+def open_merge_output(
+    merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: Durability = NO_SYNC
+) -> MergeOutput:
     """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError, OSError."""
-    return Place(open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging")
+    return MergeOutput(open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging")
 
 
-def candidates(name: str, *, has_suffix: bool) -> list[str]:
+def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
     """Names for the file, in the order in which they are tried: ``NAME``, ``NAME-1`` before the ending, and so on."""
     if not has_suffix:
         return [name]
@@ -130,12 +130,12 @@ def candidates(name: str, *, has_suffix: bool) -> list[str]:
     return [name, *(f"{stem}-{number}{ending}" for number in range(1, _MAX_SUFFIX + 1))]
 
 
-def check_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> None:
+def check_name_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> None:
     """Raise Refusal (409) for a name that another file has by now, unless it would get a suffix. Raises OSError."""
     if settings.merge_conflict == "suffix":
         return
     try:
-        place = open_place(settings.merged_dir, parts, "", make=False)
+        place = open_merge_output(settings.merged_dir, parts, "", make=False)
     except FileNotFoundError:
         return
     try:
@@ -145,6 +145,6 @@ def check_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> N
         place.close()
 
 
-def name_taken(name: str) -> Refusal:
+def name_taken(name: str) -> UploadError:
     """That another file has the name."""
-    return Refusal(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")
+    return UploadError(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")

@@ -14,32 +14,32 @@ from pathlib import Path
 from types import TracebackType
 
 from dlpool import disk
-from dlpool.syscalls import LEAST_FALLOC
-from dlpool.web.refusal import Refusal
+from dlpool.syscalls import MIN_FALLOC_BYTES
+from dlpool.web.refusal import UploadError
 from dlpool.web.store.chunkfile import TRAILER_SIZE, trailer
 from dlpool.web.store.executables import HEAD_SIZE
-from dlpool.web.store.faults import refused, stored
-from dlpool.web.store.locks import has_locked, release, released_on_error
-from dlpool.web.store.syncing import Syncing
-from dlpool.web.store.task import Visit
+from dlpool.web.store.faults import upload_error_of, translate_os_errors
+from dlpool.web.store.locks import try_lock_descriptor, release, released_on_error
+from dlpool.web.store.syncing import Durability
+from dlpool.web.store.task import SharedTaskLock
 
 _STORING = "store the chunk"
 _BUFFER = 256 * 1024
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Reception:
+class StagedChunk:
     """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it.
 
     ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is for, where that is known and there.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: Syncing) -> None:
+    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: Durability) -> None:
         """``path`` is the open, locked and empty file ``descriptor``; more than ``max_size`` bytes are refused."""
         self.path = path
         self.size = 0
         self.head = b""
-        self.visit: Visit | None = None
+        self.task_lock: SharedTaskLock | None = None
         self._descriptor = descriptor
         self._max_size = max_size
         self._sync = sync
@@ -55,7 +55,7 @@ class Reception:
         """Of what has come so far, hexadecimal."""
         return self._hash.hexdigest()
 
-    def expect(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """About so many bytes will come: their blocks may be reserved, which makes writing cheaper."""
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
@@ -63,7 +63,7 @@ class Reception:
         """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
         end = self.size + len(data)
         if end > self._max_size:
-            raise Refusal(
+            raise UploadError(
                 413,
                 "chunk_too_large",
                 f"a chunk has at most {self._max_size} bytes: send smaller ones",
@@ -74,13 +74,13 @@ class Reception:
                 self._reserve()
             disk.write_all(self._descriptor, data)
         except OSError as error:
-            raise refused(_STORING, error) from error
+            raise upload_error_of(_STORING, error) from error
         self._count(data)
 
     def _reserve(self) -> None:
         """As many blocks again as were filled: who only promises bytes takes hardly more of the disk than he sent."""
-        more = min(max(LEAST_FALLOC, self._reserved), self._expected - self._reserved)
-        if more >= LEAST_FALLOC and disk.reserve(self._descriptor, self._reserved, more, keep_size=True):
+        more = min(max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved)
+        if more >= MIN_FALLOC_BYTES and disk.reserve(self._descriptor, self._reserved, more, keep_size=True):
             self._reserved += more
         else:
             self._expected = 0  # no more of this
@@ -91,14 +91,14 @@ class Reception:
         self.size += len(data)
         self._hash.update(data)
 
-    def take_over(self, size: int | None) -> None:
+    def load(self, size: int | None) -> None:
         """Take what is in the file already, of which ``size`` bytes count, or all. Raises OSError, Refusal."""
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
         while data := os.read(self._descriptor, _BUFFER):
             self._count(data)
 
-    def trim(self) -> None:
+    def truncate_to_size(self) -> None:
         """Drop what a failed write left behind the bytes that count. Raises OSError."""
         os.ftruncate(self._descriptor, self.size)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
@@ -110,13 +110,13 @@ class Reception:
 
     def seal(self) -> None:
         """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
-        with stored(_STORING):
+        with translate_os_errors(_STORING):
             disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
                 os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)  # ftruncate(2) frees what is behind it
-            self._sync.data(self._descriptor)
+            self._sync.sync_data(self._descriptor)
 
-    def move(self, target: Path) -> None:
+    def publish(self, target: Path) -> None:
         """Give the sealed file its name, in place of an earlier one, and end. Raises OSError."""
         disk.replace(self.path, target, identity=disk.identity_of(os.fstat(self._descriptor)))
         self._close()
@@ -128,11 +128,11 @@ class Reception:
                 os.unlink(self.path)
             self._close()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """End, and let what has come lie where it is."""
         self._close()
 
-    def __enter__(self) -> Reception:
+    def __enter__(self) -> StagedChunk:
         return self
 
     def __exit__(
@@ -144,16 +144,16 @@ class Reception:
         if self.is_open:
             self.is_open = False
             release(self._descriptor)
-            if self.visit is not None:
-                self.visit.end()
+            if self.task_lock is not None:
+                self.task_lock.release()
 
 
-def begin(folder: Path, *, max_size: int, sync: Syncing) -> Reception:
+def create_staged_chunk(folder: Path, *, max_size: int, sync: Durability) -> StagedChunk:
     """A reception in ``folder``. Raises OSError."""
     while True:
         path = folder / f"{secrets.token_hex(16)}.tmp"
         descriptor = os.open(path, _FLAGS, 0o666)
         with released_on_error(descriptor):
-            if has_locked(descriptor, path) and disk.exists(path):
-                return Reception(path, descriptor, max_size=max_size, sync=sync)
+            if try_lock_descriptor(descriptor, path) and disk.exists(path):
+                return StagedChunk(path, descriptor, max_size=max_size, sync=sync)
         release(descriptor)  # a sweep came between open and lock

@@ -15,17 +15,17 @@ from typing import Any
 
 from dlpool import jsontext
 from dlpool.web.store.locks import release
-from dlpool.web.store.planted import READ
+from dlpool.web.store.planted import READ_FLAGS
 from dlpool.web.store.results import MergeResult
 from dlpool.web.store.states import PENDING, STATES
-from dlpool.web.store.syncing import Syncing
+from dlpool.web.store.syncing import Durability
 
 IDENTITY, RECORD = "identity.json", "record.json"
 CHUNKED, TUS = "chunked", "tus"
 
 
 @dataclass(frozen=True)
-class Identity:
+class TaskIdentity:
     """What of a task never changes. ``owner``: None if it was begun without a token, by the secret or by anybody."""
 
     file_id: str
@@ -39,7 +39,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Publishing:
+class PendingPublish:
     """The file that was about to get its name: where, and what the file system says of it."""
 
     folder: tuple[str, ...]
@@ -52,7 +52,7 @@ class Publishing:
 
 
 @dataclass(frozen=True)
-class Record:
+class TaskRecord:
     """What changes. ``retries``: how often a chunk came again, or was refused for its md5, by index.
 
     ``temporary``: folders below merged_dir, where a merge may have left its file; ``chunks`` are those of a completed
@@ -71,12 +71,12 @@ class Record:
     failed_merges: int = 0
     failure: str = ""
     temporary: tuple[str, ...] | None = None
-    publishing: Publishing | None = None
+    publishing: PendingPublish | None = None
     result: MergeResult | None = None
     chunks: tuple[tuple[int, int, str, float], ...] = ()
     tus: dict[str, Any] = field(default_factory=dict)
 
-    def learnt(self, total_chunks: int | None, file_size: int | None, relative_path: str | None) -> Record:
+    def with_details(self, total_chunks: int | None, file_size: int | None, relative_path: str | None) -> TaskRecord:
         """With what was not known yet; None: not said."""
         return replace(
             self,
@@ -86,18 +86,18 @@ class Record:
         )
 
 
-def load_identity(folder: Path) -> Identity | None:
+def load_identity(folder: Path) -> TaskIdentity | None:
     """None where there is none that can be read. Raises OSError."""
     found = _read(folder / IDENTITY)
     if found is None or not _has_types(found, _IDENTITY_TYPES):
         return None
     try:
-        return Identity(**{name: value for name, value in found.items() if name in _IDENTITY_TYPES})
+        return TaskIdentity(**{name: value for name, value in found.items() if name in _IDENTITY_TYPES})
     except TypeError:
         return None
 
 
-def load_record(folder: Path) -> Record | None:
+def load_record(folder: Path) -> TaskRecord | None:
     """None where there is none that can be read: the chunks tell enough to go on. Raises OSError."""
     found = _read(folder / RECORD)
     try:
@@ -106,19 +106,19 @@ def load_record(folder: Path) -> Record | None:
         return None
 
 
-def _record(found: dict[str, Any]) -> Record:
+def _record(found: dict[str, Any]) -> TaskRecord:
     values = {name: value for name, value in found.items() if name in _RECORD_TYPES}
     if values["status"] not in STATES or not _has_types(values, _RECORD_TYPES):
         raise ValueError(values["status"])
     if values.get("publishing"):
         values["publishing"]["folder"] = tuple(values["publishing"]["folder"])
-        values["publishing"] = Publishing(**values["publishing"])
+        values["publishing"] = PendingPublish(**values["publishing"])
     if values.get("result"):
         values["result"] = MergeResult(**values["result"])
     if values.get("temporary") is not None:
         values["temporary"] = tuple(values["temporary"])
     values["chunks"] = tuple((int(i), int(size), str(md5), float(at)) for i, size, md5, at in values.get("chunks", ()))
-    return Record(**values)
+    return TaskRecord(**values)
 
 
 _NUMBER = (int, float)
@@ -157,7 +157,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _bytes_of(path: Path) -> bytes:
     """What is in the file; nothing of a FIFO or device. Raises OSError, also for a folder."""
-    descriptor = os.open(path, READ)
+    descriptor = os.open(path, READ_FLAGS)
     try:
         status = os.fstat(descriptor)
         is_special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
@@ -166,11 +166,11 @@ def _bytes_of(path: Path) -> bytes:
         release(descriptor)
 
 
-def save_identity(folder: Path, identity: Identity, *, sync: Syncing) -> None:
+def save_identity(folder: Path, identity: TaskIdentity, *, sync: Durability) -> None:
     """Note it in a folder that has no name yet that counts. Raises OSError."""
     sync.write(folder / IDENTITY, jsontext.dumps(identity))
 
 
-def save_record(folder: Path, record: Record, *, sync: Syncing) -> None:
+def save_record(folder: Path, record: TaskRecord, *, sync: Durability) -> None:
     """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
     sync.write(folder / RECORD, jsontext.dumps(record))

@@ -9,18 +9,18 @@ from dataclasses import astuple
 from typing import Any
 
 from dlpool.config import UploadSettings
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import states
-from dlpool.web.store.chunkfile import Chunk, chunk_path, list_chunks
+from dlpool.web.store.chunkfile import StoredChunk, chunk_path, list_chunks
 from dlpool.web.store.events import COMPLETED
-from dlpool.web.store.publishing import Place, open_place
-from dlpool.web.store.record import Publishing, Record, load_record
+from dlpool.web.store.publishing import MergeOutput, open_merge_output
+from dlpool.web.store.record import PendingPublish, TaskRecord, load_record
 from dlpool.web.store.results import MergeResult
-from dlpool.web.store.syncing import UNSYNCED
-from dlpool.web.store.task import Task
+from dlpool.web.store.syncing import NO_SYNC
+from dlpool.web.store.task import TaskFolder
 
 
-def settle(settings: UploadSettings, task: Task) -> Record:
+def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     """The record of a task whose lock is held, after what a dead or failed merge left is done or removed.
 
     Raises OSError.
@@ -34,8 +34,8 @@ def settle(settings: UploadSettings, task: Task) -> Record:
         return record
     try:
         if noted.publishing is not None and place.has_published(noted.publishing):
-            task.sync.folder(place.descriptor)
-            complete(settings, task, noted, place, list_chunks(task.folder).values())
+            task.sync.sync_folder(place.descriptor)
+            complete_merge(settings, task, noted, place, list_chunks(task.folder).values())
             return task.record()
         place.remove_temporary()
     finally:
@@ -44,14 +44,14 @@ def settle(settings: UploadSettings, task: Task) -> Record:
     return task.save(record, temporary=None, publishing=None)
 
 
-def complete(settings: UploadSettings, task: Task, record: Record, place: Place, chunks: Iterable[Chunk]) -> None:
+def complete_merge(settings: UploadSettings, task: TaskFolder, record: TaskRecord, place: MergeOutput, chunks: Iterable[StoredChunk]) -> None:
     """Record durably that the file has been published, then remove its sources.
 
     Raises OSError if it cannot be recorded; the earlier record, with the file to be published, stays then.
     """
     published = record.publishing
     assert published is not None
-    result = result_of(settings, published)
+    result = merge_result(settings, published)
     record = task.save(
         record,
         status=states.COMPLETED,
@@ -61,36 +61,36 @@ def complete(settings: UploadSettings, task: Task, record: Record, place: Place,
         file_size=published.size,
         relative_path=result.relative_path,
     )
-    task.tell(COMPLETED, record, **_figures(published))
+    task.emit_event(COMPLETED, record, **_figures(published))
     with suppress(OSError):  # the file is there; the rest is a sweep's
         place.remove_temporary()
         _remove_chunks(task, record)
-        task.save(record, sync=UNSYNCED, temporary=None)
+        task.save(record, sync=NO_SYNC, temporary=None)
 
 
-def _figures(published: Publishing) -> dict[str, Any]:
+def _figures(published: PendingPublish) -> dict[str, Any]:
     """Return the note of a completed upload's event; its path is relative to merged_dir."""
     path = "/".join((*published.folder, published.name))
     seconds = round(published.merge_time / 1e9, 6)
     return {"path": path, "size": published.size, "md5": published.md5, "seconds": seconds}
 
 
-def result_of(settings: UploadSettings, published: Publishing) -> MergeResult:
+def merge_result(settings: UploadSettings, published: PendingPublish) -> MergeResult:
     """Return the answer of a merge whose file has been published."""
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
     return MergeResult(path, published.md5, "/".join(published.folder), published.size, published.merge_time)
 
 
-def _remove_chunks(task: Task, record: Record) -> None:
+def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
     if record.status == states.COMPLETED:
         for index, *_ in record.chunks:
             with suppress(FileNotFoundError):
                 os.unlink(chunk_path(task.folder, index))
 
 
-def _place_of(settings: UploadSettings, task: Task, record: Record) -> Place | None:
+def _place_of(settings: UploadSettings, task: TaskFolder, record: TaskRecord) -> MergeOutput | None:
     """Where a merge may have left its temporary file; None if that is not there any more."""
     try:
-        return open_place(settings.merged_dir, record.temporary or (), task.folder.name, make=False)
-    except (FileNotFoundError, Refusal):
+        return open_merge_output(settings.merged_dir, record.temporary or (), task.folder.name, make=False)
+    except (FileNotFoundError, UploadError):
         return None

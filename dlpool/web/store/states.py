@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 
 PENDING, UPLOADING, PAUSED = "pending", "uploading", "paused"
 MERGING, COMPLETED, FAILED = "merging", "completed", "failed"
@@ -25,7 +25,7 @@ _WHY = {
 }
 
 
-def effective(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
+def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
     """The state that a record means, given what the disk says: a killed process records nothing.
 
     ``is_merging``: a living process merges it.
@@ -35,23 +35,23 @@ def effective(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
     return UPLOADING if recorded == PENDING and has_chunks else recorded
 
 
-def moved(state: str, wanted: str) -> str:
+def check_transition(state: str, wanted: str) -> str:
     """``wanted``, if it may follow ``state``. Raises Refusal (409)."""
     if wanted not in NEXT[state]:
         raise wrong_state(state)
     return wanted
 
 
-def receiving(state: str) -> str:
+def state_after_chunk(state: str) -> str:
     """The state after a chunk. Raises Refusal (409) where a task takes none."""
     if state == PAUSED:  # only resuming ends that
         raise wrong_state(state)
-    return state if state == UPLOADING else moved(state, UPLOADING)
+    return state if state == UPLOADING else check_transition(state, UPLOADING)
 
 
-def wrong_state(state: str) -> Refusal:
+def wrong_state(state: str) -> UploadError:
     """That a task's state does not allow what is asked for."""
-    return Refusal(409, f"task_{state}", f"the task does not allow that: {_WHY[state]}", task_status=state)
+    return UploadError(409, f"task_{state}", f"the task does not allow that: {_WHY[state]}", task_status=state)
 
 
 def completion_rate(state: str, chunks: int, total_chunks: int, size: int, file_size: int) -> float:

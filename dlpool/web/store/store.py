@@ -10,31 +10,31 @@ from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.disk import OnUnsynced
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import names, receiving, states
-from dlpool.web.store.catalog import MAX_PAGE, Counts, make_cursor, read_cursor
-from dlpool.web.store.cleaning import DAY_S, SWEEP_PATIENCE_S, Cleaner, Swept
-from dlpool.web.store.concatenating import Concatenation
-from dlpool.web.store.events import PAUSED, RESUMED, Announce, silent
-from dlpool.web.store.faults import stored
-from dlpool.web.store.growing import GrowingUploads
-from dlpool.web.store.layout import Layout
-from dlpool.web.store.listing import Listing
+from dlpool.web.store.catalog import MAX_PAGE, TaskCounts, make_cursor, read_cursor
+from dlpool.web.store.cleaning import DAY_S, SWEEP_TIMEOUT_S, TaskRemover, SweepResult
+from dlpool.web.store.concatenating import DiskConcatenator
+from dlpool.web.store.events import PAUSED, RESUMED, UploadEventListener, ignore_event
+from dlpool.web.store.faults import translate_os_errors
+from dlpool.web.store.growing import DiskTusUploads
+from dlpool.web.store.layout import StoreLayout
+from dlpool.web.store.listing import TaskIndex
 from dlpool.web.store.locks import released_on_error
 from dlpool.web.store.merging import Merger
-from dlpool.web.store.ownership import Owners
-from dlpool.web.store.quota import Quota
-from dlpool.web.store.reception import Reception
+from dlpool.web.store.ownership import OwnershipStore
+from dlpool.web.store.quota import OwnerQuota
+from dlpool.web.store.reception import StagedChunk
 from dlpool.web.store.results import ChunkResult, MergeResult
-from dlpool.web.store.screening import UNSCREENED, Screening
-from dlpool.web.store.settling import settle
-from dlpool.web.store.syncing import Syncing
-from dlpool.web.store.task import Visit
+from dlpool.web.store.screening import NO_SCANNER, UploadScanner
+from dlpool.web.store.settling import recover
+from dlpool.web.store.syncing import Durability
+from dlpool.web.store.task import SharedTaskLock
 from dlpool.web.store.views import NOT_FOUND, detail_view, status_view, summary_view
-from dlpool.web.store.wishes import ChunkWish, MergeWish
+from dlpool.web.store.wishes import ChunkRequest, MergeRequest
 
 
-class UploadStore:
+class DiskBackend:
     """Uploads in ``upload_dir`` and ``merged_dir``. All methods raise Refusal, and nothing else for what may happen.
 
     The folders are the truth, and what is kept in memory is compared with them: threads and processes may each have
@@ -45,9 +45,9 @@ class UploadStore:
     def __init__(
         self,
         settings: UploadSettings,
-        announce: Announce = silent,
+        announce: UploadEventListener = ignore_event,
         on_unsynced: OnUnsynced | None = None,
-        screening: Screening = UNSCREENED,
+        screening: UploadScanner = NO_SCANNER,
     ) -> None:
         """``announce`` is called with each change of an upload; it must neither block nor raise.
 
@@ -55,22 +55,22 @@ class UploadStore:
         each merged file before it gets its name.
         """
         self.settings = settings
-        syncing = Syncing(settings.enable_atomic_operations, on_unsynced)
-        self.layout = Layout(settings.upload_dir, sync=syncing, announce=announce)
-        self._owners = Owners(self.layout.root, syncing)
+        syncing = Durability(settings.enable_atomic_operations, on_unsynced)
+        self.layout = StoreLayout(settings.upload_dir, sync=syncing, announce=announce)
+        self._owners = OwnershipStore(self.layout.root, syncing)
         self._merger = Merger(self.layout, settings, screening)
-        self.listing = Listing(self.layout)
-        self._quota = Quota(self.layout, settings, self.listing)
-        self.growing = GrowingUploads(self.layout, settings, self._merger, self._quota)
-        self._cleaner = Cleaner(self.layout, settings, self.listing)
-        self.concatenation = Concatenation(self.layout, settings, self.growing, self._cleaner)
+        self.listing = TaskIndex(self.layout)
+        self._quota = OwnerQuota(self.layout, settings, self.listing)
+        self.tus = DiskTusUploads(self.layout, settings, self._merger, self._quota)
+        self._cleaner = TaskRemover(self.layout, settings, self.listing)
+        self.concatenator = DiskConcatenator(self.layout, settings, self.tus, self._cleaner)
 
     def __repr__(self) -> str:
         return f"<UploadStore {self.layout.root} -> {self.settings.merged_dir}>"
 
-    def begin(self) -> Reception:
+    def stage_chunk(self) -> StagedChunk:
         """Somewhere to write a chunk to; it holds no lock that another request wants."""
-        return self.layout.begin(self.settings.max_chunk_size)
+        return self.layout.stage_chunk(self.settings.max_chunk_size)
 
     def check_chunk(
         self,
@@ -83,17 +83,17 @@ class UploadStore:
         file_size: int | None = None,
         relative_path: str | None = None,
         filename: str | None = None,
-    ) -> Visit | None:
+    ) -> SharedTaskLock | None:
         """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body.
 
         A visit to the task that is there, for ``Reception.visit``; else to be ended.
         """
-        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
-        return receiving.foresee(self.layout, self.settings, self._quota, wish)
+        wish = ChunkRequest(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
+        return receiving.check_chunk(self.layout, self.settings, self._quota, wish)
 
     def commit_chunk(
         self,
-        reception: Reception,
+        reception: StagedChunk,
         *,
         file_id: str,
         index: int,
@@ -105,8 +105,8 @@ class UploadStore:
         filename: str | None = None,
     ) -> ChunkResult:
         """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
-        wish = ChunkWish(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
-        return receiving.commit(self.layout, self.settings, self._quota, reception, wish)
+        wish = ChunkRequest(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
+        return receiving.commit_chunk(self.layout, self.settings, self._quota, reception, wish)
 
     def merge(
         self,
@@ -123,12 +123,12 @@ class UploadStore:
 
         ``is_shared``: everybody may read it, not only its owner.
         """
-        wish = MergeWish(file_id, filename, total_chunks, owner, relative_path, expected_md5, is_shared=is_shared)
+        wish = MergeRequest(file_id, filename, total_chunks, owner, relative_path, expected_md5, is_shared=is_shared)
         return self._merger.merge(wish)
 
     def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """What ``/upload_status`` says, also of an unknown id."""
-        with self.layout.seen(file_id, owner) as task:
+        with self.layout.read_owned(file_id, owner) as task:
             identity = task.identity()
             if identity is None or not identity.is_of(owner):
                 return {**NOT_FOUND, "uploaded_chunks": []}
@@ -136,8 +136,8 @@ class UploadStore:
 
     def task(self, file_id: str, owner: str | None) -> dict[str, Any]:
         """What ``/tasks/ID`` says."""
-        with self.layout.seen(file_id, owner) as task:
-            return detail_view(task.owned(owner), task.record(), task.chunks())
+        with self.layout.read_owned(file_id, owner) as task:
+            return detail_view(task.owned_identity(owner), task.record(), task.chunks())
 
     def tasks(
         self, owner: str | None, *, limit: int = MAX_PAGE, cursor: str = "", status: Iterable[str] = ()
@@ -149,20 +149,20 @@ class UploadStore:
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):
-            raise Refusal(400, "bad_field", f"status is to be of {', '.join(states.STATES)}")
+            raise UploadError(400, "bad_field", f"status is to be of {', '.join(states.STATES)}")
         if not 1 <= limit <= MAX_PAGE:
-            raise Refusal(400, "bad_field", f"limit is to be 1 to {MAX_PAGE}")
+            raise UploadError(400, "bad_field", f"limit is to be 1 to {MAX_PAGE}")
         after = read_cursor(cursor)
         page = self.listing.current().page(owner, wanted, after, limit)
-        more = {"next": make_cursor(page.last)} if page.last else {}
+        more = {"next": make_cursor(page.last_key)} if page.last_key else {}
         return {"tasks": [summary_view(one) for one in page.tasks], "total": page.total, **more}
 
-    def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> Counts:
+    def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> TaskCounts:
         """Return what the tasks of the owner take, as it was at most ``max_age_s`` ago; None: those of all owners."""
         catalog = self.listing.current(max_age_s=max_age_s)
-        return Counts.sum_of(catalog.counts().values()) if owner is None else catalog.counts_of(owner)
+        return TaskCounts.sum_of(catalog.counts().values()) if owner is None else catalog.counts_of(owner)
 
-    def counts_by_state(self) -> dict[str, Counts]:
+    def counts_by_state(self) -> dict[str, TaskCounts]:
         """Return what the tasks of all owners take, by state."""
         return self.listing.current().counts()
 
@@ -175,13 +175,13 @@ class UploadStore:
         return self._move(file_id, owner, states.UPLOADING)
 
     def _move(self, file_id: str, owner: str | None, wanted: str) -> dict[str, Any]:
-        with self.layout.task_of(file_id, owner) as task:
-            identity = task.owned(owner)
-            record = settle(self.settings, task)
+        with self.layout.lock_owned(file_id, owner) as task:
+            identity = task.owned_identity(owner)
+            record = recover(self.settings, task)
             was_paused = record.status == states.PAUSED
-            record = task.save(record, status=states.moved(record.status, wanted))
+            record = task.save(record, status=states.check_transition(record.status, wanted))
             if was_paused != (record.status == states.PAUSED):
-                task.tell(RESUMED if was_paused else PAUSED, record, identity)
+                task.emit_event(RESUMED if was_paused else PAUSED, record, identity)
             return detail_view(identity, record, task.chunks())
 
     def delete(self, file_id: str, owner: str | None) -> None:
@@ -192,13 +192,13 @@ class UploadStore:
         """``pause``, ``resume`` or ``delete`` each; one result an id, by id."""
         verbs = {"pause": self.pause, "resume": self.resume, "delete": self.delete}
         if action not in verbs:
-            raise Refusal(400, "bad_action", f"the action is {action[:40]!r}: it is to be pause, resume or delete")
+            raise UploadError(400, "bad_action", f"the action is {action[:40]!r}: it is to be pause, resume or delete")
         return [self._one(verbs[action], file_id, owner) for file_id in sorted(set(file_ids))]
 
     def _one(self, verb: Any, file_id: str, owner: str | None) -> dict[str, Any]:
         try:
             verb(file_id, owner)
-        except Refusal as refusal:
+        except UploadError as refusal:
             return {"id": file_id, "status": "error", **refusal.as_json()}
         return {"id": file_id, "status": "ok"}
 
@@ -208,20 +208,20 @@ class UploadStore:
         """Remove tasks in these states that nothing happened to for so many days; how many."""
         unknown = set(status) - set(states.STATES)
         if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
-            raise Refusal(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days")
+            raise UploadError(400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days")
         return self._cleaner.remove_old(owner, frozenset(status), older_than_days * DAY_S)
 
-    def sweep(self) -> Swept:
+    def sweep(self) -> SweepResult:
         """Remove what the dead left and what has expired, end what they began."""
-        self.layout.make()
+        self.layout.create_folders()
         swept = self._cleaner.sweep()
         self._owners.sweep(self.settings.merged_dir, time.time() - DAY_S)
         removed = swept.removed
-        for summary in self.listing.scanned(patience_s=SWEEP_PATIENCE_S).summaries.values():
+        for summary in self.listing.rescan(patience_s=SWEEP_TIMEOUT_S).summaries.values():
             if summary is not None and summary.is_unfinished:
-                with suppress(Refusal):  # it may be of the other protocol, too
-                    removed += self.concatenation.end_dead(summary.file_id)
-                    self.growing.tend(summary.file_id)
+                with suppress(UploadError):  # it may be of the other protocol, too
+                    removed += self.concatenator.recover(summary.file_id)
+                    self.tus.recover_idle(summary.file_id)
         return swept._replace(removed=removed)
 
     def open_merged(self, path: str, reader: str | None) -> int:
@@ -229,18 +229,18 @@ class UploadStore:
 
         A file that ``reader`` may not read is refused as one that is not there; None may read all.
         """
-        with stored("read the file"):
+        with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)
             with released_on_error(descriptor):
-                if reader is None or self._owners.of(descriptor, path).is_readable(reader, self.settings.shared_files):
+                if reader is None or self._owners.read(descriptor, path).is_readable(reader, self.settings.shared_files):
                     return descriptor
-                raise names.no_file(path)
+                raise names.file_not_found(path)
 
     def _open_merged(self, path: str, reader: str | None) -> int:
         try:
-            return names.open_file(self.settings.merged_dir, path)
-        except Refusal:
-            names.folders(path.rpartition("/")[0])  # a path that could lead out is told to everybody
+            return names.open_file_below(self.settings.merged_dir, path)
+        except UploadError:
+            names.split_folders(path.rpartition("/")[0])  # a path that could lead out is told to everybody
             if reader is None:
                 raise
-            raise names.no_file(path) from None  # that a file is no folder tells that it is there
+            raise names.file_not_found(path) from None  # that a file is no folder tells that it is there

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dlpool.web.refusal import Refusal
+from dlpool.web.refusal import UploadError
 from dlpool.web.store import states
 from dlpool.web.store.appending import FINAL
-from dlpool.web.store.chunkfile import Chunk
-from dlpool.web.store.claims import parts_of
-from dlpool.web.store.names import flat_name, own_name
-from dlpool.web.store.record import TUS, Identity, Record, load_record
-from dlpool.web.store.task import Task
+from dlpool.web.store.chunkfile import StoredChunk
+from dlpool.web.store.claims import claimed_parts
+from dlpool.web.store.names import folder_name, owner_folder_name
+from dlpool.web.store.record import TUS, TaskIdentity, TaskRecord, load_record
+from dlpool.web.store.task import TaskFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class TaskSummary:
     """One task. Times are in seconds since the epoch, sizes in bytes.
 
     ``file_size`` is -1 while it is unknown. ``chunks`` and ``stored`` are the number and bytes of the complete chunks;
@@ -48,7 +48,7 @@ class Summary:
     is_final: bool = False
 
     @classmethod
-    def of(cls, identity: Identity, record: Record, chunks: Mapping[int, Chunk]) -> Summary:
+    def of(cls, identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]) -> TaskSummary:
         """Summarise a task by what was read of it. ``record`` has the state that chunks and locks say it has."""
         size = sum(chunk.size for chunk in chunks.values())
         wanted = sum(index < record.total_chunks for index in chunks)
@@ -74,22 +74,22 @@ class Summary:
         return owner is None or self.owner == owner
 
 
-def is_final(record: Record) -> bool:
+def is_final(record: TaskRecord) -> bool:
     """Return whether a tus upload is made of parts."""
     return str(record.tus.get("concat", "")).startswith(FINAL)
 
 
-class Look(NamedTuple):
+class TaskReading(NamedTuple):
     """What was read of a task's folder. ``summary`` is None if no id leads to the folder.
 
     ``is_lasting``: the summary depends on nothing but what the folder contains, not on locks.
     """
 
-    summary: Summary | None
-    is_lasting: bool = True
+    summary: TaskSummary | None
+    is_stable: bool = True
 
 
-def look_at(task: Task, *, is_locked: bool = False) -> Look:
+def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
     """Read the summary of a task. Raises OSError.
 
     Without the task's lock (``is_locked`` False) a task that is being merged is shown as such, although its process may
@@ -97,13 +97,13 @@ def look_at(task: Task, *, is_locked: bool = False) -> Look:
     """
     identity = task.identity()
     if identity is None or not _leads_to(task, identity):
-        return Look(None)
+        return TaskReading(None)
     noted = load_record(task.folder)
     is_merging = noted is not None and noted.status == states.MERGING
     record = noted if is_merging and noted is not None and not is_locked else task.effective(noted)
     chunks = task.chunks_of(record)
     names = os.listdir(task.folder)
-    summary = Summary.of(identity, record, chunks)
+    summary = TaskSummary.of(identity, record, chunks)
     has_bodies = any(name.startswith("patch") and name.endswith(".tmp") for name in names)
     summary = replace(
         summary,
@@ -111,21 +111,21 @@ def look_at(task: Task, *, is_locked: bool = False) -> Look:
         files=len(names),
         is_unfinished=record.temporary is not None or _is_left(identity, record, summary.stored, has_bodies),
     )
-    return Look(summary, is_lasting=not is_merging)
+    return TaskReading(summary, is_stable=not is_merging)
 
 
-def _leads_to(task: Task, identity: Identity) -> bool:
+def _leads_to(task: TaskFolder, identity: TaskIdentity) -> bool:
     try:
-        names = flat_name(identity.file_id), own_name(identity.file_id, identity.owner)
-    except Refusal:
+        names = folder_name(identity.file_id), owner_folder_name(identity.file_id, identity.owner)
+    except UploadError:
         return False
     return task.folder.name in names
 
 
-def _is_left(identity: Identity, record: Record, stored: int, has_bodies: bool) -> bool:
+def _is_left(identity: TaskIdentity, record: TaskRecord, stored: int, has_bodies: bool) -> bool:
     """Return whether a tus upload needs a sweep: not merged though it is complete, or a process was killed at it."""
     if identity.protocol != TUS:
         return False
     if record.status == states.COMPLETED:
-        return is_final(record) and bool(parts_of(record))
+        return is_final(record) and bool(claimed_parts(record))
     return is_final(record) or has_bodies or 0 <= record.file_size <= stored

@@ -10,7 +10,7 @@ from dlpool import disk
 
 
 @dataclass(frozen=True)
-class Syncing:
+class Durability:
     """How durable the store's writes are. Its truth value: whether the store waits until they are on the disk.
 
     ``on_unsynced`` is called once in a process for each file system that cannot sync a folder.
@@ -22,7 +22,7 @@ class Syncing:
     def __bool__(self) -> bool:
         return self.is_wanted
 
-    def data(self, descriptor: int) -> None:
+    def sync_data(self, descriptor: int) -> None:
         """Make the bytes of an open file durable. Raises OSError, also for a delayed error of an earlier write.
 
         A network file system may report a failed write only when a descriptor is closed (close(2)): so a duplicate is
@@ -32,13 +32,13 @@ class Syncing:
             os.fdatasync(descriptor)
         os.close(os.dup(descriptor))
 
-    def whole(self, descriptor: int) -> None:
+    def sync_file(self, descriptor: int) -> None:
         """The same, with the metadata of the file. Raises OSError."""
         if self.is_wanted:
             os.fsync(descriptor)
         os.close(os.dup(descriptor))
 
-    def folder(self, folder: Path | int) -> None:
+    def sync_folder(self, folder: Path | int) -> None:
         """Make the names in a folder durable. Raises OSError."""
         if self.is_wanted:
             disk.sync_folder(folder, on_unsynced=self.on_unsynced)
@@ -48,4 +48,4 @@ class Syncing:
         disk.atomic_write(path, data, sync=self.is_wanted, on_unsynced=self.on_unsynced)
 
 
-UNSYNCED = Syncing(False)
+NO_SYNC = Durability(False)

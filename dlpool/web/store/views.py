@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from dlpool.web.store.chunkfile import Chunk
-from dlpool.web.store.record import Identity, Record
+from dlpool.web.store.chunkfile import StoredChunk
+from dlpool.web.store.record import TaskIdentity, TaskRecord
 from dlpool.web.store.states import completion_rate
-from dlpool.web.store.summary import Summary
+from dlpool.web.store.summary import TaskSummary
 
-Chunks = Mapping[int, Chunk]
+Chunks = Mapping[int, StoredChunk]
 NOT_FOUND: dict[str, Any] = {
     "uploaded_chunks": [],
     "total_chunks": 0,
@@ -23,7 +23,7 @@ NOT_FOUND: dict[str, Any] = {
 }
 
 
-def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+def status_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> dict[str, Any]:
     """What ``/upload_status`` says."""
     size = sum(chunk.size for chunk in chunks.values())
     wanted = sum(index < record.total_chunks for index in chunks)
@@ -32,13 +32,13 @@ def status_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str,
         "total_chunks": record.total_chunks,
         "file_size": max(record.file_size, 0),
         "status": record.status,
-        "created_at": as_text(identity.created_at),
-        "updated_at": as_text(record.updated_at),
+        "created_at": rfc3339(identity.created_at),
+        "updated_at": rfc3339(record.updated_at),
         "completion_rate": completion_rate(record.status, wanted, record.total_chunks, size, record.file_size),
     }
 
 
-def summary_view(summary: Summary) -> dict[str, Any]:
+def summary_view(summary: TaskSummary) -> dict[str, Any]:
     """An entry of ``/tasks``. ``retry_count``: merges that failed, so far."""
     return {
         "task_id": summary.file_id,
@@ -49,17 +49,17 @@ def summary_view(summary: Summary) -> dict[str, Any]:
         "uploaded_chunks": summary.chunks,
         "file_size": max(summary.file_size, 0),
         "status": summary.status,
-        "created_at": as_text(summary.created_at),
-        "updated_at": as_text(summary.updated_at),
+        "created_at": rfc3339(summary.created_at),
+        "updated_at": rfc3339(summary.updated_at),
         "completion_rate": summary.completion_rate,
         "retry_count": summary.failed_merges,
     }
 
 
-def detail_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str, Any]:
+def detail_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> dict[str, Any]:
     """What ``/tasks/ID`` says."""
     return {
-        **summary_view(Summary.of(identity, record, chunks)),
+        **summary_view(TaskSummary.of(identity, record, chunks)),
         "uploaded_chunks": sorted(chunks),
         "file_md5": record.result.md5 if record.result else "",
         "failure": record.failure,
@@ -67,19 +67,19 @@ def detail_view(identity: Identity, record: Record, chunks: Chunks) -> dict[str,
     }
 
 
-def _chunk_view(chunk: Chunk, record: Record) -> dict[str, Any]:
+def _chunk_view(chunk: StoredChunk, record: TaskRecord) -> dict[str, Any]:
     """``retry_count``: how often it came again after the first time, or came with a wrong md5."""
     return {
         "index": chunk.index,
         "size": chunk.size,
         "md5": record.sent.get(str(chunk.index), chunk.md5),
         "status": "completed",
-        "uploaded_at": as_text(chunk.stored_at),
+        "uploaded_at": rfc3339(chunk.stored_at),
         "retry_count": record.retries.get(str(chunk.index), 0),
     }
 
 
-def as_text(seconds: float) -> str:
+def rfc3339(seconds: float) -> str:
     """A time as RFC 3339 has it, UTC, to the millisecond; empty for one that is not within the years 1 to 9999."""
     try:
         moment = datetime.fromtimestamp(seconds, timezone.utc)

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
-from dlpool.web.refusal import Refusal
-from dlpool.web.store.chunkfile import Chunk
-from dlpool.web.store.content import check_name
-from dlpool.web.store.names import check_new, flat_name, folders
-from dlpool.web.store.record import CHUNKED, Record
+from dlpool.web.refusal import UploadError
+from dlpool.web.store.chunkfile import StoredChunk
+from dlpool.web.store.content import check_extension
+from dlpool.web.store.names import check_new_names, folder_name, split_folders
+from dlpool.web.store.record import CHUNKED, TaskRecord
 
 MAX_CHUNKS = 100_000
 
 
 @dataclass(frozen=True)
-class ChunkWish:
+class ChunkRequest:
     """A chunk that is to be stored. ``file_size``: in bytes; what is None was not said.
 
     ``filename``: what the merge will ask for; said with a chunk it is refused before all bytes have come.
@@ -34,26 +34,26 @@ class ChunkWish:
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 413 for a file that is too large, 415 for a type not taken."""
-        flat_name(self.file_id)
-        check_new(self.filename, self.relative_path or "")
+        folder_name(self.file_id)
+        check_new_names(self.filename, self.relative_path or "")
         if self.filename is not None:
-            check_name(settings, self.filename)
+            check_extension(settings, self.filename)
         check_md5(self.md5)
         check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
             most = (self.total_chunks or MAX_CHUNKS) - 1
-            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
+            raise UploadError(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
         if self.file_size is not None and self.file_size < 0:
-            raise Refusal(400, "bad_file_size", "file_size is negative: say the bytes of the whole file")
+            raise UploadError(400, "bad_file_size", "file_size is negative: say the bytes of the whole file")
         check_size(settings, self.file_size or 0)
 
-    def is_news(self, record: Record) -> bool:
+    def adds_totals(self, record: TaskRecord) -> bool:
         """Whether it says how much there is to be, and the record does not: then the chunks that are there count."""
         return bool(self.total_chunks and not record.total_chunks) or (
             self.file_size is not None and record.file_size < 0
         )
 
-    def fits(self, record: Record, chunks: Mapping[int, Chunk]) -> Record:
+    def merged_into(self, record: TaskRecord, chunks: Mapping[int, StoredChunk]) -> TaskRecord:
         """The record with what the wish adds. ``chunks``: those that are there, if the wish ``is_news``.
 
         Raises Refusal where they disagree: 409, or 400 for the index.
@@ -61,35 +61,35 @@ class ChunkWish:
         self._agrees(record)
         if record.total_chunks and self.index >= record.total_chunks:
             most = record.total_chunks - 1
-            raise Refusal(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
+            raise UploadError(400, "bad_index", f"chunk_index is {self.index}: it is to be from 0 to {most}")
         if self.total_chunks and max(chunks, default=0) >= self.total_chunks:
-            raise Refusal(409, "conflict", f"the task has a chunk {max(chunks)}: it cannot be of {self.total_chunks}")
+            raise UploadError(409, "conflict", f"the task has a chunk {max(chunks)}: it cannot be of {self.total_chunks}")
         there = sum(chunk.size for chunk in chunks.values() if chunk.index != self.index)
         if self.file_size is not None and there > self.file_size:
-            raise Refusal(
+            raise UploadError(
                 409, "conflict", f"the task has {there} bytes already: its file cannot be of {self.file_size}"
             )
-        return record.learnt(self.total_chunks, self.file_size, self.relative_path)
+        return record.with_details(self.total_chunks, self.file_size, self.relative_path)
 
-    def _agrees(self, record: Record) -> None:
+    def _agrees(self, record: TaskRecord) -> None:
         """Raise Refusal where it says something else than was said before."""
         if self.total_chunks and record.total_chunks and self.total_chunks != record.total_chunks:
-            raise Refusal(
+            raise UploadError(
                 409,
                 "conflict",
                 f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
                 total_chunks=record.total_chunks,
             )
         if self.file_size is not None and record.file_size >= 0 and self.file_size != record.file_size:
-            raise Refusal(
+            raise UploadError(
                 409,
                 "conflict",
                 f"the task's file has {record.file_size} bytes, not {self.file_size}",
                 file_size=record.file_size,
             )
         path = record.relative_path
-        if self.relative_path and path and folders(self.relative_path) != folders(path):
-            raise Refusal(
+        if self.relative_path and path and split_folders(self.relative_path) != split_folders(path):
+            raise UploadError(
                 409,
                 "conflict",
                 f"the task's file goes to {path[:100]!r}: use another file_id for another one",
@@ -98,7 +98,7 @@ class ChunkWish:
 
 
 @dataclass(frozen=True)
-class MergeWish:
+class MergeRequest:
     """A merge that is to be done; ``relative_path`` None: what the chunks said.
 
     ``is_shared``: everybody may read the file.
@@ -115,29 +115,29 @@ class MergeWish:
 
     def check(self, settings: UploadSettings) -> None:
         """Raise Refusal: 400 for what has no meaning, 415 for a type that is not taken."""
-        flat_name(self.file_id)
-        check_new(self.filename, self.relative_path or "")
+        folder_name(self.file_id)
+        check_new_names(self.filename, self.relative_path or "")
         check_md5(self.expected_md5)
         check_total(self.total_chunks)
-        check_name(settings, self.filename)
+        check_extension(settings, self.filename)
 
 
 def check_md5(text: str | None) -> None:
     """Raise Refusal (400) for what is no md5."""
     if text is not None and not re.fullmatch("[0-9a-fA-F]{32}", text):
-        raise Refusal(400, "bad_md5", "the md5 is not of 32 hexadecimal digits")
+        raise UploadError(400, "bad_md5", "the md5 is not of 32 hexadecimal digits")
 
 
 def check_total(total_chunks: int | None) -> None:
     """Raise Refusal (400) for a number of chunks that no file has."""
     if total_chunks is not None and not 1 <= total_chunks <= MAX_CHUNKS:
-        raise Refusal(400, "bad_total_chunks", f"total_chunks is {total_chunks}: it is to be from 1 to {MAX_CHUNKS}")
+        raise UploadError(400, "bad_total_chunks", f"total_chunks is {total_chunks}: it is to be from 1 to {MAX_CHUNKS}")
 
 
 def check_size(settings: UploadSettings, size: int) -> None:
     """Raise Refusal (413) for a file that is too large."""
     if size > settings.max_file_size:
-        raise Refusal(
+        raise UploadError(
             413,
             "file_too_large",
             f"a file has at most {settings.max_file_size} bytes",
