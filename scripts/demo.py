@@ -22,7 +22,7 @@ import redis
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dlpool.jobs.embedded import socket_url  # noqa: E402
+from dlpool.jobs.embedded_socket import socket_url  # noqa: E402
 from tests.conftest import NGINX_CONFIG, free_port, wait_for_port  # noqa: E402
 from tests.origin import FolderOrigin  # noqa: E402
 

@@ -13,23 +13,23 @@ from typing import Any, NamedTuple
 
 from dlpool.config import HookSettings, Settings
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.metrics import Metrics
-from dlpool.service.cleaning import CleanupDispatcher
-from dlpool.service.crew import JobDispatcher
-from dlpool.service.doorman import HostAdmission
-from dlpool.service.handle import WorkerHandle
-from dlpool.service.hostjobs import HostConcurrency
-from dlpool.service.hosts import HostLimits
-from dlpool.service.ledger import InFlightJob, InFlightTable
-from dlpool.service.monitor.meter import MetricsCollector
+from dlpool.service.cleanup import CleanupDispatcher
+from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.disposition import DispositionPolicy
+from dlpool.service.host_admission import HostAdmission
+from dlpool.service.host_concurrency import HostConcurrency
+from dlpool.service.host_limits import HostLimits
+from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.journal import CleanupJournal
+from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
-from dlpool.service.trail import CleanupJournal
-from dlpool.service.verdict import DispositionPolicy
 from dlpool.service.wire.channel import FrameChannel
+from dlpool.service.wire.counters import RANGE_BOUNDS_S
 from dlpool.service.wire.frames import Frame
-from dlpool.service.wire.tally import RANGE_BOUNDS_S
+from dlpool.service.worker_handle import WorkerHandle
 from tests.fakes import Clock, Lines
 
 NOW = 1_800_000_000.0
@@ -90,7 +90,7 @@ class Worker(NamedTuple):
 
 
 def job_of(name: str = "a", *, raw: bytes | None = None, url: str = URL, **fields: Any) -> ClaimedJob:
-    """A job that was claimed; what is no field of ``Claimed`` is one of the job's own."""
+    """A job that was claimed; what is no field of ``ClaimedJob`` is one of the job's own."""
     known = ("fence", "attempts", "crashes", "takeovers", "flag", "is_paid", "priority")
     own = {key: value for key, value in fields.items() if key not in known}
     raw = compose_job(url, f"/data/{name}", **own) if raw is None else raw

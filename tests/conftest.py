@@ -23,9 +23,9 @@ import trustme
 from hypothesis import settings as hypothesis_settings
 
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.transfer.client import HttpClient
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.job import Checksum, Job, TransferResult
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.transfer import Transfer
 from tests.fakes import Clock
 from tests.origin import Handler, Origin

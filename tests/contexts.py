@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dlpool.config import TransferSettings
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.client import HttpClient
 from dlpool.transfer.context import TransferContext
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit, RateLimits
+from dlpool.transfer.http.source import Source
 from dlpool.transfer.job import Checksum, Job, Notify
-from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit, RateLimits
-from dlpool.transfer.source import Source
+from dlpool.transfer.scheduler import ChunkScheduler
 from tests.conftest import PATIENT
 
 URL = "http://h.test/f"

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from dlpool.cli.checkup_disk import check_file_system
+from dlpool.cli.doctor_disk import check_file_system
 from dlpool.config import Settings
 from tests.disk_faults import ALWAYS, DiskFaults, Fault
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from dlpool import errors, filelock
 from dlpool.errors import DlpoolError
-from dlpool.transfer import round as rounds
-from dlpool.transfer.client import HttpClient
+from dlpool.transfer import attempt as rounds
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.job import Job
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, PATIENT, make_data
 from tests.disk_faults import ALWAYS, DONE, FAIL, PRETEND, Fault

@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dlpool.web.store import locks
+from dlpool.storage.disk import file_locks
 from tests.disk_faults import ALWAYS, FAIL, PRETEND, DiskFaults, Fault
 
 THREADS, TURNS = 8, 40
@@ -23,7 +23,7 @@ def count_together(folder: Path) -> None:
 
     def add() -> None:
         for _ in range(TURNS):
-            with locks.hold_lock(path):
+            with file_locks.hold_lock(path):
                 found = int(number.read_text())
                 os.sched_yield()
                 number.write_text(str(found + 1))
@@ -39,35 +39,35 @@ def count_together(folder: Path) -> None:
 def hold(folder: Path) -> None:
     """A lock that is held keeps all others out, one that is shared only those that want it alone."""
     path = folder / "held"
-    alone = locks.try_lock(path)
+    alone = file_locks.try_lock(path)
     assert alone is not None
-    assert locks.try_lock(path) is None
-    assert locks.is_locked(path)
-    locks.release(alone)
-    assert not locks.is_locked(path)
-    both = [locks.lock_shared(path), locks.lock_shared(path)]
+    assert file_locks.try_lock(path) is None
+    assert file_locks.is_locked(path)
+    file_locks.release(alone)
+    assert not file_locks.is_locked(path)
+    both = [file_locks.lock_shared(path), file_locks.lock_shared(path)]
     assert None not in both
-    assert locks.is_locked(path)
-    assert locks.try_lock(path) is None
+    assert file_locks.is_locked(path)
+    assert file_locks.try_lock(path) is None
     for one in both:
         assert one is not None
-        assert locks.is_locked(path)
-        locks.release(one)
-    assert not locks.is_locked(path)
+        assert file_locks.is_locked(path)
+        file_locks.release(one)
+    assert not file_locks.is_locked(path)
 
 
 def hold_others(folder: Path) -> None:
     """Locks of other files, and of a folder, are others; a lock follows its file when that is renamed."""
-    first = locks.try_lock(folder / "first")
+    first = file_locks.try_lock(folder / "first")
     assert first is not None
-    second = locks.try_lock(folder / "second")
+    second = file_locks.try_lock(folder / "second")
     assert second is not None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    assert locks.try_lock_descriptor(descriptor, folder)
+    assert file_locks.try_lock_descriptor(descriptor, folder)
     (folder / "first").rename(folder / "moved")
-    assert locks.is_locked(folder / "moved")
+    assert file_locks.is_locked(folder / "moved")
     for one in (first, second, descriptor):
-        locks.release(one)
+        file_locks.release(one)
 
 
 def main() -> None:

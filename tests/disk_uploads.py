@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from falcon import testing
 
 from dlpool.config import Settings
-from dlpool.web import keeper
+from dlpool.storage.disk import file_locks
+from dlpool.web import janitor
 from dlpool.web.app import make_app
-from dlpool.web.parts import WebServices
-from dlpool.web.store import locks
+from dlpool.web.wiring import WebServices
 from tests.conftest import make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault
 from tests.disk_matrix import Ended, Workload
@@ -34,7 +34,7 @@ _NAMED = {
 }
 
 
-def _start_nothing(self: keeper.Janitor) -> None:
+def _start_nothing(self: janitor.Janitor) -> None:
     """No thread sweeps meanwhile: ``Upload.wrong`` does."""
 
 
@@ -44,7 +44,7 @@ class Upload(Workload):
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, scratch: Path) -> None:
-        keeper.Janitor.start = _start_nothing  # type: ignore[method-assign]
+        janitor.Janitor.start = _start_nothing  # type: ignore[method-assign]
         self._run = scratch / "run"
         own, settings = scratch / "own", Settings()
         folders: dict[str, Any] = {"upload_dir": str(self._run / "upload"), "merged_dir": str(self._run / "merged")}
@@ -59,7 +59,7 @@ class Upload(Workload):
 
     def prepare(self, folder: Path) -> None:
         assert folder == self._run
-        locks._locks.clear()  # each run tries again whether flock(2) locks
+        file_locks._locks.clear()  # each run tries again whether flock(2) locks
 
     def ask(self, method: str, path: str, **options: Any) -> testing.Result:
         """Make a request. Raises Refused."""

@@ -79,7 +79,7 @@ def refuse(*_: object) -> None:
 def main() -> int:
     from dlpool import disk
     from dlpool.cli.main import main as dlpool
-    from dlpool.transfer import round as rounds
+    from dlpool.transfer import attempt as rounds
 
     split = sys.argv.index("--")
     log, *rest = sys.argv[1:split]

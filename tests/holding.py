@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlpool.service.node.embedded_redis import EmbeddedRedis
 from dlpool.service.node.node import Node, hold_worker_lock
-from dlpool.service.node.redisserver import EmbeddedRedis
 from tests.processes import start
 
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dlpool.web.store import DiskBackend
-from dlpool.web.store.names import folder_name
+from dlpool.storage.disk import DiskBackend
+from dlpool.storage.names import folder_name
 from tests.processes import ROOT
 from tests.uploads import store_in
 

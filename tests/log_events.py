@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dlpool.kinds import LEVELS
-from dlpool.service.worker import run
+from dlpool.service.worker import job_run
 from tests.processes import ROOT
 
 PACKAGE = ROOT / "dlpool"
@@ -50,7 +50,7 @@ def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
         if not events and function.name != "_check":  # it logs what is Warned
             unknown.append(f"{function.name}: {ast.unparse(call)}")
         for event in events - NOT_LOGGED:
-            transfer_level = run._LEVELS.get(event, "info")
+            transfer_level = job_run._LEVELS.get(event, "info")
             levels[event].add({"Warned": "warning"}.get(name, transfer_level if "notify" in name else name))
             fields[event] |= {keyword.arg for keyword in call.keywords if keyword.arg}
     return levels, fields, unknown

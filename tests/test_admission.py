@@ -10,11 +10,11 @@ import pytest
 
 from dlpool import errors
 from dlpool.config import TransferSettings
-from dlpool.transfer.admission import ConnectionAdmission
-from dlpool.transfer.answer import error_for_status
-from dlpool.transfer.board import RECENT_S, ChunkScheduler
-from dlpool.transfer.hostshares import MEMORY_S, HostConnections
-from dlpool.transfer.limits import HostHolds
+from dlpool.transfer.connection_admission import ConnectionAdmission
+from dlpool.transfer.http.answer import error_for_status
+from dlpool.transfer.http.host_connections import MEMORY_S, HostConnections
+from dlpool.transfer.http.limits import HostHolds
+from dlpool.transfer.scheduler import RECENT_S, ChunkScheduler
 from tests.conftest import Fetcher
 from tests.contexts import context_of
 from tests.handlers import DATA, SIZE, Serve, check_file, first

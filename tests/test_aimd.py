@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.transfer.aimd import Aimd, ControlParameters
-from dlpool.transfer.hostshares import TEMPO, HostConnections, distribute
+from dlpool.transfer.http.host_connections import TEMPO, HostConnections, distribute
 
 LOOK_S = 0.25
 MIB = 1024 * 1024

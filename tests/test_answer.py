@@ -19,7 +19,7 @@ from dlpool.errors import (
     ServerBusy,
     ServerTrouble,
 )
-from dlpool.transfer.answer import (
+from dlpool.transfer.http.answer import (
     Answer,
     ByteRange,
     check_same_version,
@@ -30,7 +30,7 @@ from dlpool.transfer.answer import (
     refuses_ranges,
     requested_wait_s,
 )
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.http.remote_resource import RemoteResource
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)
 MODIFIED = "Sun, 05 May 2024 07:08:09 GMT"

@@ -18,9 +18,9 @@ from dlpool.config import LoggingSettings
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Log
 from dlpool.observe.rotation import rotated_name
-from dlpool.service.hooks import archiving, hookprocess
+from dlpool.service.hooks import archiving, process
 from dlpool.service.hooks.archiving import LogArchiver, check_archive_command
-from dlpool.service.hooks.hookprocess import CommandResult
+from dlpool.service.hooks.process import CommandResult
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.fakes import Clock, Lines
@@ -190,7 +190,7 @@ class Stepped(LogArchiver):
     def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines = Clock(), Lines()
         monkeypatch.setattr(archiving, "time", self.clock)
-        monkeypatch.setattr(hookprocess, "run", self._ran)
+        monkeypatch.setattr(process, "run", self._ran)
         self.ran: list[tuple[Any, ...]] = []
         self.results: list[Any] = []
         self.takes_s: tuple[float, ...] = (0.0,)
@@ -279,7 +279,7 @@ def test_a_stop_waits_for_the_command_until_it_must_have_ended(tmp_path: Path, m
     joined: list[float] = []
     one._thread = SimpleNamespace(join=joined.append)  # type: ignore[assignment]
     one.stop()
-    assert joined == [archiving.STOP_S + hookprocess.END_S + 1.0]
+    assert joined == [archiving.STOP_S + process.END_S + 1.0]
     assert one._stop_at == one.clock.now + archiving.STOP_S
 
 

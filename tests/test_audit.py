@@ -21,24 +21,24 @@ import pytest
 import requests
 from falcon import inspect
 
-from dlpool.cli.auditing import ACTIONS as COMMANDS
-from dlpool.cli.auditing import READS, action_of, author
+from dlpool.cli.audit_recorder import ACTIONS as COMMANDS
+from dlpool.cli.audit_recorder import READS, action_of, author
 from dlpool.cli.main import build_parser, main
 from dlpool.config import LoggingSettings, RedisSettings, Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
-from dlpool.jobs.audit import ACTIONS, KINDS, AuditActor, AuditChange, event_fields
-from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.audit_events import ACTIONS, KINDS, AuditActor, AuditChange, event_fields
+from dlpool.jobs.audit_stream import AuditFilter, AuditReader, AuditWriter
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.trail import AuditReader, AuditWriter, AuditFilter
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.scan.quarantine import Quarantine
+from dlpool.storage.disk import UploadEvent
 from dlpool.web.app import create_app
-from dlpool.web.auditing import CHANGING, REFUSALS, AuditLog, start_request, change_of
-from dlpool.web.figures import SharedCounters
+from dlpool.web.auditing import CHANGING, REFUSALS, AuditLog, change_of, start_request
+from dlpool.web.counters import SharedCounters
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.store import UploadEvent
 from tests.conftest import wait_until
 from tests.processes import finish, start
 from tests.redis_server import RedisServer
@@ -427,7 +427,9 @@ def test_events_are_chosen_and_shown_without_control_characters(
             ("node.drain", "n\u202e1", "token ann"),
             ("job.push", "j2", "secret"),
         ]
-        writer.add([event_fields(AuditChange(action, name), AuditActor(actor, "10.0.0.1")) for action, name, actor in made])
+        writer.add(
+            [event_fields(AuditChange(action, name), AuditActor(actor, "10.0.0.1")) for action, name, actor in made]
+        )
 
     def shown(*words: str) -> list[tuple[str, str]]:
         found = [json.loads(line) for line in dlpool("audit", "--json", *words)]
@@ -448,7 +450,9 @@ def test_the_stream_is_capped_and_its_pages_are_put_together(redis_server: Redis
     with redis_server.client() as client:
         writer = AuditWriter(client, QueueKeys(), 1000)
         for start_at in range(0, 3000, 500):
-            writer.add([event_fields(AuditChange("job.push", f"j{start_at + n}"), AuditActor("a", "b")) for n in range(500)])
+            writer.add(
+                [event_fields(AuditChange("job.push", f"j{start_at + n}"), AuditActor("a", "b")) for n in range(500)]
+            )
         kept: Any = client.xlen(QueueKeys().audit)
         assert 1000 <= kept <= 1200
         found = AuditReader(client, QueueKeys()).last(900, AuditFilter())
@@ -462,7 +466,9 @@ def test_events_are_followed(redis_server: RedisServer) -> None:
         process = start("audit", "--follow", "--json", "--action", "job", "--redis-url", redis_server.url)
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["object"] == "old"
-        events = [event_fields(AuditChange(action, "new"), AuditActor("a", "b")) for action in ("queue.pause", "job.cancel")]
+        events = [
+            event_fields(AuditChange(action, "new"), AuditActor("a", "b")) for action in ("queue.pause", "job.cancel")
+        ]
         writer.add(events)
         assert json.loads(process.stdout.readline())["action"] == "job.cancel"
     process.terminate()

@@ -15,7 +15,7 @@ import pytest
 
 from dlpool import BatchSummary, download_many
 from dlpool.engine.batch import BatchResult
-from dlpool.engine.donelist import BatchSession
+from dlpool.engine.batch_session import BatchSession
 from dlpool.errors import LocalFault, UsageError
 from dlpool.transfer.job import Job
 from tests.conftest import Nginx, make_data, wait_until

@@ -11,10 +11,10 @@ from itertools import pairwise
 import pytest
 
 from dlpool.errors import Cancelled, NotAdmitted, RetryRange, ServerBusy, ShortBody, TooSlow
-from dlpool.transfer.answer import ByteRange
-from dlpool.transfer.board import MAX_CRUMBS, RECENT_S, ChunkScheduler, ChunkSnapshot
 from dlpool.transfer.chunks import Chunk, ChunkMap, plan_chunks
+from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.retry import RangeAttempt
+from dlpool.transfer.scheduler import MAX_CRUMBS, RECENT_S, ChunkScheduler, ChunkSnapshot
 from tests.conftest import wait_until
 from tests.fakes import Clock
 
@@ -87,7 +87,9 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
 # --- one operation after the other ---
 
 
-def planned(clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None) -> ChunkScheduler:
+def planned(
+    clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None
+) -> ChunkScheduler:
     board = ChunkScheduler(clock, least_rate)
     board.load_plan(ChunkMap(chunks, piece=piece), "planner")
     return board
@@ -454,7 +456,11 @@ def test_an_idle_thread_returns_when_there_is_no_more_work_for_it(clock: Clock, 
 
 def test_a_pause_ends_with_the_download(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 0, 0))
-    pauses = [Call(lambda: board.sleep(60.0)), Call(lambda: board.sleep_unless_failed(60.0)), Call(lambda: board.wait_until_over(60.0))]
+    pauses = [
+        Call(lambda: board.sleep(60.0)),
+        Call(lambda: board.sleep_unless_failed(60.0)),
+        Call(lambda: board.wait_until_over(60.0)),
+    ]
     wait_for_waiters(board, 3)
     board.stop(Cancelled("cancelled"))
     ended = [pause.result() for pause in pauses]
@@ -463,7 +469,10 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
     board.sleep(0.0)  # no pause, no error
     with pytest.raises(Cancelled):
         board.sleep(0.001)
-    assert [type(Call(lambda: board.sleep_unless_failed(60.0)).result()), type(Call(lambda: board.sleep(60.0)).result())] == [
+    assert [
+        type(Call(lambda: board.sleep_unless_failed(60.0)).result()),
+        type(Call(lambda: board.sleep(60.0)).result()),
+    ] == [
         Cancelled,
         Cancelled,
     ]

@@ -15,12 +15,12 @@ import pytest
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.errors import UsageError
-from dlpool.jobs.pushed import MAX_VALUES, Malformed, PushedJob
+from dlpool.jobs.pushed_job import MAX_VALUES, Malformed, PushedJob
+from dlpool.storage.errors import UploadError
 from dlpool.web import forms, schemas
-from dlpool.web.admission import ClientLimits
-from dlpool.web.checking import validate
+from dlpool.web.client_limits import ClientLimits
 from dlpool.web.operations import MAX_BODY, OPERATIONS, Operation
-from dlpool.web.refusal import UploadError
+from dlpool.web.validation import validate
 from tests.backtracking import Meter, fault
 
 MOST_CALLS = 60_000  # of functions, in the check of one body

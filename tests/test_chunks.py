@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.chunks import (
-    MIN_STEAL_BYTES,
     LEAST_STEAL_S,
+    MIN_STEAL_BYTES,
     MIN_TAIL_BYTES,
     SLOW_S,
     UNKNOWN_END,
@@ -20,6 +19,7 @@ from dlpool.transfer.chunks import (
     plan_chunks,
     single_chunk,
 )
+from dlpool.transfer.http.answer import ByteRange
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -68,7 +68,9 @@ def test_a_file_is_divided_into_equal_ranges(size: int, connections: int, expect
 
 @given(st.integers(1, 10**13), st.integers(1, 64), st.integers(1, 10**9))
 def test_the_ranges_of_a_new_file_differ_by_a_byte_at_most(size: int, connections: int, min_split: int) -> None:
-    lengths = [chunk.end - chunk.start for chunk in plan_chunks([ByteRange(0, size)], size, connections, min_split).chunks]
+    lengths = [
+        chunk.end - chunk.start for chunk in plan_chunks([ByteRange(0, size)], size, connections, min_split).chunks
+    ]
     assert sum(lengths) == size
     assert max(lengths) - min(lengths) <= 1
     assert len(lengths) == max(1, min(connections, size // min_split))
@@ -96,7 +98,9 @@ def test_no_range_is_planned_below_the_least_split(
 ) -> None:
     size, missing = file
     parts = {
-        (chunk.start, chunk.end) for chunk in plan_chunks(missing, size, connections, min_split).chunks if not chunk.is_done
+        (chunk.start, chunk.end)
+        for chunk in plan_chunks(missing, size, connections, min_split).chunks
+        if not chunk.is_done
     }
     short = {(start, end) for start, end in parts if end - start < min_split}
     assert short <= set(missing)
@@ -105,9 +109,13 @@ def test_no_range_is_planned_below_the_least_split(
 
 @given(files(), st.integers(1, 64))
 @settings(deadline=None)
-def test_no_range_is_divided_while_one_twice_as_long_is_left(file: tuple[int, list[ByteRange]], connections: int) -> None:
+def test_no_range_is_divided_while_one_twice_as_long_is_left(
+    file: tuple[int, list[ByteRange]], connections: int
+) -> None:
     size, missing = file
-    parts = [ByteRange(c.start, c.end) for c in plan_chunks(missing, size, connections, min_split=1).chunks if not c.is_done]
+    parts = [
+        ByteRange(c.start, c.end) for c in plan_chunks(missing, size, connections, min_split=1).chunks if not c.is_done
+    ]
     longest = max((part.end - part.start for part in parts), default=0)
     divided = set(parts) - set(missing)
     assert all(2 * (part.end - part.start + 1) > longest for part in divided)

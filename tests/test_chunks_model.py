@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.chunks import Chunk, plan_chunks
+from dlpool.transfer.http.answer import ByteRange
 
 KIB = 1024
 MIB = 1024 * KIB

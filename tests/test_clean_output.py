@@ -15,7 +15,7 @@ import pytest
 
 from dlpool.cli.console import _CleanText, stream_for_rich
 from dlpool.cli.tables import clean
-from dlpool.observe.chain import Origin, processors
+from dlpool.observe.processors import Origin, processors
 from dlpool.usertext import escape_unsafe
 
 UNSAFE = [

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.clock import QueueTime, queue_time
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.history import QueueHistory
-from dlpool.jobs.hostslots import HostLimit, HostSlots
+from dlpool.jobs.host_slots import HostLimit, HostSlots
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.outbox import Outbox, encode_entry
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.records import ClientRecord
-from dlpool.jobs.steering import QueueAdmin
+from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.queue_clock import QueueTime, queue_time
+from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import SCRIPTS, ClaimedJob, FinishRequest, JobLease, Transitions
-from dlpool.jobs.views import QueueViews
 from tests.clocks import ShiftedRedis
 from tests.conftest import wait_until
 from tests.desk import InTurn, answer
@@ -169,7 +169,9 @@ def a_registration(queue: Queue) -> Callable[[], object]:
 def a_hold(queue: Queue) -> Callable[[], object]:
     queue.does.hold_host("h", SOON_S)
     assert [host for host, _ in queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts] == ["h"]
-    return lambda: not queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts and not queue.views.stats().held_hosts
+    return lambda: (
+        not queue.does.heartbeat(A, [], lease_s=30, info={}).held_hosts and not queue.views.stats().held_hosts
+    )
 
 
 def a_slot_of_a_host(queue: Queue) -> Callable[[], object]:

@@ -12,17 +12,17 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway
+from dlpool.jobs.client_records import ClientRecord, failure_record, success_record
 from dlpool.jobs.connection import connect
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.facts import check_server
-from dlpool.jobs.failures import FailureRecords
-from dlpool.jobs.hostslots import HostLimit, HostSlots
+from dlpool.jobs.failure_records import FailureRecords
+from dlpool.jobs.host_slots import HostLimit, HostSlots
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import QueueKeys, host_slot_keys
 from dlpool.jobs.outbox import AT_ONCE, Outbox
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.records import ClientRecord, failure_record, success_record
+from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.server_check import check_server
 from dlpool.jobs.transitions import FinishRequest, Transitions
-from dlpool.jobs.views import QueueViews
 from tests import processes
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -99,7 +99,9 @@ def test_the_slots_of_a_host_are_on_its_own_node_and_the_queue_goes_on_without_i
     slots = HostSlots(queue_of(cluster, tmp_path))
     hosts = [f"h{number}" for number in range(60)]  # some of them on each node
     for host in hosts:
-        assert [slots.acquire(HostLimit(host, 1), name, lease_s=30, is_start_reserved=False).wait_s for name in "ab"] == [0, None]
+        assert [
+            slots.acquire(HostLimit(host, 1), name, lease_s=30, is_start_reserved=False).wait_s for name in "ab"
+        ] == [0, None]
         slots.release(host, "a")
         assert slots.acquire(HostLimit(host, 1), "b", lease_s=30, is_start_reserved=False).wait_s == 0
     cluster.masters[1].kill()
@@ -186,7 +188,9 @@ def test_a_replica_that_takes_over_goes_on_with_the_queue(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("record", [success(), failure()], ids=["success", "failure"])
-def test_what_a_killed_supervisor_left_is_written_by_another(one: Cluster, tmp_path: Path, record: ClientRecord) -> None:
+def test_what_a_killed_supervisor_left_is_written_by_another(
+    one: Cluster, tmp_path: Path, record: ClientRecord
+) -> None:
     queue, client = queue_of(one, tmp_path), one.client()
     end_one(queue, record)
     assert outbox_of(queue).replay().written == 0, "its own supervisor may be about to write it"

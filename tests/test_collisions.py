@@ -15,7 +15,7 @@ from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import TransferSettings
 from dlpool.engine.names import DuplicateItem, NameRegistry, NameRequest
 from dlpool.errors import TargetExists
-from dlpool.transfer.partfile import PartFile
+from dlpool.transfer.target.file.partfile import PartFile
 from tests.conftest import make_data, wait_until
 from tests.disks import exfat, needs_root
 from tests.origin import Connection, File, Origin, Request

@@ -10,9 +10,9 @@ import pytest
 
 from dlpool.config import PathSettings
 from dlpool.errors import PolicyRefused
-from dlpool.jobs.confine import Confinement
-from dlpool.web.refusal import UploadError
-from dlpool.web.store.names import open_below, open_file_below
+from dlpool.jobs.confinement import Confinement
+from dlpool.storage.errors import UploadError
+from dlpool.storage.names import open_below, open_file_below
 
 DEPTHS = {"first": "", "second": "a/", "third": "a/b/"}
 OUTSIDE = {"folder": "outside", "file": "outside/file", "nothing": "outside/new", "sibling": "root-2", "above": ".."}

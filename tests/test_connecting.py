@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer import connection
-from dlpool.transfer.connection import TargetedHeaders, connect, pool_classes
-from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import ANY_NETWORK, NetworkPolicy
+from dlpool.transfer.http import connection
+from dlpool.transfer.http.connection import TargetedHeaders, connect, pool_classes
+from dlpool.transfer.http.idle_connections import IdleCloser
+from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
 from tests.fakes import Clock
 
 HOST = "h.test"

@@ -15,10 +15,10 @@ import redis
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
-from dlpool.jobs.address import RedisAddress
 from dlpool.jobs.connection import BLOCK_S, SOCKET_S, connect, effective_url, is_redis, shown_server, translated
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.redis_address import RedisAddress
 from dlpool.jobs.transitions import Transitions
 from tests.conftest import wait_until
 from tests.proxy import Proxy

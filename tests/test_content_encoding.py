@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool import errors
-from dlpool.transfer.decoding import BLOCK, DecodedReply, CodingAction, codings, coding_action
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.http.decoding import BLOCK, CodingAction, DecodedReply, coding_action, codings
+from dlpool.transfer.http.remote_resource import RemoteResource
 from tests.conftest import Fetcher, make_data, sha256
 from tests.handlers import Serve, check_file, first
 from tests.origin import Connection, File, Handler, Request

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import ByteRange
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.context import TransferContext, DownloadPlan, host_of
-from dlpool.transfer.exchange import ExchangeStats
+from dlpool.transfer.context import DownloadPlan, TransferContext, host_of
+from dlpool.transfer.http.answer import ByteRange
+from dlpool.transfer.http.exchange import ExchangeStats
+from dlpool.transfer.http.limits import HostHolds
+from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum
-from dlpool.transfer.limits import HostHolds
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.scheduler import ChunkScheduler
 from tests.conftest import FAST
 from tests.contexts import context_of
 from tests.fakes import Events

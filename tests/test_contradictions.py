@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import ByteRange, read_answer
+from dlpool.transfer.http.answer import ByteRange, read_answer
 from tests.conftest import Fetcher
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file, first
 from tests.origin import Connection, File, Handler, Request

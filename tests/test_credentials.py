@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dlpool.errors import ConfigurationError, ProtocolBroken
-from dlpool.transfer.credentials import Entry, netrc_user, parse_netrc
-from dlpool.transfer.urls import merge_cookies
+from dlpool.transfer.http.credentials import Entry, netrc_user, parse_netrc
+from dlpool.transfer.http.urls import merge_cookies
 from tests.conftest import Fetcher
 from tests.handlers import Serve, redirect
 from tests.origin import Connection, File, Handler, Request

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dlpool.config import LimitSettings
-from dlpool.jobs.hostslots import SlotReply
+from dlpool.jobs.host_slots import SlotReply
 from dlpool.jobs.transitions import FinishRequest, JobLease
-from dlpool.service.joblog import trace_id_of
+from dlpool.service.job_log import trace_id_of
 from dlpool.service.queue.messages import HostHeld, HostSlotDecided, ResultRecorded
 from dlpool.service.wire import frames as frames_module
 from dlpool.service.wire.frames import (
@@ -29,7 +29,7 @@ from dlpool.service.wire.frames import (
     StatusFrame,
     VerifiedFrame,
 )
-from dlpool.transfer.state import url_digest
+from dlpool.transfer.target.state import url_digest
 from tests.bench import URL, Bench, job_of
 
 
@@ -155,7 +155,7 @@ def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, 
 
 
 def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+    monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
     worker = bench.worker()
     held = bench.held()
     bench.crew.assign_waiting()
@@ -163,7 +163,9 @@ def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.
     assert isinstance(frame, JobFrame) and (frame.lease_id, frame.url, frame.attempt) == ("a.1", URL, 1)
     assert (held.worker_pid, held.assigned_at) == (worker.handle.pid, bench.clock.now)
     assert worker.handle.jobs == {"a.1"} and worker.handle.assigned_count == 1
-    assert bench.trail.entries() == {"a": CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1, trace_id_of("a", None))}
+    assert bench.trail.entries() == {
+        "a": CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1, trace_id_of("a", None))
+    }
     bench.crew.assign_waiting()
     assert worker.heard() == []
 
@@ -282,7 +284,7 @@ def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
 
 
 def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.crew.time", bench.clock)
+    monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
     worker = bench.worker()
     held = bench.held("a", worker)
     held.assigned_at = bench.clock.now - 3.0
@@ -607,7 +609,7 @@ def test_the_first_of_equal_jobs_runs_after_all(bench: Bench, is_held_back: bool
     if is_held_back:
         bench.hosts.hold("host", 30.0)
     bench.crew.handle_recorded(ResultRecorded(ending, "LEADS"))
-    bench.crew.handle_recorded(ResultRecorded(replace(ending, ticket=JobLease("gone", 1)), "LEADS"))
+    bench.crew.handle_recorded(ResultRecorded(replace(ending, lease=JobLease("gone", 1)), "LEADS"))
     bench.crew.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == ([] if is_held_back else [JobFrame])
     assert bench.last().disposition == ("park" if is_held_back else "follow")

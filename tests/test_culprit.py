@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.service.crew import JobDispatcher
-from dlpool.service.ledger import InFlightTable
-from dlpool.service.node.culprit import LEAST_TICKS, _name, find_hung_job, thread_ticks
+from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.inflight import InFlightTable
+from dlpool.service.node.hung_jobs import LEAST_TICKS, _name, find_hung_job, thread_ticks
 from tests.conftest import wait_until
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge

@@ -12,9 +12,9 @@ import pytest
 
 from dlpool import disk
 from dlpool.errors import LocalFault, NoRoom, TooLarge
-from dlpool.service.node.diskfaults import EndedRun, classify_disk_error
-from dlpool.service.node.disks import can_write
-from dlpool.transfer.partfile import PartFile
+from dlpool.service.node.disk_faults import EndedRun, classify_disk_error
+from dlpool.service.node.disk_rules import can_write
+from dlpool.transfer.target.file.partfile import PartFile
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Gate, desk_of, running
 from tests.disks import needs_root, remount, tmpfs
@@ -169,7 +169,7 @@ def test_a_small_write_needs_no_unnamed_files(ending: int, tmp_path: Path, monke
 def test_a_file_that_never_fits_fails_and_one_that_may_fit_waits(
     space: disk.Space | None, size: int, ending: str, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlpool.service.node.diskfaults.known_space", lambda _folder: space)
+    monkeypatch.setattr("dlpool.service.node.disk_faults.known_space", lambda _folder: space)
     assert ended(fault(errno.ENOSPC), target, size=size) == ending
 
 

@@ -15,7 +15,7 @@ from dlpool import errors
 from dlpool.cli.control_commands import VERBS
 from dlpool.cli.main import EXIT_CODES, build_parser
 from dlpool.cli.reference import generated
-from dlpool.web.upload_doc import _CHUNK, _MERGE
+from dlpool.web.openapi_uploads import _CHUNK, _MERGE
 from scripts.api_doc import render
 from tests.conftest import free_port, wait_until
 from tests.documents import DOCUMENTS, TEXT, commands

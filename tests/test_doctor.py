@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from dlpool.cli.checkup_disk import check_file_system
-from dlpool.cli.findings import (
+from dlpool.cli.doctor_disk import check_file_system
+from dlpool.cli.doctor_findings import (
     FAILED,
     OK,
     WARNING,
     DoctorFinding,
+    clock_finding,
     exit_code,
     files_needed,
-    clock_finding,
-    open_files_finding,
     latency_finding,
+    open_files_finding,
     verdict,
 )
 from dlpool.config import PathSettings, Settings, SupervisorSettings, TransferSettings
-from dlpool.transfer.inspection import clock_offset_s
+from dlpool.transfer.server_inspection import clock_offset_s
 from tests.conftest import Nginx, make_data, wait_until
 from tests.disks import needs_root, remount, tmpfs
 from tests.origin import Connection, File, Origin, Request

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.config import WebSettings
-from dlpool.config.door import check_web_access
+from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError
 from dlpool.web.auth import Authenticator
 

@@ -18,9 +18,9 @@ import pytest
 from redis import Redis
 
 from dlpool.errors import AlreadyRunning, ConfigurationError, LocalFault, NotPermitted, QueueAway, QueueError
-from dlpool.jobs import embedded
-from dlpool.service.node import launch, redisserver
-from dlpool.service.node.redisserver import EmbeddedRedis, find_redis_program
+from dlpool.jobs import embedded_socket
+from dlpool.service.node import embedded_redis, launch
+from dlpool.service.node.embedded_redis import EmbeddedRedis, find_redis_program
 from tests.conftest import wait_until
 from tests.holding import Holding, begin, is_running
 from tests.processes import ROOT
@@ -228,9 +228,9 @@ def test_the_program_of_the_wheel_serves_as_well(start: Start, monkeypatch: pyte
 def test_a_large_log_is_put_aside(start: Start, state_dir: Path) -> None:
     log = state_dir / "redis" / "redis.log"
     log.parent.mkdir(parents=True)
-    log.write_bytes(b"x" * (redisserver.MAX_LOG_SIZE + 1))
+    log.write_bytes(b"x" * (embedded_redis.MAX_LOG_SIZE + 1))
     start()
-    assert log.with_name("redis.log.1").stat().st_size > redisserver.MAX_LOG_SIZE > log.stat().st_size > 0
+    assert log.with_name("redis.log.1").stat().st_size > embedded_redis.MAX_LOG_SIZE > log.stat().st_size > 0
 
 
 # --- one server at a time, and none without its supervisor --------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_server_ends_with_its_killed_supervisor_and_the_next_one_has_the_data(
 ) -> None:
     supervisor = hold()
     pid = int(supervisor.words()[0])
-    Redis.from_url(embedded.socket_url(state_dir)).lpush("jobs", "a")
+    Redis.from_url(embedded_socket.socket_url(state_dir)).lpush("jobs", "a")
     supervisor.kill()
     assert connect(start()).lrange("jobs", 0, -1) == ["a"]
     assert not is_running(pid)
@@ -252,7 +252,7 @@ def test_a_start_waits_only_so_long_for_a_server_that_does_not_end(
 ) -> None:
     supervisor = hold()
     pid = int(supervisor.words()[0])
-    Redis.from_url(embedded.socket_url(state_dir)).lpush("jobs", "a")
+    Redis.from_url(embedded_socket.socket_url(state_dir)).lpush("jobs", "a")
     os.kill(pid, signal.SIGSTOP)
     try:
         supervisor.kill()
@@ -267,7 +267,7 @@ def test_of_two_starts_at_once_one_waits_for_the_end_of_the_other(hold: Callable
     first, second = hold(), hold()
     lock = state_dir / "redis" / "redis.lock"
     wait_until(
-        lambda: lock.exists() and lock.read_text().strip().isdigit() and embedded.socket_path(state_dir).exists()
+        lambda: lock.exists() and lock.read_text().strip().isdigit() and embedded_socket.socket_path(state_dir).exists()
     )
     server = int(lock.read_text())
     parent = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
@@ -301,7 +301,7 @@ def far(state_dir: Path) -> Iterator[Path]:
     """A state folder whose socket does not fit; its temporary folder goes with the test."""
     folder = long_path(state_dir)
     folder.mkdir(parents=True)
-    private = embedded.socket_path(folder).parent
+    private = embedded_socket.socket_path(folder).parent
     yield folder
     for left in private.parent.glob(f"{private.name}*"):
         left.unlink() if left.is_symlink() else shutil.rmtree(left)
@@ -310,16 +310,16 @@ def far(state_dir: Path) -> Iterator[Path]:
 def test_the_socket_is_in_the_state_folder_as_long_as_it_fits(state_dir: Path) -> None:
     rest = len("/redis/redis.sock")
     longest = state_dir / ("x" * (100 - len(f"{state_dir}/") - rest))
-    assert embedded.socket_path(longest) == longest / "redis" / "redis.sock"
+    assert embedded_socket.socket_path(longest) == longest / "redis" / "redis.sock"
     longer = longest.with_name(longest.name + "x")
-    path = embedded.socket_path(longer)
+    path = embedded_socket.socket_path(longer)
     path.parent.rmdir()
     assert path.parent.parent == Path("/tmp")
 
 
 def test_a_long_state_folder_has_its_socket_in_a_private_temporary_folder(start: Start, far: Path) -> None:
     server = start(far)
-    path = embedded.socket_path(far)
+    path = embedded_socket.socket_path(far)
     assert server.url == f"unix://{path}"
     assert path.is_socket()
     assert mode(path.parent) == 0o700
@@ -335,7 +335,7 @@ def test_another_process_finds_the_same_socket(far: Path, tmp_path: Path) -> Non
     for name in (str(far), f"link/{far.name}"):
         command = [sys.executable, "-c", code, name]
         said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        assert said.stdout.strip() == str(embedded.socket_path(far))
+        assert said.stdout.strip() == str(embedded_socket.socket_path(far))
 
 
 def plant_open_folder(path: Path) -> None:
@@ -358,11 +358,11 @@ def plant_folder_of_another_user(path: Path) -> None:
 
 @pytest.mark.parametrize("plant", [plant_open_folder, plant_link, plant_folder_of_another_user])
 def test_a_planted_temporary_folder_is_refused(plant: Callable[[Path], None], far: Path, start: Start) -> None:
-    private = embedded.socket_path(far).parent
+    private = embedded_socket.socket_path(far).parent
     private.rmdir()
     plant(private)
     message = rf"^cannot use {private} for the socket of the embedded Redis: it is not a folder of this user"
     with pytest.raises(NotPermitted, match=message):
-        embedded.socket_path(far)
+        embedded_socket.socket_path(far)
     with pytest.raises(NotPermitted, match=message):
         start(far)

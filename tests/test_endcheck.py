@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.answer import Answer, ByteRange
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.context import TransferContext, DownloadPlan
-from dlpool.transfer.endcheck import MAX_STALE, NETWORK_POLL_S, SampleCheck, is_same_span
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.context import DownloadPlan, TransferContext
+from dlpool.transfer.http.answer import Answer, ByteRange
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.sample_check import MAX_STALE, NETWORK_POLL_S, SampleCheck, is_same_span
+from dlpool.transfer.scheduler import ChunkScheduler
 from tests.conftest import FAST, make_data
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -102,9 +102,11 @@ class Bench:
         self.replies: list[Pieces] = []
         self.exchanges: list[object] = []
         self._answers = list(answers)
-        monkeypatch.setattr("dlpool.transfer.endcheck.ask_further", self._ask)
+        monkeypatch.setattr("dlpool.transfer.sample_check.ask_further", self._ask)
 
-    def _ask(self, _context: TransferContext, exchange: Exchange, span: ByteRange, known: RemoteResource) -> tuple[Pieces, Answer]:
+    def _ask(
+        self, _context: TransferContext, exchange: Exchange, span: ByteRange, known: RemoteResource
+    ) -> tuple[Pieces, Answer]:
         assert self.check.exchange is exchange
         self.asked.append(span)
         self.exchanges.append(exchange)

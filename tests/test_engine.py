@@ -21,10 +21,10 @@ import dlpool
 from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import DownloaderSettings, NetworkSettings
 from dlpool.errors import Cancelled, ConfigurationError, LocalFault, NotFound, PolicyRefused, UsageError
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
-from dlpool.transfer.source import Source
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.http.source import Source
 from tests import processes
 from tests.conftest import Authority, make_data, wait_until
 from tests.disks import needs_root, tmpfs

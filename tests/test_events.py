@@ -15,8 +15,8 @@ import pytest
 
 from dlpool.cli import events as command
 from dlpool.cli.main import main
-from dlpool.jobs import events
-from dlpool.jobs.events import QueueEvent, EventReader
+from dlpool.jobs import event_stream
+from dlpool.jobs.event_stream import EventReader, QueueEvent
 from dlpool.jobs.keys import QueueKeys
 from tests.conftest import free_port, wait_until
 from tests.desk import DATA, answer, desk_of, running
@@ -137,7 +137,7 @@ def test_since_an_event_all_later_ones_are_shown_page_by_page(
     redis_server: RedisServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = fill(redis_server, 25)
-    for module in (events, command):
+    for module in (event_stream, command):
         monkeypatch.setattr(module, "PAGE", 5)
     for begin in (0, 4, 7, 24):
         assert [event["id"] for event in shown(capsys, redis_server, "--since", ids[begin])] == ids[begin + 1 :]

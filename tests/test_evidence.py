@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.evidence import Evidence, choose_samples
+from dlpool.transfer.http.answer import ByteRange
 
 KIB = 1024
 
@@ -20,10 +20,18 @@ KIB = 1024
         ([], []),
         ([ByteRange(0, 1)], [ByteRange(0, 1)]),
         ([ByteRange(0, 4096)], [ByteRange(0, 4096)]),
-        ([ByteRange(0, 5000)], [ByteRange(0, 4096), ByteRange(4096, 4397), ByteRange(4397, 4698), ByteRange(4698, 5000)]),
+        (
+            [ByteRange(0, 5000)],
+            [ByteRange(0, 4096), ByteRange(4096, 4397), ByteRange(4397, 4698), ByteRange(4698, 5000)],
+        ),
         ([ByteRange(0, 1), ByteRange(1, 2)], [ByteRange(0, 1), ByteRange(1, 2)]),
         (
-            [ByteRange(100 * KIB, 200 * KIB), ByteRange(0, 10 * KIB), ByteRange(50 * KIB, 60 * KIB), ByteRange(300 * KIB, 310 * KIB)],
+            [
+                ByteRange(100 * KIB, 200 * KIB),
+                ByteRange(0, 10 * KIB),
+                ByteRange(50 * KIB, 60 * KIB),
+                ByteRange(300 * KIB, 310 * KIB),
+            ],
             [
                 ByteRange(0, 4 * KIB),
                 ByteRange(50 * KIB, 54 * KIB),
@@ -33,7 +41,12 @@ KIB = 1024
         ),
         (
             [ByteRange(0, 100 * KIB), ByteRange(100 * KIB, 300 * KIB)],
-            [ByteRange(0, 4 * KIB), ByteRange(48 * KIB, 52 * KIB), ByteRange(96 * KIB, 100 * KIB), ByteRange(100 * KIB, 104 * KIB)],
+            [
+                ByteRange(0, 4 * KIB),
+                ByteRange(48 * KIB, 52 * KIB),
+                ByteRange(96 * KIB, 100 * KIB),
+                ByteRange(100 * KIB, 104 * KIB),
+            ],
         ),
     ],
     ids=["nothing", "one byte", "4 KiB", "less than two samples", "two bytes", "four answers", "two answers"],

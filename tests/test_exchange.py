@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from dlpool.errors import Cancelled, TimedOut
-from dlpool.transfer.exchange import SocketShutdown, Exchange, ExchangeStats, current_exchange
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats, SocketShutdown, current_exchange
 from tests.fakes import Clock
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dlpool.errors import ChecksumMismatch, DlpoolError, LocalFault, RetryRange
 from dlpool.service.wire.frames import MAX_FRAME, EndedFrame, decode, encode
-from dlpool.service.worker.run import MAX_STACK, _stack
+from dlpool.service.worker.job_run import MAX_STACK, _stack
 from tests.conftest import free_port, wait_until
 from tests.desk import Desk, answer, desk_of, running
 

@@ -6,7 +6,7 @@ import random
 import threading
 from pathlib import Path
 
-from dlpool.web.figures import SharedCounters
+from dlpool.web.counters import SharedCounters
 from tests.disks import needs_root, tmpfs
 
 

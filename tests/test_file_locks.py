@@ -18,10 +18,10 @@ import pytest
 
 from dlpool import disk, errors, filelock
 from dlpool.filelock import STALE_S, FileLock, LockForeign, LockHeld, LockHolder
+from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job
-from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.place import FileOutput
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.file.partfile import PartFile
 from tests import disk_command
 from tests.conftest import make_data, wait_until
 from tests.disk_faults import ALWAYS, FAIL, PRETEND, Fault, build
@@ -362,7 +362,7 @@ def place(folder: Path) -> FileOutput:
 
 
 def test_a_download_that_lost_its_lock_file_publishes_nothing(no_flock: None, tmp_path: Path) -> None:
-    from dlpool.transfer.board import ChunkSnapshot
+    from dlpool.transfer.scheduler import ChunkSnapshot
 
     mine = place(tmp_path)
     mine.part.locked_writer().write(0, memoryview(b"mine"))
@@ -465,7 +465,7 @@ def test_a_state_folder_does_without_flock_and_is_one_supervisors(
 def test_log_sessions_and_node_locks_are_open_where_flock_is_refused(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlpool.engine.session import EngineSession
+    from dlpool.engine.engine_session import EngineSession
     from dlpool.observe.logfile import LogFile
     from dlpool.service.node.node import Node, hold_worker_lock
 

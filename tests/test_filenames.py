@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from dlpool.config import PathSettings
 from dlpool.errors import PolicyRefused
 from dlpool.filenames import clean_file_name, name_fault
-from dlpool.jobs.confine import Confinement
-from dlpool.transfer.names import safe_name
-from dlpool.web.refusal import UploadError
-from dlpool.web.store.names import check_new_names
+from dlpool.jobs.confinement import Confinement
+from dlpool.storage.errors import UploadError
+from dlpool.storage.names import check_new_names
+from dlpool.transfer.target.names import safe_name
 from tests.origin import File, Origin
 from tests.processes import run
 from tests.web import WebServer, multipart

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dlpool import errors, threads
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.checksum import READ_SIZE, FollowingHash
 from dlpool.transfer.chunks import Chunk, ChunkMap
+from dlpool.transfer.hashing import READ_SIZE, FollowingHash
+from dlpool.transfer.scheduler import ChunkScheduler
 from tests.conftest import make_data, sha256
 
 DATA = make_data(2 * READ_SIZE + 17)

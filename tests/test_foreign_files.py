@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.leftovers import remove_part_files
-from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.partopen import MARK
+from dlpool.transfer.target.file.cleanup import remove_part_files
+from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.file.partopen import MARK
 from tests.conftest import Fetcher, make_data
 from tests.disks import exfat, needs_root, ramfs
 from tests.origin import File, Origin

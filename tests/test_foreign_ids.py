@@ -15,10 +15,10 @@ from falcon import inspect
 
 from dlpool.config import Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
+from dlpool.storage.disk import PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.disk.task_record import TaskIdentity, TaskRecord
+from dlpool.storage.names import folder_name, owner_folder_name
 from dlpool.web.app import create_app
-from dlpool.web.store import PARTIAL, TusUploadRequest, DiskBackend
-from dlpool.web.store.names import folder_name, owner_folder_name
-from dlpool.web.store.record import TaskIdentity, TaskRecord
 from tests.uploads import merge, refused, send, store_in, uploaded
 from tests.web import WebServer
 

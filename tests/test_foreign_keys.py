@@ -12,15 +12,15 @@ import pytest
 
 from dlpool.cli.main import main
 from dlpool.errors import QueueError, QueueUnusable
-from dlpool.jobs.events import EventReader
-from dlpool.jobs.failures import FailureRecords
+from dlpool.jobs.audit_stream import AuditFilter, AuditReader
+from dlpool.jobs.event_stream import EventReader
+from dlpool.jobs.failure_records import FailureRecords
 from dlpool.jobs.history import QueueHistory
+from dlpool.jobs.job_listing import STATES
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.listing import STATES
 from dlpool.jobs.nodes import NodeAdmin
-from dlpool.jobs.trail import AuditReader, AuditFilter
+from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import JobLease
-from dlpool.jobs.views import QueueViews
 from tests.conftest import wait_until
 from tests.desk import DATA, Gate
 from tests.fleet import Client, Supervisor

@@ -144,7 +144,9 @@ def test_conf_d_and_the_environment_go_over_it(tmp_path: Path) -> None:
     written(tmp_path, REPORTED)
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.ini").write_text("[upload]\nport = 7\n[web]\nthreads = 9\n")
-    found = load_effective(str(tmp_path / "config.json"), environment={"DLPOOL_UPLOAD_CONCURRENT_UPLOADS": "2"}).settings
+    found = load_effective(
+        str(tmp_path / "config.json"), environment={"DLPOOL_UPLOAD_CONCURRENT_UPLOADS": "2"}
+    ).settings
     assert (found.upload.port, found.web.threads, found.upload.concurrent_uploads) == (7, 9, 2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.headers import (
+from dlpool.transfer.http.headers import (
     ContentRange,
     content_disposition_name,
     content_length,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dlpool.heads import MAX_HEAD, MAX_LINE, PendingHeads, HeadProgress, parse_target
+from dlpool.request_heads import MAX_HEAD, MAX_LINE, HeadProgress, PendingHeads, parse_target
 
 HEAD = b"GET /livez?verbose HTTP/1.1\r\nHost: h\r\n\r\n"
 

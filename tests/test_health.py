@@ -18,11 +18,11 @@ import pytest
 from dlpool import __version__
 from dlpool.cli.health import Unhealthy, request_health
 from dlpool.config import LoggingSettings, MetricsSettings, PathSettings, parse_setting
-from dlpool.heads import MAX_HEAD
-from dlpool.observe.health import SILENCE_S, HealthCheck, Health, format_checks
-from dlpool.observe.listener import MAX_CONNECTIONS, MAX_SLOW, MonitoringServer, ProbeResponse
+from dlpool.observe.health import SILENCE_S, Health, HealthCheck, format_checks
+from dlpool.observe.http_server import MAX_CONNECTIONS, MAX_SLOW, MonitoringServer, ProbeResponse
 from dlpool.observe.log import Log
-from dlpool.service.monitor.monitoring import written_folders
+from dlpool.request_heads import MAX_HEAD
+from dlpool.service.monitor.monitor import written_folders
 from tests.conftest import free_port, wait_until
 from tests.disks import needs_root, tmpfs
 from tests.fleet import Client
@@ -135,7 +135,7 @@ def test_the_oldest_connection_that_has_not_asked_makes_room(
     listener: MonitoringServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some of them say nothing, some a part of a request; each place that becomes free is that of the oldest."""
-    monkeypatch.setattr("dlpool.observe.listener.REQUEST_S", 600.0)
+    monkeypatch.setattr("dlpool.observe.http_server.REQUEST_S", 600.0)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(listener)) for _ in range(MAX_CONNECTIONS)]
         for sock in held[::2]:

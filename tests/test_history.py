@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlpool.jobs.history import FIELDS, QueueHistory, thin
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.monitor.meter import ByteRate
+from dlpool.service.monitor.metrics_collector import ByteRate
 from tests.conftest import wait_until
 from tests.desk import desk_of, running
 from tests.redis_server import RedisServer

@@ -21,12 +21,12 @@ import pytest
 from dlpool.config import HookSettings, LoggingSettings
 from dlpool.config.ini import load
 from dlpool.errors import ConfigurationError
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log import Log
-from dlpool.service.hooks import hookprocess, hooks
-from dlpool.service.hooks.hooks import HookRunner, check_hooks
-from dlpool.service.ledger import InFlightJob
+from dlpool.service.hooks import process, runner
+from dlpool.service.hooks.runner import HookRunner, check_hooks
+from dlpool.service.inflight import InFlightJob
 from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running
 from tests.fakes import Clock, Lines
@@ -245,7 +245,7 @@ def test_of_much_standard_error_the_end_is_kept(tmp_path: Path) -> None:
     bench.hooks.schedule(*ended())
     [line] = bench.wait_for("hook_failed")
     assert line["dlpool.stderr"].endswith("noise\nend")
-    assert len(line["dlpool.stderr"]) <= hookprocess.MAX_SAID
+    assert len(line["dlpool.stderr"]) <= process.MAX_SAID
 
 
 def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_hook_has_a_clean_environment_a_session_and_no_descriptor_of_ours(
     shown = {path.name: path.read_text() for path in (tmp_path / "shown").iterdir()}
     names = {line.partition("=")[0] for line in shown["env"].splitlines()}
     assert {"PATH", "DLPOOL_JOB_ID", "DLPOOL_OUTCOME"} <= names
-    assert names <= {*hooks.ENVIRONMENT, "DLPOOL_JOB_ID", "DLPOOL_OUTCOME", "PWD", "OLDPWD", "SHLVL", "_"}
+    assert names <= {*runner.ENVIRONMENT, "DLPOOL_JOB_ID", "DLPOOL_OUTCOME", "PWD", "OLDPWD", "SHLVL", "_"}
     assert "mine" not in shown["descriptors"]
     assert "dlpool.log" not in shown["descriptors"]
     session = shown["stat"].rpartition(")")[2].split()[3]
@@ -299,7 +299,7 @@ def test_a_hook_has_a_clean_environment_a_session_and_no_descriptor_of_ours(
 
 
 def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "MAX_WAITING", 5)
+    monkeypatch.setattr(runner, "MAX_WAITING", 5)
     gate = tmp_path / "gate"
     hook = script(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.02; done\necho x >> {tmp_path}/count")
     bench = Bench(tmp_path, on_success=str(hook), max_running=2)
@@ -317,13 +317,13 @@ def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monk
 
 
 def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "STOP_S", 0.2)
+    monkeypatch.setattr(runner, "STOP_S", 0.2)
     bench = Bench(tmp_path, on_success="sleep 1000", max_running=1)
     for number in range(3):
         bench.hooks.schedule(*ended(str(number)))
     began = time.monotonic()
     bench.hooks.stop()
-    assert time.monotonic() - began < hookprocess.END_S  # SIGTERM was enough
+    assert time.monotonic() - began < process.END_S  # SIGTERM was enough
     assert [line["dlpool.reason"] for line in bench.lines("hook_failed")] == ["the supervisor ends"]
     assert [line["dlpool.dropped"] for line in bench.lines("hooks_dropped")] == [2]
 
@@ -364,9 +364,9 @@ class Stepped(HookRunner):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines, self.started = Clock(), Lines(), 0
-        monkeypatch.setattr(hooks, "time", self.clock)
-        monkeypatch.setattr(hookprocess, "run", self._ran)
-        self.result = hookprocess.CommandResult("")
+        monkeypatch.setattr(runner, "time", self.clock)
+        monkeypatch.setattr(process, "run", self._ran)
+        self.result = process.CommandResult("")
         self.ran: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.endings: list[str] = []
@@ -377,7 +377,7 @@ class Stepped(HookRunner):
     def _start_thread(self) -> None:
         self.started += 1
 
-    def _ran(self, command: Any, given: bytes, environment: Any, must_end: Any) -> hookprocess.CommandResult:
+    def _ran(self, command: Any, given: bytes, environment: Any, must_end: Any) -> process.CommandResult:
         self.ran.append((command, given, environment))
         if self.error is not None:
             raise self.error
@@ -414,7 +414,7 @@ def test_which_command_runs(
 def test_what_a_hook_reads_of_a_job() -> None:
     held, ending = ended("a", seconds=1.5, label="l", message="m")
     held.path = "/held"
-    whole = json.loads(hooks.hook_payload(held, ending, "success", "n"))
+    whole = json.loads(runner.hook_payload(held, ending, "success", "n"))
     assert whole == {
         "id": "a",
         "outcome": "success",
@@ -431,8 +431,8 @@ def test_what_a_hook_reads_of_a_job() -> None:
         "node": "n",
     }
     ending.note.clear()
-    assert json.loads(hooks.hook_payload(held, ending, "success", "n"))["path"] == "/held"
-    assert hooks.hook_payload(held, ending, "success", "n").endswith(b"}\n")
+    assert json.loads(runner.hook_payload(held, ending, "success", "n"))["path"] == "/held"
+    assert runner.hook_payload(held, ending, "success", "n").endswith(b"}\n")
 
 
 @pytest.mark.parametrize(("field", "url"), [("http://of/record", "http://of/record"), (None, None)])
@@ -440,7 +440,7 @@ def test_what_a_hook_reads_of_a_job_that_could_not_be_read(field: str | None, ur
     held, ending = ended("a", "failed")
     held.job = None
     record: Any = None if field is None else SimpleNamespace(field=field)
-    said = json.loads(hooks.hook_payload(held, replace(ending, record=record), "failure", "n"))
+    said = json.loads(runner.hook_payload(held, replace(ending, record=record), "failure", "n"))
     assert (said["url"], said["save_path"], said["user_id"]) == (url, None, None)
 
 
@@ -513,14 +513,14 @@ def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pyte
     for number in range(3):
         one.schedule(*ended(str(number)))
     one.stop()
-    assert waited == [hooks.STOP_S + hookprocess.END_S + 1.0] and one._stop_at == one.clock.now + hooks.STOP_S
+    assert waited == [runner.STOP_S + process.END_S + 1.0] and one._stop_at == one.clock.now + runner.STOP_S
     assert repr(one) == "<Hooks 1 of 1 running, 0 waiting>"
     one.stop()
     assert one.lines.kept == [("warning", "hooks_dropped", {"dropped": 3})]
 
 
 def test_dropped_hooks_are_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "MAX_WAITING", 2)
+    monkeypatch.setattr(runner, "MAX_WAITING", 2)
     one = Stepped(monkeypatch, on_success="/bin/x", max_running=1)
     dropped: list[list[int]] = []
     for pause_s in (0, 0, 0, 1, 8.5, 0.5, 0, 20):
@@ -557,7 +557,7 @@ def test_how_a_hook_ended_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     about = {"job_id": "a", "trace_id": "t", "command": "/bin/x", "seconds": 1.235}
     one.schedule(*ended())
     one._serve()
-    one.result = hookprocess.CommandResult("exit code 3", "said")
+    one.result = process.CommandResult("exit code 3", "said")
     one.schedule(*ended())
     one._serve()
     assert one.lines.kept == [
@@ -599,16 +599,16 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
             killpg(pid, number)
 
     monkeypatch.setattr(clock, "sleep", sleep)
-    monkeypatch.setattr(hookprocess, "time", clock)
+    monkeypatch.setattr(process, "time", clock)
     monkeypatch.setattr(os, "killpg", signal_group)
     reasons = iter([""] * 8 + ["enough"])
-    result = hookprocess.run_command(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
-    assert result == hookprocess.CommandResult("enough")
+    result = process.run_command(["/bin/sleep", "1000"], b"", {}, lambda: next(reasons))
+    assert result == process.CommandResult("enough")
     assert naps[:8] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
     assert naps[8:11] == [0.001, 0.002, 0.004]
     [(first, asked), (second, killed)] = signals
     assert (first, second) == (signal.SIGTERM, signal.SIGKILL)
-    assert hookprocess.END_S <= killed - asked < hookprocess.END_S + 0.06
+    assert process.END_S <= killed - asked < process.END_S + 0.06
 
 
 @pytest.mark.parametrize(
@@ -617,11 +617,11 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
 )
 def test_how_a_process_ended(command: str, failure: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    result = hookprocess.run_command(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
-    assert result == hookprocess.CommandResult(failure)
+    result = process.run_command(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
+    assert result == process.CommandResult(failure)
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # a thread of an earlier test may end meanwhile
 
 
 def test_a_process_reads_all_of_its_input_and_what_it_says_is_decoded() -> None:
-    result = hookprocess.run_command(["/bin/sh", "-c", "cat >&2; printf '\\377 end \\n' >&2"], b"in ", {}, lambda: "")
-    assert result == hookprocess.CommandResult("", "in \ufffd end")
+    result = process.run_command(["/bin/sh", "-c", "cat >&2; printf '\\377 end \\n' >&2"], b"in ", {}, lambda: "")
+    assert result == process.CommandResult("", "in \ufffd end")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from dlpool.config import LimitSettings, Settings
-from dlpool.jobs.hostslots import HostLimit
-from dlpool.service.hostjobs import STEP_S, WHILE_S, HostConcurrency
-from dlpool.service.hosts import HostLimits, authority_of
+from dlpool.jobs.host_slots import HostLimit
+from dlpool.service.host_concurrency import STEP_S, WHILE_S, HostConcurrency
+from dlpool.service.host_limits import HostLimits, authority_of
 from tests.fakes import Clock, Lines
 
 MOST = 16
@@ -134,7 +134,9 @@ def test_a_hold_is_news_when_it_is_longer_by_a_second(
     hosts.hold("H", first_s)
     clock.now += pause_s
     assert hosts.hold("h", second_s) == is_news
-    assert hosts.hold_remaining_s("http://H/x") == (second_s if is_news else max(0.0, first_s - pause_s if first_s > 1 else 0.0))
+    assert hosts.hold_remaining_s("http://H/x") == (
+        second_s if is_news else max(0.0, first_s - pause_s if first_s > 1 else 0.0)
+    )
 
 
 def test_a_hold_that_is_over_and_a_url_that_is_none_are_not_waited_for() -> None:
@@ -144,7 +146,12 @@ def test_a_hold_that_is_over_and_a_url_that_is_none_are_not_waited_for() -> None
     hosts.hold("h", 5)
     hosts.hold("other", 50)
     clock.now += 10
-    assert [hosts.hold_remaining_s(url) for url in ("http://h/", "http://other/", "http://none/", "http://[")] == [0, 40, 0, 0]
+    assert [hosts.hold_remaining_s(url) for url in ("http://h/", "http://other/", "http://none/", "http://[")] == [
+        0,
+        40,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(

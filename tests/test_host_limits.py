@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dlpool.config import LimitSettings, Settings
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.hostslots import HostLimit, HostSlots, SlotReply
+from dlpool.jobs.host_slots import HostLimit, HostSlots, SlotReply
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.queue_views import QueueStats, QueueViews
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import QueueStats, QueueViews
-from dlpool.service.hosts import HostLimits
+from dlpool.service.host_limits import HostLimits
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor, fleet
 from tests.origin import Connection, File, Origin, Request

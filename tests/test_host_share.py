@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import HostSlotShares, Transitions
-from dlpool.service.hosts import authority_of
-from dlpool.service.ledger import InFlightJob, InFlightTable
+from dlpool.service.host_limits import authority_of
+from dlpool.service.inflight import InFlightJob, InFlightTable
 from tests.bench import job_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
@@ -217,7 +217,9 @@ def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable
         (1.0, 5, "aaaa", None),
     ],
 )
-def test_a_ledger_knows_the_part_of_a_host(part: float, capacity: int, hosts: str, parts: HostSlotShares | None) -> None:
+def test_a_ledger_knows_the_part_of_a_host(
+    part: float, capacity: int, hosts: str, parts: HostSlotShares | None
+) -> None:
     found = ledger_of(part, capacity, hosts).host_shares()
     assert (found and (found.limit, found.held)) == (parts and (parts.limit, parts.held))
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from dlpool.engine import DownloadEngine
-from dlpool.transfer import idle
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.idle import IdleCloser, IdlePool
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.http import idle_connections
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.idle_connections import IdleCloser, IdlePool
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from tests.conftest import PATIENT, Authority, Fetcher, wait_until
 from tests.handlers import DATA, Serve
 from tests.origin import Connection, File, Request
@@ -96,7 +96,7 @@ def test_a_connection_in_use_is_not_idle(serve: Serve, fetch: Fetcher, tmp_path:
 
 
 def test_an_idle_engine_closes_its_connections(monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path) -> None:
-    monkeypatch.setattr(idle, "MAX_IDLE_S", SHORT_S)
+    monkeypatch.setattr(idle_connections, "MAX_IDLE_S", SHORT_S)
     origin = serve(File(b"x"))
     with DownloadEngine(network=PATIENT) as engine:
         task = engine.download(f"{origin.url}/f", tmp_path)
@@ -107,12 +107,12 @@ def test_an_idle_engine_closes_its_connections(monkeypatch: pytest.MonkeyPatch, 
 PROGRAM = """
 import sys, time
 from dlpool.config import NetworkSettings
-from dlpool.transfer.client import Client
-from dlpool.transfer.exchange import Exchange, Figures
-from dlpool.transfer.limits import HostGate, NetworkWatch
-from dlpool.transfer.source import Source
+from dlpool.transfer.http.client import Client
+from dlpool.transfer.http.exchange import Exchange, Figures
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.http.source import Source
 
-client = Client(NetworkSettings(network="any"), 4, HostGate(time.monotonic), NetworkWatch(time.monotonic),
+client = Client(NetworkSettings(network="any"), 4, HostHolds(time.monotonic), NetworkMonitor(time.monotonic),
                 max_idle_s=3600.0)
 with Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange:
     reply = Source(client, sys.argv[1], {}).get(exchange, None)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from dlpool import errors, threads
-from dlpool.transfer import inspection
-from dlpool.transfer.answer import Answer, ByteRange
-from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.inspection import MIB, SAMPLE, SAMPLE_S, IfRange, ServerInspection, clock_offset_s
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer import server_inspection
+from dlpool.transfer.http.answer import Answer, ByteRange
+from dlpool.transfer.http.exchange import Exchange
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.server_inspection import MIB, SAMPLE, SAMPLE_S, IfRange, ServerInspection, clock_offset_s
 from tests.conftest import PATIENT
 from tests.fakes import Clock
 
@@ -33,7 +33,7 @@ LONG_AGO = "Thu, 01 Jan 1970 00:00:00 GMT"
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(inspection, "time", made)
+    monkeypatch.setattr(server_inspection, "time", made)
     return made
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_does_all_well(inspect: Any, source: Source, clock: Clock)
     assert source.asked[:3] == [(ByteRange(0, SAMPLE), None), (ByteRange(0, 1), SAME), (ByteRange(0, 1), OTHER)]
     quarter = SIZE // 4
     assert sorted(source.asked[3:]) == [(ByteRange(quarter * n, quarter * (n + 1)), None) for n in range(4)]
-    assert clock.slept == [inspection.SETTLE_S]
+    assert clock.slept == [server_inspection.SETTLE_S]
     assert all(reply.is_closed for reply in source.replies)
     assert (source.heads, inspect.closes) == (1, [7])
 
@@ -165,7 +165,7 @@ def test_no_more_connections_are_tried_than_a_download_would_have(
     found = inspect.run(asked)
     assert (found.connections_tried, found.connections) == (tried, tried)
     assert len(source.asked) == 3 + (tried if tried > 1 else 0)
-    assert clock.slept == ([inspection.SETTLE_S] if tried > 1 else [])
+    assert clock.slept == ([server_inspection.SETTLE_S] if tried > 1 else [])
 
 
 def test_without_ranges_one_connection_is_tried(inspect: Any, source: Source) -> None:
@@ -211,7 +211,7 @@ def test_a_416_of_an_empty_file_is_its_answer(inspect: Any, source: Source) -> N
 
 def test_what_an_empty_file_is_judged_to_be(source: Source) -> None:
     reply: Any = Reply(source, 416, {"Content-Range": "bytes */0", "ETag": SAME})
-    assert inspection._judged(reply, ByteRange(0, 1)) == Answer(
+    assert server_inspection._judged(reply, ByteRange(0, 1)) == Answer(
         RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
     )
 
@@ -232,7 +232,7 @@ def test_the_speed_is_that_of_the_beginning(
 ) -> None:
     set_of(source, block=block, each_s=each_s)
     reply: Any = Reply(source, 200, {"Content-Length": str(length)})
-    assert inspection._read(reply) == (received, seconds)
+    assert server_inspection._read(reply) == (received, seconds)
 
 
 # --- If-Range ---
@@ -281,13 +281,13 @@ def test_all_connections_are_open_at_once_and_closed_together(
 
     class Event(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
-            assert timeout == inspection.LIMIT_S
+            assert timeout == server_inspection.LIMIT_S
             waits.append(super().wait(5.0))
             return waits[-1]
 
     monkeypatch.setattr(source, "_answer", late)
     monkeypatch.setattr(source, "closes", closes)
-    monkeypatch.setattr(inspection, "threading", SimpleNamespace(Event=Event, Timer=threading.Timer))
+    monkeypatch.setattr(server_inspection, "threading", SimpleNamespace(Event=Event, Timer=threading.Timer))
     assert inspect._refusals(3, 10) == ()
     assert (source.at_close, waits) == ([3, 3, 3], [True, True, True])
     assert [reply.is_closed for reply in source.replies] == [True] * 3
@@ -340,7 +340,7 @@ def test_no_answer_is_waited_for_without_end(result: str | None) -> None:
             return result
 
     results: Any = Results()
-    assert inspection._next(results) == ("no answer came" if result is None else result)
+    assert server_inspection._next(results) == ("no answer came" if result is None else result)
     assert waited == [20.0]
 
 
@@ -372,15 +372,15 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> list[Timer]:
         made.append(Timer(*given))
         return made[-1]
 
-    monkeypatch.setattr(inspection, "threading", SimpleNamespace(Timer=timer, Event=threading.Event))
+    monkeypatch.setattr(server_inspection, "threading", SimpleNamespace(Timer=timer, Event=threading.Event))
     return made
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_request_has_a_limit_that_ends_with_it(fails: bool, timers: list[Timer]) -> None:
-    with suppress(ZeroDivisionError), inspection._limited() as exchange:
+    with suppress(ZeroDivisionError), server_inspection._limited() as exchange:
         (timer,) = timers
-        assert (timer.seconds, timer.events) == (inspection.LIMIT_S, ["started, daemon=True"])
+        assert (timer.seconds, timer.events) == (server_inspection.LIMIT_S, ["started, daemon=True"])
         exchange.check()
         timer.work(*timer.given)
         with pytest.raises(errors.TimedOut, match=r"^the server did not answer within 10 s$"):

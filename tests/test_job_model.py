@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from dlpool.errors import UsageError
-from dlpool.jobs.controls import COMMANDS, JobAdmin
+from dlpool.jobs.client_records import ClientRecord, failure_record, success_record
+from dlpool.jobs.job_admin import COMMANDS, JobAdmin
 from dlpool.jobs.keys import PRIORITIES, READY, QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.records import ClientRecord, failure_record, success_record
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.redis_server import RedisServer
 
@@ -235,7 +235,7 @@ class Fleet:
             priority=priority,
             host=self.random.choice(HOSTS[1:] if outcome == "park" else HOSTS),
         )
-        ending = replace(ending, is_for_slot=outcome == "park" and self.happens())
+        ending = replace(ending, waits_for_slot=outcome == "park" and self.happens())
         waited = self.see().lists.get(f"parked:{ending.host}")
         if self.end(one.sid, ending) == "OK" and waited and outcome != "park":
             assert waited[0] not in self.see().lists.get(f"parked:{ending.host}", ()), "the oldest one goes on"
@@ -465,7 +465,9 @@ class Fleet:
                 break
             self.take(last, list(claim.jobs))
             for job in claim.jobs:
-                assert self.end(last.sid, FinishRequest(job.lease, "success", self.record(job.lease, "success"))) == "OK"
+                assert (
+                    self.end(last.sid, FinishRequest(job.lease, "success", self.record(job.lease, "success"))) == "OK"
+                )
         self.everything_is_where_it_belongs()
         self.nothing_is_left_over()
         self.each_push_ended_once()

@@ -21,11 +21,11 @@ import requests
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import FinishRequest, Transitions
-from dlpool.web.checking import validate, parse_body, parse_query
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.sameorigin import is_cross_site, is_rebinding
+from dlpool.web.same_origin import is_cross_site, is_rebinding
 from dlpool.web.schemas import BATCH, JOB, LIMIT, NAMED
+from dlpool.web.validation import parse_body, parse_query, validate
 from tests.conftest import wait_until
 from tests.processes import ROOT
 from tests.redis_server import RedisServer
@@ -477,9 +477,7 @@ def test_no_refusal_shows_a_regular_expression() -> None:
         for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from schemas(one)
 
-    for schema in schemas(
-        {"a": JOB, "b": BATCH, "c": NAMED["Control"], "d": [dict(one.query) for one in OPERATIONS]}
-    ):
+    for schema in schemas({"a": JOB, "b": BATCH, "c": NAMED["Control"], "d": [dict(one.query) for one in OPERATIONS]}):
         if "pattern" in schema:
             with pytest.raises(UsageError) as caught:
                 validate(schema, "\u00e9 ")

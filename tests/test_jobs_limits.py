@@ -13,17 +13,17 @@ from redis import exceptions as errors
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, NoSuchJob, QueueAway, QueueError, QueueRefused, UsageError
-from dlpool.jobs.address import RedisAddress
-from dlpool.jobs.clock import QueueTime, parse_ahead_ms
 from dlpool.jobs.connection import CONNECT_S, SOCKET_S, auto_address, connect, is_redis, translated
-from dlpool.jobs.facts import incompatibility, warnings
-from dlpool.jobs.failures import FailureRecord
-from dlpool.jobs.jobview import time_text_ms, json_object, number, time_text
+from dlpool.jobs.failure_records import FailureRecord
+from dlpool.jobs.job_view import json_object, number, time_text, time_text_ms
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.nodes import node_rows
-from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, BadJob, Malformed, PushedJob, compose_job, parse_time
+from dlpool.jobs.pushed_job import MAX_HEADERS, MAX_PATH, MAX_URL, BadJob, Malformed, PushedJob, compose_job, parse_time
+from dlpool.jobs.queue_clock import QueueTime, parse_ahead_ms
+from dlpool.jobs.queue_views import QueueStats, SupervisorView
+from dlpool.jobs.redis_address import RedisAddress
 from dlpool.jobs.replies import NotPossible, error_of_reply
-from dlpool.jobs.views import QueueStats, SupervisorView
+from dlpool.jobs.server_check import incompatibility, warnings
 from tests.conftest import Authority
 
 # --- fields of a job ---
@@ -228,7 +228,9 @@ def test_a_failure_names_its_job_only_by_a_text() -> None:
     assert FailureRecord.parse(b"u", b"{}").as_json() == {"url": "u", "message": "", "failed_at": "", "job": None}
 
 
-def stats_of(*supervisors: SupervisorView, lost: tuple[SupervisorView, ...] = (), is_halted: bool = False) -> QueueStats:
+def stats_of(
+    *supervisors: SupervisorView, lost: tuple[SupervisorView, ...] = (), is_halted: bool = False
+) -> QueueStats:
     zeros: Any = dict.fromkeys(
         ("delayed", "paused", "running", "succeeded", "failed", "cancelled", "failure_records"), 0
     )
@@ -434,7 +436,9 @@ def test_a_port_is_one(port: int, is_taken: bool) -> None:
 def test_the_oldest_server_that_will_do(version: str, is_fit: bool) -> None:
     assert (incompatibility({"redis_version": version}, is_cluster=False) == "") is is_fit
     node = {"redis_version": "7.0", "cluster_enabled": 1}
-    assert incompatibility(node, is_cluster=True) == "" and "is a node of a Cluster" in incompatibility(node, is_cluster=False)
+    assert incompatibility(node, is_cluster=True) == "" and "is a node of a Cluster" in incompatibility(
+        node, is_cluster=False
+    )
 
 
 def test_what_may_cost_jobs_is_said_for_each_cause() -> None:

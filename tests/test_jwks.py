@@ -25,13 +25,23 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dlpool.config import Settings, WebSettings
 from dlpool.config.web import JWKS_URL
+from dlpool.storage.errors import UploadError
 from dlpool.web import jwks
 from dlpool.web.app import make_app
 from dlpool.web.auth import Authenticator
-from dlpool.web.jwks import AGAIN_S, MAX_AGE_S, MIN_AGE_S, RETRY_S, STALE_S, JwksFailed, JwksSource, fetch, parse_max_age
-from dlpool.web.parts import REFUSALS, WebServices
-from dlpool.web.refusal import UploadError
+from dlpool.web.jwks import (
+    AGAIN_S,
+    MAX_AGE_S,
+    MIN_AGE_S,
+    RETRY_S,
+    STALE_S,
+    JwksFailed,
+    JwksSource,
+    fetch,
+    parse_max_age,
+)
 from dlpool.web.tokens import TokenVerifier
+from dlpool.web.wiring import REFUSALS, WebServices
 from tests.conftest import wait_until
 from tests.fakes import Lines
 from tests.provider import Provider, answered, jwk, token

@@ -11,12 +11,15 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.errors import RetryRange
-from dlpool.transfer.answer import Answer, ByteRange
-from dlpool.transfer.board import MAX_CRUMBS, ChunkScheduler
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk, ChunkMap
-from dlpool.transfer.context import TransferContext, NetworkOutage, DownloadPlan
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.lane import (
+from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
+from dlpool.transfer.http.answer import Answer, ByteRange
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.probe import ProbeResult
+from dlpool.transfer.retry import RetryDelay
+from dlpool.transfer.scheduler import MAX_CRUMBS, ChunkScheduler
+from dlpool.transfer.worker import (
     LEAST_SPAN_S,
     MAX_SKIP,
     MAX_STALE,
@@ -26,9 +29,6 @@ from dlpool.transfer.lane import (
     _writer,
     is_outside_chunk,
 )
-from dlpool.transfer.opening import ProbeResult
-from dlpool.transfer.remote import RemoteResource
-from dlpool.transfer.retry import RetryDelay
 from tests.conftest import FAST
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -337,10 +337,18 @@ def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
 
 
 def test_a_lane_that_has_asked_nothing_has_no_figures(bench: Bench) -> None:
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (ExchangeStats(0, 0.0), None, 0.0)
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (
+        ExchangeStats(0, 0.0),
+        None,
+        0.0,
+    )
     exchange = bench.asked(2.0)
     exchange.received, exchange.read_s = 5, 1.0
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (ExchangeStats(5, 1.0), 2.0, 2.0)
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (
+        ExchangeStats(5, 1.0),
+        2.0,
+        2.0,
+    )
 
 
 def test_a_range_is_reported_with_the_time_since_its_request(bench: Bench) -> None:
@@ -593,7 +601,7 @@ class Openings:
 def first_lane(bench: Bench) -> tuple[ConnectionWorker, Quick]:
     """A lane without a plan, and its board."""
     board = Quick(bench.clock)
-    return ConnectionWorker(replace(bench.context, board=board)), board
+    return ConnectionWorker(replace(bench.context, scheduler=board)), board
 
 
 def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
@@ -718,7 +726,13 @@ class Server:
         self._bench, self._answers, self._answer_s = bench, list(answers), answer_s
 
     def __call__(
-        self, _context: TransferContext, exchange: Exchange, asked: ByteRange | None, known: RemoteResource, if_range: str | None, **_: Any
+        self,
+        _context: TransferContext,
+        exchange: Exchange,
+        asked: ByteRange | None,
+        known: RemoteResource,
+        if_range: str | None,
+        **_: Any,
     ) -> tuple[Pieces, Answer]:
         self.asked.append((asked, if_range))
         if self._answer_s is not None:
@@ -731,7 +745,7 @@ class Server:
 
 def served(bench: Bench, patch: pytest.MonkeyPatch, *answers: str, answer_s: float | None = 2.0) -> Server:
     server = Server(bench, *answers, answer_s=answer_s)
-    patch.setattr("dlpool.transfer.lane.ask_further", server)
+    patch.setattr("dlpool.transfer.worker.ask_further", server)
     return server
 
 
@@ -814,7 +828,7 @@ def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkey
             raise refusals.pop()
         return server(*arguments, **options)
 
-    monkeypatch.setattr("dlpool.transfer.lane.ask_further", ask)
+    monkeypatch.setattr("dlpool.transfer.worker.ask_further", ask)
     bench.board.release_chunk(bench.chunk)
     bench.lane.run(None, bench.file)  # type: ignore[arg-type]
     assert (bench.board.pauses, bench.board.is_over) == ([DELAY_S], True)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from dlpool import errors, threads
-from dlpool.transfer.board import ChunkScheduler
 from dlpool.transfer.chunks import Chunk, ChunkMap
 from dlpool.transfer.context import DownloadPlan
-from dlpool.transfer.exchange import ExchangeStats
-from dlpool.transfer.lane import ConnectionWorker
-from dlpool.transfer.lanes import DESCRIPTORS, HELP_S, RESERVE, ConnectionWorkers
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.http.exchange import ExchangeStats
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.scheduler import ChunkScheduler
+from dlpool.transfer.worker import ConnectionWorker
+from dlpool.transfer.workers import DESCRIPTORS, HELP_S, RESERVE, ConnectionWorkers
 from tests.conftest import FAST, wait_until
 from tests.contexts import context_of
 from tests.fakes import Clock, Events

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dlpool.cli.main import build_parser
-from dlpool.cli.upload_access import access_headers
+from dlpool.cli.upload_credentials import access_headers
 from dlpool.config import SECTIONS, RedisSettings, Settings
-from dlpool.config.door import read_key
 from dlpool.config.ini import read_settings_file
 from dlpool.config.layers import SourcedValue, credential_values, load_effective
-from dlpool.config.problems import ConfigProblem
+from dlpool.config.sourced import ConfigProblem
+from dlpool.config.web_access import read_key
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.connection import connect
 from tests.processes import Ended, run

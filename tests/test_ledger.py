@@ -12,18 +12,18 @@ import pytest
 
 from dlpool.config import PathSettings
 from dlpool.errors import LocalFault, QueueAway
-from dlpool.jobs.confine import Confinement
-from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.confinement import Confinement
+from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.transitions import FinishRequest
-from dlpool.service import trail as trail_module
-from dlpool.service.cleaning import CLEAN_CHARACTERS, CLEAN_S, split_into_frames
-from dlpool.service.joblog import log_disposition, trace_id_of
-from dlpool.service.ledger import InFlightJob, InFlightTable, is_path_implied, job_frame
-from dlpool.service.queue.link import RedisState
-from dlpool.service.trail import CleanupJournal
+from dlpool.service import journal as trail_module
+from dlpool.service.cleanup import CLEAN_CHARACTERS, CLEAN_S, split_into_frames
+from dlpool.service.inflight import InFlightJob, InFlightTable, is_path_implied, job_frame
+from dlpool.service.job_log import log_disposition, trace_id_of
+from dlpool.service.journal import CleanupJournal
+from dlpool.service.queue.redis_state import RedisState
+from dlpool.service.wire.counters import WorkerCounters
 from dlpool.service.wire.frames import CleanFrame, CleanupEntry
-from dlpool.service.wire.tally import WorkerCounters
-from dlpool.transfer.state import url_digest
+from dlpool.transfer.target.state import url_digest
 from tests.bench import URL, Bench, job_of
 from tests.fakes import Lines
 from tests.interleaving import wait_for_lock
@@ -296,7 +296,7 @@ def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "refused")
 
-    monkeypatch.setattr("dlpool.service.trail.disk.replace", refuse)
+    monkeypatch.setattr("dlpool.service.journal.disk.replace", refuse)
     with pytest.raises(Exception, match="trail"):
         trail.compact()
     assert open_files(tmp_path) == 1
@@ -309,7 +309,7 @@ def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path)
-    monkeypatch.setattr("dlpool.service.cleaning.time", bench.clock)
+    monkeypatch.setattr("dlpool.service.cleanup.time", bench.clock)
     one, other = bench.worker(), bench.worker()
     bench.cleaner.enqueue([job("a")], other.handle.pid)
     bench.cleaner.enqueue([job("b")])

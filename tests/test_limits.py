@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.limits import BURST_S, LEAST_READ, NETWORK_MEMORY_S, HostHolds, NetworkMonitor, RateLimit, RateLimits
+from dlpool.transfer.http.limits import (
+    BURST_S,
+    LEAST_READ,
+    NETWORK_MEMORY_S,
+    HostHolds,
+    NetworkMonitor,
+    RateLimit,
+    RateLimits,
+)
 from tests.fakes import Clock
 
 # --- bytes a second ---

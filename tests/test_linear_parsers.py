@@ -19,16 +19,17 @@ from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from dlpool.cli import items
 from dlpool.engine import names as engine_names
 from dlpool.errors import DlpoolError
-from dlpool.jobs import jobview, listing
-from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs import job_listing, job_view
+from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracecontext, values
 from dlpool.redaction import is_secret, without_password, without_secrets
-from dlpool.transfer import credentials, digests, headers, mediatypes, names, policy, source, urls
-from dlpool.transfer.remote import RemoteResource
-from dlpool.transfer.response import HeaderFields, StrictResponse, read_fields
-from dlpool.web import files, forms, sameorigin, tus_headers
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.transfer.http import credentials, digests, headers, media_types, policy, source, urls
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.http.response import HeaderFields, StrictResponse, read_fields
+from dlpool.transfer.target import names
+from dlpool.web import files, forms, same_origin, tus_headers
 from tests.backtracking import Counted, TooManySteps
 from tests.metering import Metering
 from tests.test_response import Wire
@@ -84,7 +85,7 @@ def _cookie(name: str) -> Callable[[str], object]:
 def _redirect(text: str) -> None:
     url, _ = urls.split_credentials(urls.resolve_location("https://example.org/a/b?c", text))
     assert names.name_from_url(url)
-    assert mediatypes.names_binary(url) is not None
+    assert media_types.names_binary(url) is not None
     assert urls.display_url(url)
     assert policy.origin(url)
 
@@ -313,8 +314,11 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "duration": (parse_duration, [*DIGITS, filled("1", " ", "!")]),
     "line of a list": (lambda text: items._parsed(text, cast(Any, SimpleNamespace(headers={}))), LINES),
     "header of a list": (items.parse_header, [*SPACES, filled("A:", "b")]),
-    "number of a record": (jobview.number, DIGITS),
-    "cursor": (lambda text: listing._read(text, listing.STATES), [filled("failed.1-", "a"), filled("delayed.d", "1")]),
+    "number of a record": (job_view.number, DIGITS),
+    "cursor": (
+        lambda text: job_listing._read(text, job_listing.STATES),
+        [filled("failed.1-", "a"), filled("delayed.d", "1")],
+    ),
     "netrc": (credentials._QUOTED.match, [filled('"', "\\"), filled('"', 'a" "'), filled('"', "a")]),
     "traceparent": (
         tracecontext.trace_id_of,
@@ -334,11 +338,11 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "If-None-Match": (lambda text: files.is_unchanged(text, "a"), LISTS),
     "If-Unmodified-Since": (_conditions, DATES),
     "Host": (
-        lambda text: sameorigin.is_rebinding(text, ()),
+        lambda text: same_origin.is_rebinding(text, ()),
         [filled("", ":"), filled(":", "1", "x"), filled("[", ":"), filled("", ".")],
     ),
     "Origin": (
-        lambda text: sameorigin.is_cross_site("POST", "a", text, None),
+        lambda text: same_origin.is_cross_site("POST", "a", text, None),
         [filled("http://", "é"), filled("http://[", ":")],
     ),
     "type of a form": (_multipart("type"), QUOTES[:6]),

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.cli.upload_access import access_headers
-from dlpool.config.door import read_key
+from dlpool.cli.upload_credentials import access_headers
 from dlpool.config.layers import credential_values
+from dlpool.config.web_access import read_key
 from dlpool.errors import ConfigurationError, UsageError
 from dlpool.jobs.connection import _password
 from dlpool.usertext import NotText, TextLines, read_lines

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from dlpool.errors import UsageError
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.failures import FailureRecords
-from dlpool.jobs.listing import STATES
-from dlpool.jobs.pushed import compose_job
+from dlpool.jobs.failure_records import FailureRecords
+from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.job_listing import STATES
+from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import FinishRequest
 from tests.redis_server import RedisServer
 from tests.test_views import Queue

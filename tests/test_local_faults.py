@@ -12,7 +12,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.errors import Cancelled
-from dlpool.transfer.state import SavedState
+from dlpool.transfer.target.state import SavedState
 from tests.conftest import Fetcher, make_data, wait_until
 from tests.disks import needs_root, remount, tmpfs
 from tests.origin import Connection, File, Origin, Request

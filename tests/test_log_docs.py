@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.config import LoggingSettings
 from dlpool.kinds import LOGGERS
-from dlpool.observe.chain import to_ecs
+from dlpool.observe.processors import to_ecs
 from tests.conftest import make_data, wait_until
 from tests.desk import NOT_FOUND, Gate, InTurn, answer, desk_of, running
 from tests.log_docs import BASE, ERROR, EVENTS, FIELDS, JOB

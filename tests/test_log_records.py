@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from dlpool.config import LoggingSettings, RedisSettings
 from dlpool.errors import ChecksumMismatch, UsageError
-from dlpool.observe.chain import MAX_LINE
 from dlpool.observe.log import Log
+from dlpool.observe.processors import MAX_LINE
 from dlpool.observe.values import MAX_TEXT, to_json
 from dlpool.redaction import is_secret, without_secrets
 

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from dlpool.config import LoggingSettings
-from dlpool.observe.rotation import RotatedLog, Rotation, compress, first_day, is_due, is_compression_due, rotated_name, expired_logs
+from dlpool.observe.rotation import (
+    RotatedLog,
+    Rotation,
+    compress,
+    expired_logs,
+    first_day,
+    is_compression_due,
+    is_due,
+    rotated_name,
+)
 from tests.conftest import wait_until
 from tests.test_log_files import in_child, lines_of, make_log, records_of
 

@@ -110,7 +110,7 @@ def test_what_w3c_does_not_know_and_what_the_job_says_itself_stay_as_they_are(fr
 
 
 def test_another_run_has_another_parent() -> None:
-    first, second = (with_traceparent(replace(FRAME, ticket=ticket)).headers for ticket in ("j.1", "j.2"))
+    first, second = (with_traceparent(replace(FRAME, lease_id=ticket)).headers for ticket in ("j.1", "j.2"))
     assert first["X-Own"] == "1"
     assert first["traceparent"][:36] == second["traceparent"][:36] == f"00-{TRACE_ID}-"
     assert first["traceparent"] != second["traceparent"]

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import OldestWaiting, Transitions
 from dlpool.observe.metrics import Metrics
-from dlpool.service.monitor.surveying import DiskSurvey, IntakeAge, size_and_free
-from dlpool.service.wire.tally import RANGE_BOUNDS_S, CounterDeltas, WorkerCounters, ranges_of, retries_of
+from dlpool.service.monitor.surveys import DiskSurvey, IntakeAge, size_and_free
+from dlpool.service.wire.counters import RANGE_BOUNDS_S, CounterDeltas, WorkerCounters, ranges_of, retries_of
 from tests.conftest import free_port, make_data, wait_for_port, wait_until
 from tests.desk import InTurn, answer
 from tests.fleet import Client

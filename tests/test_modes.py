@@ -16,7 +16,7 @@ import pytest
 import redis
 import requests
 
-from dlpool.jobs import embedded
+from dlpool.jobs import embedded_socket
 from dlpool.kinds import parse_umask
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
@@ -85,7 +85,7 @@ def test_all_that_the_service_leaves(folder: Path) -> None:
         "paths": {"download_dir": folder / "made" / "out"},
     }
     with Origin(origin) as source, Supervisor(folder, "embedded", settings) as node:
-        with redis.Redis.from_url(embedded.socket_url(node.state_dir)) as connection:
+        with redis.Redis.from_url(embedded_socket.socket_url(node.state_dir)) as connection:
             client = Client(connection)
             client.push(f"{source.url}/good", "a/b/good")
             client.push(f"{source.url}/bad", "bad", scan=True)

@@ -18,17 +18,17 @@ from dlpool.config import MetricsSettings, PathSettings, Settings
 from dlpool.disk import Space
 from dlpool.errors import QueueAway
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.transitions import FinishRequest, OldestWaiting, JobLease
-from dlpool.observe.health import HealthCheck, Health
-from dlpool.observe.listener import ProbeRequest
+from dlpool.jobs.transitions import FinishRequest, JobLease, OldestWaiting
+from dlpool.observe.health import Health, HealthCheck
+from dlpool.observe.http_server import ProbeRequest
 from dlpool.observe.metrics import MIB, Metrics
-from dlpool.service.monitor import surveying
-from dlpool.service.monitor.meter import MetricsCollector, ByteRate
-from dlpool.service.monitor.monitoring import Monitor, NodeStatus, in_flight_state, http_routes, worker_state
-from dlpool.service.monitor.surveying import DiskSurvey, IntakeAge, QueueSurvey, SurveyThread, size_and_free
-from dlpool.service.queue.link import RedisState
+from dlpool.service.monitor import surveys
+from dlpool.service.monitor.metrics_collector import ByteRate, MetricsCollector
+from dlpool.service.monitor.monitor import Monitor, NodeStatus, http_routes, in_flight_state, worker_state
+from dlpool.service.monitor.surveys import DiskSurvey, IntakeAge, QueueSurvey, SurveyThread, size_and_free
+from dlpool.service.queue.redis_state import RedisState
+from dlpool.service.wire.counters import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from dlpool.service.wire.frames import EndedFrame
-from dlpool.service.wire.tally import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from tests.bench import Bench
 from tests.fakes import Clock, Lines
 
@@ -150,7 +150,7 @@ def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("dlpool.service.monitor.meter.time", clock)
+    monkeypatch.setattr("dlpool.service.monitor.metrics_collector.time", clock)
     meter = MetricsCollector(metrics)
     assert meter.receive_rate() == 0
     meter.add_worker_counters({RECEIVED: 500})
@@ -394,7 +394,7 @@ def test_a_survey_looks_while_it_is_wanted(wanted: tuple[bool, ...], looks: int,
 
     SurveyThread(look, lambda: next(asked), stopping, log).serve()
     assert (looked[0], len(lines.kept)) == (looks, warnings)
-    assert stopping.waits == [surveying.SURVEY_S] * len(wanted)
+    assert stopping.waits == [surveys.SURVEY_S] * len(wanted)
 
 
 def test_a_survey_that_fails_is_told_and_goes_on() -> None:
@@ -505,7 +505,7 @@ def test_the_figures_of_a_queue_that_is_away_are_forgotten(is_known: bool, metri
 def test_the_room_of_a_folder(
     answer: Callable[[], Space | None], room: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surveying, "space_of", lambda _folder: answer())
+    monkeypatch.setattr(surveys, "space_of", lambda _folder: answer())
     assert size_and_free(Path("/x")) == pytest.approx(room, nan_ok=True)
 
 
@@ -522,7 +522,7 @@ def test_a_folder_that_cannot_be_asked_has_no_figures_and_a_missing_one_its_pare
             raise OSError(errno.EIO, "broken")
         return Space(10, 5)
 
-    monkeypatch.setattr(surveying, "space_of", space_of)
+    monkeypatch.setattr(surveys, "space_of", space_of)
     DiskSurvey(lambda: ["/a/missing", "/broken"], tmp_path / "none", metrics).sample()
     assert asked == ["/a/missing", "/a", "/broken"]
     assert value(metrics, "disk_size_bytes", folder="/a/missing") == 10

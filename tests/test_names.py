@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.names import MAX_NAME_BYTES, RESERVED_SUFFIXES, file_name, name_from_url, safe_name
+from dlpool.transfer.target.names import MAX_NAME_BYTES, RESERVED_SUFFIXES, file_name, name_from_url, safe_name
 
 NAME_MAX = 255
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

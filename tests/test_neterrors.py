@@ -11,7 +11,7 @@ import requests
 from urllib3 import exceptions
 
 from dlpool import errors
-from dlpool.transfer.neterrors import network_error
+from dlpool.transfer.http.network_errors import network_error
 
 
 def raised_from(cause: BaseException, error: Exception) -> Exception:

@@ -11,8 +11,8 @@ import pytest
 
 from dlpool.jobs.keys import QueueKeys, node_of
 from dlpool.jobs.nodes import NodeAdmin
+from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.replies import NoSuchNode, NotPossible
-from dlpool.jobs.steering import QueueAdmin
 from dlpool.jobs.transitions import Transitions
 from tests.conftest import wait_until
 from tests.fleet import fleet

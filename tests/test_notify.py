@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.node.systemd import SystemdNotifier
 
 OTHER = str(os.getpid() + 1)
 
@@ -94,7 +94,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(manager: tuple[socket.so
 
 
 def test_no_socket_is_made_where_there_is_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.node.notify.socket.socket", lambda *_: pytest.fail("a socket was made"))
+    monkeypatch.setattr("dlpool.service.node.systemd.socket.socket", lambda *_: pytest.fail("a socket was made"))
     SystemdNotifier({}).ready()
 
 

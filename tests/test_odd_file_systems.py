@@ -15,8 +15,8 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.transfer.job import Job
-from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.place import FileOutput
+from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.file.partfile import PartFile
 from tests import disk_command
 from tests.conftest import Fetcher, make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault, build

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from dlpool.config import LimitSettings, Settings
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import BadJob, PushedJob, parse_valid_job
+from dlpool.jobs.pushed_job import BadJob, PushedJob, parse_valid_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.service.crew import JobDispatcher
-from dlpool.service.hosts import HostLimits, authority_of
-from dlpool.service.ledger import InFlightTable
-from dlpool.service.verdict import DispositionPolicy
-from dlpool.transfer.urls import split_credentials
+from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.disposition import DispositionPolicy
+from dlpool.service.host_limits import HostLimits, authority_of
+from dlpool.service.inflight import InFlightTable
+from dlpool.transfer.http.urls import split_credentials
 from tests.desk import desk_of, running
 
 UNREADABLE = ("http://user:p@ss[word@example.org/x", "http://u:p@[bad/x", "http://user\u2100:pw@host/x")

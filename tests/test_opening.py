@@ -13,19 +13,19 @@ import pytest
 
 from dlpool import errors
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.transfer import opening as openings
-from dlpool.transfer.answer import Answer
-from dlpool.transfer.board import ChunkScheduler, ChunkSnapshot
+from dlpool.transfer import probe as openings
 from dlpool.transfer.chunks import Chunk
-from dlpool.transfer.client import HttpClient
 from dlpool.transfer.context import TransferContext
-from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.answer import Answer
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.http.source import Source
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
-from dlpool.transfer.opening import ResumeStep, ProbeResult, Probe, resume_step
-from dlpool.transfer.place import FileOutput
-from dlpool.transfer.remote import RemoteResource
-from dlpool.transfer.source import Source
+from dlpool.transfer.probe import Probe, ProbeResult, ResumeStep, resume_step
+from dlpool.transfer.scheduler import ChunkScheduler, ChunkSnapshot
+from dlpool.transfer.target.file.output import FileOutput
 from tests.conftest import make_data, wait_until
 from tests.fakes import Events
 from tests.origin import LAST_MODIFIED, Connection, File, Handler, Origin, Request
@@ -105,7 +105,9 @@ class Opener:
     def choose_place(self, name: str) -> FileOutput:
         self.names.append(name)
         job = self.context.job
-        self.place = FileOutput(job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events)
+        self.place = FileOutput(
+            job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events
+        )
         return self.place
 
     def open(self, opening: Probe | None = None) -> ProbeResult:
@@ -117,7 +119,9 @@ class Opener:
             opened.reply.close()
         return opened
 
-    def begun(self, resource: RemoteResource, *, url_path: str | None = None, chunks: list[Chunk] | None = None) -> None:
+    def begun(
+        self, resource: RemoteResource, *, url_path: str | None = None, chunks: list[Chunk] | None = None
+    ) -> None:
         """Leave a download of which 2,000 bytes are on disk."""
         job = Job(f"{self.origin.url}{url_path or self.url_path}", self.folder / self.name, checksum=self.checksum)
         place = FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self.events)
@@ -213,7 +217,9 @@ def test_proven_bytes_are_used_if_a_range_was_sent(
 ) -> None:
     answer = Answer(now, 0, 100, is_partial=is_partial)
     whole = ResumeStep.RESTART_WITH_BODY if is_whole else ResumeStep.PLAIN_RANGE
-    assert resume_step(saved, answer, is_complete=is_whole, is_proven=is_proven) is (ResumeStep.USE if is_partial else whole)
+    assert resume_step(saved, answer, is_complete=is_whole, is_proven=is_proven) is (
+        ResumeStep.USE if is_partial else whole
+    )
 
 
 @pytest.mark.parametrize("is_whole", [True, False])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.leftovers import remove_part_files
+from dlpool.transfer.target.file.cleanup import remove_part_files
 from tests.conftest import Fetcher, sha256
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file
 from tests.origin import Connection, File, Handler, Request

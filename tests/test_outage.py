@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dlpool.errors import NoSuchJob, QueueAway, UsageError
-from dlpool.web.outage import LONG_S, TRIES_S, CircuitBreaker
+from dlpool.web.circuit_breaker import LONG_S, TRIES_S, CircuitBreaker
 from tests.fakes import Clock
 
 
@@ -74,7 +74,9 @@ def test_a_try_that_waits_in_vain_is_followed_by_another(outage: CircuitBreaker,
     assert is_asked(outage)
 
 
-def test_an_error_of_who_asks_says_nothing_of_redis_and_an_unknown_job_does(outage: CircuitBreaker, clock: Clock) -> None:
+def test_an_error_of_who_asks_says_nothing_of_redis_and_an_unknown_job_does(
+    outage: CircuitBreaker, clock: Clock
+) -> None:
     fail(outage, clock, LONG_S)
     clock.now += TRIES_S
     assert is_asked(outage, UsageError("bad"))

@@ -13,11 +13,11 @@ from redis.retry import Retry
 
 from dlpool.errors import QueueAway
 from dlpool.jobs import outbox
-from dlpool.jobs.clock import QueueTime
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
 from dlpool.jobs.outbox import AT_ONCE, LATE_S, Delivery, Outbox, encode_entry
-from dlpool.jobs.records import ClientRecord
+from dlpool.jobs.queue_clock import QueueTime
 from tests.redis_server import RedisServer
 
 KEYS = QueueKeys()

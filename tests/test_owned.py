@@ -16,9 +16,9 @@ import pytest
 import dlpool
 from dlpool.config import SECTIONS, PathSettings, Settings
 from dlpool.config.layers import load_effective
-from dlpool.config.owned import TARGETS, OwnedPath, check_owned_paths, owned_paths
+from dlpool.config.owned_paths import TARGETS, OwnedPath, check_owned_paths, owned_paths
 from dlpool.errors import ConfigurationError, PolicyRefused
-from dlpool.jobs.confine import Confinement
+from dlpool.jobs.confinement import Confinement
 from dlpool.kinds import COMMAND, PATH
 from dlpool.service.reload import reload_settings
 from dlpool.service.wire.frames import ConfigFrame, config_frame, decode, encode

@@ -17,12 +17,12 @@ import pytest
 import requests
 
 from dlpool.disk import publish_exclusive
-from dlpool.scan.quarantine import ScanFinding, Quarantine
-from dlpool.scan.suspect import OWNER_ATTRIBUTE, ScannedFile
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import TusUploadRequest, DiskBackend, publishing
-from dlpool.web.store.ownership import FOLDER, NO, UNOWNED, YES, OwnershipStore, FileOwnership, parse
-from dlpool.web.store.syncing import NO_SYNC
+from dlpool.scan.quarantine import Quarantine, ScanFinding
+from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
+from dlpool.storage.disk import DiskBackend, TusUploadRequest, merge_output
+from dlpool.storage.disk.durability import NO_SYNC
+from dlpool.storage.disk.ownership import FOLDER, NO, UNOWNED, YES, FileOwnership, OwnershipStore, parse
+from dlpool.storage.errors import UploadError
 from tests.uploads import merge, refused, send, store_in
 from tests.web import WebServer
 
@@ -123,17 +123,17 @@ def test_a_name_that_another_one_got_keeps_that_ones_owner(
     """Both want the name, with the same size and at the same time; the one that comes later gets a suffix."""
     store = store_in(tmp_path, merge_conflict="suffix")
     send(store, 0, b"bob", file_id="bobs", owner=BOB)
-    has = publishing.MergeOutput.has
+    has = merge_output.MergeOutput.has
     asked: list[str] = []
 
-    def first(place: publishing.MergeOutput, name: str) -> bool:
+    def first(place: merge_output.MergeOutput, name: str) -> bool:
         if name == "one" and not asked:
             asked.append(name)  # bob has seen that the name is free; ann gets it before he does
             publish(store, "one", ANN)
             return False
         return has(place, name)
 
-    monkeypatch.setattr(publishing.MergeOutput, "has", first)
+    monkeypatch.setattr(merge_output.MergeOutput, "has", first)
     merge(store, 1, "one", file_id="bobs", owner=BOB)
     assert asked and (tmp_path / "merged" / "one").read_bytes() == b"abc"
     assert readers(store, "one") == [ANN, ADMIN] and readers(store, "one-1") == [BOB, ADMIN]
@@ -154,8 +154,8 @@ def test_who_is_killed_leaves_no_file_without_its_owner(
     store = store_in(tmp_path)
     send(store, 0, b"abc", file_id="one", owner=ANN)
     with monkeypatch.context() as patched:
-        patched.setattr(publishing, "publish_exclusive", killed)
-        patched.setattr(publishing.MergeOutput, "clean_up", lambda _: None)
+        patched.setattr(merge_output, "publish_exclusive", killed)
+        patched.setattr(merge_output.MergeOutput, "clean_up", lambda _: None)
         with pytest.raises(Killed):
             merge(store, 1, "one", file_id="one", owner=ANN)
     assert readers(store, "one") == ([] if is_before else [ANN, ADMIN])

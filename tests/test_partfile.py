@@ -15,9 +15,9 @@ import pytest
 from dlpool import disk, errors, filelock
 from dlpool.disk import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
-from dlpool.transfer.partfile import PartFile, PartWriter
-from dlpool.transfer.partopen import MARK
-from dlpool.transfer.room import SPACE_RESERVE
+from dlpool.transfer.space_rules import SPACE_RESERVE
+from dlpool.transfer.target.file.partfile import PartFile, PartWriter
+from dlpool.transfer.target.file.partopen import MARK
 from tests.fakes import Events
 
 MIB = 1024 * 1024

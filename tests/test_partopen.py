@@ -13,10 +13,10 @@ import pytest
 
 from dlpool import disk, errors, filelock
 from dlpool.filelock import FileLock, LockHeld
-from dlpool.transfer import partopen
-from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.partopen import MARK, PartOpener
-from dlpool.transfer.state import StateFile
+from dlpool.transfer.target.file import partopen
+from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.file.partopen import MARK, PartOpener
+from dlpool.transfer.target.state import StateFile
 from tests.fakes import Events
 
 LACKS = ["nothing", "names", "marks", "links", "names and marks", "links and marks"]

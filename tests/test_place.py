@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from dlpool import disk, errors
-from dlpool.transfer import names
-from dlpool.transfer import place as places
-from dlpool.transfer.board import ChunkSnapshot
 from dlpool.transfer.chunks import Chunk
+from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.mark import has_mark, set_mark
-from dlpool.transfer.partfile import PartFile
-from dlpool.transfer.partopen import MARK
-from dlpool.transfer.place import TargetPresent, FileOutput
-from dlpool.transfer.remote import RemoteResource
-from dlpool.transfer.state import PublishRecord, SavedState, StateFile
+from dlpool.transfer.scheduler import ChunkSnapshot
+from dlpool.transfer.target import names
+from dlpool.transfer.target.file import output as places
+from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.file.partopen import MARK
+from dlpool.transfer.target.file.publishmark import has_mark, set_mark
+from dlpool.transfer.target.state import PublishRecord, SavedState, StateFile
 
 URL = "http://h/f"
 RESOURCE = RemoteResource(size=100, etag='"v"')

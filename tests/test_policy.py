@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dlpool.config import NetworkSettings
 from dlpool.config.web import parse_networks
 from dlpool.errors import PolicyRefused
-from dlpool.transfer.policy import check_address, headers_for_origin, origin
-from dlpool.transfer.urls import check_proxied_host
+from dlpool.transfer.http.policy import check_address, headers_for_origin, origin
+from dlpool.transfer.http.urls import check_proxied_host
 
 METADATA = [
     "169.254.169.254",

@@ -13,9 +13,16 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import InternalError
-from dlpool.service.dealing import HEALTHY_S, RESPAWN_MAX_S, RespawnBackoff, WorkerSlots, WaitingJob, assign, slots_of
-from dlpool.service.handle import MAX_STACKS, WorkerHandle, remove_old_stacks
 from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkerStartFailed
+from dlpool.service.scheduling import (
+    HEALTHY_S,
+    RESPAWN_MAX_S,
+    RespawnBackoff,
+    WaitingJob,
+    WorkerSlots,
+    assign,
+    slots_of,
+)
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import (
     CancelFrame,
@@ -28,6 +35,7 @@ from dlpool.service.wire.frames import (
 )
 from dlpool.service.worker import process as worker_module
 from dlpool.service.worker.process import stacks_file
+from dlpool.service.worker_handle import MAX_STACKS, WorkerHandle, remove_old_stacks
 from tests.bench import Bench, Process, Worker
 
 MIB = 1024 * 1024
@@ -63,7 +71,7 @@ class Pooled(Bench):
             patch.setattr(f"dlpool.service.{module}.time", self.clock)
         patch.setattr("dlpool.service.pool.replace", lambda _given, **fields: fields)
         self.signals: list[tuple[int, int]] = []
-        patch.setattr("dlpool.service.handle.os.kill", lambda pid, number: self.signals.append((pid, number)))
+        patch.setattr("dlpool.service.worker_handle.os.kill", lambda pid, number: self.signals.append((pid, number)))
         Spawned.made, Spawned.refused = [], None
         patch.setattr(self.pool._context, "Process", Spawned)
         self.pool._looked = self.clock.now
@@ -363,7 +371,13 @@ def test_workers_are_pinged_and_shown_once_a_second(bench: Pooled) -> None:
         heard.append([len([frame for frame in one.heard() if frame == PingFrame()]) for one in workers])
     assert heard == [[1, 1], [0, 0], [1, 1], [0, 0], [1, 1]]
     assert [one["pid"] for one in bench.pool.summaries] == [one.handle.pid for one in workers]
-    assert bench.pool.summaries[0] == {"pid": workers[0].handle.pid, "busy": 0, "slots": 2, "memory": 0, "state": "ready"}
+    assert bench.pool.summaries[0] == {
+        "pid": workers[0].handle.pid,
+        "busy": 0,
+        "slots": 2,
+        "memory": 0,
+        "state": "ready",
+    }
 
 
 def test_not_more_workers_are_shown_than_fit(make: Callable[..., Pooled]) -> None:

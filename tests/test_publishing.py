@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dlpool import errors
+from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job
-from dlpool.transfer.place import FileOutput
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.target.file.output import FileOutput
 from tests.conftest import Fetcher, make_data
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT, run
@@ -104,13 +104,15 @@ def test_renamed_names_near_the_limit_stay_within_it(serve: Serve, fetch: Fetche
 
 
 def test_no_state_is_committed_beside_the_part_file_of_another(tmp_path: Path) -> None:
-    from dlpool.transfer.board import ChunkSnapshot
     from dlpool.transfer.chunks import Chunk
+    from dlpool.transfer.scheduler import ChunkSnapshot
 
     job = Job("http://h/f", tmp_path / "f")
 
     def place() -> FileOutput:
-        return FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
+        return FileOutput(
+            job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None
+        )
 
     first = place()
     first.enable_checkpoints(RemoteResource(size=100, etag='"v"'))

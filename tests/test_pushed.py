@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlpool.errors import UsageError
+from dlpool.jobs.client_records import failure_record, rfc3339, success_record
 from dlpool.jobs.keys import PRIORITIES, QueueKeys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, BadJob, Malformed, PushedJob, compose_job, parse_time, parse_priority
-from dlpool.jobs.records import failure_record, rfc3339, success_record
+from dlpool.jobs.pushed_job import MAX_JOB_BYTES, BadJob, Malformed, PushedJob, compose_job, parse_priority, parse_time
 from dlpool.transfer.job import Checksum
 
 URL = "http://host/file"

@@ -19,8 +19,8 @@ import pytest
 import dlpool.scan.quarantine
 from dlpool.cli.main import main
 from dlpool.errors import Infected, NotFound, TargetExists
-from dlpool.scan.quarantine import ENTRY_BYTES, STALE_S, ScanFinding, QuarantinedFile, Quarantine
-from dlpool.scan.suspect import ScannedFile
+from dlpool.scan.quarantine import ENTRY_BYTES, STALE_S, Quarantine, QuarantinedFile, ScanFinding
+from dlpool.scan.scannedfile import ScannedFile
 from tests.clamd import guard
 from tests.fakes import Events
 

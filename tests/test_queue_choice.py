@@ -10,8 +10,8 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueRefused
 from dlpool.jobs.connection import AUTO, EMBEDDED
-from dlpool.service.node import queueserver
-from dlpool.service.node.queueserver import RedisServer
+from dlpool.service.node import redis_server
+from dlpool.service.node.redis_server import RedisServer
 from tests.fakes import Lines
 
 ADDRESS = "127.0.0.1:6379"
@@ -42,9 +42,9 @@ class World:
         self.asked: list[str] = []
         self.closed = 0
         for name in ("is_redis", "is_held", "holds_data"):
-            monkeypatch.setattr(queueserver, name, lambda _, name=name: self._said(name))
-        monkeypatch.setattr(queueserver, "connect", self._connect)
-        monkeypatch.setattr(queueserver, "EmbeddedRedis", self)
+            monkeypatch.setattr(redis_server, name, lambda _, name=name: self._said(name))
+        monkeypatch.setattr(redis_server, "connect", self._connect)
+        monkeypatch.setattr(redis_server, "EmbeddedRedis", self)
 
     def _said(self, name: str) -> bool:
         value = getattr(self, name)

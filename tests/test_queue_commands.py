@@ -22,9 +22,9 @@ from dlpool.cli import queue_commands
 from dlpool.cli.main import main
 from dlpool.cli.push import blocks_of_lines
 from dlpool.cli.queue_options import queue_settings
-from dlpool.jobs import listing
+from dlpool.jobs import job_listing
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests.conftest import free_port
 from tests.processes import ROOT, Ended, finish, run, start
@@ -112,7 +112,7 @@ def test_help_imports_no_library() -> None:
 
 
 def test_the_states_that_help_names_are_those_that_are_listed() -> None:
-    assert set(queue_commands.STATES) == set(listing.STATES)
+    assert set(queue_commands.STATES) == set(job_listing.STATES)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from dlpool.errors import UsageError
-from dlpool.jobs import listing
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.events import EventReader, EventWriter
-from dlpool.jobs.failures import FailureRecords
+from dlpool.jobs import job_listing
+from dlpool.jobs.event_stream import EventReader, EventWriter
+from dlpool.jobs.failure_records import FailureRecords
 from dlpool.jobs.history import QueueHistory
-from dlpool.jobs.hostslots import HostLimit, HostSlots
-from dlpool.jobs.pushed import compose_job
-from dlpool.jobs.steering import LOOK_TTL_MS, QueueAdmin
+from dlpool.jobs.host_slots import HostLimit, HostSlots
+from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.pushed_job import compose_job
+from dlpool.jobs.queue_admin import LOOK_TTL_MS, QueueAdmin
+from dlpool.jobs.queue_views import DAY_S
 from dlpool.jobs.transitions import FinishRequest, Transitions
-from dlpool.jobs.views import DAY_S
 from tests.redis_server import RedisServer
 from tests.test_listing import ended, read
 from tests.test_views import INFO, LEASE_S, Queue
@@ -44,7 +44,7 @@ def test_jobs_of_one_moment_are_read_page_by_page_in_however_many_looks(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, limit: int, at_once: int
 ) -> None:
     """Thousands may wait for the same time."""
-    monkeypatch.setattr(listing, "AT_ONCE", at_once)
+    monkeypatch.setattr(job_listing, "AT_ONCE", at_once)
     names = [f"j{number}" for number in range(9)]
     for key, state in ((queue.keys.dead, "failed"), (queue.keys.paused, "paused")):
         for name in names:
@@ -187,7 +187,10 @@ def test_supervisors_that_fell_silent_are_told_with_when_they_were_heard_of(queu
 
 def test_failure_records_are_counted_only_on_demand(queue: Queue) -> None:
     queue.client.hset(queue.keys.failed, mapping={"a": "1", "b": "2"})
-    assert (queue.views.stats().failure_records, queue.views.stats(with_failure_records=False).failure_records) == (2, 0)
+    assert (queue.views.stats().failure_records, queue.views.stats(with_failure_records=False).failure_records) == (
+        2,
+        0,
+    )
 
 
 # --- failure records ---

@@ -21,9 +21,9 @@ from dlpool.cli.supervisor import StartPrinter
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway
 from dlpool.jobs.connection import AUTO, connect, translated
-from dlpool.jobs.embedded import socket_path
+from dlpool.jobs.embedded_socket import socket_path
 from dlpool.kinds import parse_loopback
-from dlpool.service.node.redisserver import EmbeddedRedis
+from dlpool.service.node.embedded_redis import EmbeddedRedis
 from tests import processes
 from tests.conftest import free_port, wait_until
 from tests.fleet import Client, Supervisor

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.config import TransferSettings
-from dlpool.service.dealing import shares_of
+from dlpool.service.scheduling import shares_of
 from dlpool.service.wire.frames import JobFrame
-from dlpool.service.worker.run import settings_for_job
+from dlpool.service.worker.job_run import settings_for_job
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.origin import File

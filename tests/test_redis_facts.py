@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.jobs.connection import connect
-from dlpool.jobs.facts import check_server, master_of_replica, incompatibility, warnings
+from dlpool.jobs.server_check import check_server, incompatibility, master_of_replica, warnings
 from tests import processes
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin

@@ -10,9 +10,9 @@ import pytest
 
 from dlpool.errors import QueueAway
 from dlpool.jobs import transitions
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.records import failure_record
+from dlpool.jobs.client_records import failure_record
+from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import JobLease, Transitions
 from tests.redis_server import RedisServer
 from tests.test_transitions import Queue

@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 
 from dlpool.errors import QueueAway, QueueError
-from dlpool.jobs.embedded import embedded_dir
-from dlpool.service.node import redisserver
+from dlpool.jobs.embedded_socket import embedded_dir
+from dlpool.service.node import embedded_redis
+from dlpool.service.node.embedded_redis import (
+    EmbeddedRedis,
+    has_data,
+    is_address_free,
+    is_server_running,
+    server_arguments,
+)
 from dlpool.service.node.locks import POLL_S, lock_within, open_lock
-from dlpool.service.node.redisserver import EmbeddedRedis, server_arguments, has_data, is_address_free, is_server_running
 from tests.fakes import Clock
 
 LISTEN = "127.0.0.1:7000"
@@ -47,7 +53,7 @@ def test_its_settings_are_on_its_command_line(listen: str, host: str, port: str)
         "--daemonize": "no",
         "--supervised": "no",
     }
-    assert given[26:] == (["--user", *redisserver.CLIENT_RIGHTS.split()] if listen else [])
+    assert given[26:] == (["--user", *embedded_redis.CLIENT_RIGHTS.split()] if listen else [])
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
@@ -66,7 +72,7 @@ def test_an_address_at_which_a_program_listens_is_not_free(family: int, host: st
 def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
     assert not is_server_running(tmp_path)
     embedded_dir(tmp_path).mkdir(parents=True)
-    lock = open_lock(embedded_dir(tmp_path) / redisserver.LOCK)
+    lock = open_lock(embedded_dir(tmp_path) / embedded_redis.LOCK)
     before = len(os.listdir("/proc/self/fd"))
     try:
         assert not is_server_running(tmp_path)
@@ -119,8 +125,8 @@ def test_the_last_words_of_a_server(text: str, start: int, words: str, tmp_path:
 @pytest.mark.parametrize("more", [0, 1])
 def test_of_a_long_log_the_end_is_read(more: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("x" * 100 + "y" * (redisserver.MAX_LOG_TAIL + more))
-    assert server_of(log, code=7)._last_words() == "y" * redisserver.MAX_LOG_TAIL
+    log.write_text("x" * 100 + "y" * (embedded_redis.MAX_LOG_TAIL + more))
+    assert server_of(log, code=7)._last_words() == "y" * embedded_redis.MAX_LOG_TAIL
 
 
 @pytest.mark.parametrize(
@@ -132,8 +138,8 @@ def test_a_start_waits_until_the_server_answers(
 ) -> None:
     clock, said = Clock(), iter(answers)
     began = clock.now
-    monkeypatch.setattr(redisserver, "time", clock)
-    monkeypatch.setattr(redisserver, "_ask", lambda _socket: next(said))
+    monkeypatch.setattr(embedded_redis, "time", clock)
+    monkeypatch.setattr(embedded_redis, "_ask", lambda _socket: next(said))
     server_of(tmp_path / "log")._wait_until_ready(tmp_path / "s", 0.1)
     assert clock.now - began == pytest.approx(waited_s)
 
@@ -141,8 +147,8 @@ def test_a_start_waits_until_the_server_answers(
 def test_a_start_gives_up_after_the_servers_silence_or_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     began = clock.now
-    monkeypatch.setattr(redisserver, "time", clock)
-    monkeypatch.setattr(redisserver, "_ask", lambda _socket: "silent")
+    monkeypatch.setattr(embedded_redis, "time", clock)
+    monkeypatch.setattr(embedded_redis, "_ask", lambda _socket: "silent")
     (tmp_path / "log").write_text("odd\n")
     with pytest.raises(QueueAway, match=r"did not answer for 1 s \(its log: /.*/log\)$"):
         server_of(tmp_path / "log")._wait_until_ready(tmp_path / "s", 1.0)
@@ -190,8 +196,8 @@ def test_a_start_without_its_address_only_where_another_program_took_it(
             assert timeout_s == 1.0
             ended.append(self.listen)
 
-    monkeypatch.setattr(redisserver, "find_server", lambda: "/program")
-    monkeypatch.setattr(redisserver, "is_free", lambda _address: next(asked))
+    monkeypatch.setattr(embedded_redis, "find_server", lambda: "/program")
+    monkeypatch.setattr(embedded_redis, "is_free", lambda _address: next(asked))
     if error is not None and len(starts) == 1:
         with pytest.raises(type(error)):
             Fake.start(tmp_path, 1.0, listen)

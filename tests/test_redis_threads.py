@@ -14,40 +14,40 @@ from typing import Any
 import pytest
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused, QueueUnusable
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import BLOCK_S
-from dlpool.jobs.facts import ServerWarning
 from dlpool.jobs.history import SAMPLE_S
-from dlpool.jobs.hostslots import HostLimit, SlotReply
+from dlpool.jobs.host_slots import HostLimit, SlotReply
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.outbox import Delivery
-from dlpool.jobs.records import ClientRecord
-from dlpool.jobs.transitions import HeartbeatResult, ClaimResult, FinishRequest, RecoveryResult, JobLease
-from dlpool.service.ledger import InFlightJob, InFlightTable
+from dlpool.jobs.server_check import ServerWarning
+from dlpool.jobs.transitions import ClaimResult, FinishRequest, HeartbeatResult, JobLease, RecoveryResult
+from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue import claiming as fetching
 from dlpool.service.queue import heartbeat as beating
-from dlpool.service.queue import link as link_module
 from dlpool.service.queue import recording
+from dlpool.service.queue import redis_state as link_module
 from dlpool.service.queue.claiming import JobClaimer
 from dlpool.service.queue.heartbeat import Heartbeat
-from dlpool.service.queue.link import Backoff, RedisState, CallSpacing
 from dlpool.service.queue.messages import (
-    StopRequested,
-    JobsClaimed,
-    HostHeld,
-    LeaseLost,
-    HostSlotDecided,
-    ResultRecorded,
     FenceChecked,
-    StaleFilesFound,
-    JobsTakenBack,
-    WaitingHosts,
+    HostHeld,
+    HostSlotDecided,
     HostSlotRequest,
+    JobsClaimed,
+    JobsTakenBack,
+    LeaseLost,
+    ResultRecorded,
+    StaleFilesFound,
+    StopRequested,
+    WaitingHosts,
 )
 from dlpool.service.queue.recording import AT_ONCE, ResultRecorder, finish_jobs
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import AT_ONCE as SWEPT_AT_ONCE
 from dlpool.service.queue.sweeping import StaleFileSweeper
-from dlpool.service.trail import CleanupJournal
 from dlpool.service.wire.frames import CleanupEntry
 from tests.bench import job_of
 from tests.fakes import Clock, Lines
@@ -451,7 +451,10 @@ def spooled(desk: Desk) -> list[str]:
 
 def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     recorder = desk.recorder()
-    desk.redis.answers |= {"beat": HeartbeatResult(0, ("OK", "LOST", "cancel")), "finish": lambda _sid, ends: ["OK"] * len(ends)}
+    desk.redis.answers |= {
+        "beat": HeartbeatResult(0, ("OK", "LOST", "cancel")),
+        "finish": lambda _sid, ends: ["OK"] * len(ends),
+    }
     wish = HostSlotRequest(JobLease("w", 1), HostLimit("host", 1), has_start_token=True)
     ends = [end("a", host="host"), end("b", "park", host="host"), end("c")]
     recorder.record(ends[0])
@@ -536,7 +539,11 @@ def test_ends_that_cannot_be_told_are_spooled_and_told_later(desk: Desk, monkeyp
     recorder.serve()
     assert kept == [[], ["a.1.json"], ["a.1.json"]] and spooled(desk) == []
     assert waits == ["wait", "wait", "reset"] and desk.failed == ["away", "refused"]
-    assert desk.posted == [FenceChecked("x.1", True), ResultRecorded(end("a"), "OK"), ResultRecorded(end("b", "retry"), "OK")]
+    assert desk.posted == [
+        FenceChecked("x.1", True),
+        ResultRecorded(end("a"), "OK"),
+        ResultRecorded(end("b", "retry"), "OK"),
+    ]
 
 
 def test_what_is_in_line_at_the_end_is_spooled(desk: Desk) -> None:
@@ -647,7 +654,12 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
     named = [(JobLease(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]
     assert desk.redis.called("beat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
     assert desk.slots == [("keep", [("host", "0")], LEASE_S)]
-    assert desk.posted == [HostHeld("h", 9.0), LeaseLost("3.1"), StopRequested("4.1", "cancel"), StopRequested("5.1", "pause")]
+    assert desk.posted == [
+        HostHeld("h", 9.0),
+        LeaseLost("3.1"),
+        StopRequested("4.1", "cancel"),
+        StopRequested("5.1", "pause"),
+    ]
     assert desk.link.registered.is_set() and desk.fetched == []
 
 

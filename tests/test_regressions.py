@@ -197,7 +197,7 @@ def test_parts_of_no_use_count_as_attempts(how: str, serve: Serve, fetch: Fetche
 def test_connections_that_all_stall_do_not_excuse_each_other(
     serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlpool.transfer.board.RECENT_S", 0.5)
+    monkeypatch.setattr("dlpool.transfer.scheduler.RECENT_S", 0.5)
 
     def handle(request: Request, connection: Connection) -> None:
         span = request.range
@@ -383,7 +383,7 @@ def lose_the_network(monkeypatch: pytest.MonkeyPatch, lost: threading.Event) -> 
 def test_a_network_that_goes_away_uses_up_no_attempts_but_is_not_waited_for_without_end(
     comes_back: bool, serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlpool.transfer.lane.NETWORK_POLL_S", 0.1)
+    monkeypatch.setattr("dlpool.transfer.worker.NETWORK_POLL_S", 0.1)
     lost = threading.Event()
     lose_the_network(monkeypatch, lost)
     file, begun = File(DATA), threading.Event()

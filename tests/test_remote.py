@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from dlpool.transfer.remote import RemoteResource, ValidatorMatch
+from dlpool.transfer.http.remote_resource import RemoteResource, ValidatorMatch
 
 MODIFIED = "Mon, 06 May 2024 07:08:09 GMT"
 LATER = "Mon, 06 May 2024 07:08:10 GMT"
@@ -103,7 +103,10 @@ def test_if_range_holds_a_strong_validator_or_is_not_sent(resource: RemoteResour
         (RemoteResource(last_modified=f"{MODIFIED}, {MODIFIED}", date=SETTLED), False),
         (RemoteResource(last_modified="Mon, 06 May 2024 07:08:09", date=SETTLED), False),
         (RemoteResource(last_modified="2024-05-06T07:08:09Z", date=SETTLED), False),
-        *[(RemoteResource(last_modified=text, date=SETTLED), False) for text in ("", "0", "-1", "GMT", "yesterday", "None")],
+        *[
+            (RemoteResource(last_modified=text, date=SETTLED), False)
+            for text in ("", "0", "-1", "GMT", "yesterday", "None")
+        ],
         (RemoteResource(etag='W/"abc"'), False),
         (RemoteResource(etag="abc"), False),
         (RemoteResource(size=17), False),
@@ -161,7 +164,11 @@ def test_a_strong_etag_or_a_settled_date_tells_versions_apart(resource: RemoteRe
         (RemoteResource(5, digest=("md5", "1")), RemoteResource(5, digest=("sha256", "2")), SAME),
         (RemoteResource(5, '"a"', digest=("md5", "1")), RemoteResource(5, digest=("md5", "1")), SAME),
         (RemoteResource(5, '"a"', digest=("md5", "1")), RemoteResource(5, '"b"', digest=("md5", "1")), CHANGED),
-        (RemoteResource(5, None, MODIFIED, digest=("md5", "1")), RemoteResource(5, None, LATER, digest=("md5", "1")), CHANGED),
+        (
+            RemoteResource(5, None, MODIFIED, digest=("md5", "1")),
+            RemoteResource(5, None, LATER, digest=("md5", "1")),
+            CHANGED,
+        ),
         # else a weak tag with the size
         (RemoteResource(5, 'W/"a"'), RemoteResource(5, 'W/"a"'), SAME),
         (RemoteResource(5, 'W/"a"'), RemoteResource(5, 'W/"b"'), CHANGED),
@@ -270,8 +277,16 @@ def test_a_digest_of_the_file_proves() -> None:
         (RemoteResource(5, 'W/"a"'), RemoteResource(5, '"a"'), RemoteResource(5, '"a"')),
         (RemoteResource(5, '"a"'), RemoteResource(5, 'W/"a"'), RemoteResource(5, '"a"')),
         (RemoteResource(5, 'W/"a"'), RemoteResource(5), RemoteResource(5, 'W/"a"')),
-        (RemoteResource(5, None, None, LATER), RemoteResource(5, None, MODIFIED, SETTLED), RemoteResource(5, None, MODIFIED, SETTLED)),
-        (RemoteResource(5, None, MODIFIED, LATER), RemoteResource(5, None, MODIFIED, None), RemoteResource(5, None, MODIFIED, LATER)),
+        (
+            RemoteResource(5, None, None, LATER),
+            RemoteResource(5, None, MODIFIED, SETTLED),
+            RemoteResource(5, None, MODIFIED, SETTLED),
+        ),
+        (
+            RemoteResource(5, None, MODIFIED, LATER),
+            RemoteResource(5, None, MODIFIED, None),
+            RemoteResource(5, None, MODIFIED, LATER),
+        ),
         (
             RemoteResource(5, date=LATER, host="b"),
             RemoteResource(5, content_type="a/b", digest=("md5", "1"), host="a"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.transfer.response import (
+from dlpool.transfer.http.response import (
     MAX_FIELDS,
     MAX_HEADER_BYTES,
     MAX_INFORMATIONAL,

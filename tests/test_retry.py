@@ -98,7 +98,9 @@ def test_the_longer_row_of_failures_sets_the_rest(attempts: int, misses: int, de
 
 @pytest.mark.parametrize(("progress", "delay_s"), [(0, 2.0), (WORTHWHILE - 1, 2.0), (WORTHWHILE, 0.0)])
 def test_what_brought_bytes_goes_on_at_once(progress: int, delay_s: float) -> None:
-    assert POLICY.next_delay(ShortBody("short"), FailureCount(2, progress), misses=0, chance=1.0) == RetryDelay(delay_s, 0.0)
+    assert POLICY.next_delay(ShortBody("short"), FailureCount(2, progress), misses=0, chance=1.0) == RetryDelay(
+        delay_s, 0.0
+    )
 
 
 def test_what_was_merely_slow_goes_on_at_once() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dlpool.errors import RetryRange, WaitTooLong
-from dlpool.transfer.answer import error_for_status, requested_wait_s
-from dlpool.transfer.limits import HostHolds
+from dlpool.transfer.http.answer import error_for_status, requested_wait_s
+from dlpool.transfer.http.limits import HostHolds
 from tests.conftest import Fetcher
 from tests.handlers import DATA, Serve, check_file
 from tests.origin import Connection, File, Request

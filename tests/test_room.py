@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dlpool.disk import Space
 from dlpool.errors import Cancelled, DlpoolError, NoRoom, PolicyRefused, TooLarge
-from dlpool.service.node.disks import STREAM_LIMIT, NodeSpaceRules
+from dlpool.service.node.disk_rules import STREAM_LIMIT, NodeSpaceRules
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.job import Job
-from dlpool.transfer.room import MIN_AHEAD, MAX_AHEAD, SPACE_RESERVE, WriteBudget, SpaceRules
+from dlpool.transfer.space_rules import MAX_AHEAD, MIN_AHEAD, SPACE_RESERVE, SpaceRules, WriteBudget
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, Fetcher, make_data, wait_until
 from tests.disks import needs_root, tmpfs

@@ -14,12 +14,12 @@ import pytest
 
 from dlpool import disk, errors
 from dlpool.config import TransferSettings
-from dlpool.transfer.board import ChunkSnapshot
-from dlpool.transfer.place import FileOutput
-from dlpool.transfer.round import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, Checkpoint, TransferAttempt
-from dlpool.transfer.state import StateFile
+from dlpool.transfer.attempt import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, Checkpoint, TransferAttempt
+from dlpool.transfer.scheduler import ChunkSnapshot
+from dlpool.transfer.speed_monitor import SpeedMonitor
+from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.state import StateFile
 from dlpool.transfer.transfer import Transfer
-from dlpool.transfer.watch import SpeedMonitor
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.origin import Connection, File, Origin, Request
 
@@ -71,7 +71,9 @@ class Turning:
         context = SimpleNamespace(
             clock=lambda: self.now, board=self.board, settings=TransferSettings(), client=None, source=None
         )
-        self.round = TransferAttempt(cast(Any, context), None, cast(Any, None), deadline=None, is_single=False, delay_s=0.0)
+        self.round = TransferAttempt(
+            cast(Any, context), None, cast(Any, None), deadline=None, is_single=False, delay_s=0.0
+        )
         place = SimpleNamespace(checkpoint=self._commit)
         self.plan = cast(Any, SimpleNamespace(place=place, has_ranges=True))
 
@@ -341,7 +343,7 @@ def test_nobody_writes_after_the_end(
     serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that is in flight when the download is stopped is waited for before its state is committed."""
-    from dlpool.transfer.partfile import PartWriter
+    from dlpool.transfer.target.file.partfile import PartWriter
 
     order: list[str] = []
     began, real_write, real_checkpoint = threading.Event(), PartWriter.write, FileOutput.checkpoint

@@ -18,7 +18,7 @@ from redis.connection import Connection
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from dlpool.jobs.routes import (
+from dlpool.jobs.connection_routing import (
     ANSWER_S,
     AutoConnection,
     ClusterRoute,

@@ -21,9 +21,9 @@ from dlpool.scan.clamd import ClamdScanner
 from dlpool.scan.command import CommandScanner, result_of
 from dlpool.scan.deadline import ScanDeadline
 from dlpool.scan.guard import open_guard
-from dlpool.scan.quarantine import ScanFinding, Quarantine
-from dlpool.scan.suspect import ScannedFile
-from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, UNAVAILABLE, ScanResult, read_answer
+from dlpool.scan.quarantine import Quarantine, ScanFinding
+from dlpool.scan.result import CLEAN, INFECTED, TOO_LARGE, UNAVAILABLE, ScanResult, read_answer
+from dlpool.scan.scannedfile import ScannedFile
 from tests.clamd import CUSTOM, EICAR, FILE_MAX, MIB, STREAM_MAX, Talk, clamd, guard, played
 
 SMALL = b"some bytes"

@@ -18,15 +18,16 @@ from dlpool.cli.main import main
 from dlpool.config import TransferSettings
 from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import Cancelled, DlpoolError, Infected, NotScanned, ScannerAway
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.scan.guard import Guard
-from dlpool.scan.quarantine import QuarantinedFile, Quarantine
+from dlpool.scan.quarantine import Quarantine, QuarantinedFile
 from dlpool.service.wire.frames import JobFrame
-from dlpool.service.worker.run import settings_for_job
+from dlpool.service.worker.job_run import settings_for_job
+from dlpool.storage import executables
+from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, UploadEvent, UploadScanner
+from dlpool.storage.executables import executable_types
 from dlpool.transfer.job import Job
 from dlpool.transfer.transfer import Transfer
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, UploadScanner, UploadEvent, DiskBackend, executables
-from dlpool.web.store.executables import executable_types
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
 from tests.conftest import FAST, Fetcher, make_data, wait_until
 from tests.desk import desk_of, running

@@ -24,19 +24,19 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dlpool.config import Settings, WebSettings
-from dlpool.config.door import check_web_access
 from dlpool.config.keysfile import parse_keys, read_keys
-from dlpool.config.owned import owned_paths
+from dlpool.config.owned_paths import owned_paths
 from dlpool.config.scopes import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPLOAD
+from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError
+from dlpool.storage.errors import UploadError
 from dlpool.web.app import make_app
 from dlpool.web.auth import Authenticator
-from dlpool.web.gate import required_scopes
 from dlpool.web.keyring import KeyRing
+from dlpool.web.middleware import required_scopes
 from dlpool.web.operations import BASE, OPERATIONS
-from dlpool.web.parts import WebServices
-from dlpool.web.refusal import UploadError
 from dlpool.web.tokens import MAX_TOKEN
+from dlpool.web.wiring import WebServices
 from tests.conftest import wait_until
 from tests.fakes import Lines
 from tests.processes import run

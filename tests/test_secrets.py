@@ -11,18 +11,18 @@ import pytest
 
 from dlpool.config import HookSettings, LoggingSettings, ScanSettings, Settings
 from dlpool.errors import ConfigurationError, UsageError
-from dlpool.jobs.failures import FailureRecord
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.failure_records import FailureRecord
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import ClaimedJob, JobLease
-from dlpool.observe.values import to_json, safe_text
+from dlpool.observe.values import safe_text, to_json
 from dlpool.redaction import is_secret, split_user_info, without_password, without_secrets
 from dlpool.service.hooks.archiving import check_archive_command
-from dlpool.service.hooks.hooks import HookCall, HookRunner, check_hooks
-from dlpool.service.ledger import InFlightJob, cleanup_entry
+from dlpool.service.hooks.runner import HookCall, HookRunner, check_hooks
+from dlpool.service.inflight import InFlightJob, cleanup_entry
+from dlpool.service.journal import CleanupJournal
 from dlpool.service.service import shown_settings
-from dlpool.service.trail import CleanupJournal
-from dlpool.transfer.state import url_digest
-from dlpool.transfer.urls import display_url, split_credentials
+from dlpool.transfer.http.urls import display_url, split_credentials
+from dlpool.transfer.target.state import url_digest
 
 SECRET = "s3cr3t"
 FIELDS = [

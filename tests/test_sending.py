@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer import connection
-from dlpool.transfer.connection import TargetedHeaders, pool_classes
-from dlpool.transfer.exchange import OutgoingBody, Exchange, ExchangeStats
-from dlpool.transfer.idle import IdleCloser
-from dlpool.transfer.policy import ANY_NETWORK, NetworkPolicy
+from dlpool.transfer.http import connection
+from dlpool.transfer.http.connection import TargetedHeaders, pool_classes
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats, OutgoingBody
+from dlpool.transfer.http.idle_connections import IdleCloser
+from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
 from tests.fakes import Clock
 
 TIMEOUT_S = 30.0  # of the connection

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import redis
 
-from dlpool.jobs.embedded import socket_path
+from dlpool.jobs.embedded_socket import socket_path
 from tests import processes
 from tests.conftest import free_port
 from tests.fleet import Client, Supervisor

@@ -14,8 +14,8 @@ import pytest
 
 from dlpool.config import PathSettings, Settings
 from dlpool.errors import InternalError
-from dlpool.jobs.pushed import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
-from dlpool.service.cleaning import split_into_frames
+from dlpool.jobs.pushed_job import MAX_HEADERS, MAX_PATH, MAX_URL, PushedJob
+from dlpool.service.cleanup import split_into_frames
 from dlpool.service.node.node import Node
 from dlpool.service.service import serve
 from dlpool.service.wire.frames import CleanFrame, CleanupEntry, JobFrame, encode

@@ -11,7 +11,7 @@ import pytest
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueAway
 from dlpool.jobs.connection import connect
-from dlpool.jobs.pushed import PushedJob, compose_job
+from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from tests import processes
 from tests.fleet import Client, Supervisor, fleet

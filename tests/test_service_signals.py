@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlpool.transfer.state import SavedState
+from dlpool.transfer.target.state import SavedState
 from tests.conftest import make_data, wait_until
 from tests.desk import DATA, Desk, Gate, desk_of, running
 from tests.fleet import Client, Supervisor

@@ -17,10 +17,10 @@ import yaml
 
 from dlpool.cli.setup import files
 from dlpool.kinds import LOGGERS
-from dlpool.observe.chain import MAX_LINE
 from dlpool.observe.log import LOG_NAME
+from dlpool.observe.processors import MAX_LINE
 from dlpool.observe.rotation import rotated_name
-from dlpool.web.parts import LOG_FOLDER
+from dlpool.web.wiring import LOG_FOLDER
 from tests.log_docs import EVENTS, FIELDS
 from tests.processes import ROOT
 from tests.test_log_files import make_log

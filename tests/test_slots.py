@@ -12,7 +12,7 @@ import pytest
 
 from dlpool.config import LoggingSettings, SupervisorSettings
 from dlpool.observe.log import Log
-from dlpool.service.hostjobs import STEP_S, WHILE_S, HostConcurrency
+from dlpool.service.host_concurrency import STEP_S, WHILE_S, HostConcurrency
 from dlpool.service.slots import START, TEMPO, SlotLimit, is_refusal
 from dlpool.service.wire.frames import EndedFrame
 from tests.conftest import make_data, sha256, wait_until

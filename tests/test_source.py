@@ -14,12 +14,12 @@ import requests
 
 from dlpool import errors
 from dlpool.config import NetworkSettings
-from dlpool.transfer import source as sources
-from dlpool.transfer.answer import ByteRange
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
-from dlpool.transfer.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, may_be_expired
+from dlpool.transfer.http import source as sources
+from dlpool.transfer.http.answer import ByteRange
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
+from dlpool.transfer.http.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, may_be_expired
 from tests.fakes import Clock
 from tests.origin import Connection, Origin, Request
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.service.ledger import InFlightJob, InFlightTable
-from dlpool.service.node import space
-from dlpool.service.node.disks import GIB
-from dlpool.service.node.space import RELIEF, FileSystemSpace, DiskGuard, nearest_folder
+from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.node import disk_guard
+from dlpool.service.node.disk_guard import RELIEF, DiskGuard, FileSystemSpace, nearest_folder
+from dlpool.service.node.disk_rules import GIB
 from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import Desk, Gate, desk_of, running
@@ -57,7 +57,12 @@ def test_what_running_jobs_will_take_is_not_free_and_a_little_more_ends_it(
 
 def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert nearest_folder(f"{tmp_path}/a/b/c") == nearest_folder(f"{tmp_path}/file") == nearest_folder(str(tmp_path)) == str(tmp_path)
+    assert (
+        nearest_folder(f"{tmp_path}/a/b/c")
+        == nearest_folder(f"{tmp_path}/file")
+        == nearest_folder(str(tmp_path))
+        == str(tmp_path)
+    )
     assert nearest_folder("no\0path/a") in (".", "/")
 
 
@@ -70,7 +75,7 @@ class Guarded:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.free = folder, 200
         settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
-        patch.setattr("dlpool.service.node.space._room", self._room)
+        patch.setattr("dlpool.service.node.disk_guard._room", self._room)
         self.ledger, self.lines, self.told = InFlightTable(), Lines(), 0
         log: Any = self.lines
         self.guard = DiskGuard(settings, self.ledger, log, self._tell)
@@ -143,7 +148,7 @@ def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
     def refuse(_paths: PathSettings, **_owned: object) -> None:
         raise LocalFault("gone")
 
-    monkeypatch.setattr("dlpool.service.node.space.Confinement", refuse)
+    monkeypatch.setattr("dlpool.service.node.disk_guard.Confinement", refuse)
     assert watched.look(0) == (False, 0, [])
 
 
@@ -155,8 +160,8 @@ def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DiskGuard, C
     """A guard of a folder, its time, and what small writes there answer, the last one of it for good."""
     clock, answers = Clock(), [True]
     settings = Settings(paths=PathSettings(download_dir=str(tmp_path / "out")))
-    monkeypatch.setattr(space, "time", clock)
-    monkeypatch.setattr(space, "can_write", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
+    monkeypatch.setattr(disk_guard, "time", clock)
+    monkeypatch.setattr(disk_guard, "can_write", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
     logger: Any = Lines()
     return DiskGuard(settings, InFlightTable(), logger, lambda: None), clock, answers
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpool.transfer.answer import ByteRange
 from dlpool.transfer.chunks import Chunk, plan_chunks
-from dlpool.transfer.remote import RemoteResource
-from dlpool.transfer.state import (
+from dlpool.transfer.http.answer import ByteRange
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.target.state import (
     PublishRecord,
     SavedChunk,
     SavedState,
@@ -316,7 +316,9 @@ def test_a_plan_from_a_state_holds_what_the_state_says(state: SavedState) -> Non
     assert chunk_map.written() == sum(chunk.position - chunk.start for chunk in state.chunks)
     again = state.with_chunks(chunk_map.chunks, "now", None)
     check_invariants(again)
-    assert sum(end - start for start, end in again.missing_spans) == sum(end - start for start, end in state.missing_spans)
+    assert sum(end - start for start, end in again.missing_spans) == sum(
+        end - start for start, end in state.missing_spans
+    )
 
 
 def test_positions_are_saved_and_claims_are_not() -> None:

@@ -12,11 +12,20 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, AppendSession, TusUploadRequest, UnlockRequested, DiskBackend, appending, growing
-from dlpool.web.store.appending import AlreadyComplete, AppendPosition, is_transient
-from dlpool.web.store.reception import StagedChunk
-from dlpool.web.store.task import TaskFolder
+from dlpool.storage.disk import (
+    FINAL,
+    PARTIAL,
+    AppendSession,
+    DiskBackend,
+    TusUploadRequest,
+    UnlockRequested,
+    append_session,
+    tus_uploads,
+)
+from dlpool.storage.disk.append_session import AlreadyComplete, AppendPosition, is_transient
+from dlpool.storage.disk.staged_chunk import StagedChunk
+from dlpool.storage.disk.task_folder import TaskFolder
+from dlpool.storage.errors import UploadError
 from tests.uploads import refused, state, store_in
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(6000)
@@ -150,7 +159,7 @@ def test_a_body_that_is_removed_while_it_is_taken_over_is_an_upload_that_is_gone
         path.unlink()
         return True
 
-    monkeypatch.setattr(appending, "_is_file", look)
+    monkeypatch.setattr(append_session, "_is_file", look)
     with refused(404, "no_such_task"):
         store.tus.recover(file_id, None)
 
@@ -226,7 +235,8 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
 
 
 @pytest.mark.parametrize(
-    ("error", "have"), [(UploadError(400, "cut", "cut"), 3), (UploadError(413, "long", "long"), 0), (ConnectionError(), 3)]
+    ("error", "have"),
+    [(UploadError(400, "cut", "cut"), 3), (UploadError(413, "long", "long"), 0), (ConnectionError(), 3)],
 )
 def test_what_was_received_before_an_error_counts_unless_it_is_too_long(
     store: DiskBackend, error: Exception, have: int
@@ -326,7 +336,7 @@ def test_the_first_chunk_needs_none_before_it(store: DiskBackend) -> None:
 
 
 def test_too_many_pieces_are_refused(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(appending, "MAX_CHUNKS", 2)
+    monkeypatch.setattr(append_session, "MAX_CHUNKS", 2)
     file_id = begin(store, 3)
     append(store, file_id, 0, b"a")
     append(store, file_id, 1, b"b")
@@ -436,7 +446,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[str
 
 def test_who_does_not_end_when_asked_keeps_the_upload(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other request waits, asks once, and does not spin."""
-    monkeypatch.setattr(growing, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(tus_uploads, "PATIENCE_S", 0.3)
     tries = calls_of(monkeypatch, TaskFolder, "hold_end")
     asked = calls_of(monkeypatch, TaskFolder, "ask_for_end")
     file_id = begin(store)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.store import DiskBackend, states
-from dlpool.web.store.chunkfile import TRAILER_SIZE
-from dlpool.web.store.content import detect_types
+from dlpool.storage import states
+from dlpool.storage.content_types import detect_types
+from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.chunk_file import TRAILER_SIZE
 from tests.disks import needs_root, tmpfs
 from tests.uploads import ID, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 

@@ -13,11 +13,11 @@ import pytest
 import requests
 
 from dlpool import disk
-from dlpool.web import ops
-from dlpool.web.store import room
-from dlpool.web.store.faults import upload_error_of as translated
-from dlpool.web.store.publishing import open_merge_output
-from dlpool.web.store.record import PendingPublish
+from dlpool.storage.disk import capacity
+from dlpool.storage.disk.merge_output import open_merge_output
+from dlpool.storage.disk.os_errors import upload_error_of as translated
+from dlpool.storage.disk.task_record import PendingPublish
+from dlpool.web import monitoring
 from tests.disks import exfat, needs_root, ramfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in
 from tests.web import WebServer
@@ -92,10 +92,10 @@ def test_a_file_system_that_does_not_answer_is_no_limit(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(os, "statvfs", fail)
-    assert room.capacity_of(str(tmp_path)) is None
-    room.check_capacity_for_task(store.settings, 2**60)
-    room.check_capacity_for_merge(store.settings, 2**60)
-    assert ops.disk_check(store.settings, [str(tmp_path)])["status"] == "healthy"
+    assert capacity.capacity_of(str(tmp_path)) is None
+    capacity.check_capacity_for_task(store.settings, 2**60)
+    capacity.check_capacity_for_merge(store.settings, 2**60)
+    assert monitoring.disk_check(store.settings, [str(tmp_path)])["status"] == "healthy"
 
 
 def test_a_published_file_is_known_by_its_content_where_numbers_change(tmp_path: Path) -> None:

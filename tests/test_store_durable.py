@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dlpool import disk
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend
-from dlpool.web.store.syncing import NO_SYNC, Durability
+from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.disk.durability import NO_SYNC, Durability
 from tests.test_store_appending import append, begin, folder_of
 from tests.uploads import ID, merge, refused, send, store_in
 
@@ -116,7 +116,7 @@ def test_a_published_file_that_a_killed_process_left_is_durable_before_its_chunk
     send(store, 0, b"one", total_chunks=1)
     folder = folder_of(store, ID)
     with monkeypatch.context() as patch:
-        patch.setattr("dlpool.web.store.merging._Merge._published", lambda *_arguments: killed())
+        patch.setattr("dlpool.storage.disk.merger._Merge._published", lambda *_arguments: killed())
         with pytest.raises(KeyboardInterrupt):
             merge(store, 1)
     taken(synced)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dlpool.disk import identity_of
-from dlpool.web.store import DiskBackend, room, states
-from dlpool.web.store.names import open_below
-from dlpool.web.store.publishing import open_merge_output
+from dlpool.storage import states
+from dlpool.storage.disk import DiskBackend, capacity
+from dlpool.storage.disk.merge_output import open_merge_output
+from dlpool.storage.names import open_below
 from tests.disks import needs_root, remount, tmpfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -98,7 +99,7 @@ def test_no_new_task_begins_on_a_disk_above_the_threshold(tmp_path: Path) -> Non
         store = store_in(folder, disk_warn=0.3, disk_refuse=0.5)
         send(store, 0, b"a" * 3 * MIB, total_chunks=2)
         (folder / "ballast").write_bytes(bytes(2 * MIB))
-        assert room.health_of(room.capacity_of(str(folder)), store.settings) == room.UNHEALTHY
+        assert capacity.health_of(capacity.capacity_of(str(folder)), store.settings) == capacity.UNHEALTHY
         with refused(507, "disk_full"):
             store.check_chunk(file_id="new", index=0, owner=None)
         with refused(507, "disk_full"):
@@ -113,7 +114,7 @@ def test_the_levels_of_a_disk(tmp_path: Path) -> None:
         settings = store_in(folder, disk_warn=0.3, disk_refuse=0.6).settings
         levels = []
         for _ in range(3):
-            levels.append(room.health_of(room.capacity_of(str(folder / "not" / "yet")), settings))
+            levels.append(capacity.health_of(capacity.capacity_of(str(folder / "not" / "yet")), settings))
             (folder / f"{len(levels)}").write_bytes(bytes(5 * MIB // 2))
         assert levels == ["healthy", "warning", "unhealthy"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, AppendSession, TusUploadRequest, UnlockRequested, DiskBackend
-from dlpool.web.store.appending import append_files
+from dlpool.storage.disk import FINAL, PARTIAL, AppendSession, DiskBackend, TusUploadRequest, UnlockRequested
+from dlpool.storage.disk.append_session import append_files
+from dlpool.storage.errors import UploadError
 from tests.disks import needs_root, tmpfs
 from tests.uploads import files_below, refused, state, store_in
 
@@ -176,9 +176,7 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     size = 101 if how == "too-long" else 20
     with (
         pytest.raises((UploadError, UnlockRequested, ZeroDivisionError)),
-        store.tus.append(
-            file_id, None, sent + (how == "wrong-offset"), size=size, is_checked=is_checked
-        ) as appending,
+        store.tus.append(file_id, None, sent + (how == "wrong-offset"), size=size, is_checked=is_checked) as appending,
     ):
         refuse(store, appending, how, file_id)
     assert open_below(tmp_path) == []

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import DiskBackend
-from dlpool.web.store.chunkfile import StoredChunk
-from dlpool.web.store.joining import ChunkAssembly
+from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.assembly import ChunkAssembly
+from dlpool.storage.disk.chunk_file import StoredChunk
+from dlpool.storage.errors import UploadError
 from tests.test_store_merging import DATA, WHOLE, fails
 from tests.uploads import md5, merge, refused, send_all, store_in, uploaded
 

@@ -12,13 +12,20 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.store import room, states
-from dlpool.web.store.chunkfile import TRAILER_SIZE, index_of
-from dlpool.web.store.content import check_content, check_extension, detect_types
-from dlpool.web.store.executables import HEAD_SIZE
-from dlpool.web.store.names import check_file_name, folder_name, split_folders
-from dlpool.web.store.record import TaskRecord
-from dlpool.web.store.room import VolumeCapacity, check_capacity_for_merge, check_capacity_for_task, health_of, capacity_of
+from dlpool.storage import states
+from dlpool.storage.content_types import check_content, check_extension, detect_types
+from dlpool.storage.disk import capacity
+from dlpool.storage.disk.capacity import (
+    VolumeCapacity,
+    capacity_of,
+    check_capacity_for_merge,
+    check_capacity_for_task,
+    health_of,
+)
+from dlpool.storage.disk.chunk_file import TRAILER_SIZE, index_of
+from dlpool.storage.disk.task_record import TaskRecord
+from dlpool.storage.executables import HEAD_SIZE
+from dlpool.storage.names import check_file_name, folder_name, split_folders
 from tests.disks import mounted_image, needs_root
 from tests.test_store_growing import open_below
 from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
@@ -220,7 +227,7 @@ def test_a_disk_is_at_a_level_from_its_threshold_on(
     settings = store_in(tmp_path, disk_warn=0.3, disk_refuse=0.6).settings
     full = VolumeCapacity("x", 100, 50, used)
     assert (health_of(full, settings), health_of(None, settings)) == (found, "healthy")
-    monkeypatch.setattr(room, "room_of", lambda _folder: full)
+    monkeypatch.setattr(capacity, "room_of", lambda _folder: full)
     if found == "unhealthy":
         with refused(507, "disk_full"):
             check_capacity_for_task(settings, -1)
@@ -267,8 +274,8 @@ def test_a_file_needs_room_for_its_chunks_and_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, is_one_disk: bool, fits: bool
 ) -> None:
     settings = store_in(tmp_path).settings
-    monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.1))
-    monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
+    monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.1))
+    monkeypatch.setattr(capacity, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         check_capacity_for_task(settings, size)
     else:
@@ -300,8 +307,8 @@ def test_a_file_needs_an_inode_for_each_chunk(
 ) -> None:
     store = store_in(tmp_path)
     files = {store.settings.upload_dir: upload, store.settings.merged_dir: merged}
-    monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, 1000, 0.1, files[folder]))
-    monkeypatch.setattr(room, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
+    monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, 1000, 0.1, files[folder]))
+    monkeypatch.setattr(capacity, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         send(store, 0, b"x", total_chunks=chunks)
     else:
@@ -331,7 +338,9 @@ def test_a_merge_needs_room_for_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
 ) -> None:
     settings = store_in(tmp_path).settings
-    monkeypatch.setattr(room, "room_of", lambda folder: None if free is None else VolumeCapacity(folder, 1000, free, 0.1))
+    monkeypatch.setattr(
+        capacity, "room_of", lambda folder: None if free is None else VolumeCapacity(folder, 1000, free, 0.1)
+    )
     if fits:
         check_capacity_for_merge(settings, 100)
     else:
@@ -344,7 +353,7 @@ def test_a_disk_without_figures_limits_nothing_and_the_other_one_does(
 ) -> None:
     settings = store_in(tmp_path).settings
     full = {settings.upload_dir: None, settings.merged_dir: VolumeCapacity("m", 100, 0, 1.0)}
-    monkeypatch.setattr(room, "room_of", lambda folder: full[folder])
+    monkeypatch.setattr(capacity, "room_of", lambda folder: full[folder])
     with refused(507, "disk_full"):
         check_capacity_for_task(settings, -1)
 

@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import TaskCounts, TusUploadRequest, DiskBackend, journal, layout, listing
-from dlpool.web.store.catalog import MAX_PAGE, TaskCatalog, make_cursor, read_cursor
-from dlpool.web.store.journal import ChangeLogReader, append_change
-from dlpool.web.store.layout import StoreLayout
-from dlpool.web.store.locks import try_lock, release
-from dlpool.web.store.names import folder_name, owner_folder_name
-from dlpool.web.store.record import load_record, save_record
-from dlpool.web.store.room import CHUNK_COUNT_STEP
-from dlpool.web.store.states import STATES
-from dlpool.web.store.summary import TaskReading, TaskSummary, read_task
-from dlpool.web.store.task import TaskFolder
+from dlpool.storage.disk import DiskBackend, TaskCounts, TusUploadRequest, change_log, layout, task_index
+from dlpool.storage.disk.capacity import CHUNK_COUNT_STEP
+from dlpool.storage.disk.catalog import MAX_PAGE, TaskCatalog, make_cursor, read_cursor
+from dlpool.storage.disk.change_log import ChangeLogReader, append_change
+from dlpool.storage.disk.file_locks import release, try_lock
+from dlpool.storage.disk.layout import StoreLayout
+from dlpool.storage.disk.task_folder import TaskFolder
+from dlpool.storage.disk.task_record import load_record, save_record
+from dlpool.storage.disk.task_summary import TaskReading, TaskSummary, read_task
+from dlpool.storage.errors import UploadError
+from dlpool.storage.names import folder_name, owner_folder_name
+from dlpool.storage.states import STATES
 from tests.conftest import wait_until
 from tests.listings import begin, make_tasks
 from tests.uploads import ID, md5, merge, refused, send, send_all, store_in
@@ -72,7 +72,7 @@ def test_lists_read_what_has_changed_and_not_what_was_asked_for(tmp_path: Path) 
 def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     is_reading, goes_on, scans = threading.Event(), threading.Event(), []
-    original = listing._stamped
+    original = task_index._stamped
 
     def slow(tasks: Path, *names: Any) -> Any:
         scans.append(time.monotonic())
@@ -80,8 +80,8 @@ def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytes
         assert goes_on.wait(10)
         return original(tasks, *names)
 
-    monkeypatch.setattr(listing, "_stamped", slow)
-    monkeypatch.setattr(listing, "WAITING", 100)
+    monkeypatch.setattr(task_index, "_stamped", slow)
+    monkeypatch.setattr(task_index, "WAITING", 100)
     with ThreadPoolExecutor(12) as pool:
         first = pool.submit(store.listing.rescan)
         assert is_reading.wait(10)
@@ -94,11 +94,11 @@ def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytes
 
 def test_few_threads_wait_for_long(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
-    monkeypatch.setattr(listing, "_stamped", lambda _tasks: {} if goes_on.wait(10) else None)
-    monkeypatch.setattr(listing, "SHORT_PATIENCE_S", 0.05)
+    monkeypatch.setattr(task_index, "_stamped", lambda _tasks: {} if goes_on.wait(10) else None)
+    monkeypatch.setattr(task_index, "SHORT_PATIENCE_S", 0.05)
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(store.listing.current) for _ in range(6)]
-        wait_until(lambda: store.listing._waiting == listing.WAITING and sum(one.done() for one in asked) == 1)
+        wait_until(lambda: store.listing._waiting == task_index.WAITING and sum(one.done() for one in asked) == 1)
         goes_on.set()
         failed = [one.exception() for one in asked if one.exception() is not None]
     [refusal] = failed
@@ -110,7 +110,7 @@ def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Pa
     send(store, 0, b"x")
     earlier = store.listing.current()
     other = store_in(tmp_path)
-    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
     assert None not in places
     with refused(503, "busy"):
         other.listing.current(patience_s=0.05)
@@ -124,19 +124,19 @@ def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Pa
 def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     free: list[int] = []
-    original = listing._stamped
+    original = task_index._stamped
 
     def probing(tasks: Path, *names: Any) -> Any:
-        places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+        places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
         free.append(sum(place is not None for place in places))
         for place in places:
             if place is not None:
                 release(place)
         return original(tasks, *names)
 
-    monkeypatch.setattr(listing, "_stamped", probing)
+    monkeypatch.setattr(task_index, "_stamped", probing)
     assert len(store.listing.rescan().summaries) == len(store.listing.rescan().summaries) == 1
-    assert free == [listing.SCANS - 1] * 2
+    assert free == [task_index.SCANS - 1] * 2
 
 
 def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: DiskBackend, monke
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(listing, "_stamped", fails)
+        patch.setattr(task_index, "_stamped", fails)
         for _ in range(2):
             with refused(507, "storage"):
                 store.tasks(None)
@@ -160,7 +160,7 @@ def test_a_store_that_cannot_be_written_is_listed(store: DiskBackend, monkeypatc
     def fails(_path: Path) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(listing, "held", fails)
+    monkeypatch.setattr(task_index, "held", fails)
     assert ids(reader) == [ID]
 
 
@@ -240,7 +240,7 @@ def said(store: DiskBackend) -> dict[str, Any]:
 @pytest.fixture
 def no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is seen is seen by the journal."""
-    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
 
 
 @pytest.mark.usefixtures("no_scans")
@@ -260,7 +260,7 @@ def test_each_change_is_seen_at_once_by_each_process(tmp_path: Path, pause_s: fl
 
 
 def test_what_another_program_changes_is_seen_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "SCAN_S", 0.05)
+    monkeypatch.setattr(task_index, "SCAN_S", 0.05)
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     send(writer, 0, b"x", file_id="of ann", owner="ann")
     for change in FOREIGN:
@@ -287,7 +287,7 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
 
     def coarse(path: str) -> bytes:
         status = os.stat(path)
-        return listing._STAMP.pack(status.st_ino, status.st_mtime_ns // second // 3600 * 3600 * second, 0)
+        return task_index._STAMP.pack(status.st_ino, status.st_mtime_ns // second // 3600 * 3600 * second, 0)
 
     reads: list[str] = []
     original = read_task
@@ -296,9 +296,9 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
         reads.append(task.folder.name)
         return original(task)
 
-    monkeypatch.setattr(listing, "_stamp_of", coarse)
-    monkeypatch.setattr(listing, "_COARSE_TICK_S", 0.4)
-    monkeypatch.setattr(listing, "look_at", noted)
+    monkeypatch.setattr(task_index, "_stamp_of", coarse)
+    monkeypatch.setattr(task_index, "_COARSE_TICK_S", 0.4)
+    monkeypatch.setattr(task_index, "look_at", noted)
     send(store, 0, b"x", total_chunks=5)
     begun_at = time.monotonic()
     for index in range(1, 4):
@@ -339,7 +339,7 @@ def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) 
 
 
 def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_LOCK_S", 0.05)
+    monkeypatch.setattr(task_index, "_LOCK_S", 0.05)
     send_all(store, [b"x"])
     with store.layout.lock_id(ID) as task:
         task.save(task.record(), status="merging", temporary=())
@@ -372,7 +372,7 @@ def test_a_reader_gets_each_note_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_scans")
 def test_a_journal_that_is_full_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "MAX_BYTES", 3 * 32)
+    monkeypatch.setattr(change_log, "MAX_BYTES", 3 * 32)
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     for number in range(20):
         send(writer, number, b"x")
@@ -402,13 +402,13 @@ def failing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int, _data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal, "_write", full)
+    monkeypatch.setattr(change_log, "_write", full)
 
 
 def short(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full after half of a note."""
     del path
-    monkeypatch.setattr(journal, "_write", lambda descriptor, data: os.write(descriptor, data[:16]))
+    monkeypatch.setattr(change_log, "_write", lambda descriptor, data: os.write(descriptor, data[:16]))
 
 
 def a_link(path: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +444,7 @@ def test_trouble_with_the_journal_hides_no_change(
         send(writer, index, b"x")
         assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
     monkeypatch.undo()
-    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
     send(writer, 3, b"x")
     assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == 4
 
@@ -533,7 +533,16 @@ def test_counts_of_an_owner(store: DiskBackend) -> None:
     send(store, 0, b"nobody's", file_id="d")
     owners = {"a": "ann", "b": "ann", "c": "bob", "d": None}
     entries = {one: len(os.listdir(folder_of(store, one, owner))) + 1 for one, owner in owners.items()}
-    ann = TaskCounts(2, 8 + 6, entries["a"] + entries["b"], chunks=3, file_size=6, declared_bytes=6, unknown_sizes=1, expected_chunks=2)
+    ann = TaskCounts(
+        2,
+        8 + 6,
+        entries["a"] + entries["b"],
+        chunks=3,
+        file_size=6,
+        declared_bytes=6,
+        unknown_sizes=1,
+        expected_chunks=2,
+    )
     bob = TaskCounts(1, 5, entries["c"], chunks=1, file_size=10, declared_bytes=10, expected_chunks=CHUNK_COUNT_STEP)
     assert (store.counts("ann"), store.counts("bob"), store.counts("nobody")) == (ann, bob, TaskCounts())
     nobody = TaskCounts(1, 8, entries["d"], chunks=1, unknown_sizes=1, expected_chunks=CHUNK_COUNT_STEP)
@@ -548,9 +557,9 @@ def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
 ) -> None:
     send(store, 0, b"x")
     store.listing.current()
-    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(listing.SCANS)]
+    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
     store.layout.change_log_path().unlink()
-    monkeypatch.setattr(listing, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(task_index, "PATIENCE_S", 0.05)
     assert store.listing.current(patience_s=0.05).counts_of(None).tasks == 1
     with refused(503, "busy"):
         store.listing.current(patience_s=0.05, is_exact=True)
@@ -563,7 +572,7 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_tasks(tmp_path, 300, owner="ann")
-    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
     store = store_in(tmp_path, owner_tasks=310, owner_bytes=1 << 60, owner_files=1 << 40)
     store.layout.create_folders()
     store.counts("ann")
@@ -573,7 +582,7 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
         looks.append(task.folder.name)
         return read_task(task, **options)
 
-    monkeypatch.setattr(listing, "look_at", noted)
+    monkeypatch.setattr(task_index, "look_at", noted)
     for number in range(10):
         send(store, 0, b"x", file_id=f"{number}", owner="ann")
     with refused(507, "over_quota"):
@@ -585,7 +594,7 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
 def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
     send(store, 0, b"x")
     seen: list[int] = []
     reader = store_in(Path(store.settings.upload_dir).parent)

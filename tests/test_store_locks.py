@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from dlpool import disk
-from dlpool.web.store import DiskBackend, layout, locks, reception
+from dlpool.storage.disk import DiskBackend, file_locks, layout, staged_chunk
 from tests.test_store_growing import open_below
 from tests.uploads import ID, files_below, leftovers, refused, send, store_in
 
@@ -44,8 +44,8 @@ real_flock = fcntl.flock
 def untested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No file system was tested yet, and the substitute has a folder of its own."""
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(locks, "_locks", {})
-    monkeypatch.setattr(locks, "_substitutes", {})
+    monkeypatch.setattr(file_locks, "_locks", {})
+    monkeypatch.setattr(file_locks, "_substitutes", {})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
@@ -55,26 +55,26 @@ def test_locks_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "own"
     folder.mkdir()
     path, other = folder / "lock", folder / "other"
-    with locks.hold_lock(path):
+    with file_locks.hold_lock(path):
         pass  # what is held by flock(2) before that is refused is not held by the substitute
     for _ in range(3):
-        alone = locks.try_lock(path)
+        alone = file_locks.try_lock(path)
         assert alone is not None
-        assert locks.try_lock(path) is None and locks.is_locked(path)
-        beside = locks.try_lock(other)
+        assert file_locks.try_lock(path) is None and file_locks.is_locked(path)
+        beside = file_locks.try_lock(other)
         assert beside is not None
-        locks.release(alone)
-        assert not locks.is_locked(path) and locks.is_locked(other)
-        locks.release(beside)
-        both = [locks.lock_shared(path), locks.lock_shared(path)]
-        assert locks.try_lock(path) is None
+        file_locks.release(alone)
+        assert not file_locks.is_locked(path) and file_locks.is_locked(other)
+        file_locks.release(beside)
+        both = [file_locks.lock_shared(path), file_locks.lock_shared(path)]
+        assert file_locks.try_lock(path) is None
         for one in both:
-            assert one is not None and locks.is_locked(path)
-            locks.release(one)
-        assert not locks.is_locked(path)
+            assert one is not None and file_locks.is_locked(path)
+            file_locks.release(one)
+        assert not file_locks.is_locked(path)
     assert files_below(folder) == ["lock", "other"], "the file of the test is removed"
     assert open_below(tmp_path) == []
-    assert locks._substitutes == {}
+    assert file_locks._substitutes == {}
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -83,13 +83,13 @@ def test_a_lock_is_given_back_after_a_block_and_after_an_error(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", flock_of(how))
     path = tmp_path / "lock"
-    with locks.hold_lock(path):
+    with file_locks.hold_lock(path):
         pass
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), locks.hold_lock(path):
-            assert locks.is_locked(path)
+        with pytest.raises(ZeroDivisionError), file_locks.hold_lock(path):
+            assert file_locks.is_locked(path)
             raise ZeroDivisionError
-        assert not locks.is_locked(path)
+        assert not file_locks.is_locked(path)
     assert open_below(tmp_path) == []
 
 
@@ -105,10 +105,10 @@ def test_a_file_system_is_tested_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for name in ("one", "two", "one"):
-        with locks.hold_lock(tmp_path / name):
+        with file_locks.hold_lock(tmp_path / name):
             pass
     assert len(tried) == 2 and len(set(tried)) == 1
-    assert locks._locks == {tmp_path.stat().st_dev: True}
+    assert file_locks._locks == {tmp_path.stat().st_dev: True}
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_a_test_that_fails_decides_only_what_it_tells(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(os, "open", opened)
-    with locks.hold_lock(lock):
-        assert locks.is_locked(lock)
-    assert set(locks._locks.values()) == known
+    with file_locks.hold_lock(lock):
+        assert file_locks.is_locked(lock)
+    assert set(file_locks._locks.values()) == known
     assert files_below(tmp_path) == ["lock"] + ([f"tmp/dlpool-locks-{os.getuid()}"] if known else [])
     assert open_below(tmp_path) == []
 
@@ -160,10 +160,10 @@ def test_another_error_of_flock_is_raised_and_leaves_nothing_open(
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for use in (locks.try_lock, locks.lock_shared, locks.is_locked):
+    for use in (file_locks.try_lock, file_locks.lock_shared, file_locks.is_locked):
         with pytest.raises(OSError, match="broken"):
             use(path)
-    with pytest.raises(OSError, match="broken"), locks.hold_lock(path):
+    with pytest.raises(OSError, match="broken"), file_locks.hold_lock(path):
         pass
     assert open_below(tmp_path) == []
 
@@ -183,9 +183,9 @@ def test_what_the_substitute_says_is_passed_on(
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     if is_raised:
         with pytest.raises(OSError, match="broken"):
-            locks.try_lock(tmp_path / "lock")
+            file_locks.try_lock(tmp_path / "lock")
     else:
-        assert locks.try_lock(tmp_path / "lock") is None
+        assert file_locks.try_lock(tmp_path / "lock") is None
     assert open_below(tmp_path) == []
 
 
@@ -195,18 +195,18 @@ def test_the_substitute_is_its_users_alone_and_looks_used(tmp_path: Path, monkey
     path = tmp_path / "tmp" / f"dlpool-locks-{os.getuid()}"
     before = os.umask(0)
     try:
-        with locks.hold_lock(tmp_path / "lock"):
+        with file_locks.hold_lock(tmp_path / "lock"):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(before)
     os.utime(path, (0, 0))
-    with locks.hold_lock(tmp_path / "lock"):
+    with file_locks.hold_lock(tmp_path / "lock"):
         assert path.stat().st_mtime > time.time() - 1000
 
 
 def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, pauses = tmp_path / "lock", []
-    hold = locks.try_lock(path)
+    hold = file_locks.try_lock(path)
     assert hold is not None
     now = 100.0
 
@@ -217,19 +217,19 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
 
     # Of that module alone: threads that other tests have left sleep, too.
     clock = SimpleNamespace(sleep=pause, monotonic=lambda: now)
-    monkeypatch.setattr(locks, "time", clock)
-    with pytest.raises(Exception, match="busy") as raised, locks.hold_lock(path):
+    monkeypatch.setattr(file_locks, "time", clock)
+    with pytest.raises(Exception, match="busy") as raised, file_locks.hold_lock(path):
         pass
     assert (raised.value.status, raised.value.code) == (503, "busy")  # type: ignore[attr-defined]
     assert raised.value.headers == {"Retry-After": "5"}  # type: ignore[attr-defined]
     assert pauses[:7] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.02]
     assert max(pauses) == 0.02 and 29.9 < sum(pauses) < 30.1
     with refused(503, "busy"):
-        locks.lock_shared(path)
+        file_locks.lock_shared(path)
     pauses.clear()
-    clock.sleep = lambda _seconds: locks.release(hold)
-    with locks.hold_lock(path):
-        assert locks.is_locked(path)
+    clock.sleep = lambda _seconds: file_locks.release(hold)
+    with file_locks.hold_lock(path):
+        assert file_locks.is_locked(path)
     assert open_below(tmp_path) == []
 
 
@@ -237,12 +237,12 @@ def test_what_is_not_there_is_neither_held_nor_shared(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     (tmp_path / "link").symlink_to(file)
-    assert locks.lock_shared(tmp_path / "none") is None and locks.lock_shared(file / "below") is None
-    assert not locks.is_locked(tmp_path / "none") and not locks.is_locked(tmp_path / "link")
+    assert file_locks.lock_shared(tmp_path / "none") is None and file_locks.lock_shared(file / "below") is None
+    assert not file_locks.is_locked(tmp_path / "none") and not file_locks.is_locked(tmp_path / "link")
     with pytest.raises(NotADirectoryError):
-        locks.is_locked(file / "below")
+        file_locks.is_locked(file / "below")
     with pytest.raises(OSError, match="symbolic"):
-        locks.try_lock(tmp_path / "link")
+        file_locks.try_lock(tmp_path / "link")
     assert not (tmp_path / "none").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_body_that_a_sweep_took_before_its_lock_is_begun_again(
 ) -> None:
     store = store_in(tmp_path)
     store.sweep()
-    seen = swept(monkeypatch, reception, comes)
+    seen = swept(monkeypatch, staged_chunk, comes)
     with store.stage_chunk() as body:
         assert [path.exists() for path in seen] == [comes == "holds", True]
         assert body.path == seen[1]
@@ -270,7 +270,7 @@ def swept(monkeypatch: pytest.MonkeyPatch, module: object, comes: str) -> list[P
         seen.append(path)
         if len(seen) == 1 and comes == "removes":
             path.rmdir() if path.is_dir() else path.unlink()
-        return (len(seen) > 1 or comes == "removes") and locks.try_lock_descriptor(descriptor, path)
+        return (len(seen) > 1 or comes == "removes") and file_locks.try_lock_descriptor(descriptor, path)
 
     monkeypatch.setattr(module, "has_locked", has_locked)
     return seen
@@ -301,12 +301,12 @@ def test_a_sweep_removes_what_nobody_holds_whatever_it_is(tmp_path: Path) -> Non
     (tmp / "held.tmp").touch()
     (tmp / "link.tmp").symlink_to(tmp_path)
     os.mkfifo(tmp / "fifo.tmp")
-    hold = locks.try_lock(tmp / "held.tmp")
+    hold = file_locks.try_lock(tmp / "held.tmp")
     assert hold is not None
     assert store.sweep().removed == 4
     assert [path.name for path in tmp.iterdir()] == ["held.tmp"]
     assert not layout.remove_abandoned(tmp / "none")
-    locks.release(hold)
+    file_locks.release(hold)
     assert store.sweep().removed == 1
     assert (leftovers(store), open_below(tmp_path)) == ([], [])
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, state, store_in, uploaded
 
 TOTAL = 3

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from dlpool.disk import Identity
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import UploadEvent, DiskBackend, merging, room, states
-from dlpool.web.store.joining import ChunkAssembly
-from dlpool.web.store.publishing import MergeOutput, name_candidates, check_name_free, open_merge_output
-from dlpool.web.store.record import PendingPublish
-from dlpool.web.store.room import VolumeCapacity
-from dlpool.web.store.syncing import Durability
-from dlpool.web.store.task import TaskFolder
+from dlpool.storage import states
+from dlpool.storage.disk import DiskBackend, UploadEvent, capacity, merger
+from dlpool.storage.disk.assembly import ChunkAssembly
+from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk.durability import Durability
+from dlpool.storage.disk.merge_output import MergeOutput, check_name_free, name_candidates, open_merge_output
+from dlpool.storage.disk.task_folder import TaskFolder
+from dlpool.storage.disk.task_record import PendingPublish
+from dlpool.storage.errors import UploadError
 from tests.test_store_growing import open_below
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
 
@@ -326,7 +327,7 @@ def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
         place: dict[str, tuple[Any, str, Any]] = {
             "create": (MergeOutput, "create", fails(error)),
             "write": (ChunkAssembly, "write", fails(error)),
-            "head": (merging, "check_head", fails(UploadError(415, "content_not_allowed", "no"))),
+            "head": (merger, "check_head", fails(UploadError(415, "content_not_allowed", "no"))),
             "sync": (Durability, "data", fails(error)),
             "publish": (MergeOutput, "publish", fails(error)),
             "folder": (Durability, "folder", fails(error)),
@@ -384,7 +385,7 @@ def test_a_disk_with_too_little_room_is_not_written_to(
 ) -> None:
     send_all(store, DATA)
     for free in (len(WHOLE) - 1, len(WHOLE)):
-        monkeypatch.setattr(room, "room_of", lambda folder, free=free: VolumeCapacity(folder, 1000, free, 0.5))
+        monkeypatch.setattr(capacity, "room_of", lambda folder, free=free: VolumeCapacity(folder, 1000, free, 0.5))
         if free < len(WHOLE):
             with refused(507, "no_space"):
                 merge(store, 3)

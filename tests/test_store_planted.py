@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import DiskBackend
-from dlpool.web.store.names import folder_name
+from dlpool.storage.disk import DiskBackend
+from dlpool.storage.errors import UploadError
+from dlpool.storage.names import folder_name
 from tests.uploads import ID, files_below, leftovers, merge, refused, send, state, store_in, uploaded
 
 FILES = ("identity.json", "record.json", "record.json.tmp", "merge.lock", "0.chunk", "1.chunk")

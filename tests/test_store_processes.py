@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import states
+from dlpool.storage import states
+from dlpool.storage.errors import UploadError
 from tests.conftest import make_data
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 

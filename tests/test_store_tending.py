@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import DiskBackend
+from dlpool.storage.disk import DiskBackend
+from dlpool.storage.errors import UploadError
 from tests.disks import needs_root, tmpfs
 from tests.uploads import ID, files_below, leftovers, merge, refused, send, send_all, state, store_in, uploaded
 

@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, concatenating, growing, merging, room, states
-from dlpool.web.store.room import VolumeCapacity
-from dlpool.web.store.task import TaskFolder
+from dlpool.storage import states
+from dlpool.storage.disk import (
+    FINAL,
+    PARTIAL,
+    DiskBackend,
+    TusUploadRequest,
+    capacity,
+    concatenation,
+    merger,
+    tus_uploads,
+)
+from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk.task_folder import TaskFolder
+from dlpool.storage.errors import UploadError
 from tests.test_store_appending import append, begin, bodies_in, fails, folder_of, sizes
 from tests.test_store_growing import open_below
 from tests.uploads import files_below, refused, send, state, store_in
@@ -216,7 +226,7 @@ def test_an_upload_expires_after_its_time(
 
 
 @pytest.mark.parametrize(
-    ("idle_s", "is_made"), [(growing.IDLE_S - 1, False), (growing.IDLE_S, True), (growing.IDLE_S + 1, True)]
+    ("idle_s", "is_made"), [(tus_uploads.IDLE_S - 1, False), (tus_uploads.IDLE_S, True), (tus_uploads.IDLE_S + 1, True)]
 )
 def test_a_sweep_publishes_a_whole_upload_that_nobody_has_asked_for_in_a_while(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, idle_s: float, is_made: bool, tmp_path: Path
@@ -283,10 +293,10 @@ def test_a_merge_by_another_request_at_the_same_time_is_waited_for(
 ) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.MERGING)))
+    monkeypatch.setattr(merger.Merger, "merge", fails(states.wrong_state(states.MERGING)))
     with refused(423, "locked"):
         store.tus.finish(file_id, None)
-    monkeypatch.setattr(merging.Merger, "merge", fails(states.wrong_state(states.PAUSED)))
+    monkeypatch.setattr(merger.Merger, "merge", fails(states.wrong_state(states.PAUSED)))
     with refused(409, "task_paused"):
         store.tus.finish(file_id, None)
 
@@ -372,7 +382,7 @@ def test_what_cannot_be_joined_is_not_even_begun(
     )
     parts = parts_of(store, *DATA)
     if kind == "full":
-        monkeypatch.setattr(room, "room_of", lambda folder: VolumeCapacity(folder, 1000, 6, 0.5))
+        monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, 6, 0.5))
     if kind == "held":
         monkeypatch.setattr(TaskFolder, "hold_end", lambda _task: None)
     events.clear()
@@ -400,7 +410,7 @@ def test_a_part_that_goes_while_it_is_joined_is_said(
 
     monkeypatch.setattr(type(store.tus), "begun", begin_late)
     if kind == "shorter":
-        monkeypatch.setattr(concatenating.DiskConcatenator, "_fill", lambda *_arguments: None)
+        monkeypatch.setattr(concatenation.DiskConcatenator, "_fill", lambda *_arguments: None)
     with refused(409, "part_gone"):
         join(store, parts)
     assert store.tasks(None)["total"] == 2

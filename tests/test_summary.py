@@ -14,12 +14,12 @@ import pytest
 
 from dlpool.config import Settings
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.observe.summary import PERIOD_S, LogLimiter
-from dlpool.service.crew import MALFORMED, JobDispatcher
-from dlpool.service.ledger import InFlightTable
+from dlpool.observe.log_limiter import PERIOD_S, LogLimiter
+from dlpool.service.dispatcher import MALFORMED, JobDispatcher
+from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
-from dlpool.web.parts import REFUSALS, WebServices
+from dlpool.web.wiring import REFUSALS, WebServices
 from tests.fakes import Lines
 from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge

@@ -14,9 +14,20 @@ import pytest
 from dlpool.config import LoggingSettings, PathSettings, Settings
 from dlpool.errors import ConfigurationError
 from dlpool.service import supervisor as supervisor_module
-from dlpool.service.ledger import InFlightTable
-from dlpool.service.monitor.monitoring import NodeStatus
-from dlpool.service.queue.messages import StopRequested, StateChanged, JobsClaimed, HostHeld, LeaseLost, HostSlotDecided, ResultRecorded, FenceChecked, StaleFilesFound, JobsTakenBack
+from dlpool.service.inflight import InFlightTable
+from dlpool.service.monitor.monitor import NodeStatus
+from dlpool.service.queue.messages import (
+    FenceChecked,
+    HostHeld,
+    HostSlotDecided,
+    JobsClaimed,
+    JobsTakenBack,
+    LeaseLost,
+    ResultRecorded,
+    StaleFilesFound,
+    StateChanged,
+    StopRequested,
+)
 from dlpool.service.supervisor import CANCEL_S, COMPARE_S, FLUSH_S, MORE_S, TEND_S, TURN_S, Supervisor
 from dlpool.service.wire.frames import ConfigFrame, SpaceFrame
 from tests.bench import Worker, job_of
@@ -259,7 +270,14 @@ def test_each_message_has_its_taker(room: Room) -> None:
     crew.handle_fence_check = lambda ticket, *, is_ours: taken.append((ticket, is_ours))  # type: ignore[method-assign]
     crew.fence_off = taken.append  # type: ignore[assignment,method-assign]
     crew.request_stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
-    messages = (FenceChecked("a.1", True), LeaseLost("b.1"), StopRequested("c.1", "cancel"), JobsTakenBack(("old",)), StaleFilesFound(()), StateChanged())
+    messages = (
+        FenceChecked("a.1", True),
+        LeaseLost("b.1"),
+        StopRequested("c.1", "cancel"),
+        JobsTakenBack(("old",)),
+        StaleFilesFound(()),
+        StateChanged(),
+    )
     for message in messages:
         room.supervisor._take(message)
     assert taken == [("a.1", True), "b.1", ("c.1", "cancel")]

@@ -12,9 +12,9 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.job import Job
-from dlpool.transfer.mark import has_mark, set_mark
-from dlpool.transfer.names import MAX_NAME_BYTES
-from dlpool.transfer.target import resolve_target
+from dlpool.transfer.target.file.publishmark import has_mark, set_mark
+from dlpool.transfer.target.file.targetpath import resolve_target
+from dlpool.transfer.target.names import MAX_NAME_BYTES
 
 
 def test_a_free_name_and_a_file_are_targets(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from dlpool import DownloadQueue, DownloadStats, DownloadTask
 from dlpool.errors import Cancelled, ShortBody, TimedOut
-from dlpool.service.wire.tally import WorkerCounters
-from dlpool.transfer.answer import ByteRange
-from dlpool.transfer.board import ChunkScheduler
+from dlpool.service.wire.counters import WorkerCounters
 from dlpool.transfer.chunks import Chunk, ChunkMap, plan_chunks
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.hostshares import HostConnections
-from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit
+from dlpool.transfer.http.answer import ByteRange
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.host_connections import HostConnections
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 from dlpool.transfer.retry import RangeAttempt
+from dlpool.transfer.scheduler import ChunkScheduler
 from tests.interleaving import Operation, violations
 
 MIB = 1024 * 1024
@@ -284,20 +284,22 @@ CASES = {
         lambda limit: setattr(limit, "rate", None),
         lambda limit: limit._level,
     ),
-    "HostGate: hold and hold": Case(
+    "HostHolds: hold and hold": Case(
         lambda: HostHolds(noon),
         lambda gate: gate.hold("a", 10.0),
         lambda gate: gate.hold("b", 20.0),
         lambda gate: (gate.wait_s("a"), gate.wait_s("b")),
     ),
-    "NetworkWatch: look and fail": Case(
+    "NetworkMonitor: look and fail": Case(
         a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.failed("c"), lambda watch: watch.is_away("c")
     ),
-    "NetworkWatch: look and answer": Case(
+    "NetworkMonitor: look and answer": Case(
         a_watch, lambda watch: watch.is_away("a"), lambda watch: watch.answered("c"), lambda watch: watch._failed
     ),
-    "HostShares: two downloads": Case(lambda: HostConnections(noon), reported("a", 10), reported("a", 20), in_shares),
-    "HostShares: two hosts": Case(lambda: HostConnections(noon), reported("a", 10), reported("b", 20), in_shares),
+    "HostConnections: two downloads": Case(
+        lambda: HostConnections(noon), reported("a", 10), reported("a", 20), in_shares
+    ),
+    "HostConnections: two hosts": Case(lambda: HostConnections(noon), reported("a", 10), reported("b", 20), in_shares),
     "Exchange: abort and abort": Case(
         an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.verdict)
     ),
@@ -305,7 +307,10 @@ CASES = {
         WorkerCounters, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.counts()
     ),
     "Tally: add and look": Case(
-        WorkerCounters, lambda tally: tally.range_fetched(1.0), lambda tally: len(tally.counts()) in (0, 2), WorkerCounters.snapshot
+        WorkerCounters,
+        lambda tally: tally.range_fetched(1.0),
+        lambda tally: len(tally.counts()) in (0, 2),
+        WorkerCounters.snapshot,
     ),
 }
 

@@ -10,8 +10,8 @@ import pytest
 
 from dlpool import threads
 from dlpool.errors import NoThread
-from dlpool.transfer import ticker as tickers
-from dlpool.transfer.ticker import IDLE_TICKS, TimerThread
+from dlpool.transfer import timer as tickers
+from dlpool.transfer.timer import IDLE_TICKS, TimerThread
 from tests.conftest import wait_until
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dlpool.errors import DlpoolError, NodeFault, NoRoom, NoSpace, TooLarge
-from dlpool.jobs.controls import JobAdmin
-from dlpool.service.wire.endings import attempt_result_of
+from dlpool.jobs.job_admin import JobAdmin
+from dlpool.service.wire.results import attempt_result_of
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.disks import mounted_image, needs_root, ramfs, tmpfs

@@ -12,8 +12,8 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer import transfer as transfers
-from dlpool.transfer.board import ChunkScheduler
 from dlpool.transfer.job import Progress
+from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import Fetcher, make_data, sha256
 from tests.origin import Connection, File, Origin, Request
@@ -58,7 +58,9 @@ def test_progress_tells_bytes_and_what_they_will_yet_take_of_the_disk(
         patch.setattr(ChunkScheduler, "advance", advance)
         outcome = transfer.run()
     assert seen[0] == Progress(tmp_path / "f", 0, None, 1, "connecting", 0)
-    assert seen[1] == Progress(tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half, is_resumable=False)
+    assert seen[1] == Progress(
+        tmp_path / "f", half, SIZE, 1, "downloading", 0 if is_reserved else half, is_resumable=False
+    )
     ended = transfer.progress()
     assert (ended.done, ended.size, ended.connections, ended.unreserved_bytes) == (SIZE, SIZE, 0, 0)
     assert (transfer.received, outcome.received) == (SIZE, SIZE)

@@ -10,13 +10,13 @@ import pytest
 import redis
 
 from dlpool.errors import QueueError
-from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.client_records import ClientRecord, failure_record, success_record
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import PRIORITIES, QueueKeys
 from dlpool.jobs.nodes import deregister
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose_job
-from dlpool.jobs.records import ClientRecord, failure_record, success_record
-from dlpool.jobs.steering import QueueAdmin
-from dlpool.jobs.transitions import HeartbeatResult, ClaimedJob, FinishRequest, JobLease, Transitions
+from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob, compose_job
+from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, HeartbeatResult, JobLease, Transitions
 from tests.redis_server import RedisServer
 
 LEASE_S = 30.0
@@ -50,7 +50,9 @@ class Queue:
         """Push as clients do."""
         self.client.lpush(self.keys.intake, *raws)
 
-    def claim(self, slots: int = 1, sid: str = A, known: Sequence[JobLease] = (), order: str = "fifo") -> list[ClaimedJob]:
+    def claim(
+        self, slots: int = 1, sid: str = A, known: Sequence[JobLease] = (), order: str = "fifo"
+    ) -> list[ClaimedJob]:
         claim = self.does.claim(sid, known, slots, lease_s=LEASE_S, order=order)
         assert claim is not None
         return list(claim.jobs)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.board import MAX_CRUMBS, MAX_REPLACED, ChunkScheduler
 from dlpool.transfer.chunks import Chunk, ChunkMap
 from dlpool.transfer.retry import RangeAttempt
+from dlpool.transfer.scheduler import MAX_CRUMBS, MAX_REPLACED, ChunkScheduler
 from tests.conftest import Fetcher, make_data
 from tests.handlers import DATA, Drip, Serve, check_file
 from tests.origin import Connection, File, Handler, Request
@@ -171,9 +171,15 @@ def test_attempts_without_progress_are_counted_in_a_row(attempts: list[tuple[int
     ("other", "is_excused"),
     [
         pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=10_000), True, id="brings bytes"),
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=10_000, rate=999.0), False, id="trickles"),
-        pytest.param(Chunk(10_000, 20_000, 10_999, 10_999, "other", taken_position=10_000), False, id="brought too little yet"),
-        pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=15_000), False, id="brought nothing itself"),
+        pytest.param(
+            Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=10_000, rate=999.0), False, id="trickles"
+        ),
+        pytest.param(
+            Chunk(10_000, 20_000, 10_999, 10_999, "other", taken_position=10_000), False, id="brought too little yet"
+        ),
+        pytest.param(
+            Chunk(10_000, 20_000, 15_000, 15_000, "other", taken_position=15_000), False, id="brought nothing itself"
+        ),
         pytest.param(Chunk(10_000, 20_000, 15_000, 15_000, taken_position=10_000), False, id="has no owner"),
     ],
 )

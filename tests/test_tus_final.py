@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, concatenating
-from dlpool.web.store.claims import with_claim
-from dlpool.web.store.cleaning import TaskRemover
-from dlpool.web.store.growing import DiskTusUploads
-from dlpool.web.store.merging import Merger
-from dlpool.web.store.room import VolumeCapacity
+from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, concatenation
+from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk.merger import Merger
+from dlpool.storage.disk.part_claims import with_claim
+from dlpool.storage.disk.removal import TaskRemover
+from dlpool.storage.disk.tus_uploads import DiskTusUploads
+from dlpool.storage.errors import UploadError
 from tests.test_store_appending import fails
 from tests.test_tus import ask, begin, patch
 from tests.test_web_access import KEY, token
@@ -87,7 +87,7 @@ Parts = Callable[[DiskBackend], list[str]]
 def test_nothing_is_made_of_parts_that_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Parts, status: int, code: str
 ) -> None:
-    monkeypatch.setattr(concatenating, "MAX_CHUNKS", 3)
+    monkeypatch.setattr(concatenation, "MAX_CHUNKS", 3)
     told: list[str] = []
     store = DiskBackend(store_in(tmp_path, max_file_size=10).settings, lambda event: told.append(event.name))
     wanted = parts(store)
@@ -129,7 +129,7 @@ def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
 ) -> None:
     parts = [part(store, data) for data in SENT]
     monkeypatch.setattr(os, "link", fails(OSError(errno.EPERM, "no links")))
-    monkeypatch.setattr("dlpool.web.store.room.room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5))
+    monkeypatch.setattr("dlpool.storage.disk.capacity.room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5))
     if status:
         with refused(507, "no_space"):
             join(store, parts)

@@ -11,7 +11,7 @@ import pytest
 
 from dlpool import DownloadEngine, errors
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.transfer.mediatypes import is_page, is_same_family, names_binary
+from dlpool.transfer.http.media_types import is_page, is_same_family, names_binary
 from tests.conftest import Fetcher, wait_until
 from tests.desk import desk_of, running
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file, first, redirect

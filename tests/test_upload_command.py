@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from dlpool.config import TransferSettings
-from dlpool.upload.server import UploadApiClient
+from dlpool.upload.api_client import UploadApiClient
 from dlpool.upload.upload import FileUpload
 from dlpool.upload.values import FileUploadRequest
 from tests.conftest import Fetcher, make_data, wait_until

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from dlpool.config import TransferSettings
 from dlpool.errors import Cancelled, Garbled, UsageError
 from dlpool.transfer.retry import RetryDelay
-from dlpool.upload.advice import ServerCapabilities
-from dlpool.upload.board import GROWTH, UploadScheduler
-from dlpool.upload.ending import UploadCancelScope
-from dlpool.upload.plan import MAX_CHUNKS, MIB, LocalFileIdentity, UploadPlan, auto_chunk_size, file_id, make_plan, smaller_chunk_size
+from dlpool.upload.cancel_scope import UploadCancelScope
+from dlpool.upload.capabilities import ServerCapabilities
+from dlpool.upload.plan import (
+    MAX_CHUNKS,
+    MIB,
+    LocalFileIdentity,
+    UploadPlan,
+    auto_chunk_size,
+    file_id,
+    make_plan,
+    smaller_chunk_size,
+)
 from dlpool.upload.presence import ServerAvailability
+from dlpool.upload.scheduler import GROWTH, UploadScheduler
 from tests.conftest import wait_until
 from tests.fakes import Clock
 

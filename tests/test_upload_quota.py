@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend, growing, room
-from dlpool.web.store.layout import StoreLayout
-from dlpool.web.store.room import FILES_PER_TASK
-from dlpool.web.store.task import SharedTaskLock
+from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, capacity, tus_uploads
+from dlpool.storage.disk.capacity import FILES_PER_TASK
+from dlpool.storage.disk.layout import StoreLayout
+from dlpool.storage.disk.task_folder import SharedTaskLock
+from dlpool.storage.errors import UploadError
 from tests.test_tus import ask
 from tests.test_tus_final import part
 from tests.test_web_access import KEY, bearer, token
@@ -178,7 +178,7 @@ def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path
 
 
 FILES = FILES_PER_TASK
-STEPS = room.CHUNK_COUNT_STEP
+STEPS = capacity.CHUNK_COUNT_STEP
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_the_uploads_of_another_owner_count_for_nobody_else(tmp_path: Path) -> N
 
 
 def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (room, growing):
+    for module in (capacity, tus_uploads):
         monkeypatch.setattr(module, "STEP", 3)
     store = store_in(tmp_path, owner_files=FILES + 6)
     file_id = store.tus.create(TusUploadRequest("ann", 100))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.errors import PolicyRefused, UsageError
-from dlpool.transfer.urls import resolve_location, split_credentials
+from dlpool.transfer.http.urls import resolve_location, split_credentials
 from tests.conftest import Authority, Fetcher
 from tests.handlers import Serve
 from tests.origin import Connection, File, Request

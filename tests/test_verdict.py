@@ -25,13 +25,13 @@ from dlpool.errors import (
     RetryRange,
     TooLarge,
 )
+from dlpool.jobs.client_records import CANCELLED
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob, compose_job
-from dlpool.jobs.records import CANCELLED
+from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob, compose_job
 from dlpool.jobs.transitions import ClaimedJob, JobLease
-from dlpool.service.verdict import DispositionPolicy
-from dlpool.service.wire.endings import attempt_result_of
+from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.results import attempt_result_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -187,7 +187,9 @@ def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job
     attempts: int, own: int | None, delay_s: float
 ) -> None:
     job = PushedJob.parse(compose_job(URL, "/f", **({} if own is None else {"max_attempts": own})))
-    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).for_attempt(claimed(attempts=attempts), job, said("no_room"))
+    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).for_attempt(
+        claimed(attempts=attempts), job, said("no_room")
+    )
     assert ending is not None and (ending.disposition, ending.delay_s) == ("retry" if delay_s else "failed", delay_s)
     assert delay_s or (ending.record is not None and ending.record.field == URL)
 
@@ -314,7 +316,10 @@ def test_why_a_run_ended_is_noted(ending: str, outcome: str) -> None:
 
 
 def test_what_an_operator_stops_is_noted_and_only_a_cancelled_job_has_a_record() -> None:
-    paused, cancelled = judge().for_stop_request(claimed(), URL, "pause"), judge().for_stop_request(claimed(), URL, "cancel")
+    paused, cancelled = (
+        judge().for_stop_request(claimed(), URL, "pause"),
+        judge().for_stop_request(claimed(), URL, "cancel"),
+    )
     assert (paused.record, paused.note) == (None, {"label": "paused", "message": "the job was paused"})
     assert cancelled.record is not None and cancelled.record.field == URL
     assert cancelled.note == {"label": "cancelled", "message": CANCELLED}

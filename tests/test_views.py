@@ -11,14 +11,14 @@ import pytest
 
 from dlpool.config import RedisSettings
 from dlpool.errors import NoSuchJob, QueueError
-from dlpool.jobs import views
+from dlpool.jobs import queue_views as views
+from dlpool.jobs.client_records import ClientRecord, rfc3339
 from dlpool.jobs.connection import connect
-from dlpool.jobs.jobview import JobView
+from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob, compose_job
-from dlpool.jobs.records import ClientRecord, rfc3339
+from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, Transitions
-from dlpool.jobs.views import QueueViews
 from tests.redis_server import RedisServer
 
 LEASE_S = 300.0

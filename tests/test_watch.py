@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dlpool.config import NetworkSettings
 from dlpool.errors import RetryRange, TimedOut, TooSlow
 from dlpool.transfer.chunks import MIN_TAIL_BYTES, Chunk
-from dlpool.transfer.exchange import Exchange, ExchangeStats
-from dlpool.transfer.watch import (
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.speed_monitor import (
     ANSWER_FACTOR,
     LEAST_GAIN_S,
     LEAST_SPAN_S,
@@ -24,14 +24,14 @@ from dlpool.transfer.watch import (
     SLOWER,
     STALLED_RATE,
     STALLED_S,
-    SpeedSamples,
     SpeedMonitor,
-    below_minimum,
-    slower_than_siblings,
-    delays_completion,
+    SpeedSamples,
     answer_timed_out,
-    header_timed_out,
+    below_minimum,
     comparison_delay_s,
+    delays_completion,
+    header_timed_out,
+    slower_than_siblings,
 )
 
 MIB = 1024 * 1024
@@ -178,7 +178,10 @@ def test_patience_grows_each_time_that_a_new_connection_was_no_better(replaced: 
 
 
 def test_only_what_a_comparison_ended_says_so() -> None:
-    compared = [slower_than_siblings(steady(10.0, 5.0), [steady(1e6, 5.0)], MIB, 1.0), answer_timed_out(100.0, 1.0, 1.0)]
+    compared = [
+        slower_than_siblings(steady(10.0, 5.0), [steady(1e6, 5.0)], MIB, 1.0),
+        answer_timed_out(100.0, 1.0, 1.0),
+    ]
     absolute = [below_minimum(gauge((0, 0.0), (0, 30.0)), 1000, 30.0), header_timed_out(100.0, 10.0, 30.0)]
     errors = [error for error in compared + absolute if isinstance(error, RetryRange)]
     assert [error.is_comparison for error in errors] == [True, True, False, False]
@@ -352,7 +355,10 @@ def test_the_scheduler_is_told_the_speed_of_each_connection() -> None:
     one, other, idle = watched.connection(0), watched.connection(MIB), Connection(chunk=Chunk(9, 10, 9, 9))
     starting = Connection(watched.connection().exchange)
     for seconds in (0.0, 1.0):
-        one.sample, other.sample = ExchangeStats(int(500 * seconds), seconds), ExchangeStats(int(100 * seconds), seconds)
+        one.sample, other.sample = (
+            ExchangeStats(int(500 * seconds), seconds),
+            ExchangeStats(int(100 * seconds), seconds),
+        )
         assert watched.look(one, other, idle, starting) == [False] * 4
     assert watched.rates == {0: 500.0, MIB: 100.0}
 

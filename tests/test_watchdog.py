@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.node.systemd import SystemdNotifier
 from dlpool.service.node.watchdog import ThreadLiveness, Watchdog
 from tests.conftest import wait_until
 from tests.fakes import Clock, Lines

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dlpool.config.web import parse_networks
-from dlpool.web.gate import AccessMiddleware
+from dlpool.web.middleware import AccessMiddleware
 from tests.conftest import free_port, wait_until
 from tests.processes import ROOT, run
 from tests.web import RawClient, WebServer

@@ -15,9 +15,9 @@ import requests
 
 from dlpool.config import LoggingSettings, UploadSettings
 from dlpool.observe.log import Log
-from dlpool.web.diskwatch import LOOK_S, DiskMonitor, next_health
-from dlpool.web.ops import folder_check
-from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
+from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING
+from dlpool.web.disk_monitor import LOOK_S, DiskMonitor, next_health
+from dlpool.web.monitoring import folder_check
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs, remount, tmpfs
 from tests.log_docs import EVENTS
@@ -136,7 +136,7 @@ def test_a_file_system_without_figures_is_neither_low_nor_full(tmp_path: Path) -
 
 def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    monkeypatch.setattr("dlpool.web.diskwatch.room_of", looks.append)
+    monkeypatch.setattr("dlpool.web.disk_monitor.room_of", looks.append)
     watched = Watched(tmp_path, tmp_path)
     watch = watched.watch()
     for _ in range(50):

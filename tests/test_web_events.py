@@ -17,13 +17,14 @@ import requests
 from dlpool.cli.main import main
 from dlpool.config import LoggingSettings
 from dlpool.errors import QueueAway
-from dlpool.jobs.events import KEPT, EventReader, EventWriter
+from dlpool.jobs.event_stream import KEPT, EventReader, EventWriter
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Log
-from dlpool.web import announcing
-from dlpool.web.announcing import MOST, UploadEventPublisher, event_fields
-from dlpool.web.figures import SharedCounters
-from dlpool.web.store import UploadEvent, DiskBackend, events, merging
+from dlpool.storage import events
+from dlpool.storage.disk import DiskBackend, UploadEvent, merger
+from dlpool.web import event_publisher
+from dlpool.web.counters import SharedCounters
+from dlpool.web.event_publisher import MOST, UploadEventPublisher, event_fields
 from tests.conftest import free_port, wait_until
 from tests.processes import ROOT
 from tests.redis_server import RedisServer
@@ -268,7 +269,7 @@ def test_events_keep_their_order_over_several_round_trips(tmp_path: Path, log: L
 def test_a_failure_is_logged_once_and_each_lost_event_counted(
     error: Exception, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcing, "PAUSE_S", 0.0)
+    monkeypatch.setattr(event_publisher, "PAUSE_S", 0.0)
     writer = Writer(error)
     told_to, figures = announcer(writer, tmp_path, log)
     for number in range(5):
@@ -334,7 +335,7 @@ def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
     store = DiskBackend(store_in(tmp_path).settings, heard.append)
     send(store, 0, b"abcdef")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(merging, "complete", interrupted)
+        patched.setattr(merger, "complete", interrupted)
         merge(store, 1)
     assert [one.name for one in heard] == [events.STARTED]
     store.sweep()

@@ -16,8 +16,8 @@ import pytest
 import requests
 
 from dlpool.config import WebSettings
-from dlpool.web.admission import ClientLimits
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.client_limits import ClientLimits
 from tests.conftest import wait_until
 from tests.web import RawClient, WebServer
 

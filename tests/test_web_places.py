@@ -17,7 +17,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from dlpool.web.places import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, BodySlot, BodySlots
+from dlpool.web.body_slots import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, BodySlot, BodySlots
 from tests.conftest import make_data, wait_until
 from tests.web import RawClient, WebServer
 

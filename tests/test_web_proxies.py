@@ -10,8 +10,8 @@ import pytest
 from falcon.testing import create_req
 
 from dlpool.config import WebSettings
-from dlpool.web.gate import AccessMiddleware
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.middleware import AccessMiddleware
 
 ADMITTED: list[str] = []
 
@@ -35,7 +35,10 @@ def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, boo
     parts: Any = SimpleNamespace(
         settings=SimpleNamespace(web=web), keys=keys(), admission=SimpleNamespace(count=ADMITTED.append)
     )
-    gate, req = AccessMiddleware(parts), create_req(headers={"Host": "localhost", **headers}, remote_addr=peer, path="/metrics")
+    gate, req = (
+        AccessMiddleware(parts),
+        create_req(headers={"Host": "localhost", **headers}, remote_addr=peer, path="/metrics"),
+    )
     gate.process_request(req, falcon.Response())
     try:
         gate.process_resource(req, falcon.Response(), Scraped(), {})

@@ -28,8 +28,8 @@ from dlpool.web.capacity import (
     by_threads,
     fit_to_limits,
 )
-from dlpool.web.lingering import LingeringCloser
-from dlpool.web.worker import _ElasticPool
+from dlpool.web.gunicorn_adapter import _ElasticPool
+from dlpool.web.lingering_close import LingeringCloser
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs
 from tests.processes import ROOT, Ended, finish

@@ -13,7 +13,7 @@ import requests
 
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.tracecontext import trace_id_of
-from dlpool.web.gate import AccessMiddleware
+from dlpool.web.middleware import AccessMiddleware
 from tests.conftest import wait_until
 from tests.redis_server import RedisServer
 from tests.web import WebServer, multipart

@@ -27,10 +27,11 @@ from dlpool.errors import (
     PolicyRefused,
     RetryRange,
 )
-from dlpool.jobs.confine import Confinement
-from dlpool.service.node import diskfaults
-from dlpool.service.node.disks import NodeSpaceRules
+from dlpool.jobs.confinement import Confinement
+from dlpool.service.node import disk_faults
+from dlpool.service.node.disk_rules import NodeSpaceRules
 from dlpool.service.wire.channel import FrameChannel
+from dlpool.service.wire.counters import LOG_DROPPED, RECEIVED, WorkerCounters
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
@@ -51,15 +52,14 @@ from dlpool.service.wire.frames import (
     config_frame,
     lease_clock,
 )
-from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, WorkerCounters
+from dlpool.service.worker import job_run as run_module
 from dlpool.service.worker import process as worker_module
-from dlpool.service.worker import run as run_module
 from dlpool.service.worker.affinity import Affinity
+from dlpool.service.worker.job_run import MAX_STACK, SMALL, JobRun, JobRunContext, remove_stale_files, settings_for_job
 from dlpool.service.worker.process import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, WorkerProcess, WorkerSettings
-from dlpool.service.worker.run import MAX_STACK, SMALL, JobRun, JobRunContext, remove_stale_files, settings_for_job
-from dlpool.transfer.job import TransferResult, Progress
-from dlpool.transfer.room import SPACE_RESERVE
-from dlpool.transfer.state import url_digest
+from dlpool.transfer.job import Progress, TransferResult
+from dlpool.transfer.space_rules import SPACE_RESERVE
+from dlpool.transfer.target.state import url_digest
 from tests.bench import received
 from tests.conftest import PATIENT, wait_until
 from tests.fakes import Clock, Lines
@@ -168,7 +168,11 @@ def test_a_worker_runs_a_job_says_how_it_ended_and_ends_when_it_is_retired(
         bench.worker.serve()
         thread.join()
     (ended,) = heard
-    assert isinstance(ended, EndedFrame) and (ended.lease_id, ended.attempt_result, ended.label) == ("a.1", "succeeded", "")
+    assert isinstance(ended, EndedFrame) and (ended.lease_id, ended.attempt_result, ended.label) == (
+        "a.1",
+        "succeeded",
+        "",
+    )
     assert ended.statistics["size"] == 3
     assert (tmp_path / "data" / "a").read_bytes() == b"abc"
     assert bench.worker._runs == {}
@@ -782,9 +786,9 @@ def test_a_stream_that_filled_the_disk_is_removed_and_no_fault_of_the_node(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     discarded: list[Any] = []
-    monkeypatch.setattr(diskfaults, "discard_unfinished", lambda *given: discarded.append(given))
+    monkeypatch.setattr(disk_faults, "discard_unfinished", lambda *given: discarded.append(given))
     answers = iter([False, True])
-    monkeypatch.setattr(diskfaults.EndedRun, "is_node_writable", property(lambda _: next(answers)))
+    monkeypatch.setattr(disk_faults.EndedRun, "is_node_writable", property(lambda _: next(answers)))
 
     def does(transfer: Transfer) -> TransferResult:
         transfer.now = Progress(transfer.job.target, done, None, 1, "downloading")

@@ -12,21 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlpool.config import Settings
-from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import Metrics
-from dlpool.service.ledger import InFlightJob, InFlightTable
-from dlpool.service.monitor.meter import RECENT, RECENT_S, MetricsCollector
+from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.monitor.metrics_collector import RECENT, RECENT_S, MetricsCollector
 from dlpool.service.wire.frames import CancelFrame, EndedFrame, StatusFrame
-from dlpool.service.yielder import MOST_SLOW, NEWS_S, SLOW_S, YieldController
-from dlpool.service.yielding import (
+from dlpool.service.yield_control import MOST_SLOW, NEWS_S, SLOW_S, YieldController
+from dlpool.service.yield_policy import (
     FAR_BELOW,
     HOST_SHARE,
     SHARE_S,
     SLOW,
-    YieldRules,
     RunningTransfer,
     YieldDecision,
+    YieldRules,
     choose_yields,
     is_fast_enough,
     may_yield,
@@ -200,7 +200,9 @@ def test_the_choice_is_bounded_and_does_not_depend_on_order(
     of = {one.lease_id: one for one in running}
     counts = Counter(one.host for one in running)
     for one in (of[found_one.lease_id] for found_one in found):
-        assert one.age_s >= min_runtime_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.remaining != 0
+        assert (
+            one.age_s >= min_runtime_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.remaining != 0
+        )
     for reason in (FAR_BELOW, SLOW):
         for one in (of[found_one.lease_id] for found_one in found if found_one.reason == reason):
             assert one.age_s >= min_runtime_s(rules.after_s, one.yields)
@@ -228,7 +230,7 @@ def test_a_job_that_begins_anew_each_time_ends_after_few_runs(needed_s: int) -> 
     while min_runtime_s(RULES.after_s, yields) < needed_s:
         age_s = min_runtime_s(RULES.after_s, yields)
         left = int(1500 * (needed_s - age_s))
-        if not choose_yields([replace(one, age_s=age_s, yields=yields, left=left)], {"w": 10**6}, RULES):
+        if not choose_yields([replace(one, age_s=age_s, yields=yields, remaining=left)], {"w": 10**6}, RULES):
             break
         spent_s += age_s
         yields += 1
@@ -413,7 +415,7 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
 
 def test_the_speeds_of_the_last_downloads_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("dlpool.service.monitor.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dlpool.service.monitor.metrics_collector.time.monotonic", lambda: now[0])
     meter = MetricsCollector(Metrics((1.0,)))
     for received in (1000, 65536, 131072):
         meter.observe_run(EndedFrame("a.1", "succeeded", statistics={"received": received, "seconds": 2.0}), 2.0)

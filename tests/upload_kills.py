@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import dlpool.web.store
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, TusUploadRequest, DiskBackend
+import dlpool.storage.disk
+from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.errors import UploadError
 from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 
-STORE = str(Path(dlpool.web.store.__file__).parent)
+STORE = str(Path(dlpool.storage.disk.__file__).parent)
 # Where nothing is done to the disk, a kill is no other than one at the next line.
 PURE = tuple(f"{STORE}/{name}.py" for name in ("content", "faults", "results", "states", "views", "wishes"))
 OLD = [b"old" * 50, b"second" * 30]

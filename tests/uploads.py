@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dlpool.config import UploadSettings
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import ChunkResult, MergeResult, UploadScanner, DiskBackend
+from dlpool.storage.disk import ChunkResult, DiskBackend, MergeResult, UploadScanner
+from dlpool.storage.errors import UploadError
 
 ID = "a file"
 

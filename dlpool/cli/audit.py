@@ -13,8 +13,8 @@ from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_row, show_table
 from dlpool.errors import UsageError
-from dlpool.jobs.pushed import parse_time
-from dlpool.jobs.trail import AuditEvent, AuditReader, AuditFilter
+from dlpool.jobs.audit_stream import AuditEvent, AuditFilter, AuditReader
+from dlpool.jobs.pushed_job import parse_time
 from dlpool.kinds import parse_duration
 
 COLUMNS = ("TIME", "ACTION", "RESULT", "OBJECT", "ACTOR", "ADDRESS")

@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import jsontext
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.console import reporting_result, show_lines
 from dlpool.cli.conversion import convert
 from dlpool.cli.options import load_settings, print_warnings
 from dlpool.cli.supervisor import sourced_service_options
 from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings
-from dlpool.config.door import check_web_access
 from dlpool.config.layers import HOST, EffectiveSettings, examine, written_text
-from dlpool.config.owned import check_owned_paths
-from dlpool.config.problems import ConfigProblem, concerned, sort_problems
+from dlpool.config.owned_paths import check_owned_paths
+from dlpool.config.sourced import ConfigProblem, concerned, sort_problems
+from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.tracing import check_traces
 from dlpool.redaction import without_secrets
 from dlpool.service.hooks.archiving import check_archive_command
-from dlpool.service.hooks.hooks import check_hooks
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.service.hooks.runner import check_hooks
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 
 HIDDEN = "..."
 
@@ -139,7 +139,9 @@ def _show_check(problems: list[str], found: EffectiveSettings, arguments: argpar
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = load_settings(arguments.config, sourced_service_options(arguments), is_quiet=arguments.quiet, of_service=True)
+    found = load_settings(
+        arguments.config, sourced_service_options(arguments), is_quiet=arguments.quiet, of_service=True
+    )
     shown = list(rows(found))
     if arguments.json:
         show_lines(jsontext.dumps(row.as_json()).decode() for row in shown)

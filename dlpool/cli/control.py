@@ -10,21 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from dlpool.cli.auditing import AuditRecorder
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.audit_recorder import AuditRecorder
+from dlpool.cli.console import reporting_result, show_lines
+from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.jobs import show_stats
 from dlpool.cli.queue_options import open_queue
-from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_table, size_text
 from dlpool.errors import DlpoolError, UsageError
-from dlpool.jobs.audit import DONE, UNCHANGED
-from dlpool.jobs.controls import JobAdmin
-from dlpool.jobs.failures import FailureRecord, FailureRecords, record_id
+from dlpool.jobs.audit_events import DONE, UNCHANGED
+from dlpool.jobs.client_records import CANCELLED
+from dlpool.jobs.failure_records import FailureRecord, FailureRecords, record_id
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.nodes import NodeAdmin
-from dlpool.jobs.records import CANCELLED
+from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.replies import error_of_reply
-from dlpool.jobs.steering import QueueAdmin
-from dlpool.transfer.urls import display_url
+from dlpool.transfer.http.urls import display_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
 NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at", "seen_at")

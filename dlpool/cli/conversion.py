@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dlpool.cli.console import show_lines
 from dlpool.cli.options import print_warnings
-from dlpool.config.goserver import SECTION, is_json, read_json
+from dlpool.config.go_config import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
 from dlpool.config.layers import SourcedValue
-from dlpool.config.problems import ConfigProblem, sort_problems
+from dlpool.config.sourced import ConfigProblem, sort_problems
 from dlpool.disk import (
     create_exclusive,
     identity_of,

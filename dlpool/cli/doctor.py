@@ -9,20 +9,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.cli.checkup import check_folders, check_limits, check_redis
-from dlpool.cli.checkup_disk import check_file_system
 from dlpool.cli.configuration import find_problems
-from dlpool.cli.console import show_lines, reporting_result
-from dlpool.cli.findings import CONFIGURATION, FAILED, OK, WARNING, DoctorFinding, exit_code, origin_findings, verdict
+from dlpool.cli.console import reporting_result, show_lines
+from dlpool.cli.doctor_disk import check_file_system
+from dlpool.cli.doctor_findings import (
+    CONFIGURATION,
+    FAILED,
+    OK,
+    WARNING,
+    DoctorFinding,
+    exit_code,
+    origin_findings,
+    verdict,
+)
+from dlpool.cli.doctor_machine import check_folders, check_limits, check_redis
 from dlpool.cli.supervisor import sourced_service_options
 from dlpool.cli.tables import show_table
 from dlpool.config import Settings
 from dlpool.config.layers import load_effective
-from dlpool.config.problems import sort_problems
+from dlpool.config.sourced import sort_problems
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import AUTO
-from dlpool.transfer.inspection import ServerInspection
-from dlpool.transfer.urls import display_url, split_credentials
+from dlpool.transfer.http.urls import display_url, split_credentials
+from dlpool.transfer.server_inspection import ServerInspection
 
 COLUMNS = ("check", "state", "found", "what to do")
 _SIGTERM_CODE = 143
@@ -63,7 +72,9 @@ def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
     With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
     """
     try:
-        read = load_effective(arguments.config, sourced_service_options(arguments), for_service=arguments.folder is None)
+        read = load_effective(
+            arguments.config, sourced_service_options(arguments), for_service=arguments.folder is None
+        )
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return
@@ -91,7 +102,9 @@ def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
     try:
         seen = ServerInspection(url, settings.network).run(most)
     except DlpoolError as error:
-        yield DoctorFinding("url", FAILED, f"{display_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes")
+        yield DoctorFinding(
+            "url", FAILED, f"{display_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes"
+        )
         return
     yield from origin_findings(seen, settings)
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_row, show_table
-from dlpool.jobs.events import BEGIN, PAGE, QueueEvent, EventReader
+from dlpool.jobs.event_stream import BEGIN, PAGE, EventReader, QueueEvent
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
 WIDTHS = (15, 24, 16, 32)  # of the columns while they are followed

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dlpool.cli.fetch_report import FetchReport
+from dlpool.cli.foreground import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.cli.headers import read_headers
 from dlpool.cli.items import ItemDefaults, items_from_lines, parse_header, refuse_url, single_item
 from dlpool.cli.listfile import open_list, shown_list
-from dlpool.cli.options import JOBS, sourced_options, load_settings
+from dlpool.cli.options import JOBS, load_settings, sourced_options
 from dlpool.cli.progress import Display, make_display
-from dlpool.cli.report import FetchReport
-from dlpool.cli.running import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.config import Settings, TransferSettings
-from dlpool.engine.batch import Batch, BatchItem, ListUnreadable, BatchResult, BatchProgress
+from dlpool.engine.batch import Batch, BatchItem, BatchProgress, BatchResult, ListUnreadable
+from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.collisions import find_collisions
-from dlpool.engine.donelist import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import NoThread, UsageError
 from dlpool.transfer.files import raise_open_file_limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import http.client
 
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.console import reporting_result, show_lines
 from dlpool.config import MetricsSettings
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import split_address

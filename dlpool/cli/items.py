@@ -12,9 +12,9 @@ from typing import Any
 
 from dlpool.engine.batch import BatchItem, ListUnreadable
 from dlpool.errors import DlpoolError, UsageError
+from dlpool.transfer.http.urls import check_header, split_credentials
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.names import encoded_in_utf8
-from dlpool.transfer.urls import check_header, split_credentials
+from dlpool.transfer.target.names import encoded_in_utf8
 from dlpool.usertext import NotText
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -132,4 +132,8 @@ def _from_json(fields: dict[str, Any], common: ItemDefaults) -> tuple[str, str |
         raise UsageError("url is missing")
     own = dict(_header(name, value) for name, value in headers.items())
     checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") is not None else common.checksum
-    return fields["url"], fields.get("path"), ItemDefaults(common.folder, {**common.headers, **own}, common.user, checksum)
+    return (
+        fields["url"],
+        fields.get("path"),
+        ItemDefaults(common.folder, {**common.headers, **own}, common.user, checksum),
+    )

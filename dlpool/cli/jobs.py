@@ -11,9 +11,9 @@ from typing import Any
 from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import open_queue
 from dlpool.cli.tables import show_pairs, show_table, size_text
-from dlpool.jobs.jobview import JobView, time_text
-from dlpool.jobs.views import DayView, QueueStats, SupervisorView, QueueViews
-from dlpool.transfer.urls import display_url
+from dlpool.jobs.job_view import JobView, time_text
+from dlpool.jobs.queue_views import DayView, QueueStats, QueueViews, SupervisorView
+from dlpool.transfer.http.urls import display_url
 
 COLUMNS = ("ID", "STATE", "PROGRESS", "ATTEMPTS", "TIME", "OWNER", "URL", "PATH", "NOTE")
 SUPERVISOR_FIELDS = ("host", "pid", "version", "slots", "busy")

@@ -77,7 +77,9 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
     )
 
 
-def sourced_options(arguments: argparse.Namespace, section: str, names: Collection[str] | None = None) -> list[SourcedValue]:
+def sourced_options(
+    arguments: argparse.Namespace, section: str, names: Collection[str] | None = None
+) -> list[SourcedValue]:
     """What the options say of a section; of ``names`` only, if they are given."""
     values = vars(arguments)
     return [

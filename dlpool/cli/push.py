@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from dlpool.cli.auditing import AuditRecorder
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.audit_recorder import AuditRecorder
+from dlpool.cli.console import reporting_result, show_lines
+from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.headers import read_headers
 from dlpool.cli.items import refuse_url
 from dlpool.cli.listfile import open_list, shown_list
 from dlpool.cli.queue_options import open_queue
-from dlpool.cli.report import SOME_FAILED
 from dlpool.errors import DlpoolError, QueueAway, UsageError
-from dlpool.jobs.audit import UNCHANGED
-from dlpool.jobs.pushed import PushedJob, parse_valid_job, compose_job
+from dlpool.jobs.audit_events import UNCHANGED
+from dlpool.jobs.pushed_job import PushedJob, compose_job, parse_valid_job
 from dlpool.jobs.transitions import Transitions, new_id
-from dlpool.transfer.urls import split_credentials
+from dlpool.transfer.http.urls import split_credentials
 from dlpool.usertext import READ_BYTES, NotText, TextLines
 
 BATCH = 500  # jobs a round trip
@@ -153,7 +153,9 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         missing = "URL" if arguments.url is None else "PATH"
         raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
     refuse_url(arguments.path)
-    job = parse_valid_job(compose_job(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id))
+    job = parse_valid_job(
+        compose_job(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id)
+    )
     job_id = job.id or new_id()
     with open_queue(arguments) as queue:
         try:

@@ -12,16 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import __version__
-from dlpool.cli.auditing import open_audit
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.audit_recorder import open_audit
+from dlpool.cli.console import reporting_result, show_lines
+from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.options import load_settings
-from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import show_pairs, show_table
 from dlpool.config import Settings
 from dlpool.disk import translated
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.observe.log import Log
-from dlpool.scan.quarantine import QuarantinedFile, Quarantine
+from dlpool.scan.quarantine import Quarantine, QuarantinedFile
 
 COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlpool.cli.header_options import add_header_options
 from dlpool.cli.queue_options import add_output_options, add_queue_options
-from dlpool.jobs.audit import ACTIONS, KINDS
+from dlpool.jobs.audit_events import ACTIONS, KINDS
 from dlpool.kinds import parse_count, split_address
 
 STATES = ("queued", "delayed", "paused", "running", "succeeded", "failed", "cancelled")
@@ -135,7 +135,9 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
         metavar="TIME",
         help="only from then on: RFC 3339, seconds since 1970, or a duration before now, as 2h",
     )
-    parser.add_argument("-n", "--limit", metavar="N", type=parse_limit, default=50, help="the last N of them (default: 50)")
+    parser.add_argument(
+        "-n", "--limit", metavar="N", type=parse_limit, default=50, help="the last N of them (default: 50)"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
     add_queue_options_and_output(parser, "print one JSON object a line")
 

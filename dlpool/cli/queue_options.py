@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlpool.cli.auditing import AuditRecorder
+from dlpool.cli.audit_recorder import AuditRecorder
 from dlpool.cli.options import load_settings
 from dlpool.config import Settings
 from dlpool.config.layers import SourcedValue
@@ -75,7 +75,9 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
-    return load_settings(arguments.config, sourced_queue_options(arguments), is_quiet=getattr(arguments, "quiet", False)).settings
+    return load_settings(
+        arguments.config, sourced_queue_options(arguments), is_quiet=getattr(arguments, "quiet", False)
+    ).settings
 
 
 def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
@@ -102,8 +104,8 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
     A command that changes something leaves audit events: those that it notes, or one of its own.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
-    from dlpool.jobs.facts import check_server
     from dlpool.jobs.keys import QueueKeys
+    from dlpool.jobs.server_check import check_server
 
     recorder = AuditRecorder.of(arguments, queue_settings(arguments))
     settings = recorder.settings.redis
@@ -130,7 +132,7 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
     """See that the private server is there; it is the supervisor's, and never started here."""
-    from dlpool.jobs.embedded import socket_path
+    from dlpool.jobs.embedded_socket import socket_path
 
     try:
         with socket.socket(socket.AF_UNIX) as probe:

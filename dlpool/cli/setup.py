@@ -12,7 +12,7 @@ from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.console import reporting_result, show_lines
 from dlpool.config import NetworkSettings, parse_setting
 from dlpool.config.ini import default_ini
 from dlpool.disk import make_folders, sync_folder, translated

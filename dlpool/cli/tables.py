@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from dlpool.cli.console import stream_for_rich, show_lines
+from dlpool.cli.console import show_lines, stream_for_rich
 from dlpool.usertext import escape_unsafe
 
 SHORT = 10  # characters that stay on one line, as those of the first column do

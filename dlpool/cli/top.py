@@ -9,17 +9,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.cli.console import stream_for_rich, show_lines
+from dlpool.cli.console import show_lines, stream_for_rich
 from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.queue_options import OpenQueue, open_queue
 from dlpool.cli.tables import clean, show_pairs, show_table, size_text
 from dlpool.errors import QueueAway
-from dlpool.jobs.jobview import JobView
+from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.nodes import node_rows
-from dlpool.jobs.steering import QueueAdmin
-from dlpool.jobs.views import QueueStats, QueueViews
-from dlpool.transfer.urls import display_url
+from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.queue_views import QueueStats, QueueViews
+from dlpool.transfer.http.urls import display_url
 
 LOOK_S = 1.0
 NEWS_S = 0.3  # for supervisors to answer, at the first look

@@ -8,21 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlpool import threads
+from dlpool.cli.foreground import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.cli.progress import Display, make_display
-from dlpool.cli.running import DRAW_S, STOP_S, EventPrinter, Interruption
-from dlpool.cli.upload_access import access_headers
+from dlpool.cli.upload_credentials import access_headers
 from dlpool.cli.upload_options import SETTINGS, load_upload_settings
 from dlpool.cli.upload_report import UploadReport
 from dlpool.config.layers import EffectiveSettings
 from dlpool.engine.batch import BatchProgress
 from dlpool.errors import Cancelled, DlpoolError, InternalError, NoThread, UsageError
-from dlpool.transfer.client import HttpClient
 from dlpool.transfer.files import raise_open_file_limit
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
-from dlpool.upload.advice import MAX_CONNECTIONS
-from dlpool.upload.server import UploadApiClient
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
+from dlpool.upload.api_client import UploadApiClient
+from dlpool.upload.capabilities import MAX_CONNECTIONS
 from dlpool.upload.upload import FileUpload
-from dlpool.upload.values import UploadResult, FileUploadRequest
+from dlpool.upload.values import FileUploadRequest, UploadResult
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,12 @@ class UploadRun:
     """The uploads of one command, one after the other. Used by the main thread."""
 
     def __init__(
-        self, arguments: argparse.Namespace, found: EffectiveSettings, client: HttpClient, server: UploadApiClient, shown: Display
+        self,
+        arguments: argparse.Namespace,
+        found: EffectiveSettings,
+        client: HttpClient,
+        server: UploadApiClient,
+        shown: Display,
     ) -> None:
         self._arguments = arguments
         self._found = found

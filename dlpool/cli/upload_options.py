@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.cli.options import add_output_options, add_setting, sourced_options, load_settings
+from dlpool.cli.options import add_output_options, add_setting, load_settings, sourced_options
 from dlpool.config import SECTIONS
 from dlpool.config.layers import EffectiveSettings
 from dlpool.kinds import AUTO, parse_count, parse_size

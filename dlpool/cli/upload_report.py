@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlpool.cli.console import show_lines, reporting_result
+from dlpool.cli.console import reporting_result, show_lines
+from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.progress import Display
-from dlpool.cli.report import SOME_FAILED
 from dlpool.cli.tables import size_text
 from dlpool.errors import DlpoolError
-from dlpool.transfer.urls import display_url
+from dlpool.transfer.http.urls import display_url
 from dlpool.upload.values import UploadResult
 
 STATES = ("done", "failed", "interrupted", "not_begun")

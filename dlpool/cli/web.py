@@ -15,9 +15,9 @@ from dlpool.cli.console import run_program
 from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import apply_umask, load_settings, print_warnings
 from dlpool.config import Settings
-from dlpool.config.goserver import is_json
+from dlpool.config.go_config import is_json
 from dlpool.config.ini import text_of_file
-from dlpool.config.owned import check_owned_paths
+from dlpool.config.owned_paths import check_owned_paths
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.transfer.files import raise_open_file_limit
@@ -111,8 +111,8 @@ def _serve(settings: Settings) -> int:
         from dlpool.web.app import make_app
         from dlpool.web.auth import Authenticator
         from dlpool.web.capacity import fit_to_limits
-        from dlpool.web.parts import WebServices, open_log
         from dlpool.web.server import GunicornServer
+        from dlpool.web.wiring import WebServices, open_log
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error
     keys = Authenticator(settings.web)

@@ -4,7 +4,7 @@ Each field's metadata says its kind (how text becomes a value), its bounds, whet
 option and its help; the command line, the INI file, their checks and their documentation are derived from it.
 """
 
-from dlpool.config.declaring import option_names, parse_setting, setting
+from dlpool.config.declaration import option_names, parse_setting, setting
 from dlpool.config.sections import (
     SECTIONS,
     DownloaderSettings,

@@ -7,8 +7,8 @@ from dataclasses import Field, fields
 from functools import lru_cache
 from typing import Any
 
-from dlpool.config.problems import ConfigProblem
 from dlpool.config.sections import SECTIONS, Settings
+from dlpool.config.sourced import ConfigProblem
 from dlpool.redaction import without_password
 
 
@@ -31,7 +31,9 @@ def find_conflicts(settings: Settings, described: Callable[[str, str], str]) -> 
                 problems.append(ConfigProblem(f"[{section}] {sentence}", settings=concerned))
     if settings.transfer.scan and settings.scan.clamd is None and settings.scan.command is None:
         sentence = f"[transfer] {described('transfer', 'scan')} needs clamd or command in [scan]"
-        problems.append(ConfigProblem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command"))))
+        problems.append(
+            ConfigProblem(sentence, settings=(("transfer", "scan"), ("scan", "clamd"), ("scan", "command")))
+        )
     redis = settings.redis
     if without_password(redis.url) != redis.url and (redis.password or redis.password_file):
         problems.append(

@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dlpool.config import goserver
-from dlpool.config.declaring import format_bound, parse_setting
+from dlpool.config import go_config
+from dlpool.config.declaration import format_bound, parse_setting
 from dlpool.config.layers import GROUP, HOST, SourcedValue, load_effective
-from dlpool.config.problems import ConfigProblem
 from dlpool.config.sections import SECTIONS, LimitSettings, TransferSettings
+from dlpool.config.sourced import ConfigProblem
 from dlpool.config.web import is_profile_setting
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
@@ -75,9 +75,9 @@ def read_settings_file(path: str, problems: list[ConfigProblem], notes: list[str
     cannot be read, and for one that is neither.
     """
     text, notes = text_of_file(path), [] if notes is None else notes
-    if goserver.is_json(text):
+    if go_config.is_json(text):
         notes.append(f"{path} is read as the configuration of the Go upload server: {_CONVERT}")
-        return goserver.read_json(text, path, problems, notes)
+        return go_config.read_json(text, path, problems, notes)
     parser = _Parser()
     try:
         found = list(parser.read_text(text, path))

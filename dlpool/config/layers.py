@@ -15,9 +15,9 @@ from typing import Any
 
 from dlpool import usertext
 from dlpool.config.crosscheck import find_conflicts, mutually_exclusive
-from dlpool.config.declaring import parse_setting
-from dlpool.config.problems import ConfigProblem, concerned, sort_problems
+from dlpool.config.declaration import parse_setting
 from dlpool.config.sections import SECTIONS, Settings
+from dlpool.config.sourced import ConfigProblem, concerned, sort_problems
 from dlpool.config.web import PROFILES
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
@@ -138,7 +138,9 @@ def credential_values(environment: Mapping[str, str], problems: list[ConfigProbl
             except (OSError, usertext.NotText) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
                 origin = f"credential {path.name}"
-                problems.append(ConfigProblem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),)))
+                problems.append(
+                    ConfigProblem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),))
+                )
     return found
 
 

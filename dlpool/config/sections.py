@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dlpool.config.declaring import setting
+from dlpool.config.declaration import setting
 from dlpool.config.web import NETWORKS, UploadSettings, WebSettings
 from dlpool.kinds import (
     ADDRESS,

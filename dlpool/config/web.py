@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from dlpool.config.declaring import setting
+from dlpool.config.declaration import setting
 from dlpool.config.scopes import COMMON, SCOPES
 from dlpool.kinds import (
     COUNT,

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dlpool import threads
-from dlpool.engine.donelist import BatchSession
+from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.engine.names import DuplicateItem
 from dlpool.engine.task import DownloadTask
 from dlpool.errors import Cancelled, DlpoolError, LocalFault, NoThread, UsageError
-from dlpool.transfer.job import Job, TransferResult, Progress
+from dlpool.transfer.job import Job, Progress, TransferResult
 
 
 class ListUnreadable(UsageError):

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dlpool.engine.batch import BatchItem, ListUnreadable, BatchResult
+from dlpool.engine.batch import BatchItem, BatchResult, ListUnreadable
 from dlpool.errors import TargetExists
 from dlpool.transfer.job import Job
-from dlpool.transfer.names import file_name
+from dlpool.transfer.target.names import file_name
 
 MAX_ITEMS = 100_000  # that are checked; a collision of a later one is found when its name is reserved
 

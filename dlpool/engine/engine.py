@@ -15,15 +15,15 @@ from types import TracebackType
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.config.layers import load_effective
 from dlpool.engine.callbacks import Callback, Callbacks
-from dlpool.engine.keeper import ProgressSampler, stop_at_exit
+from dlpool.engine.engine_session import EngineSession
 from dlpool.engine.limits import EngineArguments
-from dlpool.engine.maker import TransferFactory, discard_partial_file
-from dlpool.engine.queueing import DownloadQueue
-from dlpool.engine.session import EngineSession
+from dlpool.engine.sampling import ProgressSampler, stop_at_exit
 from dlpool.engine.stats import DownloadStats
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
 from dlpool.engine.task import DownloadTask
-from dlpool.engine.workers import TaskSource, EngineWorkers
+from dlpool.engine.task_queue import DownloadQueue
+from dlpool.engine.transfers import TransferFactory, discard_partial_file
+from dlpool.engine.workers import EngineWorkers, TaskSource
 from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Job, Notify, TransferResult, ignore_event
 

@@ -8,8 +8,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import Batch, BatchSummary, BatchFailure, BatchItem, BatchResult, make_summary
-from dlpool.engine.donelist import BatchSession
+from dlpool.engine.batch import Batch, BatchFailure, BatchItem, BatchResult, BatchSummary, make_summary
+from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from dlpool.engine.gauge import TaskProgress
+from dlpool.engine.arguments import check_priority, job_of
 from dlpool.engine.owner import TaskOwner
+from dlpool.engine.progress import TaskProgress
 from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
-from dlpool.engine.wish import check_priority, job_of
 from dlpool.errors import Cancelled, DlpoolError, UsageError
-from dlpool.transfer.job import Job, TransferResult, Progress
+from dlpool.transfer.job import Job, Progress, TransferResult
 from dlpool.transfer.transfer import Transfer
 
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 
 from dlpool import threads
-from dlpool.engine.queueing import DownloadQueue
 from dlpool.engine.task import DownloadTask
+from dlpool.engine.task_queue import DownloadQueue
 from dlpool.errors import NoThread
 
 DESCRIPTORS = 8  # of a download with one connection: part, lock, state and folder, the socket and its duplicate

@@ -21,18 +21,18 @@ from redis.retry import Retry
 
 from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, QueueAway, QueueError, QueueRefused
-from dlpool.jobs.address import SCHEMES, RedisAddress
-from dlpool.jobs.embedded import socket_path, socket_url
-from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.routes import (
+from dlpool.jobs.connection_routing import (
     AutoConnection,
     ClusterRoute,
     Dialer,
-    ServerRoute,
     RoutedConnection,
     RoutedTlsConnection,
     SentinelRoute,
+    ServerRoute,
 )
+from dlpool.jobs.embedded_socket import socket_path, socket_url
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.redis_address import SCHEMES, RedisAddress
 from dlpool.kinds import split_address
 from dlpool.usertext import NotText, read_text
 

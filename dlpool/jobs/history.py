@@ -7,13 +7,13 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.clock import parse_ahead_ms
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import to_text
-from dlpool.jobs.jobview import number
+from dlpool.jobs.job_view import number
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.queue_clock import parse_ahead_ms
+from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.redis_values import to_text
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import QueueViews
 
 SAMPLE_S = 10
 KEPT = 8640  # samples: a day of them

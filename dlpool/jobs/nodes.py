@@ -7,12 +7,12 @@ from typing import Any
 
 import redis
 
-from dlpool.jobs.jobview import time_text
+from dlpool.jobs.job_view import time_text
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.queue_views import QueueStats, QueueViews, SupervisorView
 from dlpool.jobs.replies import NoSuchNode, NotPossible
-from dlpool.jobs.steering import QueueAdmin
 from dlpool.jobs.transitions import Transitions
-from dlpool.jobs.views import QueueStats, SupervisorView, QueueViews
 
 NODE_STATES = ("working", "low on space", "halted", "drained", "lost")  # in the order in which they are listed
 FORGET_AFTER_S = 5.0  # after its lease: so long a node may take to come back with Redis

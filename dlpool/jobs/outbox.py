@@ -15,12 +15,12 @@ import redis
 
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused
-from dlpool.jobs.clock import queue_time
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import translated
-from dlpool.jobs.foreign import to_text, to_int
+from dlpool.jobs.connection_routing import ClusterRoute
 from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
-from dlpool.jobs.records import ClientRecord
-from dlpool.jobs.routes import ClusterRoute
+from dlpool.jobs.queue_clock import queue_time
+from dlpool.jobs.redis_values import to_int, to_text
 
 AT_ONCE = 64
 LATE_S = 10.0  # who ended the job has written its record by then, or does not any more

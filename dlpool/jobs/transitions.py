@@ -19,12 +19,12 @@ import redis
 
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueRefused, QueueUnusable
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import cluster_of, translated
-from dlpool.jobs.foreign import to_ms, to_text, to_int
 from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
 from dlpool.jobs.outbox import Outbox, encode_entry
-from dlpool.jobs.pushed import MAX_JOB_BYTES, PushedJob
-from dlpool.jobs.records import ClientRecord
+from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob
+from dlpool.jobs.redis_values import to_int, to_ms, to_text
 from dlpool.kinds import DAY_S
 
 
@@ -304,7 +304,7 @@ class Transitions:
     def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
         """How many jobs of which hosts wait for a slot; of each list the next and the last ``most`` are looked at.
 
-        Hosts as in ``HostParts``; '' is that of jobs whose text does not tell it. Empty while ``sid`` is to take none.
+        Hosts as in ``HostSlotShares``; '' is that of jobs whose text does not tell it. Empty while ``sid`` is to take none.
         """
         found = self._run("waiting", [self.keys.prefix, sid, order, most])
         return {to_text(host): int(count) for host, count in zip(found[::2], found[1::2], strict=True)}

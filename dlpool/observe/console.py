@@ -5,7 +5,7 @@ from __future__ import annotations
 from structlog.dev import ConsoleRenderer
 from structlog.typing import EventDict
 
-from dlpool.observe.chain import MAX_LINE, shortened
+from dlpool.observe.processors import MAX_LINE, shortened
 
 _NAMES = {"@timestamp": "timestamp", "log.level": "level", "message": "event", "log.logger": "logger"}
 _STACK = "error.stack_trace"

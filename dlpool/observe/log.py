@@ -16,8 +16,8 @@ from structlog import BoundLoggerBase
 from dlpool.config import LoggingSettings
 from dlpool.disk import translated
 from dlpool.kinds import LEVELS, logger_levels
-from dlpool.observe.chain import Origin, processors
 from dlpool.observe.logfile import LogFile
+from dlpool.observe.processors import Origin, processors
 from dlpool.observe.rotation import Rotation
 
 LOG_NAME = "dlpool.log"

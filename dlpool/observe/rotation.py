@@ -74,7 +74,9 @@ def _day(seconds: float) -> date:
     return datetime.fromtimestamp(seconds, timezone.utc).date()
 
 
-def expired_logs(logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings) -> list[RotatedLog]:
+def expired_logs(
+    logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings
+) -> list[RotatedLog]:
     """The old logs to remove: those past ``keep_days``, and the oldest above ``keep_files`` or ``keep_size`` in all."""
     found, total = [], live_size
     for number, log in enumerate(sorted(logs, key=lambda log: log.ended_at, reverse=True), 1):

@@ -30,7 +30,7 @@ from dlpool.config import OtelSettings
 from dlpool.errors import NoThread
 from dlpool.observe.log import Logger
 from dlpool.observe.values import safe_text
-from dlpool.transfer.urls import display_url
+from dlpool.transfer.http.urls import display_url
 
 QUEUE = 2048  # spans that wait; later ones are dropped
 BATCH = 512
@@ -78,7 +78,9 @@ class Traces:
         self._provider.add_span_processor(_Processor(exporter, self))
         self._tracer = self._provider.get_tracer("dlpool", __version__)
 
-    def start_job_span(self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int) -> JobSpan:
+    def start_job_span(
+        self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int
+    ) -> JobSpan:
         """The span of one run of a job, on the thread that runs it; ``span_id`` in hex digits."""
         self._ids.next = (trace_id_number(trace_id), int(span_id, 16))
         known: dict[str, Any] = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from dlpool.kinds import split_clamd
 from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
-from dlpool.scan.suspect import ScannedFile
-from dlpool.scan.verdict import UNAVAILABLE, ScanResult, printable_line, read_answer
+from dlpool.scan.result import UNAVAILABLE, ScanResult, printable_line, read_answer
+from dlpool.scan.scannedfile import ScannedFile
 
 BLOCK = 256 * 1024  # bytes of a chunk; a chunk may not be longer than StreamMaxLength, which is 25M or more
 MAX_ANSWER = 4096

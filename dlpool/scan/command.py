@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
-from dlpool.scan.suspect import ScannedFile
-from dlpool.scan.verdict import CLEAN, UNAVAILABLE, ScanResult, infected_result, printable_line
+from dlpool.scan.result import CLEAN, UNAVAILABLE, ScanResult, infected_result, printable_line
+from dlpool.scan.scannedfile import ScannedFile
 
 _FOUND = " FOUND"
 _READ, _KEPT = 64 * 1024, 16 * 1024

@@ -13,9 +13,9 @@ from dlpool.errors import Infected, NotScanned, ScannerAway
 from dlpool.scan.clamd import ClamdScanner
 from dlpool.scan.command import CommandScanner
 from dlpool.scan.deadline import ScanDeadline, never_abort
-from dlpool.scan.quarantine import ScanFinding, Quarantine
-from dlpool.scan.suspect import ScannedFile
-from dlpool.scan.verdict import CLEAN, INFECTED, TOO_LARGE, ScanResult
+from dlpool.scan.quarantine import Quarantine, ScanFinding
+from dlpool.scan.result import CLEAN, INFECTED, TOO_LARGE, ScanResult
+from dlpool.scan.scannedfile import ScannedFile
 
 RETRY_S = 30.0  # after which a scanner that was away is tried again, at the earliest
 OUTCOMES = ("clean", "infected", "passed", "refused")

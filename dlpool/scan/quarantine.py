@@ -23,7 +23,7 @@ from typing import Any
 
 from dlpool import disk, jsontext
 from dlpool.errors import NotFound, TargetExists
-from dlpool.scan.suspect import OWNER_ATTRIBUTE, ScannedFile
+from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
 
 COPYING, RECORD = ".copying", ".json"
 STALE_S = 86400.0  # what is older and has no file is left by a killed process
@@ -180,7 +180,9 @@ class Quarantine:
             texts = {name: record.get(name) for name in ScanFinding.__dataclass_fields__}
             if all(isinstance(texts[name], str) for name in ("signature", "kind", "source", "target")):
                 return QuarantinedFile(item_id, at, status.st_size, sha256, ScanFinding(**texts))
-        return QuarantinedFile(item_id, _at(status.st_mtime), status.st_size, "", ScanFinding("unknown", "unknown", "", ""))
+        return QuarantinedFile(
+            item_id, _at(status.st_mtime), status.st_size, "", ScanFinding("unknown", "unknown", "", "")
+        )
 
     def _record(self, item_id: str) -> Path:
         return self.folder / f"{item_id}{RECORD}"

@@ -15,15 +15,15 @@ from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
 from dlpool.observe.metrics import Metrics
-from dlpool.service.dealing import RespawnBackoff, WorkerSlots, shares_of, slots_of
-from dlpool.service.handle import WorkerHandle
+from dlpool.service.scheduling import RespawnBackoff, WorkerSlots, shares_of, slots_of
 from dlpool.service.slots import max_slots
 from dlpool.service.wire.channel import FrameChannel
+from dlpool.service.wire.counters import RECEIVED
 from dlpool.service.wire.frames import Frame, PingFrame, RetireFrame, SpaceFrame
-from dlpool.service.wire.tally import RECEIVED
 from dlpool.service.worker import process as worker
 from dlpool.service.worker.affinity import choose_cpu
 from dlpool.service.worker.process import WorkerSettings
+from dlpool.service.worker_handle import WorkerHandle
 
 PING_S = 1.0
 MEMORY_S = 2.0
@@ -87,7 +87,7 @@ class WorkerPool:
         return {one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()}
 
     def reconcile(self, suspects: int, on_death: Callable[[WorkerHandle, str], None]) -> None:
-        """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkersFail."""
+        """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkerStartFailed."""
         now = time.monotonic()
         for handle in [one for one in self.workers.values() if one.has_exited]:
             self._lose(handle, on_death)
@@ -225,7 +225,7 @@ class WorkerPool:
     def _cannot_spawn(self, error: OSError, now: float) -> None:
         """Continue with the existing workers after a failed start, and try again later.
 
-        Raises WorkersFail if there has never been one.
+        Raises WorkerStartFailed if there has never been one.
         """
         self._log.warning("worker_not_started", error=error)
         self._respawn = self._respawn.after_death(0.0, now)

@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dlpool.config import SECTIONS, Settings
-from dlpool.config.owned import check_owned_paths
+from dlpool.config.owned_paths import check_owned_paths
 from dlpool.errors import ConfigurationError
 from dlpool.service.hooks.archiving import check_archive_command
-from dlpool.service.hooks.hooks import check_hooks
+from dlpool.service.hooks.runner import check_hooks
 
 SettingsLoader = Callable[[], Settings]
 

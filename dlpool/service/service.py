@@ -9,28 +9,30 @@ from typing import Any
 
 from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
-from dlpool.config.owned import check_owned_paths
+from dlpool.config.owned_paths import check_owned_paths
 from dlpool.errors import DlpoolError, InternalError
 from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import QueueKeys
 from dlpool.kinds import COMMAND, redacted_command
-from dlpool.observe.log import OnEvent, Log
+from dlpool.observe.log import Log, OnEvent
 from dlpool.observe.tracing import check_traces
-from dlpool.service.handle import remove_old_stacks
 from dlpool.service.hooks.archiving import check_archive_command
-from dlpool.service.hooks.hooks import check_hooks
+from dlpool.service.hooks.runner import check_hooks
 from dlpool.service.node.collector import tune_garbage_collector
 from dlpool.service.node.node import Node
-from dlpool.service.parts import SupervisorComponents
 from dlpool.service.reload import SettingsLoader
 from dlpool.service.supervisor import Supervisor
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.limits import HostHolds, NetworkMonitor
+from dlpool.service.wiring import SupervisorComponents
+from dlpool.service.worker_handle import remove_old_stacks
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 
 OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
 
 
-def serve(settings: Settings, load: SettingsLoader, early: Iterable[int] = (), heard: OnEvent = lambda *_: None) -> None:
+def serve(
+    settings: Settings, load: SettingsLoader, early: Iterable[int] = (), heard: OnEvent = lambda *_: None
+) -> None:
     """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
 
     ``load`` reads the settings anew for a reload; ``early`` are signals that came before; ``heard`` is told of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from dlpool.config import SupervisorSettings
 from dlpool.observe.log import Logger
-from dlpool.service.hostjobs import HostConcurrency
+from dlpool.service.host_concurrency import HostConcurrency
 from dlpool.service.wire.frames import EndedFrame
 from dlpool.transfer.aimd import Aimd, ControlParameters
 

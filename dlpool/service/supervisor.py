@@ -14,30 +14,30 @@ from dataclasses import replace
 from typing import Any
 
 from dlpool.config import Settings
-from dlpool.config.owned import owned_paths
-from dlpool.jobs.confine import Confinement
+from dlpool.config.owned_paths import owned_paths
+from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log
-from dlpool.service.handle import WorkerHandle
 from dlpool.service.hooks.archiving import LogArchiver
-from dlpool.service.monitor.monitoring import NodeStatus
+from dlpool.service.monitor.monitor import NodeStatus
 from dlpool.service.node.node import Node
-from dlpool.service.node.notify import SystemdNotifier
-from dlpool.service.parts import SupervisorComponents
+from dlpool.service.node.systemd import SystemdNotifier
 from dlpool.service.queue.messages import (
-    StopRequested,
-    StateChanged,
-    JobsClaimed,
-    HostHeld,
-    LeaseLost,
-    HostSlotDecided,
-    ResultRecorded,
     FenceChecked,
-    StaleFilesFound,
+    HostHeld,
+    HostSlotDecided,
+    JobsClaimed,
     JobsTakenBack,
+    LeaseLost,
+    ResultRecorded,
+    StaleFilesFound,
+    StateChanged,
+    StopRequested,
     WaitingHosts,
 )
 from dlpool.service.reload import SettingsLoader, reload_settings
 from dlpool.service.wire.frames import config_frame
+from dlpool.service.wiring import SupervisorComponents
+from dlpool.service.worker_handle import WorkerHandle
 
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0
@@ -51,7 +51,9 @@ OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.S
 class Supervisor:
     """One run of the service: ``run`` is called once, on the main thread."""
 
-    def __init__(self, settings: Settings, load: SettingsLoader, node: Node, log: Log, parts: SupervisorComponents) -> None:
+    def __init__(
+        self, settings: Settings, load: SettingsLoader, node: Node, log: Log, parts: SupervisorComponents
+    ) -> None:
         """``load`` reads the settings anew for a reload."""
         self._settings = settings
         self._load = load
@@ -89,7 +91,7 @@ class Supervisor:
     def run(self, early: Iterable[int] = ()) -> None:
         """Work until told to end; ``early`` are signals that came before.
 
-        Raises WorkersFail, or what ended one of the threads.
+        Raises WorkerStartFailed, or what ended one of the threads.
         """
         for number in OBEYED:
             signal.signal(number, self._note)
@@ -215,7 +217,9 @@ class Supervisor:
             "space": repr(self._parts.space),
             "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
-            "held": [{"id": one.lease.job_id, "worker": one.worker_pid, **one.progress} for one in self._ledger.all()[:100]],
+            "held": [
+                {"id": one.lease.job_id, "worker": one.worker_pid, **one.progress} for one in self._ledger.all()[:100]
+            ],
         }
 
     def _reload(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
 MIN_STEAL_BYTES = 64 * 1024  # bytes: less is not worth a request
@@ -76,7 +76,9 @@ class ChunkMap:
     otherwise a free chunk is dealt whole.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = MIN_STEAL_BYTES) -> None:
+    def __init__(
+        self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = MIN_STEAL_BYTES
+    ) -> None:
         self.chunks = list(chunks)
         self.piece = piece
         self.min_split = least_split
@@ -186,7 +188,9 @@ def _kept(victim: Chunk, rate: float) -> int:
     return max(share, min(half, MIN_TAIL_BYTES))
 
 
-def plan_chunks(missing: Sequence[ByteRange], size: int, connections: int, min_split: int, piece: int | None = None) -> ChunkMap:
+def plan_chunks(
+    missing: Sequence[ByteRange], size: int, connections: int, min_split: int, piece: int | None = None
+) -> ChunkMap:
     """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are to be fetched.
 
     The missing ranges are divided so that ``connections`` of about equal length exist, none under ``min_split``

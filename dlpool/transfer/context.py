@@ -13,18 +13,18 @@ from dlpool.config import TransferSettings
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
 from dlpool.scan.guard import Guard
-from dlpool.transfer.answer import Answer, ByteRange, read_answer
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.client import HttpClient
 from dlpool.transfer.evidence import Evidence
-from dlpool.transfer.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.answer import Answer, ByteRange, read_answer
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.limits import RateLimits
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.http.source import Reply, Source
 from dlpool.transfer.job import Checksum, Job, Notify
-from dlpool.transfer.limits import RateLimits
-from dlpool.transfer.place import FileOutput
-from dlpool.transfer.remote import RemoteResource
 from dlpool.transfer.retry import RetryPolicy
-from dlpool.transfer.room import ENTIRE_DISK, SpaceRules
-from dlpool.transfer.source import Reply, Source
+from dlpool.transfer.scheduler import ChunkScheduler
+from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
+from dlpool.transfer.target.file.output import FileOutput
 
 
 @dataclass(frozen=True)

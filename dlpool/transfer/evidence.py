@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.http.answer import ByteRange
 
 MOST_SAMPLES = 4
 SAMPLE = 4096  # bytes

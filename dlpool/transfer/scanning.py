@@ -7,8 +7,8 @@ from dlpool.disk import translated
 from dlpool.errors import NotScanned
 from dlpool.scan.guard import Guard
 from dlpool.scan.quarantine import ScanFinding
-from dlpool.transfer.context import TransferContext, DownloadPlan
-from dlpool.transfer.urls import display_url
+from dlpool.transfer.context import DownloadPlan, TransferContext
+from dlpool.transfer.http.urls import display_url
 
 _NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [scan]"
 
@@ -38,4 +38,10 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
             context.notify("file_unscanned", path=path, verdict=outcome, **fields)
 
     with translated(f"check {place.part.path} for malware"):
-        guard.check(place.part.as_scanned_file(), finding, check_abort=context.scheduler.check, before_quarantine=place.discard, report=tell)
+        guard.check(
+            place.part.as_scanned_file(),
+            finding,
+            check_abort=context.scheduler.check,
+            before_quarantine=place.discard,
+            report=tell,
+        )

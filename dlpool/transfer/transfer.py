@@ -13,18 +13,18 @@ from dlpool.config import TransferSettings
 from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
-from dlpool.transfer.board import ChunkScheduler
-from dlpool.transfer.client import HttpClient
-from dlpool.transfer.context import TransferContext, DownloadPlan
-from dlpool.transfer.job import Job, Notify, TransferResult, Progress, ignore_event
-from dlpool.transfer.limits import RateLimit, RateLimits
-from dlpool.transfer.place import TargetPresent, FileOutput
-from dlpool.transfer.remote import RemoteResource
+from dlpool.transfer.attempt import TransferAttempt
+from dlpool.transfer.context import DownloadPlan, TransferContext
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import RateLimit, RateLimits
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.http.source import Source
+from dlpool.transfer.job import Job, Notify, Progress, TransferResult, ignore_event
 from dlpool.transfer.retry import RetryPolicy
-from dlpool.transfer.room import ENTIRE_DISK, SpaceRules
-from dlpool.transfer.round import TransferAttempt
 from dlpool.transfer.scanning import check_configured
-from dlpool.transfer.source import Source
+from dlpool.transfer.scheduler import ChunkScheduler
+from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
+from dlpool.transfer.target.file.output import FileOutput, TargetPresent
 
 MAX_RESTARTS = 3
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dlpool.config import TransferSettings
-from dlpool.transfer.client import HttpClient
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import RateLimits
 from dlpool.transfer.job import Notify
-from dlpool.transfer.limits import RateLimits
-from dlpool.upload.board import UploadScheduler
-from dlpool.upload.ending import UploadCancelScope
+from dlpool.upload.api_client import UploadApiClient, UploadTarget
+from dlpool.upload.cancel_scope import UploadCancelScope
 from dlpool.upload.localfile import LocalFile
 from dlpool.upload.plan import UploadPlan
-from dlpool.upload.server import UploadApiClient, UploadTarget
+from dlpool.upload.scheduler import UploadScheduler
 
 
 @dataclass(frozen=True)

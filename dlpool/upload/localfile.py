@@ -11,7 +11,7 @@ from typing import Any
 
 from dlpool.disk import translated
 from dlpool.errors import FileChanged, UsageError
-from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.http.answer import ByteRange
 from dlpool.upload.plan import LocalFileIdentity
 
 BLOCK = 256 * 1024  # bytes of one read

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from dlpool.errors import UsageError
-from dlpool.transfer.answer import ByteRange
+from dlpool.transfer.http.answer import ByteRange
 
 MIB = 1 << 20
 LEAST = 64 * 1024  # bytes of a chunk, but for the last

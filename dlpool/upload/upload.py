@@ -10,18 +10,18 @@ from dataclasses import replace
 
 from dlpool.config import TransferSettings
 from dlpool.errors import Cancelled, ChunkTooLarge, FailJob, MergedGone, PolicyRefused
-from dlpool.transfer.client import HttpClient
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import RateLimit, RateLimits
 from dlpool.transfer.job import Notify, Progress, ignore_event
-from dlpool.transfer.limits import RateLimit, RateLimits
-from dlpool.upload.advice import ServerCapabilities
-from dlpool.upload.asking import RequestRetrier
+from dlpool.upload.api_client import MergedFile, UploadApiClient, UploadTarget
+from dlpool.upload.attempt import UploadAttempt
+from dlpool.upload.cancel_scope import UploadCancelScope
+from dlpool.upload.capabilities import ServerCapabilities
 from dlpool.upload.context import UploadContext
-from dlpool.upload.ending import UploadCancelScope
 from dlpool.upload.localfile import LocalFile
 from dlpool.upload.plan import auto_chunk_size, file_id, make_plan, smaller_chunk_size
-from dlpool.upload.round import UploadAttempt
-from dlpool.upload.server import MergedFile, UploadApiClient, UploadTarget
-from dlpool.upload.values import UploadResult, FileUploadRequest
+from dlpool.upload.retrying import RequestRetrier
+from dlpool.upload.values import FileUploadRequest, UploadResult
 from dlpool.upload.watch import UploadSpeedMonitor
 
 LEAST_RATE = 16 * 1024  # bytes a second of one connection: more of them would only take turns
@@ -68,7 +68,9 @@ class FileUpload:
             return Progress(self._wish.file, 0, None, 0, "connecting")
         current = self._rounds[-1]
         self._most_done = max(self._most_done, current.scheduler.done_bytes)
-        return Progress(self._wish.file, self._most_done, current.task.plan.size, current.scheduler.sending_count, current.phase)
+        return Progress(
+            self._wish.file, self._most_done, current.task.plan.size, current.scheduler.sending_count, current.phase
+        )
 
     def run(self) -> UploadResult:
         """Upload the file. Raises DlpoolError."""
@@ -111,7 +113,7 @@ class FileUpload:
                     raise
                 has_begun_anew = True
                 self._notify("begun_anew", error=str(error))
-            context = replace(context, ending=self._next_ending())
+            context = replace(context, scope=self._next_ending())
             self._forget(current.task.target, context)
 
     def _round(self, context: UploadContext, chunk_size: int, advice: ServerCapabilities) -> UploadAttempt:
@@ -148,7 +150,9 @@ class FileUpload:
             RequestRetrier(context).request(lambda exchange: self._server.delete(exchange, target))
 
     def _context(self, file: LocalFile) -> UploadContext:
-        return UploadContext(file, self._settings, self._client, self._server, self._next_ending(), self._rate, self._notify)
+        return UploadContext(
+            file, self._settings, self._client, self._server, self._next_ending(), self._rate, self._notify
+        )
 
     def _next_ending(self) -> UploadCancelScope:
         """What ends from now on; an end that was asked for stands."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import DlpoolError
-from dlpool.transfer.exchange import Exchange
-from dlpool.transfer.watch import SpeedSamples, below_minimum, header_timed_out
+from dlpool.transfer.http.exchange import Exchange
+from dlpool.transfer.speed_monitor import SpeedSamples, below_minimum, header_timed_out
 
 
 class UploadSpeedMonitor:

@@ -7,13 +7,13 @@ from typing import Any
 import falcon
 
 from dlpool.config import Settings
-from dlpool.config.owned import check_owned_paths
-from dlpool.observe.listener import NO_SNIFF
-from dlpool.web import dashboard, files, jobs_api, ops, tus, uploads
+from dlpool.config.owned_paths import check_owned_paths
+from dlpool.observe.http_server import NO_SNIFF
+from dlpool.web import dashboard, files, jobs_api, monitoring, tus, uploads
 from dlpool.web.errors import add_error_handlers
-from dlpool.web.gate import AccessMiddleware
-from dlpool.web.keeper import Janitor
-from dlpool.web.parts import WebServices
+from dlpool.web.janitor import Janitor
+from dlpool.web.middleware import AccessMiddleware
+from dlpool.web.wiring import WebServices
 
 
 class WebResponse(falcon.Response):
@@ -44,7 +44,7 @@ def make_app(parts: WebServices) -> falcon.App[Any, Any]:
     gate = AccessMiddleware(parts)
     app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.TusMiddleware()], response_type=WebResponse)
     add_error_handlers(app, parts.log)
-    for part in (ops, uploads, files, tus, jobs_api, dashboard):
+    for part in (monitoring, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)
     app.add_sink(gate.handle_unknown_path)
     Janitor(parts).start()

@@ -15,15 +15,24 @@ from typing import Any, cast
 import falcon
 
 from dlpool.config import Settings
-from dlpool.jobs.audit import DONE, REFUSED, SERVICE, UNCHANGED, AuditActor, AuditChange, event_fields, log_fields
+from dlpool.jobs.audit_events import (
+    DONE,
+    REFUSED,
+    SERVICE,
+    UNCHANGED,
+    AuditActor,
+    AuditChange,
+    event_fields,
+    log_fields,
+)
+from dlpool.jobs.audit_stream import AuditWriter
 from dlpool.jobs.connection import connect
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.trail import AuditWriter
 from dlpool.observe.log import Logger
-from dlpool.observe.summary import LogLimiter
-from dlpool.web.announcing import StreamPublisher
-from dlpool.web.figures import SharedCounters
-from dlpool.web.store import UploadEvent
+from dlpool.observe.log_limiter import LogLimiter
+from dlpool.storage.disk import UploadEvent
+from dlpool.web.counters import SharedCounters
+from dlpool.web.event_publisher import StreamPublisher
 
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 REFUSALS = 20  # refused attempts of one action and label that are written in a minute

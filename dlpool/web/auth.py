@@ -9,12 +9,12 @@ import hmac
 from collections.abc import Callable
 
 from dlpool.config import WebSettings
-from dlpool.config.door import check_web_access, read_key
 from dlpool.config.web import split_words
-from dlpool.web.caller import ANONYMOUS, WITH_SECRET, Principal, unauthorized
+from dlpool.config.web_access import check_web_access, read_key
 from dlpool.web.jwks import JwksSource
 from dlpool.web.keyring import KeyRing
-from dlpool.web.publickeys import TokenKey, load_pem_key
+from dlpool.web.principal import ANONYMOUS, WITH_SECRET, Principal, unauthorized
+from dlpool.web.public_keys import TokenKey, load_pem_key
 from dlpool.web.tokens import TokenVerifier
 
 

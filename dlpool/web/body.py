@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from dlpool.web.places import BodySlot
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.body_slots import BodySlot
 
-BLOCK_SIZE = 120 * 1024  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
+BLOCK_SIZE = (
+    120 * 1024
+)  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
 
 
 class BrokenBody(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 
 from dlpool.web.jobs_api import set_etag
-from dlpool.web.parts import WebServices
+from dlpool.web.wiring import WebServices
 
 TYPES = {
     "html": "text/html; charset=utf-8",

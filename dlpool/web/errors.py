@@ -9,9 +9,9 @@ from falcon.util import http_status_to_code
 
 from dlpool import jsontext
 from dlpool.observe.log import Logger
-from dlpool.web.body import BadFraming, BrokenBody, BodyTooSlow, SlotRevoked
-from dlpool.web.gate import bind_trace
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.body import BadFraming, BodyTooSlow, BrokenBody, SlotRevoked
+from dlpool.web.middleware import bind_trace
 
 _LABELS = {
     400: "bad_request",

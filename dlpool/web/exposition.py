@@ -12,8 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from dlpool.scan.guard import OUTCOMES
-from dlpool.web.figures import BUCKETS
-from dlpool.web.store.room import HEALTHY, UNHEALTHY, WARNING
+from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING
+from dlpool.web.counters import BUCKETS
 
 _HEALTHS = (HEALTHY, WARNING, UNHEALTHY)
 _HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be written to: no new uploads"

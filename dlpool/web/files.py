@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import falcon
 
-from dlpool.web.caller import READ_SCOPES
-from dlpool.web.gate import request_owner
-from dlpool.web.parts import WebServices
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.middleware import request_owner
+from dlpool.web.principal import READ_SCOPES
+from dlpool.web.wiring import WebServices
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 import multipart  # type: ignore[import-untyped]
 
 from dlpool import jsontext
-from dlpool.web.body import RequestBody, BrokenBody
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.body import BrokenBody, RequestBody
 
 MAX_PARTS = 16
 MAX_HEADERS = 8  # of a part

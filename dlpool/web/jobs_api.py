@@ -13,14 +13,14 @@ import falcon
 from dlpool import jsontext
 from dlpool.config.scopes import COMMON
 from dlpool.errors import DlpoolError
+from dlpool.storage.errors import UploadError
 from dlpool.web import auditing
-from dlpool.web.desk import QueueService, refusal_of
-from dlpool.web.gate import request_trace_id
+from dlpool.web.circuit_breaker import CircuitBreaker
+from dlpool.web.middleware import request_trace_id
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
-from dlpool.web.outage import CircuitBreaker
-from dlpool.web.parts import WebServices
-from dlpool.web.refusal import UploadError
+from dlpool.web.queue_service import QueueService, refusal_of
+from dlpool.web.wiring import WebServices
 
 HEAVY = 64 * 1024  # bytes of a body that costs much processor time
 
@@ -28,7 +28,9 @@ HEAVY = 64 * 1024  # bytes of a body that costs much processor time
 class JobApiResource:
     """One path of the API, with its methods."""
 
-    def __init__(self, parts: WebServices, desk: QueueService, outage: CircuitBreaker, operations: Iterable[Operation]) -> None:
+    def __init__(
+        self, parts: WebServices, desk: QueueService, outage: CircuitBreaker, operations: Iterable[Operation]
+    ) -> None:
         self.actions = {one.method: one.action for one in operations if one.action}
         self.scopes: dict[str, tuple[str, ...]] = {}
         for one in operations:

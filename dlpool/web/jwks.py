@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from dlpool import __version__, jsontext
 from dlpool.errors import DlpoolError
-from dlpool.web.publickeys import TokenKey, load_jwk
-from dlpool.web.refusal import UploadError
+from dlpool.storage.errors import UploadError
+from dlpool.web.public_keys import TokenKey, load_jwk
 
 AGAIN_S = 10.0  # between two fetches, whatever ids tokens have
 RETRY_S = 5.0  # after a failure

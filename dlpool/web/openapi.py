@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlpool import __version__
+from dlpool.web.openapi_scopes import SCHEMES, add_scopes
+from dlpool.web.openapi_tus import tus_paths
+from dlpool.web.openapi_uploads import upload_paths
 from dlpool.web.operations import BASE, Operation
 from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
-from dlpool.web.scopes_doc import SCHEMES, add_scopes
-from dlpool.web.tus_doc import tus_paths
-from dlpool.web.upload_doc import upload_paths
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
 REFUSALS = {

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlpool.config.scopes import OPERATE, PUSH, READ
-from dlpool.jobs.audit import ACTIONS
+from dlpool.jobs.audit_events import ACTIONS
 from dlpool.web import schemas
 from dlpool.web.auditing import CHANGING
-from dlpool.web.checking import validate, parse_body, parse_query
-from dlpool.web.desk import QueueService
+from dlpool.web.queue_service import QueueService
 from dlpool.web.schemas import Schema, array_of, object_schema, ref
+from dlpool.web.validation import parse_body, parse_query, validate
 
 BASE = "/api/v1"
 MAX_BODY = 4 * 1024 * 1024
 
-Ask = Callable[[QueueService, "Call"], Any]
+Ask = Callable[[QueueService, "ApiRequest"], Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _control(verb: str, summary: str) -> Operation:
         summary,
         lambda desk, call: desk.control(verb, call.path_params["id"]),
         ref("Done"),
-        refusals=(404, 409),
+        error_statuses=(404, 409),
         action=f"job.{verb}",
     )
 
@@ -125,7 +125,7 @@ def _node(verb: str, summary: str) -> Operation:
         summary,
         lambda desk, call: {"nodes": desk.control_node(verb, call.path_params["id"])},
         _NODES,
-        refusals=(404, 409),
+        error_statuses=(404, 409),
         action=f"node.{verb}",
     )
 
@@ -137,7 +137,7 @@ def _queue(verb: str, summary: str) -> Operation:
         summary,
         lambda desk, _: desk.control_queue(verb),
         _QUEUE,
-        refusals=(409,) if verb == "pause" else (),
+        error_statuses=(409,) if verb == "pause" else (),
         action=f"queue.{verb}",
     )
 
@@ -149,7 +149,7 @@ def _failure(verb: str, summary: str) -> Operation:
         summary,
         lambda desk, call: desk.resolve_failure(verb, call.path_params["record"]),
         ref("Done"),
-        refusals=(404, 409),
+        error_statuses=(404, 409),
         action=f"failure.{verb}",
     )
 
@@ -161,7 +161,9 @@ _FAILURES = object_schema({"failures": array_of(ref("Failure")), "next": schemas
 _PAGE = {"limit": schemas.LIMIT, "after": schemas.CURSOR}
 _ONE_OR_MANY: Schema = {"oneOf": [ref("Job"), ref("Batch")]}
 _RESULTS = object_schema({"results": array_of({"anyOf": [ref("Done"), ref("Error")]})})
-_ANSWERS: Schema = {"anyOf": [ref("Pushed"), object_schema({"results": array_of({"anyOf": [ref("Pushed"), ref("Error")]})})]}
+_ANSWERS: Schema = {
+    "anyOf": [ref("Pushed"), object_schema({"results": array_of({"anyOf": [ref("Pushed"), ref("Error")]})})]
+}
 
 OPERATIONS: tuple[Operation, ...] = (
     _get(
@@ -170,7 +172,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "All that a page shows, in one answer; with ETag",
         lambda desk, call: desk.overview(call.query["state"]),
         ref("Overview"),
-        options={"state": {**schemas.STATE, "default": "queued"}},
+        query={"state": {**schemas.STATE, "default": "queued"}},
     ),
     _post(
         "/jobs",
@@ -189,7 +191,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "succeeded; next is the cursor behind them, null at the end",
         lambda desk, call: desk.list_jobs(call.query.get("state"), call.query["limit"], call.query.get("after")),
         _JOBS,
-        options={"state": schemas.STATE, **_PAGE},
+        query={"state": schemas.STATE, **_PAGE},
     ),
     _post(
         "/jobs/batch",
@@ -206,7 +208,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "All that is known of a job",
         lambda desk, call: desk.show_job(call.path_params["id"]),
         ref("View"),
-        refusals=(404,),
+        error_statuses=(404,),
     ),
     _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),
     _control("pause", "Stop a job until it is resumed; it keeps what it has fetched"),
@@ -222,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "bytes a second], oldest first, 720 at most",
         lambda desk, call: desk.history(call.query["since"]),
         ref("History"),
-        options={"since": schemas.SINCE},
+        query={"since": schemas.SINCE},
     ),
     _get(
         "/stats",
@@ -231,7 +233,9 @@ OPERATIONS: tuple[Operation, ...] = (
         lambda desk, _: desk.stats(),
         ref("Stats"),
     ),
-    _get("/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.list_nodes()}, _NODES),
+    _get(
+        "/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.list_nodes()}, _NODES
+    ),
     _node("drain", "Let a node end its jobs and begin no others"),
     _node("resume", "Let a drained node begin jobs again"),
     _node("forget", "Strike off a node that was lost, or that is drained and away"),
@@ -251,7 +255,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "The failure records that clients see, newest first; of more than 100,000 some are not listed",
         lambda desk, call: desk.list_failures(call.query["limit"], call.query.get("after")),
         _FAILURES,
-        options=_PAGE,
+        query=_PAGE,
     ),
     _failure("retry", "Run the job of a failure record again"),
     _failure("remove", "Remove a failure record"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dlpool.jobs.job_listing import STATES
 from dlpool.jobs.keys import PRIORITIES, READY
-from dlpool.jobs.listing import STATES
 from dlpool.jobs.nodes import NODE_STATES as NODE_STATES
-from dlpool.jobs.pushed import IF_EXISTS, MAX_PATH, MAX_URL
+from dlpool.jobs.pushed_job import IF_EXISTS, MAX_PATH, MAX_URL
 
 Schema = Mapping[str, Any]
 
@@ -134,7 +134,9 @@ BATCH = object_schema(
         "jobs": {**array_of({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
     }
 )
-CONTROL = object_schema({"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": array_of(ID, MAX_BATCH)})
+CONTROL = object_schema(
+    {"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": array_of(ID, MAX_BATCH)}
+)
 PUSHED = object_schema({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
 DONE = object_schema({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
 ERROR = object_schema({"error": TEXT, "code": TEXT}, closed=False)

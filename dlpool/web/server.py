@@ -13,8 +13,8 @@ from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-un
 from dlpool.config import WebSettings
 from dlpool.observe.log import Log
 from dlpool.web.capacity import FILES_A_THREAD
-from dlpool.web.ops import probe_paths
-from dlpool.web.worker import WebWorker
+from dlpool.web.gunicorn_adapter import WebWorker
+from dlpool.web.monitoring import probe_paths
 
 
 class GunicornLog(GunicornLogger):  # type: ignore[misc]

@@ -19,8 +19,8 @@ from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.config.scopes import ADMIN, known_scopes
 from dlpool.config.web import split_words
-from dlpool.web.caller import Principal, unauthorized
-from dlpool.web.publickeys import ALGORITHMS, TokenKey
+from dlpool.web.principal import Principal, unauthorized
+from dlpool.web.public_keys import ALGORITHMS, TokenKey
 
 LEEWAY_S = 10
 MAX_TOKEN = 8192  # characters
@@ -132,7 +132,7 @@ class TokenVerifier:
 
 
 def _head(token: str) -> _TokenHeader:
-    """Return what the header says. Raises BadToken; what is large or deeply nested is not parsed."""
+    """Return what the header says. Raises InvalidToken; what is large or deeply nested is not parsed."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
@@ -167,7 +167,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return seconds since 1970. Raises BadToken, also for NaN and for what is beyond any time."""
+    """Return seconds since 1970. Raises InvalidToken, also for NaN and for what is beyond any time."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_TIME:
         raise InvalidToken(f"its {name} is no time")

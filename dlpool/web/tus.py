@@ -16,12 +16,20 @@ from typing import Any, ClassVar
 import falcon
 
 from dlpool.config.scopes import UPLOAD
-from dlpool.web.body import RequestBody, BodyTooSlow
-from dlpool.web.caller import UPLOAD_SCOPES
-from dlpool.web.gate import request_owner
-from dlpool.web.parts import WebServices
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, AppendSession, AlreadyComplete, TusUploadRequest, UnlockRequested, offset_mismatch, upload_locked, too_large
+from dlpool.storage.disk import (
+    FINAL,
+    AlreadyComplete,
+    AppendSession,
+    TusUploadRequest,
+    UnlockRequested,
+    offset_mismatch,
+    too_large,
+    upload_locked,
+)
+from dlpool.storage.errors import UploadError
+from dlpool.web.body import BodyTooSlow, RequestBody
+from dlpool.web.middleware import request_owner
+from dlpool.web.principal import UPLOAD_SCOPES
 from dlpool.web.tus_headers import (
     ALGORITHMS,
     ROOT,
@@ -33,6 +41,7 @@ from dlpool.web.tus_headers import (
     parse_number,
     parse_parts,
 )
+from dlpool.web.wiring import WebServices
 
 VERSION = "1.0.0"
 BODY_TYPE = "application/offset+octet-stream"

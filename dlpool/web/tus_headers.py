@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import FINAL, PARTIAL, check_parts
+from dlpool.storage.disk import FINAL, PARTIAL, check_parts
+from dlpool.storage.errors import UploadError
 
 ROOT = "/files"
 ALGORITHMS = ("sha1", "md5", "sha256")

@@ -10,24 +10,25 @@ import falcon
 
 from dlpool import jsontext
 from dlpool.config.web import split_words
-from dlpool.web.auditing import set_object, add_changes
+from dlpool.storage import states
+from dlpool.storage.disk import MAX_PAGE, ChunkResult, StagedChunk
+from dlpool.storage.errors import UploadError
+from dlpool.web.auditing import add_changes, set_object
 from dlpool.web.body import RequestBody
-from dlpool.web.caller import RESUME_SCOPES, READ_SCOPES, UPLOAD_SCOPES
 from dlpool.web.forms import (
     MULTIPART,
     MultipartForm,
     json_object,
     optional_number,
-    read_fields,
     parse_switch,
+    read_fields,
+    required_number,
     required_text,
     urlencoded_fields,
-    required_number,
 )
-from dlpool.web.gate import request_owner
-from dlpool.web.parts import WebServices
-from dlpool.web.refusal import UploadError
-from dlpool.web.store import MAX_PAGE, ChunkResult, StagedChunk, states
+from dlpool.web.middleware import request_owner
+from dlpool.web.principal import READ_SCOPES, RESUME_SCOPES, UPLOAD_SCOPES
+from dlpool.web.wiring import WebServices
 
 OCTETS = "application/octet-stream"
 MAX_BATCH = 1000
@@ -155,7 +156,11 @@ class TasksResource(_UploadApiResource):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A page of the owner's."""
         fields = urlencoded_fields(req.query_string)
-        limit, cursor, status = optional_number(fields, "limit"), fields.get("cursor", ""), split_words(fields.get("status"))
+        limit, cursor, status = (
+            optional_number(fields, "limit"),
+            fields.get("cursor", ""),
+            split_words(fields.get("status")),
+        )
         limit = MAX_PAGE if limit is None else limit
         say(resp, self._store.tasks(request_owner(req), limit=limit, cursor=cursor, status=status))
 

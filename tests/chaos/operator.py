@@ -12,10 +12,10 @@ from typing import Any
 import redis
 
 from dlpool.errors import QueueError
-from dlpool.jobs.controls import JobAdmin
+from dlpool.jobs.client_records import CANCELLED
+from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import PRIORITIES, QueueKeys
-from dlpool.jobs.records import CANCELLED
-from dlpool.jobs.steering import QueueAdmin
+from dlpool.jobs.queue_admin import QueueAdmin
 from tests.chaos.jobs import Jobs
 from tests.chaos.witness import Witness
 

@@ -10,7 +10,7 @@ import redis
 
 from dlpool.errors import QueueError
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.pushed import PushedJob
+from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.transitions import Transitions
 from tests.chaos.jobs import Job, Jobs
 

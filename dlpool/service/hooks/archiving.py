@@ -18,8 +18,8 @@ from dlpool.disk import atomic_write
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Logger
 from dlpool.observe.rotation import Rotation
-from dlpool.service.hooks import hookprocess
-from dlpool.service.hooks.hooks import command_environment
+from dlpool.service.hooks import process
+from dlpool.service.hooks.runner import command_environment
 
 STOP_S = 2.0  # for a command that runs when the supervisor ends
 
@@ -66,7 +66,7 @@ class LogArchiver:
         """Give a command that runs ``STOP_S`` more, then end it; the next start archives what is left."""
         self._stop_at = time.monotonic() + STOP_S
         if self._thread is not None:
-            self._thread.join(STOP_S + hookprocess.END_S + 1.0)
+            self._thread.join(STOP_S + process.END_S + 1.0)
 
     def _serve(self, packed: list[Path]) -> None:
         try:
@@ -100,7 +100,7 @@ class LogArchiver:
                 return f"it took longer than {settings.archive_timeout:g} s"
             return "the supervisor ends" if time.monotonic() >= self._stop_at else ""
 
-        result = hookprocess.run_command(command, b"", command_environment(), must_end)
+        result = process.run_command(command, b"", command_environment(), must_end)
         seconds = round(time.monotonic() - began, 3)
         if result.failure:
             self._failed(path=path, reason=result.failure, stderr=result.stderr, seconds=seconds)

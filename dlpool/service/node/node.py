@@ -17,7 +17,7 @@ from pathlib import Path
 from dlpool.disk import atomic_write, translated
 from dlpool.errors import AlreadyRunning, LocalFault
 from dlpool.filelock import FileLock, LockForeign, LockHeld
-from dlpool.service.node.locks import read_holder, lock_within, make_private_folder, write_holder, open_lock, share_lock
+from dlpool.service.node.locks import lock_within, make_private_folder, open_lock, read_holder, share_lock, write_holder
 
 MAX_NODE_ID = 40
 MAX_SIDS = 1000  # of a node that starts and dies without end while Redis is away; the oldest leases end by themselves

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from dlpool.observe.log import Logger
-from dlpool.service.node.notify import SystemdNotifier
+from dlpool.service.node.systemd import SystemdNotifier
 
 HUNG_S = 60.0  # longer than any thread may wait for Redis; where a manager watches, its limit holds
 

@@ -11,9 +11,9 @@ import redis
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.ledger import InFlightTable
-from dlpool.service.queue.link import Backoff, RedisState, CallSpacing
+from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.messages import JobsClaimed, Message, WaitingHosts
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
 from dlpool.service.wire.frames import lease_clock
 
 APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free

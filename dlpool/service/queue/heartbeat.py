@@ -12,16 +12,16 @@ import redis
 from dlpool import jsontext
 from dlpool.errors import QueueAway, QueueError, QueueUnusable
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.facts import check_server
 from dlpool.jobs.history import SAMPLE_S, QueueHistory
-from dlpool.jobs.hostslots import HostSlots
+from dlpool.jobs.host_slots import HostSlots
+from dlpool.jobs.server_check import check_server
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.ledger import InFlightTable
+from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.claiming import JobClaimer
-from dlpool.service.queue.link import BACKOFF_MAX_S, Backoff, RedisState
-from dlpool.service.queue.messages import StopRequested, HostHeld, LeaseLost, Message, ResultRecorded, JobsTakenBack
+from dlpool.service.queue.messages import HostHeld, JobsTakenBack, LeaseLost, Message, ResultRecorded, StopRequested
 from dlpool.service.queue.recording import finish_jobs, log_refused_records
+from dlpool.service.queue.redis_state import BACKOFF_MAX_S, Backoff, RedisState
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import StaleFileSweeper
 
@@ -148,7 +148,9 @@ class Heartbeat:
         held = [one for one in self._ledger.all() if not one.is_lost]
         jobs = [(one.lease, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
         beat = self._transitions.heartbeat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
-        slots = [(one.slot_host, one.lease.job_id) for one in held if one.slot_host and not (one.is_at_door or one.is_ending)]
+        slots = [
+            (one.slot_host, one.lease.job_id) for one in held if one.slot_host and not (one.is_at_door or one.is_ending)
+        ]
         self._slots.renew(slots, lease_s=self._lease_s)
         self._link.report_heartbeat()
         for host, seconds in beat.held_hosts:

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dlpool.jobs.hostslots import HostLimit, SlotReply
+from dlpool.jobs.host_slots import HostLimit, SlotReply
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.service.wire.frames import CleanupEntry
 
@@ -22,7 +22,7 @@ class JobsClaimed:
 
 @dataclass(frozen=True)
 class WaitingHosts:
-    """How many jobs of which hosts wait for a slot: the answer to ``Fetcher.ask_who_waits``."""
+    """How many jobs of which hosts wait for a slot: the answer to ``JobClaimer.ask_who_waits``."""
 
     hosts: Mapping[str, int]
 
@@ -102,7 +102,19 @@ class StaleFilesFound:
     jobs: tuple[CleanupEntry, ...]
 
 
-Message = JobsClaimed | WaitingHosts | ResultRecorded | FenceChecked | HostSlotDecided | HostHeld | LeaseLost | StopRequested | StateChanged | JobsTakenBack | StaleFilesFound
+Message = (
+    JobsClaimed
+    | WaitingHosts
+    | ResultRecorded
+    | FenceChecked
+    | HostSlotDecided
+    | HostHeld
+    | LeaseLost
+    | StopRequested
+    | StateChanged
+    | JobsTakenBack
+    | StaleFilesFound
+)
 
 
 class Mailbox:

@@ -10,12 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
-from dlpool.jobs.hostslots import HostSlots
+from dlpool.jobs.host_slots import HostSlots
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.transitions import FinishRequest, JobLease, Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.queue.link import Backoff, RedisState, CallSpacing
-from dlpool.service.queue.messages import HostHeld, Message, HostSlotDecided, ResultRecorded, FenceChecked, HostSlotRequest
+from dlpool.service.queue.messages import (
+    FenceChecked,
+    HostHeld,
+    HostSlotDecided,
+    HostSlotRequest,
+    Message,
+    ResultRecorded,
+)
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
 from dlpool.service.queue.spool import Spool
 
 AT_ONCE = 64  # in one round trip
@@ -106,7 +113,9 @@ class ResultRecorder:
     def _tell_some(self, pending: Sequence[Told]) -> None:
         for one in pending:
             if isinstance(one, HostSlotRequest):
-                place = self._slots.acquire(one.limit, one.lease.job_id, lease_s=self._lease_s, is_start_reserved=one.has_start_token)
+                place = self._slots.acquire(
+                    one.limit, one.lease.job_id, lease_s=self._lease_s, is_start_reserved=one.has_start_token
+                )
                 self._post(HostSlotDecided(str(one.lease), place))
             elif isinstance(one, HostHeld):
                 self._transitions.hold_host(one.host, one.duration_s)
@@ -133,7 +142,9 @@ class ResultRecorder:
             try:
                 self._spool.store(self._sid, ending)
             except LocalFault as error:
-                self._log.error("outcome_not_spooled", job_id=ending.lease.job_id, trace_id=ending.trace_id, error=error)
+                self._log.error(
+                    "outcome_not_spooled", job_id=ending.lease.job_id, trace_id=ending.trace_id, error=error
+                )
 
 
 def finish_jobs(transitions: Transitions, sid: str, endings: Sequence[FinishRequest], logger: Logger) -> list[str]:
@@ -149,7 +160,9 @@ def finish_jobs(transitions: Transitions, sid: str, endings: Sequence[FinishRequ
     except QueueError:
         replies = [_finished_alone(transitions, sid, ending, logger) for ending in endings]
     if transitions.outbox is not None:
-        log_refused_records(transitions.outbox.deliver([str(ending.lease) for ending in endings if ending.record]), logger)
+        log_refused_records(
+            transitions.outbox.deliver([str(ending.lease) for ending in endings if ending.record]), logger
+        )
     return replies
 
 

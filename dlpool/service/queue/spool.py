@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dlpool.disk import atomic_write, translated
-from dlpool.jobs.records import ClientRecord
+from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.transitions import FinishRequest, JobLease
 
 FINAL_OUTCOMES = ("success", "failed", "cancelled")

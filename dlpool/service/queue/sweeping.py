@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from dlpool.jobs.connection import translated
 from dlpool.jobs.transitions import Transitions
-from dlpool.service.ledger import InFlightTable
+from dlpool.service.inflight import InFlightTable
+from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue.messages import Message, StaleFilesFound
-from dlpool.service.trail import CleanupJournal
 
 AT_ONCE = 500
 OPEN = (b"queued", b"delayed", b"running", b"paused")
@@ -17,7 +17,9 @@ OPEN = (b"queued", b"delayed", b"running", b"paused")
 class StaleFileSweeper:
     """Used by the beat thread."""
 
-    def __init__(self, transitions: Transitions, trail: CleanupJournal, ledger: InFlightTable, post: Callable[[Message], None]) -> None:
+    def __init__(
+        self, transitions: Transitions, trail: CleanupJournal, ledger: InFlightTable, post: Callable[[Message], None]
+    ) -> None:
         self._transitions = transitions
         self._trail = trail
         self._ledger = ledger

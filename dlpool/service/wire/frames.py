@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from dlpool import jsontext
 from dlpool.config import Settings
-from dlpool.config.owned import owned_paths
+from dlpool.config.owned_paths import owned_paths
 from dlpool.errors import InternalError
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
@@ -83,7 +83,7 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """The queue knows how these jobs ended: remove what they kept for a next run; each is an ``Ended`` as a list."""
+    """The queue knows how these jobs ended: remove what they kept for a next run; each is an ``CleanupEntry`` as a list."""
 
     kind = "clean"
     jobs: list[list[Any]]

@@ -18,23 +18,24 @@ from pathlib import Path
 
 from dlpool import __version__, threads
 from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, ScanSettings, TransferSettings
-from dlpool.config.owned import OwnedPath
+from dlpool.config.owned_paths import OwnedPath
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
-from dlpool.jobs.confine import Confinement
+from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.tracing import open_traces
 from dlpool.scan.guard import open_guard
 from dlpool.service.node.collector import tune_garbage_collector
-from dlpool.service.node.disks import NodeSpaceRules
+from dlpool.service.node.disk_rules import NodeSpaceRules
 from dlpool.service.node.launch import die_with_parent
 from dlpool.service.node.node import hold_worker_lock
 from dlpool.service.wire.channel import FrameChannel
+from dlpool.service.wire.counters import LOG_DROPPED, RECEIVED, WorkerCounters
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     CleanFrame,
-    ConfigFrame,
     CleanupEntry,
+    ConfigFrame,
     EndedFrame,
     FinishingFrame,
     Frame,
@@ -48,13 +49,12 @@ from dlpool.service.wire.frames import (
     SpaceFrame,
     StatusFrame,
 )
-from dlpool.service.wire.tally import LOG_DROPPED, RECEIVED, WorkerCounters
 from dlpool.service.worker.affinity import Affinity
-from dlpool.service.worker.run import JobRun, JobRunContext, remove_stale_files, lost_job_error
+from dlpool.service.worker.job_run import JobRun, JobRunContext, lost_job_error, remove_stale_files
 from dlpool.service.worker.traceparent import with_traceparent
-from dlpool.transfer.client import HttpClient
 from dlpool.transfer.files import raise_open_file_limit
-from dlpool.transfer.limits import HostHolds, NetworkMonitor, RateLimit
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
 LISTEN_S = 0.5  # between two looks for signals and silence
@@ -259,7 +259,9 @@ class WorkerProcess:
 
     def _say(self, ended: EndedFrame, job: JobFrame) -> None:
         if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
-            self._logger.warning("outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.attempt_result)
+            self._logger.warning(
+                "outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.attempt_result
+            )
 
     def _report(self) -> None:
         """The heartbeat, and the progress of long jobs in the log."""

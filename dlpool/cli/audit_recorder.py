@@ -1,0 +1,193 @@
+"""Audit events of commands: which command changes what, and who runs it. Imports no library by itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlpool import __version__
+from dlpool.config import Settings
+from dlpool.errors import DlpoolError
+from dlpool.jobs.audit_events import DONE, LOCAL, AuditActor, AuditChange, event_fields, log_fields
+
+if TYPE_CHECKING:
+    import redis
+
+    from dlpool.jobs.keys import QueueKeys
+
+BATCH = 100  # events a round trip
+INTERRUPTED = "interrupted"  # the result of a command that ended by a signal or a defect
+READS = ""  # the action of what changes nothing
+# By command, or by command and action: each that works on the queue, uploads or the quarantine stands here.
+ACTIONS = {
+    "push": "job.push",
+    "jobs": READS,
+    "job": READS,
+    "events": READS,
+    "stats": READS,
+    "top": READS,
+    "audit": READS,
+    "health": READS,
+    "doctor": READS,
+    "cancel": "job.cancel",
+    "pause": "job.pause",
+    "resume": "job.resume",
+    "retry": "job.retry",
+    "promote": "job.promote",
+    "priority": "job.priority",
+    "purge": "job.forget",
+    "failed list": READS,
+    "failed retry": "failure.retry",
+    "failed purge": "failure.remove",
+    "queue pause": "queue.pause",
+    "queue resume": "queue.resume",
+    "queue stats": READS,
+    "nodes list": READS,
+    "nodes drain": "node.drain",
+    "nodes resume": "node.resume",
+    "nodes forget": "node.forget",
+    "quarantine list": READS,
+    "quarantine show": READS,
+    "quarantine release": "quarantine.release",
+    "quarantine delete": "quarantine.delete",
+    "config check": READS,
+    "config show": READS,
+    "config convert": READS,
+    "setup": READS,
+    "fetch": READS,
+    "upload": READS,  # what they change is on other machines, or files of their own user
+}
+
+
+def action_of(arguments: argparse.Namespace) -> str:
+    """Return the action of a command with these arguments, empty for one that changes nothing.
+
+    Raises KeyError for a command that has none: it was forgotten.
+    """
+    command: str = arguments.command
+    return ACTIONS[command] if command in ACTIONS else ACTIONS[f"{command} {arguments.action}"]
+
+
+def author() -> AuditActor:
+    """Return who runs this process: the name of the effective user, the host, and who is behind sudo."""
+    name = str(os.geteuid())
+    with suppress(KeyError):
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    behind = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
+    return AuditActor(f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""), LOCAL)
+
+
+class AuditRecorder:
+    """Writes the audit events of one command: to the stream of the queue, and to the service's log if it is here.
+
+    Never raises: what was changed is changed. Lost events are told on standard error. Not thread-safe.
+    """
+
+    def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
+        self.action = action
+        self.settings = settings
+        self._is_quiet = is_quiet
+        self._author = author()
+        self._waiting: list[AuditChange] = []
+        self._last: str | None = None
+        self._lost = 0
+        self._client: redis.Redis | None = None
+        self._keys: QueueKeys | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
+        """Return the one of the command with these arguments. Raises KeyError for a command without an action."""
+        return cls(action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False))
+
+    def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
+        """Write to the stream of this queue."""
+        self._client, self._keys = client, keys
+
+    def note(self, name: str, result: str = DONE, count: int = 1) -> None:
+        """One change was made, or tried: of the object, with that result."""
+        if not self.action:
+            return
+        self._last = result
+        self._waiting.append(AuditChange(self.action, name, result, count=count))
+        if len(self._waiting) >= BATCH:
+            self._flush()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write, when the block ends, what was noted; and what was not: how it ended."""
+        result = INTERRUPTED
+        try:
+            yield
+            result = DONE
+        except DlpoolError as error:
+            result = error.label
+            raise
+        finally:
+            self._end(result)
+
+    def _end(self, result: str) -> None:
+        if self._last is None or result not in (DONE, self._last):
+            self.note("", result)
+        self._flush()
+        if self._lost and result == DONE and not self._is_quiet:
+            print(f"dlpool: warning: Redis has not taken {self._lost} audit events", file=sys.stderr)
+
+    def _flush(self) -> None:
+        changes, self._waiting = self._waiting, []
+        if not changes:
+            return
+        self._log(changes)
+        if self._client is None or self._keys is None:
+            return
+        from dlpool.jobs.audit_stream import AuditWriter
+
+        try:
+            writer = AuditWriter(self._client, self._keys, self.settings.redis.audit_events)
+            writer.add([event_fields(change, self._author) for change in changes])
+        except DlpoolError:
+            self._lost += len(changes)
+
+    def _log(self, changes: list[AuditChange]) -> None:
+        """Write to the log of the service, where it has one: a command makes none."""
+        folder = Path(self.settings.paths.log_dir)
+        if not os.access(folder / "dlpool.log", os.W_OK):
+            return
+        from dlpool.observe.log import Log
+
+        node = self.settings.supervisor.node_id or "cli"
+        with suppress(DlpoolError):
+            log = Log(
+                folder,
+                self.settings.logging,
+                service="dlpool-cli",
+                version=__version__,
+                node_id=node,
+                is_required=False,
+            )
+            logger = log.logger("audit")
+            for change in changes:
+                logger.info("audit", **log_fields(change, self._author))
+            log.close()
+
+
+@contextmanager
+def open_audit(arguments: argparse.Namespace, settings: Settings) -> Iterator[AuditRecorder]:
+    """The recorder of a command that needs no Redis: where none can be reached the log alone has its events."""
+    from dlpool.jobs.connection import connect
+    from dlpool.jobs.keys import QueueKeys
+
+    recorder = AuditRecorder(action_of(arguments), settings, is_quiet=True)
+    with ExitStack() as stack:
+        with suppress(DlpoolError):
+            client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-cli")
+            stack.callback(client.close)
+            recorder.attach(client, QueueKeys(settings.redis.group))
+        with recorder.recording():
+            yield recorder

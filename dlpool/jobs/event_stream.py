@@ -1,0 +1,100 @@
+"""The event stream, as other programs read it: the events of jobs and uploads in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.job_view import json_object, time_text_ms
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.redis_values import to_text
+
+PAGE = 1000  # events a round trip
+KEPT = 10_000  # entries, about; as in shared.lua
+BEGIN = "0-0"  # before all of them
+
+
+@dataclass(frozen=True)
+class QueueEvent:
+    """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
+
+    ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty for an upload.
+    """
+
+    id: str
+    name: str
+    job_id: str
+    fields: Mapping[str, str]
+
+    @property
+    def at(self) -> str:
+        """When, as RFC 3339 with milliseconds, by the clock of Redis."""
+        return time_text_ms(int(self.id.partition("-")[0]) / 1000)
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        """What was noted: ``label`` and ``message``, or the figures of a success."""
+        return json_object(self.fields.get("note"))
+
+    @property
+    def upload_id(self) -> str:
+        """The id of the upload; empty for a job."""
+        return self.fields.get("upload_id", "")
+
+    def as_json(self) -> dict[str, Any]:
+        known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name}
+        known |= {} if self.upload_id else {"job_id": self.job_id}
+        return known | {**self.fields, **({"note": dict(self.note)} if "note" in self.fields else {})}
+
+
+class EventWriter:
+    """Adds entries to the stream of one queue, which is capped as the transitions cap it."""
+
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+        self._client: Any = client
+        self._key = keys.events
+
+    def add(self, entries: Sequence[Mapping[str, str]]) -> None:
+        """Add the entries in this order, in one round trip. Raises QueueError; they may have been added even then."""
+        with translated(self._client):
+            pipeline = self._client.pipeline(transaction=False)
+            for fields in entries:
+                pipeline.xadd(self._key, dict(fields), maxlen=KEPT, approximate=True)
+            pipeline.execute()
+
+
+class EventReader:
+    """Reads the stream of one queue, a page of it in a call. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+        self._client: Any = client
+        self._key = keys.events
+
+    def last(self, count: int) -> list[QueueEvent]:
+        """The newest ``count``, oldest first."""
+        with translated(self._client):
+            return _events(self._client.xrevrange(self._key, count=count))[::-1]
+
+    def after(self, event_id: str) -> list[QueueEvent]:
+        """Those that come after ``event_id``."""
+        with translated(self._client):
+            return _events(self._client.xrange(self._key, min=f"({event_id}", count=PAGE))
+
+    def wait_after(self, event_id: str) -> list[QueueEvent]:
+        """The same; where there is none yet, the next one is waited for, a second at most."""
+        with translated(self._client):
+            reply = self._client.xread({self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000))
+        return _events(reply[0][1]) if reply else []
+
+
+def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[QueueEvent]:
+    return [_event(entry_id.decode(), fields) for entry_id, fields in entries]
+
+
+def _event(entry_id: str, fields: Mapping[bytes, bytes]) -> QueueEvent:
+    texts = {to_text(name): to_text(value) for name, value in fields.items()}
+    return QueueEvent(entry_id, texts.pop("event", ""), texts.pop("id", ""), texts)

@@ -1,0 +1,178 @@
+"""The failure records that clients see, also those that another service wrote: to list, to try again, to remove."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+import redis
+
+from dlpool.errors import UsageError
+from dlpool.jobs.connection import translated
+from dlpool.jobs.job_admin import JobAdmin, records_client
+from dlpool.jobs.job_view import json_object
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.pushed_job import parse_time
+from dlpool.redaction import REDACTED
+
+AT_ONCE = 500  # records in one reply of HSCAN, about
+MAX_LOOKED = 100_000  # records that are put in order
+_HEAD = b'{"task_data":'
+_FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')  # mostly at the end, and much cheaper than the whole record
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """A failure record. ``raw``: the job as it was pushed, None if the record does not hold one."""
+
+    url: bytes
+    value: bytes
+    raw: bytes | None
+    message: str
+    failed_at: str
+    job_id: str | None
+
+    @classmethod
+    def parse(cls, url: bytes, value: bytes) -> FailureRecord:
+        """Never raises: what is no record has neither job nor message."""
+        fields = json_object(value.decode("utf-8", "replace"))
+        task = fields.get("task_data")
+        own = task.get("dlpool") if isinstance(task, dict) else None
+        job_id = own.get("id") if isinstance(own, dict) else None
+        return cls(
+            url,
+            value,
+            _job_in(value, task),
+            str(fields.get("error_message") or ""),
+            str(fields.get("failed_at") or ""),
+            job_id if isinstance(job_id, str) else None,
+        )
+
+    @property
+    def id(self) -> str:
+        """What names the record where its URL must not be shown: 32 hexadecimal digits of its SHA-256."""
+        return record_id(self.url)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record for people and programs; of the job's headers only the names, as their values may be secret."""
+        job = None if self.raw is None else json_object(self.raw.decode("utf-8", "replace"))
+        own = job.get("dlpool") if job is not None else None
+        if job is not None and isinstance(own, dict) and isinstance(own.get("headers"), dict):
+            job = {**job, "dlpool": {**own, "headers": dict.fromkeys(own["headers"], REDACTED)}}
+        return {
+            "url": self.url.decode("utf-8", "replace"),
+            "message": self.message,
+            "failed_at": self.failed_at,
+            "job": job,
+        }
+
+
+class FailureRecords:
+    """The records of one group. Thread-safe, as the client is. Each method raises QueueError."""
+
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+        self._client: Any = records_client(client, keys)
+        self._keys = keys
+        self._controls = JobAdmin(client, keys)
+
+    def all(self) -> Iterator[FailureRecord]:
+        """The records, in no order, a portion at a time. One that comes meanwhile may be missed."""
+        yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
+
+    def page(self, limit: int, after: str | None = None) -> tuple[list[FailureRecord], str | None]:
+        """The newest ``limit`` records behind the cursor ``after``, and the cursor behind them, or None at the end.
+
+        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``. Raises UsageError.
+        """
+        last = None if after is None else _cursor(after)
+        once = _each_once(islice(self._scanned(), MAX_LOOKED))
+        keyed = ((_order(url, value), url, value) for url, value in once)
+        found = nsmallest(limit + 1, (one for one in keyed if last is None or one[0] > last), key=itemgetter(0))
+        rows = [FailureRecord.parse(url, value) for _, url, value in found[:limit]]
+        if len(found) <= limit:
+            return rows, None
+        (age, name), _, _ = found[limit - 1]
+        return rows, f"{-age}-{name}"
+
+    def get(self, url: str) -> FailureRecord | None:
+        """The record of a URL."""
+        field = url.encode("utf-8", "surrogateescape")
+        with translated(self._client):
+            value = self._client.hget(self._keys.failed, field)
+        return None if value is None else FailureRecord.parse(field, value)
+
+    def by_id(self, record_id: str) -> FailureRecord | None:
+        """The record of that id; all are looked through."""
+        return next((one for one in self.all() if one.id == record_id), None)
+
+    def _scanned(self) -> Iterator[tuple[bytes, bytes]]:
+        with translated(self._client):
+            yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
+
+    def retry(self, failure: FailureRecord) -> str:
+        """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is no job in it).
+
+        A job that is known by its id goes on under that; any other is pushed anew, as clients do.
+        """
+        if failure.raw is None:
+            return "EMPTY"
+        if failure.job_id and self._controls.execute("retry", failure.job_id) == "OK":
+            self.remove(failure)
+            return "OK"
+        return self._controls.requeue(failure.url, failure.value, failure.raw)
+
+    def remove(self, failure: FailureRecord) -> str:
+        """Remove the record: OK, or GONE."""
+        with translated(self._client):
+            return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
+
+
+def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """HSCAN may give a field more than once."""
+    seen = set()
+    for url, value in records:
+        name = record_id(url)
+        if name not in seen:
+            seen.add(name)
+            yield url, value
+
+
+def record_id(url: bytes) -> str:
+    """Return the id of the record of a URL, whether there is one or not."""
+    return hashlib.sha256(url).hexdigest()[:32]
+
+
+def _order(url: bytes, value: bytes) -> tuple[int, str]:
+    """What puts the newest record first: the ms since 1970 at which it failed, turned around, and its id."""
+    found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(value)
+    at = 0.0
+    with suppress(UsageError):
+        at = parse_time(found[-1].decode("utf-8", "replace")) if found else 0.0
+    return -int(max(0.0, at) * 1000), record_id(url)
+
+
+def _cursor(text: str) -> tuple[int, str]:
+    match = re.fullmatch("([0-9]{1,17})-([0-9a-f]{32})", text)
+    if match is None:
+        raise UsageError("this cursor is not one of that list")
+    return -int(match[1]), match[2]
+
+
+def _job_in(value: bytes, task: object) -> bytes | None:
+    """The job, byte by byte as it was pushed where the record begins as ours do."""
+    if not isinstance(task, dict):
+        return None
+    if value.startswith(_HEAD):
+        with suppress(ValueError):  # another service puts spaces between
+            text = value.decode("utf-8")
+            _, end = json.JSONDecoder().raw_decode(text, len(_HEAD))
+            return text[len(_HEAD) : end].encode()
+    return json.dumps(task, ensure_ascii=False).encode("utf-8", "surrogatepass")

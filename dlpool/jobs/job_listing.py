@@ -1,0 +1,254 @@
+"""Lists of jobs, a page at a time. Nothing here scans: each page is bounded, whatever lies in Redis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from dlpool.errors import UsageError
+from dlpool.jobs.connection import translated
+from dlpool.jobs.job_view import JobView
+from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.queue_clock import parse_ahead_ms
+from dlpool.jobs.redis_values import is_job_id, to_int, to_ms, to_text
+
+STATES = ("running", "queued", "delayed", "paused", "failed", "cancelled", "succeeded")  # as they are listed
+MAX_SUPERVISORS = 1000
+MAX_RUNNING = 10_000  # that are put in order
+ROUNDS = 12  # looks for one page, when much of what lies there is not to be listed
+AT_ONCE = 1000  # jobs in one look
+
+_FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
+_PLACE = re.compile(f"({_FORM})?")
+_PLACES = {"queued": re.compile("[0-9]{0,15}"), "delayed": re.compile(f"([pd]({_FORM})?)?")}
+
+_FIRST, _LAST = "-", "z" * 64  # of all ids
+
+Rows = list[JobView | None]
+Place = tuple[int, str]  # the score of a job in its sorted set, and its id
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some jobs, and the cursor behind which the list goes on; None at its end."""
+
+    jobs: tuple[JobView, ...]
+    after: str | None
+
+
+class JobListing:
+    """The lists of one queue. Thread-safe, as the client is.
+
+    Running jobs stand as they began, queued ones as they will be taken, delayed ones by when they are due, ended ones
+    newest first. Jobs that only wait for the end of an equal one are not listed.
+
+    Cursors name a job, so that a list may change meanwhile; but that of queued ones is a place, and what moves past it
+    may be listed twice, or not.
+    """
+
+    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+        self._client: Any = client
+        self._keys = keys
+        ended = {"failed": keys.dead, "cancelled": keys.cancelled, "succeeded": keys.done}
+        self._readers: dict[str, Callable[[int, str], tuple[list[JobView], str | None]]] = {
+            "running": self._running,
+            "queued": self._queued,
+            "delayed": self._delayed,
+            "paused": lambda limit, place: self._timed(keys.paused, "paused", limit, place),
+            **{state: self._newest(key, state) for state, key in ended.items()},
+        }
+
+    def page(self, state: str | None = None, limit: int = 50, after: str | None = None) -> JobPage:
+        """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``. Raises UsageError, QueueError."""
+        states = STATES if state is None else (state,)
+        begin, place = _read(after, states)
+        found: list[JobView] = []
+        shown: set[str] = set()  # one may have moved from one list to the next
+        with translated(self._client):
+            for name in states[states.index(begin) :]:
+                if len(found) >= limit:
+                    return JobPage(tuple(found), f"{name}.")
+                rows, left = self._readers[name](limit - len(found), place)
+                found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
+                if left is not None:
+                    return JobPage(tuple(found), f"{name}.{left}")
+                place = ""
+        return JobPage(tuple(found), None)
+
+    def _newest(self, key: str, state: str) -> Callable[[int, str], tuple[list[JobView], str | None]]:
+        return lambda limit, place: self._timed(key, state, limit, place, desc=True)
+
+    def _timed(
+        self, key: str, state: str, limit: int, place: str, *, desc: bool = False
+    ) -> tuple[list[JobView], str | None]:
+        """Jobs of a sorted set that are (still) in that state."""
+        found: list[JobView] = []
+        last = _place(place)
+        for _ in range(ROUNDS):
+            count = limit - len(found)
+            members = self._behind(key, last, count + 1, desc=desc)
+            rows = self._rows([job_id for _, job_id in members[:count]], state)
+            found += [view for view in rows if view is not None]
+            if len(members) <= count:
+                return found, None
+            last = members[count - 1]
+            if len(found) >= limit:
+                break
+        return found, _text(last, desc=desc)
+
+    def _behind(self, key: str, last: Place | None, count: int, *, desc: bool) -> list[Place]:
+        """The next members of a sorted set; those with the same score stand in the order of their ids."""
+        if last is None:
+            return _members(self._client.zrange(key, 0, count - 1, desc=desc, withscores=True))
+        found: list[Place] = []
+        offset = 0
+        while len(found) < count:
+            rows = self._client.zrange(
+                key,
+                last[0],
+                "-inf" if desc else "+inf",
+                desc=desc,
+                byscore=True,
+                withscores=True,
+                offset=offset,
+                num=count + AT_ONCE,
+            )
+            found += [one for one in _members(rows) if (one < last if desc else one > last)]
+            offset += len(rows)
+            if len(rows) < count + AT_ONCE:
+                break
+        return found[:count]
+
+    def _delayed(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
+        """First those that wait for their host, then the others."""
+        found: list[JobView] = []
+        if not place.startswith("d"):
+            found, left = self._timed(self._keys.throttled, "delayed", limit, place[1:])
+            if left is not None:
+                return found, f"p{left}"
+            if len(found) >= limit:
+                return found, "d"
+        more, left = self._timed(
+            self._keys.delayed, "delayed", limit - len(found), place[1:] if place[:1] == "d" else ""
+        )
+        return found + more, None if left is None else f"d{left}"
+
+    def _running(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
+        names = map(to_text, self._client.zrange(self._keys.leases, 0, MAX_RUNNING - 1))
+        ids = [name for name in names if is_job_id(name)]
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hget(self._keys.job(job_id), "started")
+        began = [to_ms(to_int(one)) for one in (pipeline.execute() if ids else ())]
+        last = _place(place)
+        order = [one for one in sorted(zip(began, ids, strict=True)) if last is None or one > last]
+        rows = self._rows([job_id for _, job_id in order[:limit]], "running")
+        return [view for view in rows if view is not None], _text(order[limit - 1]) if len(order) > limit else None
+
+    def _rows(self, ids: Sequence[str], state: str, at: str | None = None) -> Rows:
+        """The job of each id; None for one that is forgotten, not in that state, or whose list is not ``at``."""
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(self._keys.job(job_id))
+        pipeline.hget(self._keys.clock, "ahead")
+        *hashes, ahead = pipeline.execute() if ids else (None,)
+        found: Rows = []
+        for job_id, fields in zip(ids, hashes, strict=True):
+            is_there = fields and (at is None or fields.get(b"at", at.encode()) == at.encode())
+            view = JobView.from_hash(job_id, fields, parse_ahead_ms(ahead)) if is_there else None
+            found.append(view if view is not None and view.state == state else None)
+        return found
+
+    def _queued(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
+        """What waits, list after list; ``place`` counts all places in them."""
+        lists = self._lists()
+        passed, total = int(place or 0), sum(length for _, length in lists)
+        found: list[JobView] = []
+        step = limit
+        for _ in range(ROUNDS):
+            for view in self._at_places(lists, passed, step):
+                if len(found) >= limit:
+                    break
+                passed += 1
+                found += [] if view is None else [view]
+            if passed >= total or len(found) >= limit:
+                break
+            step = min(AT_ONCE, 4 * step)
+        return found, str(passed) if passed < total else None
+
+    def _lists(self) -> list[tuple[str, int]]:
+        """The lists in which jobs wait, in the order in which they are taken, and how long they are.
+
+        What supervisors have reserved comes first; also of those that are gone, until it is given back.
+        """
+        keys = self._keys
+        sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
+        names = [
+            *(keys.inbox(to_text(sid)) for sid in sids),
+            keys.ready("limited"),
+            keys.ready("high"),
+            keys.ready("normal"),
+            keys.intake,
+            keys.ready("low"),
+        ]
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.llen(name)
+        return list(zip(names, pipeline.execute(), strict=True))
+
+    def _at_places(self, lists: Sequence[tuple[str, int]], passed: int, count: int) -> Rows:
+        """What is at the next ``count`` places; None where nothing is that waits there."""
+        found: Rows = []
+        for name, length in lists:
+            here = min(count - len(found), length - passed)
+            if here > 0:
+                members = self._client.lrange(name, -passed - here, -passed - 1)[::-1]
+                views = self._waiting(name, members)
+                found += views + [None] * (here - len(views))  # some were taken just now
+            passed = max(0, passed - length)
+        return found
+
+    def _waiting(self, name: str, members: Sequence[bytes]) -> Rows:
+        prefix = self._keys.ready("")
+        if not name.startswith(prefix):
+            return [JobView.from_raw(raw) for raw in members]
+        return self._rows([to_text(member) for member in members], "queued", name.removeprefix(prefix))
+
+
+def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
+    """The state and the place that a cursor names. Raises UsageError."""
+    if cursor is None:
+        return states[0], ""
+    state, _, place = cursor.partition(".")
+    if state not in states or not _PLACES.get(state, _PLACE).fullmatch(place):
+        raise UsageError("this cursor is not one of that list")
+    return state, place
+
+
+def _place(text: str) -> Place | None:
+    score, _, job_id = text.partition("-")
+    return (int(score), job_id) if job_id else None
+
+
+def _text(place: Place | None, *, desc: bool = False) -> str | None:
+    """The cursor of a place; where the name is none of a job's, that of all others of the same moment."""
+    if place is None or is_job_id(place[1]):
+        return None if place is None else f"{place[0]}-{place[1]}"
+    if not desc:
+        return f"{place[0] + 1}-{_FIRST}"
+    return f"{place[0] - 1}-{_LAST}" if place[0] > 0 else None
+
+
+def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
+    return [(to_ms(score), to_text(member)) for member, score in rows]
+
+
+def _is_first(job_id: str, shown: set[str]) -> bool:
+    """Whether it is not among those yet; then it is from now on."""
+    is_first = job_id not in shown
+    shown.add(job_id)
+    return is_first

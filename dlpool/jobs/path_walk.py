@@ -1,0 +1,92 @@
+"""Find out whether a job's path leads to what dlpool owns: by a link, a bind mount, another case or a hard link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from dlpool.config.owned_paths import Location, OwnedPath, folded, is_under
+from dlpool.disk import Identity, identity_of
+
+
+@dataclass(frozen=True)
+class PathWalk:
+    """A path below a root, as it was found. ``identities``: of the root and of each of ``names`` that exists.
+
+    ``mode`` and ``links``: of the path itself, 0 if it does not exist. ``is_plain``: no link, no error on the way.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    identities: tuple[Identity, ...]
+    mode: int
+    links: int
+    is_plain: bool
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the path is an existing folder."""
+        return stat.S_ISDIR(self.mode)
+
+
+def walk_down(root: str, names: list[str]) -> PathWalk:
+    """Look at ``root`` and at each of ``names`` below it, up to the first that does not exist, or is a link."""
+    identities: list[Identity] = []
+    mode = links = 0
+    is_plain = True
+    path = root.rstrip("/")
+    whole = "/".join([path, *names]) or "/"
+    for position, name in enumerate(["", *names]):
+        path = f"{path}/{name}" if name else path
+        mode = links = 0
+        try:
+            found = os.lstat(path) if position else os.stat(path or "/")
+        except FileNotFoundError:
+            break
+        except OSError:
+            is_plain = False
+            break
+        if stat.S_ISLNK(found.st_mode):
+            is_plain = False
+            break
+        identities.append(identity_of(found))
+        mode, links = found.st_mode, found.st_nlink
+    return PathWalk(whole, tuple(names), tuple(identities), mode, links, is_plain)
+
+
+class OwnedPathIndex:
+    """The places of what dlpool owns, looked at once. Immutable.
+
+    A job's path is compared by its name and by the identities that its walk has found anyway; only if these make it
+    suspect, both places are looked at again: an inode number may have been given to another file meanwhile.
+    """
+
+    def __init__(self, owned: Iterable[OwnedPath]) -> None:
+        self._places = [(one, Location.of(one.path)) for one in owned]
+        self._anchors: dict[Identity, list[tuple[tuple[str, ...], OwnedPath]]] = defaultdict(list)
+        for one, place in self._places:
+            if place.identities:
+                self._anchors[place.identities[-1]].append((place.rest, one))
+
+    def conflict(self, walk: PathWalk) -> OwnedPath | None:
+        """Return what is at the path or holds it; None if a job may write there."""
+        path = folded(walk.path)
+        suspects = [one for one, place in self._places if is_under(path, place.folded)]
+        suspects += self._suspects(walk)
+        if not suspects:
+            return None
+        target = Location.of(walk.path)
+        return next((one for one in suspects if Location.of(one.path).holds(target)), None)
+
+    def _suspects(self, walk: PathWalk) -> Iterator[OwnedPath]:
+        """Yield what may be meant by another name."""
+        if stat.S_ISREG(walk.mode) and walk.links > 1:
+            yield from (one for one, _ in self._places)
+            return
+        for position, identity in enumerate(walk.identities):
+            for rest, one in self._anchors.get(identity, ()):
+                if tuple(map(folded, walk.names[position : position + len(rest)])) == rest:
+                    yield one

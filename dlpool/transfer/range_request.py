@@ -1,0 +1,78 @@
+"""Requests after the first one of a download, whose responses must be of the known version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dlpool.errors import BadAnswer, RemoteChanged
+from dlpool.transfer.context import TransferContext, host_of
+from dlpool.transfer.http.answer import Answer, ByteRange, check_same_version, check_unsatisfied, is_empty_file
+from dlpool.transfer.http.exchange import Exchange
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.http.source import Reply
+
+FIRST_BYTE = ByteRange(0, 1)
+
+
+Judge = Callable[[Reply, ByteRange | None], Answer]
+
+
+def request_range(
+    context: TransferContext,
+    exchange: Exchange,
+    asked: ByteRange | None,
+    known: RemoteResource,
+    if_range: str | None = None,
+    *,
+    judge: Judge | None = None,
+) -> tuple[Reply, Answer]:
+    """Request ``asked`` (None: the complete file) and return the reply, its body unread, and its answer.
+
+    ``judge``: reads the answer from the reply, by default ``Context.judge``. Raises RemoteChanged, RetryRange or
+    FailJob; the reply is closed then, and the next request begins at the first URL.
+    """
+    judge = judge or context.judge
+    reply = context.source.get(exchange, asked, if_range)
+    try:
+        if _tells_other_size(reply, known):
+            reply.close()
+            reply = context.source.get(exchange, FIRST_BYTE)
+            _check_refusal(context, reply, known)
+        answer = judge(reply, asked)
+        _check_version(context, known, answer, is_conditional=if_range is not None)
+    except BaseException:
+        context.source.forget_location()
+        reply.close()
+        raise
+    if known.has_digest_of(answer.resource) is False:
+        context.evidence.has_wrong_digest = True
+    return reply, answer
+
+
+def _check_version(
+    context: TransferContext, known: RemoteResource, answer: Answer, *, is_conditional: bool = False
+) -> None:
+    allows_change = context.settings.allow_change
+    check_same_version(known, answer, is_conditional=is_conditional, allows_change=allows_change)
+
+
+def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
+    try:
+        check_unsatisfied(reply.status, reply.headers, known)
+    except RemoteChanged:
+        return True
+    return False
+
+
+def _check_refusal(context: TransferContext, reply: Reply, known: RemoteResource) -> None:
+    """Raise the error for a 416 that tells another size, by the response to a request of the first byte.
+
+    A 416 does not show which content refused the range: an error page in place of the file refuses it too.
+    """
+    if is_empty_file(reply.status, reply.headers):
+        if context.settings.allow_change or known.host in (None, host_of(reply)):
+            raise RemoteChanged("the remote file is empty now")
+        raise BadAnswer(f"{host_of(reply)} has an empty file where there was another")
+    if reply.status != 416:
+        _check_version(context, known, context.judge(reply, FIRST_BYTE))
+    raise BadAnswer("the server refused a range of the file (416), although the file has not changed")

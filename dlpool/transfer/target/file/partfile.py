@@ -1,0 +1,428 @@
+"""The file under construction, ``PATH.part``: lock, length, bounded writes, sync, publishing by rename.
+
+One process at a time works on a part file: it holds its lock (``filelock.py``), and the file that it locked is the one
+that the name means (after a publish it is not: then the name is opened again). Every writer has a descriptor of its
+own, where ``/proc`` is there or the name still means the file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool import disk
+from dlpool.disk import Space, local_fault, translated
+from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
+from dlpool.scan.scannedfile import ScannedFile
+from dlpool.threads import is_out_of_descriptors
+from dlpool.transfer.job import Job, Notify, ignore_event
+from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
+from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
+from dlpool.transfer.target.file.publishmark import set_mark
+
+_OWNER = 0o600
+_RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
+_MODE = 0o7777
+_UNCHANGED = -1  # an owner, see chown(2)
+_CLOSED = -1  # a descriptor
+_UNKNOWN = -1  # a position
+_ACL = "system.posix_acl_access"
+
+
+class PartFile:
+    """A locked part file. One thread owns it; ``writer()`` gives others what they need."""
+
+    def __init__(self, target: Path, *, sync: bool, notify: Notify = ignore_event) -> None:
+        """Open or create, and lock, ``TARGET.part``; missing parent folders are made.
+
+        Raises Locked if another download has it, ForeignFile for a file that is not dlpool's, LocalFault for what the
+        file system refuses.
+        """
+        self.target = target
+        self._opener = PartOpener(target, sync=sync, notify=notify)
+        self._sync = sync
+        self._writers: list[PartWriter] = []  # the open ones; threads only append, which is atomic
+        self._final_mode: int | None = None  # set when the file is published; None: unchanged
+        self.is_preallocated = False  # whether its whole length is reserved on the disk
+        self._opened = self._opener.open()
+        self.path = self._opener.path
+
+    def __repr__(self) -> str:
+        return f"<PartFile {self.path}>"
+
+    @property
+    def is_new(self) -> bool:
+        """True if this object created the part file."""
+        return self._opened.is_new
+
+    @property
+    def is_marked(self) -> bool:
+        """True if the file has dlpool's mark, so that no state file is needed to identify it."""
+        return self._opened.is_marked
+
+    @property
+    def has_lock_file(self) -> bool:
+        """True if it is locked by a lock file, as ``flock`` does not work on its file system."""
+        return self._opened.lock.uses_lock_file
+
+    @property
+    def was_empty(self) -> bool:
+        """Whether it held nothing when it was locked."""
+        return self._opened.status.st_size == 0
+
+    @property
+    def was_expired(self) -> bool:
+        """True if another process may still write to it: its lock expired without proof that the process has ended."""
+        return self._opened.lock.was_expired
+
+    @property
+    def inode(self) -> int:
+        return self._opened.status.st_ino
+
+    @property
+    def length(self) -> int:
+        """The length of the file in bytes. Raises LocalFault."""
+        with translated(f"look at {self.path}"):
+            return os.fstat(self._descriptor).st_size
+
+    def is_named(self) -> bool:
+        """Return whether the part file's name still names the locked file. Raises LocalFault."""
+        with translated(f"look at {self.path}"):
+            return disk.is_name_of(self.path, self._identity)
+
+    def check_ownership(self) -> None:
+        """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
+        with translated(f"look at the lock of {self.path}"):
+            if not self._opened.lock.is_held():
+                raise LocalFault(
+                    f"cannot continue with {self.target}: another download has taken over its lock file, which this "
+                    "process had not renewed for too long"
+                )
+        if self.is_named():
+            return
+        if not self.path.parent.is_dir():
+            raise LocalFault(f"cannot continue with {self.target}: the folder {self.path.parent} was removed")
+        raise LocalFault(f"cannot continue with {self.target}: another program removed or replaced {self.path}")
+
+    def mark_published(self, job: Job) -> bool:
+        """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
+        return set_mark(self._descriptor, job)
+
+    def restart(self) -> None:
+        """Replace the file by a new, empty, locked one of the same name; late writers reach only the old one.
+
+        Raises Locked if another download took the name in between, LocalFault.
+        """
+        self.check_ownership()
+        old = self._opened
+        self._opened = self._opener.replace(old.lock)
+        disk.close_quietly(old.descriptor)  # and so its flock; a lock file is kept
+        self._writers = []  # their owners close them
+        self.is_preallocated = False
+
+    def truncate(self) -> None:
+        """Drop the content; for a file that nobody has written to since it was locked."""
+        with translated(f"empty {self.path}"):
+            os.ftruncate(self._descriptor, 0)
+
+    def copy_permissions(self) -> None:
+        """Give the file the mode of the target that it will replace, and owner and group as far as permitted.
+
+        The owner of a file under construction may always read and write it. New targets get what the umask leaves.
+        Raises LocalFault; also where the mode cannot be set and others would be allowed more than before.
+        """
+        with translated(f"set the permissions of {self.path}"):
+            try:
+                old = os.stat(self.target, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if not stat.S_ISREG(old.st_mode):
+                return  # publishing will fail
+            own = os.fstat(self._descriptor)
+            self._keep_owner(old, own)
+            self._keep_acl()
+            self._keep_mode(old.st_mode & _RIGHTS)
+
+    def preallocate(self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK) -> None:
+        """See that the file fits, and give it its length; ``how`` is a value of the setting ``preallocate``.
+
+        Blocks are reserved here for ``falloc`` only, and not by a service: ``auto`` reserves them as bytes arrive.
+        Raises TooLarge for a file that can never fit there, NoRoom when what is missing, and a reserve, does not now.
+        """
+        rules.check(self._descriptor, self.target.parent, size)
+        try:
+            with translated(f"preallocate {size} bytes for {self.path}"):
+                if mode == "falloc" and size and not rules.is_monitored:
+                    os.posix_fallocate(self._descriptor, 0, size)
+                    self.is_preallocated = True
+                elif mode == "truncate":
+                    os.ftruncate(self._descriptor, size)
+        except NoSpace as error:  # a quota, or another job took the space
+            raise NoRoom(str(error)) from error
+
+    def writer(self) -> PartWriter:
+        """Return a separate descriptor of the same file, for one thread. Raises LocalFault."""
+        with translated(f"open {self.path}"):
+            descriptor = self._second()
+            is_shared = descriptor is None
+            writer = PartWriter(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
+        self._writers.append(writer)
+        return writer
+
+    def locked_writer(self) -> PartWriter:
+        """Return the locked descriptor itself, for the thread that owns the part file and writes before it closes."""
+        return PartWriter(self._descriptor, self.path, closes=False)
+
+    def as_scanned_file(self) -> ScannedFile:
+        """Return the complete file for a check of its content. Raises LocalFault."""
+        return ScannedFile(self._descriptor, self.path, self.length)
+
+    def close_writers(self) -> None:
+        """Close all writers after their last write: network file systems report failed writes only then.
+
+        Raises LocalFault, the first.
+        """
+        writers, self._writers = self._writers, []
+        first: LocalFault | None = None
+        for writer in writers:
+            try:
+                writer.close()
+            except LocalFault as fault:
+                first = first or fault
+        if first is not None:
+            raise first
+
+    def sync_data(self) -> None:
+        """Return when all written bytes are on disk. A failure is final: the kernel may have dropped the pages."""
+        if self._sync:
+            with translated(f"write {self.path} to disk"):
+                os.fdatasync(self._descriptor)
+
+    def report_delayed_errors(self) -> None:
+        """Make the file system report the errors that it delays until close(2). Raises LocalFault.
+
+        If no descriptor is left for that, fdatasync(2) reports the same errors, as it waits for all writes.
+        """
+        with translated(f"close {self.path}"):
+            try:
+                second = os.dup(self._descriptor)
+            except OSError as error:
+                if not is_out_of_descriptors(error):
+                    raise
+                os.fdatasync(self._descriptor)
+                return
+            os.close(second)  # the descriptor itself holds the lock until the file is published
+
+    def set_modified(self, seconds: float) -> None:
+        """Set the modification time, seconds since the epoch, if the file system can keep it. Raises LocalFault."""
+        with translated(f"set the time of {self.path}"):
+            try:
+                os.utime(self._descriptor, (seconds, seconds))
+            except OSError as error:
+                if disk.fault_of(error).kind not in ("unsupported", "permission"):
+                    raise
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Let the target's name mean this file, at once and durably; the data must be synced already.
+
+        Raises TargetExists, without ``overwrite``, if the target is there; LocalFault, and then the target is not
+        there, or as it was.
+        """
+        self.check_ownership()
+        with translated(f"publish {self.target}"):
+            source = self._private_name()
+            try:
+                if overwrite:
+                    disk.replace(source, self.target, identity=self._identity)
+                else:
+                    disk.publish_exclusive(source, self.target, identity=self._identity)
+            except OSError as error:
+                if source != self.path:
+                    disk.remove_quietly(source)
+                if isinstance(error, FileExistsError):
+                    raise TargetExists(f"{self.target} exists already") from error
+                raise
+        self._tidy()
+
+    def retarget(self, target: Path) -> None:
+        """Publish to another name than was planned; the part file keeps its own."""
+        self.target = target
+
+    def discard(self) -> None:
+        """Remove the part file, if its name still names it. Raises LocalFault."""
+        with translated(f"remove {self.path}"):
+            if disk.is_name_of(self.path, self._identity):
+                disk.remove(self.path)
+
+    def close(self) -> None:
+        """Release the lock. Raises nothing: delayed errors were requested before the file was published."""
+        disk.close_quietly(self._descriptor)
+        self._opened.lock.release()
+
+    @property
+    def _descriptor(self) -> int:
+        return self._opened.descriptor
+
+    @property
+    def _identity(self) -> disk.Identity:
+        return disk.identity_of(self._opened.status)
+
+    def _second(self) -> int | None:
+        """Return another descriptor of the file, None if it cannot be opened again."""
+        for path in (f"/proc/self/fd/{self._descriptor}", self.path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # no /proc, or the file's name was removed
+            if self._is_same(descriptor):
+                return descriptor
+            disk.close_quietly(descriptor)
+        return None
+
+    def _is_same(self, descriptor: int) -> bool:
+        """Return whether it is a descriptor of this file; False if that is unknown."""
+        try:
+            return disk.identity_of(os.fstat(descriptor)) == self._identity
+        except OSError:
+            return False
+
+    def _private_name(self) -> Path:
+        """Return the name to publish from. With a lock file, which can be lost at any moment, it is a private name.
+
+        Else the part file's name could mean the file of the next holder by now. Where there are no hard links or no
+        /proc, the name that was looked at just before has to do.
+        """
+        if not self.has_lock_file:
+            return self.path
+        private = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.part")
+        try:
+            source = f"/proc/self/fd/{self._descriptor}"
+            os.link(source, private, src_dir_fd=self._descriptor, follow_symlinks=True)
+        except OSError:
+            disk.remove_quietly(private)  # the call may have been performed and reported as failed
+            return self.path
+        return private
+
+    def _tidy(self) -> None:
+        """Clean up after the file has its name; errors here cannot damage it.
+
+        The mark stays as long as the old name does, so that the next run removes that.
+        """
+        if self._final_mode is not None:
+            with suppress(OSError):
+                os.fchmod(self._descriptor, self._final_mode)
+        if self._has_one_name() and self._opened.is_marked:
+            remove_mark(self._descriptor)
+        if not self._sync:
+            return
+        try:
+            disk.sync_folder(self.target.parent, on_unsynced=self._opener.on_unsynced)
+        except OSError as error:
+            self._opener.on_unsynced(str(self.target.parent), error)
+
+    def _has_one_name(self) -> bool:
+        """Remove the part file's name after publication by a link; return whether only the target's name is left."""
+        for _ in range(2):
+            with suppress(OSError):
+                if os.fstat(self._descriptor).st_nlink == 1:
+                    return True
+                if disk.is_name_of(self.path, self._identity):
+                    disk.remove(self.path)
+        return False
+
+    def _keep_owner(self, old: os.stat_result, own: os.stat_result) -> None:
+        if (old.st_uid, old.st_gid) == (own.st_uid, own.st_gid):
+            return
+        owner = old.st_uid if os.geteuid() == 0 else _UNCHANGED
+        try:
+            os.fchown(self._descriptor, owner, old.st_gid)
+        except OSError as error:
+            if disk.fault_of(error).kind not in ("unsupported", "permission"):
+                raise
+
+    def _keep_mode(self, wanted: int) -> None:
+        own = os.fstat(self._descriptor).st_mode & _MODE
+        self._final_mode = None if wanted | _OWNER == wanted else wanted
+        if own == wanted | _OWNER:
+            return
+        try:
+            os.fchmod(self._descriptor, wanted | _OWNER)
+        except OSError as error:
+            is_refused = disk.fault_of(error).kind in ("unsupported", "permission")
+            if not is_refused or own & ~(wanted | _OWNER):
+                raise
+
+    def _keep_acl(self) -> None:
+        """Copy the access control list, if there is one; see acl(5)."""
+        with suppress(OSError):
+            os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
+
+
+class PartWriter:
+    """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
+
+    ``is_shared``: its offset is shared with other descriptors, and is not used.
+    """
+
+    def __init__(self, descriptor: int, path: Path, is_shared: bool = False, *, closes: bool = True) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._is_shared = is_shared
+        self._closes = closes
+        self._position = 0
+        self._lock = threading.Lock()  # held while writing: the number of a closed descriptor may be another file's
+        self._failure: LocalFault | None = None
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Write all of ``data`` at ``position``. Raises LocalFault."""
+        if not data:
+            return  # the writer may have been closed: the file is complete
+        with self._lock:
+            try:
+                self._write(position, data)
+            except OSError as error:
+                self._position = _UNKNOWN
+                raise local_fault(f"write {self._path}", error) from error
+            self._position = position + len(data)
+
+    def _write(self, position: int, data: memoryview) -> None:
+        if self._is_shared:
+            disk.write_all(self._descriptor, data, position)
+            return
+        if position != self._position:
+            os.lseek(self._descriptor, position, os.SEEK_SET)
+        disk.write_all(self._descriptor, data)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to ``size`` bytes at ``position``. Raises LocalFault."""
+        try:
+            return os.pread(self._descriptor, size, position)
+        except OSError as error:
+            raise local_fault(f"read {self._path}", error) from error
+
+    def space(self) -> Space | None:
+        """Return the space of the file system, None where it is unknown."""
+        with self._lock:
+            return disk.space_or_none(self._descriptor)
+
+    def reserve(self, position: int, size: int) -> bool:
+        """Reserve blocks without a change of the file's length; return whether that was possible."""
+        with self._lock, suppress(OSError):
+            return disk.reserve(self._descriptor, position, size, keep_size=True)
+        return False
+
+    def close(self) -> None:
+        """Close the descriptor, once. Raises LocalFault, on each call, if close(2) reports a failed write."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, _CLOSED
+            if descriptor >= 0 and self._closes:
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    self._failure = local_fault(f"write {self._path}", error)
+            if self._failure is not None:
+                raise self._failure

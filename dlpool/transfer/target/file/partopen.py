@@ -1,0 +1,287 @@
+"""Find or create the part file of a target: locked, and known to be dlpool's.
+
+Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has the extended attribute ``MARK``,
+or if a state file of dlpool is beside it; any other file is refused and not changed, also an empty one.
+
+So that a kill never leaves a part file that the next run would refuse, it is created without a name
+(O_TMPFILE), locked and marked, and only then linked to its name. Where the file system cannot do that, or has no
+extended attributes, a placeholder of the state file is written before the part file is created; it stays as long as
+there is no mark and no state. See open(2), xattr(7).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlpool import disk
+from dlpool.errors import ForeignFile, LocalFault, Locked
+from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.transfer.job import Notify
+from dlpool.transfer.target.names import PART_SUFFIX
+from dlpool.transfer.target.state import StateFile
+
+MARK = "user.dlpool.part"
+MAX_OPEN_ATTEMPTS = 100
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MODE = 0o666
+
+
+@dataclass(frozen=True)
+class OpenPart:
+    """A part file that is open and locked. ``is_new``: it was created by this call."""
+
+    descriptor: int
+    status: os.stat_result
+    lock: FileLock
+    is_marked: bool
+    is_new: bool
+
+
+class PartOpener:
+    """Opens the part file of one target, initially and after each restart. Used by one thread.
+
+    ``path`` may change to another spelling of the name, see ``_is_spelt_so``.
+    """
+
+    def __init__(self, target: Path, *, sync: bool, notify: Notify) -> None:
+        self.path = target.with_name(target.name + PART_SUFFIX)
+        self._target = target
+        self._sync = sync
+        self._notify = notify
+
+    def open(self) -> OpenPart:
+        """Open or create the part file, and create missing parent folders.
+
+        Raises Locked if another download holds its lock, ForeignFile for a file that is not dlpool's, LocalFault.
+        """
+        for _ in range(MAX_OPEN_ATTEMPTS):
+            with disk.translated(f"open {self.path}"):
+                opened = self._existing() or self._created()
+            if opened is not None:
+                return opened
+        raise LocalFault(f"cannot use {self.path}: another program keeps replacing it")
+
+    def replace(self, old: FileLock) -> OpenPart:
+        """Remove the part file and create a new one; a lock file is kept.
+
+        Raises Locked if another download created one first, LocalFault.
+        """
+        held = old if old.uses_lock_file else None
+        with disk.translated(f"replace {self.path}"):
+            disk.remove(self.path)
+            opened = self._created(held)
+        if opened is None:
+            raise Locked(f"another download is writing to {self._target}")
+        return opened
+
+    def on_unsynced(self, folder: str, error: OSError) -> None:
+        """Report a folder whose names could not be made durable."""
+        self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+
+    def _existing(self) -> OpenPart | None:
+        """Return the existing part file; None if there is none or it was replaced meanwhile. Raises OSError."""
+        try:
+            descriptor = os.open(self.path, _FLAGS)
+        except FileNotFoundError:
+            return None
+        lock: FileLock | None = None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+            is_marked = self._is_usable(descriptor, status)
+            if is_marked is None:
+                _abandon(descriptor, None)
+                return None
+            lock = self._locked(descriptor)
+            status = os.fstat(descriptor)
+            is_named = disk.is_name_of(self.path, disk.identity_of(status))
+            if is_named and status.st_nlink == 1:
+                return OpenPart(descriptor, status, lock, is_marked, is_new=False)
+            if is_named:  # it was published by a link, and a kill left its old name
+                disk.remove(self.path)
+        except BaseException:
+            _abandon(descriptor, lock)
+            raise
+        _abandon(descriptor, lock)  # published or replaced between open and lock
+        return None
+
+    def _was_published(self, status: os.stat_result) -> bool:
+        """Return whether the file is the target, as after a kill between link and removal; remove its name then."""
+        if status.st_nlink == 1 or not disk.is_name_of(self._target, disk.identity_of(status)):
+            return False
+        disk.remove(self.path)
+        return True
+
+    def _is_spelt_so(self) -> bool:
+        """Return whether the folder has the exact name; else set ``path`` to the folder's spelling. Raises OSError.
+
+        A case-insensitive file system in user space may show one file with a different inode number for each spelling
+        of its name, and a lock by one spelling does not exclude one by another. The known ones of these file systems
+        have no extended attributes.
+        """
+        wanted, found = self.path.name, None
+        with os.scandir(self.path.parent) as entries:
+            for entry in entries:
+                if entry.name == wanted:
+                    return True
+                if _folded(entry.name) == _folded(wanted):
+                    found = entry.name
+        if found is None:
+            return True
+        self.path = self.path.with_name(found)
+        return False
+
+    def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
+        """Return whether the file has the mark; None if the file must be opened again. Raises ForeignFile, OSError."""
+        if self._was_published(status):
+            return None
+        if _has_mark(descriptor):
+            return True
+        if not disk.is_name_of(self.path, disk.identity_of(status)):
+            return None  # another download removed its mark and published it since it was opened
+        if StateFile.for_target(self._target, sync=False).is_recognized():
+            return _mark(descriptor) or (None if not self._is_spelt_so() else False)
+        raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
+
+    def _created(self, held: FileLock | None = None) -> OpenPart | None:
+        """Create a part file; None if another process created one meanwhile. Raises OSError.
+
+        ``held``: a lock file that this process holds already.
+        """
+        descriptor = self._unnamed()
+        try:
+            opened = self._linked(descriptor, held) if descriptor is not None else None
+        except FileExistsError:
+            return None
+        return opened or self._named(held)
+
+    def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
+        """Lock and mark an unnamed file, and link it to its name; None if that is not supported.
+
+        Raises FileExistsError if another file has the name, OSError.
+        """
+        lock = held
+        try:
+            lock = held or self._locked(descriptor, Path(f"/proc/self/fd/{descriptor}"))
+            is_marked = _mark(descriptor)
+            if not is_marked:
+                StateFile.for_target(self._target, sync=False).write_placeholder()
+            if self._has_linked(descriptor):
+                return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+        except BaseException:
+            _abandon(descriptor, None if held else lock)
+            raise
+        _abandon(descriptor, None if held else lock)
+        return None
+
+    def _has_linked(self, descriptor: int) -> bool:
+        """Link an unnamed file to the part file's name, and return whether it has the name, even if link(2) failed.
+
+        Raises FileExistsError if another file has the name, OSError.
+        """
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", self.path, src_dir_fd=descriptor, follow_symlinks=True)
+        except OSError as error:
+            if disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor))):
+                return True
+            if isinstance(error, FileExistsError):
+                raise
+            return False
+        return True
+
+    def _unnamed(self) -> int | None:
+        """Return a descriptor of a new unnamed file; None if that is not supported. Raises OSError."""
+        for _ in range(2):
+            try:
+                return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+            except OSError:
+                if self.path.parent.is_dir():
+                    break  # creating the file by its name reports any other problem
+            disk.make_folders(self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced)
+        return None
+
+    def _named(self, held: FileLock | None) -> OpenPart | None:
+        """Create the part file by its name, after a placeholder of the state file. Raises OSError."""
+        state_file = StateFile.for_target(self._target, sync=False)
+        state_file.write_placeholder()
+        try:
+            descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
+        except FileExistsError:
+            self._withdraw(state_file)
+            return None
+        except OSError:
+            if not disk.exists(self.path):
+                state_file.remove_placeholder()
+            raise
+        lock = held
+        try:
+            is_marked = _mark(descriptor)
+            lock = held or self._locked(descriptor)
+            if is_marked:
+                state_file.remove_placeholder()
+            return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+        except BaseException:
+            _abandon(descriptor, None if held else lock)
+            raise
+
+    def _withdraw(self, state_file: StateFile) -> None:
+        """Remove an unused placeholder, unless the part file of the other download may need it."""
+        is_needed = False
+        with suppress(OSError):
+            descriptor = os.open(self.path, _FLAGS)
+            is_needed = not _has_mark(descriptor)
+            disk.close_quietly(descriptor)
+        if not is_needed:
+            state_file.remove_placeholder()
+
+    def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
+        """Lock the open file. Raises Locked, ForeignFile, OSError."""
+        try:
+            return FileLock(descriptor, self.path, reopen_path=again)
+        except LockHeld as error:
+            holder = f" ({error})" if str(error) else ""
+            raise Locked(f"another download is writing to {self._target}{holder}") from error
+        except LockForeign as error:
+            raise ForeignFile(f"{error} was not made by dlpool: move it away") from error
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _abandon(descriptor: int, lock: FileLock | None) -> None:
+    disk.close_quietly(descriptor)
+    if lock is not None:
+        lock.release()
+
+
+def _mark(descriptor: int) -> bool:
+    """Mark the file as dlpool's; return False if that is not supported."""
+    try:
+        os.setxattr(descriptor, MARK, b"1")
+    except OSError:
+        return False
+    return True
+
+
+def _has_mark(descriptor: int) -> bool:
+    """Return whether the file has the mark. Raises OSError."""
+    try:
+        os.getxattr(descriptor, MARK)
+    except OSError as error:
+        if error.errno in disk.HAS_NO_XATTR:
+            return False
+        raise
+    return True
+
+
+def remove_mark(descriptor: int) -> None:
+    """Remove the mark of a published file; errors are ignored, as a mark that stays is harmless."""
+    with suppress(OSError):
+        os.removexattr(descriptor, MARK)

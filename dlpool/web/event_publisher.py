@@ -1,0 +1,166 @@
+"""Publishes events of uploads in a stream of the queue, on a separate thread: no upload waits for Redis."""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from dlpool import jsontext
+from dlpool.config import Settings
+from dlpool.errors import DlpoolError
+from dlpool.jobs.connection import connect
+from dlpool.jobs.event_stream import EventWriter
+from dlpool.jobs.keys import QueueKeys
+from dlpool.observe.log import Logger
+from dlpool.storage.disk import UploadEvent
+from dlpool.web.counters import SharedCounters
+
+MOST = 1000  # entries that wait for Redis; further ones are lost
+BATCH = 100  # entries per round trip
+PAUSE_S = 1.0  # after a failure
+END_S = 1.0  # for the waiting entries when the process exits
+
+current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)  # of the request of this thread
+
+
+class StreamWriter(Protocol):
+    """Adds entries to a stream of Redis; raises QueueError."""
+
+    def add(self, entries: Sequence[Mapping[str, str]]) -> None:
+        """Add the entries in this order."""
+
+
+class StreamPublisher:
+    """Queues entries for one stream of Redis. Thread-safe; calls neither block nor raise.
+
+    Subclasses say what the entries are. Entries that Redis does not accept, or that come while ``most`` wait, are lost
+    and counted; the first loss is logged. The first entry starts the thread.
+    """
+
+    label: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
+    capacity: ClassVar[int] = MOST  # entries that wait
+
+    def __init__(self, writer: StreamWriter, figures: SharedCounters, log: Logger) -> None:
+        self._writer = writer
+        self._figures = figures
+        self._log = log
+        self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(self.capacity)
+        self._starting = threading.Lock()  # guards the start of the thread
+        self._thread: threading.Thread | None = None
+        self._is_losing = False
+        self._ending = threading.Event()
+
+    def put(self, fields: dict[str, str]) -> None:
+        """Queue an entry."""
+        try:
+            self._waiting.put_nowait(fields)
+            self._start()
+        except (queue.Full, RuntimeError) as error:  # RuntimeError: no more threads
+            self._lose(1, error)
+
+    def close(self) -> None:
+        """Write the waiting entries, for at most ``END_S`` seconds."""
+        self._ending.set()
+        if self._thread is not None:
+            try:
+                self._waiting.put_nowait(None)
+            except queue.Full:
+                return
+            self._thread.join(END_S)
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=f"{self.label}-teller", daemon=True)
+                thread.start()
+                self._thread = thread
+                atexit.register(self.close)
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch = self._next_batch()
+            is_open = batch[-1] is not None
+            self._tell([one for one in batch if one is not None])
+            if self._is_losing and is_open:
+                self._ending.wait(PAUSE_S)
+
+    def _next_batch(self) -> list[dict[str, str] | None]:
+        """Wait for an entry, and return it with the queued ones; the last is None when the process exits."""
+        batch = [self._waiting.get()]
+        while batch[-1] is not None and len(batch) < BATCH:
+            try:
+                batch.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _tell(self, batch: Sequence[dict[str, str]]) -> None:
+        if not batch:
+            return
+        try:
+            self._writer.add(batch)
+        except DlpoolError as error:
+            self._lose(len(batch), error)
+        except Exception as error:  # noqa: BLE001 - the top of a thread
+            self._lose(len(batch), error)
+        else:
+            self._is_losing = False
+            self._figures.add(f"{self.label} told", len(batch))
+
+    def _lose(self, count: int, error: Exception) -> None:
+        self._figures.add(f"{self.label} lost", count)
+        if not self._is_losing:
+            self._is_losing = True
+            self.log_loss(error)
+
+    def log_loss(self, error: Exception) -> None:
+        """Log that entries begin to be lost."""
+        raise NotImplementedError
+
+
+class UploadEventPublisher(StreamPublisher):
+    """Queues each event of an upload for the stream of events."""
+
+    what = "events"
+
+    def __call__(self, event: UploadEvent) -> None:
+        """Queue the event."""
+        self.put(event_fields(event, current_trace.get()))
+
+    def complain(self, error: Exception) -> None:
+        """Log that events begin to be lost."""
+        self._log.warning("upload_events_lost", error=error)
+
+
+def open_event_publisher(settings: Settings, figures: SharedCounters, log: Logger) -> UploadEventPublisher:
+    """Return the announcer of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
+    client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
+    return UploadEventPublisher(EventWriter(client, QueueKeys(settings.redis.group)), figures, log)
+
+
+def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
+    """Return the fields of an entry of the stream, as texts, without those that are unknown."""
+    fields = {
+        "event": event.name,
+        "upload_id": event.upload_id,
+        "protocol": event.protocol,
+        "owner": event.owner or "",
+        "filename": event.filename,
+        "size": str(event.size) if event.size >= 0 else "",
+        "trace_id": trace_id or "",
+        "note": jsontext.dumps(dict(event.details)).decode() if event.details else "",
+    }
+    return {name: _clean(text) for name, text in fields.items() if text}
+
+
+def _clean(text: str) -> str:
+    """Escape lone surrogates, which UTF-8 cannot encode."""
+    return text.encode("utf-8", "backslashreplace").decode()

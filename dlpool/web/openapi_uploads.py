@@ -1,0 +1,319 @@
+"""The part of the OpenAPI document about chunked uploads, files, health and metrics. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlpool.filenames import HIDDEN
+from dlpool.storage.disk.catalog import MAX_PAGE
+from dlpool.storage.names import MAX_ID_BYTES
+from dlpool.storage.states import STATES
+from dlpool.storage.upload_requests import MAX_CHUNKS
+from dlpool.web.openapi_elements import (
+    JSON,
+    content_object,
+    header_object,
+    ok_response,
+    operation_object,
+    parameter_object,
+)
+from dlpool.web.schemas import BOOLEAN, COUNT, DATE_TIME, TEXT, Schema, array_of, object_schema, ref
+from dlpool.web.uploads import MAX_BATCH
+
+# As regular expressions everywhere write it: without surrogates and what is beyond U+FFFF.
+_NOT_IN_NAMES = ascii(HIDDEN)[1:-1].replace(r"\ud800-\udfff", "").replace(r"\U000e0000-\U000e007f", "") + r"/\\"
+_NAME = f"^[^{_NOT_IN_NAMES}]*[^{_NOT_IN_NAMES}. ]$"
+_FILE_NAME: Schema = {"type": "string", "pattern": _NAME}
+_MD5: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
+_RATE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
+_FILE_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f]+$"}
+_INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
+_TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
+_CHUNK_FIELDS: dict[str, Schema] = {
+    "file_id": _FILE_ID,
+    "chunk_index": _INDEX,
+    "md5": _MD5,
+    "relative_path": TEXT,
+    "total_chunks": _TOTAL,
+    "file_size": COUNT,
+    "filename": _FILE_NAME,
+}
+_BYTES: Schema = {"type": "string", "format": "binary"}
+_CHUNK = object_schema(
+    {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
+    {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")},
+    closed=False,
+)
+_SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
+_MERGE = object_schema(
+    {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
+    {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED},
+    closed=False,
+)
+_STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
+_STATUS_FIELDS: dict[str, Schema] = {
+    "total_chunks": COUNT,
+    "file_size": COUNT,
+    "status": _STATE,
+    "created_at": TEXT,
+    "updated_at": TEXT,
+    "completion_rate": _RATE,
+}
+_TASK_FIELDS: dict[str, Schema] = {
+    **_STATUS_FIELDS,
+    "task_id": TEXT,
+    "task_type": TEXT,
+    "filename": TEXT,
+    "relative_path": TEXT,
+    "retry_count": COUNT,
+}
+_PAGE: dict[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE},
+    "cursor": TEXT,
+    "status": {"type": "string", "description": f"states with commas between: {', '.join(STATES)}"},
+}
+_CHUNK_VIEW = object_schema(
+    {"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": DATE_TIME, "retry_count": COUNT}
+)
+_SAID = {"status": TEXT}
+_DONE = object_schema({**_SAID, "message": TEXT, "task_id": TEXT})
+_DISK = object_schema(
+    {
+        "total": COUNT,
+        "free": COUNT,
+        "used_percent": {"type": "number"},
+        "health": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
+    }
+)
+_OPEN: dict[str, Any] = {"security": []}
+
+
+def upload_paths(prefix: str) -> dict[str, Any]:
+    """The paths of the fixed upload API below ``prefix``."""
+    return {
+        f"{prefix}/upload_chunk": {"post": _chunk()},
+        f"{prefix}/merge_chunks": {"post": _merge()},
+        f"{prefix}/upload_status": {
+            "get": operation_object(
+                "uploadStatus",
+                "Which chunks of a file are there",
+                ok_response(object_schema({"uploaded_chunks": array_of(COUNT), **_STATUS_FIELDS})),
+                parameters=[parameter_object("file_id", "query", _FILE_ID)],
+                refusals=(400,),
+            )
+        },
+        **_task_paths(f"{prefix}/tasks"),
+        f"{prefix}/files/{{path}}": {
+            "get": _file("fetchFile", "A merged file, or one range of it"),
+            "head": _file("describeFile", "What a GET would say of it"),
+        },
+        **_operator_paths(prefix),
+    }
+
+
+def _task_paths(prefix: str) -> dict[str, Any]:
+    own = [parameter_object("file_id", "path", _FILE_ID)]
+    steps = {
+        f"{prefix}/{{file_id}}/{verb}": {
+            "post": operation_object(
+                f"{verb}Upload",
+                f"{verb.title()} an upload",
+                ok_response(_DONE),
+                parameters=own,
+                refusals=(400, 404, 409),
+            )
+        }
+        for verb in ("pause", "resume")
+    }
+    return {
+        prefix: {"get": _list()},
+        f"{prefix}/batch": {"post": _steer()},
+        f"{prefix}/cleanup": {"post": _clean()},
+        f"{prefix}/{{file_id}}": {
+            "get": _show(own),
+            "delete": operation_object(
+                "deleteUpload",
+                "Remove an upload and its chunks, not the merged file",
+                ok_response(_DONE),
+                parameters=own,
+                refusals=(400, 404, 409),
+            ),
+        },
+        **steps,
+    }
+
+
+def _list() -> dict[str, Any]:
+    tasks = array_of(object_schema({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
+    return operation_object(
+        "listUploads",
+        "The client's uploads, by id; next is the cursor of the next page, if there is one",
+        ok_response(object_schema({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
+        parameters=[parameter_object(name, "query", schema, required=False) for name, schema in _PAGE.items()],
+        refusals=(400, 503, 507),
+    )
+
+
+def _steer() -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
+        "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
+    }
+    return operation_object(
+        "steerUploads",
+        "Pause, resume or delete uploads",
+        ok_response(
+            object_schema({**_SAID, "results": array_of(object_schema({"id": TEXT, "status": TEXT}, closed=False))})
+        ),
+        refusals=(400, 413),
+        requestBody={"required": True, **content_object(JSON, object_schema(fields, closed=False))},
+    )
+
+
+def _clean() -> dict[str, Any]:
+    return operation_object(
+        "cleanUploads",
+        "Remove old uploads",
+        ok_response(object_schema({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
+        parameters=[
+            parameter_object("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
+            parameter_object("older_than", "query", {"type": "number", "minimum": 0}, required=False),
+        ],
+        refusals=(400, 413, 415),
+    )
+
+
+def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        **_TASK_FIELDS,
+        "uploaded_chunks": array_of(COUNT),
+        "file_md5": TEXT,
+        "failure": TEXT,
+        "chunks": array_of(_CHUNK_VIEW),
+    }
+    return operation_object(
+        "showUpload",
+        "One upload, with its chunks",
+        ok_response(object_schema(fields)),
+        parameters=own,
+        refusals=(400, 404),
+    )
+
+
+def _operator_paths(prefix: str) -> dict[str, Any]:
+    check = object_schema({**_SAID}, closed=False)
+    health = object_schema(
+        {
+            "status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
+            "timestamp": DATE_TIME,
+            "checks": {"type": "object", "additionalProperties": check},
+        }
+    )
+    system = object_schema(
+        {
+            "version": TEXT,
+            "timestamp": DATE_TIME,
+            "memory": _counts(),
+            "threads": _counts(),
+            "tasks": _counts(),
+            "configuration": {"type": "object"},
+            "disk": {"type": "object", "additionalProperties": _DISK},
+        }
+    )
+    figures = {
+        200: {
+            "description": "Prometheus' text, or JSON for who accepts only that",
+            "content": {
+                "text/plain": {"schema": TEXT},
+                JSON: {"schema": {"type": "object"}},
+            },
+        }
+    }
+    said = {"description": "Lines of text, the last one ok or not ok", "content": {"text/plain": {"schema": TEXT}}}
+    live, ready = "Whether this process answers", "Whether uploads can be taken, for probes"
+    return {
+        "/livez": {"get": operation_object("live", live, {200: said}, **_OPEN)},
+        "/readyz": {"get": operation_object("ready", ready, {200: said, 503: said}, **_OPEN)},
+        f"{prefix}/livez": {"get": operation_object("liveBelow", live, {200: said}, **_OPEN)},
+        f"{prefix}/readyz": {"get": operation_object("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
+        f"{prefix}/health": {
+            "get": operation_object(
+                "health",
+                "Whether uploads can be taken",
+                {**ok_response(health), 503: {"description": "Unhealthy", **content_object(JSON, health)}},
+                **_OPEN,
+            )
+        },
+        f"{prefix}/client": {
+            "get": operation_object("clientAdvice", "What a client should keep to", ok_response(ref("Advice")))
+        },
+        f"{prefix}/system": {
+            "get": operation_object("system", "Memory, configuration, tasks and disks", ok_response(system))
+        },
+        f"{prefix}/metrics": {"get": operation_object("metrics", "The figures of all processes", figures)},
+    }
+
+
+def _counts() -> Schema:
+    return {"type": "object", "additionalProperties": COUNT}
+
+
+def _chunk() -> dict[str, Any]:
+    answer = object_schema(
+        {**_SAID, "chunk_index": COUNT, "md5_checked": BOOLEAN, "relative_path": TEXT, "size": COUNT}
+    )
+    body = {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _CHUNK},
+            "application/octet-stream": {"schema": _BYTES},
+        },
+    }
+    options = [parameter_object(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
+    return operation_object(
+        "uploadChunk",
+        "Send one chunk; with application/octet-stream its fields stand in the query",
+        ok_response(answer),
+        requestBody=body,
+        parameters=options,
+        refusals=(400, 408, 409, 413, 415, 503, 507),
+    )
+
+
+def _merge() -> dict[str, Any]:
+    answer = object_schema(
+        {**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT, "merge_time": COUNT}
+    )
+    kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
+    return operation_object(
+        "mergeChunks",
+        "Make the file out of its chunks; may be repeated",
+        ok_response(answer),
+        requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
+        refusals=(400, 404, 409, 413, 415, 503, 507),
+    )
+
+
+def _file(name: str, summary: str) -> dict[str, Any]:
+    known = {"ETag": header_object(TEXT), "Last-Modified": header_object(TEXT), "Accept-Ranges": header_object(TEXT)}
+    whole = {"headers": known, **content_object("application/octet-stream", _BYTES)}
+    options = [
+        parameter_object(one, "header", TEXT, required=False)
+        for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")
+    ]
+    responses = {
+        200: {"description": "The whole file", **whole},
+        206: {
+            "description": "The range that was asked for",
+            **whole,
+            "headers": {**known, "Content-Range": header_object(TEXT)},
+        },
+        304: {"description": "Still the one of If-None-Match"},
+    }
+    return operation_object(
+        name,
+        summary,
+        responses,
+        parameters=[parameter_object("path", "path", TEXT), *options],
+        refusals=(400, 404, 412, 416, 503),
+    )

@@ -1,0 +1,119 @@
+"""What the resources of the application share within a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import falcon
+
+from dlpool import __version__
+from dlpool.config import Settings
+from dlpool.observe.log import Log
+from dlpool.observe.log_limiter import LogLimiter
+from dlpool.scan.guard import open_guard
+from dlpool.storage.disk import DiskBackend, UploadEvent, UploadScanner
+from dlpool.storage.errors import UploadError
+from dlpool.web import auditing
+from dlpool.web.auth import Authenticator
+from dlpool.web.body import RequestBody
+from dlpool.web.client_limits import ClientLimits
+from dlpool.web.counters import SharedCounters
+from dlpool.web.event_publisher import open_event_publisher
+
+LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
+
+REFUSALS = 20  # of one kind that are logged in a minute, of requests of strangers
+
+
+def open_log(settings: Settings) -> Log:
+    """The log of the HTTP side. Raises LocalFault."""
+    return Log(
+        Path(settings.paths.log_dir) / LOG_FOLDER,
+        settings.logging,
+        service="dlpool-web",
+        version=__version__,
+        node_id=settings.supervisor.node_id or "web",
+    )
+
+
+class WebServices:
+    """Made once a process, with ``keys`` if they are made already. Raises ConfigurationError, LocalFault."""
+
+    def __init__(self, settings: Settings, keys: Authenticator | None = None) -> None:
+        self.settings = settings
+        self.authenticator = keys or Authenticator(settings.web)
+        self.log_file = open_log(settings)
+        self.log = self.log_file.logger("web")
+        self.authenticator.set_listeners(self._bad_key, self._fetched_keys)
+        self.folder = Path(settings.paths.state_dir).absolute() / "web"
+        self.client_limits = ClientLimits(self.folder, settings.web)
+        self.counters = SharedCounters(self.folder)
+        self._unreadable, self._refused = LogLimiter(1), LogLimiter(REFUSALS)
+        self.event_publisher = open_event_publisher(settings, self.counters, self.log)
+        screening = UploadScanner(open_guard(settings.scan), self._scanned)
+        self.audit = auditing.open_audit(settings, self.counters, self.log_file.logger("audit"))
+        self.store = DiskBackend(settings.upload, self._announce, self._unsynced, screening)
+
+    def _announce(self, event: UploadEvent) -> None:
+        """Tell of a change of an upload."""
+        self.event_publisher(event)
+        self.audit.record_upload_event(event)
+
+    def _bad_key(self, problem: str) -> None:
+        """Log that a key cannot be used."""
+        self.log.warning("keys_refused", reason=problem)
+
+    def _fetched_keys(self, failure: str | None, count: int) -> None:
+        """Log that the key set of ``jwks_url`` was fetched, or could not be."""
+        if failure is None:
+            self.log.info("jwks_fetched", count=count)
+        else:
+            self.log.warning("jwks_failed", reason=failure)
+
+    def _unsynced(self, folder: str, error: OSError) -> None:
+        """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""
+        self.log.warning("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+
+    def _scanned(self, outcome: str, /, **fields: object) -> None:
+        """Count and log a file that was checked for malware."""
+        self.counters.add(f"scan {outcome}")
+        if outcome == "infected":
+            self.log.warning("file_infected", **fields)
+        elif outcome != "clean":
+            self.log.warning("file_unscanned", verdict=outcome, **fields)
+
+    def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
+        """The server itself refused what is no request that can be read, or had no place for it (503)."""
+        self.counters.count_request(0.0, label)
+        if status < 500 and self._unreadable.allow((status, label)):
+            self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
+
+    def admits_log_line(self, status: int, label: str) -> bool:
+        """Return whether a request of which it is not known who asks gets a line of its own in the log."""
+        return self._refused.allow((status, label))
+
+    def log_summaries(self, *, now: bool = False) -> None:
+        """Log how many requests of strangers got no line of their own, about once a minute; ``now``: at the end."""
+        self.audit.summarise(now=now)
+        for summary in (self._unreadable, self._refused):
+            for key, count in summary.pop_counts(now=now):
+                status, label = cast("tuple[int, str]", key)
+                self.log.info("requests_refused", status=status, label=label, count=count)
+
+    @contextmanager
+    def open_body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[RequestBody]:
+        """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""
+        coding = req.get_header("Transfer-Encoding")
+        if coding and req.get_header("Content-Length"):
+            raise UploadError(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+        if coding and coding.strip().lower() != "chunked":
+            raise UploadError(
+                501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known"
+            )
+        body = RequestBody(req.stream, req.content_length, limit, what)
+        with self.client_limits.body_slot(req.context.client) as place:
+            body.use_slot(place)
+            yield body
